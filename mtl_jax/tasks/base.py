@@ -1,0 +1,70 @@
+"""The Task record: all that the rest of the library knows about one task, as pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Array, Float
+
+Labels = Mapping[str, Any]  # one task's labels of a batch (arrays) or, in a metric, of one example (numpy)
+ImageSize = tuple[int, int]  # height, width, in pixels of the network's input
+Readout = Literal["dense", "cells", "pooled"]
+
+
+class Geometry(NamedTuple):
+    """How an original image was placed into the network's input: `input_px = original_px * scale + offset`.
+
+    Coordinates are continuous: pixel `i` covers `[i, i + 1)`.
+    """
+
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
+    height: int  # of the original image, px
+    width: int
+
+
+class Metric(Protocol):
+    """Accumulates over the examples of a dataset, at their original resolution."""
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+        """Adds one example."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Returns every figure by name; the task's `main_metric` is among them."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task of the network.
+
+    `raw` is what the head emits for the task, by `readout`: "dense" f32[b, h / s, w / s, channels] with
+    s = strides[0]; "cells" f32[b, cells, channels], the levels in the order of `strides`, each row-major;
+    "pooled" f32[b, channels].
+    """
+
+    name: str
+    kind: str
+    classes: tuple[str, ...]
+    channels: int  # of the task's slice of the head's last convolution
+    readout: Readout
+    strides: tuple[int, ...]  # px of input per cell, of the neck levels that the head reads
+    main_metric: str  # the figure that the contract judges
+    higher_is_better: bool
+    # (raw, labels, image_size) -> loss f32[], its parts by name. A missing label adds neither loss nor gradient.
+    loss: Callable[[Array, Labels, ImageSize], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
+    # (raw, teacher_raw, image_size) -> f32[]: how far the student is from the teacher on the same images.
+    distillation_loss: Callable[[Array, Array, ImageSize], Float[Array, ""]]
+    # (raw, image_size) -> outputs as a user sees them, at input size and in pixels.
+    finish: Callable[[Array, ImageSize], Array]
+    # (outputs) -> predictions of fixed size, inside jit.
+    decode: Callable[[Array], dict[str, Array]]
+    new_metric: Callable[[], Metric]
+    # (matplotlib axes that show the input image, one example's prediction) draws onto them.
+    draw: Callable[[Any, Mapping[str, np.ndarray]], None]

@@ -1,0 +1,30 @@
+"""Strictness for every test: shapes are checked, ranks never promote silently, two devices are always there."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from pathlib import Path
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("mtl_jax", "beartype.beartype")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_platforms", "cpu")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of the real datasets, or a loud skip."""
+    folder = os.environ.get("MTL_JAX_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MTL_JAX_DATA does not name a folder of datasets: tests on real images are skipped")
+    return Path(folder)
