@@ -1,0 +1,262 @@
+"""Balancing methods: pinned values, properties over random gradients, and use as Optax transforms."""
+
+import doctest
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtl_jax import balance
+from mtl_jax.balance import aggregate, gradient_weights
+
+CONFLICT = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+# Values that independent implementations agree on.
+PINNED = {
+    "sum": [2.0, 2.0, 2.0],
+    "mean": [1.0, 1.0, 1.0],
+    "fixed": [2.0, 2.0, 2.0],
+    "pcgrad": [0.5848, 3.8012, 3.8012],
+    "mgda": [0.0, 1.0, 1.0],
+}
+EVERY_METHOD = pytest.mark.parametrize("name", balance.METHODS)
+
+
+def update_of(name, task_grads, params=None, **options):
+    tx = balance.METHODS[name](**options)
+    return jax.jit(tx.update)(task_grads, tx.init(params), params)[0]
+
+
+def random_gradients(seed, tasks=3, size=8, rank=3, scale=1.0):
+    generator = np.random.default_rng(seed)
+    matrix = generator.normal(size=(tasks, rank)) @ generator.normal(size=(rank, size))
+    return jnp.asarray(scale * matrix, jnp.float32)
+
+
+def test_every_method_has_a_pinned_value():
+    assert set(PINNED) == set(balance.METHODS)
+
+
+@EVERY_METHOD
+def test_the_update_is_the_pinned_one(name):
+    np.testing.assert_allclose(update_of(name, CONFLICT), PINNED[name], atol=1e-4)
+
+
+@EVERY_METHOD
+def test_the_gradient_may_be_split_into_leaves_of_any_shape(name):
+    whole = random_gradients(0, size=14)
+    split = {"a": whole[:, :6].reshape(3, 2, 1, 3), "b": [whole[:, 6], whole[:, 7:]]}
+    update = update_of(name, split, {"a": jnp.zeros((2, 1, 3)), "b": [jnp.zeros(()), jnp.zeros(7)]})
+    joined = jnp.concatenate([update["a"].ravel(), update["b"][0][None], update["b"][1]])
+    np.testing.assert_allclose(joined, update_of(name, whole), rtol=1e-4, atol=1e-5)
+
+
+@EVERY_METHOD
+def test_a_single_task_gets_its_plain_gradient(name):
+    gradient = random_gradients(1, tasks=1)
+    np.testing.assert_array_equal(update_of(name, gradient), gradient[0])
+
+
+@EVERY_METHOD
+def test_zero_gradients_give_a_zero_update(name):
+    np.testing.assert_array_equal(update_of(name, jnp.zeros((3, 4))), np.zeros(4))
+
+
+@EVERY_METHOD
+def test_the_update_keeps_the_gradients_dtype(name):
+    assert update_of(name, CONFLICT.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@EVERY_METHOD
+def test_chained_with_optax_it_settles_between_two_parabolas_without_recompiling(name):
+    minima = {"x": jnp.array([[1.0, 0.0], [-1.0, 2.0]]), "y": jnp.array([3.0, 1.0])}
+    params = {"x": jnp.array([4.0, -3.0]), "y": jnp.zeros(())}
+    tx = optax.chain(
+        balance.METHODS[name](),
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(optax.cosine_decay_schedule(0.3, 300), weight_decay=0.0),
+    )
+    traces = []
+
+    def losses_of(params):
+        return jnp.square(params["x"][None, :] - minima["x"]).sum(1) + jnp.square(params["y"] - minima["y"])
+
+    @jax.jit
+    def step(params, state):
+        traces.append(1)
+        task_grads = jax.jacrev(losses_of)(params)
+        update, state = tx.update(task_grads, state, params, task_losses=losses_of(params))
+        return optax.apply_updates(params, update), state
+
+    state = tx.init(params)
+    for _ in range(300):
+        params, state = step(params, state)
+    assert len(traces) == 1, "it recompiles"
+    # Pareto stationary: some convex combination of the gradients is zero, here only between the minima.
+    gramian = aggregate.gramian(jax.jacrev(losses_of)(params))
+    weights = gradient_weights.mgda_weights(gramian)
+    assert float(weights @ gramian @ weights) < 1e-4
+
+
+@EVERY_METHOD
+@pytest.mark.parametrize(
+    ("task_grads", "words"),
+    [
+        (
+            {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))},
+            r"\[2, 1\] at \['b'\], found \[3, 1\]: stack one gradient",
+        ),
+        ({"a": jnp.ones((2, 3)), "b": jnp.ones(())}, r"at \['b'\], found \[\]"),
+        ({"a": jnp.ones(3), "b": jnp.ones(1)}, r"\[tasks, 3\] at \['a'\], found \[3\]"),
+        ({"a": jnp.ones((0, 3)), "b": jnp.ones((0, 1))}, r"found \[0, 3\]"),
+        ({"a": jnp.ones((2, 3))}, "structure of params"),
+        ({}, "empty tree"),
+    ],
+)
+def test_a_wrong_leading_axis_is_refused(name, task_grads, words):
+    params = {"a": jnp.ones(3), "b": jnp.ones(1)}
+    with pytest.raises(ValueError, match=words):
+        update_of(name, task_grads, params)
+
+
+def test_unequal_leading_axes_are_refused_without_params_too():
+    with pytest.raises(ValueError, match=r"\[2, \*param_shape\] at \[1\], found \[3, 1\]"):
+        update_of("sum", [jnp.ones((2, 3)), jnp.ones((3, 1))])
+
+
+@EVERY_METHOD
+def test_losses_that_do_not_match_the_tasks_are_refused(name):
+    tx = balance.METHODS[name]()
+    with pytest.raises(ValueError, match=r"task_losses of shape \[2\].*found \[3\]"):
+        tx.update(CONFLICT, tx.init(None), task_losses=jnp.ones(3))
+
+
+def test_missing_losses_are_refused_where_they_are_needed():
+    with pytest.raises(ValueError, match="expected task_losses"):
+        update_of("mgda", CONFLICT, normalise="loss")
+
+
+@EVERY_METHOD
+def test_unknown_extra_arguments_are_ignored(name):
+    tx = balance.METHODS[name]()
+    update, _ = tx.update(CONFLICT, tx.init(None), task_losses=jnp.ones(2), value=3.0)
+    np.testing.assert_allclose(update, PINNED[name], atol=1e-4)
+
+
+@EVERY_METHOD
+def test_the_example_of_the_docstring_runs(name):
+    factory = balance.METHODS[name]
+    example = doctest.DocTestParser().get_doctest(factory.__doc__, {}, factory.__name__, None, 0)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 1000), (5, 17, 4), (7,)])
+def test_the_sum_is_bit_for_bit_the_added_gradients(shape):
+    generator = np.random.default_rng(0)
+    numbers = generator.normal(size=shape) * 10.0 ** generator.integers(-6, 6, size=shape)
+    task_grads = jnp.asarray(numbers, jnp.float32)
+    np.testing.assert_array_equal(update_of("sum", task_grads), task_grads.sum(axis=0))
+
+
+def test_the_sum_is_the_plain_gradient_of_the_added_losses():
+    params, image = random_gradients(0, tasks=6, size=4), random_gradients(1, tasks=5, size=6)
+
+    def losses_of(params):
+        hidden = jnp.tanh(image @ params)
+        return jnp.stack([jnp.sum(hidden**2), jnp.sum(jnp.sin(hidden))])
+
+    update = update_of("sum", jax.jacrev(losses_of)(params), params)
+    np.testing.assert_allclose(update, jax.grad(lambda p: losses_of(p).sum())(params), rtol=1e-5, atol=1e-5)
+
+
+def test_fixed_weights_multiply_the_gradients():
+    np.testing.assert_array_equal(update_of("fixed", CONFLICT, weights=[0.5, 2.0]), [10.0, 2.5, 2.5])
+
+
+def test_fixed_weights_of_another_number_than_the_tasks_are_refused():
+    with pytest.raises(ValueError, match="one weight for each of 2 task gradients, found 3"):
+        update_of("fixed", CONFLICT, weights=[1.0, 1.0, 1.0])
+
+
+def project_one_by_one(gradients, orders):
+    """PCGrad as published, on the gradients themselves."""
+    total = np.zeros(gradients.shape[1])
+    for task, order in enumerate(orders):
+        projected = gradients[task].copy()
+        for other in order:
+            inner = projected @ gradients[other]
+            if other != task and inner < 0:
+                projected -= inner / (gradients[other] @ gradients[other]) * gradients[other]
+        total += projected
+    return total
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pcgrad_equals_the_projection_of_the_gradients_in_some_order(seed):
+    gradients = random_gradients(seed, rank=2)  # a plane: three gradients there conflict often
+    update = update_of("pcgrad", gradients, seed=seed)
+    matrix = np.asarray(gradients, np.float64)
+    others = [
+        list(itertools.permutations([other for other in range(3) if other != task])) for task in range(3)
+    ]
+    possible = [project_one_by_one(matrix, orders) for orders in itertools.product(*others)]
+    assert min(np.abs(update - one).max() for one in possible) < 1e-4
+
+
+def test_pcgrad_draws_a_new_order_at_every_step_and_repeats_with_its_seed():
+    gradients = jnp.array([[-1.0, 0.2, 0.0], [0.9, 1.0, 0.3], [0.8, -1.5, 0.5]])
+
+    def updates(seed):
+        state = balance.pcgrad(seed=seed).init(None)
+        return jax.lax.scan(lambda state, _: update(gradients, state)[::-1], state, length=12)[1]
+
+    update = jax.jit(balance.pcgrad().update)
+    assert len(np.unique(np.asarray(updates(0)).round(4), axis=0)) > 1
+    np.testing.assert_array_equal(updates(0), updates(0))
+    assert not np.array_equal(updates(0), updates(1))
+
+
+def test_pcgrad_adds_gradients_that_agree():
+    gradients = jnp.abs(random_gradients(3))
+    np.testing.assert_allclose(update_of("pcgrad", gradients), gradients.sum(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8, 1e15])
+@pytest.mark.parametrize(("tasks", "rank"), [(2, 1), (2, 2), (3, 2), (5, 5), (9, 4)])
+def test_mgda_finds_the_shortest_point_of_the_convex_hull(tasks, rank, scale):
+    gradients = random_gradients(tasks + rank, tasks=tasks, size=12, rank=rank) + 0.2
+    update = np.asarray(update_of("mgda", scale * gradients), np.float64) / scale
+    # The shortest point d is the one with d @ g >= d @ d for every gradient g.
+    slack = np.asarray(gradients, np.float64) @ update - update @ update
+    assert slack.min() > -1e-4 * np.square(gradients).sum(axis=1).max()
+
+
+def test_mgda_is_not_led_astray_by_tasks_of_different_magnitude():
+    gramian = jnp.diag(jnp.array([1.0, 1e6, 1e12]))
+    weights = gradient_weights.mgda_weights(gramian)
+    np.testing.assert_allclose(weights[:2], [1.0, 1e-6], rtol=1e-3)
+    assert float(weights @ gramian @ weights) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_mgda_takes_the_shorter_of_parallel_gradients():
+    np.testing.assert_allclose(update_of("mgda", jnp.array([[3.0, 0.0], [1.0, 0.0]])), [1.0, 0.0], atol=1e-6)
+
+
+def test_mgda_normalised_by_length_gives_orthogonal_tasks_equal_weights():
+    gradients = jnp.array([[10.0, 0.0], [0.0, 0.1]])
+    np.testing.assert_allclose(update_of("mgda", gradients, normalise="l2"), [5.0, 0.05], rtol=1e-5)
+
+
+def test_mgda_normalised_by_loss_weights_by_it():
+    tx = balance.mgda(normalise="loss")
+    update, _ = tx.update(jnp.eye(2), tx.init(None), task_losses=jnp.array([1.0, 3.0]))
+    # Divided by the losses the squared lengths are 1 and 1/9, and the weights inverse to them.
+    np.testing.assert_allclose(update, [0.1, 0.9], rtol=1e-5)
+
+
+def test_mgda_refuses_an_unknown_normalisation():
+    with pytest.raises(ValueError, match='found "max"'):
+        balance.mgda(normalise="max")
