@@ -1,0 +1,92 @@
+"""What every source of samples is: random access to decoded images with labels, and class names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+
+from mtl_jax.errors import UserError
+
+VOID = 255  # of a mask: pixels that nobody labelled; PASCAL VOC's convention
+SPLITS = ("train", "val")
+
+Fields = dict[str, np.ndarray]
+
+
+class Sample(TypedDict):
+    """One image with its labels, at original resolution.
+
+    `labels` by the source's own label name: "segmentation" {"mask": u8[h, w]}; "detection" {"boxes_xyxy":
+    f32[n, 4], "label": i32[n], "crowd": bool[n], "area": f32[n]}, crowd boxes included; "classification"
+    {"label": i32[]}.
+    """
+
+    image: np.ndarray  # u8[height, width, 3] RGB
+    labels: dict[str, Fields]
+    id: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to samples."""
+
+    @property
+    def class_names(self) -> Mapping[str, tuple[str, ...]]:
+        """By label name; an empty tuple where the source has none."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def check_split(split: str) -> str:
+    """Returns `split`.
+
+    Raises:
+      UserError: it is neither "train" nor "val".
+    """
+    if split not in SPLITS:
+        raise UserError(f"expected split 'train' or 'val', found {split!r}: choose one of them")
+    return split
+
+
+def find_first(candidates: Iterable[Path], *, what: str, data_root: str | Path | None) -> Path:
+    """Returns the first path that exists.
+
+    Args:
+      candidates: where the thing may be, in order of preference.
+      what: what is looked for, as the error names it.
+      data_root: the folder of all datasets, as the error names it.
+
+    Raises:
+      UserError: none exists; says where it looked and how to name another folder.
+    """
+    paths = list(candidates)
+    for path in paths:
+        if path.exists():
+            return path
+    looked = ", ".join(str(path) for path in paths)
+    raise UserError(
+        f"expected {what}, found none at {looked} (data_root is {data_root}): set --config.data_root=DIR or "
+        "the environment variable MTL_JAX_DATA to the folder that holds your datasets, or make them with "
+        "scripts/prepare_data.py"
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      UserError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected a JSON file, found {error}: replace it by a complete copy"
+        ) from error

@@ -1,0 +1,205 @@
+"""Decodes one image or mask file: whatever its format holds becomes 8-bit RGB, or a readable refusal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from mtl_jax.data.base import VOID
+from mtl_jax.errors import UserError
+
+MAX_PIXELS = 64_000_000  # decoded RGB of this size takes 192 MB; larger files are refused unread
+
+_ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
+_SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
+
+# How stored pixels are turned upright, by the value of the EXIF tag; other values mean upright.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+
+
+class Decoded(NamedTuple):
+    """An image as stored, and how to turn it upright."""
+
+    stored: UInt8[np.ndarray, "stored_height stored_width 3"]
+    orientation: int  # EXIF: 1 is upright
+
+    @property
+    def upright(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The pixels as a viewer shows them."""
+        return turn_upright(self.stored, self.orientation)
+
+
+def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies an EXIF orientation to `[height, width, ...]` pixels; an unknown one leaves them."""
+    turn = _UPRIGHT.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def decode_image(
+    file: str | Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image to upright 8-bit RGB.
+
+    Greyscale, palette and CMYK are converted, transparency is laid over white, 16-bit values are scaled.
+
+    Args:
+      file: a path, or the bytes of a file.
+      name: what errors call it; the path by default.
+      max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+      RGB, with the EXIF orientation applied.
+
+    Raises:
+      UserError: missing, empty, truncated, not an image, or too large; with file name and reason.
+    """
+    return read_image(file, name=name, max_pixels=max_pixels).upright
+
+
+def read_image(file: str | Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Like `decode_image`, but keeps the stored orientation beside the pixels."""
+    name = _name_of(file, name)
+    image = _open(file, name, max_pixels)
+    return Decoded(_to_rgb(image, name), _orientation_of(image))
+
+
+def decode_mask(
+    file: str | Path | bytes,
+    *,
+    image: Decoded | None = None,
+    class_count: int,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> UInt8[np.ndarray, "height width"]:
+    """Reads a mask of class indices from a palette or greyscale file.
+
+    The mask follows its image: it is taken as upright, unless only the image's stored (unrotated) size fits
+    it; then it is rotated with the image. A mask without any labelled pixel is accepted.
+
+    Args:
+      file: a path, or the bytes of a file.
+      image: the image it belongs to; its size is checked where given.
+      class_count: indices must be below it, or 255 (void); 0 checks nothing.
+      name: what errors call it; the path by default.
+      max_pixels: larger masks are refused before they are decoded.
+
+    Raises:
+      UserError: unreadable, in colour, of another size, or with an index outside the class table.
+    """
+    name = _name_of(file, name)
+    opened = _open(file, name, max_pixels)
+    if opened.mode not in ("P", "L", "1") and not opened.mode.startswith("I"):
+        raise UserError(
+            f"{name}: expected a palette or greyscale mask of class indices, found mode {opened.mode}: "
+            "save class indices, not colours"
+        )
+    mask = np.asarray(opened).astype(np.int64)
+    check_class_indices(mask, class_count=class_count, name=name)
+    mask = mask.astype(np.uint8)
+    return mask if image is None else _follow_image(mask, image, name)
+
+
+def check_class_indices(mask: Int[np.ndarray, "height width"], *, class_count: int, name: str) -> None:
+    """Refuses a mask with values that are neither a class nor void.
+
+    Raises:
+      UserError: names the values.
+    """
+    limit = class_count if class_count > 0 else VOID
+    wrong = np.unique(mask[((mask < 0) | (mask >= limit)) & (mask != VOID)])
+    if wrong.size:
+        raise UserError(
+            f"{name}: expected class indices 0 to {limit - 1} or {VOID} (void), found {wrong[:5].tolist()}: "
+            "mend the mask or the class table"
+        )
+
+
+def _follow_image(mask: np.ndarray, image: Decoded, name: str) -> np.ndarray:
+    if mask.shape == image.upright.shape[:2]:
+        return mask
+    if mask.shape == image.stored.shape[:2]:
+        return turn_upright(mask, image.orientation)
+    height, width = image.upright.shape[:2]
+    raise UserError(
+        f"{name}: expected a mask of the image's size {width} x {height} px, found {mask.shape[1]} x "
+        f"{mask.shape[0]} px: make it anew from the image"
+    )
+
+
+def _name_of(file: str | Path | bytes, name: str | None) -> str:
+    if name is not None:
+        return name
+    return "<bytes>" if isinstance(file, bytes) else str(file)
+
+
+def _open(file: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
+    """Opens and decodes; Pillow raises a dozen kinds of exception for broken files, so all are caught."""
+    try:
+        content = file if isinstance(file, bytes) else Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: expected an image file, found {error.strerror}: mend the path") from error
+    if not content:
+        raise UserError(f"{name}: expected an image, found an empty file: replace or remove it")
+    try:
+        image = Image.open(io.BytesIO(content))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{name}: expected at most {max_pixels} pixels, found {error}: shrink it") from error
+    except Exception as error:
+        raise UserError(f"{name}: expected an image, found none ({error}): replace or remove it") from error
+    if image.width * image.height > max_pixels:
+        raise UserError(
+            f"{name}: expected at most {max_pixels} pixels, found {image.width} x {image.height}: shrink it"
+        )
+    try:
+        image.load()
+    except Exception as error:
+        raise UserError(
+            f"{name}: expected a complete image, found {error or type(error).__name__}: replace or remove it"
+        ) from error
+    return image
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """A broken EXIF block beside sound pixels counts as none."""
+    if image.info.get("exif") is None and image.format in ("JPEG", "PNG"):
+        return 1  # the common case, without Pillow's search through other metadata
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return np.array(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _scale_to_eight_bits(np.asarray(image), name)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(image.convert("RGB"))
+
+
+def _scale_to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """16-bit greyscale to RGB by scaling; Pillow's own conversion would clip at 255."""
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise UserError(
+            f"{name}: expected 8- or 16-bit pixels, found {values.dtype} from {values.min()} to "
+            f"{values.max()}: convert it to 8-bit RGB"
+        )
+    grey = np.round(values / _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)

@@ -1,0 +1,49 @@
+"""Which datasets can be read: one small random-access class per format, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.data.base import Sample, Source
+from mtl_jax.data.coco import CocoDetection
+from mtl_jax.data.digits import DigitScenes
+from mtl_jax.data.image_folder import ImageFolder
+from mtl_jax.data.tfds import Tfds
+from mtl_jax.data.voc import VocSegmentation
+from mtl_jax.errors import UserError
+
+__all__ = ["SOURCES", "Sample", "Source", "build"]
+
+SOURCES: dict[str, Callable[..., Source]] = {
+    "voc_segmentation": VocSegmentation,
+    "coco_detection": CocoDetection,
+    "image_folder": ImageFolder,
+    "tfds": Tfds,
+    "digits": DigitScenes,
+}
+
+
+def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any) -> Source:
+    """Opens one split of a dataset.
+
+    Args:
+        kind: a key of `SOURCES`.
+        data_root: the folder of all datasets.
+        split: "train" or "val".
+        **options: keyword arguments of the source.
+
+    Raises:
+        UserError: no such kind, option, folder or split.
+    """
+    if kind not in SOURCES:
+        raise UserError(f"expected a source among {', '.join(SOURCES)}, found {kind!r}: choose one of them")
+    known = inspect.signature(SOURCES[kind]).parameters
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise UserError(
+            f"source {kind}: expected options among {', '.join(known)}, found {', '.join(unknown)}"
+        )
+    return SOURCES[kind](data_root=data_root, split=split, **options)

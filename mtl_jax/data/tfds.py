@@ -1,0 +1,190 @@
+"""Prepared TensorFlow Datasets, read without TensorFlow; a mapping says which field is which label."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.data.base import Fields, Sample, check_split
+from mtl_jax.data.images import check_class_indices, decode_mask, read_image
+from mtl_jax.errors import UserError
+
+FIELDS = {"image", "segmentation", "detection", "classification"}
+BOX_FIELDS = {"boxes", "label", "crowd", "area"}
+DEFAULT_SPLITS = {"train": "train", "val": "validation"}
+
+
+class Tfds:
+    """A prepared dataset in a random-access format (array_record).
+
+    Args:
+        data_root: the folder of all datasets.
+        split: "train" or "val".
+        name: of the dataset, as TFDS spells it, e.g. "voc/2012:5.0.0".
+        fields: label name -> path of the field inside an example, with "/" between levels:
+            {"image": "image", "classification": "label"}, {"segmentation": "segmentation_mask"}, or
+            {"detection": {"boxes": "objects/bbox", "label": "objects/label", "crowd": "objects/is_crowd"}}.
+        splits: "train" and "val" -> the dataset's split, slices allowed ("train[90%:]").
+        data_dir: TFDS's folder below `data_root`.
+        classes: label name -> class names, where the dataset has none of its own.
+
+    Raises:
+        UserError: not prepared there, no such split, or no such field.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_root: str | Path,
+        split: str,
+        name: str,
+        fields: Mapping[str, Any],
+        splits: Mapping[str, str] | None = None,
+        data_dir: str = "tensorflow_datasets",
+        classes: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        check_split(split)
+        self.name = name
+        self._fields = _checked(fields)
+        folder = Path(data_root).expanduser() / data_dir
+        self._split = dict(splits or DEFAULT_SPLITS)[split]
+        self._data = _open(name, self._split, folder, self._fields)
+        given = {label: tuple(names) for label, names in (classes or {}).items()}
+        self.class_names = {
+            label: given.get(label) or _names(self._data.dataset_info.features, path)
+            for label, path in self._fields.items()
+            if label != "image"
+        }
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Sample:
+        where = f"{self.name} {self._split} example {index}"
+        example = self._data[index]
+        content = _get(example, self._fields["image"], where)
+        if isinstance(content, bytes):
+            decoded = read_image(content, name=where)
+            image, of_mask = decoded.upright, decoded
+        else:
+            image, of_mask = _as_rgb(np.asarray(content), where), None
+        labels: dict[str, Fields] = {}
+        for label, path in self._fields.items():
+            if label == "segmentation":
+                mask = _get(example, path, where)
+                labels[label] = {"mask": _mask(mask, of_mask, len(self.class_names[label]), image, where)}
+            elif label == "detection":
+                labels[label] = _boxes(example, path, image.shape[:2], where)
+            elif label != "image":
+                labels[label] = {"label": np.asarray(_get(example, path, where), np.int32)}
+        return {"image": image, "labels": labels, "id": f"{self._split}/{index}"}
+
+
+def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: dict(path) if isinstance(path, Mapping) else path for name, path in fields.items()}
+    if "image" not in plain or set(plain) - FIELDS:
+        raise UserError(
+            f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(plain)}: mend fields"
+        )
+    boxes = plain.get("detection", {"boxes": "", "label": ""})
+    if not isinstance(boxes, dict) or not {"boxes", "label"} <= set(boxes) <= BOX_FIELDS:
+        raise UserError(f"expected fields.detection with boxes, label, perhaps crowd and area, found {boxes}")
+    return plain
+
+
+def _open(name: str, split: str, folder: Path, fields: Mapping[str, Any]) -> Any:
+    """Images and masks stay encoded: our decoder handles and refuses them as those of every other source."""
+    library = importlib.import_module("tensorflow_datasets")  # slow to import, and rarely needed
+    try:
+        builder = library.builder(name, data_dir=folder)
+        encoded = _encoded_fields(library, builder.info.features, fields)
+        return builder.as_data_source(split=split, decoders=encoded)
+    except UserError:
+        raise
+    except Exception as error:  # TFDS raises many kinds for what is not there
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"expected the TFDS dataset {name} with split {split!r}, prepared in {folder}, found none "
+            f"({reason}): prepare it there with `tfds build --file_format=array_record` or set data_dir"
+        ) from error
+
+
+def _encoded_fields(library: Any, features: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    skip: dict[str, Any] = {}
+    for label in ("image", "segmentation"):
+        if label not in fields or not isinstance(_feature(features, fields[label]), library.features.Image):
+            continue
+        *parents, last = fields[label].split("/")
+        level = skip
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = library.decode.SkipDecoding()
+    return skip
+
+
+def _feature(features: Any, path: str) -> Any:
+    for step in path.split("/"):
+        features = getattr(features, "feature", features)  # of a sequence
+        if step not in features:
+            raise UserError(f"expected a field {path!r}, found {', '.join(features)}: mend fields")
+        features = features[step]
+    return getattr(features, "feature", features)
+
+
+def _names(features: Any, path: Any) -> tuple[str, ...]:
+    feature = _feature(features, path["label"] if isinstance(path, dict) else path)
+    return tuple(getattr(feature, "names", None) or ())
+
+
+def _get(example: Any, path: str, where: str) -> Any:
+    for step in path.split("/"):
+        if not isinstance(example, Mapping) or step not in example:
+            raise UserError(f"{where}: expected a field {path!r}, found no {step!r}: mend fields")
+        example = example[step]
+    return example
+
+
+def _as_rgb(pixels: np.ndarray, where: str) -> np.ndarray:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise UserError(
+            f"{where}: expected u8[height, width, 3] or an encoded image, found {pixels.dtype}{pixels.shape}"
+        )
+    return pixels
+
+
+def _mask(content: Any, of_mask: Any, class_count: int, image: np.ndarray, where: str) -> np.ndarray:
+    if isinstance(content, bytes):
+        mask = decode_mask(content, image=of_mask, class_count=class_count, name=f"{where} mask")
+    else:
+        values = np.asarray(content)
+        values = values[:, :, 0] if values.ndim == 3 else values
+        check_class_indices(values.astype(np.int64), class_count=class_count, name=f"{where} mask")
+        mask = values.astype(np.uint8)
+    if mask.shape != image.shape[:2]:
+        raise UserError(f"{where}: expected a mask of the image's size {image.shape[:2]}, found {mask.shape}")
+    return mask
+
+
+def _boxes(example: Any, paths: Mapping[str, str], size: tuple[int, int], where: str) -> Fields:
+    """TFDS boxes are ymin, xmin, ymax, xmax as fractions of the image; ours are pixels, x first."""
+    height, width = size
+    fractions = np.asarray(_get(example, paths["boxes"], where), np.float32).reshape(-1, 4)
+    boxes = fractions[:, [1, 0, 3, 2]].clip(0, 1) * np.array([[width, height, width, height]], np.float32)
+    label = np.asarray(_get(example, paths["label"], where), np.int32).reshape(-1)
+    crowd = (
+        np.asarray(_get(example, paths["crowd"], where), bool)
+        if "crowd" in paths
+        else np.zeros(len(label), bool)
+    )
+    sides = boxes[:, 2:] - boxes[:, :2]
+    area = (
+        np.asarray(_get(example, paths["area"], where), np.float32) if "area" in paths else sides.prod(axis=1)
+    )
+    keep = (sides > 0).all(axis=1)  # False for NaN as well
+    return {"boxes_xyxy": boxes[keep], "label": label[keep], "crowd": crowd[keep], "area": area[keep]}

@@ -1,0 +1,67 @@
+"""Images sorted into class folders."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtl_jax.data import sources
+from mtl_jax.errors import UserError
+
+
+def make_folder(root, classes_by_split, folder="imagenette-160"):
+    for split, classes in classes_by_split.items():
+        for name in classes:
+            (root / folder / split / name).mkdir(parents=True)
+            Image.new("L", (5, 4), 7).save(root / folder / split / name / "a.JPEG")
+            (root / folder / split / name / "notes.txt").write_text("no image")
+
+
+def test_labels_are_the_sorted_training_folders_in_every_split(tmp_path):
+    make_folder(tmp_path, {"train": ("cat", "ant", "dog"), "val": ("dog",)})
+    train = sources.build("image_folder", data_root=tmp_path, split="train")
+    val = sources.build("image_folder", data_root=tmp_path, split="val")
+    assert train.class_names == val.class_names == {"classification": ("ant", "cat", "dog")}
+    assert [int(train[i]["labels"]["classification"]["label"]) for i in range(3)] == [0, 1, 2]
+    assert int(val[0]["labels"]["classification"]["label"]) == 2
+    assert val[0]["id"] == "dog/a.JPEG"
+    assert val[0]["image"].shape == (4, 5, 3)
+
+
+def test_given_classes_decide_the_labels(tmp_path):
+    make_folder(tmp_path, {"train": ("cat", "ant")})
+    source = sources.build("image_folder", data_root=tmp_path, split="train", classes=("dog", "cat", "ant"))
+    assert [int(source[i]["labels"]["classification"]["label"]) for i in range(2)] == [2, 1]
+
+
+def test_names_come_from_the_file_or_the_built_in_table(tmp_path):
+    make_folder(tmp_path, {"train": ("n01440764", "n99999999")})
+    source = sources.build("image_folder", data_root=tmp_path, split="train")
+    assert source.class_names["classification"] == ("tench", "n99999999")
+    (tmp_path / "imagenette-160/wnid_to_name.json").write_text(json.dumps({"n99999999": "unicorn"}))
+    source = sources.build("image_folder", data_root=tmp_path, split="train")
+    assert source.class_names["classification"] == ("n01440764", "unicorn")
+
+
+def test_validation_class_unknown_to_training_is_refused(tmp_path):
+    make_folder(tmp_path, {"train": ("ant",), "val": ("bee",)})
+    with pytest.raises(UserError, match=r"val/bee: expected a class of the table"):
+        sources.build("image_folder", data_root=tmp_path, split="val")
+
+
+def test_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "imagenette-160/train/ant").mkdir(parents=True)
+    with pytest.raises(UserError, match="expected images in one folder per class"):
+        sources.build("image_folder", data_root=tmp_path, split="train")
+
+
+def test_real_imagenette_is_all_rgb_with_ten_balanced_classes(data_root):
+    source = sources.build("image_folder", data_root=data_root, split="train")
+    samples = [source[index] for index in range(len(source))]
+    labels = [int(sample["labels"]["classification"]["label"]) for sample in samples]
+    grey = sum((np.ptp(sample["image"], axis=2) == 0).all() for sample in samples)
+    assert all(sample["image"].shape[2] == 3 for sample in samples)
+    assert np.bincount(labels).tolist() == [24] * 10
+    assert grey >= 3  # three files are stored as greyscale
+    assert source.class_names["classification"][0] == "tench"

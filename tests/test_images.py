@@ -1,0 +1,196 @@
+"""Decoding: every format that datasets hold becomes upright 8-bit RGB, or a refusal with name and reason."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from mtl_jax.data import images
+from mtl_jax.errors import UserError
+
+HEIGHT, WIDTH = 6, 9
+
+
+@pytest.fixture
+def rgb() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def with_orientation(image: Image.Image, orientation: int, kind: str = "PNG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, kind, exif=exif)
+
+
+def test_rgb_png_comes_back_unchanged_from_path_and_bytes(rgb, tmp_path):
+    file = tmp_path / "image.png"
+    file.write_bytes(encoded(Image.fromarray(rgb)))
+    np.testing.assert_array_equal(images.decode_image(file), rgb)
+    np.testing.assert_array_equal(images.decode_image(file.read_bytes()), rgb)
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_greyscale_is_repeated_over_the_channels(rgb, mode):
+    grey = Image.fromarray(rgb).convert(mode)
+    decoded = images.decode_image(encoded(grey))
+    np.testing.assert_array_equal(decoded, np.repeat(np.asarray(grey.convert("L"))[:, :, None], 3, axis=2))
+
+
+def test_palette_colours_are_looked_up():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([1, 0])
+    assert images.decode_image(encoded(image)).tolist() == [[[200, 100, 50], [10, 20, 30]]]
+
+
+@pytest.mark.parametrize("transparent", ["RGBA", "LA", "P", "RGB"])
+def test_transparency_is_laid_over_white(transparent):
+    if transparent == "P":
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 10, 10, 0, 0, 0])
+        image.putdata([0, 1])
+        content = encoded(image, transparency=b"\xff\x00")
+    elif transparent == "RGB":
+        image = Image.fromarray(np.array([[[10, 10, 10], [0, 0, 0]]], np.uint8))
+        content = encoded(image, transparency=(0, 0, 0))
+    else:
+        image = Image.fromarray(np.array([[[10, 10, 10, 255], [0, 0, 0, 0]]], np.uint8)).convert(transparent)
+        content = encoded(image)
+    assert images.decode_image(content).tolist() == [[[10, 10, 10], [255, 255, 255]]]
+
+
+def test_cmyk_jpeg_keeps_its_colours():
+    red = Image.new("RGB", (16, 16), (220, 30, 30)).convert("CMYK")
+    decoded = images.decode_image(encoded(red, "JPEG", quality=95))
+    np.testing.assert_allclose(decoded.mean(axis=(0, 1)), [220, 30, 30], atol=6)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    levels = np.array([[0, 257, 32896, 65535]], np.uint16)
+    decoded = images.decode_image(cv2.imencode(".png", levels)[1].tobytes())
+    assert decoded[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bit_colour_is_scaled_not_clipped():
+    levels = np.array([[[0, 32896, 65535]]], np.uint16)  # OpenCV writes blue first
+    assert images.decode_image(cv2.imencode(".png", levels)[1].tobytes()).tolist() == [[[255, 128, 0]]]
+
+
+def test_float_image_is_refused(tmp_path):
+    file = tmp_path / "float.tiff"
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(file)
+    with pytest.raises(UserError, match=r"float\.tiff: expected 8- or 16-bit pixels, found float32"):
+        images.decode_image(file)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_as_pillow_does(rgb, orientation):
+    content = with_orientation(Image.fromarray(rgb), orientation)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+    np.testing.assert_array_equal(images.decode_image(content), expected)
+
+
+def test_exif_orientation_of_a_jpeg_is_applied(rgb):
+    content = with_orientation(Image.fromarray(rgb), 6, "JPEG")
+    assert images.decode_image(content).shape == (WIDTH, HEIGHT, 3)
+
+
+def test_broken_exif_counts_as_none(rgb):
+    content = encoded(Image.fromarray(rgb), "JPEG", exif=b"Exif\x00\x00nonsense")
+    assert images.decode_image(content).shape == rgb.shape
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda content: b"", "empty file"),
+        (lambda content: content[: len(content) // 2], "expected a complete image"),
+        (lambda content: b"<html>not found</html>", "expected an image, found none"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_broken_file_is_refused_with_name_and_reason(tmp_path, spoil, reason, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = spoil(encoded(Image.fromarray(noise), kind))
+    file = tmp_path / "broken.img"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"broken\.img: .*{reason}"):
+        images.decode_image(file)
+
+
+def test_png_with_spoilt_bytes_is_refused():
+    content = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    with pytest.raises(UserError, match=r"spoilt\.png: expected a complete image"):
+        images.decode_image(content[:60] + bytes(40) + content[100:], name="spoilt.png")
+
+
+def test_missing_file_is_refused_with_its_path(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.jpg: .*No such file"):
+        images.decode_image(tmp_path / "gone.jpg")
+
+
+def test_image_over_the_pixel_limit_is_refused_before_decoding(rgb):
+    with pytest.raises(UserError, match=r"big: expected at most 53 pixels, found 9 x 6"):
+        images.decode_image(encoded(Image.fromarray(rgb)), name="big", max_pixels=53)
+    assert images.decode_image(encoded(Image.fromarray(rgb)), max_pixels=54).shape == rgb.shape
+
+
+def test_decompression_bomb_is_refused():
+    bomb = encoded(Image.new("1", (20_000, 10_000)))  # a few kB that would decode to 600 MB
+    with pytest.raises(UserError, match="bomb: expected at most 64000000 pixels"):
+        images.decode_image(bomb, name="bomb")
+
+
+def test_palette_mask_gives_indices_not_colours():
+    mask = Image.fromarray(np.array([[0, 1, 20, 255]], np.uint8)).convert("P")
+    mask.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    assert images.decode_mask(encoded(mask), class_count=21).tolist() == [[0, 1, 20, 255]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_greyscale_mask_gives_its_values(dtype):
+    content = cv2.imencode(".png", np.array([[0, 3, 255]], dtype))[1].tobytes()
+    assert images.decode_mask(content, class_count=4).tolist() == [[0, 3, 255]]
+
+
+def test_mask_value_outside_the_class_table_is_refused():
+    content = encoded(Image.fromarray(np.array([[0, 21, 254, 255]], np.uint8)))
+    with pytest.raises(UserError, match=r"m\.png: expected class indices 0 to 20 or 255.*found \[21, 254\]"):
+        images.decode_mask(content, class_count=21, name="m.png")
+
+
+def test_colour_mask_is_refused(rgb):
+    with pytest.raises(UserError, match=r"m\.png: expected a palette or greyscale mask.*found mode RGB"):
+        images.decode_mask(encoded(Image.fromarray(rgb)), class_count=21, name="m.png")
+
+
+def test_mask_of_another_size_is_refused(rgb):
+    image = images.read_image(encoded(Image.fromarray(rgb)))
+    content = encoded(Image.fromarray(np.zeros((5, 5), np.uint8)))
+    with pytest.raises(
+        UserError, match=r"m\.png: expected a mask of the image's size 9 x 6 px, found 5 x 5 px"
+    ):
+        images.decode_mask(content, image=image, class_count=2, name="m.png")
+
+
+def test_mask_without_a_labelled_pixel_is_accepted():
+    content = encoded(Image.fromarray(np.full((2, 2), 255, np.uint8)))
+    assert (images.decode_mask(content, class_count=2) == 255).all()
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_mask_follows_its_rotated_image(rgb, orientation):
+    image = images.read_image(with_orientation(Image.fromarray(rgb), orientation))
+    stored = rgb[:, :, 0] % 2
+    upright = image.upright[:, :, 0] % 2
+    for drawn_on in (stored, upright):
+        mask = images.decode_mask(encoded(Image.fromarray(drawn_on)), image=image, class_count=2)
+        np.testing.assert_array_equal(mask, upright)

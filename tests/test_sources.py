@@ -1,0 +1,31 @@
+"""What all sources share: they are found by name, and say where they looked."""
+
+import pytest
+
+from mtl_jax.data import sources
+from mtl_jax.errors import UserError
+
+ON_DISK = ("voc_segmentation", "coco_detection", "image_folder")
+
+
+@pytest.mark.parametrize("kind", ON_DISK)
+def test_missing_dataset_says_where_it_looked_and_how_to_set_the_folder(tmp_path, kind):
+    with pytest.raises(UserError) as caught:
+        sources.build(kind, data_root=tmp_path, split="train", folder="nowhere")
+    message = str(caught.value)
+    for part in (str(tmp_path / "nowhere"), "--config.data_root=DIR", "MTL_JAX_DATA"):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", [*ON_DISK, "digits"])
+def test_unknown_split_is_refused(tmp_path, kind):
+    with pytest.raises(UserError, match="expected split 'train' or 'val', found 'test'"):
+        sources.build(kind, data_root=tmp_path, split="test")
+
+
+def test_unknown_source_and_option_are_refused():
+    with pytest.raises(UserError, match=r"expected a source among .*digits.*, found 'mnist'"):
+        sources.build("mnist", data_root=None, split="train")
+    with pytest.raises(UserError, match=r"source digits: expected options among .*length.*, found lenght"):
+        sources.build("digits", data_root=None, split="train", lenght=3)
