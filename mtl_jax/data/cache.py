@@ -1,0 +1,62 @@
+"""Keeps decoded samples in memory, up to a stated number of bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtl_jax.data.base import Sample, Source
+
+
+class CachedSource:
+    """A source that decodes each sample once, as long as they fit; safe to read from several threads.
+
+    When the next sample would exceed the limit it is not kept, and is decoded anew each time. Kept arrays are
+    read-only.
+
+    Args:
+        source: what to read.
+        limit_bytes: of decoded pixels and labels; 0 keeps nothing.
+    """
+
+    def __init__(self, source: Source, *, limit_bytes: int) -> None:
+        self.source = source
+        self.limit_bytes = limit_bytes
+        self.class_names: Mapping[str, tuple[str, ...]] = source.class_names
+        self.held_bytes = 0
+        self.decodes = 0
+        self._held: dict[int, Sample] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        held = self._held.get(index)
+        if held is not None:
+            return held
+        sample = self.source[index]
+        arrays = [
+            sample["image"],
+            *(array for fields in sample["labels"].values() for array in fields.values()),
+        ]
+        size = sum(array.nbytes for array in arrays)
+        with self._lock:
+            self.decodes += 1
+            if index not in self._held and self.held_bytes + size <= self.limit_bytes:
+                _protect(arrays)
+                self._held[index] = sample
+                self.held_bytes += size
+        return sample
+
+
+def cached(source: Source, limit_bytes: int) -> CachedSource:
+    """Returns the source with a cache; one that has a cache already stays as it is."""
+    return source if isinstance(source, CachedSource) else CachedSource(source, limit_bytes=limit_bytes)
+
+
+def _protect(arrays: list[np.ndarray]) -> None:
+    for array in arrays:
+        array.setflags(write=False)

@@ -1,0 +1,236 @@
+"""From a source to batches: element i depends on the seed and i alone, so any step can be the first."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, overload
+
+import grain
+import numpy as np
+from jaxtyping import Float32
+
+from mtl_jax.data.base import Fields, Sample, Source
+from mtl_jax.data.boxes import pad_boxes
+from mtl_jax.data.cache import cached
+from mtl_jax.data.mosaic import mosaic
+from mtl_jax.data.transforms import Augment, apply
+from mtl_jax.data.warp import fit, warp
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Geometry
+
+_log = logging.getLogger(__name__)
+
+
+class EvalBatch(NamedTuple):
+    """Letterboxed images, with the labels at original resolution; `len(ids)` of the images are real."""
+
+    image: Float32[np.ndarray, "batch height width 3"]  # the last one is repeated to fill the batch
+    ids: list[str]
+    targets: list[dict[str, Fields]]  # per image: task -> the sample's own labels
+    geometries: list[Geometry]
+
+
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """Returns the number of batches that make about one pass, at least 1."""
+    return max(1, len(source) // batch_size)
+
+
+def train_batches(
+    source: Source,
+    *,
+    labels: Mapping[str, str],
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    augment: Augment,
+    seed: int,
+    max_boxes: int = 64,
+    cache_bytes: int = 0,
+) -> grain.MapDataset:
+    """Returns endless, random-access batches; every sample comes once before any comes again.
+
+    Args:
+        source: of samples. A `cache.CachedSource` keeps its own limit.
+        labels: task name -> the source's label name.
+        image_size: height and width of the network's input, px.
+        batch_size: images per batch.
+        augment: random changes.
+        seed: of order and augmentation; element i is a function of (seed, i), whatever the threads.
+        max_boxes: rows of a detection label; the largest boxes stay.
+        cache_bytes: limit of the memory for decoded samples.
+
+    Returns:
+        Elements {"image": f32[batch, height, width, 3] in 0..1, "labels": {task: labels}}.
+
+    Raises:
+        UserError: the source is empty or has no such label.
+    """
+    _check(source, labels)
+    load = _Load(
+        cached(source, cache_bytes), tuple(dict.fromkeys(labels.values())), _pair(image_size), augment
+    )
+    order_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    return (
+        grain.MapDataset.range(len(source))
+        .shuffle(seed=order_seed)
+        .repeat()
+        .random_map(load, seed=augment_seed)
+        .batch(batch_size, batch_fn=functools.partial(_collate, labels=dict(labels), max_boxes=max_boxes))
+    )
+
+
+class EvalBatches(Sequence[EvalBatch]):
+    """Batches over a whole source in its order."""
+
+    def __init__(
+        self, source: Source, labels: Mapping[str, str], size: tuple[int, int], batch_size: int
+    ) -> None:
+        self._source, self._labels, self._size, self._batch_size = source, dict(labels), size, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // self._batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> EvalBatch: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[EvalBatch]: ...
+
+    def __getitem__(self, index: int | slice) -> EvalBatch | list[EvalBatch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        first = (
+            range(len(self))[index] * self._batch_size
+        )  # raises IndexError, counts negative ones from the end
+        samples = [self._source[i] for i in range(first, min(first + self._batch_size, len(self._source)))]
+        placed = [letterbox(sample["image"], size=self._size) for sample in samples]
+        images = [image for image, _ in placed]
+        images += images[-1:] * (self._batch_size - len(images))
+        targets = [
+            {task: sample["labels"][label] for task, label in self._labels.items()} for sample in samples
+        ]
+        return EvalBatch(
+            _unit_images(images),
+            [sample["id"] for sample in samples],
+            targets,
+            [where for _, where in placed],
+        )
+
+
+def eval_batches(
+    source: Source,
+    *,
+    labels: Mapping[str, str],
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    cache_bytes: int = 0,
+) -> EvalBatches:
+    """Returns the batches of one pass over a source, in its order, without augmentation.
+
+    Args:
+        source: of samples. A `cache.CachedSource` keeps its own limit.
+        labels: task name -> the source's label name.
+        image_size: height and width of the network's input, px.
+        batch_size: images per batch; the last batch is filled by repeating its last image.
+        cache_bytes: limit of the memory for decoded samples.
+
+    Raises:
+        UserError: the source is empty or has no such label.
+    """
+    _check(source, labels)
+    return EvalBatches(cached(source, cache_bytes), labels, _pair(image_size), batch_size)
+
+
+def letterbox(image: np.ndarray, *, size: tuple[int, int]) -> tuple[np.ndarray, Geometry]:
+    """Fits a u8 RGB image into `size` (height, width), and says where it went."""
+    height, width = image.shape[:2]
+    placement = fit(height, width, size=size)
+    return warp(image, placement, size=size), Geometry(*placement, height, width)
+
+
+def prefetch(
+    dataset: grain.MapDataset | Sequence[Any], *, start: int = 0, threads: int = 1, buffer: int = 4
+) -> grain.DatasetIterator:
+    """Returns an iterator that prepares elements ahead, in order.
+
+    Args:
+        dataset: from `train_batches` or `eval_batches`.
+        start: the first element; a resumed run continues at its step.
+        threads: that prepare elements; 0 prepares each when it is asked for.
+        buffer: elements ready or in work at a time. A batch of 8 at 512 px takes 25 MB.
+
+    Returns:
+        The iterator; `close()` ends its threads, `get_state()` and `set_state()` save and set its position.
+    """
+    if not isinstance(dataset, grain.MapDataset):
+        dataset = grain.MapDataset.source(dataset)
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(buffer, threads) if threads else 0
+    )
+    iterator = iter(dataset.to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
+    return iterator
+
+
+class _Load:
+    """index, rng -> augmented sample, still in u8."""
+
+    def __init__(
+        self, source: Source, names: tuple[str, ...], size: tuple[int, int], augment: Augment
+    ) -> None:
+        self._source, self._names, self._size, self._augment = source, names, size, augment
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Sample:
+        if rng.random() < self._augment.mosaic_probability:
+            others = rng.integers(len(self._source), size=3).tolist()
+            samples = [self._read(i) for i in (index, *others)]
+            return mosaic(samples, rng, size=self._size, augment=self._augment)
+        return apply(self._read(index), rng, size=self._size, augment=self._augment)
+
+    def _read(self, index: int) -> Sample:
+        sample = self._source[index]
+        labels = {name: sample["labels"][name] for name in self._names}
+        return {"image": sample["image"], "labels": labels, "id": sample["id"]}
+
+
+def _collate(samples: Sequence[Sample], *, labels: Mapping[str, str], max_boxes: int) -> dict[str, Any]:
+    by_task = {
+        task: _stack([sample["labels"][label] for sample in samples], max_boxes)
+        for task, label in labels.items()
+    }
+    return {"image": _unit_images([sample["image"] for sample in samples]), "labels": by_task}
+
+
+def _stack(fields: Sequence[Fields], max_boxes: int) -> Fields:
+    if "mask" in fields[0]:
+        return {"mask": np.stack([each["mask"] for each in fields], dtype=np.int32, casting="safe")}
+    if "boxes_xyxy" in fields[0]:
+        padded = [pad_boxes(each, max_boxes) for each in fields]
+        lost = sum(count for _, count in padded)
+        if lost:
+            _log.warning(
+                "%d boxes of a batch exceed max_boxes=%d: the smallest are left out", lost, max_boxes
+            )
+        fields = [each for each, _ in padded]
+    return {name: np.stack([each[name] for each in fields]) for name in fields[0]}
+
+
+def _unit_images(images: Sequence[np.ndarray]) -> np.ndarray:
+    batch = np.empty((len(images), *images[0].shape), np.float32)
+    for i, image in enumerate(images):
+        np.multiply(image, np.float32(1 / 255), out=batch[i])
+    return batch
+
+
+def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def _check(source: Source, labels: Mapping[str, str]) -> None:
+    if len(source) == 0:
+        raise UserError("expected a source with samples, found an empty one: check its folder and split")
+    for task, label in labels.items():
+        if label not in source.class_names:
+            names = ", ".join(source.class_names)
+            raise UserError(f"task {task}: expected a label of the source ({names}), found {label!r}")

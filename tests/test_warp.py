@@ -1,0 +1,90 @@
+"""Placing images and masks: exact where it can be, and both by the same coordinates."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl_jax.data import warp
+from mtl_jax.data.warp import Placement
+
+
+def noise(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_identity_changes_nothing():
+    image, mask = noise(7, 9), noise(7, 9)[:, :, 0]
+    placement = Placement(1.0, 1.0, 0.0, 0.0)
+    np.testing.assert_array_equal(warp.warp(image, placement, size=(7, 9)), image)
+    np.testing.assert_array_equal(warp.warp_mask(mask, placement, size=(7, 9)), mask)
+
+
+def test_whole_pixel_shift_pads_with_grey_and_void():
+    image, mask = noise(4, 5), noise(4, 5)[:, :, 0] // 2
+    placement = Placement(1.0, 1.0, 2.0, 1.0)
+    moved, moved_mask = warp.warp(image, placement, size=(6, 8)), warp.warp_mask(mask, placement, size=(6, 8))
+    np.testing.assert_array_equal(moved[1:5, 2:7], image)
+    np.testing.assert_array_equal(moved_mask[1:5, 2:7], mask)
+    outside = np.ones((6, 8), bool)
+    outside[1:5, 2:7] = False
+    assert (moved[outside] == 114).all()
+    assert (moved_mask[outside] == 255).all()
+
+
+def test_mirror_is_numpys_flip():
+    image, mask = noise(4, 6), noise(4, 6)[:, :, 0]
+    placement = warp.mirror(Placement(1.0, 1.0, 0.0, 0.0), 6)
+    np.testing.assert_array_equal(warp.warp(image, placement, size=(4, 6)), image[:, ::-1])
+    np.testing.assert_array_equal(warp.warp_mask(mask, placement, size=(4, 6)), mask[:, ::-1])
+
+
+def test_mirror_twice_is_nothing():
+    placement = Placement(1.5, 0.5, 3.0, 4.0)
+    assert warp.mirror(warp.mirror(placement, 20), 20) == placement
+
+
+def test_letterbox_keeps_the_aspect_and_centres():
+    assert warp.fit(100, 200, size=(400, 400)) == Placement(2.0, 2.0, 0.0, 100.0)
+    assert warp.fit(200, 100, size=(100, 100)) == Placement(0.5, 0.5, 25.0, 0.0)
+
+
+def test_stretch_fills_the_output():
+    assert warp.stretch(100, 200, size=(50, 50)) == Placement(0.25, 0.5, 0.0, 0.0)
+
+
+def test_enlarged_image_fills_its_place_up_to_the_border():
+    moved = warp.warp(np.full((4, 4, 3), 200, np.uint8), Placement(3.0, 3.0, 0.0, 0.0), size=(12, 12))
+    assert (moved == 200).all()
+
+
+@pytest.mark.parametrize("factor", [3, 4, 7])
+def test_strong_shrinking_averages(factor):
+    stripes = np.zeros((84, 84, 3), np.uint8)
+    stripes[:, ::2] = 254
+    moved = warp.warp(
+        stripes, warp.stretch(84, 84, size=(84 // factor, 84 // factor)), size=(84 // factor,) * 2
+    )
+    assert np.abs(moved.astype(int) - 127).max() <= 254 / factor / 2 + 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    scale=st.floats(0.2, 4.0),
+    stretching=st.floats(0.8, 1.25),
+    offset=st.tuples(st.floats(-40, 40), st.floats(-40, 40)),
+    flipped=st.booleans(),
+)
+def test_mask_stays_on_its_object_whatever_the_placement(scale, stretching, offset, flipped):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 15:50] = 1
+    image = np.repeat(mask[:, :, None] * 200, 3, axis=2)
+    placement = Placement(scale * stretching, scale / stretching, *offset)
+    placement = warp.mirror(placement, 48) if flipped else placement
+    moved = warp.warp(image, placement, size=(64, 48))[:, :, 0].astype(int)
+    moved_mask = warp.warp_mask(mask, placement, size=(64, 48))
+    assert ((moved == 114) | (moved_mask != 255)).all()  # void only where the image is padded
+    inside = moved_mask != 255
+    disagree = inside & ((moved > 100) != (moved_mask == 1))
+    limit = 2 * (64 + 48) * (1 if scale > 0.5 else 2)  # along the object's outline only
+    assert disagree.sum() <= limit / 8
