@@ -1,0 +1,240 @@
+"""The contract of a run: no task may lose more than a stated share of its metric, within stated budgets.
+
+Judging is pure. What cannot be judged (no baseline, not evaluated, not measured) cannot pass.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsFloat
+
+from mtl_jax.contract_table import as_markdown, as_text, figure, table
+
+__all__ = [
+    "Baseline",
+    "as_markdown",
+    "as_text",
+    "backward_transfer",
+    "build",
+    "forgetting",
+    "relative_drop_percent",
+    "replace_text",
+    "table",
+    "task_histories",
+    "without_nan",
+    "write_json",
+]
+
+# In percent points: 0.40 -> 0.38 is a drop of exactly 5 %, though binary fractions make it 5.000000000000004.
+ROUNDING_PERCENT = 1e-9
+
+
+class Baseline(NamedTuple):
+    """What a task is compared with: its metric, and where that was measured (for people to read)."""
+
+    value: float
+    source: str
+
+
+def relative_drop_percent(
+    baseline: SupportsFloat | None, final: SupportsFloat | None, higher_is_better: bool
+) -> float | None:
+    """How much of the baseline was lost, in percent: positive is worse, negative is a gain.
+
+    Args:
+        baseline: the task's metric when it had just been learnt.
+        final: the same metric at the end.
+        higher_is_better: False for errors, whose relative rise is returned.
+
+    Returns:
+        100 * (baseline - final) / baseline, or None where that says nothing: the baseline is not above zero,
+        or one of the two is missing or not finite.
+    """
+    before, after = _finite_or_none(baseline), _finite_or_none(final)
+    if before is None or after is None or before <= 0:
+        return None
+    drop = 100.0 * (before - after) / before
+    if not math.isfinite(drop):  # a baseline so near zero that the quotient overflows
+        return None
+    return drop if higher_is_better else 0.0 - drop  # 0.0 - 0.0 is 0.0, where -0.0 would be printed as such
+
+
+def task_histories(
+    stages: Sequence[Mapping[str, Any]], judged: Mapping[str, tuple[str, bool]]
+) -> dict[str, list[float | None]]:
+    """The stage x task matrix, by task: its judged metric after each stage, None where not evaluated."""
+    return {
+        task: [_finite_or_none(stage["metrics"].get(task, {}).get(metric)) for stage in stages]
+        for task, (metric, _) in judged.items()
+    }
+
+
+def forgetting(history: Sequence[float | None], *, higher_is_better: bool) -> float | None:
+    """How far one task ended below its best earlier value, in units of its metric; negative if above.
+
+    Args:
+        history: the task's metric after each stage, None where it was not evaluated.
+        higher_is_better: False for errors.
+
+    Returns:
+        The forgetting, or None for a task that no earlier stage evaluated or the last one did not.
+
+    References:
+        Chaudhry, Dokania, Ajanthan, Torr, "Riemannian Walk for Incremental Learning", 2018.
+    """
+    earlier = [value for value in history[:-1] if value is not None]
+    if not earlier or history[-1] is None:
+        return None
+    return max(earlier) - history[-1] if higher_is_better else history[-1] - min(earlier)
+
+
+def backward_transfer(history: Sequence[float | None], *, higher_is_better: bool) -> float | None:
+    """How much the later stages changed one task since its own, in units of its metric; positive is a gain.
+
+    Args:
+        history: the task's metric after each stage, None where it was not evaluated.
+        higher_is_better: False for errors.
+
+    Returns:
+        The transfer, or None for a task that no earlier stage evaluated or the last one did not.
+
+    References:
+        Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017.
+    """
+    earlier = [value for value in history[:-1] if value is not None]
+    if not earlier or history[-1] is None:
+        return None
+    return history[-1] - earlier[0] if higher_is_better else earlier[0] - history[-1]
+
+
+def build(
+    stages: Sequence[Mapping[str, Any]],
+    judged: Mapping[str, tuple[str, bool]],
+    budgets: Mapping[str, Mapping[str, Any]],
+    *,
+    max_drop_percent: SupportsFloat,
+    baselines: Mapping[str, Baseline] | None = None,
+) -> dict[str, Any]:
+    """Judges a run.
+
+    Args:
+        stages: in the order they were trained: {"name": …, "metrics": {task: {metric: value}}}.
+        judged: by task, the metric that counts and whether higher is better.
+        budgets: by name, {"value": … or None, "limit": … or None, and more to keep, as "image_size"}. Without
+            a limit it passes; with one but no finite value it was not measured, which breaks the contract.
+        max_drop_percent: the largest allowed relative drop; a drop of exactly so much passes.
+        baselines: compare these tasks with a value from elsewhere; the others are compared with their metric
+            right after the first stage in which they appear.
+
+    Returns:
+        The tree of `contract.json`, free of NaN.
+    """
+    limit = float(max_drop_percent)
+    histories = task_histories(stages, judged)
+    tasks = {}
+    for task, (metric, higher) in judged.items():
+        baseline = (baselines or {}).get(task) or _own_baseline(task, metric, stages)
+        final = histories[task][-1] if stages else None
+        tasks[task] = _judge_task(metric, higher, baseline, final, limit)
+    checked = {name: _judge_budget(budget) for name, budget in budgets.items()}
+    signs = {task: higher for task, (_, higher) in judged.items()}
+    tree = {
+        "passed": all(entry["passed"] for entry in (*tasks.values(), *checked.values())),
+        "max_drop_percent": limit,
+        "tasks": tasks,
+        "budgets": checked,
+        "stages": [dict(stage) for stage in stages],
+        "forgetting": _over_tasks(
+            {task: forgetting(row, higher_is_better=signs[task]) for task, row in histories.items()}
+        ),
+        "backward_transfer": _over_tasks(
+            {task: backward_transfer(row, higher_is_better=signs[task]) for task, row in histories.items()}
+        ),
+    }
+    return without_nan(tree)
+
+
+def _own_baseline(task: str, metric: str, stages: Sequence[Mapping[str, Any]]) -> Baseline | None:
+    for stage in stages:
+        if task in stage["metrics"]:
+            value = stage["metrics"][task].get(metric)
+            return Baseline(math.nan if value is None else float(value), f"stage {stage['name']}")
+    return None
+
+
+def _judge_task(
+    metric: str, higher_is_better: bool, baseline: Baseline | None, final: float | None, limit: float
+) -> dict[str, Any]:
+    before = _finite_or_none(baseline.value) if baseline else None
+    drop = relative_drop_percent(before, final, higher_is_better)
+    entry: dict[str, Any] = {
+        "metric": metric,
+        "higher_is_better": higher_is_better,
+        "baseline": before,
+        "baseline_from": baseline.source if baseline else None,
+        "final": final,
+        "drop_percent": drop,
+        "passed": drop is not None and drop <= limit + ROUNDING_PERCENT,
+    }
+    if drop is None:
+        entry["reason"] = _why_not_judged(baseline, before, final)
+    return entry
+
+
+def _why_not_judged(baseline: Baseline | None, before: float | None, final: float | None) -> str:
+    if baseline is None:
+        return "never evaluated"
+    if before is None:
+        return "the baseline is missing or not a finite number"
+    if final is None:
+        return "no finite value after the last stage"
+    return f"a relative drop needs a baseline above 0, not {figure(before)}"
+
+
+def _judge_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
+    entry = {"value": None, "limit": None} | dict(budget)
+    value, limit = _finite_or_none(entry["value"]), entry["limit"]
+    if limit is None:
+        return entry | {"passed": True}
+    if value is None:
+        return entry | {"passed": False, "reason": "not measured"}
+    return entry | {"passed": value <= float(limit)}
+
+
+def _over_tasks(values: Mapping[str, float | None]) -> dict[str, Any]:
+    known = [value for value in values.values() if value is not None]
+    return {"tasks": dict(values), "mean": sum(known) / len(known) if known else None}
+
+
+def _finite_or_none(value: SupportsFloat | None) -> float | None:
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
+
+
+def without_nan(tree: Any) -> Any:
+    """The same tree in JSON's own types: NaN and infinity become None, arrays lists, paths strings."""
+    if isinstance(tree, Mapping):
+        return {str(name): without_nan(branch) for name, branch in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_nan(branch) for branch in tree]
+    if isinstance(tree, Path):
+        return str(tree)
+    if hasattr(tree, "tolist"):  # NumPy's and JAX's arrays and scalars
+        return without_nan(tree.tolist())
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Writes strict JSON (null for NaN and infinity); the file is there completely or not at all."""
+    replace_text(path, json.dumps(without_nan(tree), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a file's text at once: whoever reads finds the old text or the new."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

@@ -1,0 +1,138 @@
+"""The contract as a person reads it: plain text, Markdown, or coloured in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TASK_COLUMNS = ("task", "metric", "baseline", "final", "drop", "verdict")
+TASK_NUMBERS = (2, 3, 4)  # the columns aligned to the right
+BUDGET_COLUMNS = ("budget", "measured", "limit", "verdict")
+BUDGET_NUMBERS = (1, 2)
+
+
+def headline(contract: Mapping[str, Any]) -> str:
+    """The verdict in one line."""
+    verdict = "PASSED" if contract["passed"] else "BROKEN"
+    return f"contract {verdict}: no task may lose more than {contract['max_drop_percent']:g} %"
+
+
+def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The texts under `TASK_COLUMNS`, a row for each task."""
+    return [
+        (
+            task,
+            entry["metric"] + ("" if entry["higher_is_better"] else " (lower is better)"),
+            figure(entry["baseline"]),
+            figure(entry["final"]),
+            percent(entry["drop_percent"]),
+            _verdict(entry),
+        )
+        for task, entry in contract["tasks"].items()
+    ]
+
+
+def budget_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The texts under `BUDGET_COLUMNS`, a row for each budget."""
+    return [
+        (
+            name + (f" at {entry['image_size']} px" if "image_size" in entry else ""),
+            figure(entry["value"]),
+            "none" if entry["limit"] is None else figure(entry["limit"]),
+            _verdict(entry),
+        )
+        for name, entry in contract["budgets"].items()
+    ]
+
+
+def figure(value: SupportsFloat | None) -> str:
+    """A number for people: whole numbers with thousands separators, others to four digits; "-" for none."""
+    number = math.nan if value is None else float(value)
+    if not math.isfinite(number):
+        return "-"
+    whole = number == int(number) and abs(number) >= 1
+    return f"{number:,.0f}" if whole or abs(number) >= 1000 else f"{number:.4g}"
+
+
+def percent(value: SupportsFloat | None) -> str:
+    """A drop in percent to two decimals, so that 5.04 does not read as 5.0; "-" for none."""
+    return "-" if value is None else f"{float(value):.2f} %"
+
+
+def _verdict(entry: Mapping[str, Any]) -> str:
+    reason = f": {entry['reason']}" if "reason" in entry else ""
+    return ("passed" if entry["passed"] else "BROKEN") + reason
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split())
+
+
+def as_text(contract: Mapping[str, Any]) -> str:
+    """The contract as aligned plain text."""
+    blocks = [headline(contract)]
+    for columns, rows, numbers in _tables(contract):
+        blocks.append("\n".join(line.rstrip() for line in _aligned([columns, *rows], numbers, "", "  ", "")))
+    return "\n\n".join(blocks) + "\n"
+
+
+def as_markdown(contract: Mapping[str, Any]) -> str:
+    """The contract as aligned Markdown tables."""
+    blocks = [f"**{headline(contract)}**"]
+    for columns, rows, numbers in _tables(contract):
+        escaped = [tuple(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row) for row in rows]
+        head, *body = _aligned([columns, *escaped], numbers, "| ", " | ", " |")
+        widths = [len(cell) for cell in head[2:-2].split(" | ")]
+        rule = ["-" * (w + 1) + ":" if c in numbers else "-" * (w + 2) for c, w in enumerate(widths)]
+        blocks.append("\n".join([head, "|" + "|".join(rule) + "|", *body]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def table(contract: Mapping[str, Any]) -> Table:
+    """The contract as a table of rich, coloured in the terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid()
+    grid.title = Text(headline(contract), style="bold green" if contract["passed"] else "bold red")
+    for columns, rows, numbers in _tables(contract):
+        part = Table(box=box.SIMPLE_HEAD)
+        for index, column in enumerate(columns):
+            part.add_column(column, justify="right" if index in numbers else "left")
+        for row in rows:
+            verdict = Text(row[-1], style="green" if row[-1].startswith("passed") else "bold red")
+            part.add_row(*(Text(cell) for cell in row[:-1]), verdict)
+        grid.add_row(part)
+    return grid
+
+
+def _tables(
+    contract: Mapping[str, Any],
+) -> list[tuple[tuple[str, ...], list[tuple[str, ...]], tuple[int, ...]]]:
+    """Columns, rows, and which columns are numbers, of each table that has rows."""
+    tables = [
+        (TASK_COLUMNS, task_rows(contract), TASK_NUMBERS),
+        (BUDGET_COLUMNS, budget_rows(contract), BUDGET_NUMBERS),
+    ]
+    return [(columns, rows, numbers) for columns, rows, numbers in tables if rows]
+
+
+def _aligned(
+    rows: Sequence[Sequence[str]], numbers: Sequence[int], left: str, between: str, right: str
+) -> list[str]:
+    cells = [[_one_line(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return [
+        left
+        + between.join(
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + right
+        for row in cells
+    ]
