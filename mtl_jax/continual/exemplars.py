@@ -1,0 +1,115 @@
+"""Choice of exemplars: which few samples of a stream stand for all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+
+import numpy as np
+from jaxtyping import Int
+
+from mtl_jax.data.base import VOID, Sample
+
+
+def random(total: int, count: int, *, generator: np.random.Generator) -> Int[np.ndarray, "chosen"]:
+    """Chooses uniformly, without repetition.
+
+    Args:
+        total: number of samples to choose from.
+        count: how many to choose; all if there are fewer.
+        generator: source of randomness.
+
+    Returns:
+        Their indices.
+    """
+    return generator.permutation(total)[:count]
+
+
+def reservoir(
+    stream: Iterable[int], count: int, *, generator: np.random.Generator
+) -> Int[np.ndarray, "chosen"]:
+    """Chooses uniformly from a stream of unknown length in one pass.
+
+    Args:
+        stream: indices of samples, as they pass by.
+        count: how many to choose; all if there are fewer.
+        generator: source of randomness.
+
+    Returns:
+        The chosen indices.
+
+    References:
+        Vitter, "Random sampling with a reservoir", 1985 (algorithm R).
+    """
+    chosen: list[int] = []
+    for seen, index in enumerate(stream):
+        if seen < count:
+            chosen.append(index)
+        elif (slot := int(generator.integers(seen + 1))) < count:
+            chosen[slot] = index
+    return np.array(chosen, dtype=np.int64)
+
+
+def class_balanced(
+    classes: Sequence[Set[int]], count: int, *, generator: np.random.Generator
+) -> Int[np.ndarray, "chosen"]:
+    """Chooses greedily so that as many classes as possible are shown, then as evenly as possible.
+
+    Each choice shows the most classes that were shown least so far; ties are broken at random. The greedy
+    cover shows at least 1 - 1/e of the classes that the best choice of the same size shows.
+
+    Args:
+        classes: the classes that each sample shows, from `sample_classes`.
+        count: how many to choose; all if there are fewer.
+        generator: source of randomness.
+
+    Returns:
+        Their indices in the order of choice: any beginning is the greedy choice of its own size.
+
+    References:
+        Nemhauser, Wolsey, Fisher, "An analysis of approximations for maximizing submodular set functions",
+        1978.
+    """
+    columns = {class_id: column for column, class_id in enumerate(sorted(set().union(*classes)))}
+    order = generator.permutation(len(classes))
+    shows = np.zeros((len(classes), len(columns)))
+    for row, index in enumerate(order):
+        shows[row, [columns[class_id] for class_id in classes[index]]] = 1.0
+    shown = np.zeros(len(columns))
+    left = np.ones(len(classes), dtype=bool)
+    chosen: list[int] = []
+    for _ in range(min(count, len(classes))):
+        # A class shown once less is worth more than all classes shown oftener together. Counting from the
+        # least shown class that is still to be had keeps the powers within floating-point range.
+        available = shows[left].any(axis=0)
+        least = shown[available].min() if available.any() else 0.0
+        value = (len(columns) + 1.0) ** (least - np.maximum(shown, least))
+        row = int(np.argmax(np.where(left, shows @ value, -1.0)))
+        left[row] = False
+        shown += shows[row]
+        chosen.append(int(order[row]))
+    return np.array(chosen, dtype=np.int64)
+
+
+def sample_classes(sample: Sample, label_name: str | None = None) -> set[int]:
+    """The classes that a sample shows, whatever the kind of its labels.
+
+    Args:
+        sample: with a mask, boxes or a single class. Void pixels, crowds and missing labels show nothing.
+        label_name: which of its labels to look at; without it, all, whose class numbers are then united.
+
+    Returns:
+        Class numbers.
+    """
+    classes: set[int] = set()
+    for name, fields in sample["labels"].items():
+        if label_name not in (None, name):
+            continue
+        if "mask" in fields:
+            classes |= set(np.unique(fields["mask"]).tolist()) - {VOID}
+        elif "boxes_xyxy" in fields:
+            crowd = fields.get("crowd", np.zeros(np.shape(fields["label"]), dtype=bool))
+            known = np.isfinite(fields["boxes_xyxy"]).all(axis=-1)
+            classes |= set(fields["label"][known & ~crowd].tolist())
+        else:
+            classes |= {class_id for class_id in np.atleast_1d(fields["label"]).tolist() if class_id >= 0}
+    return classes

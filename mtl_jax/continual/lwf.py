@@ -1,0 +1,54 @@
+"""Learning without forgetting: on new images, old tasks' outputs stay close to the old network's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import ImageSize, Task
+
+
+def distillation(
+    tasks: Mapping[str, Task],
+    raw: Mapping[str, Array],
+    teacher_raw: Mapping[str, Array],
+    *,
+    image_size: ImageSize,
+    weights: Mapping[str, float],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The distillation term over all tasks for which the teacher has outputs.
+
+    Args:
+        tasks: the tasks by name; those without teacher outputs are left out.
+        raw: what the network in training emits, by task.
+        teacher_raw: what the network from before the stage emits for the same images; no gradient flows into
+            it.
+        image_size: height and width of the images, px.
+        weights: of each old task's term; entries for other tasks are ignored.
+
+    Returns:
+        The weighted sum, zero without old tasks, and each task's term before weighting.
+
+    Raises:
+        UserError: if an old task lacks a record, a weight or an output of the network in training.
+
+    References:
+        Li, Hoiem, "Learning without Forgetting", 2016.
+    """
+    for given, words in ((tasks, "a task record"), (weights, "a weight"), (raw, "an output of the network")):
+        missing = sorted(set(teacher_raw) - set(given))
+        if missing:
+            raise UserError(
+                f"expected {words} for every task of the teacher, found none for {', '.join(missing)}: "
+                f"given are {', '.join(sorted(given)) or 'none'}"
+            )
+    parts = {
+        name: tasks[name].distillation_loss(raw[name], jax.lax.stop_gradient(teacher_output), image_size)
+        for name, teacher_output in teacher_raw.items()
+    }
+    total = sum((weights[name] * part for name, part in parts.items()), start=jnp.float32(0.0))
+    return total, parts

@@ -1,0 +1,183 @@
+"""Replay: a few exemplars of an old stream, kept as decoded samples and trained on beside the new one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mtl_jax.continual.exemplars import class_balanced, random, reservoir, sample_classes
+from mtl_jax.data import transforms, warp
+from mtl_jax.data.base import Fields, Sample, Source
+from mtl_jax.errors import UserError
+
+SELECTIONS = ("random", "reservoir", "class_balanced")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayBuffer:
+    """Exemplars of one stream; a source like the one they were taken from."""
+
+    samples: tuple[Sample, ...]
+    class_names: Mapping[str, tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all images and labels."""
+        return sum(map(sample_bytes, self.samples))
+
+
+def sample_bytes(sample: Sample) -> int:
+    """Bytes of a sample's image and labels.
+
+    Args:
+        sample: as a source returns it.
+
+    Returns:
+        The number of bytes.
+    """
+    fields = [array for label in sample["labels"].values() for array in label.values()]
+    return sum(np.asarray(array).nbytes for array in (sample["image"], *fields))
+
+
+def fill(
+    source: Source,
+    *,
+    count: int,
+    selection: str,
+    generator: np.random.Generator,
+    max_side_px: int | None = None,
+    max_bytes: int | None = None,
+) -> ReplayBuffer:
+    """Takes exemplars from a source.
+
+    Args:
+        source: of the old stream.
+        count: how many exemplars at most.
+        selection: "random", "reservoir" or "class_balanced"; the last reads every sample once.
+        generator: source of randomness: the same state chooses the same exemplars.
+        max_side_px: exemplars with a longer side are downscaled to it, with their masks and boxes.
+        max_bytes: bound on the bytes of all exemplars together; those that do not fit are left out.
+
+    Returns:
+        The buffer.
+
+    Raises:
+        UserError: if the selection is unknown, nothing can be taken, or no exemplar fits.
+    """
+    if selection not in SELECTIONS:
+        raise UserError(f'expected selection to be one of {", ".join(SELECTIONS)}, found "{selection}"')
+    if count < 1 or len(source) == 0:
+        raise UserError(
+            f"expected one exemplar or more to keep, found count={count} of {len(source)} samples: "
+            "raise the count or turn replay off"
+        )
+    if selection == "class_balanced":
+        classes = [sample_classes(source[index]) for index in range(len(source))]
+        chosen = class_balanced(classes, count, generator=generator)
+    elif selection == "reservoir":
+        chosen = reservoir(range(len(source)), count, generator=generator)
+    else:
+        chosen = random(len(source), count, generator=generator)
+    samples: list[Sample] = []
+    used_bytes = 0
+    for index in chosen.tolist():
+        exemplar = downscale(source[index], max_side_px)
+        needed_bytes = sample_bytes(exemplar)
+        if max_bytes is None or used_bytes + needed_bytes <= max_bytes:
+            samples.append(exemplar)
+            used_bytes += needed_bytes
+    if not samples:
+        raise UserError(
+            f"expected room for at least one exemplar, found a limit of {max_bytes} bytes where the last one "
+            f"needs {needed_bytes}: raise the limit or lower max_side_px"
+        )
+    return ReplayBuffer(samples=tuple(samples), class_names=dict(source.class_names))
+
+
+def downscale(sample: Sample, max_side_px: int | None) -> Sample:
+    """A copy of a sample whose longer side is at most `max_side_px`; masks, boxes and areas follow the image.
+
+    Args:
+        sample: as a source returns it.
+        max_side_px: of the result; None keeps the size.
+
+    Returns:
+        The copy, which shares no memory with the sample.
+    """
+    height, width = sample["image"].shape[:2]
+    ratio = 1.0 if max_side_px is None else max_side_px / max(height, width)
+    if ratio < 1.0:
+        size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+        sample = transforms.place(sample, warp.stretch(height, width, size=size), size=size)
+    return copy.deepcopy(sample)
+
+
+def to_tree(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
+    """The whole buffer as one array of bytes, for a checkpoint.
+
+    One array (a NumPy `.npz` archive) rather than one per field: boxes may be empty, and stores of arrays
+    refuse arrays without elements and are slow with thousands of small ones.
+
+    Args:
+        buffer: any buffer.
+
+    Returns:
+        {"npz": u8[bytes]}
+    """
+    arrays = {"class_names": _to_bytes(json.dumps(dict(buffer.class_names)))}
+    for number, sample in enumerate(buffer.samples):
+        arrays[f"{number}/image"] = sample["image"]
+        arrays[f"{number}/id"] = _to_bytes(sample["id"])
+        for name, fields in sample["labels"].items():
+            arrays |= {f"{number}/labels/{name}/{field}": array for field, array in fields.items()}
+    archive = io.BytesIO()
+    np.savez(archive, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]  # a false overload match
+    return {"npz": np.frombuffer(archive.getvalue(), dtype=np.uint8)}
+
+
+def from_tree(tree: Mapping[str, Any]) -> ReplayBuffer:
+    """The inverse of `to_tree`, exact.
+
+    Args:
+        tree: as restored from a checkpoint.
+
+    Returns:
+        The buffer.
+    """
+    with np.load(io.BytesIO(np.asarray(tree["npz"]).tobytes()), allow_pickle=False) as archive:
+        arrays = {path: archive[path] for path in archive.files}
+    class_names = {name: tuple(of) for name, of in json.loads(_to_text(arrays.pop("class_names"))).items()}
+    count = sum(path.endswith("/id") and path.count("/") == 1 for path in arrays)
+    labels: list[dict[str, Fields]] = [{} for _ in range(count)]
+    for path, array in arrays.items():
+        number, *_ = path.split("/")
+        if path.startswith(f"{number}/labels/"):
+            # A label's name may hold a slash, a field's does not.
+            name, field = path.removeprefix(f"{number}/labels/").rsplit("/", 1)
+            labels[int(number)].setdefault(name, {})[field] = array
+    samples = tuple(
+        Sample(image=arrays[f"{i}/image"], labels=labels[i], id=_to_text(arrays[f"{i}/id"]))
+        for i in range(count)
+    )
+    return ReplayBuffer(samples=samples, class_names=class_names)
+
+
+def _to_bytes(text: str) -> UInt8[np.ndarray, "bytes"]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _to_text(array: UInt8[np.ndarray, "bytes"]) -> str:
+    return array.tobytes().decode()

@@ -1,0 +1,92 @@
+"""Learning without forgetting: the weighted sum over old tasks, and no gradient into the teacher."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax.continual import lwf
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Task
+
+IMAGE_SIZE = (32, 64)
+
+
+def squared_distance(raw, teacher_raw, image_size):
+    return jnp.mean(jnp.square(raw - teacher_raw)) * image_size[0] / image_size[1]
+
+
+def unused(*_):
+    raise AssertionError("distillation needs nothing but the distillation loss")
+
+
+TASK = Task(
+    name="seg",
+    kind="segmentation",
+    classes=("one", "two"),
+    channels=2,
+    readout="pooled",
+    strides=(32,),
+    main_metric="top1",
+    higher_is_better=True,
+    loss=unused,
+    distillation_loss=squared_distance,
+    finish=unused,
+    decode=unused,
+    new_metric=unused,
+    draw=unused,
+)
+TASKS = {
+    "seg": TASK,
+    "det": dataclasses.replace(TASK, name="det"),
+    "cls": dataclasses.replace(TASK, name="cls"),
+}
+RAW = {"seg": jnp.full((2, 2), 3.0), "det": jnp.full((2, 2), 2.0), "cls": jnp.full((2, 2), 9.0)}
+TEACHER_RAW = {"seg": jnp.ones((2, 2)), "det": jnp.ones((2, 2))}
+WEIGHTS = {"seg": 1.0, "det": 10.0, "cls": 5.0}
+
+
+def test_the_term_is_the_weighted_sum_over_the_tasks_of_the_teacher():
+    total, parts = lwf.distillation(TASKS, RAW, TEACHER_RAW, image_size=IMAGE_SIZE, weights=WEIGHTS)
+    assert {name: float(part) for name, part in parts.items()} == {"seg": 2.0, "det": 0.5}
+    assert float(total) == 7.0
+
+
+def test_without_old_tasks_the_term_is_zero():
+    total, parts = lwf.distillation(TASKS, RAW, {}, image_size=IMAGE_SIZE, weights={})
+    assert (float(total), parts) == (0.0, {})
+
+
+def test_no_gradient_flows_into_the_teacher_but_one_into_the_student():
+    def term(raw, teacher_raw):
+        return lwf.distillation(TASKS, raw, teacher_raw, image_size=IMAGE_SIZE, weights=WEIGHTS)[0]
+
+    student, teacher = jax.grad(term, argnums=(0, 1))(RAW, TEACHER_RAW)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(teacher))
+    np.testing.assert_allclose(student["det"], np.full((2, 2), 10 * 2 * 1.0 / 4 / 2))
+    assert not student["cls"].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"tasks": {"seg": TASK}},
+            "a task record for every task of the teacher, found none for det: given are seg",
+        ),
+        ({"weights": {"seg": 1.0}}, "a weight for every task of the teacher, found none for det"),
+        ({"raw": {}}, "an output of the network .*, found none for det, seg: given are none"),
+    ],
+)
+def test_an_old_task_without_its_parts_is_refused(change, words):
+    given = {
+        "tasks": TASKS,
+        "raw": RAW,
+        "teacher_raw": TEACHER_RAW,
+        "image_size": IMAGE_SIZE,
+        "weights": WEIGHTS,
+    }
+    with pytest.raises(UserError, match=words):
+        lwf.distillation(**{**given, **change})

@@ -1,0 +1,281 @@
+"""Replay: which exemplars are chosen, that they stay what they were, and that they fit."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mtl_jax.continual import exemplars, replay
+from mtl_jax.errors import UserError
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def make_sample(number, *, height=12, width=20, labels=None):
+    image = np.random.default_rng(number).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+    return {"image": image, "labels": {} if labels is None else labels, "id": f"image-{number}"}
+
+
+def boxes(label, *, crowd=None, boxes_xyxy=None):
+    count = len(label)
+    found = (
+        np.tile(np.array([2.0, 3.0, 10.0, 9.0], np.float32), (count, 1)) if boxes_xyxy is None else boxes_xyxy
+    )
+    return {
+        "boxes_xyxy": np.asarray(found, np.float32).reshape(count, 4),
+        "label": np.array(label, np.int32),
+        "crowd": np.array([False] * count if crowd is None else crowd, dtype=bool),
+        "area": np.full(count, 30.0, np.float32),
+    }
+
+
+class ListSource:
+    """A source of given samples that counts how often it is read."""
+
+    def __init__(self, samples, class_names=None):
+        self.samples, self.reads = samples, 0
+        self.class_names = {"classification": ("cat", "dog")} if class_names is None else class_names
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.samples[index]
+
+
+def class_source(label_of_each):
+    return ListSource(
+        [
+            make_sample(number, labels={"classification": {"label": np.array(label, np.int32)}})
+            for number, label in enumerate(label_of_each)
+        ]
+    )
+
+
+def ids(buffer):
+    return [sample["id"] for sample in buffer.samples]
+
+
+def test_the_classes_of_a_mask_are_its_values_without_void():
+    mask = np.array([[0, 3], [255, 3]], np.uint8)
+    assert exemplars.sample_classes({"labels": {"segmentation": {"mask": mask}}}) == {0, 3}
+
+
+def test_the_classes_of_boxes_leave_out_crowds_and_missing_labels():
+    fields = boxes(
+        [1, 5, 7], crowd=[False, True, False], boxes_xyxy=[[0, 0, 1, 1], [0, 0, 1, 1], [np.nan] * 4]
+    )
+    assert exemplars.sample_classes({"labels": {"detection": fields}}) == {1}
+    assert exemplars.sample_classes({"labels": {"detection": boxes([])}}) == set()
+
+
+@pytest.mark.parametrize(("label", "expected"), [(4, {4}), (-1, set())])
+def test_the_class_of_an_image_is_its_label_unless_missing(label, expected):
+    assert (
+        exemplars.sample_classes({"labels": {"classification": {"label": np.array(label, np.int32)}}})
+        == expected
+    )
+
+
+def test_the_classes_of_several_labels_are_united_or_looked_at_one_by_one():
+    sample = {"labels": {"a": {"label": np.int32(1)}, "b": {"label": np.int32(2)}}}
+    assert exemplars.sample_classes(sample) == {1, 2}
+    assert exemplars.sample_classes(sample, "b") == {2}
+
+
+@pytest.mark.parametrize(
+    "choose", [exemplars.random, lambda n, k, **g: exemplars.reservoir(range(n), k, **g)]
+)
+def test_every_sample_is_as_likely_to_be_chosen_as_any_other(choose):
+    one_generator, rounds = generator(), 3000
+    counts = np.zeros(6)
+    for _ in range(rounds):
+        chosen = choose(6, 2, generator=one_generator)
+        assert len(set(chosen.tolist())) == 2
+        counts[chosen] += 1
+    # Each count has mean 1000 and standard deviation 26.
+    assert np.abs(counts - rounds / 3).max() < 5 * 26
+
+
+def test_a_reservoir_needs_no_length():
+    chosen = exemplars.reservoir(itertools.islice(itertools.count(100), 50), 5, generator=generator())
+    assert len(chosen) == 5
+    assert set(chosen.tolist()) <= set(range(100, 150))
+
+
+@pytest.mark.parametrize("count", [3, 10])
+def test_asking_for_more_than_there_are_gives_all(count):
+    classes = [{0}, {1}, set()]
+    assert sorted(exemplars.random(3, count, generator=generator())) == [0, 1, 2]
+    assert sorted(exemplars.reservoir(range(3), count, generator=generator())) == [0, 1, 2]
+    assert sorted(exemplars.class_balanced(classes, count, generator=generator())) == [0, 1, 2]
+
+
+def test_ten_images_show_all_twenty_classes_where_they_can():
+    # Ten images with two classes each cover everything; a hundred others show only the three common classes.
+    pairs = [{0, 2 * i + 1, 2 * i + 2} for i in range(10)]
+    common = [{0, 1, 2, 3} for _ in range(100)]
+    chosen = exemplars.class_balanced(common + pairs, 10, generator=generator())
+    shown = set().union(*((common + pairs)[index] for index in chosen))
+    assert len(shown) >= 20
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_cover_is_within_the_greedy_bound_of_the_best(seed):
+    draw = generator(seed)
+    classes = [set(draw.choice(12, size=draw.integers(1, 4), replace=False).tolist()) for _ in range(12)]
+    best = max(len(set().union(*some)) for some in itertools.combinations(classes, 4))
+    chosen = exemplars.class_balanced(classes, 4, generator=generator(seed))
+    assert len(set().union(*(classes[index] for index in chosen))) >= (1 - 1 / np.e) * best
+
+
+def test_single_class_images_are_chosen_evenly():
+    labels = [0] * 50 + [1] * 5 + [2] * 20
+    chosen = exemplars.class_balanced([{label} for label in labels], 12, generator=generator())
+    assert np.bincount([labels[index] for index in chosen]).tolist() == [4, 4, 4]
+
+
+def test_evenness_holds_after_hundreds_of_choices_and_an_exhausted_class():
+    labels = [0] * 400 + [1] * 400 + [2]
+    chosen = exemplars.class_balanced([{label} for label in labels], 701, generator=generator())
+    assert np.bincount([labels[index] for index in chosen]).tolist() == [350, 350, 1]
+
+
+def test_ties_are_broken_by_the_generator_alone():
+    classes = [{index % 3} for index in range(30)]
+    first, again, other = (
+        exemplars.class_balanced(classes, 6, generator=generator(seed)).tolist() for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("selection", replay.SELECTIONS)
+def test_a_buffer_is_filled_from_a_source_and_is_one_itself(selection):
+    source = class_source([0] * 8 + [1] * 2)
+    buffer = replay.fill(source, count=4, selection=selection, generator=generator())
+    assert len(buffer) == len(set(ids(buffer))) == 4
+    assert buffer.class_names == source.class_names
+    original = source.samples[int(buffer[0]["id"].split("-")[1])]
+    np.testing.assert_array_equal(buffer[0]["image"], original["image"])
+    assert ids(replay.fill(source, count=4, selection=selection, generator=generator())) == ids(buffer)
+    if selection == "class_balanced":
+        assert sorted(int(sample["labels"]["classification"]["label"]) for sample in buffer.samples) == [
+            0,
+            0,
+            1,
+            1,
+        ]
+    else:
+        assert source.reads <= 9, "choosing at random reads only what it keeps"
+
+
+def test_exemplars_do_not_change_when_the_source_does():
+    source = class_source([0, 1])
+    buffer = replay.fill(source, count=2, selection="random", generator=generator())
+    before = [sample["image"].copy() for sample in buffer.samples]
+    for sample in source.samples:
+        sample["image"][:] = 0
+        sample["labels"]["classification"]["label"][...] = 9
+    for sample, image in zip(buffer.samples, before, strict=True):
+        np.testing.assert_array_equal(sample["image"], image)
+        assert sample["labels"]["classification"]["label"] < 9
+
+
+def test_the_byte_limit_holds():
+    source = class_source([0, 1] * 5)
+    one = replay.sample_bytes(source.samples[0])
+    assert one == 12 * 20 * 3 + 4
+    buffer = replay.fill(
+        source, count=10, selection="random", generator=generator(), max_bytes=int(3.5 * one)
+    )
+    assert len(buffer) == 3
+    assert buffer.size_bytes == 3 * one
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "words"),
+    [
+        ([0, 1], {"selection": "newest"}, 'random, reservoir, class_balanced, found "newest"'),
+        ([0, 1], {"count": 0}, "found count=0 of 2 samples"),
+        ([], {}, "found count=1 of 0 samples"),
+        ([0, 1], {"max_bytes": 100}, "a limit of 100 bytes where the last one needs 724: raise the limit"),
+    ],
+)
+def test_a_buffer_that_would_be_empty_is_refused(samples, options, words):
+    options = {"count": 1, "selection": "random", **options}
+    with pytest.raises(UserError, match=words):
+        replay.fill(class_source(samples), generator=generator(), **options)
+
+
+def test_downscaling_moves_image_mask_and_boxes_together():
+    image = np.zeros((40, 80, 3), np.uint8)
+    mask = np.zeros((40, 80), np.uint8)
+    image[8:24, 16:48] = 200
+    mask[8:24, 16:48] = 7
+    labels = {"segmentation": {"mask": mask}, "detection": boxes([2], boxes_xyxy=[[16, 8, 48, 24]])}
+    small = replay.downscale({"image": image, "labels": labels, "id": "a"}, 20)
+    assert small["image"].shape == (10, 20, 3)
+    expected = np.zeros((10, 20), bool)
+    expected[2:6, 4:12] = True
+    np.testing.assert_array_equal(small["image"][..., 0], np.where(expected, 200, 0))
+    np.testing.assert_array_equal(small["labels"]["segmentation"]["mask"], np.where(expected, 7, 0))
+    np.testing.assert_array_equal(small["labels"]["detection"]["boxes_xyxy"], [[4, 2, 12, 6]])
+    assert small["labels"]["detection"]["area"].tolist() == [30.0 / 16]
+    assert small["labels"]["detection"]["label"].tolist() == [2]
+
+
+def test_downscaling_by_an_odd_ratio_keeps_the_mean_and_the_dtypes():
+    sample = make_sample(0, height=31, width=47, labels={"detection": boxes([1])})
+    small = replay.downscale(sample, 17)
+    assert small["image"].shape == (11, 17, 3)
+    np.testing.assert_allclose(small["image"].mean((0, 1)), sample["image"].mean((0, 1)), atol=1.5)
+    for field, array in small["labels"]["detection"].items():
+        assert array.dtype == sample["labels"]["detection"][field].dtype
+
+
+@pytest.mark.parametrize("max_side_px", [None, 20, 500])
+def test_a_small_image_is_not_resized(max_side_px):
+    sample = make_sample(0, labels={"detection": boxes([1])})
+    same = replay.downscale(sample, max_side_px)
+    np.testing.assert_array_equal(same["image"], sample["image"])
+    np.testing.assert_array_equal(
+        same["labels"]["detection"]["boxes_xyxy"], sample["labels"]["detection"]["boxes_xyxy"]
+    )
+
+
+def test_a_sliver_keeps_at_least_one_pixel():
+    assert replay.downscale(make_sample(0, height=2, width=200), 20)["image"].shape == (1, 20, 3)
+
+
+def test_a_checkpoint_gives_the_buffer_back_exactly():
+    samples = [
+        make_sample(0, labels={"segmentation": {"mask": np.full((12, 20), 255, np.uint8)}}),
+        make_sample(1, labels={"detection": boxes([])}),
+        make_sample(2, labels={"detection": boxes([3, 1]), "a/b": {"label": np.array(-1, np.int32)}}),
+        {**make_sample(3), "id": "Straße/ü 你好"},
+    ] + [make_sample(number) for number in range(4, 12)]
+    class_names = {"segmentation": ("background", "Zürich"), "detection": ()}
+    buffer = replay.ReplayBuffer(samples=tuple(samples), class_names=class_names)
+    tree = replay.to_tree(buffer)
+    assert all(array.dtype == np.uint8 and array.size for array in tree.values())
+    restored = replay.from_tree(tree)
+    assert ids(restored) == ids(buffer)
+    assert restored.class_names == class_names
+    for sample, original in zip(restored.samples, samples, strict=True):
+        np.testing.assert_array_equal(sample["image"], original["image"], strict=True)
+        assert list(sample["labels"]) == list(original["labels"])
+        for name, fields in original["labels"].items():
+            assert list(sample["labels"][name]) == list(fields)
+            for field, array in fields.items():
+                np.testing.assert_array_equal(sample["labels"][name][field], array, strict=True)
+
+
+def test_the_same_buffer_always_gives_the_same_bytes():
+    buffer = replay.fill(class_source([0, 1]), count=2, selection="random", generator=generator())
+    first, again = (replay.to_tree(replay.from_tree(replay.to_tree(buffer))) for _ in range(2))
+    np.testing.assert_array_equal(first["npz"], again["npz"])
+    np.testing.assert_array_equal(first["npz"], replay.to_tree(buffer)["npz"])
