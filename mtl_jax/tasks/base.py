@@ -57,7 +57,7 @@ class Task:
     strides: tuple[int, ...]  # px of input per cell, of the neck levels that the head reads
     main_metric: str  # the figure that the contract judges
     higher_is_better: bool
-    # (raw, labels, image_size) -> loss f32[], its parts by name. A missing label adds neither loss nor gradient.
+    # (raw, labels, image_size) -> loss f32[], its parts by name. A missing label adds no loss and no gradient.
     loss: Callable[[Array, Labels, ImageSize], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
     # (raw, teacher_raw, image_size) -> f32[]: how far the student is from the teacher on the same images.
     distillation_loss: Callable[[Array, Array, ImageSize], Float[Array, ""]]

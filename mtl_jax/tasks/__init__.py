@@ -1,0 +1,64 @@
+"""Kinds of tasks, and the tasks of a configuration built from them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks import classification, detection, segmentation
+from mtl_jax.tasks.base import Task
+
+KINDS: dict[str, Callable[..., Task]] = {
+    "segmentation": segmentation.make,
+    "detection": detection.make,
+    "classification": classification.make,
+}
+
+
+def build(tasks_config: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
+    """Builds the tasks of a configuration, in its order.
+
+    Args:
+        tasks_config: by task name: "kind", one of `KINDS`, and keyword arguments of that kind's `make`.
+
+    Raises:
+        UserError: a kind or an argument is unknown, or an argument is missing or outside its range.
+    """
+    return {name: _build_one(name, section) for name, section in tasks_config.items()}
+
+
+def _build_one(name: str, section: Mapping[str, Any]) -> Task:
+    kind = section.get("kind")
+    if kind not in KINDS:
+        raise UserError(
+            f"task {name!r}: expected a kind among {', '.join(KINDS)}, found {kind!r}; correct tasks.{name}"
+        )
+    options = {key: value for key, value in section.items() if key != "kind"}
+    parameters = inspect.signature(KINDS[kind]).parameters
+    known = [key for key in parameters if key != "name"]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UserError(
+            f"task {name!r}: expected settings of a {kind} task ({', '.join(known)}), found "
+            f"{', '.join(unknown)}; correct tasks.{name}"
+        )
+    missing = [
+        key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options
+    ]
+    if missing:
+        raise UserError(f"task {name!r}: expected {', '.join(missing)}, found none; add it to tasks.{name}")
+    _check_classes(name, options["classes"])
+    return KINDS[kind](name, **options)
+
+
+def _check_classes(name: str, classes: Sequence[str]) -> None:
+    where = f"task {name!r}: expected "
+    if isinstance(classes, str):
+        raise UserError(where + f"a list of class names, found {classes!r}; write [{classes!r}, ...]")
+    twice = sorted({entry for entry in classes if list(classes).count(entry) > 1})
+    if twice:
+        raise UserError(
+            where + f"each class once, found {', '.join(map(repr, twice))} again; correct tasks.{name}"
+        )

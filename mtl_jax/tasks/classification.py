@@ -1,0 +1,154 @@
+"""Classification: one class per image, from the mean of the head's features on one level of the neck."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+
+CAPTION_CLASSES = 3
+
+
+def make(
+    name: str,
+    classes: Sequence[str],
+    *,
+    strides: Sequence[int] = (32,),
+    label_smoothing: float = 0.0,
+    distillation_temperature: float = 2.0,
+) -> Task:
+    """Builds a classification task.
+
+    Args:
+        name: of the task.
+        classes: names, in the order of the labels.
+        strides: px per cell of the one level that the head reads.
+        label_smoothing: share of the target that is spread over all classes, 0 to 1.
+        distillation_temperature: divides the logits of teacher and student.
+
+    Raises:
+        UserError: a setting is outside its range.
+    """
+    classes, strides = tuple(classes), tuple(strides)
+    where = f"task {name!r}: expected "
+    if len(classes) < 2:
+        raise UserError(where + f"at least 2 classes, found {list(classes)}; list them all")
+    if len(strides) != 1:
+        raise UserError(where + f"one stride for classification, found {strides}; name one level of the neck")
+    if not 0 <= label_smoothing < 1:
+        raise UserError(where + f"label_smoothing from 0 to below 1, found {label_smoothing}; change it")
+    return Task(
+        name=name,
+        kind="classification",
+        classes=classes,
+        channels=len(classes),
+        readout="pooled",
+        strides=strides,
+        main_metric="top1",
+        higher_is_better=True,
+        loss=functools.partial(loss, label_smoothing=label_smoothing),
+        distillation_loss=functools.partial(distillation_loss, temperature=distillation_temperature),
+        finish=finish,
+        decode=decode,
+        new_metric=functools.partial(TopAccuracy, name=name, class_count=len(classes)),
+        draw=functools.partial(draw, classes=classes),
+    )
+
+
+def loss(
+    raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize, *, label_smoothing: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy, averaged over the labelled images of the batch; a label outside the table is missing.
+
+    References:
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing), 2016.
+    """
+    del image_size
+    label = labels["label"]
+    labelled = (label >= 0) & (label < raw.shape[-1])
+    log_p = jax.nn.log_softmax(raw.astype(jnp.float32))
+    cost = -jnp.take_along_axis(log_p, jnp.where(labelled, label, 0)[:, None], axis=-1)[:, 0]
+    cost = (1 - label_smoothing) * cost - label_smoothing * log_p.mean(axis=-1)
+    value = jnp.where(labelled, cost, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
+    return value, {"cross_entropy": value}
+
+
+def distillation_loss(
+    raw: Float[Array, "batch classes"],
+    teacher_raw: Float[Array, "batch classes"],
+    image_size: ImageSize,
+    *,
+    temperature: float,
+) -> Float[Array, ""]:
+    """Mean over the images of KL(teacher || student), both softened; times temperature².
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    del image_size
+    teacher = jax.nn.log_softmax(teacher_raw.astype(jnp.float32) / temperature)
+    student = jax.nn.log_softmax(raw.astype(jnp.float32) / temperature)
+    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+
+
+def finish(raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
+    """Returns the logits."""
+    del image_size
+    return raw.astype(jnp.float32)
+
+
+def decode(outputs: Float[Array, "batch classes"]) -> dict[str, Array]:
+    """Returns the probability of each class."""
+    return {"probability": jax.nn.softmax(outputs)}
+
+
+class TopAccuracy:
+    """Share of images whose class is the most probable one ("top1") or among the five most probable ("top5").
+
+    With 5 classes or fewer there is no "top5". Images without a label are left out; without any the figures
+    are NaN.
+    """
+
+    def __init__(self, *, name: str, class_count: int) -> None:
+        self._name, self._class_count = name, class_count
+        self._ranks: list[int] = []  # of the true class, 0 = most probable
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+        """Adds one image.
+
+        Raises:
+            UserError: the label is outside the table of classes.
+        """
+        del geometry
+        label = int(target["label"])
+        if label >= self._class_count:
+            raise UserError(
+                f"task {self._name!r}: expected labels below {self._class_count}, found {label}; list every "
+                "class in the config"
+            )
+        if label >= 0:
+            order = np.argsort(-np.asarray(prediction["probability"]), kind="stable")
+            self._ranks.append(int(np.flatnonzero(order == label)[0]))
+
+    def compute(self) -> dict[str, float]:
+        """Returns "top1" and, where it says something, "top5"."""
+        ranks = np.array(self._ranks)
+        cut_offs = {"top1": 1} | ({"top5": 5} if self._class_count > 5 else {})
+        return {
+            name: float(np.mean(ranks < k)) if len(ranks) else float("nan") for name, k in cut_offs.items()
+        }
+
+
+def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
+    """Writes the most probable classes above the image."""
+    probability = np.asarray(prediction["probability"])
+    best = np.argsort(-probability, kind="stable")[:CAPTION_CLASSES]
+    axes.set_title("\n".join(f"{classes[i]} {probability[i]:.0%}" for i in best), fontsize="small")

@@ -1,0 +1,324 @@
+"""Object detection without anchors: each cell of the head's grid predicts a box, its objectness and class."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks import assignment, boxes
+from mtl_jax.tasks.base import ImageSize, Labels, Task
+from mtl_jax.tasks.mean_average_precision import MeanAveragePrecision
+
+OBJECTNESS_PRIOR = 0.01  # of an untrained head, whose biases are zero (Lin et al., "Focal Loss", 2017)
+PRIOR_LOGIT = float(np.log(OBJECTNESS_PRIOR / (1 - OBJECTNESS_PRIOR)))
+BOX_CHANNELS, OBJECTNESS = 4, 4  # a cell's channels: 4 of the box, objectness, classes
+DRAW_MIN_SCORE = 0.3
+
+
+def make(
+    name: str,
+    classes: Sequence[str],
+    *,
+    strides: Sequence[int] = (8, 16, 32),
+    box_weight: float = 5.0,
+    objectness_weight: float = 1.0,
+    class_weight: float = 1.0,
+    focal_exponent: float = 2.0,
+    score_threshold: float = 0.005,
+    nms_iou: float = 0.6,
+    candidates: int = 512,
+    max_detections: int = 100,
+) -> Task:
+    """Builds a detection task.
+
+    Args:
+        name: of the task.
+        classes: names, in the order of the labels; there is no background class.
+        strides: px per cell of each level that the head reads.
+        box_weight: of the boxes' loss (5 in YOLOX).
+        objectness_weight: of the objectness loss.
+        class_weight: of the classes' loss.
+        focal_exponent: of |IoU - objectness|, which scales the objectness loss (2 in Li et al. 2020).
+        score_threshold: detections below are dropped; low, because mean average precision wants the tail.
+        nms_iou: overlap above which the worse of two boxes of a class goes.
+        candidates: pairs of cell and class that non-maximum suppression looks at, the best by score.
+        max_detections: per image (100 in COCO).
+
+    Raises:
+        UserError: a setting is outside its range.
+    """
+    classes, strides = tuple(classes), tuple(strides)
+    where = f"task {name!r}: expected "
+    if not classes:
+        raise UserError(where + "at least one class, found none; list the classes")
+    if not strides or min(strides) < 1:
+        raise UserError(where + f"strides >= 1 px, found {strides}; name levels of the neck")
+    if not 0 <= score_threshold < 1 or not 0 < nms_iou <= 1:
+        raise UserError(
+            where
+            + f"score_threshold and nms_iou within 0..1, found {score_threshold} and {nms_iou}; change them"
+        )
+    if not 1 <= max_detections <= candidates:
+        raise UserError(where + f"1 <= max_detections <= candidates, found {max_detections} and {candidates}")
+    return Task(
+        name=name,
+        kind="detection",
+        classes=classes,
+        channels=BOX_CHANNELS + 1 + len(classes),
+        readout="cells",
+        strides=strides,
+        main_metric="map_50_95",
+        higher_is_better=True,
+        loss=functools.partial(
+            loss,
+            strides=strides,
+            weights={"box": box_weight, "objectness": objectness_weight, "class": class_weight},
+            focal_exponent=focal_exponent,
+        ),
+        distillation_loss=functools.partial(distillation_loss, strides=strides),
+        finish=functools.partial(finish, strides=strides),
+        decode=functools.partial(
+            decode,
+            score_threshold=score_threshold,
+            nms_iou=nms_iou,
+            candidates=candidates,
+            max_detections=max_detections,
+        ),
+        new_metric=functools.partial(MeanAveragePrecision, name=name, classes=classes),
+        draw=functools.partial(draw, classes=classes),
+    )
+
+
+def finish(
+    raw: Float[Array, "batch cells channels"], image_size: ImageSize, *, strides: tuple[int, ...]
+) -> Float[Array, "batch cells channels"]:
+    """Returns per cell cx, cy, w, h in px, the objectness logit and the class logits.
+
+    Args:
+        raw: as `boxes.decode` reads the box; the objectness is relative to its prior.
+        image_size: height and width of the network's input, px.
+        strides: px per cell of each level.
+
+    Raises:
+        ValueError: `raw` has another number of cells than the levels of such an image.
+    """
+    centres, cell_strides = boxes.cell_grid(image_size, strides)
+    if raw.shape[1] != len(centres):
+        raise ValueError(
+            f"expected {len(centres)} cells for an image of {image_size} px at strides {strides}, found "
+            f"{raw.shape[1]}; pass the image size that the head saw"
+        )
+    raw = raw.astype(jnp.float32)
+    box = boxes.decode(raw[..., :BOX_CHANNELS], centres, cell_strides)
+    return jnp.concatenate(
+        [box, raw[..., OBJECTNESS, None] + PRIOR_LOGIT, raw[..., OBJECTNESS + 1 :]], axis=-1
+    )
+
+
+def loss(
+    raw: Float[Array, "batch cells channels"],
+    labels: Labels,
+    image_size: ImageSize,
+    *,
+    strides: tuple[int, ...],
+    weights: Mapping[str, float],
+    focal_exponent: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Complete-IoU loss of the boxes, quality-focal objectness, classes towards the IoU; per assigned cell.
+
+    The objectness of an assigned cell learns the IoU that its box has at present, that of the others 0, so
+    that the score says how well a box fits. Cells are assigned by `assignment.sim_ota`: like task alignment
+    it lets the predictions decide, but its windows around the centres give even boxes smaller than a cell
+    their candidates. Cells in a crowd's box that learn no object are left out, as are all cells of an image
+    without labels.
+
+    References:
+        Li et al., "Generalized Focal Loss", 2020 (quality focal loss). Zheng et al., "Distance-IoU Loss",
+        2020. Ge et al., "YOLOX: Exceeding YOLO Series in 2021", 2021.
+    """
+    outputs = finish(raw, image_size, strides=strides)
+    predicted = boxes.to_corners(outputs[..., :BOX_CHANNELS])
+    objectness, class_logits = outputs[..., OBJECTNESS], outputs[..., OBJECTNESS + 1 :]
+    target = _targets(jax.lax.stop_gradient(outputs), labels, image_size, strides)
+    # Cells without a box compare their prediction with itself, which is 0 and has a finite gradient.
+    own_box = jnp.where(target.positive[..., None], target.box, jax.lax.stop_gradient(predicted))
+    quality = jnp.where(target.positive, jax.lax.stop_gradient(boxes.iou(predicted, own_box)), 0.0)
+    focal = jnp.abs(quality - jax.nn.sigmoid(objectness)) ** focal_exponent
+    class_target = jax.nn.one_hot(target.label, class_logits.shape[-1]) * quality[..., None]
+    cells = {
+        "box": jnp.where(target.positive, 1 - boxes.complete_iou(predicted, own_box), 0.0),
+        "objectness": jnp.where(target.ignored, 0.0, focal * _cross_entropy(objectness, quality)),
+        "class": jnp.where(target.positive, _cross_entropy(class_logits, class_target).sum(axis=-1), 0.0),
+    }
+    count = jnp.maximum(target.positive.sum(), 1)
+    parts = {name: weights[name] * cell.sum() / count for name, cell in cells.items()}
+    return parts["box"] + parts["objectness"] + parts["class"], parts
+
+
+class _Targets(NamedTuple):
+    positive: Bool[Array, "batch cells"]  # the cell learns an object
+    ignored: Bool[Array, "batch cells"]  # its objectness learns nothing
+    box: Float[Array, "batch cells 4"]  # of the cell's object, px
+    label: Int[Array, "batch cells"]
+
+
+def _targets(
+    outputs: Float[Array, "batch cells channels"],
+    labels: Labels,
+    image_size: ImageSize,
+    strides: tuple[int, ...],
+) -> _Targets:
+    """Assigns the labelled boxes to cells."""
+    finite = jnp.all(jnp.isfinite(labels["boxes_xyxy"]), axis=-1)
+    missing = jnp.all(jnp.isnan(labels["boxes_xyxy"]), axis=(1, 2))
+    truth = jnp.where(finite[..., None], labels["boxes_xyxy"], 0.0)  # before any sum: 0 * NaN would be NaN
+    label = jnp.clip(labels["label"], 0, outputs.shape[-1] - BOX_CHANNELS - 2)
+    owner = jax.vmap(functools.partial(assignment.sim_ota, image_size=image_size, strides=strides))(
+        boxes.to_corners(outputs[..., :BOX_CHANNELS]),
+        outputs[..., OBJECTNESS],
+        outputs[..., OBJECTNESS + 1 :],
+        truth,
+        label,
+        labels["valid"] & finite,
+    )
+    positive = owner < truth.shape[1]
+    owner = jnp.where(positive, owner, 0)
+    ignored = jnp.broadcast_to(missing[:, None], positive.shape)
+    if "crowd" in labels:
+        ignored |= ~positive & _in_boxes(truth, labels["crowd"] & finite, image_size, strides)
+    box = jnp.take_along_axis(truth, owner[..., None], axis=1)
+    return _Targets(positive, ignored, box, jnp.take_along_axis(label, owner, axis=1))
+
+
+def _cross_entropy(logits: Float[Array, "*n"], target: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Binary cross-entropy towards a probability."""
+    return jax.nn.softplus(logits) - target * logits
+
+
+def _in_boxes(
+    boxes_xyxy: Float[Array, "batch n 4"],
+    chosen: Bool[Array, "batch n"],
+    image_size: ImageSize,
+    strides: tuple[int, ...],
+) -> Bool[Array, "batch cells"]:
+    """Says which cells have their centre within one of the chosen boxes."""
+    centres = jnp.asarray(boxes.cell_grid(image_size, strides)[0])[None, None]
+    low, high = boxes_xyxy[:, :, None, :2], boxes_xyxy[:, :, None, 2:]
+    shape = (*boxes_xyxy.shape[:2], *centres.shape[2:])
+    centres = jnp.broadcast_to(centres, shape)
+    inside = jnp.all((centres >= low) & (centres <= high), axis=-1)
+    return jnp.any(inside & chosen[..., None], axis=1)
+
+
+def distillation_loss(
+    raw: Float[Array, "batch cells channels"],
+    teacher_raw: Float[Array, "batch cells channels"],
+    image_size: ImageSize,
+    *,
+    strides: tuple[int, ...],
+) -> Float[Array, ""]:
+    """How far the student's cells are from the teacher's, most of all where the teacher sees an object.
+
+    The sum of KL(teacher || student) of the objectness on every cell, and, weighted by the teacher's
+    objectness, that of each class, the smooth-L1 distance of the raw box and the generalised-IoU loss, over
+    the teacher's total objectness.
+
+    References:
+        Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", 2017. Hinton,
+        Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    student, teacher = (finish(array, image_size, strides=strides) for array in (raw, teacher_raw))
+    weight = jax.nn.sigmoid(teacher[..., OBJECTNESS])
+    kl = _divergence(student[..., OBJECTNESS:], teacher[..., OBJECTNESS:])
+    offset = jnp.abs(raw[..., :BOX_CHANNELS].astype(jnp.float32) - teacher_raw[..., :BOX_CHANNELS])
+    smooth_l1 = jnp.where(offset < 1, 0.5 * offset**2, offset - 0.5)
+    overlap = boxes.generalised_iou(
+        boxes.to_corners(student[..., :BOX_CHANNELS]), boxes.to_corners(teacher[..., :BOX_CHANNELS])
+    )
+    cost = kl[..., 0] + weight * (kl[..., 1:].sum(axis=-1) + smooth_l1.sum(axis=-1) + 1 - overlap)
+    return cost.sum() / jnp.maximum(weight.sum(), 1.0)
+
+
+def _divergence(student_logits: Float[Array, "*n"], teacher_logits: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """KL(teacher || student) of yes/no probabilities."""
+    target = jax.nn.sigmoid(teacher_logits)
+    return _cross_entropy(student_logits, target) - _cross_entropy(teacher_logits, target)
+
+
+def decode(
+    outputs: Float[Array, "batch cells channels"],
+    *,
+    score_threshold: float,
+    nms_iou: float,
+    candidates: int,
+    max_detections: int,
+) -> dict[str, Array]:
+    """Returns the best boxes after non-maximum suppression within each class, best first.
+
+    The score is the geometric mean of objectness and class probability: both learn the IoU, so their mean
+    estimates it, while their product, which ranks alike, would be its square. A cell may answer with several
+    classes.
+
+    Args:
+        outputs: of `finish`.
+        score_threshold: boxes with a lower score are not valid.
+        nms_iou: overlap above which the worse of two boxes of a class goes.
+        candidates: pairs of cell and class that are looked at.
+        max_detections: number k of boxes returned.
+
+    Returns:
+        "boxes_xyxy" f32[batch, k, 4] in px of the input, "score" f32[batch, k], "label" i32[batch, k] and
+        "valid" bool[batch, k]; the entries that are not valid are 0.
+    """
+    select = functools.partial(
+        _decode_one,
+        score_threshold=score_threshold,
+        nms_iou=nms_iou,
+        candidates=candidates,
+        max_detections=max_detections,
+    )
+    return jax.vmap(select)(outputs)
+
+
+def _decode_one(
+    outputs: Float[Array, "cells channels"],
+    *,
+    score_threshold: float,
+    nms_iou: float,
+    candidates: int,
+    max_detections: int,
+) -> dict[str, Array]:
+    log_probability = jax.nn.log_sigmoid(outputs[:, OBJECTNESS:])
+    score = jnp.exp(0.5 * (log_probability[:, :1] + log_probability[:, 1:]))
+    class_count = score.shape[1]
+    score, index = jax.lax.top_k(score.reshape(-1), min(candidates, score.size))
+    label = index % class_count
+    box = boxes.to_corners(outputs[index // class_count, :BOX_CHANNELS])
+    keep = boxes.suppress(box, label, score >= score_threshold, iou_threshold=nms_iou)
+    rank = jnp.where(keep, jnp.cumsum(keep) - 1, max_detections)  # those past the end are dropped
+
+    def place(values: Array) -> Array:
+        return jnp.zeros((max_detections, *values.shape[1:]), values.dtype).at[rank].set(values, mode="drop")
+
+    return {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
+
+
+def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
+    """Frames every detection of a fair score, with its class and score."""
+    from matplotlib.patches import Rectangle  # slow to import
+
+    shown = np.asarray(prediction["valid"]) & (np.asarray(prediction["score"]) >= DRAW_MIN_SCORE)
+    for index in np.flatnonzero(shown):
+        x0, y0, x1, y1 = np.asarray(prediction["boxes_xyxy"])[index]
+        label, score = int(prediction["label"][index]), float(prediction["score"][index])
+        colour = f"C{label % 10}"
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5))
+        style = {"fontsize": "x-small", "color": "white", "backgroundcolor": colour, "clip_on": True}
+        axes.text(x0, y0, f"{classes[label]} {score:.2f}", verticalalignment="bottom", **style)

@@ -1,0 +1,256 @@
+"""Semantic segmentation: one class per pixel, from the task's slice of the head on one level of the neck."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+
+OVERLAY_OPACITY = 0.6
+
+
+def make(
+    name: str,
+    classes: Sequence[str],
+    *,
+    strides: Sequence[int] = (8,),
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    ignore_label: int = 255,
+    loss_stride: int = 4,
+    distillation_temperature: float = 2.0,
+) -> Task:
+    """Builds a segmentation task.
+
+    Args:
+        name: of the task.
+        classes: names, in the order of the mask's values.
+        strides: px per cell of the one level that the head reads.
+        label_smoothing: share of the target that is spread over all classes, 0 to 1.
+        class_weights: weight of each class in the loss; all 1 if None.
+        ignore_label: mask value of void pixels, which count nowhere.
+        loss_stride: px between the pixels that the loss compares; the cost falls with its square. It divides
+            the level's stride.
+        distillation_temperature: divides the logits of teacher and student.
+
+    Raises:
+        UserError: a setting is outside its range.
+    """
+    classes, strides = tuple(classes), tuple(strides)
+    _check_settings(name, classes, strides, label_smoothing, class_weights, ignore_label, loss_stride)
+    return Task(
+        name=name,
+        kind="segmentation",
+        classes=classes,
+        channels=len(classes),
+        readout="dense",
+        strides=strides,
+        main_metric="miou",
+        higher_is_better=True,
+        loss=functools.partial(
+            loss,
+            stride=strides[0],
+            loss_stride=loss_stride,
+            ignore_label=ignore_label,
+            label_smoothing=label_smoothing,
+            class_weights=None if class_weights is None else tuple(map(float, class_weights)),
+        ),
+        distillation_loss=functools.partial(distillation_loss, temperature=distillation_temperature),
+        finish=functools.partial(finish, stride=strides[0]),
+        decode=decode,
+        new_metric=functools.partial(MeanIoU, name=name, classes=classes, ignore_label=ignore_label),
+        draw=functools.partial(draw, classes=classes),
+    )
+
+
+def _check_settings(
+    name: str,
+    classes: tuple[str, ...],
+    strides: tuple[int, ...],
+    label_smoothing: float,
+    class_weights: Sequence[float] | None,
+    ignore_label: int,
+    loss_stride: int,
+) -> None:
+    where = f"task {name!r}: expected "
+    if len(classes) < 2:
+        raise UserError(where + f"at least 2 classes, found {list(classes)}; list background too")
+    if len(strides) != 1:
+        raise UserError(where + f"one stride for segmentation, found {strides}; name one level of the neck")
+    if not 0 <= label_smoothing < 1:
+        raise UserError(where + f"label_smoothing from 0 to below 1, found {label_smoothing}; change it")
+    if class_weights is not None and (len(class_weights) != len(classes) or min(class_weights) < 0):
+        raise UserError(
+            where + f"{len(classes)} class_weights >= 0, found {list(class_weights)}; give one per class"
+        )
+    if 0 <= ignore_label < len(classes):
+        raise UserError(where + f"ignore_label outside the classes, found {ignore_label}; 255 is usual")
+    if loss_stride < 1 or strides[0] % loss_stride:
+        raise UserError(where + f"loss_stride that divides {strides[0]}, found {loss_stride}; use 1, 2 or 4")
+
+
+def loss(
+    raw: Float[Array, "batch rows columns classes"],
+    labels: Labels,
+    image_size: ImageSize,
+    *,
+    stride: int,
+    loss_stride: int,
+    ignore_label: int,
+    label_smoothing: float,
+    class_weights: tuple[float, ...] | None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy, averaged over the labelled pixels of the batch by the weight of their class.
+
+    The logits are interpolated to one pixel in `loss_stride` each way and compared with the mask there. Mask
+    values outside the table count as void.
+
+    References:
+        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing), 2016.
+    """
+    rows, columns, class_count = raw.shape[1:]
+    below, right = rows * stride - image_size[0], columns * stride - image_size[1]  # of a partial cell
+    mask = jnp.pad(labels["mask"], ((0, 0), (0, below), (0, right)), constant_values=ignore_label)
+    mask = mask[:, loss_stride // 2 :: loss_stride, loss_stride // 2 :: loss_stride]
+    logits = _enlarge(raw.astype(jnp.float32), stride // loss_stride)
+    # On a CPU a fifth cheaper than log_softmax, which writes the log-probability of every class out.
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+
+    labelled = (mask >= 0) & (mask < class_count) & (mask != ignore_label)
+    target = jnp.where(labelled, mask, 0)
+    cost = log_sum - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    pixel_weight = labelled.astype(jnp.float32)
+    weights = jnp.ones(class_count) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+    if class_weights is not None:
+        cost, pixel_weight = cost * weights[target], pixel_weight * weights[target]
+    if label_smoothing:
+        every_class = (log_sum * weights.sum() - logits @ weights) / class_count
+        cost = (1 - label_smoothing) * cost + label_smoothing * every_class
+    total = pixel_weight.sum()
+    value = jnp.where(labelled, cost, 0.0).sum() / jnp.where(total > 0, total, 1.0)
+    return value, {"cross_entropy": value}
+
+
+def _enlarge(logits: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ c"]:
+    """Bilinear interpolation, corners not aligned: a cell's value sits at its centre."""
+    batch, rows, columns, channels = logits.shape
+    if factor == 1:
+        return logits
+    return jax.image.resize(logits, (batch, rows * factor, columns * factor, channels), "linear")
+
+
+def distillation_loss(
+    raw: Float[Array, "batch rows columns classes"],
+    teacher_raw: Float[Array, "batch rows columns classes"],
+    image_size: ImageSize,
+    *,
+    temperature: float,
+) -> Float[Array, ""]:
+    """Mean over the head's cells of KL(teacher || student), both softened; times temperature².
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    del image_size
+    teacher = jax.nn.log_softmax(teacher_raw.astype(jnp.float32) / temperature)
+    student = jax.nn.log_softmax(raw.astype(jnp.float32) / temperature)
+    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+
+
+def finish(
+    raw: Float[Array, "batch rows columns classes"], image_size: ImageSize, *, stride: int
+) -> Float[Array, "batch height width classes"]:
+    """Interpolates the logits to the size of the input image."""
+    return _enlarge(raw.astype(jnp.float32), stride)[:, : image_size[0], : image_size[1]]
+
+
+def decode(outputs: Float[Array, "batch height width classes"]) -> dict[str, Array]:
+    """Returns the best class of each pixel."""
+    return {"mask": jnp.argmax(outputs, axis=-1).astype(jnp.int32)}
+
+
+def input_pixels(geometry: Geometry, input_size: ImageSize) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the input's rows and columns that hold the centres of the original's pixels."""
+    y = np.floor((np.arange(geometry.height) + 0.5) * geometry.scale_y + geometry.offset_y).astype(int)
+    x = np.floor((np.arange(geometry.width) + 0.5) * geometry.scale_x + geometry.offset_x).astype(int)
+    return np.clip(y, 0, input_size[0] - 1), np.clip(x, 0, input_size[1] - 1)
+
+
+class MeanIoU:
+    """Mean intersection over union, from one confusion matrix of all pixels at the masks' original size.
+
+    Classes that occur neither in a target nor in a prediction are left out of the mean. Void pixels count
+    nowhere. Without any labelled pixel every figure is NaN.
+    """
+
+    def __init__(self, *, name: str, classes: tuple[str, ...], ignore_label: int) -> None:
+        self._name, self._classes, self._ignore_label = name, classes, ignore_label
+        self.confusion = np.zeros((len(classes), len(classes)), np.int64)  # [target, prediction]
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+        """Adds one image.
+
+        Raises:
+            UserError: the mask has another size than the image, or a value outside the table of classes.
+        """
+        truth = np.asarray(target["mask"]).astype(np.int64)
+        if truth.shape != (geometry.height, geometry.width):
+            raise UserError(
+                f"task {self._name!r}: expected a mask of {geometry.height} x {geometry.width} px like its "
+                f"image, found {truth.shape}; mend the dataset"
+            )
+        labelled = truth != self._ignore_label
+        count = len(self._classes)
+        if labelled.any() and not 0 <= truth[labelled].min() <= truth[labelled].max() < count:
+            raise UserError(
+                f"task {self._name!r}: expected mask values below {count} or {self._ignore_label} (void), "
+                f"found {truth[labelled].max()}; list every class in the config"
+            )
+        predicted = np.asarray(prediction["mask"])
+        predicted = predicted[np.ix_(*input_pixels(geometry, predicted.shape))].astype(np.int64)
+        pairs = truth[labelled] * count + predicted[labelled]
+        self.confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
+
+    def compute(self) -> dict[str, float]:
+        """Returns "miou", "pixel_accuracy" and "iou/<class>" (NaN for a class that never occurs)."""
+        hits = np.diag(self.confusion).astype(float)
+        union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - hits
+        total = self.confusion.sum()
+        iou = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+        figures = {
+            "miou": float(iou[union > 0].mean()) if total else float("nan"),
+            "pixel_accuracy": float(hits.sum() / total) if total else float("nan"),
+        }
+        return figures | {f"iou/{name}": float(value) for name, value in zip(self._classes, iou, strict=True)}
+
+
+def palette(count: int) -> Float[np.ndarray, "count 3"]:
+    """Returns a fixed colour for each class, RGB 0..1: PASCAL VOC's, the reversed bits of the index."""
+    colours = np.zeros((count, 3), np.uint8)
+    index = np.arange(count)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours / 255
+
+
+def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
+    """Lays the mask over the image, with a legend of the classes in it; a class "background" stays clear."""
+    from matplotlib.patches import Patch  # slow to import
+
+    mask: Int[np.ndarray, "height width"] = np.asarray(prediction["mask"])
+    opacity = np.array([0.0 if name == "background" else OVERLAY_OPACITY for name in classes])
+    colours = np.concatenate([palette(len(classes)), opacity[:, None]], axis=1)
+    axes.imshow(colours[mask], interpolation="nearest")
+    present = [index for index in np.unique(mask) if opacity[index]]
+    if present:
+        handles = [Patch(color=tuple(colours[index, :3]), label=classes[index]) for index in present]
+        axes.legend(handles=handles, fontsize="x-small", loc="lower right")

@@ -1,0 +1,90 @@
+"""Tasks from a configuration: every kind is built, every mistake is one readable line."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax import tasks
+from mtl_jax.errors import UserError
+from mtl_jax.tasks import boxes
+
+CONFIG = {kind: {"kind": kind, "classes": ["background", "cat", "dog"]} for kind in tasks.KINDS}
+SIZE = (32, 64)
+
+
+def raw_of(task: tasks.Task, batch: int, key: jax.Array) -> jax.Array:
+    height, width = SIZE
+    stride = task.strides[0]
+    shape = {
+        "dense": (height // stride, width // stride),
+        "cells": (sum(rows * columns for rows, columns in boxes.level_shapes(SIZE, task.strides)),),
+        "pooled": (),
+    }[task.readout]
+    return jax.random.normal(key, (batch, *shape, task.channels))
+
+
+def test_build_keeps_names_order_and_settings():
+    built = tasks.build(
+        {"b": {"kind": "detection", "classes": ["cat"], "strides": [8, 16]}, "a": CONFIG["classification"]}
+    )
+    assert list(built) == ["b", "a"]
+    assert built["b"].strides == (8, 16)
+    assert built["b"].channels == 6
+    assert built["a"].classes == ("background", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"classes": ["cat"]}, r"'x': expected a kind among segmentation, .*, found None; correct tasks\.x"),
+        ({"kind": "pose"}, "found 'pose'"),
+        (
+            {"kind": "detection", "classes": ["a"], "anchors": 3},
+            r"settings of a detection task .*found anchors",
+        ),
+        ({"kind": "detection"}, "expected classes, found none"),
+        ({"kind": "classification", "classes": "abc"}, "a list of class names, found 'abc'"),
+        ({"kind": "classification", "classes": ["a", "b", "a"]}, "each class once, found 'a'"),
+    ],
+)
+def test_mistakes_in_a_section_are_refused(section, message):
+    with pytest.raises(UserError, match=message) as error:
+        tasks.build({"x": section})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", tasks.KINDS)
+def test_every_kind_takes_its_name_and_classes_first(kind):
+    assert list(inspect.signature(tasks.KINDS[kind]).parameters)[:2] == ["name", "classes"]
+    task = tasks.build(CONFIG)[kind]
+    assert task.kind == kind
+    assert task.name == kind
+
+
+@pytest.mark.parametrize("kind", tasks.KINDS)
+def test_a_student_equal_to_its_teacher_has_no_distillation_loss(kind, key):
+    task = tasks.build(CONFIG)[kind]
+    raw = raw_of(task, 2, key)
+    other = raw_of(task, 2, jax.random.fold_in(key, 1))
+    distil = jax.jit(
+        jax.value_and_grad(lambda raw, teacher: task.distillation_loss(raw, teacher, image_size=SIZE))
+    )
+    value, gradient = distil(raw, raw)
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+    assert distil(raw, other)[0] > 0.01
+
+
+@pytest.mark.parametrize("kind", tasks.KINDS)
+def test_outputs_are_finished_and_decoded_at_fixed_sizes(kind, key):
+    task = tasks.build(CONFIG)[kind]
+    outputs, prediction = jax.jit(
+        lambda raw: (finished := task.finish(raw, image_size=SIZE), task.decode(finished))
+    )(raw_of(task, 2, key).astype(jnp.bfloat16))
+    expected = {"segmentation": (2, 32, 64, 3), "detection": (2, 42, 8), "classification": (2, 3)}
+    assert outputs.shape == expected[kind]
+    assert outputs.dtype == jnp.float32
+    assert all(leaf.shape[0] == 2 for leaf in prediction.values())
