@@ -1,0 +1,289 @@
+"""The whole network, image to every asked task's outputs, as a module and three pure functions."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mtl_jax.config import base
+from mtl_jax.errors import UserError
+from mtl_jax.models.head import Head
+from mtl_jax.models.layers import draw_kernels
+from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES, MobileNetV3Small
+from mtl_jax.models.neck import NECKS
+from mtl_jax.tasks.base import Task
+
+BACKBONES = {"mobilenet_v3_small": MobileNetV3Small}
+COMPUTE_DTYPES = ("float32", "bfloat16")
+IMAGE_STRIDE = 32  # px; the backbone halves the image five times
+INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the published weights were trained on
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Variables = Mapping[str, Any]
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """Values by name: a dict, or a ConfigDict, which is no Mapping."""
+
+    def keys(self) -> Any:
+        """Returns the names."""
+        ...
+
+    def __getitem__(self, key: str, /) -> Any:
+        """Returns the value of a name."""
+        ...
+
+
+class MultiTaskNetwork(nn.Module):
+    """Backbone, neck and head; made by `build`, applied by `apply_train` and `apply_eval`."""
+
+    backbone: MobileNetV3Small
+    neck: nn.Module
+    head: Head
+    tasks: tuple[Task, ...]
+
+    def __call__(
+        self,
+        image: Float[Array, "batch height width 3"],
+        *,
+        tasks: tuple[str, ...],
+        train: bool,
+        train_batch_norm: bool,
+    ) -> dict[str, Float[Array, "batch ..."]]:
+        """Returns {task: raw outputs of the head} for RGB images in 0..1."""
+        normalised = (image - _per_channel(IMAGENET_MEAN)) / _per_channel(IMAGENET_STD)
+        features = self.backbone(normalised, train_batch_norm=train_batch_norm)
+        levels = self.neck(features, train_batch_norm=train_batch_norm)
+        return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm)
+
+
+def build(model_config: Settings, tasks: Mapping[str, Task]) -> MultiTaskNetwork:
+    """Makes the network for some tasks.
+
+    Args:
+        model_config: Any of the keys of `default_config`, which stands in for those left out.
+        tasks: {task name: task}, all that the network will ever emit.
+
+    Returns:
+        The module. Its parameters are made by `init_variables`.
+
+    Raises:
+        UserError: The configuration has an unknown key, an unknown name or a value out of range, a task reads
+            a level that the neck does not give, or the network has more parameters than `max_params`.
+    """
+    settings = _checked_settings(model_config)
+    neck = NECKS[settings["neck"]]
+    _check_tasks(tasks, neck_name=settings["neck"], strides=neck.strides(settings["output_stride"]))
+    dtype = jnp.dtype(settings["compute_dtype"])
+    backbone = BACKBONES[settings["backbone"]]
+    records = tuple(tasks.values())
+    model = MultiTaskNetwork(
+        backbone=backbone(settings["width_multiplier"], settings["output_stride"], dtype),
+        neck=neck(settings["neck_channels"], dtype),
+        head=Head(records, settings["head_channels"], settings["head_layers"], settings["dropout_rate"], dtype),
+        tasks=records,
+    )
+    count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
+    total, limit = sum(count.values()), settings["max_params"]
+    if total > limit:
+        parts = ", ".join(f"{part} {size:,}" for part, size in count.items())
+        raise UserError(
+            f"model: expected at most {limit:,} parameters (max_params), found {total:,} ({parts}): lower "
+            "width_multiplier, neck_channels, head_channels or head_layers"
+        )
+    return model
+
+
+def default_config() -> dict[str, Any]:
+    """Returns the value of every key that `build` takes, as `config.base` sets it."""
+    section: Any = base()["model"]
+    return section.to_dict()
+
+
+def init_variables(model: MultiTaskNetwork, *, key: Key[Array, ""], image_size: int = 512) -> dict[str, dict[str, Any]]:
+    """Makes fresh parameters and running statistics.
+
+    Args:
+        model: The network.
+        key: Source of the random weights.
+        image_size: Height and width in px of the images to come; only checked, as no parameter depends on it.
+
+    Returns:
+        {"params": {"backbone", "neck", "head"}, "batch_stats": likewise}.
+
+    Raises:
+        UserError: The network cannot take images of this size.
+    """
+    _check_image_size(image_size, image_size)
+    return _init(model, key)
+
+
+def apply_train(
+    model: MultiTaskNetwork,
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    image: Float[Array, "batch height width 3"],
+    *,
+    tasks: Sequence[str],
+    key: Key[Array, ""],
+    train_batch_norm: bool = True,
+    finish: bool = True,
+) -> tuple[dict[str, Float[Array, "batch ..."]], Mapping[str, Any]]:
+    """Applies the network with dropout, to learn from.
+
+    Args:
+        model: The network.
+        params: Parameters.
+        batch_stats: Running statistics of batch norm.
+        image: RGB in 0..1; height and width are multiples of 32.
+        tasks: Names of the tasks to compute; nothing is spent on the others.
+        key: Source of the dropout.
+        train_batch_norm: Normalise by the batch and update the running statistics; otherwise the running
+            statistics are used and returned as they are.
+        finish: Return each task's outputs as users see them, otherwise as the head emits them.
+
+    Returns:
+        {task: outputs}, in the order of `tasks`, and the running statistics after this batch.
+
+    Raises:
+        UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
+    """
+    _check_image_size(*image.shape[1:3])
+    names = _checked_names(model, tasks)
+    raw, updated = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        image,
+        tasks=names,
+        train=True,
+        train_batch_norm=train_batch_norm,
+        rngs={"dropout": key},
+        mutable=["batch_stats"] if train_batch_norm else [],
+    )
+    outputs = _finished(model, raw, image) if finish else raw
+    return outputs, updated["batch_stats"] if train_batch_norm else batch_stats
+
+
+def apply_eval(
+    model: MultiTaskNetwork,
+    variables: Variables,
+    image: Float[Array, "batch height width 3"],
+    *,
+    tasks: Sequence[str],
+    finish: bool = True,
+) -> dict[str, Float[Array, "batch ..."]]:
+    """Applies the network without dropout, with the running statistics of batch norm.
+
+    Args:
+        model: The network.
+        variables: {"params", "batch_stats"}.
+        image: RGB in 0..1; height and width are multiples of 32.
+        tasks: Names of the tasks to compute; nothing is spent on the others.
+        finish: Return each task's outputs as users see them, otherwise as the head emits them.
+
+    Returns:
+        {task: outputs}, in the order of `tasks`.
+
+    Raises:
+        UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
+    """
+    _check_image_size(*image.shape[1:3])
+    names = _checked_names(model, tasks)
+    raw: Any = model.apply(variables, image, tasks=names, train=False, train_batch_norm=False)
+    return _finished(model, raw, image) if finish else raw
+
+
+def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
+    """Counts the parameters of each part.
+
+    Args:
+        params: {part: pytree of arrays or of their shapes}.
+
+    Returns:
+        {part: number of parameters}.
+    """
+    return {part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in params.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: MultiTaskNetwork, key: Array) -> dict[str, Any]:
+    image = jnp.zeros((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3))
+    names = tuple(task.name for task in model.tasks)
+    variables: Any = model.init(key, image, tasks=names, train=False, train_batch_norm=False)
+    return variables | {"params": draw_kernels(variables["params"], key=key)}
+
+
+def _per_channel(values: tuple[float, ...]) -> Float[Array, "1 1 1 3"]:
+    return jnp.asarray(values, jnp.float32)[None, None, None, :]
+
+
+def _finished(model: MultiTaskNetwork, raw: Mapping[str, Array], image: Array) -> dict[str, Array]:
+    records = {task.name: task for task in model.tasks}
+    height, width = image.shape[1:3]
+    return {name: records[name].finish(value, (height, width)) for name, value in raw.items()}
+
+
+def _checked_names(model: MultiTaskNetwork, names: Sequence[str]) -> tuple[str, ...]:
+    known = tuple(task.name for task in model.tasks)
+    if isinstance(names, str) or not names or any(name not in known for name in names):
+        raise UserError(f"tasks: expected one or more of {', '.join(known)}, found {names!r}: ask for those")
+    return tuple(names)
+
+
+def _check_image_size(height: int, width: int) -> None:
+    if height % IMAGE_STRIDE or width % IMAGE_STRIDE or not height * width:
+        raise UserError(
+            f"image: expected height and width that are multiples of {IMAGE_STRIDE} px, found "
+            f"{height} x {width}: resize or pad it"
+        )
+
+
+def _checked_settings(model_config: Settings) -> dict[str, Any]:
+    defaults = default_config()
+    unknown = sorted(set(model_config.keys()) - set(defaults))
+    if unknown:
+        raise UserError(f"model: expected the keys {', '.join(defaults)}, found {', '.join(unknown)}: remove them")
+    settings = defaults | dict(model_config)
+    choices = {
+        "backbone": BACKBONES,
+        "neck": NECKS,
+        "output_stride": OUTPUT_STRIDES,
+        "compute_dtype": COMPUTE_DTYPES,
+    }
+    for name, allowed in choices.items():
+        if settings[name] not in allowed:
+            expected = ", ".join(str(value) for value in allowed)
+            raise UserError(f"model.{name}: expected one of {expected}, found {settings[name]!r}: choose one of them")
+    for name in ("neck_channels", "head_channels", "head_layers", "max_params"):
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            raise UserError(f"model.{name}: expected a whole number from 1, found {settings[name]!r}: change it")
+    for name, low, high in (("width_multiplier", 0.1, 10.0), ("dropout_rate", 0.0, 0.99)):
+        if not isinstance(settings[name], int | float) or not low <= settings[name] <= high:
+            raise UserError(f"model.{name}: expected {low} to {high}, found {settings[name]!r}: change it")
+        settings[name] = float(settings[name])
+    return settings
+
+
+def _check_tasks(tasks: Mapping[str, Task], *, neck_name: str, strides: tuple[int, ...]) -> None:
+    if not tasks:
+        raise UserError("tasks: expected at least one task, found none: name one in the configuration")
+    for name, task in tasks.items():
+        if name != task.name or name.startswith(("conv_", "norm_")):
+            raise UserError(
+                "tasks: expected the task's own name, not beginning with conv_ or norm_ (the head's shared "
+                f"layers), found {name!r} for the task {task.name!r}: rename it"
+            )
+        missing = [stride for stride in task.strides if stride not in strides]
+        if missing or not task.strides:
+            raise UserError(
+                f"tasks.{name}.strides: expected some of {strides}, which the neck {neck_name!r} gives at "
+                f"this output_stride, found {task.strides}: change them, the neck or output_stride"
+            )

@@ -1,0 +1,85 @@
+"""Between backbone and head: the levels of features, all of one width, that the head reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.models.layers import ConvNorm, Dense
+from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES
+
+
+def upsample_2x(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ channels"]:
+    """Repeats every cell to 2 x 2 cells.
+
+    Args:
+        x: Features.
+
+    Returns:
+        Features of twice the height and width.
+    """
+    batch, height, width, channels = x.shape
+    cells = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return cells.reshape(batch, 2 * height, 2 * width, channels)
+
+
+class Fpn(nn.Module):
+    """One feature-pyramid layer: every level is brought to one width, and receives the coarser ones.
+
+    There is no smoothing convolution, as the head's convolutions follow at every level.
+
+    References:
+        Lin et al., "Feature Pyramid Networks for Object Detection", 2017.
+    """
+
+    channels: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @staticmethod
+    def strides(output_stride: int) -> tuple[int, ...]:
+        """The strides of the levels in px, for a backbone of this output stride."""
+        return tuple(stride for stride in OUTPUT_STRIDES if stride <= output_stride)
+
+    @nn.compact
+    def __call__(
+        self, features: Mapping[int, Float[Array, "batch _ _ _"]], *, train_batch_norm: bool
+    ) -> dict[int, Float[Array, "batch _ _ channels"]]:
+        """Returns {stride: features}; every stride must be twice the next finer one."""
+        del train_batch_norm  # the layer is linear
+        levels, coarser = {}, None
+        for stride in sorted(features, reverse=True):
+            lateral = Dense(self.channels, self.dtype, name=f"lateral_{stride}")(features[stride])
+            coarser = lateral if coarser is None else lateral + upsample_2x(coarser)
+            levels[stride] = coarser
+        return levels
+
+
+class TwoConv(nn.Module):
+    """Two 3x3 convolutions with batch norm and ReLU on the backbone's last features."""
+
+    channels: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @staticmethod
+    def strides(output_stride: int) -> tuple[int, ...]:
+        """The stride of the one level in px, for a backbone of this output stride."""
+        return (output_stride,)
+
+    @nn.compact
+    def __call__(
+        self, features: Mapping[int, Float[Array, "batch _ _ _"]], *, train_batch_norm: bool
+    ) -> dict[int, Float[Array, "batch _ _ channels"]]:
+        """Returns {stride: features} of the coarsest level."""
+        stride = max(features)
+        x = features[stride]
+        for number in range(2):
+            conv = ConvNorm(self.channels, jax.nn.relu, 3, dtype=self.dtype, name=f"conv_{number}")
+            x = conv(x, train_batch_norm=train_batch_norm)
+        return {stride: x}
+
+
+NECKS = {"fpn": Fpn, "two_conv": TwoConv}

@@ -1,0 +1,213 @@
+"""Weights from files: every tensor accounted for, and every damaged file refused by name."""
+
+import builtins
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax.errors import UserError
+from mtl_jax.models import pretrained
+from mtl_jax.models.mobilenet_v3 import MobileNetV3Small, MobileNetV3SmallClassifier
+
+
+def zeros_like_init(module, **kwargs):
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, **kwargs), image)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Of a multi-task network: the backbone, and a head that no file holds."""
+    tree = zeros_like_init(MobileNetV3Small(), train_batch_norm=False)
+    return {name: {"backbone": part, "head": {"bias": np.ones(3)}} for name, part in tree.items()}
+
+
+@pytest.fixture(scope="module")
+def weights(data_root):
+    file = data_root.parent / "weights" / "mobilenet_v3_small_features.npz"
+    if not file.is_file():
+        pytest.skip(f"{file} is not there: loading real weights is not tested")
+    return file
+
+
+@pytest.fixture(scope="module")
+def state(variables):
+    """A whole state dict in PyTorch's layout, made from the names that the loader asks for."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(variables)
+    leaves = {tuple(step.key for step in path): leaf for path, leaf in paths}
+    names = pretrained._torchvision_names(list(leaves))
+    rng, made = np.random.default_rng(0), {}
+    for path, name in names.items():
+        shape = leaves[path].shape
+        if path[-1] == "kernel":
+            shape = (*shape[::-1], 1, 1) if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
+        made[name] = rng.normal(size=shape).astype(np.float32)
+    return made | {"features.0.1.num_batches_tracked": np.array(7)}
+
+
+@pytest.fixture
+def file(tmp_path, state):
+    np.savez(tmp_path / "weights.npz", **state)
+    return tmp_path / "weights.npz"
+
+
+def test_every_backbone_tensor_is_replaced_and_nothing_else(variables, file, state):
+    loaded = pretrained.load(variables, file)
+    assert all(leaf.any() for part in loaded.values() for leaf in jax.tree.leaves(part["backbone"]))
+    assert loaded["params"]["head"]["bias"].tolist() == [1, 1, 1]
+    total = sum(leaf.size for part in loaded.values() for leaf in jax.tree.leaves(part["backbone"]))
+    assert total == sum(value.size for value in state.values()) - 1
+
+
+def test_kernels_are_turned_from_oihw_to_the_layout_of_their_layer(variables, file, state):
+    params = pretrained.load(variables, file)["params"]["backbone"]
+    stem = state["features.0.0.weight"]
+    assert params["stem"]["conv"]["kernel"][1, 2, 0, 5] == stem[5, 0, 1, 2]
+    depthwise = state["features.2.block.1.0.weight"]
+    assert params["block_2"]["depthwise"]["conv"]["kernel"][0, 2, 0, 70] == depthwise[70, 0, 0, 2]
+    project = state["features.4.block.3.0.weight"]
+    assert params["block_4"]["project"]["conv"]["kernel"][90, 3] == project[3, 90, 0, 0]
+    squeeze = state["features.1.block.1.fc2.weight"]
+    assert params["block_1"]["squeeze_excite"]["expand"]["kernel"][7, 15] == squeeze[15, 7, 0, 0]
+
+
+def test_the_real_file_fits_by_torchvisions_own_names(variables, weights):
+    loaded = pretrained.load(variables, weights)
+    published = np.load(weights)
+    last = loaded["params"]["backbone"]["last"]
+    np.testing.assert_array_equal(last["conv"]["kernel"], published["features.12.0.weight"][:, :, 0, 0].T)
+    variance = loaded["batch_stats"]["backbone"]["block_11"]["expand"]["norm"]["var"]
+    np.testing.assert_array_equal(variance, published["features.11.block.0.1.running_var"])
+
+
+def test_npz_and_pth_hold_the_same_weights(weights):
+    pytest.importorskip("torch")
+    ours = pretrained.read_state_dict(weights)
+    theirs = pretrained.read_state_dict(weights.with_suffix(".pth"))
+    assert set(ours) == set(theirs)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_classifier_of_a_published_file_is_left_out_or_loaded(variables, state):
+    classifier = {
+        "classifier.0.weight": np.full((1024, 576), 2.0),
+        "classifier.0.bias": np.full(1024, 3.0),
+        "classifier.3.weight": np.full((1000, 1024), 4.0),
+        "classifier.3.bias": np.full(1000, 5.0),
+    }
+    pretrained.merge(variables, state | classifier, source="published")
+    whole = zeros_like_init(MobileNetV3SmallClassifier(), train=False)
+    loaded = pretrained.merge(whole, state | classifier, source="published")["params"]
+    assert loaded["hidden"]["kernel"].shape == (576, 1024)
+    assert [float(loaded[a][b].mean()) for a in ("hidden", "logits") for b in ("kernel", "bias")] == [
+        2,
+        3,
+        4,
+        5,
+    ]
+    with pytest.raises(UserError, match=r"missing: classifier\.0\.bias, classifier\.0\.weight"):
+        pretrained.merge(whole, state, source="features only")
+
+
+def without(state, name):
+    return {other: value for other, value in state.items() if other != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: without(s, "features.4.block.2.fc1.weight"),
+            r"missing: features\.4\.block\.2\.fc1\.weight",
+        ),
+        (lambda s: s | {"fc.weight": np.zeros(2)}, r"unexpected: fc\.weight"),
+        (lambda s: s | {"features.0.1.bias": np.zeros(17)}, r"of wrong shape: features\.0\.1\.bias \(17,\)"),
+        (
+            lambda s: s | {"features.0.0.weight": np.zeros(3)},
+            r"of wrong shape: features\.0\.0\.weight \(3,\)",
+        ),
+        (lambda s: s | {"features.0.1.bias": np.full(16, np.nan)}, r"not finite: features\.0\.1\.bias"),
+        (lambda s: {}, r"missing: .* and 2\d\d more"),
+    ],
+)
+def test_a_wrong_file_says_which_names_do_not_fit(variables, state, tmp_path, change, message):
+    np.savez(tmp_path / "wrong.npz", **change(state))
+    with pytest.raises(UserError, match=message) as error:
+        pretrained.load(variables, tmp_path / "wrong.npz")
+    assert "wrong.npz" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def truncated(path, good):
+    path.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+
+
+def corrupted(path, good):
+    data = bytearray(good.read_bytes())
+    data[2000:2100] = bytes(100)
+    path.write_bytes(data)
+
+
+def text(path, good):
+    path.write_text("<html>404 not found</html>")
+
+
+def empty(path, good):
+    path.write_bytes(b"")
+
+
+def pickled(path, good):
+    np.savez(path, **{"features.0.0.weight": np.array([{"a": 1}], dtype=object)})
+
+
+def single_array(path, good):
+    with path.open("wb") as stream:
+        np.save(stream, np.zeros(3))
+
+
+def other_archive(path, good):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "nothing here")
+
+
+@pytest.mark.parametrize("damage", [truncated, corrupted, text, empty, pickled, single_array, other_archive])
+def test_a_damaged_npz_is_refused_by_name(variables, file, tmp_path, damage):
+    bad = tmp_path / "bad.npz"
+    damage(bad, file)
+    with pytest.raises(UserError, match=r"bad\.npz") as error:
+        pretrained.load(variables, bad)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [truncated, text, empty])
+def test_a_damaged_pth_is_refused_by_name(file, tmp_path, damage):
+    pytest.importorskip("torch")
+    damage(tmp_path / "bad.pth", file)
+    with pytest.raises(UserError, match=r"bad\.pth"):
+        pretrained.read_state_dict(tmp_path / "bad.pth")
+
+
+def test_pth_without_torch_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "weights.pth").write_bytes(b"anything")
+    real_import = builtins.__import__
+
+    def refuse_torch(name, *args, **kwargs):
+        if name == "torch":
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse_torch)
+    with pytest.raises(UserError, match="install torch, or convert"):
+        pretrained.read_state_dict(tmp_path / "weights.pth")
+
+
+def test_an_absent_file_or_another_suffix_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.npz.*check the path"):
+        pretrained.read_state_dict(tmp_path / "gone.npz")
+    (tmp_path / "weights.h5").write_bytes(b"")
+    with pytest.raises(UserError, match=r"weights\.h5.*\.npz or \.pth"):
+        pretrained.read_state_dict(tmp_path / "weights.h5")
