@@ -122,9 +122,7 @@ def _tables(
     return [(columns, rows, numbers) for columns, rows, numbers in tables if rows]
 
 
-def _aligned(
-    rows: Sequence[Sequence[str]], numbers: Sequence[int], left: str, between: str, right: str
-) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]], numbers: Sequence[int], left: str, between: str, right: str) -> list[str]:
     cells = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return [

@@ -28,9 +28,7 @@ class MetricsLog:
     Each line is written whole and flushed: a killed run leaves at most one torn; the next start drops it.
     """
 
-    def __init__(
-        self, workdir: Path, *, tensorboard: bool = True, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, workdir: Path, *, tensorboard: bool = True, clock: Callable[[], float] = time.time) -> None:
         """Names the work directory; files are opened by `with`.
 
         Args:
@@ -89,9 +87,7 @@ class MetricsLog:
             raise RuntimeError("MetricsLog.log was called outside its `with` block")
         number = float(value)
         finite = number if math.isfinite(number) else None
-        event = dict(
-            zip(FIELDS, (step, epoch, stage, split, task, name, finite, round(self._clock(), 3)), strict=True)
-        )
+        event = dict(zip(FIELDS, (step, epoch, stage, split, task, name, finite, round(self._clock(), 3)), strict=True))
         self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
         if self._tensorboard and finite is not None:
@@ -150,9 +146,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         UserError: the file is missing or a whole line is not an event.
     """
     if not path.is_file():
-        raise UserError(
-            f"expected a log of metrics at {path}, found none; name a work directory of a training"
-        )
+        raise UserError(f"expected a log of metrics at {path}, found none; name a work directory of a training")
     *lines, _torn = path.read_bytes().split(b"\n")
     return [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-SPEED_WINDOW_STEPS = (
-    50  # the speed shown is that of the last so many steps: steady, yet soon follows a change
-)
+SPEED_WINDOW_STEPS = 50  # the speed shown is that of the last so many steps: steady, yet soon follows a change
 
 
 class StageProgress:

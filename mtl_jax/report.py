@@ -34,9 +34,7 @@ def write(workdir: Path, *, examples: Mapping[str, Sequence[bytes]]) -> Path:
         UserError: the work directory is missing, or one of its files is damaged.
     """
     if not workdir.is_dir():
-        raise UserError(
-            f"expected a work directory at {workdir}, found none; train one with scripts/train.py"
-        )
+        raise UserError(f"expected a work directory at {workdir}, found none; train one with scripts/train.py")
     config = read_json(workdir / "config.json")
     contract = read_json(workdir / "contract.json")
     log = workdir / metrics_log.FILE_NAME
@@ -57,13 +55,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         tree = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(
-            f"expected JSON in {path}, found {error}; delete it and train or evaluate again"
-        ) from error
+        raise UserError(f"expected JSON in {path}, found {error}; delete it and train or evaluate again") from error
     if not isinstance(tree, dict):
-        raise UserError(
-            f"expected a JSON object in {path}, found {type(tree).__name__}; delete it and try again"
-        )
+        raise UserError(f"expected a JSON object in {path}, found {type(tree).__name__}; delete it and try again")
     return tree
 
 
@@ -128,8 +122,7 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
     columns = (*contract_table.TASK_COLUMNS[:-1], "compared with", contract_table.TASK_COLUMNS[-1])
     origins = [entry["baseline_from"] or "-" for entry in contract["tasks"].values()]
     rows = [
-        (*row[:-1], origin, row[-1])
-        for row, origin in zip(contract_table.task_rows(contract), origins, strict=True)
+        (*row[:-1], origin, row[-1]) for row, origin in zip(contract_table.task_rows(contract), origins, strict=True)
     ]
     body = report_page.table(columns, rows, numbers=contract_table.TASK_NUMBERS)
     if contract["budgets"]:
@@ -153,8 +146,7 @@ def _matrix(contract: Mapping[str, Any] | None) -> str:
         {task: (entry["metric"], entry["higher_is_better"]) for task, entry in tasks.items()},
     )
     head = "".join(
-        f"<th>{escape(task)}<br><small>{escape(entry['metric'])}</small></th>"
-        for task, entry in tasks.items()
+        f"<th>{escape(task)}<br><small>{escape(entry['metric'])}</small></th>" for task, entry in tasks.items()
     )
     rows = []
     for index, stage in enumerate(contract["stages"]):
@@ -178,9 +170,7 @@ def _matrix(contract: Mapping[str, Any] | None) -> str:
     return report_page.section(title, grid + _forgetting(contract), lead=lead)
 
 
-def heat_cell(
-    value: float | None, entry: Mapping[str, Any], max_drop_percent: float, *, is_baseline: bool
-) -> str:
+def heat_cell(value: float | None, entry: Mapping[str, Any], max_drop_percent: float, *, is_baseline: bool) -> str:
     """One cell of the matrix: the value, its relative change for the better (+) or worse (-), a colour."""
     if value is None:
         return '<td class="none">·</td>'
@@ -234,9 +224,7 @@ def _by_task(events: Events) -> dict[str, list[Mapping[str, Any]]]:
     return tasks
 
 
-def _validation_panels(
-    events: Events, spans: Sequence[Span], contract: Mapping[str, Any] | None
-) -> list[str]:
+def _validation_panels(events: Events, spans: Sequence[Span], contract: Mapping[str, Any] | None) -> list[str]:
     """One panel for each task: the judged metric where a contract names it, else every figure of the task."""
     figures = []
     judged = contract["tasks"] if contract else {}

@@ -91,9 +91,7 @@ def panel_svg(
     with rc_context(style):
         figure = Figure(figsize=(4.6, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        axes.set_title(
-            _shortened(title, MAX_TITLE_LENGTH), loc="left", fontsize=10, fontweight="bold", pad=14
-        )
+        axes.set_title(_shortened(title, MAX_TITLE_LENGTH), loc="left", fontsize=10, fontweight="bold", pad=14)
         _draw_curves(axes, curves)
         if log_scale:
             _scale(axes, [value for curve in curves for value in curve.values])

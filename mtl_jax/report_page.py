@@ -114,8 +114,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Seq
 
     head = "".join(cell("th", column, text) for column, text in enumerate(columns))
     body = "\n".join(
-        "<tr>" + "".join(cell("td", column, text) for column, text in enumerate(row)) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(cell("td", column, text) for column, text in enumerate(row)) + "</tr>" for row in rows
     )
     head = f"<thead><tr>{head}</tr></thead>"
     return f'<div class="wide"><table>\n{head}\n<tbody>\n{body}\n</tbody></table></div>\n'
@@ -128,28 +127,19 @@ def verdict_class(text: str) -> list[str]:
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
     """Names with their values."""
-    items = "".join(
-        f"<dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd>\n" for name, value in pairs
-    )
+    items = "".join(f"<dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd>\n" for name, value in pairs)
     return f"<dl>\n{items}</dl>\n"
 
 
 def panels(figures: Iterable[str]) -> str:
     """SVG figures side by side, or below each other where there is no room."""
-    return (
-        '<div class="panels">\n'
-        + "\n".join(f"<figure>{figure}</figure>" for figure in figures)
-        + "\n</div>\n"
-    )
+    return '<div class="panels">\n' + "\n".join(f"<figure>{figure}</figure>" for figure in figures) + "\n</div>\n"
 
 
 def images(pngs: Iterable[bytes], *, alt: str) -> str:
     """PNG images side by side, held in the page itself."""
     sources = (base64.b64encode(png).decode() for png in pngs)
-    tags = (
-        f'<figure><img src="data:image/png;base64,{source}" alt="{escape(alt)}"></figure>'
-        for source in sources
-    )
+    tags = (f'<figure><img src="data:image/png;base64,{source}" alt="{escape(alt)}"></figure>' for source in sources)
     return '<div class="images">\n' + "\n".join(tags) + "\n</div>\n"
 
 

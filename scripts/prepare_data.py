@@ -25,9 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data_root",
         type=Path,
@@ -47,9 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder with the official archives, or with what was extracted from them; nothing is downloaded",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace a set that is there but incomplete or changed"
-    )
+    parser.add_argument("--force", action="store_true", help="replace a set that is there but incomplete or changed")
     parser.add_argument(
         "--base_url",
         action="append",

@@ -4,7 +4,10 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Compiling is the slow part of tiny models: XLA's costly passes are left out, and what is computed stays the same.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -28,3 +31,15 @@ def data_root() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("MTL_JAX_DATA does not name a folder of datasets: tests on real images are skipped")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny_backbone() -> Iterator[None]:
+    """Makes `backbone="tiny"` known."""
+    from tiny import TinyBackbone
+
+    from mtl_jax.models import multi_task
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(multi_task.BACKBONES, "tiny", TinyBackbone)
+        yield

@@ -199,9 +199,7 @@ def test_pcgrad_equals_the_projection_of_the_gradients_in_some_order(seed):
     gradients = random_gradients(seed, rank=2)  # a plane: three gradients there conflict often
     update = update_of("pcgrad", gradients, seed=seed)
     matrix = np.asarray(gradients, np.float64)
-    others = [
-        list(itertools.permutations([other for other in range(3) if other != task])) for task in range(3)
-    ]
+    others = [list(itertools.permutations([other for other in range(3) if other != task])) for task in range(3)]
     possible = [project_one_by_one(matrix, orders) for orders in itertools.product(*others)]
     assert min(np.abs(update - one).max() for one in possible) < 1e-4
 

@@ -80,9 +80,7 @@ def test_empty_boxes_overlap_nothing_and_have_finite_gradients():
 
 def test_gradients_equal_finite_differences():
     a, b = jnp.array(random_boxes(0, 6)), jnp.array(random_boxes(1, 6))
-    check_grads(
-        jax.jit(lambda a: generalised_iou(a, b).sum()), (a,), order=1, modes="rev", rtol=0.02, eps=1e-2
-    )
+    check_grads(jax.jit(lambda a: generalised_iou(a, b).sum()), (a,), order=1, modes="rev", rtol=0.02, eps=1e-2)
     same_aspect = boxes.to_corners(boxes.to_centre_size(a) * jnp.array([[1.1, 0.9, 1.2, 1.2]]))
     # Where the aspect ratios agree, alpha (constant in the gradient) does not matter.
     check_grads(lambda c: complete_iou(c, a).sum(), (same_aspect,), order=1, modes="rev", rtol=0.02, eps=1e-2)
@@ -118,9 +116,7 @@ def test_a_zero_offset_is_the_prior_box_of_its_cell():
 def test_encode_inverts_decode_and_sizes_stay_finite():
     centres, strides = boxes.cell_grid((32, 32), (8, 16))
     offsets = jax.random.normal(jax.random.key(0), (3, 20, 4))
-    np.testing.assert_allclose(
-        encode(decode(offsets, centres, strides), centres, strides), offsets, atol=1e-5
-    )
+    np.testing.assert_allclose(encode(decode(offsets, centres, strides), centres, strides), offsets, atol=1e-5)
     huge = decode(jnp.full((20, 4), 1e4), centres, strides)
     np.testing.assert_allclose(huge[:, 2].max(), 64 * np.exp(boxes.MAX_LOG_SIZE), rtol=1e-5)
 
@@ -135,8 +131,7 @@ def greedy_suppression(corners, label, valid, threshold):
     keep = np.zeros(len(corners), bool)
     for i in range(len(corners)):
         beaten = any(
-            keep[j] and label[i] == label[j] and numpy_iou(corners[i], corners[j]) > threshold
-            for j in range(i)
+            keep[j] and label[i] == label[j] and numpy_iou(corners[i], corners[j]) > threshold for j in range(i)
         )
         keep[i] = valid[i] and not beaten
     return keep
@@ -148,9 +143,7 @@ def test_suppression_equals_the_greedy_loop(seed, threshold):
     numbers = np.random.default_rng(seed)
     corners = random_boxes(seed, 60)
     label, valid = numbers.integers(0, 2, 60), numbers.random(60) < 0.8
-    kept = suppress(
-        jnp.array(corners), jnp.array(label, jnp.int32), jnp.array(valid), iou_threshold=threshold
-    )
+    kept = suppress(jnp.array(corners), jnp.array(label, jnp.int32), jnp.array(valid), iou_threshold=threshold)
     expected = greedy_suppression(corners, label, valid, threshold)
     assert 0 < expected.sum() < valid.sum()
     np.testing.assert_array_equal(kept, expected)

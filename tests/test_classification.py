@@ -15,9 +15,7 @@ SIZE = (32, 32)
 GEOMETRY = Geometry(1.0, 1.0, 0.0, 0.0, 32, 32)
 CLASSES = ("ant", "bee", "cat")
 task = classification.make("cls", CLASSES)
-loss_and_gradient = jax.jit(
-    jax.value_and_grad(lambda raw, label: task.loss(raw, {"label": label}, image_size=SIZE)[0])
-)
+loss_and_gradient = jax.jit(jax.value_and_grad(lambda raw, label: task.loss(raw, {"label": label}, image_size=SIZE)[0]))
 
 
 def test_loss_equals_hand_computed_value():
@@ -72,9 +70,7 @@ def test_distillation_is_zero_at_the_teacher_and_equals_a_hand_computed_value():
     np.testing.assert_allclose(sharp.distillation_loss(raw, teacher, image_size=SIZE), expected, rtol=1e-6)
     # Logits twice as large at temperature 2 are the same distributions; the factor is temperature².
     soft = classification.make("cls", CLASSES, distillation_temperature=2.0)
-    np.testing.assert_allclose(
-        soft.distillation_loss(2 * raw, 2 * teacher, image_size=SIZE), 4 * expected, rtol=1e-6
-    )
+    np.testing.assert_allclose(soft.distillation_loss(2 * raw, 2 * teacher, image_size=SIZE), 4 * expected, rtol=1e-6)
 
 
 def test_half_precision_is_computed_in_single_precision(key):

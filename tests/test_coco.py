@@ -135,9 +135,7 @@ def test_broken_annotation_file_is_refused_with_its_name(tmp_path, content):
 def test_image_entry_without_its_size_is_refused(tmp_path):
     folder = make_coco(tmp_path, [])
     file = folder / "annotations/instances_train.json"
-    file.write_text(
-        json.dumps({"images": [{"id": 1, "file_name": "x"}], "annotations": [], "categories": []})
-    )
+    file.write_text(json.dumps({"images": [{"id": 1, "file_name": "x"}], "annotations": [], "categories": []}))
     with pytest.raises(UserError, match=r"expected \['width', 'height'\] in each of 'images'"):
         opened(tmp_path)
 
@@ -154,9 +152,7 @@ def test_rotated_image_is_turned_only_where_the_annotator_saw_it_so(tmp_path, si
     assert opened(tmp_path)[0]["image"].shape == (30, 40, 3)
 
 
-@pytest.mark.parametrize(
-    ("split", "images", "boxes", "crowds"), [("train", 240, 793, 13), ("val", 60, 167, 1)]
-)
+@pytest.mark.parametrize(("split", "images", "boxes", "crowds"), [("train", 240, 793, 13), ("val", 60, 167, 1)])
 def test_real_coco_has_its_known_boxes_and_crowds(data_root, split, images, boxes, crowds):
     source = opened(data_root, split)
     fields = [source[index]["labels"]["detection"] for index in range(len(source))]

@@ -23,9 +23,7 @@ def test_boxes_move_by_scale_and_offset():
 
 
 def test_mirrored_boxes_keep_their_corners_in_order():
-    moved = boxes.place_boxes(
-        np.array([[1, 2, 3, 5]], np.float32), warp.mirror(Placement(1.0, 1.0, 0.0, 0.0), 10)
-    )
+    moved = boxes.place_boxes(np.array([[1, 2, 3, 5]], np.float32), warp.mirror(Placement(1.0, 1.0, 0.0, 0.0), 10))
     assert moved.tolist() == [[7, 2, 9, 5]]
 
 

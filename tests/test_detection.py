@@ -221,9 +221,7 @@ def test_class_gradient_is_probability_less_quality(key):
     (_, _), gradient = loss_and_gradient(raw, labels_of([TWO[0]]))
     outputs = task.finish(raw, image_size=SIZE)[0]
     learns = np.any(gradient[0, :, :4] != 0, axis=-1)
-    quality = boxes.iou(
-        boxes.to_corners(outputs[:, :4]), jnp.tile(jnp.array([TWO[0][:4]], jnp.float32), (CELLS, 1))
-    )
+    quality = boxes.iou(boxes.to_corners(outputs[:, :4]), jnp.tile(jnp.array([TWO[0][:4]], jnp.float32), (CELLS, 1)))
     target = np.zeros((CELLS, 3))
     target[:, 0] = quality
     expected = (np.asarray(jax.nn.sigmoid(outputs[:, 5:])) - target)[learns] / learns.sum()
@@ -379,9 +377,7 @@ def test_without_any_object_the_figures_are_nan():
     figures = precision_of((predict([A]), truth([])))
     assert figures.keys() == set(detection.MeanAveragePrecision(name="det", classes=CLASSES).compute())
     assert all(np.isnan(value) for value in figures.values())
-    assert all(
-        np.isnan(value) for value in precision_of((predict([A]), truth([A], crowd=np.array([True])))).values()
-    )
+    assert all(np.isnan(value) for value in precision_of((predict([A]), truth([A], crowd=np.array([True])))).values())
 
 
 def test_images_without_labels_are_left_out_and_silence_scores_zero():

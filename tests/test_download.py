@@ -86,9 +86,7 @@ def test_a_server_that_ignores_range_starts_over(server: LocalServer, tmp_path: 
     assert [asked for _, asked in server.requests] == [None, "bytes=300000-"]
 
 
-def test_a_server_that_sends_another_range_is_asked_for_the_whole(
-    server: LocalServer, tmp_path: Path
-) -> None:
+def test_a_server_that_sends_another_range_is_asked_for_the_whole(server: LocalServer, tmp_path: Path) -> None:
     server.cut_after, server.wrong_range = [300_000], True
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert [asked for _, asked in server.requests] == [None, "bytes=300000-", None]
@@ -132,9 +130,7 @@ def test_a_busy_server_is_asked_again(server: LocalServer, tmp_path: Path) -> No
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_that_is_away_is_an_error_after_the_last_attempt(
-    server: LocalServer, tmp_path: Path
-) -> None:
+def test_a_server_that_is_away_is_an_error_after_the_last_attempt(server: LocalServer, tmp_path: Path) -> None:
     server.statuses = [503, 503, 503]
     with pytest.raises(UserError, match=r"failed 3 times \(last: status 503 Service Unavailable\)"):
         fetch(server, tmp_path)

@@ -175,9 +175,7 @@ def test_colour_mask_is_refused(rgb):
 def test_mask_of_another_size_is_refused(rgb):
     image = images.read_image(encoded(Image.fromarray(rgb)))
     content = encoded(Image.fromarray(np.zeros((5, 5), np.uint8)))
-    with pytest.raises(
-        UserError, match=r"m\.png: expected a mask of the image's size 9 x 6 px, found 5 x 5 px"
-    ):
+    with pytest.raises(UserError, match=r"m\.png: expected a mask of the image's size 9 x 6 px, found 5 x 5 px"):
         images.decode_mask(content, image=image, class_count=2, name="m.png")
 
 

@@ -41,9 +41,9 @@ def test_segmentation_loss_and_gradient_equal_pytorchs(label_smoothing, class_we
     task = segmentation.make(
         "seg", CLASSES, label_smoothing=label_smoothing, class_weights=class_weights, loss_stride=1
     )
-    value, gradient = jax.value_and_grad(
-        lambda raw: task.loss(raw, {"mask": jnp.array(mask)}, image_size=(24, 32))[0]
-    )(jnp.array(raw))
+    value, gradient = jax.value_and_grad(lambda raw: task.loss(raw, {"mask": jnp.array(mask)}, image_size=(24, 32))[0])(
+        jnp.array(raw)
+    )
 
     theirs = torch.tensor(raw.transpose(0, 3, 1, 2), requires_grad=True)
     logits = torch.nn.functional.interpolate(theirs, scale_factor=8, mode="bilinear", align_corners=False)
@@ -69,9 +69,7 @@ def test_classification_loss_and_distillation_equal_pytorchs():
     label = np.array([0, 4, -1, 2, 2, -1])
     task = classification.make("cls", CLASSES, label_smoothing=0.1, distillation_temperature=3.0)
     value, _ = task.loss(jnp.array(raw), {"label": jnp.array(label)}, image_size=(32, 32))
-    expected = functional.cross_entropy(
-        torch.tensor(raw), torch.tensor(label), ignore_index=-1, label_smoothing=0.1
-    )
+    expected = functional.cross_entropy(torch.tensor(raw), torch.tensor(label), ignore_index=-1, label_smoothing=0.1)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     distilled = task.distillation_loss(jnp.array(raw), jnp.array(teacher), image_size=(32, 32))
     soft = [functional.log_softmax(torch.tensor(logits) / 3, dim=-1) for logits in (raw, teacher)]

@@ -25,9 +25,7 @@ LIVELY = Augment(
 
 
 def digits(labels=("segmentation", "detection"), length=10, **options):
-    return sources.build(
-        "digits", data_root=None, split="train", labels=labels, length=length, size=48, **options
-    )
+    return sources.build("digits", data_root=None, split="train", labels=labels, length=length, size=48, **options)
 
 
 def batches(source, seed=0, labels=JOINT, **changes):
@@ -113,9 +111,7 @@ def test_prefetching_from_any_step_gives_the_same_elements(threads):
 
 def test_every_sample_comes_once_before_any_comes_again():
     dataset = batches(Levels(10), labels={"cls": "classification"}, augment=Augment(), batch_size=5)
-    epochs = [
-        np.concatenate([dataset[2 * e + i]["labels"]["cls"]["label"] for i in (0, 1)]) for e in range(3)
-    ]
+    epochs = [np.concatenate([dataset[2 * e + i]["labels"]["cls"]["label"] for i in (0, 1)]) for e in range(3)]
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(10))
     assert epochs[0].tolist() != epochs[1].tolist()
@@ -150,9 +146,7 @@ def test_too_many_boxes_are_reported(caplog):
 
 
 def test_unknown_label_and_empty_source_are_refused():
-    with pytest.raises(
-        UserError, match=r"task cls: expected a label of the source \(segmentation, detection\)"
-    ):
+    with pytest.raises(UserError, match=r"task cls: expected a label of the source \(segmentation, detection\)"):
         batches(digits(), labels={"cls": "classification"})
     with pytest.raises(UserError, match="expected a source with samples"):
         pipeline.eval_batches(digits(length=0), labels=JOINT, image_size=32, batch_size=2)
@@ -191,9 +185,7 @@ def test_geometry_leads_from_the_original_into_the_input():
     geometry = batch.geometries[0]
     assert geometry == (64 / 48, 64 / 48, 16.0, 0.0, 48, 48)
     np.testing.assert_array_equal(batch.targets[0]["seg"]["mask"], sample["labels"]["segmentation"]["mask"])
-    np.testing.assert_array_equal(
-        batch.targets[0]["det"]["boxes_xyxy"], sample["labels"]["detection"]["boxes_xyxy"]
-    )
+    np.testing.assert_array_equal(batch.targets[0]["det"]["boxes_xyxy"], sample["labels"]["detection"]["boxes_xyxy"])
     assert np.allclose(batch.image[0, :, :16], 114 / 255)
     inside = batch.image[0, :, 16:80].mean(axis=(0, 1))
     np.testing.assert_allclose(inside, sample["image"].mean(axis=(0, 1)) / 255, atol=0.01)
@@ -213,9 +205,7 @@ def test_cached_real_images_come_faster_than_a_small_network_trains(data_root):
         labels={"seg": "segmentation"},
         image_size=512,
         batch_size=8,
-        augment=Augment(
-            scale_min=0.5, scale_max=2.0, random_position=True, flip_probability=0.5, brightness=0.2
-        ),
+        augment=Augment(scale_min=0.5, scale_max=2.0, random_position=True, flip_probability=0.5, brightness=0.2),
         seed=0,
         cache_bytes=10**9,
     )

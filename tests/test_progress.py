@@ -113,8 +113,6 @@ def test_the_default_stream_is_stderr(capsys):
     assert capsys.readouterr().err.startswith("seg  epoch 1/1")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (123.0, "2:03"), (3723.0, "1:02:03")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (123.0, "2:03"), (3723.0, "1:02:03")])
 def test_durations_read_as_clocks(seconds, text):
     assert clock_time(seconds) == text

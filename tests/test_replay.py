@@ -20,9 +20,7 @@ def make_sample(number, *, height=12, width=20, labels=None):
 
 def boxes(label, *, crowd=None, boxes_xyxy=None):
     count = len(label)
-    found = (
-        np.tile(np.array([2.0, 3.0, 10.0, 9.0], np.float32), (count, 1)) if boxes_xyxy is None else boxes_xyxy
-    )
+    found = np.tile(np.array([2.0, 3.0, 10.0, 9.0], np.float32), (count, 1)) if boxes_xyxy is None else boxes_xyxy
     return {
         "boxes_xyxy": np.asarray(found, np.float32).reshape(count, 4),
         "label": np.array(label, np.int32),
@@ -65,19 +63,14 @@ def test_the_classes_of_a_mask_are_its_values_without_void():
 
 
 def test_the_classes_of_boxes_leave_out_crowds_and_missing_labels():
-    fields = boxes(
-        [1, 5, 7], crowd=[False, True, False], boxes_xyxy=[[0, 0, 1, 1], [0, 0, 1, 1], [np.nan] * 4]
-    )
+    fields = boxes([1, 5, 7], crowd=[False, True, False], boxes_xyxy=[[0, 0, 1, 1], [0, 0, 1, 1], [np.nan] * 4])
     assert exemplars.sample_classes({"labels": {"detection": fields}}) == {1}
     assert exemplars.sample_classes({"labels": {"detection": boxes([])}}) == set()
 
 
 @pytest.mark.parametrize(("label", "expected"), [(4, {4}), (-1, set())])
 def test_the_class_of_an_image_is_its_label_unless_missing(label, expected):
-    assert (
-        exemplars.sample_classes({"labels": {"classification": {"label": np.array(label, np.int32)}}})
-        == expected
-    )
+    assert exemplars.sample_classes({"labels": {"classification": {"label": np.array(label, np.int32)}}}) == expected
 
 
 def test_the_classes_of_several_labels_are_united_or_looked_at_one_by_one():
@@ -86,9 +79,7 @@ def test_the_classes_of_several_labels_are_united_or_looked_at_one_by_one():
     assert exemplars.sample_classes(sample, "b") == {2}
 
 
-@pytest.mark.parametrize(
-    "choose", [exemplars.random, lambda n, k, **g: exemplars.reservoir(range(n), k, **g)]
-)
+@pytest.mark.parametrize("choose", [exemplars.random, lambda n, k, **g: exemplars.reservoir(range(n), k, **g)])
 def test_every_sample_is_as_likely_to_be_chosen_as_any_other(choose):
     one_generator, rounds = generator(), 3000
     counts = np.zeros(6)
@@ -189,9 +180,7 @@ def test_the_byte_limit_holds():
     source = class_source([0, 1] * 5)
     one = replay.sample_bytes(source.samples[0])
     assert one == 12 * 20 * 3 + 4
-    buffer = replay.fill(
-        source, count=10, selection="random", generator=generator(), max_bytes=int(3.5 * one)
-    )
+    buffer = replay.fill(source, count=10, selection="random", generator=generator(), max_bytes=int(3.5 * one))
     assert len(buffer) == 3
     assert buffer.size_bytes == 3 * one
 

@@ -91,9 +91,7 @@ def test_the_report_shows_the_verdict_the_tables_and_the_run(tmp_path):
         assert expected in text
     assert "Left out as not finite: 1 of 13 logged losses, first loss at step 6." in text
     assert "det: rmse" not in text  # judged, but never logged: no empty panel
-    assert (
-        checker.tags.count("svg") == 4
-    )  # validation of seg; losses of the network and of seg; learning rate
+    assert checker.tags.count("svg") == 4  # validation of seg; losses of the network and of seg; learning rate
     assert "details" in checker.tags
 
 

@@ -49,9 +49,7 @@ def test_loss_equals_hand_computed_value():
     weighted = loss_of(raw, mask, (8, 8), loss_stride=1, class_weights=(1.0, 2.0, 5.0))
     np.testing.assert_allclose(weighted, costs @ [1, 2, 5] / 8, rtol=1e-6)
     smooth = loss_of(raw, mask, (8, 8), loss_stride=1, label_smoothing=0.3)
-    np.testing.assert_allclose(
-        smooth, costs.mean(), rtol=1e-6
-    )  # each class occurs once: its mean is the same
+    np.testing.assert_allclose(smooth, costs.mean(), rtol=1e-6)  # each class occurs once: its mean is the same
     mask[0, 0, 1:3] = VOID
     smooth = loss_of(raw, mask, (8, 8), loss_stride=1, label_smoothing=0.3)
     np.testing.assert_allclose(smooth, 0.7 * costs[0] + 0.3 * costs.mean(), rtol=1e-6)

@@ -69,9 +69,7 @@ def test_a_student_equal_to_its_teacher_has_no_distillation_loss(kind, key):
     task = tasks.build(CONFIG)[kind]
     raw = raw_of(task, 2, key)
     other = raw_of(task, 2, jax.random.fold_in(key, 1))
-    distil = jax.jit(
-        jax.value_and_grad(lambda raw, teacher: task.distillation_loss(raw, teacher, image_size=SIZE))
-    )
+    distil = jax.jit(jax.value_and_grad(lambda raw, teacher: task.distillation_loss(raw, teacher, image_size=SIZE)))
     value, gradient = distil(raw, raw)
     np.testing.assert_allclose(value, 0, atol=1e-5)
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
@@ -81,9 +79,9 @@ def test_a_student_equal_to_its_teacher_has_no_distillation_loss(kind, key):
 @pytest.mark.parametrize("kind", tasks.KINDS)
 def test_outputs_are_finished_and_decoded_at_fixed_sizes(kind, key):
     task = tasks.build(CONFIG)[kind]
-    outputs, prediction = jax.jit(
-        lambda raw: (finished := task.finish(raw, image_size=SIZE), task.decode(finished))
-    )(raw_of(task, 2, key).astype(jnp.bfloat16))
+    outputs, prediction = jax.jit(lambda raw: (finished := task.finish(raw, image_size=SIZE), task.decode(finished)))(
+        raw_of(task, 2, key).astype(jnp.bfloat16)
+    )
     expected = {"segmentation": (2, 32, 64, 3), "detection": (2, 42, 8), "classification": (2, 3)}
     assert outputs.shape == expected[kind]
     assert outputs.dtype == jnp.float32

@@ -83,9 +83,7 @@ def prepared(tmp_path_factory):
 
 
 def opened(root, split="train", **options):
-    return sources.build(
-        "tfds", data_root=root, split=split, **{"name": "tiny_scenes", "fields": FIELDS, **options}
-    )
+    return sources.build("tfds", data_root=root, split=split, **{"name": "tiny_scenes", "fields": FIELDS, **options})
 
 
 def by_level(source):

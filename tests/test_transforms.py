@@ -60,15 +60,12 @@ def test_nothing_changes_by_default_but_the_letterbox():
 def test_the_generator_decides_alone_and_the_sample_is_left_as_it_was():
     sample, untouched = scene(), scene()
     first, again, other = (
-        transforms.apply(sample, np.random.default_rng(seed), size=(64, 64), augment=EVERYTHING)
-        for seed in (1, 1, 2)
+        transforms.apply(sample, np.random.default_rng(seed), size=(64, 64), augment=EVERYTHING) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first["image"], again["image"])
     assert (first["image"] != other["image"]).any()
     np.testing.assert_array_equal(sample["image"], untouched["image"])
-    np.testing.assert_array_equal(
-        sample["labels"]["segmentation"]["mask"], untouched["labels"]["segmentation"]["mask"]
-    )
+    np.testing.assert_array_equal(sample["labels"]["segmentation"]["mask"], untouched["labels"]["segmentation"]["mask"])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -147,17 +144,12 @@ def test_missing_boxes_stay_missing():
 def test_each_colour_change_does_what_its_name_says(name):
     image = np.random.default_rng(0).integers(60, 190, (32, 32, 3), dtype=np.uint8)
     changed = [
-        transforms.change_colours(image, np.random.default_rng(seed), augment=Augment(**{name: 0.3})).astype(
-            float
-        )
+        transforms.change_colours(image, np.random.default_rng(seed), augment=Augment(**{name: 0.3})).astype(float)
         for seed in range(20)
     ]
     means = np.array([each.mean() for each in changed]) / image.mean()
     spreads = np.array([each.std() for each in changed]) / image.std()
-    chroma = (
-        np.array([np.ptp(each, axis=2).mean() for each in changed])
-        / np.ptp(image.astype(float), axis=2).mean()
-    )
+    chroma = np.array([np.ptp(each, axis=2).mean() for each in changed]) / np.ptp(image.astype(float), axis=2).mean()
     assert sum((each != image).any() for each in changed) >= 15
     assert (np.ptp(means) > 0.3) == (name == "brightness")
     assert (np.ptp(spreads) > 0.3) == (name in ("brightness", "contrast", "saturation"))

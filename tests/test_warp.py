@@ -62,9 +62,7 @@ def test_enlarged_image_fills_its_place_up_to_the_border():
 def test_strong_shrinking_averages(factor):
     stripes = np.zeros((84, 84, 3), np.uint8)
     stripes[:, ::2] = 254
-    moved = warp.warp(
-        stripes, warp.stretch(84, 84, size=(84 // factor, 84 // factor)), size=(84 // factor,) * 2
-    )
+    moved = warp.warp(stripes, warp.stretch(84, 84, size=(84 // factor, 84 // factor)), size=(84 // factor,) * 2)
     assert np.abs(moved.astype(int) - 127).max() <= 254 / factor / 2 + 1
 
 

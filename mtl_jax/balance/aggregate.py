@@ -93,9 +93,7 @@ def _check(task_grads: PyTree, params: PyTree | None, task_losses: Array | None)
         )
 
 
-def _transform(
-    weight_fn: WeightFn, init_fn: Callable[..., Any] | None = None
-) -> optax.GradientTransformationExtraArgs:
+def _transform(weight_fn: WeightFn, init_fn: Callable[..., Any] | None = None) -> optax.GradientTransformationExtraArgs:
     """The transform that weights the tasks by what `weight_fn` makes of their Gramian."""
 
     def init_empty(params):

@@ -75,9 +75,7 @@ def fisher_diagonal(
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def penalty(
-    params: Tree, anchor_params: Tree, fisher: Tree, strength: float | Float[Array, ""]
-) -> Float[Array, ""]:
+def penalty(params: Tree, anchor_params: Tree, fisher: Tree, strength: float | Float[Array, ""]) -> Float[Array, ""]:
     """The loss term strength / 2 * sum fisher * (params - anchor_params)^2.
 
     Args:

@@ -24,9 +24,7 @@ def random(total: int, count: int, *, generator: np.random.Generator) -> Int[np.
     return generator.permutation(total)[:count]
 
 
-def reservoir(
-    stream: Iterable[int], count: int, *, generator: np.random.Generator
-) -> Int[np.ndarray, "chosen"]:
+def reservoir(stream: Iterable[int], count: int, *, generator: np.random.Generator) -> Int[np.ndarray, "chosen"]:
     """Chooses uniformly from a stream of unknown length in one pass.
 
     Args:

@@ -169,8 +169,7 @@ def from_tree(tree: Mapping[str, Any]) -> ReplayBuffer:
             name, field = path.removeprefix(f"{number}/labels/").rsplit("/", 1)
             labels[int(number)].setdefault(name, {})[field] = array
     samples = tuple(
-        Sample(image=arrays[f"{i}/image"], labels=labels[i], id=_to_text(arrays[f"{i}/id"]))
-        for i in range(count)
+        Sample(image=arrays[f"{i}/image"], labels=labels[i], id=_to_text(arrays[f"{i}/id"])) for i in range(count)
     )
     return ReplayBuffer(samples=samples, class_names=class_names)
 

@@ -75,9 +75,7 @@ def _read_zip(place: Path, names: frozenset[str]) -> Iterator[tuple[str, bytes]]
         for member in members:
             link = None
             if stat.S_ISLNK(member.external_attr >> 16):  # the upper half holds the Unix mode
-                link = posixpath.join(
-                    posixpath.dirname(member.filename), archive.read(member).decode(errors="replace")
-                )
+                link = posixpath.join(posixpath.dirname(member.filename), archive.read(member).decode(errors="replace"))
             _refuse_unsafe(place, member.filename, link)
             if link is not None and member.filename in names:
                 raise _not_a_file(place, member.filename)
@@ -106,9 +104,7 @@ def _read_tar(place: Path, names: frozenset[str]) -> Iterator[tuple[str, bytes]]
 
 
 def _not_a_file(place: Path, name: str) -> UserError:
-    return UserError(
-        f"{place}: expected {name} to be a file, found a link or device: fetch the official archive again"
-    )
+    return UserError(f"{place}: expected {name} to be a file, found a link or device: fetch the official archive again")
 
 
 def _leads_outside(path: str) -> bool:

@@ -87,6 +87,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: expected a JSON file, found {error}: replace it by a complete copy"
-        ) from error
+        raise UserError(f"{path}: expected a JSON file, found {error}: replace it by a complete copy") from error

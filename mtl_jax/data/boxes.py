@@ -9,9 +9,7 @@ from mtl_jax.data.base import Fields
 from mtl_jax.data.warp import Placement
 
 
-def place_boxes(
-    boxes_xyxy: Float[np.ndarray, "boxes 4"], placement: Placement
-) -> Float[np.ndarray, "boxes 4"]:
+def place_boxes(boxes_xyxy: Float[np.ndarray, "boxes 4"], placement: Placement) -> Float[np.ndarray, "boxes 4"]:
     """Moves boxes, without clipping."""
     scale = np.array([[placement.scale_x, placement.scale_y]], np.float32)
     offset = np.array([[placement.offset_x, placement.offset_y]], np.float32)

@@ -133,9 +133,7 @@ def _read(file: Path) -> dict[str, Any]:
         for entry in content[key]:
             missing = [name for name in needed if name not in entry]
             if missing:
-                raise UserError(
-                    f"{file}: expected {missing} in each of {key!r}, found {entry}: mend the file"
-                )
+                raise UserError(f"{file}: expected {missing} in each of {key!r}, found {entry}: mend the file")
     if not content["images"]:
         raise UserError(f"{file}: expected images, found an empty list: check the file")
     return content
@@ -162,9 +160,7 @@ def _clipped(bbox: Any, size: tuple[int, int], where: str) -> tuple[float, float
     try:
         x, y, width, height = (float(value) for value in bbox)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}: expected bbox [x, y, width, height], found {bbox}: mend the file"
-        ) from error
+        raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}: mend the file") from error
     if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
         return "degenerate"
     left, top = max(x, 0.0), max(y, 0.0)

@@ -65,9 +65,7 @@ class DigitScenes:
         self.labels = (labels,) if isinstance(labels, str) else tuple(labels)
         unknown = [label for label in self.labels if label not in CLASS_NAMES]
         if unknown or not self.labels:
-            raise UserError(
-                f"expected labels among {', '.join(CLASS_NAMES)}, found {unknown}: choose some of them"
-            )
+            raise UserError(f"expected labels among {', '.join(CLASS_NAMES)}, found {unknown}: choose some of them")
         if size < 32:
             raise UserError(f"expected scenes of at least 32 px, found {size}: digits would be unreadable")
         self.size = size
@@ -143,9 +141,7 @@ def background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size s
     return texture
 
 
-def drawn(
-    ink: Float[np.ndarray, "8 8"], rng: np.random.Generator, *, side: int
-) -> Float[np.ndarray, "height width"]:
+def drawn(ink: Float[np.ndarray, "8 8"], rng: np.random.Generator, *, side: int) -> Float[np.ndarray, "height width"]:
     """Returns the digit enlarged and slightly rotated, cropped to the pixels that belong to it."""
     scale = side / ink.shape[0]
     turn = cv2.getRotationMatrix2D((3.5, 3.5), rng.uniform(-_MAX_ROTATION_DEG, _MAX_ROTATION_DEG), scale)

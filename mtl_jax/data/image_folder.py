@@ -68,9 +68,7 @@ class ImageFolder:
             if file.suffix.lower() in SUFFIXES
         ]
         if not self._files:
-            raise UserError(
-                f"{self.folder}: expected images in one folder per class, found none: mend folder"
-            )
+            raise UserError(f"{self.folder}: expected images in one folder per class, found none: mend folder")
         self.class_names = {"classification": _readable(base, table)}
 
     def __len__(self) -> int:

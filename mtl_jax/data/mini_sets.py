@@ -72,9 +72,7 @@ def _coco_contents(id_list: Mapping[str, Any], fetch: Fetch) -> Iterator[tuple[s
         try:
             official = json.loads(content)
         except ValueError as error:
-            raise UserError(
-                f"instances_val2017.json: expected JSON, found {error}: fetch the official file"
-            ) from error
+            raise UserError(f"instances_val2017.json: expected JSON, found {error}: fetch the official file") from error
         for split in ("train", "val"):
             subset = coco_subset(
                 official,
@@ -95,9 +93,7 @@ def _imagenette_contents(id_list: Mapping[str, Any], fetch: Fetch) -> Iterator[t
 SETS: dict[str, MiniSet] = {
     "voc": MiniSet("mini-voc-seg", "http://host.robots.ox.ac.uk/pascal/VOC/voc2012", _voc_contents),
     "coco": MiniSet("mini-coco-det", "http://images.cocodataset.org", _coco_contents),
-    "imagenette": MiniSet(
-        "imagenette-160", "https://s3.amazonaws.com/fast-ai-imageclas", _imagenette_contents
-    ),
+    "imagenette": MiniSet("imagenette-160", "https://s3.amazonaws.com/fast-ai-imageclas", _imagenette_contents),
 }
 
 

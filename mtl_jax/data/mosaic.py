@@ -14,9 +14,7 @@ from mtl_jax.errors import UserError
 _CENTRE = (0.25, 0.75)  # where the four images meet, as a fraction of the output
 
 
-def mosaic(
-    samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[int, int], augment: Augment
-) -> Sample:
+def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[int, int], augment: Augment) -> Sample:
     """Composes four samples around a random point; each is scaled, cropped and flipped by itself.
 
     Args:
@@ -31,24 +29,16 @@ def mosaic(
     References:
         Bochkovskiy, Wang, Liao, "YOLOv4: Optimal Speed and Accuracy of Object Detection", 2020.
     """
-    whole = [
-        name for name, fields in samples[0]["labels"].items() if not {"mask", "boxes_xyxy"} & set(fields)
-    ]
+    whole = [name for name, fields in samples[0]["labels"].items() if not {"mask", "boxes_xyxy"} & set(fields)]
     if whole:
-        raise UserError(
-            f"augment: a mosaic has no single {', '.join(whole)}: set mosaic_probability=0 for it"
-        )
+        raise UserError(f"augment: a mosaic has no single {', '.join(whole)}: set mosaic_probability=0 for it")
     middle_y, middle_x = (round(side * rng.uniform(*_CENTRE)) for side in size)
     quarters = [
-        _quarter(
-            sample, rng, bottom=bottom, right=right, middle=(middle_y, middle_x), size=size, augment=augment
-        )
+        _quarter(sample, rng, bottom=bottom, right=right, middle=(middle_y, middle_x), size=size, augment=augment)
         for sample, (bottom, right) in zip(samples, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
     ]
     corners = [(0, 0), (0, middle_x), (middle_y, 0), (middle_y, middle_x)]
-    labels = {
-        name: _joined([part["labels"][name] for part in quarters], corners) for name in samples[0]["labels"]
-    }
+    labels = {name: _joined([part["labels"][name] for part in quarters], corners) for name in samples[0]["labels"]}
     image = change_colours(_tiled([part["image"] for part in quarters]), rng, augment=augment)
     return {"image": image, "labels": labels, "id": "+".join(sample["id"] for sample in samples)}
 

@@ -67,9 +67,7 @@ def train_batches(
         UserError: the source is empty or has no such label.
     """
     _check(source, labels)
-    load = _Load(
-        cached(source, cache_bytes), tuple(dict.fromkeys(labels.values())), _pair(image_size), augment
-    )
+    load = _Load(cached(source, cache_bytes), tuple(dict.fromkeys(labels.values())), _pair(image_size), augment)
     order_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     return (
         grain.MapDataset.range(len(source))
@@ -83,9 +81,7 @@ def train_batches(
 class EvalBatches(Sequence[EvalBatch]):
     """Batches over a whole source in its order."""
 
-    def __init__(
-        self, source: Source, labels: Mapping[str, str], size: tuple[int, int], batch_size: int
-    ) -> None:
+    def __init__(self, source: Source, labels: Mapping[str, str], size: tuple[int, int], batch_size: int) -> None:
         self._source, self._labels, self._size, self._batch_size = source, dict(labels), size, batch_size
 
     def __len__(self) -> int:
@@ -100,16 +96,12 @@ class EvalBatches(Sequence[EvalBatch]):
     def __getitem__(self, index: int | slice) -> EvalBatch | list[EvalBatch]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        first = (
-            range(len(self))[index] * self._batch_size
-        )  # raises IndexError, counts negative ones from the end
+        first = range(len(self))[index] * self._batch_size  # raises IndexError, counts negative ones from the end
         samples = [self._source[i] for i in range(first, min(first + self._batch_size, len(self._source)))]
         placed = [letterbox(sample["image"], size=self._size) for sample in samples]
         images = [image for image, _ in placed]
         images += images[-1:] * (self._batch_size - len(images))
-        targets = [
-            {task: sample["labels"][label] for task, label in self._labels.items()} for sample in samples
-        ]
+        targets = [{task: sample["labels"][label] for task, label in self._labels.items()} for sample in samples]
         return EvalBatch(
             _unit_images(images),
             [sample["id"] for sample in samples],
@@ -165,9 +157,7 @@ def prefetch(
     """
     if not isinstance(dataset, grain.MapDataset):
         dataset = grain.MapDataset.source(dataset)
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(buffer, threads) if threads else 0
-    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads) if threads else 0)
     iterator = iter(dataset.to_iter_dataset(options))
     iterator.set_state({"next_index": start})
     return iterator
@@ -176,9 +166,7 @@ def prefetch(
 class _Load:
     """index, rng -> augmented sample, still in u8."""
 
-    def __init__(
-        self, source: Source, names: tuple[str, ...], size: tuple[int, int], augment: Augment
-    ) -> None:
+    def __init__(self, source: Source, names: tuple[str, ...], size: tuple[int, int], augment: Augment) -> None:
         self._source, self._names, self._size, self._augment = source, names, size, augment
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
@@ -196,8 +184,7 @@ class _Load:
 
 def _collate(samples: Sequence[Sample], *, labels: Mapping[str, str], max_boxes: int) -> dict[str, Any]:
     by_task = {
-        task: _stack([sample["labels"][label] for sample in samples], max_boxes)
-        for task, label in labels.items()
+        task: _stack([sample["labels"][label] for sample in samples], max_boxes) for task, label in labels.items()
     }
     return {"image": _unit_images([sample["image"] for sample in samples]), "labels": by_task}
 
@@ -209,9 +196,7 @@ def _stack(fields: Sequence[Fields], max_boxes: int) -> Fields:
         padded = [pad_boxes(each, max_boxes) for each in fields]
         lost = sum(count for _, count in padded)
         if lost:
-            _log.warning(
-                "%d boxes of a batch exceed max_boxes=%d: the smallest are left out", lost, max_boxes
-            )
+            _log.warning("%d boxes of a batch exceed max_boxes=%d: the smallest are left out", lost, max_boxes)
         fields = [each for each, _ in padded]
     return {name: np.stack([each[name] for each in fields]) for name in fields[0]}
 

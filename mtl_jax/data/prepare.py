@@ -175,9 +175,7 @@ def prepare(
     for name in names:
         with rich_bars() as bars:
             url = (base_urls or {}).get(name)
-            line = prepare_set(
-                name, data_root=data_root, from_dir=from_dir, base_url=url, force=force, bars=bars
-            )
+            line = prepare_set(name, data_root=data_root, from_dir=from_dir, base_url=url, force=force, bars=bars)
         yield line
 
 

@@ -43,7 +43,5 @@ def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any
     known = inspect.signature(SOURCES[kind]).parameters
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise UserError(
-            f"source {kind}: expected options among {', '.join(known)}, found {', '.join(unknown)}"
-        )
+        raise UserError(f"source {kind}: expected options among {', '.join(known)}, found {', '.join(unknown)}")
     return SOURCES[kind](data_root=data_root, split=split, **options)

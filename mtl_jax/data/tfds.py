@@ -87,9 +87,7 @@ class Tfds:
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: dict(path) if isinstance(path, Mapping) else path for name, path in fields.items()}
     if "image" not in plain or set(plain) - FIELDS:
-        raise UserError(
-            f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(plain)}: mend fields"
-        )
+        raise UserError(f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(plain)}: mend fields")
     boxes = plain.get("detection", {"boxes": "", "label": ""})
     if not isinstance(boxes, dict) or not {"boxes", "label"} <= set(boxes) <= BOX_FIELDS:
         raise UserError(f"expected fields.detection with boxes, label, perhaps crowd and area, found {boxes}")
@@ -177,14 +175,8 @@ def _boxes(example: Any, paths: Mapping[str, str], size: tuple[int, int], where:
     fractions = np.asarray(_get(example, paths["boxes"], where), np.float32).reshape(-1, 4)
     boxes = fractions[:, [1, 0, 3, 2]].clip(0, 1) * np.array([[width, height, width, height]], np.float32)
     label = np.asarray(_get(example, paths["label"], where), np.int32).reshape(-1)
-    crowd = (
-        np.asarray(_get(example, paths["crowd"], where), bool)
-        if "crowd" in paths
-        else np.zeros(len(label), bool)
-    )
+    crowd = np.asarray(_get(example, paths["crowd"], where), bool) if "crowd" in paths else np.zeros(len(label), bool)
     sides = boxes[:, 2:] - boxes[:, :2]
-    area = (
-        np.asarray(_get(example, paths["area"], where), np.float32) if "area" in paths else sides.prod(axis=1)
-    )
+    area = np.asarray(_get(example, paths["area"], where), np.float32) if "area" in paths else sides.prod(axis=1)
     keep = (sides > 0).all(axis=1)  # False for NaN as well
     return {"boxes_xyxy": boxes[keep], "label": label[keep], "crowd": crowd[keep], "area": area[keep]}

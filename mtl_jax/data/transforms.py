@@ -47,9 +47,7 @@ class Augment:
             UserError: names the setting.
         """
         if not 0 < self.scale_min <= self.scale_max:
-            raise UserError(
-                f"augment: expected 0 < scale_min <= scale_max, found {self.scale_min}, {self.scale_max}"
-            )
+            raise UserError(f"augment: expected 0 < scale_min <= scale_max, found {self.scale_min}, {self.scale_max}")
         if self.aspect < 1:
             raise UserError(f"augment: expected aspect >= 1, found {self.aspect}")
         for name in _SHARES:
@@ -114,9 +112,7 @@ def place(sample: Sample, placement: Placement, *, size: tuple[int, int], min_vi
         size: of the output, (height, width) px.
         min_visible: boxes with a smaller share of their area left inside the output are dropped.
     """
-    labels = {
-        name: _place_fields(fields, placement, size, min_visible) for name, fields in sample["labels"].items()
-    }
+    labels = {name: _place_fields(fields, placement, size, min_visible) for name, fields in sample["labels"].items()}
     return {"image": warp(sample["image"], placement, size=size), "labels": labels, "id": sample["id"]}
 
 
@@ -169,9 +165,7 @@ def _place_fields(fields: Fields, placement: Placement, size: tuple[int, int], m
         return {**fields, "mask": warp_mask(fields["mask"], placement, size=size)}
     if "boxes_xyxy" not in fields or np.isnan(fields["boxes_xyxy"]).any():
         return dict(fields)
-    boxes, visible = clip_boxes(
-        place_boxes(fields["boxes_xyxy"], placement), size=size, min_visible=min_visible
-    )
+    boxes, visible = clip_boxes(place_boxes(fields["boxes_xyxy"], placement), size=size, min_visible=min_visible)
     visible |= fields["crowd"] & (areas(boxes) > 0)  # a sliver of a crowd is still no background
     area = fields["area"] * np.float32(abs(placement.scale_x * placement.scale_y))
     return {

@@ -60,9 +60,7 @@ def warp(
             [0, placement.scale_y, placement.offset_y + placement.scale_y / 2 - 0.5],
         ]
     )
-    moved = cv2.warpAffine(
-        image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    moved = cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     for part in rows:
         moved[part] = PADDING_GREY
     for part in columns:
@@ -92,9 +90,7 @@ def _shrunk(image: np.ndarray, placement: Placement) -> tuple[np.ndarray, Placem
     new_height = max(1, round(height / max(1, int(1 / scale_y))))
     smaller = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA)
     factor_x, factor_y = width / new_width, height / new_height
-    return smaller, placement._replace(
-        scale_x=placement.scale_x * factor_x, scale_y=placement.scale_y * factor_y
-    )
+    return smaller, placement._replace(scale_x=placement.scale_x * factor_x, scale_y=placement.scale_y * factor_y)
 
 
 def _outside(scale: float, offset: float, length: int, output_length: int) -> tuple[slice, slice]:

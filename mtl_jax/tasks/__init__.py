@@ -44,9 +44,7 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
             f"task {name!r}: expected settings of a {kind} task ({', '.join(known)}), found "
             f"{', '.join(unknown)}; correct tasks.{name}"
         )
-    missing = [
-        key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options
-    ]
+    missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options]
     if missing:
         raise UserError(f"task {name!r}: expected {', '.join(missing)}, found none; add it to tasks.{name}")
     _check_classes(name, options["classes"])
@@ -59,6 +57,4 @@ def _check_classes(name: str, classes: Sequence[str]) -> None:
         raise UserError(where + f"a list of class names, found {classes!r}; write [{classes!r}, ...]")
     twice = sorted({entry for entry in classes if list(classes).count(entry) > 1})
     if twice:
-        raise UserError(
-            where + f"each class once, found {', '.join(map(repr, twice))} again; correct tasks.{name}"
-        )
+        raise UserError(where + f"each class once, found {', '.join(map(repr, twice))} again; correct tasks.{name}")

@@ -10,14 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 from mtl_jax.tasks import boxes
 from mtl_jax.tasks.base import ImageSize
 
-WINDOW_CELLS = (
-    5  # candidates: a window of 5 x 5 cells around the box's centre on each level (YOLOX: radius 2.5)
-)
+WINDOW_CELLS = 5  # candidates: a window of 5 x 5 cells around the box's centre on each level (YOLOX: radius 2.5)
 MAX_CELLS_PER_BOX = 10  # YOLOX's q: the IoUs of this many candidates add up to a box's number of cells
 IOU_COST = 3.0  # weight of -log(IoU) against the class's cross-entropy (YOLOX)
-OUTSIDE_COST = (
-    1e4  # of a candidate whose centre is outside its box: above any other cost, still exact to 1e-3
-)
+OUTSIDE_COST = 1e4  # of a candidate whose centre is outside its box: above any other cost, still exact to 1e-3
 LOG_FLOOR = 1e-8
 
 

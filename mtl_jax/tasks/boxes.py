@@ -9,9 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mtl_jax.tasks.base import ImageSize
 
-PRIOR_SIZE_CELLS = (
-    4.0  # width and height of a box whose log-size is 0, in cells: 32, 64, 128 px at strides 8, 16, 32
-)
+PRIOR_SIZE_CELLS = 4.0  # width and height of a box whose log-size is 0, in cells: 32, 64, 128 px at strides 8, 16, 32
 MAX_LOG_SIZE = 4.0  # of a box against the prior: 1/55 to 55 times, so 0.6 px to 7,000 px
 EPSILON = 1e-7  # px² or px, keeps divisions by the area of an empty box finite
 
@@ -85,9 +83,7 @@ def to_centre_size(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
 
 
-def _overlap(
-    a: Float[Array, "*n 4"], b: Float[Array, "*n 4"]
-) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+def _overlap(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Returns the areas of the intersection and of the union."""
     size_a, size_b = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
     common = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
@@ -131,9 +127,7 @@ def complete_iou(predicted: Float[Array, "*n 4"], target: Float[Array, "*n 4"]) 
         Zheng et al., "Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression", 2020.
     """
     overlap = iou(predicted, target)
-    enclosing = jnp.maximum(predicted[..., 2:], target[..., 2:]) - jnp.minimum(
-        predicted[..., :2], target[..., :2]
-    )
+    enclosing = jnp.maximum(predicted[..., 2:], target[..., 2:]) - jnp.minimum(predicted[..., :2], target[..., :2])
     diagonal = jnp.maximum(jnp.sum(enclosing**2, axis=-1), EPSILON)
     a, b = to_centre_size(predicted), to_centre_size(target)
     distance = jnp.sum((a[..., :2] - b[..., :2]) ** 2, axis=-1)
@@ -167,9 +161,7 @@ def suppress(
         Which boxes stay.
     """
     better = jnp.arange(len(label))[:, None] > jnp.arange(len(label))[None, :]
-    rivals = (
-        better & (label[:, None] == label[None, :]) & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
-    )
+    rivals = better & (label[:, None] == label[None, :]) & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
 
     def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
         _, keep = state

@@ -142,9 +142,7 @@ class TopAccuracy:
         """Returns "top1" and, where it says something, "top5"."""
         ranks = np.array(self._ranks)
         cut_offs = {"top1": 1} | ({"top5": 5} if self._class_count > 5 else {})
-        return {
-            name: float(np.mean(ranks < k)) if len(ranks) else float("nan") for name, k in cut_offs.items()
-        }
+        return {name: float(np.mean(ranks < k)) if len(ranks) else float("nan") for name, k in cut_offs.items()}
 
 
 def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:

@@ -62,8 +62,7 @@ def make(
         raise UserError(where + f"strides >= 1 px, found {strides}; name levels of the neck")
     if not 0 <= score_threshold < 1 or not 0 < nms_iou <= 1:
         raise UserError(
-            where
-            + f"score_threshold and nms_iou within 0..1, found {score_threshold} and {nms_iou}; change them"
+            where + f"score_threshold and nms_iou within 0..1, found {score_threshold} and {nms_iou}; change them"
         )
     if not 1 <= max_detections <= candidates:
         raise UserError(where + f"1 <= max_detections <= candidates, found {max_detections} and {candidates}")
@@ -117,9 +116,7 @@ def finish(
         )
     raw = raw.astype(jnp.float32)
     box = boxes.decode(raw[..., :BOX_CHANNELS], centres, cell_strides)
-    return jnp.concatenate(
-        [box, raw[..., OBJECTNESS, None] + PRIOR_LOGIT, raw[..., OBJECTNESS + 1 :]], axis=-1
-    )
+    return jnp.concatenate([box, raw[..., OBJECTNESS, None] + PRIOR_LOGIT, raw[..., OBJECTNESS + 1 :]], axis=-1)
 
 
 def loss(

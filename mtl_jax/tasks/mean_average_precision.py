@@ -74,10 +74,7 @@ class MeanAveragePrecision:
             judge.accumulate()
             judge.summarize()
         values = judge.stats[: len(FIGURES)]
-        return {
-            name: float("nan") if value < 0 else float(value)
-            for name, value in zip(FIGURES, values, strict=True)
-        }
+        return {name: float("nan") if value < 0 else float(value) for name, value in zip(FIGURES, values, strict=True)}
 
     def _dataset(self, annotations: list[dict[str, Any]]) -> Any:
         from pycocotools.coco import COCO

@@ -88,9 +88,7 @@ def _check_settings(
     if not 0 <= label_smoothing < 1:
         raise UserError(where + f"label_smoothing from 0 to below 1, found {label_smoothing}; change it")
     if class_weights is not None and (len(class_weights) != len(classes) or min(class_weights) < 0):
-        raise UserError(
-            where + f"{len(classes)} class_weights >= 0, found {list(class_weights)}; give one per class"
-        )
+        raise UserError(where + f"{len(classes)} class_weights >= 0, found {list(class_weights)}; give one per class")
     if 0 <= ignore_label < len(classes):
         raise UserError(where + f"ignore_label outside the classes, found {ignore_label}; 255 is usual")
     if loss_stride < 1 or strides[0] % loss_stride:

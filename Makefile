@@ -1,0 +1,35 @@
+# make train   trains CONFIG (the quickstart on embedded data, if not set) and prints its contract
+# make test    runs the tests
+# Both make the virtual environment .venv first, where it is missing or pyproject.toml has changed.
+PYTHON ?= python3
+CONFIG ?= configs/quickstart.py
+WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
+EXTRAS ?= dev
+VENV := .venv
+STAMP = $(VENV)/installed-$(subst $(comma),-,$(1))
+comma := ,
+
+.PHONY: train test lint
+
+train: $(call STAMP,core)
+	$(VENV)/bin/python scripts/train.py --config $(CONFIG) --workdir $(WORKDIR) $(ARGS)
+
+test: $(call STAMP,$(EXTRAS))
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(call STAMP,$(EXTRAS))
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(call STAMP,core): pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(call STAMP,$(EXTRAS)): pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@

@@ -1,0 +1,79 @@
+"""The flagship: PASCAL VOC segmentation, then COCO boxes, then Imagenette classes, in one network at 512 px.
+
+python scripts/train.py --config configs/seq.py --workdir runs/seq --config.data_root=data
+"""
+
+from ml_collections import ConfigDict
+
+from mtl_jax.config import base, stage, stream
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+COCO_CLASSES = (
+    "person", "parking meter", "baseball bat", "surfboard", "banana", "bed", "dining table", "laptop", "mouse",
+    "teddy bear",
+)  # fmt: skip
+IMAGENETTE_CLASSES = (
+    "tench", "English springer", "cassette player", "chain saw", "church", "French horn", "garbage truck",
+    "gas pump", "golf ball", "parachute",
+)  # fmt: skip
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration."""
+    config = base()
+    config.name = "seq"
+    config.image_size = 512
+    config.pretrained = "mobilenet_v3_small_features.npz"
+    # Background is two thirds of the pixels: counted fully, it drowns the twenty classes.
+    weights = (0.3, *(1.0,) * 20)
+    config.tasks.seg = {
+        "kind": "segmentation",
+        "classes": VOC_CLASSES,
+        "class_weights": weights,
+        "loss_stride": 4,
+    }
+    config.tasks.det = {"kind": "detection", "classes": COCO_CLASSES}
+    config.tasks.cls = {"kind": "classification", "classes": IMAGENETTE_CLASSES, "label_smoothing": 0.1}
+
+    colour = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
+    config.streams.voc = stream(
+        "voc_segmentation",
+        {"seg": "segmentation"},
+        options={"folder": "mini-voc-seg"},
+        train_image_size=384,
+        augment={"scale_min": 0.5, "scale_max": 1.5, "random_position": True, "flip_probability": 0.5, **colour},
+    )
+    config.streams.coco = stream(
+        "coco_detection",
+        {"det": "detection"},
+        options={"folder": "mini-coco-det", "classes": COCO_CLASSES},
+        augment={
+            "scale_min": 0.5,
+            "scale_max": 1.5,
+            "random_position": True,
+            "flip_probability": 0.5,
+            "mosaic_probability": 0.5,
+            **colour,
+        },
+    )
+    # The images are 160 px on their short side: 512 px would show nothing more.
+    config.streams.imagenette = stream(
+        "image_folder",
+        {"cls": "classification"},
+        options={"folder": "imagenette-160"},
+        image_size=224,
+        batch_size=16,
+        eval_batch_size=20,
+        augment={"crop_area_min": 0.35, "aspect": 1.33, "flip_probability": 0.5, **colour},
+    )
+
+    rates = {"learning_rate": 2e-3, "backbone_rate": 0.2}
+    keep = {"train_batch_norm": False, "replay_batch_size": 2, "lwf_weight": 4.0}
+    config.stages.seg = stage(("voc",), epochs=40.0, ema_decay=0.995, replay_images=10, **rates)
+    config.stages.det = stage(("coco",), epochs=60.0, ema_decay=0.995, replay_images=10, **rates, **keep)
+    config.stages.cls = stage(("imagenette",), epochs=20.0, ema_decay=0.99, **rates, **keep)
+    config.order = ("seg", "det", "cls")
+    return config

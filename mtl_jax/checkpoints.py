@@ -1,0 +1,165 @@
+"""Checkpoints on disk: complete or absent, one folder each. The only file that imports Orbax."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, incomplete or of another shape; says which and what to do."""
+
+
+class StageCheckpoint(NamedTuple):
+    """Where a finished stage lies."""
+
+    index: int
+    name: str
+    path: Path
+
+
+def save(path: Path, parts: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; an earlier one at `path` stays whole until the new one is.
+
+    Args:
+        path: the folder to make.
+        parts: named trees of arrays; each can be loaded alone.
+        metadata: JSON.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    ocp = _orbax()
+    fresh = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        ocp.save_checkpointables(fresh.absolute(), {name: jax.device_get(tree) for name, tree in parts.items()})
+        (fresh / "metadata.json").write_text(json.dumps(metadata, indent=1))
+        if path.exists():
+            stale = path.with_name(path.name + ".old")
+            shutil.rmtree(stale, ignore_errors=True)
+            path.rename(stale)
+            fresh.rename(path)
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            fresh.rename(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error}); earlier checkpoints are intact") from error
+
+
+def load(path: Path, abstract: Mapping[str, PyTree | None]) -> dict[str, PyTree]:
+    """Reads parts of a checkpoint as numpy arrays.
+
+    Args:
+        path: the checkpoint's folder.
+        abstract: part -> a tree of the expected structure (arrays or `jax.ShapeDtypeStruct`), or None to read the
+            part as it was saved (dicts of arrays).
+
+    Raises:
+        CheckpointError: nothing complete is there, or a leaf is missing or has another shape.
+    """
+    ocp = _orbax()
+    read_metadata(path)
+    wanted = {name: None if tree is None else _host_like(tree) for name, tree in abstract.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sharding info not provided")
+            loaded = ocp.load_checkpointables(path.absolute(), wanted)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise CheckpointError(f"{path}: the checkpoint cannot be read as this network's ({reason})") from error
+    for name, tree in wanted.items():
+        if tree is not None:
+            _require_same_shapes(path, tree, loaded[name])
+    return loaded
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Returns the JSON saved with a checkpoint.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint at `path`.
+    """
+    try:
+        return json.loads((path / "metadata.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{path} holds no complete checkpoint ({type(error).__name__}); expected a folder like "
+            "runs/seq/checkpoints/0-seg, written by scripts/train.py"
+        ) from error
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a whole checkpoint lies at `path`."""
+    return (path / "metadata.json").is_file()
+
+
+def delete(path: Path) -> None:
+    """Removes a checkpoint, if it is there."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def stages(workdir: Path) -> list[StageCheckpoint]:
+    """Lists the finished stages in a work directory, in order."""
+    found = []
+    for path in (workdir / "checkpoints").glob("*-*"):
+        index, _, name = path.name.partition("-")
+        if index.isdigit() and is_complete(path) and not path.name.endswith((".new", ".old")):
+            found.append(StageCheckpoint(int(index), name, path))
+    return sorted(found)
+
+
+def find(weights: Path) -> Path:
+    """Returns the checkpoint that `--weights` means: the folder itself, or the last stage of a work directory.
+
+    Raises:
+        CheckpointError: neither is there.
+    """
+    if is_complete(weights):
+        return weights
+    done = stages(weights)
+    if not done:
+        raise CheckpointError(
+            f"{weights} is neither a work directory with finished stages (checkpoints/0-…) nor a stage's checkpoint; "
+            "train first, or name the folder given to --workdir"
+        )
+    return done[-1].path
+
+
+@functools.cache
+def _orbax() -> Any:
+    # Orbax takes seconds to import; --help and errors should not wait for it.
+    import logging
+
+    from orbax.checkpoint import v1 as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp
+
+
+def _host_like(tree: PyTree) -> PyTree:
+    def like(leaf: Any) -> Any:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        return np.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(like, tree)
+
+
+def _require_same_shapes(path: Path, expected: PyTree, found: PyTree) -> None:
+    for (where, want), (_, got) in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree_util.tree_leaves_with_path(found), strict=True
+    ):
+        if want.shape != got.shape:
+            name = jax.tree_util.keystr(where)
+            raise CheckpointError(f"{path}: {name} has shape {got.shape}; this network's has {want.shape}")

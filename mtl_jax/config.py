@@ -1,0 +1,199 @@
+"""Every setting with its default, unit and reason. A page in `configs/` starts from `base()` and says what differs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtl_jax.errors import UserError
+
+
+def base() -> ConfigDict:
+    """Returns the settings that every experiment shares; `tasks`, `streams`, `stages` and `order` are left to it."""
+    config = ConfigDict()
+    config.name = "experiment"
+    config.seed = 0  # of initialisation, data order, augmentation and dropout
+    config.data_root = ""  # folder of datasets; "" means $MTL_JAX_DATA, or else ./data
+    config.image_size = 512  # px, side of the network's square input where a stream does not say otherwise
+    config.resume = True  # False refuses a work directory that holds a run already
+    config.smoke = False  # two steps a stage on a handful of images, every file still written
+    config.pretrained = ""  # torchvision-layout .npz or .pth of backbone features; "" starts from random weights
+    config.cache_gb = 2.0  # decoded training images kept in memory, GB over all streams of a stage
+    config.loader_threads = 2  # threads that decode and augment
+    config.log_every_steps = 10
+    config.checkpoint_every_seconds = 120.0  # at most this much training is lost when a run is killed
+    config.example_images = 4  # predictions per task shown in report.html
+
+    config.tasks = ConfigDict()  # name -> kind and the keyword arguments of that kind's `make`
+    config.streams = ConfigDict()  # name -> stream(...)
+    config.stages = ConfigDict()  # name -> stage(...)
+    config.order = ()  # stage names in the order in which they are trained
+
+    config.model = ConfigDict(
+        {
+            "backbone": "mobilenet_v3_small",
+            "width_multiplier": 1.0,
+            "output_stride": 32,  # px; 16 or 8 keep resolution by dilation (neck "two_conv")
+            "neck": "fpn",  # one FPN layer at strides 8, 16, 32, or "two_conv" at the output stride
+            "neck_channels": 96,
+            "head_channels": 96,
+            "head_layers": 3,  # the shared 3x3 layers and the last 1x1, which is split by task
+            "dropout_rate": 0.1,
+            "compute_dtype": "float32",  # or "bfloat16"; parameters and statistics stay float32
+            "max_params": 8_000_000,  # a larger network is refused
+        }
+    )
+    config.contract = ConfigDict(
+        {
+            "max_drop_percent": 5.0,  # relative, per task
+            "max_train_seconds": 7200.0,
+            "max_latency_ms": 150.0,  # one image, all tasks, decoding included
+            "latency_image_size": 512,  # px
+            # task -> work directory of a run whose final figure is the baseline, instead of the task's own stage
+            "baseline_from": {},
+        }
+    )
+    return config
+
+
+def stream(source: str, labels: Mapping[str, str], **changes: Any) -> ConfigDict:
+    """Returns the settings of one dataset.
+
+    Args:
+        source: a key of `mtl_jax.data.sources.SOURCES`.
+        labels: task name -> the source's name for the label.
+        **changes: settings that differ from the defaults; `options` are keyword arguments of the source.
+    """
+    settings = ConfigDict(
+        {
+            "source": source,
+            "options": {},
+            "labels": dict(labels),
+            "train_split": "train",
+            "val_split": "val",
+            "image_size": 0,  # px; 0 means config.image_size
+            "train_image_size": 0,  # px; 0 means image_size. Smaller crops make a step cheaper.
+            "batch_size": 8,
+            "eval_batch_size": 4,
+            "max_boxes": 64,  # per image; the largest are kept
+            "augment": {},  # keyword arguments of mtl_jax.data.transforms.Augment
+        }
+    )
+    return _changed(settings, changes, f"stream({source!r})")
+
+
+def stage(streams: tuple[str, ...], **changes: Any) -> ConfigDict:
+    """Returns the settings of one stage: what it trains on, how long, and what keeps the old tasks.
+
+    Args:
+        streams: names of the streams that the stage trains on.
+        **changes: settings that differ from the defaults.
+    """
+    settings = ConfigDict(
+        {
+            "streams": streams,
+            "epochs": 10.0,  # passes over the first stream
+            "eval_every_epochs": 0,  # for the curves only; 0 evaluates at the end of the stage alone
+            # optimizer
+            "optimizer": "adamw",  # or "sgd"
+            "learning_rate": 1e-3,  # peak
+            "backbone_rate": 1.0,  # times learning_rate
+            "schedule": "cosine",  # or "constant", "linear"
+            "warmup_fraction": 0.05,  # of the stage's steps
+            "weight_decay": 1e-4,  # on kernels only
+            "momentum": 0.9,  # sgd
+            "clip_norm": 10.0,  # global gradient norm; 0 is off
+            "ema_decay": 0.0,  # of the weights that are evaluated and kept; 0 is off
+            "balance": "sum",  # a key of mtl_jax.balance.METHODS
+            "train_batch_norm": True,  # False keeps the running statistics as the stage found them
+            "loss_weights": {},  # task -> factor; 1 where absent
+            # what keeps the tasks of earlier stages
+            "ewc_strength": 0.0,  # 0 is off
+            "ewc_examples": 100,  # training images that the Fisher information is estimated from, at the stage's end
+            "ewc_decay": 1.0,  # of the older stages' Fisher information
+            "lwf_weight": 0.0,  # of distillation from the network as the stage found it; 0 is off
+            "lwf_weights": {},  # task -> factor on lwf_weight; 1 where absent
+            "replay_images": 0,  # kept of each stream of this stage for the later ones; 0 keeps none
+            "replay_selection": "class_balanced",  # or "reservoir", "random"
+            "replay_max_side": 640,  # px, of a kept image
+            "replay_batch_size": 0,  # images of each old stream added to every step of this stage; 0 is off
+            "replay_weight": 1.0,  # of the loss on replayed labels
+        }
+    )
+    return _changed(settings, {"streams": streams, **changes}, f"stage({streams!r})")
+
+
+def _changed(settings: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
+    unknown = sorted(set(changes) - set(settings))
+    if unknown:
+        raise UserError(f"{where} has no setting {', '.join(unknown)}; it has {', '.join(sorted(settings))}")
+    for name, value in changes.items():
+        settings[name] = ConfigDict(dict(value)) if isinstance(value, Mapping) else value
+    return settings
+
+
+def data_root(config: ConfigDict) -> Path:
+    """Returns the folder of datasets: the config's, or else $MTL_JAX_DATA, or else ./data."""
+    return Path(config.data_root or os.environ.get("MTL_JAX_DATA") or "data").expanduser()
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks that the parts of the config name each other.
+
+    Raises:
+        UserError: a stage without a stream, a stream without a task, a number out of range.
+    """
+    if not config.order:
+        raise UserError("config.order is empty; expected the names of the stages to train, e.g. ('seg', 'det')")
+    _require_names("config.order", config.order, "config.stages", config.stages)
+    for stage_name in config.order:
+        where, settings = f"config.stages.{stage_name}", config.stages[stage_name]
+        if not settings.streams:
+            raise UserError(f"{where}.streams is empty; expected names of config.streams")
+        _require_names(f"{where}.streams", settings.streams, "config.streams", config.streams)
+        _require_names(f"{where}.loss_weights", settings.loss_weights, "config.tasks", config.tasks)
+        _require_names(f"{where}.lwf_weights", settings.lwf_weights, "config.tasks", config.tasks)
+        _require_at_least(where, settings, ("epochs",), 1e-9)
+        _require_at_least(
+            where,
+            settings,
+            (
+                "learning_rate",
+                "backbone_rate",
+                "weight_decay",
+                "clip_norm",
+                "ewc_strength",
+                "ewc_examples",
+                "lwf_weight",
+                "replay_images",
+                "replay_batch_size",
+                "replay_weight",
+            ),
+            0.0,
+        )
+        if not 0 <= settings.ema_decay < 1:
+            raise UserError(f"{where}.ema_decay is {settings.ema_decay}; expected 0 <= ema_decay < 1")
+    for stream_name, settings in config.streams.items():
+        where = f"config.streams.{stream_name}"
+        if not settings.labels:
+            raise UserError(f"{where}.labels is empty; expected task -> label name, e.g. {{'seg': 'segmentation'}}")
+        _require_names(f"{where}.labels", settings.labels, "config.tasks", config.tasks)
+        _require_at_least(where, settings, ("batch_size", "eval_batch_size", "max_boxes"), 1.0)
+    _require_names("config.contract.baseline_from", config.contract.baseline_from, "config.tasks", config.tasks)
+
+
+def _require_names(where: str, names: Any, table: str, known: ConfigDict) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"{where} names {', '.join(unknown)}; {table} has {', '.join(known) or 'nothing'}")
+
+
+def _require_at_least(where: str, settings: ConfigDict, names: tuple[str, ...], least: float) -> None:
+    for name in names:
+        if not settings[name] >= least:
+            found = f"{where}.{name} is {settings[name]}"
+            raise UserError(f"{found}; expected {'more than 0' if 0 < least < 1 else f'at least {least:g}'}")

@@ -1,0 +1,87 @@
+"""Measures a network: every task's metric on validation data at original resolution, and the time of one image."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from mtl_jax.models import multi_task
+from mtl_jax.tasks.base import Task
+
+Predict = Callable[..., dict[str, dict[str, Array]]]
+
+
+def make_predict(model: Any, tasks: Mapping[str, Task]) -> Predict:
+    """Returns jitted `(variables, image, names) -> {task: predictions}`; compiled once per image shape and `names`.
+
+    Args:
+        model: from `multi_task.build`.
+        tasks: every task of the model.
+    """
+
+    @functools.partial(jax.jit, static_argnames="names")
+    def predict(
+        variables: PyTree, image: Float[Array, "batch height width 3"], names: tuple[str, ...]
+    ) -> dict[str, dict[str, Array]]:
+        outputs = multi_task.apply_eval(model, variables, image, tasks=names)
+        return {name: tasks[name].decode(outputs[name]) for name in names}
+
+    return predict
+
+
+def evaluate(
+    predict: Predict, variables: PyTree, batches: Iterable[Any], tasks: Mapping[str, Task]
+) -> dict[str, dict[str, float]]:
+    """Runs the network over a validation stream.
+
+    Args:
+        predict: from `make_predict`.
+        variables: of the network.
+        batches: `data.pipeline.EvalBatch`es; the padding of the last one is not counted.
+        tasks: the tasks that the stream labels.
+
+    Returns:
+        Task -> figure by name.
+    """
+    metrics = {name: task.new_metric() for name, task in tasks.items()}
+    for batch in batches:
+        predictions = jax.device_get(predict(variables, batch.image, names=tuple(tasks)))
+        for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):
+            for name, metric in metrics.items():
+                metric.update(example(predictions[name], index), target[name], geometry)
+    return {name: metric.compute() for name, metric in metrics.items()}
+
+
+def example(predictions: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+    """Returns one example's predictions of a batch."""
+    return {field: value[index] for field, value in predictions.items()}
+
+
+def latency_ms(
+    predict: Predict, variables: PyTree, tasks: Iterable[str], *, image_size: int, repeats: int = 10
+) -> float:
+    """Returns the median time of one image, all tasks, decoding included, after the compiling call, in ms.
+
+    Args:
+        predict: from `make_predict`.
+        variables: of the network.
+        tasks: names of the tasks asked for.
+        image_size: px, both sides.
+        repeats: timed calls.
+    """
+    image = jnp.full((1, image_size, image_size, 3), 0.5, jnp.float32)
+    names = tuple(tasks)
+    jax.block_until_ready(predict(variables, image, names=names))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(predict(variables, image, names=names))
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds))

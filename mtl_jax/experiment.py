@@ -1,0 +1,212 @@
+"""From a config (or the one saved in a checkpoint) to the parts it names: tasks, network, sources, streams."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import Array, PyTree
+
+from mtl_jax import tasks as tasks_lib
+from mtl_jax.data import pipeline, sources, transforms
+from mtl_jax.errors import UserError
+from mtl_jax.models import multi_task
+from mtl_jax.tasks.base import Task
+
+SMOKE_EXAMPLES = 8  # images of each split that a smoke run touches
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config describes. `streams` and the sizes are the config's own sections, as plain values."""
+
+    tasks: Mapping[str, Task]
+    model: Any
+    streams: Mapping[str, Mapping[str, Any]]
+    data_root: Path
+    image_size: int
+    cache_bytes: int
+    smoke: bool
+
+
+def build(config: Mapping[str, Any], *, data_root: Path) -> Experiment:
+    """Builds the tasks and the network of a config; touches no data.
+
+    Args:
+        config: a resolved config, or the same as read from `config.json`.
+        data_root: folder of the datasets.
+
+    Raises:
+        UserError: a section that does not fit its factory.
+    """
+    tasks = tasks_lib.build(config["tasks"])
+    return Experiment(
+        tasks=tasks,
+        model=multi_task.build(config["model"], tasks),
+        streams=config["streams"],
+        data_root=data_root,
+        image_size=config["image_size"],
+        cache_bytes=int(config["cache_gb"] * 1e9),
+        smoke=config["smoke"],
+    )
+
+
+def init_variables(experiment: Experiment, *, key: Array, pretrained_path: str) -> PyTree:
+    """Returns fresh variables, with the backbone's pretrained features where a path is given.
+
+    Args:
+        experiment: from `build`.
+        key: of the random initialisation.
+        pretrained_path: "" for none; a relative path is also looked for in data_root, data_root/weights and
+            data_root/../weights.
+
+    Raises:
+        UserError: the file is nowhere, or does not hold this backbone's features.
+    """
+    variables = multi_task.init_variables(experiment.model, key=key)
+    if not pretrained_path:
+        return variables
+    from mtl_jax.models import pretrained
+
+    return pretrained.load(variables, find_weights(pretrained_path, experiment.data_root))
+
+
+def abstract_variables(experiment: Experiment) -> PyTree:
+    """Returns the shapes of the variables, without making any."""
+    return jax.eval_shape(lambda key: multi_task.init_variables(experiment.model, key=key), jax.random.key(0))
+
+
+def find_weights(path: str, data_root: Path) -> Path:
+    """Returns where a pretrained file lies.
+
+    Raises:
+        UserError: it is in none of the places; they are named.
+    """
+    places = [Path(path).expanduser()]
+    places += [folder / path for folder in (data_root, data_root / "weights", data_root.parent / "weights")]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(
+        f"pretrained features {path} not found in {', '.join(str(place) for place in places)}; put torchvision's "
+        "mobilenet_v3_small weights (.pth, or converted to .npz) there, or start from random weights with "
+        "--config.pretrained="
+    )
+
+
+def source(experiment: Experiment, stream: str, *, training: bool) -> sources.Source:
+    """Opens one split of a stream's dataset and checks that its classes are the tasks'.
+
+    Raises:
+        UserError: the dataset is not there, or its classes differ from the task's.
+    """
+    settings = experiment.streams[stream]
+    options = dict(settings["options"])
+    found = sources.build(
+        settings["source"],
+        data_root=experiment.data_root,
+        split=settings["train_split" if training else "val_split"],
+        **options,
+    )
+    for task, label in settings["labels"].items():
+        if label not in found.class_names:
+            raise UserError(
+                f"stream {stream} gives task {task} the label {label!r}, which source {settings['source']} does not "
+                f"have; it has {', '.join(found.class_names)}"
+            )
+        names = tuple(found.class_names[label])
+        if names and names != tuple(experiment.tasks[task].classes):
+            raise UserError(
+                f"task {task} has classes {_short(experiment.tasks[task].classes)}, but stream {stream} labels "
+                f"{_short(names)}; set config.tasks.{task}.classes to the dataset's, in its order"
+            )
+    return Subset(found, range(min(SMOKE_EXAMPLES, len(found)))) if experiment.smoke else found
+
+
+def _short(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+
+
+class Subset:
+    """Some examples of a source."""
+
+    def __init__(self, whole: sources.Source, indices: Sequence[int]) -> None:
+        self.whole = whole
+        self.indices = indices
+        self.class_names = whole.class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> sources.Sample:
+        return self.whole[self.indices[index]]
+
+
+def train_batches(
+    experiment: Experiment,
+    stream: str,
+    data: sources.Source,
+    *,
+    seed: int,
+    augmented: bool = True,
+    batch_size: int | None = None,
+) -> Any:
+    """Returns the endless batches of a stream, from its own training source or from exemplars of it.
+
+    Args:
+        experiment: from `build`.
+        stream: its name.
+        data: what to draw from.
+        seed: of order and augmentation.
+        augmented: apply the stream's augmentation.
+        batch_size: instead of the stream's own.
+    """
+    settings = experiment.streams[stream]
+    try:
+        augment = transforms.Augment(**settings["augment"]) if augmented else transforms.Augment()
+    except TypeError as error:
+        fields = ", ".join(field.name for field in dataclasses.fields(transforms.Augment))
+        raise UserError(f"config.streams.{stream}.augment: {error}; it has {fields}") from error
+    return pipeline.train_batches(
+        data,
+        labels=dict(settings["labels"]),
+        image_size=train_image_size(experiment, stream),
+        batch_size=batch_size or settings["batch_size"],
+        augment=augment,
+        seed=seed,
+        max_boxes=settings["max_boxes"],
+        cache_bytes=experiment.cache_bytes,
+    )
+
+
+def train_image_size(experiment: Experiment, stream: str) -> int:
+    """Returns the side of a stream's training images, px."""
+    settings = experiment.streams[stream]
+    return settings["train_image_size"] or settings["image_size"] or experiment.image_size
+
+
+def eval_batches(experiment: Experiment, stream: str) -> Any:
+    """Returns the validation batches of a stream."""
+    settings = experiment.streams[stream]
+    return pipeline.eval_batches(
+        source(experiment, stream, training=False),
+        labels=dict(settings["labels"]),
+        image_size=settings["image_size"] or experiment.image_size,
+        batch_size=settings["eval_batch_size"],
+        cache_bytes=experiment.cache_bytes,
+    )
+
+
+def stream_tasks(experiment: Experiment, stream: str) -> dict[str, Task]:
+    """Returns the tasks that a stream labels."""
+    return {task: experiment.tasks[task] for task in experiment.streams[stream]["labels"]}
+
+
+def device_sharding() -> tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]:
+    """Returns the shardings of a batch (split over all local devices) and of everything else (on each of them)."""
+    mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    return jax.sharding.NamedSharding(mesh, spec("data")), jax.sharding.NamedSharding(mesh, spec())

@@ -1,0 +1,104 @@
+"""Optax chains from a stage's settings: clipping, the update rule, schedule, and a rate of its own for the backbone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from mtl_jax.errors import UserError
+
+SCHEDULES = ("constant", "linear", "cosine")
+RULES = ("adamw", "sgd")
+
+
+def learning_rate_schedule(
+    schedule: str, *, learning_rate: float, total_steps: int, warmup_fraction: float
+) -> optax.Schedule:
+    """Returns step -> rate: a linear warm-up to `learning_rate`, then constant, linear or cosine decay to zero.
+
+    Raises:
+        UserError: an unknown schedule.
+    """
+    warmup_steps = round(warmup_fraction * total_steps)
+    decay_steps = max(1, total_steps - warmup_steps)
+    if schedule == "constant":
+        after = optax.constant_schedule(learning_rate)
+    elif schedule == "linear":
+        after = optax.linear_schedule(learning_rate, 0.0, decay_steps)
+    elif schedule == "cosine":
+        after = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    else:
+        raise UserError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
+    # The first step already moves: the rate rises from learning_rate / (warmup_steps + 1).
+    warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, max(1, warmup_steps))
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def build(
+    rule: str,
+    *,
+    learning_rate: optax.Schedule,
+    backbone_rate: float,
+    weight_decay: float,
+    momentum: float,
+    clip_norm: float,
+) -> optax.GradientTransformation:
+    """Returns the transform from one gradient to one update.
+
+    Args:
+        rule: "adamw" (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019) or "sgd" with
+            Nesterov momentum.
+        learning_rate: step -> rate.
+        backbone_rate: factor on the updates of `params["backbone"]`.
+        weight_decay: decoupled, on leaves of two or more axes only.
+        momentum: of "sgd".
+        clip_norm: largest global norm of the gradient; 0 does not clip.
+
+    Raises:
+        UserError: an unknown rule.
+    """
+    if rule == "adamw":
+        direction = optax.scale_by_adam()
+    elif rule == "sgd":
+        direction = optax.trace(decay=momentum, nesterov=True)
+    else:
+        raise UserError(f"optimizer is {rule!r}; expected one of {', '.join(RULES)}")
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    parts += [direction]
+    if weight_decay:
+        parts += [optax.add_decayed_weights(weight_decay, mask=_kernels)]
+    parts += [optax.scale_by_learning_rate(learning_rate)]
+    if backbone_rate != 1.0:
+        parts += [optax.masked(optax.scale(backbone_rate), _backbone)]
+    return optax.chain(*parts)
+
+
+def _kernels(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _backbone(params: PyTree) -> PyTree:
+    return {part: jax.tree.map(lambda _, inside=part == "backbone": inside, tree) for part, tree in params.items()}
+
+
+class EmaState(NamedTuple):
+    """The averaged parameters and how many updates they have seen."""
+
+    params: PyTree
+    count: Int[Array, ""]
+
+
+def ema_update(state: EmaState, params: PyTree, decay: float) -> EmaState:
+    """Moves the average towards `params`; early on the decay is (1 + n) / (10 + n), so that it forgets the start.
+
+    References:
+        Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992. The warm-up is that of
+        TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
+    """
+    count = state.count.astype("float32")
+    rate: Float[Array, ""] = jax.numpy.minimum(decay, (1.0 + count) / (10.0 + count))
+    averaged = jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), state.params, params)
+    return EmaState(averaged, state.count + 1)

@@ -1,0 +1,123 @@
+"""Who a work directory belongs to: `config.json`, and the refusal to mix two experiments in one place."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mtl_jax import contract
+from mtl_jax.errors import UserError
+
+# Settings that may differ between two starts of one run: where things are and how fast they go, not what is learnt.
+NOT_LEARNT_FROM = (
+    "cache_gb",
+    "checkpoint_every_seconds",
+    "contract",
+    "data_root",
+    "example_images",
+    "loader_threads",
+    "resume",
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pycocotools", "mtl_jax")
+
+
+def claim(workdir: Path, config: Mapping[str, Any], *, command: str) -> None:
+    """Writes `config.json`, or checks that the one there is of the same experiment.
+
+    Args:
+        workdir: made if it is missing.
+        config: the resolved configuration, as plain values.
+        command: that started the run.
+
+    Raises:
+        UserError: the folder cannot be made, holds another experiment, or holds a run that is not to be resumed.
+    """
+    record = workdir / "config.json"
+    if record.exists():
+        if not config["resume"]:
+            raise UserError(
+                f"{workdir} holds a run already; name another --workdir, or leave --config.resume=False out to go on "
+                "with it"
+            )
+        _refuse_another(workdir, read_json(record).get("config", {}), contract.without_nan(config))
+    device = jax.devices()[0]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        contract.write_json(
+            record,
+            {
+                "config": config,
+                "seed": config["seed"],
+                "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}, {platform.machine()})",
+                "command": command or " ".join(sys.argv),
+                "versions": {"python": platform.python_version()} | {name: packages.version(name) for name in PACKAGES},
+            },
+        )
+    except OSError as error:
+        raise UserError(
+            f"work directory {workdir} cannot be written ({error.strerror}); name another --workdir"
+        ) from error
+
+
+def _refuse_another(workdir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = _flat(before), _flat(now)
+    changed = sorted(
+        name
+        for name in old.keys() | new.keys()
+        if old.get(name) != new.get(name) and name.split(".")[0] not in NOT_LEARNT_FROM
+    )
+    if changed:
+        first = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed[:4])
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise UserError(
+            f"{workdir} holds a run of another configuration ({first}{more}); name another --workdir, or set the old "
+            "values"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, branch in tree.items():
+        flat |= _flat(branch, f"{prefix}{name}.") if isinstance(branch, Mapping) else {f"{prefix}{name}": branch}
+    return flat
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object that a run left.
+
+    Raises:
+        UserError: it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); expected a file of a training run") from error
+
+
+def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
+    """Reads the baselines of tasks that separate runs give.
+
+    Args:
+        runs: task -> the work directory of a finished run, e.g. one that trained the task alone.
+
+    Returns:
+        Task -> the final figure of its metric in that run.
+
+    Raises:
+        UserError: a run is not finished or has no such task.
+    """
+    found = {}
+    for task, folder in runs.items():
+        judged = read_json(Path(folder) / "contract.json")["tasks"]
+        if task not in judged:
+            raise UserError(f"{folder} has no task {task} for contract.baseline_from; it has {', '.join(judged)}")
+        value = judged[task]["final"]
+        found[task] = contract.Baseline(float("nan") if value is None else value, f"run {folder}")
+    return found

@@ -1,0 +1,204 @@
+"""One stage: what it trains on, the step and state that it starts with, and what it keeps for the later ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from mtl_jax import balance, experiment, optimizer, train_step
+from mtl_jax.continual import ewc, replay
+from mtl_jax.data import pipeline
+
+SMOKE_STEPS = 2  # per stage of a smoke run
+REPLAY_CANDIDATES = 2000  # training images that exemplars are chosen among; decoding more would take minutes
+
+
+class Learnt(NamedTuple):
+    """What a finished stage hands to the next."""
+
+    variables: PyTree
+    fisher: PyTree | None
+    replay: dict[str, replay.ReplayBuffer]  # stream -> exemplars
+    stages: list[dict[str, Any]]  # {"name", "metrics"} of every finished stage: the baselines so far
+    train_seconds: float
+    step: int  # over all stages
+
+
+class StagePlan(NamedTuple):
+    """The data, losses and length of one stage."""
+
+    index: int
+    name: str
+    settings: Any  # of the stage, from the config
+    data: dict[str, Any]  # stream (replayed ones included) -> endless batches
+    objective: train_step.Objective
+    learnt_tasks: tuple[str, ...]  # by the end of the stage, in the order in which they were learnt
+    batch_images: int  # of all streams, replayed ones included
+    steps_per_epoch: int
+    total_steps: int
+
+
+def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) -> StagePlan:
+    """Decides what a stage trains on: its own streams, replayed exemplars, distillation from the network before.
+
+    Args:
+        config: the resolved configuration.
+        parts: what it describes.
+        index: of the stage in `config.order`.
+        learnt: what the stages before it left.
+    """
+    name = config.order[index]
+    settings = config.stages[name]
+    data, objective_streams, weights = {}, {}, {}
+    seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
+    images, steps_per_epoch, groups = 0, 0, {}
+    for stream in settings.streams:
+        source = experiment.source(parts, stream, training=True)
+        data[stream] = experiment.train_batches(parts, stream, source, seed=next(seeds))
+        objective_streams[stream], weights[stream] = tuple(config.streams[stream].labels), 1.0
+        groups[stream] = (stream,)
+        batch_size = config.streams[stream].batch_size
+        steps_per_epoch = steps_per_epoch or pipeline.steps_per_epoch(source, batch_size)
+        images += batch_size
+    for stream, buffer in learnt.replay.items():
+        if settings.replay_batch_size and stream not in settings.streams:
+            replayed, size = f"{stream}_replay", settings.replay_batch_size
+            data[replayed] = experiment.train_batches(parts, stream, buffer, seed=next(seeds), batch_size=size)
+            objective_streams[replayed] = tuple(config.streams[stream].labels)
+            weights[replayed] = settings.replay_weight
+            size_px = experiment.train_image_size(parts, stream)
+            host = next(
+                (name for name in settings.streams if experiment.train_image_size(parts, name) == size_px), None
+            )
+            groups[host or replayed] = (*groups.get(host, ()), replayed)
+            images += size
+    own = _tasks(config, (name,))
+    old = _tasks(config, config.order[:index])
+    objective = train_step.Objective(
+        streams=objective_streams,
+        groups=tuple(groups.values()),
+        stream_weights=weights,
+        loss_weights=dict(settings.loss_weights),
+        distilled={
+            task: settings.lwf_weight * settings.lwf_weights.get(task, 1.0)
+            for task in old
+            if settings.lwf_weight and task not in own
+        },
+        ewc_strength=settings.ewc_strength,
+        train_batch_norm=settings.train_batch_norm,
+    )
+    steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
+    learnt_tasks = tuple(dict.fromkeys([*old, *own]))
+    return StagePlan(index, name, settings, data, objective, learnt_tasks, images, steps_per_epoch, steps)
+
+
+def _tasks(config: Any, stages: tuple[str, ...]) -> tuple[str, ...]:
+    streams = [stream for stage in stages for stream in config.stages[stage].streams]
+    return tuple(dict.fromkeys(task for stream in streams for task in config.streams[stream].labels))
+
+
+def prepare(
+    parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, *, seed: int
+) -> tuple[train_step.TrainState, train_step.Step, train_step.Memory]:
+    """Builds a stage's state at step 0, its jitted step, and what the step reads of the earlier stages."""
+    settings = stage.settings
+    schedule = optimizer.learning_rate_schedule(
+        settings.schedule,
+        learning_rate=settings.learning_rate,
+        total_steps=stage.total_steps,
+        warmup_fraction=settings.warmup_fraction,
+    )
+    tx = optimizer.build(
+        settings.optimizer,
+        learning_rate=schedule,
+        backbone_rate=settings.backbone_rate,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        clip_norm=settings.clip_norm,
+    )
+    method = balance.METHODS[settings.balance]()
+    state = train_step.init_state(
+        learnt.variables["params"],
+        learnt.variables["batch_stats"],
+        balance=method,
+        tx=tx,
+        ema=settings.ema_decay > 0,
+        tasks=stage.objective.tasks,
+        key=jax.random.fold_in(jax.random.key(seed), stage.index + 1),
+    )
+    step = train_step.make_train_step(
+        parts.model,
+        parts.tasks,
+        stage.objective,
+        balance=method,
+        sum_of_losses=settings.balance == "sum",
+        tx=tx,
+        schedule=schedule,
+        ema_decay=settings.ema_decay,
+    )
+    consolidated = bool(settings.ewc_strength) and learnt.fisher is not None
+    memory = train_step.Memory(
+        teacher=learnt.variables if stage.objective.distilled else None,
+        anchor_params=learnt.variables["params"] if consolidated else None,
+        fisher=learnt.fisher if consolidated else None,
+    )
+    return state, jax.jit(step, donate_argnums=0), memory
+
+
+def remember(
+    config: Any, parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, variables: PyTree
+) -> tuple[PyTree | None, dict[str, replay.ReplayBuffer]]:
+    """Keeps what later stages ask for, from this stage's training data.
+
+    Returns:
+        The Fisher information of all tasks so far, and the exemplars of all streams so far.
+    """
+    later = [config.stages[name] for name in config.order[stage.index + 1 :]]
+    fisher, buffers = learnt.fisher, dict(learnt.replay)
+    if any(settings.ewc_strength for settings in later):
+        fresh = _fisher(config, parts, stage, variables)
+        fisher = fresh if fisher is None else ewc.accumulate(fisher, fresh, decay=stage.settings.ewc_decay)
+    if later and stage.settings.replay_images:
+        for number, stream in enumerate(stage.settings.streams):
+            generator = np.random.default_rng([config.seed, stage.index, number])
+            source = experiment.source(parts, stream, training=True)
+            candidates = generator.permutation(len(source))[:REPLAY_CANDIDATES]
+            buffers[stream] = replay.fill(
+                experiment.Subset(source, candidates.tolist()),
+                count=stage.settings.replay_images,
+                selection=stage.settings.replay_selection,
+                generator=generator,
+                max_side_px=stage.settings.replay_max_side,
+            )
+    return jax.device_get(fisher), buffers
+
+
+def _fisher(config: Any, parts: experiment.Experiment, stage: StagePlan, variables: PyTree) -> PyTree:
+    """The Fisher information of the stage's own tasks, on training images without augmentation."""
+    total = None
+    for stream in stage.settings.streams:
+        source = experiment.source(parts, stream, training=True)
+        data = experiment.train_batches(parts, stream, source, seed=config.seed, augmented=False)
+        batches = max(1, min(stage.settings.ewc_examples, len(source)) // config.streams[stream].batch_size)
+        loss = train_step.per_example_loss(
+            parts.model, experiment.stream_tasks(parts, stream), variables["batch_stats"]
+        )
+        fisher = ewc.fisher_diagonal(
+            loss,
+            variables["params"],
+            (data[number] for number in range(batches)),
+        )
+        total = fisher if total is None else jax.tree.map(jnp.add, total, fisher)
+    return total
+
+
+def evaluated(state: train_step.TrainState) -> Mapping[str, PyTree]:
+    """Returns the variables that a stage is judged by and keeps: the averaged weights where there are any."""
+    params = state.ema.params if state.ema is not None else state.params
+    return {"params": params, "batch_stats": state.batch_stats}

@@ -1,0 +1,273 @@
+"""The pure training step: losses of every stream, terms that keep old tasks, one update."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from mtl_jax import optimizer
+from mtl_jax.continual import ewc, lwf
+from mtl_jax.models import multi_task
+from mtl_jax.tasks.base import Task
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: Int[Array, ""]  # of the stage
+    params: PyTree
+    batch_stats: PyTree
+    balance_state: PyTree
+    opt_state: PyTree
+    ema: optimizer.EmaState | None
+    key: Array  # of the stage; each step folds its number in
+
+
+class Memory(NamedTuple):
+    """What a stage was given of the earlier ones; a step reads it and leaves it as it is."""
+
+    teacher: PyTree | None  # variables of the network before the stage
+    anchor_params: PyTree | None
+    fisher: PyTree | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Which losses a stage sums, and with what weight."""
+
+    streams: Mapping[str, tuple[str, ...]]  # stream -> the tasks that it labels
+    # Streams whose images have one size and pass through the network as one batch, with common batch statistics.
+    groups: tuple[tuple[str, ...], ...]
+    stream_weights: Mapping[str, float]
+    loss_weights: Mapping[str, float]  # task -> factor
+    distilled: Mapping[str, float] = dataclasses.field(default_factory=dict)  # old task -> weight of its distillation
+    ewc_strength: float = 0.0
+    train_batch_norm: bool = True
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every task with a loss, in order of first appearance."""
+        names = [task for tasks in self.streams.values() for task in tasks]
+        return tuple(dict.fromkeys([*names, *self.distilled]))
+
+
+Step = Callable[[TrainState, Memory, Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]
+
+
+def init_state(
+    params: PyTree,
+    batch_stats: PyTree,
+    *,
+    balance: optax.GradientTransformationExtraArgs,
+    tx: optax.GradientTransformation,
+    ema: bool,
+    tasks: tuple[str, ...],
+    key: Array,
+) -> TrainState:
+    """Returns the state at step 0 of a stage."""
+    shared, _ = split_private(params, tasks)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        balance_state=balance.init(shared),
+        opt_state=tx.init(params),
+        ema=optimizer.EmaState(params, jnp.zeros((), jnp.int32)) if ema else None,
+        key=key,
+    )
+
+
+def make_train_step(
+    model: Any,
+    tasks: Mapping[str, Task],
+    objective: Objective,
+    *,
+    balance: optax.GradientTransformationExtraArgs,
+    sum_of_losses: bool,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema_decay: float,
+) -> Step:
+    """Returns `(state, memory, batch) -> (state, metrics)`, to be jitted with `state` donated.
+
+    Args:
+        model: from `multi_task.build`.
+        tasks: every task of the model.
+        objective: the losses of the stage.
+        balance: task gradients -> one gradient, over the shared leaves; a task's own leaves take its own gradient.
+        sum_of_losses: the balancing method is the plain sum, for which one backward pass per stream is enough.
+        tx: gradient -> update.
+        schedule: the learning rate of `tx`, for the log.
+        ema_decay: of the averaged weights; 0 keeps none.
+    """
+    names = objective.tasks
+
+    def step(state: TrainState, memory: Memory, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        losses, batch_stats, metrics, task_grads = _task_gradients(
+            model, tasks, objective, state.params, state.batch_stats, memory, batch, key, stacked=not sum_of_losses
+        )
+        if sum_of_losses:
+            grads, balance_state = task_grads, state.balance_state
+        else:
+            shared, private = split_private(task_grads, names)
+            shared, balance_state = balance.update(
+                shared, state.balance_state, split_private(state.params, names)[0], task_losses=losses
+            )
+            grads = join_private(shared, jax.tree.map(lambda leaf: leaf.sum(0), private))
+        if memory.fisher is not None and objective.ewc_strength:
+            penalty, penalty_grads = jax.value_and_grad(ewc.penalty)(
+                state.params, memory.anchor_params, memory.fisher, objective.ewc_strength
+            )
+            grads = jax.tree.map(jnp.add, grads, penalty_grads)
+            metrics["all/ewc_penalty"] = penalty
+        metrics["all/loss"] = losses.sum() + metrics.get("all/ewc_penalty", 0.0)
+        metrics["all/gradient_norm"] = optax.tree.norm(grads)
+        metrics["all/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        # Weight decay must not wear down the slice of a task that this stage does not train.
+        idle = split_private(updates, tuple(task for task in tasks if task not in names))
+        updates = join_private(idle[0], jax.tree.map(jnp.zeros_like, idle[1]))
+        params = optax.apply_updates(state.params, updates)
+        ema = optimizer.ema_update(state.ema, params, ema_decay) if state.ema is not None else None
+        new_state = TrainState(state.step + 1, params, batch_stats, balance_state, opt_state, ema, state.key)
+        return new_state, metrics
+
+    return step
+
+
+def _task_gradients(
+    model: Any,
+    tasks: Mapping[str, Task],
+    objective: Objective,
+    params: PyTree,
+    batch_stats: PyTree,
+    memory: Memory,
+    batch: Mapping[str, Any],
+    key: Array,
+    *,
+    stacked: bool,
+) -> tuple[Float[Array, " tasks"], PyTree, dict[str, Array], PyTree]:
+    """Runs every group of streams once forward, and backward once (`stacked=False`) or once per task it carries.
+
+    Returns:
+        Task losses in the order of `objective.tasks`, batch statistics, metrics by "task/name", and the gradients:
+        of the sum, or with a leading axis of tasks.
+    """
+    names = objective.tasks
+    losses = jnp.zeros(len(names))
+    metrics: dict[str, Array] = {}
+    grads = jax.tree.map(lambda leaf: jnp.zeros((len(names), *leaf.shape) if stacked else leaf.shape), params)
+    for number, group in enumerate(objective.groups):
+        group_losses = functools.partial(
+            _group_losses,
+            model,
+            tasks,
+            objective,
+            group,
+            batch_stats=batch_stats,
+            memory=memory,
+            batch=batch,
+            key=jax.random.fold_in(key, number),
+        )
+        carried = [names.index(task) for task in _carried(objective, group)]
+        values, backward, (batch_stats, parts) = jax.vjp(group_losses, params, has_aux=True)
+        losses = losses.at[jnp.array(carried)].add(values)
+        metrics |= parts
+        if not stacked:
+            (gradient,) = backward(jnp.ones(len(carried)))
+            grads = jax.tree.map(jnp.add, grads, gradient)
+            continue
+        for row, index in enumerate(carried):
+            (gradient,) = backward(jnp.zeros(len(carried)).at[row].set(1.0))
+            grads = jax.tree.map(lambda total, one, index=index: total.at[index].add(one), grads, gradient)
+    return losses, batch_stats, metrics, grads
+
+
+def _carried(objective: Objective, group: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks for which a group of streams gives a loss: by its labels, by distillation, or both."""
+    labelled = [task for stream in group for task in objective.streams[stream]]
+    return tuple(dict.fromkeys([*labelled, *objective.distilled]))
+
+
+def _group_losses(
+    model: Any,
+    tasks: Mapping[str, Task],
+    objective: Objective,
+    group: tuple[str, ...],
+    params: PyTree,
+    *,
+    batch_stats: PyTree,
+    memory: Memory,
+    batch: Mapping[str, Any],
+    key: Array,
+) -> tuple[Float[Array, " carried"], tuple[PyTree, dict[str, Array]]]:
+    """The weighted loss of each task that a group of streams carries."""
+    carried = _carried(objective, group)
+    image = jnp.concatenate([batch[stream]["image"] for stream in group])
+    image_size = image.shape[1:3]
+    raw, batch_stats = multi_task.apply_train(
+        model,
+        params,
+        batch_stats,
+        image,
+        tasks=carried,
+        key=key,
+        train_batch_norm=objective.train_batch_norm,
+        finish=False,
+    )
+    values = dict.fromkeys(carried, jnp.zeros(()))
+    metrics: dict[str, Array] = {}
+    first = 0
+    for stream in group:
+        rows = slice(first, first + batch[stream]["image"].shape[0])
+        first = rows.stop
+        for task in objective.streams[stream]:
+            loss, parts = tasks[task].loss(raw[task][rows], batch[stream]["labels"][task], image_size)
+            values[task] += objective.stream_weights[stream] * objective.loss_weights.get(task, 1.0) * loss
+            metrics |= {f"{task}/{stream}_{name}": part for name, part in {"loss": loss, **parts}.items()}
+    if objective.distilled:
+        teacher_raw = multi_task.apply_eval(
+            model, memory.teacher, image, tasks=tuple(objective.distilled), finish=False
+        )
+        _, parts = lwf.distillation(tasks, raw, teacher_raw, image_size=image_size, weights=objective.distilled)
+        for task, loss in parts.items():
+            values[task] += objective.distilled[task] * loss
+            metrics[f"{task}/{group[0]}_distillation"] = loss
+    return jnp.stack([values[task] for task in carried]), (batch_stats, metrics)
+
+
+def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    """Splits params (or gradients like them) into the leaves that tasks share and each task's own slice of the head."""
+    head = tree["head"]
+    private = {task: head[task] for task in tasks}
+    others = {name: leaf for name, leaf in head.items() if name not in private}
+    return {**tree, "head": others}, private
+
+
+def join_private(shared: PyTree, private: PyTree) -> PyTree:
+    """The inverse of `split_private`."""
+    return {**shared, "head": {**shared["head"], **private}}
+
+
+def per_example_loss(
+    model: Any, tasks: Mapping[str, Task], batch_stats: PyTree
+) -> Callable[[PyTree, Mapping[str, Any]], Float[Array, ""]]:
+    """Returns `(params, example) -> loss` with running statistics, for the Fisher information of `tasks`."""
+
+    def loss(params: PyTree, example: Mapping[str, Any]) -> Float[Array, ""]:
+        batch = jax.tree.map(lambda leaf: leaf[None], example)
+        variables = {"params": params, "batch_stats": batch_stats}
+        raw = multi_task.apply_eval(model, variables, batch["image"], tasks=tuple(tasks), finish=False)
+        image_size = batch["image"].shape[1:3]
+        losses = [task.loss(raw[name], batch["labels"][name], image_size)[0] for name, task in tasks.items()]
+        return jnp.sum(jnp.stack(losses))
+
+    return loss

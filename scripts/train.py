@@ -1,0 +1,82 @@
+"""Trains a config stage by stage: `python scripts/train.py --config configs/seq.py --workdir runs/seq`."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A page of configs/; single settings are changed with --config.some.field=value."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its files; runs/<name of the config> by default.")
+_ENFORCE = flags.DEFINE_bool("enforce_contract", False, "Exit with status 3 when the contract is broken.")
+
+USAGE = "usage: python scripts/train.py --config configs/seq.py --workdir runs/seq [--config.some.field=value …]"
+EXIT_USER_ERROR = 2
+EXIT_CONTRACT_BROKEN = 3
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status: 0, 2 for a user's mistake, 3 for a broken contract under --enforce_contract."""
+    if any(argument in ("--help", "-help", "--helpshort", "-h") for argument in arguments[1:]):
+        print(USAGE, __doc__, *(f"  --{f.name}: {f.help}" for f in (_CONFIG, _WORKDIR, _ENFORCE)), sep="\n")
+        return 0
+    problem = _parse(arguments)
+    if problem:
+        return _fail(problem)
+    # Imported after the flags: a typing error should not wait for JAX.
+    from mtl_jax.checkpoints import CheckpointError
+    from mtl_jax.errors import UserError
+    from mtl_jax.train_loop import train_and_evaluate
+
+    logging.set_verbosity(logging.ERROR)
+    config = _CONFIG.value
+    try:
+        contract = train_and_evaluate(config, _WORKDIR.value or f"runs/{config.name}", command=" ".join(arguments))
+    except (UserError, CheckpointError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from the last checkpoint", status=130)
+    return EXIT_CONTRACT_BROKEN if _ENFORCE.value and not contract["passed"] else 0
+
+
+def _parse(arguments: list[str]) -> str:
+    """Parses the command line; returns what is wrong with it, or nothing."""
+    try:
+        rest = flags.FLAGS(arguments)
+    except FileNotFoundError as error:
+        return f"config file {error.filename} not found; expected a page like configs/seq.py"
+    except (
+        flags.Error,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OSError,
+        SyntaxError,
+        ImportError,
+    ) as error:
+        return f"{_first_line(error)} ({USAGE})"
+    if len(rest) > 1:
+        return f"unexpected argument {rest[1]}; {USAGE}"
+    if _CONFIG.value is None:
+        return f"--config is missing; {USAGE}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().strip("\"'").splitlines() or [type(error).__name__]
+    if isinstance(error, AttributeError | KeyError):
+        return f"the config has no field {lines[0]}"
+    return lines[0]
+
+
+def _fail(message: str, status: int = EXIT_USER_ERROR) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

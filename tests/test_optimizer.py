@@ -1,0 +1,85 @@
+"""Rates, clipping, decay and averaging do what a stage's settings say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtl_jax import optimizer
+from mtl_jax.errors import UserError
+
+PARAMS = {"backbone": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+
+
+def rate(schedule: str, step: int) -> float:
+    made = optimizer.learning_rate_schedule(schedule, learning_rate=0.1, total_steps=110, warmup_fraction=10 / 110)
+    return float(made(step))
+
+
+@pytest.mark.parametrize("schedule", optimizer.SCHEDULES)
+def test_the_rate_rises_linearly_to_its_peak_and_the_first_step_moves(schedule):
+    assert rate(schedule, 0) == pytest.approx(0.1 / 11)
+    assert rate(schedule, 5) == pytest.approx(0.1 * 6 / 11)
+    assert rate(schedule, 10) == pytest.approx(0.1)
+
+
+def test_the_rate_decays_by_schedule():
+    assert rate("constant", 110) == pytest.approx(0.1)
+    assert rate("linear", 60) == pytest.approx(0.05)
+    assert rate("cosine", 60) == pytest.approx(0.05)
+    assert rate("linear", 110) == pytest.approx(0.0, abs=1e-9)
+    assert rate("cosine", 110) == pytest.approx(0.0, abs=1e-9)
+
+
+def update(grads=None, **changes):
+    settings = {
+        "learning_rate": optax.constant_schedule(0.1),
+        "backbone_rate": 1.0,
+        "weight_decay": 0.0,
+        "momentum": 0.0,
+        "clip_norm": 0.0,
+    }
+    tx = optimizer.build(changes.pop("rule", "sgd"), **(settings | changes))
+    grads = jax.tree.map(jnp.ones_like, PARAMS) if grads is None else grads
+    return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
+
+
+def test_sgd_without_momentum_is_minus_rate_times_gradient():
+    assert jax.tree.all(jax.tree.map(lambda leaf: jnp.allclose(leaf, -0.1), update()))
+
+
+def test_the_backbone_rate_scales_the_backbone_alone():
+    scaled = update(backbone_rate=0.25)
+    np.testing.assert_allclose(scaled["backbone"]["kernel"], -0.025, rtol=1e-6)
+    np.testing.assert_allclose(scaled["head"]["kernel"], -0.1, rtol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm():
+    clipped = update(clip_norm=1.0)
+    assert float(optax.tree.norm(clipped)) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_weight_decay_spares_biases():
+    decayed = update(jax.tree.map(jnp.zeros_like, PARAMS), weight_decay=0.5)
+    np.testing.assert_allclose(decayed["head"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(decayed["head"]["bias"], 0.0)
+
+
+def test_adamw_s_first_step_has_the_size_of_the_rate():
+    np.testing.assert_allclose(update(rule="adamw")["head"]["kernel"], -0.1, rtol=1e-4)
+
+
+def test_unknown_rules_and_schedules_are_refused():
+    with pytest.raises(UserError, match="optimizer is 'lion'; expected one of adamw, sgd"):
+        update(rule="lion")
+    with pytest.raises(UserError, match="schedule is 'step'; expected one of"):
+        rate("step", 0)
+
+
+def test_the_average_forgets_its_start_and_then_follows_with_the_decay():
+    state = optimizer.EmaState({"w": jnp.array(0.0)}, jnp.array(0))
+    state = optimizer.ema_update(state, {"w": jnp.array(1.0)}, 0.99)
+    assert float(state.params["w"]) == pytest.approx(0.9)  # (1 + 0) / (10 + 0) of the old
+    late = optimizer.EmaState({"w": jnp.array(0.0)}, jnp.array(100_000))
+    assert float(optimizer.ema_update(late, {"w": jnp.array(1.0)}, 0.99).params["w"]) == pytest.approx(0.01)

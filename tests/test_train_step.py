@@ -1,0 +1,245 @@
+"""One step: what it changes, what it leaves alone, and that every option enters the loss as it says."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import MODEL
+
+from mtl_jax import balance, optimizer, tasks, train_step
+from mtl_jax.models import multi_task
+
+CLASSES = ("a", "b", "c")
+TASKS = tasks.build(
+    {
+        "seg": {"kind": "segmentation", "classes": CLASSES},
+        "cls": {"kind": "classification", "classes": CLASSES},
+    }
+)
+SIZE = 32
+RATE = 0.1
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone):
+    return multi_task.build(MODEL | {"dropout_rate": 0.0}, TASKS)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return multi_task.init_variables(model, key=jax.random.key(0), image_size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def run(model, variables):
+    """Returns a function that takes some steps; steps of the same settings are compiled once."""
+    compiled = {}
+
+    def cached_run(aim, batches, **settings):
+        return take_steps(model, variables, compiled, aim, batches, **settings)
+
+    return cached_run
+
+
+def batch(stream: str, seed: int = 0, size: int = 4):
+    generator = np.random.default_rng(seed)
+    colour = generator.integers(0, 3, size, dtype=np.int32)  # the brightest channel: easy to learn
+    image = 0.3 * generator.random((size, SIZE, SIZE, 3), dtype=np.float32)
+    image[np.arange(size), :, :, colour] += 0.5
+    mask = np.broadcast_to(colour[:, None, None], (size, SIZE, SIZE))
+    labels = {"masks": {"seg": {"mask": mask}}, "names": {"cls": {"label": colour}}}
+    return jax.tree.map(jnp.asarray, {"image": image, "labels": labels[stream]})
+
+
+def objective(**changes):
+    settings = {"streams": {"masks": ("seg",)}, "stream_weights": {"masks": 1.0, "names": 1.0}, "loss_weights": {}}
+    settings |= changes
+    settings.setdefault("groups", tuple((stream,) for stream in settings["streams"]))
+    return train_step.Objective(**settings)
+
+
+def take_steps(
+    model, variables, compiled, aim, batches, *, steps=1, memory=None, method="sum", weight_decay=0.0, ema_decay=0.0
+):
+    """Takes some steps of plain SGD; returns the state before, the state after and the last metrics."""
+    schedule = optax.constant_schedule(RATE)
+    tx = optimizer.build(
+        "sgd",
+        learning_rate=schedule,
+        backbone_rate=1.0,
+        weight_decay=weight_decay,
+        momentum=0.0,
+        clip_norm=0.0,
+    )
+    start = train_step.init_state(
+        variables["params"],
+        variables["batch_stats"],
+        balance=balance.METHODS[method](),
+        tx=tx,
+        ema=ema_decay > 0,
+        tasks=aim.tasks,
+        key=jax.random.key(1),
+    )
+    made = train_step.make_train_step(
+        model,
+        TASKS,
+        aim,
+        balance=balance.METHODS[method](),
+        sum_of_losses=method == "sum",
+        tx=tx,
+        schedule=schedule,
+        ema_decay=ema_decay,
+    )
+    step = compiled.setdefault(repr((aim, method, weight_decay, ema_decay)), jax.jit(made))
+    state, metrics = start, {}
+    for _ in range(steps):
+        state, metrics = step(state, memory or train_step.Memory(None, None, None), batches)
+    return start, state, metrics
+
+
+def moved(before, after):
+    return {
+        "/".join(str(key.key) for key in path)
+        for (path, old), (_, new) in zip(
+            jax.tree_util.tree_leaves_with_path(before), jax.tree_util.tree_leaves_with_path(after), strict=True
+        )
+        if not np.array_equal(old, new)
+    }
+
+
+def assert_close(one, other, tolerance=1e-5):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), one, other)
+
+
+def test_training_lowers_the_loss(run):
+    _, _, first = run(objective(), {"masks": batch("masks")}, steps=1)
+    _, _, last = run(objective(), {"masks": batch("masks")}, steps=30)
+    assert last["all/loss"] < 0.9 * first["all/loss"]
+
+
+def test_a_step_leaves_the_head_of_a_task_that_it_does_not_train_alone_even_under_weight_decay(run):
+    before, after, _ = run(objective(), {"masks": batch("masks")}, weight_decay=0.1)
+    changed = moved(before.params, after.params)
+    assert not any(name.startswith("head/cls") for name in changed)
+    assert "head/seg/kernel" in changed
+    assert any(name.startswith("backbone") for name in changed)
+
+
+def test_batch_norm_statistics_move_only_where_the_stage_trains_them(run):
+    before, after, _ = run(objective(), {"masks": batch("masks")})
+    assert moved(before.batch_stats, after.batch_stats)
+    before, after, _ = run(objective(train_batch_norm=False), {"masks": batch("masks")})
+    assert not moved(before.batch_stats, after.batch_stats)
+
+
+def test_stream_and_task_weights_scale_the_update(run):
+    frozen = {"train_batch_norm": False}
+    before, plain, _ = run(objective(**frozen), {"masks": batch("masks")})
+    _, twice, _ = run(objective(**frozen, loss_weights={"seg": 2.0}), {"masks": batch("masks")})
+    _, half, _ = run(objective(**frozen, stream_weights={"masks": 0.5}), {"masks": batch("masks")})
+    step = jax.tree.map(jnp.subtract, plain.params, before.params)
+    assert_close(jax.tree.map(lambda a, b: (a - b) / 2, twice.params, before.params), step)
+    assert_close(jax.tree.map(lambda a, b: (a - b) * 2, half.params, before.params), step)
+
+
+def test_two_streams_give_the_sum_of_their_gradients(run):
+    both = {"masks": batch("masks"), "names": batch("names")}
+    frozen = {"train_batch_norm": False}
+    before, joint, metrics = run(objective(**frozen, streams={"masks": ("seg",), "names": ("cls",)}), both)
+    _, masks, _ = run(objective(**frozen), both)
+    _, names, _ = run(objective(**frozen, streams={"names": ("cls",)}), both)
+    expected = jax.tree.map(lambda a, b, start: a + b - start, masks.params, names.params, before.params)
+    assert_close(joint.params, expected)
+    np.testing.assert_allclose(metrics["all/loss"], metrics["seg/masks_loss"] + metrics["cls/names_loss"], rtol=1e-6)
+
+
+def test_streams_in_one_group_pass_through_the_network_together(run):
+    both = {"masks": batch("masks"), "names": batch("names")}
+    streams = {"streams": {"masks": ("seg",), "names": ("cls",)}, "train_batch_norm": False}
+    _, apart, _ = run(objective(**streams), both)
+    _, together, metrics = run(objective(**streams, groups=(("masks", "names"),)), both)
+    assert_close(apart.params, together.params)
+    assert {"seg/masks_loss", "cls/names_loss"} <= metrics.keys()
+
+
+def test_a_balancing_method_sees_stacked_task_gradients_and_sum_s_two_paths_agree(run, monkeypatch):
+    both = {"masks": batch("masks"), "names": batch("names")}
+    aim = objective(streams={"masks": ("seg",), "names": ("cls",)})
+    before, plain, _ = run(aim, both)
+    monkeypatch.setitem(balance.METHODS, "stacked_sum", balance.METHODS["sum"])
+    _, stacked, _ = run(aim, both, method="stacked_sum")
+    assert_close(plain.params, stacked.params)
+    _, mean, _ = run(aim, both, method="mean")
+    half = jax.tree.map(lambda start, end: (start + end) / 2, before.params, plain.params)
+    assert_close(mean.params["backbone"], half["backbone"])
+    # Private leaves are not balanced: each task's slice takes its own gradient.
+    assert_close(mean.params["head"]["seg"], plain.params["head"]["seg"])
+
+
+def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_teacher(run, model, variables):
+    aim = objective(
+        streams={"names": ("cls",)}, loss_weights={"cls": 0.0}, distilled={"seg": 1.0}, train_batch_norm=False
+    )
+
+    def distance(teacher, steps):
+        memory = train_step.Memory(teacher, None, None)
+        return run(aim, {"names": batch("names")}, steps=steps, memory=memory)[2]["seg/names_distillation"]
+
+    np.testing.assert_allclose(distance(variables, 1), 0.0, atol=1e-6)
+    louder = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 20 * leaf if "seg" in str(path) else leaf, variables["params"]
+    )
+    teacher = {"params": louder, "batch_stats": variables["batch_stats"]}
+    assert distance(teacher, 20) < 0.7 * distance(teacher, 1)
+
+
+def test_the_ewc_penalty_is_positive_after_a_step_and_holds_parameters_back(run, variables):
+    fisher = jax.tree.map(jnp.ones_like, variables["params"])
+    memory = train_step.Memory(None, variables["params"], fisher)
+
+    def drift_and_penalty(strength):
+        _, after, metrics = run(objective(ewc_strength=strength), {"masks": batch("masks")}, steps=5, memory=memory)
+        drift = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, variables["params"]))
+        return drift, metrics.get("all/ewc_penalty", 0.0)
+
+    free, held = drift_and_penalty(0.0), drift_and_penalty(1.0)
+    assert held[0] < free[0]
+    assert held[1] > 0
+    assert free[1] == 0
+
+
+def test_the_average_lags_behind_the_parameters(run):
+    before, after, _ = run(objective(), {"masks": batch("masks")}, ema_decay=0.9)
+    mean = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, before.params, after.params)
+    assert_close(after.ema.params, mean)  # the first update counts 1 - (1 + 0) / (10 + 0)
+
+
+def test_one_device_and_two_give_the_same_update(run):
+    aim = objective()
+    data = {"masks": batch("masks")}
+    _, alone, _ = run(aim, data)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    _, together, _ = run(aim, jax.device_put(data, split))
+    assert_close(alone.params, together.params)
+    assert_close(alone.batch_stats, together.batch_stats)
+
+
+def test_private_leaves_split_off_and_join_again():
+    params = {"neck": 1, "head": {"conv_1": 2, "seg": 3, "cls": 4}}
+    shared, private = train_step.split_private(params, ("seg", "cls"))
+    assert shared == {"neck": 1, "head": {"conv_1": 2}}
+    assert private == {"seg": 3, "cls": 4}
+    assert train_step.join_private(shared, private) == params
+
+
+def test_the_per_example_loss_is_that_of_a_batch_of_one(model, variables):
+    loss = train_step.per_example_loss(model, {"cls": TASKS["cls"]}, variables["batch_stats"])
+    data = batch("names")
+    raw = multi_task.apply_eval(model, variables, data["image"], tasks=("cls",), finish=False)
+    whole, _ = TASKS["cls"].loss(raw["cls"], data["labels"]["cls"], (SIZE, SIZE))
+    each = jax.lax.map(lambda example: loss(variables["params"], example), data)
+    np.testing.assert_allclose(jnp.mean(each), whole, rtol=1e-5)
