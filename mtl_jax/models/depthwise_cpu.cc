@@ -1,0 +1,222 @@
+// Depthwise convolution on a CPU for XLA's FFI: NHWC, float32, square kernels of 3 or 5 taps, channels a multiple of 8.
+// One thread computes each result, in an order that the shapes alone fix: results are the same bit for bit however many
+// threads there are.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <type_traits>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+using Tensor = ffi::Buffer<ffi::F32>;
+
+constexpr int kLanes = 8;  // one AVX2 register; compilers split it for SSE and NEON
+constexpr int kTile = 8;   // outputs of a row held in registers: 8 + 5 taps + 1 input fit into AVX2's 16
+typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+
+inline Vec Load(const float* from) {  // memcpy: XLA's buffers need not be aligned to a vector
+  Vec v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+inline void Store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
+
+// Runs units 0 .. count-1 on XLA's threads. The caller works too, and then waits only for units that some thread has
+// begun: waiting for queued tasks could deadlock, because the caller itself occupies a thread of the same pool.
+template <class Unit>
+void Parallel(ffi::ThreadPool& pool, int count, const Unit& unit) {
+  struct State {
+    std::atomic<int> next{0}, done{0};
+  };
+  auto state = std::make_shared<State>();  // helpers that start too late still look at it
+  std::function<void()> work = [state, count, &unit] {
+    for (int i; (i = state->next.fetch_add(1)) < count; state->done.fetch_add(1)) unit(i);
+  };
+  const int helpers = std::min<int>(pool.num_threads(), count) - 1;
+  for (int i = 0; i < helpers; ++i) pool.Schedule(std::function<void()>(work));
+  work();
+  while (state->done.load() < count) std::this_thread::yield();
+}
+
+struct Shape {
+  int64_t batch, in_height, in_width, out_height, out_width, channels, padding;
+};
+
+struct Row {  // a row of input and the row of the kernel that it meets
+  const float *input, *taps;
+};
+
+// The output of a tile that input r meets through tap j, or -1: r = output * S + j * D in the forward sum. The
+// transposed sum (gradient of the input) swaps the roles of input and output, so that no zero is ever multiplied.
+template <int S, int D, bool kTransposed>
+constexpr int Meets(int r, int j) {
+  const int t = kTransposed ? r * S + j * D : (r - j * D) % S ? -1 : (r - j * D) / S;
+  return t < kTile && (kTransposed || r >= j * D) ? t : -1;
+}
+
+// First and last input that a tile meets, relative to the tile's own.
+template <int K, int S, int D, bool kTransposed>
+constexpr int kFirst = kTransposed ? -((K - 1) * D / S) : 0;
+template <int K, int S, int D, bool kTransposed>
+constexpr int kLast = kTransposed ? (kTile - 1) / S : (kTile - 1) * S + (K - 1) * D;
+
+// kTile outputs of 8 channels; every input is loaded once per kernel row. Only tiles at an edge need to check columns.
+template <int K, int S, int D, bool kTransposed, bool kEdge>
+void Tile(const Shape& s, const Row* rows, int row_count, int64_t c, int64_t in_column, int64_t out_column, float* out) {
+  Vec sums[kTile] = {};
+  for (int row = 0; row < row_count; ++row) {
+    const float* input = rows[row].input + in_column * s.channels + c;
+    Vec taps[K];
+#pragma GCC unroll 8
+    for (int j = 0; j < K; ++j) taps[j] = Load(rows[row].taps + j * s.channels + c);
+#pragma GCC unroll 32
+    for (int r = kFirst<K, S, D, kTransposed>; r <= kLast<K, S, D, kTransposed>; ++r) {
+      if (kEdge && (in_column + r < 0 || in_column + r >= s.in_width)) continue;
+      const Vec x = Load(input + r * s.channels);
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) {
+        const int t = Meets<S, D, kTransposed>(r, j);
+        if (t >= 0) sums[t] += x * taps[j];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kTile; ++t)
+    if (!kEdge || (out_column + t >= 0 && out_column + t < s.out_width))
+      Store(out + (out_column + t) * s.channels + c, sums[t]);
+}
+
+// The forward sum, or the transposed one: there the input is the cotangent and the output the gradient of x.
+template <int K, int S, int D, bool kTransposed>
+void Convolve(ffi::ThreadPool& pool, const Shape& s, const float* input, const float* kernel, float* out) {
+  const int64_t rows_total = s.batch * s.out_height;
+  const int64_t chunk = std::max<int64_t>(1, rows_total / (8 * std::max<int64_t>(1, pool.num_threads())));
+  const int64_t start = kTransposed ? -s.padding : 0;  // transposed tiles have to begin at a whole stride
+  auto row_of_output = [&](int64_t n) {
+    const int64_t b = n / s.out_height, y = n % s.out_height;
+    Row rows[K];
+    int count = 0;
+    for (int i = 0; i < K; ++i) {
+      const int64_t reach = kTransposed ? y + s.padding - i * D : y * S - s.padding + i * D;
+      const int64_t from = kTransposed ? reach / S : reach;
+      if (reach < 0 || from >= s.in_height || (kTransposed && reach % S)) continue;
+      rows[count++] = {input + (b * s.in_height + from) * s.in_width * s.channels, kernel + i * K * s.channels};
+    }
+    for (int64_t column = start; column < s.out_width; column += kTile) {
+      const int64_t from = kTransposed ? (column - start) / S : column * S - s.padding;
+      const bool edge = column < 0 || column + kTile > s.out_width || from + kFirst<K, S, D, kTransposed> < 0 ||
+                        from + kLast<K, S, D, kTransposed> >= s.in_width;
+      auto tile = edge ? Tile<K, S, D, kTransposed, true> : Tile<K, S, D, kTransposed, false>;
+      for (int64_t c = 0; c < s.channels; c += kLanes)
+        tile(s, rows, count, c, from, column, out + n * s.out_width * s.channels);
+    }
+  };
+  Parallel(pool, (rows_total + chunk - 1) / chunk, [&](int64_t unit) {
+    for (int64_t n = unit * chunk; n < std::min(rows_total, (unit + 1) * chunk); ++n) row_of_output(n);
+  });
+}
+
+// Adds what one row of x and one row of the cotangent share to the gradients of one kernel row, for 8 channels.
+template <int K, int S, int D>
+void GradientRow(const Shape& s, const float* x, const float* g, Vec* sums) {
+  constexpr int kStep = 4, kChains = K == 3 ? 3 : 2;  // some ten independent sums hide the latency of multiply-add
+  Vec chains[kChains][K] = {};
+  auto step = [&](int64_t column, auto edge) __attribute__((always_inline)) {
+    const int64_t first = column * S - s.padding;
+#pragma GCC unroll 4
+    for (int t = 0; t < kStep; ++t) {
+      if (edge && column + t >= s.out_width) continue;
+      const Vec cotangent = Load(g + (column + t) * s.channels);
+#pragma GCC unroll 8
+      for (int j = 0; j < K; ++j) {
+        const int64_t from = first + t * S + j * D;
+        if (edge && (from < 0 || from >= s.in_width)) continue;
+        chains[t % kChains][j] += Load(x + from * s.channels) * cotangent;
+      }
+    }
+  };
+  for (int64_t column = 0; column < s.out_width; column += kStep) {
+    const int64_t first = column * S - s.padding, last = first + (kStep - 1) * S + (K - 1) * D;
+    if (first < 0 || last >= s.in_width || column + kStep > s.out_width)
+      step(column, std::true_type{});
+    else
+      step(column, std::false_type{});
+  }
+  for (int j = 0; j < K; ++j)
+    for (int chain = 0; chain < kChains; ++chain) sums[j] += chains[chain][j];
+}
+
+// One kernel gradient for each example; the caller adds them up. A unit covers one cache line of channels (16 floats),
+// so that the rows that the taps share stay in the first-level cache.
+template <int K, int S, int D>
+void KernelGradient(ffi::ThreadPool& pool, const Shape& s, const float* x, const float* g, float* out) {
+  constexpr int kBlocks = 2;
+  const int64_t units = (s.channels + kBlocks * kLanes - 1) / (kBlocks * kLanes);
+  Parallel(pool, s.batch * units, [&](int64_t unit) {
+    const int64_t b = unit / units, begin = unit % units * kBlocks * kLanes;
+    const int blocks = std::min<int64_t>(kBlocks, (s.channels - begin) / kLanes);
+    Vec sums[kBlocks][K][K] = {};
+    for (int64_t y = 0; y < s.out_height; ++y)
+      for (int block = 0; block < blocks; ++block)
+        for (int i = 0; i < K; ++i) {
+          const int64_t from = y * S - s.padding + i * D, c = begin + block * kLanes;
+          if (from < 0 || from >= s.in_height) continue;
+          GradientRow<K, S, D>(s, x + (b * s.in_height + from) * s.in_width * s.channels + c,
+                               g + (b * s.out_height + y) * s.out_width * s.channels + c, sums[block][i]);
+        }
+    for (int block = 0; block < blocks; ++block)
+      for (int tap = 0; tap < K * K; ++tap)
+        Store(out + (b * K * K + tap) * s.channels + begin + block * kLanes, sums[block][tap / K][tap % K]);
+  });
+}
+
+enum class Part { kForward, kInputGradient, kKernelGradient };
+
+template <Part kPart, int K, int S, int D>
+void Run(ffi::ThreadPool& pool, const Shape& s, Tensor& first, Tensor& second, Tensor& out) {
+  if constexpr (kPart == Part::kKernelGradient)
+    KernelGradient<K, S, D>(pool, s, first.typed_data(), second.typed_data(), out.typed_data());
+  else
+    Convolve<K, S, D, kPart == Part::kInputGradient>(pool, s, first.typed_data(), second.typed_data(),
+                                                     out.typed_data());
+}
+
+template <Part kPart, int K>
+ffi::Error WithStride(ffi::ThreadPool& pool, const Shape& s, int64_t stride, int64_t dilation, Tensor& first,
+                      Tensor& second, Tensor& out) {
+  if (stride == 2 && dilation == 1) {
+    Run<kPart, K, 2, 1>(pool, s, first, second, out);
+    return ffi::Error::Success();
+  }
+  // At stride 1 the input gradient is the forward sum with a flipped kernel: the caller asks for that instead.
+  if constexpr (kPart != Part::kInputGradient) {
+    if (stride == 1 && dilation <= 2) {
+      dilation == 1 ? Run<kPart, K, 1, 1>(pool, s, first, second, out) : Run<kPart, K, 1, 2>(pool, s, first, second, out);
+      return ffi::Error::Success();
+    }
+  }
+  return ffi::Error::InvalidArgument("depthwise: no kernel was compiled for this stride and dilation");
+}
+
+template <Part kPart>
+ffi::Error Call(ffi::ThreadPool pool, Tensor first, Tensor second, ffi::Result<Tensor> out, int64_t k, int64_t stride,
+                int64_t dilation) {
+  const auto in = first.dimensions(), result = (kPart == Part::kKernelGradient ? second : *out).dimensions();
+  const Shape s{in[0], in[1], in[2], result[1], result[2], in[3], dilation * (k - 1) / 2};
+  if (s.channels % kLanes == 0 && k == 3) return WithStride<kPart, 3>(pool, s, stride, dilation, first, second, *out);
+  if (s.channels % kLanes == 0 && k == 5) return WithStride<kPart, 5>(pool, s, stride, dilation, first, second, *out);
+  return ffi::Error::InvalidArgument("depthwise: expected 3 or 5 taps and a multiple of 8 channels");
+}
+
+#define BINDING                                                                                                  \
+  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("kernel_size") \
+      .Attr<int64_t>("stride").Attr<int64_t>("dilation")
+XLA_FFI_DEFINE_HANDLER_SYMBOL(forward, Call<Part::kForward>, BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(input_gradient, Call<Part::kInputGradient>, BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(kernel_gradient, Call<Part::kKernelGradient>, BINDING);
