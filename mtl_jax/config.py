@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 from mtl_jax.errors import UserError
 
 
+BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
+
+
 def base() -> ConfigDict:
     """Returns the settings that every experiment shares; `tasks`, `streams`, `stages` and `order` are left to it."""
     config = ConfigDict()
@@ -43,6 +46,9 @@ def base() -> ConfigDict:
             "head_channels": 96,
             "head_layers": 3,  # the shared 3x3 layers and the last 1x1, which is split by task
             "dropout_rate": 0.1,
+            # Share of the backbone's running statistics that a step keeps: torchvision's. A network that starts from
+            # random weights and trains a few hundred steps wants 0.9.
+            "batch_norm_momentum": 0.99,
             "compute_dtype": "float32",  # or "bfloat16"; parameters and statistics stay float32
             "max_params": 8_000_000,  # a larger network is refused
         }
@@ -109,7 +115,9 @@ def stage(streams: tuple[str, ...], **changes: Any) -> ConfigDict:
             "clip_norm": 10.0,  # global gradient norm; 0 is off
             "ema_decay": 0.0,  # of the weights that are evaluated and kept; 0 is off
             "balance": "sum",  # a key of mtl_jax.balance.METHODS
-            "train_batch_norm": True,  # False keeps the running statistics as the stage found them
+            # "everywhere"; or "new_levels": only in the head's layers of levels that no earlier task has read, which
+            # keeps all other statistics as the stage found them; or "nowhere"
+            "train_batch_norm": "everywhere",
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages
             "ewc_strength": 0.0,  # 0 is off
@@ -175,6 +183,11 @@ def validate(config: ConfigDict) -> None:
             ),
             0.0,
         )
+        if settings.train_batch_norm not in BATCH_NORM_CHOICES:
+            raise UserError(
+                f"{where}.train_batch_norm is {settings.train_batch_norm!r}; expected one of "
+                f"{', '.join(BATCH_NORM_CHOICES)}"
+            )
         if not 0 <= settings.ema_decay < 1:
             raise UserError(f"{where}.ema_decay is {settings.ema_decay}; expected 0 <= ema_decay < 1")
     for stream_name, settings in config.streams.items():

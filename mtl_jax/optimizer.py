@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -69,19 +70,62 @@ def build(
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts += [direction]
     if weight_decay:
-        parts += [optax.add_decayed_weights(weight_decay, mask=_kernels)]
+        parts += [optax.add_decayed_weights(weight_decay, mask={group: group.endswith("kernel") for group in GROUPS})]
     parts += [optax.scale_by_learning_rate(learning_rate)]
     if backbone_rate != 1.0:
-        parts += [optax.masked(optax.scale(backbone_rate), _backbone)]
-    return optax.chain(*parts)
+        parts += [optax.masked(optax.scale(backbone_rate), {group: group.startswith("backbone") for group in GROUPS})]
+    return packed(optax.chain(*parts))
 
 
-def _kernels(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+# Parameters that the optimizer treats alike: by part of the network and by whether they are weight-decayed.
+GROUPS = ("backbone_kernel", "backbone_vector", "upper_kernel", "upper_vector")
 
 
-def _backbone(params: PyTree) -> PyTree:
-    return {part: jax.tree.map(lambda _, inside=part == "backbone": inside, tree) for part, tree in params.items()}
+def packed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies an elementwise transform to one vector per group: far fewer operations to compile and to launch.
+
+    Args:
+        tx: over {group: vector}. Global norms are the same over the vectors as over the leaves.
+    """
+
+    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
+        vectors, state = tx.update(pack(updates), state, None if params is None else pack(params))
+        return unpack(vectors, like=updates), state
+
+    return optax.GradientTransformation(lambda params: tx.init(pack(params)), update)
+
+
+def pack(tree: PyTree) -> dict[str, Float[Array, " group"]]:
+    """Concatenates the leaves of each of `GROUPS`.
+
+    Args:
+        tree: {"backbone", ...}: parameters, or gradients like them.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    parts = {group: [leaf.ravel() for path, leaf in leaves if _group(path, leaf) == group] for group in GROUPS}
+    return {group: jnp.concatenate(each) if each else jnp.zeros(0) for group, each in parts.items()}
+
+
+def unpack(vectors: dict[str, Array], *, like: PyTree) -> PyTree:
+    """The inverse of `pack`.
+
+    Args:
+        vectors: one for each group.
+        like: a tree of the leaves' places and shapes.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    taken = dict.fromkeys(GROUPS, 0)
+    fresh = []
+    for path, leaf in leaves:
+        group = _group(path, leaf)
+        fresh.append(vectors[group][taken[group] : taken[group] + leaf.size].reshape(leaf.shape))
+        taken[group] += leaf.size
+    return jax.tree_util.tree_unflatten(structure, fresh)
+
+
+def _group(path: tuple, leaf: Array) -> str:
+    part = "backbone" if path[0].key == "backbone" else "upper"
+    return f"{part}_{'kernel' if leaf.ndim > 1 else 'vector'}"
 
 
 class EmaState(NamedTuple):
@@ -99,6 +143,6 @@ def ema_update(state: EmaState, params: PyTree, decay: float) -> EmaState:
         TensorFlow's `ExponentialMovingAverage(num_updates=...)`.
     """
     count = state.count.astype("float32")
-    rate: Float[Array, ""] = jax.numpy.minimum(decay, (1.0 + count) / (10.0 + count))
+    rate: Float[Array, ""] = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
     averaged = jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), state.params, params)
     return EmaState(averaged, state.count + 1)

@@ -91,11 +91,21 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
             if settings.lwf_weight and task not in own
         },
         ewc_strength=settings.ewc_strength,
-        train_batch_norm=settings.train_batch_norm,
+        train_batch_norm=_batch_norm(parts, settings.train_batch_norm, own=own, old=old),
     )
     steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
     learnt_tasks = tuple(dict.fromkeys([*old, *own]))
     return StagePlan(index, name, settings, data, objective, learnt_tasks, images, steps_per_epoch, steps)
+
+
+def _batch_norm(
+    parts: experiment.Experiment, where: str, *, own: tuple[str, ...], old: tuple[str, ...]
+) -> bool | tuple[int, ...]:
+    """What `train_batch_norm` of a stage means for the network."""
+    if where != "new_levels":
+        return where == "everywhere"
+    seen = {level for task in old for level in parts.tasks[task].levels}
+    return tuple(sorted({level for task in own for level in parts.tasks[task].levels} - seen))
 
 
 def _tasks(config: Any, stages: tuple[str, ...]) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class Objective:
     loss_weights: Mapping[str, float]  # task -> factor
     distilled: Mapping[str, float] = dataclasses.field(default_factory=dict)  # old task -> weight of its distillation
     ewc_strength: float = 0.0
-    train_batch_norm: bool = True
+    train_batch_norm: bool | tuple[int, ...] = True  # or the strides of the head levels to train it at
 
     @property
     def tasks(self) -> tuple[str, ...]:

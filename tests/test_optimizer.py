@@ -70,6 +70,16 @@ def test_adamw_s_first_step_has_the_size_of_the_rate():
     np.testing.assert_allclose(update(rule="adamw")["head"]["kernel"], -0.1, rtol=1e-4)
 
 
+def test_packing_and_unpacking_give_the_tree_back():
+    generator = np.random.default_rng(0)
+    tree = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32), PARAMS)
+    vectors = optimizer.pack(tree)
+    assert {group: vector.size for group, vector in vectors.items()} == dict(
+        zip(optimizer.GROUPS, (4, 0, 4, 2), strict=True)
+    )
+    jax.tree.map(np.testing.assert_array_equal, optimizer.unpack(vectors, like=tree), tree)
+
+
 def test_unknown_rules_and_schedules_are_refused():
     with pytest.raises(UserError, match="optimizer is 'lion'; expected one of adamw, sgd"):
         update(rule="lion")

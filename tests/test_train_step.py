@@ -133,6 +133,11 @@ def test_batch_norm_statistics_move_only_where_the_stage_trains_them(run):
     assert moved(before.batch_stats, after.batch_stats)
     before, after, _ = run(objective(train_batch_norm=False), {"masks": batch("masks")})
     assert not moved(before.batch_stats, after.batch_stats)
+    before, after, _ = run(objective(train_batch_norm=(8,)), {"masks": batch("masks")})
+    assert moved(before.batch_stats, after.batch_stats) == {
+        "head/norm_0_stride_8/mean",
+        "head/norm_0_stride_8/var",
+    }
 
 
 def test_stream_and_task_weights_scale_the_update(run):

@@ -10,13 +10,16 @@ class TinyBackbone(nn.Module):
     width_multiplier: float = 1.0
     output_stride: int = 32
     dtype: jnp.dtype = jnp.dtype("float32")
+    batch_norm_momentum: float = 0.9
 
     @nn.compact
     def __call__(self, image, *, train_batch_norm: bool):
         features, taps = image, {}
         for stride, step, channels in ((8, 8, 16), (16, 2, 24), (32, 2, 24)):
             features = nn.Conv(channels, (step, step), (step, step), use_bias=False, name=f"conv_{stride}")(features)
-            norm = nn.BatchNorm(use_running_average=not train_batch_norm, momentum=0.9, name=f"norm_{stride}")
+            norm = nn.BatchNorm(
+                use_running_average=not train_batch_norm, momentum=self.batch_norm_momentum, name=f"norm_{stride}"
+            )
             features = nn.relu(norm(features))
             taps[stride] = features
         return taps

@@ -41,7 +41,7 @@ class Head(nn.Module):
         *,
         tasks: tuple[str, ...],
         train: bool,
-        train_batch_norm: bool,
+        train_batch_norm: bool | tuple[int, ...],
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs} for the asked tasks.
 
@@ -49,19 +49,21 @@ class Head(nn.Module):
             levels: {stride in px: features} from the neck.
             tasks: Names of the tasks to compute.
             train: Turns dropout on; its key is the stream "dropout".
-            train_batch_norm: Normalise by the batch and update the running statistics.
+            train_batch_norm: Normalise by the batch and update the running statistics: at all levels, at none, or
+                at those of the given strides.
 
         Returns:
             By readout: "dense" [b, h, w, channels], "cells" [b, cells, channels], "pooled" [b, channels].
         """
         asked = {task.name: task for task in self.tasks if task.name in tasks}
-        strides = sorted({stride for task in asked.values() for stride in _strides_read(task)})
+        strides = sorted({stride for task in asked.values() for stride in task.levels})
         features = {stride: levels[stride] for stride in strides}
         for number in range(self.layers - 1):
             conv = Conv(self.channels, 3, dtype=self.dtype, name=f"conv_{number}")
             for stride in strides:
+                by_batch = train_batch_norm if isinstance(train_batch_norm, bool) else stride in train_batch_norm
                 norm = nn.BatchNorm(
-                    use_running_average=not train_batch_norm,
+                    use_running_average=not by_batch,
                     momentum=0.9,
                     dtype=self.dtype,
                     name=f"norm_{number}_stride_{stride}",
@@ -71,10 +73,6 @@ class Head(nn.Module):
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)
         features = {stride: dropout(x) for stride, x in features.items()}
         return {name: _read(asked[name], features, self.dtype) for name in tasks}
-
-
-def _strides_read(task: Task) -> tuple[int, ...]:
-    return task.strides if task.readout == "cells" else task.strides[:1]
 
 
 def _read(task: Task, features: Mapping[int, Array], dtype: jnp.dtype) -> Array:

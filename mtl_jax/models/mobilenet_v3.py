@@ -108,6 +108,7 @@ class InvertedResidual(nn.Module):
 
     block: Block
     dtype: jnp.dtype = jnp.dtype("float32")
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
     @nn.compact
     def __call__(
@@ -116,7 +117,7 @@ class InvertedResidual(nn.Module):
         """Applies the block; where the shape stays, the input is added to the result."""
         block, inputs = self.block, x
         conv_norm = functools.partial(
-            ConvNorm, epsilon=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, dtype=self.dtype
+            ConvNorm, epsilon=BATCH_NORM_EPSILON, momentum=self.batch_norm_momentum, dtype=self.dtype
         )
         if block.expanded != inputs.shape[-1]:
             expand = conv_norm(block.expanded, block.activation, name="expand")
@@ -135,6 +136,7 @@ class MobileNetV3Small(nn.Module):
     width_multiplier: float = 1.0
     output_stride: int = 32
     dtype: jnp.dtype = jnp.dtype("float32")
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
     @nn.compact
     def __call__(
@@ -150,7 +152,7 @@ class MobileNetV3Small(nn.Module):
             {stride in px: features}; at full width and output stride 32: 24, 48 and 576 channels.
         """
         conv_norm = functools.partial(
-            ConvNorm, epsilon=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, dtype=self.dtype
+            ConvNorm, epsilon=BATCH_NORM_EPSILON, momentum=self.batch_norm_momentum, dtype=self.dtype
         )
         stem = conv_norm(make_divisible(STEM_CHANNELS * self.width_multiplier), HS, 3, 2, name="stem")
         x, stride, taps = stem(image, train_batch_norm=train_batch_norm), 2, {}
@@ -158,7 +160,9 @@ class MobileNetV3Small(nn.Module):
         for number, block in enumerate(table, start=1):
             if block.stride > 1 and stride >= FIRST_TAP_STRIDE:
                 taps[stride] = x
-            x = InvertedResidual(block, self.dtype, name=f"block_{number}")(x, train_batch_norm=train_batch_norm)
+            x = InvertedResidual(block, self.dtype, self.batch_norm_momentum, name=f"block_{number}")(
+                x, train_batch_norm=train_batch_norm
+            )
             stride *= block.stride
         last = conv_norm(LAST_EXPANSION * x.shape[-1], HS, name="last")
         return taps | {stride: last(x, train_batch_norm=train_batch_norm)}

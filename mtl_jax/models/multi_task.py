@@ -57,12 +57,12 @@ class MultiTaskNetwork(nn.Module):
         *,
         tasks: tuple[str, ...],
         train: bool,
-        train_batch_norm: bool,
+        train_batch_norm: bool | tuple[int, ...],
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
         normalised = (image - _per_channel(IMAGENET_MEAN)) / _per_channel(IMAGENET_STD)
-        features = self.backbone(normalised, train_batch_norm=train_batch_norm)
-        levels = self.neck(features, train_batch_norm=train_batch_norm)
+        features = self.backbone(normalised, train_batch_norm=train_batch_norm is True)
+        levels = self.neck(features, train_batch_norm=train_batch_norm is True)
         return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm)
 
 
@@ -87,7 +87,9 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> MultiTaskNetwork
     backbone = BACKBONES[settings["backbone"]]
     records = tuple(tasks.values())
     model = MultiTaskNetwork(
-        backbone=backbone(settings["width_multiplier"], settings["output_stride"], dtype),
+        backbone=backbone(
+            settings["width_multiplier"], settings["output_stride"], dtype, settings["batch_norm_momentum"]
+        ),
         neck=neck(settings["neck_channels"], dtype),
         head=Head(records, settings["head_channels"], settings["head_layers"], settings["dropout_rate"], dtype),
         tasks=records,
@@ -135,7 +137,7 @@ def apply_train(
     *,
     tasks: Sequence[str],
     key: Key[Array, ""],
-    train_batch_norm: bool = True,
+    train_batch_norm: bool | tuple[int, ...] = True,
     finish: bool = True,
 ) -> tuple[dict[str, Float[Array, "batch ..."]], Mapping[str, Any]]:
     """Applies the network with dropout, to learn from.
@@ -147,7 +149,8 @@ def apply_train(
         image: RGB in 0..1; height and width are multiples of 32.
         tasks: Names of the tasks to compute; nothing is spent on the others.
         key: Source of the dropout.
-        train_batch_norm: Normalise by the batch and update the running statistics; otherwise the running
+        train_batch_norm: Normalise by the batch and update the running statistics; given strides, only in the
+            head's layers of those levels, as for a task that is the first to read them; otherwise the running
             statistics are used and returned as they are.
         finish: Return each task's outputs as users see them, otherwise as the head emits them.
 
@@ -265,7 +268,11 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
     for name in ("neck_channels", "head_channels", "head_layers", "max_params"):
         if not isinstance(settings[name], int) or settings[name] < 1:
             raise UserError(f"model.{name}: expected a whole number from 1, found {settings[name]!r}: change it")
-    for name, low, high in (("width_multiplier", 0.1, 10.0), ("dropout_rate", 0.0, 0.99)):
+    for name, low, high in (
+        ("width_multiplier", 0.1, 10.0),
+        ("dropout_rate", 0.0, 0.99),
+        ("batch_norm_momentum", 0.0, 0.9999),
+    ):
         if not isinstance(settings[name], int | float) or not low <= settings[name] <= high:
             raise UserError(f"model.{name}: expected {low} to {high}, found {settings[name]!r}: change it")
         settings[name] = float(settings[name])

@@ -68,3 +68,8 @@ class Task:
     new_metric: Callable[[], Metric]
     # (matplotlib axes that show the input image, one example's prediction) draws onto them.
     draw: Callable[[Any, Mapping[str, np.ndarray]], None]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The neck levels that the head reads, px of input per cell: only "cells" reads more than the first."""
+        return self.strides if self.readout == "cells" else self.strides[:1]
