@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
 
     # The first stage is free; the later ones keep its statistics, ten of its images, and its outputs.
     keep = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
-    rates = {"learning_rate": 2e-3, "backbone_rate": 0.2, "ema_decay": 0.995, "eval_every_epochs": 5}
+    rates = {"learning_rate": 2e-3, "backbone_rate": 0.2, "ema_decay": 0.995, "eval_every_epochs": 5.0}
     config.stages.seg = stage(("voc",), epochs=40.0, replay_images=10, **rates)
     config.stages.det = stage(("coco",), epochs=60.0, replay_images=10, **rates, **keep)
     config.stages.cls = stage(("imagenette",), epochs=30.0, **rates, **keep)

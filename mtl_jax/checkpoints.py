@@ -149,7 +149,7 @@ def _orbax() -> Any:
 
 def _host_like(tree: PyTree) -> PyTree:
     def like(leaf: Any) -> Any:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
         return np.zeros(leaf.shape, leaf.dtype)
 

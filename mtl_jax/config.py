@@ -11,13 +11,12 @@ from ml_collections import ConfigDict
 
 from mtl_jax.errors import UserError
 
-
 BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
 
 
-def base() -> ConfigDict:
+def base() -> Any:
     """Returns the settings that every experiment shares; `tasks`, `streams`, `stages` and `order` are left to it."""
-    config = ConfigDict()
+    config: Any = ConfigDict()  # its fields are dynamic, and so untyped
     config.name = "experiment"
     config.seed = 0  # of initialisation, data order, augmentation and dropout
     config.data_root = ""  # folder of datasets; "" means $MTL_JAX_DATA, or else ./data
@@ -38,7 +37,7 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict(
         {
-            "backbone": "mobilenet_v3_small",
+            "backbone": "mobilenet_v3_small",  # or "plain_cnn", for small images and random weights
             "width_multiplier": 1.0,
             "output_stride": 32,  # px; 16 or 8 keep resolution by dilation (neck "two_conv")
             "neck": "fpn",  # one FPN layer at strides 8, 16, 32, or "two_conv" at the output stride
@@ -66,7 +65,7 @@ def base() -> ConfigDict:
     return config
 
 
-def stream(source: str, labels: Mapping[str, str], **changes: Any) -> ConfigDict:
+def stream(source: str, labels: Mapping[str, str], **changes: Any) -> Any:
     """Returns the settings of one dataset.
 
     Args:
@@ -92,7 +91,7 @@ def stream(source: str, labels: Mapping[str, str], **changes: Any) -> ConfigDict
     return _changed(settings, changes, f"stream({source!r})")
 
 
-def stage(streams: tuple[str, ...], **changes: Any) -> ConfigDict:
+def stage(streams: tuple[str, ...], **changes: Any) -> Any:
     """Returns the settings of one stage: what it trains on, how long, and what keeps the old tasks.
 
     Args:
@@ -103,7 +102,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> ConfigDict:
         {
             "streams": streams,
             "epochs": 10.0,  # passes over the first stream
-            "eval_every_epochs": 0,  # for the curves only; 0 evaluates at the end of the stage alone
+            "eval_every_epochs": 0.0,  # for the curves only; 0 evaluates at the end of the stage alone
             # optimizer
             "optimizer": "adamw",  # or "sgd"
             "learning_rate": 1e-3,  # peak
@@ -135,7 +134,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> ConfigDict:
     return _changed(settings, {"streams": streams, **changes}, f"stage({streams!r})")
 
 
-def _changed(settings: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
+def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
     unknown = sorted(set(changes) - set(settings))
     if unknown:
         raise UserError(f"{where} has no setting {', '.join(unknown)}; it has {', '.join(sorted(settings))}")
@@ -144,12 +143,12 @@ def _changed(settings: ConfigDict, changes: Mapping[str, Any], where: str) -> Co
     return settings
 
 
-def data_root(config: ConfigDict) -> Path:
+def data_root(config: Any) -> Path:
     """Returns the folder of datasets: the config's, or else $MTL_JAX_DATA, or else ./data."""
     return Path(config.data_root or os.environ.get("MTL_JAX_DATA") or "data").expanduser()
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Any) -> None:
     """Checks that the parts of the config name each other.
 
     Raises:
@@ -199,13 +198,13 @@ def validate(config: ConfigDict) -> None:
     _require_names("config.contract.baseline_from", config.contract.baseline_from, "config.tasks", config.tasks)
 
 
-def _require_names(where: str, names: Any, table: str, known: ConfigDict) -> None:
+def _require_names(where: str, names: Any, table: str, known: Any) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{where} names {', '.join(unknown)}; {table} has {', '.join(known) or 'nothing'}")
 
 
-def _require_at_least(where: str, settings: ConfigDict, names: tuple[str, ...], least: float) -> None:
+def _require_at_least(where: str, settings: Any, names: tuple[str, ...], least: float) -> None:
     for name in names:
         if not settings[name] >= least:
             found = f"{where}.{name} is {settings[name]}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat
 
 from mtl_jax.contract_table import as_markdown, as_text, figure, table
+from mtl_jax.errors import UserError
 
 __all__ = [
     "Baseline",
@@ -231,6 +232,23 @@ def without_nan(tree: Any) -> Any:
 def write_json(path: Path, tree: Any) -> None:
     """Writes strict JSON (null for NaN and infinity); the file is there completely or not at all."""
     replace_text(path, json.dumps(without_nan(tree), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads a file that holds one JSON object; None where there is no file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"expected JSON in {path}, found {error}; delete it and train or evaluate again") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"expected a JSON object in {path}, found {type(tree).__name__}; delete it and try again")
+    return tree
 
 
 def replace_text(path: Path, text: str) -> None:

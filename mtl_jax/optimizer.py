@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +106,7 @@ def pack(tree: PyTree) -> dict[str, Float[Array, " group"]]:
     return {group: jnp.concatenate(each) if each else jnp.zeros(0) for group, each in parts.items()}
 
 
-def unpack(vectors: dict[str, Array], *, like: PyTree) -> PyTree:
+def unpack(vectors: Any, *, like: PyTree) -> PyTree:
     """The inverse of `pack`.
 
     Args:
@@ -114,7 +114,7 @@ def unpack(vectors: dict[str, Array], *, like: PyTree) -> PyTree:
         like: a tree of the leaves' places and shapes.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    taken = dict.fromkeys(GROUPS, 0)
+    taken: dict[str, int] = dict.fromkeys(GROUPS, 0)
     fresh = []
     for path, leaf in leaves:
         group = _group(path, leaf)
@@ -123,7 +123,7 @@ def unpack(vectors: dict[str, Array], *, like: PyTree) -> PyTree:
     return jax.tree_util.tree_unflatten(structure, fresh)
 
 
-def _group(path: tuple, leaf: Array) -> str:
+def _group(path: tuple, leaf: Any) -> str:
     part = "backbone" if path[0].key == "backbone" else "upper"
     return f"{part}_{'kernel' if leaf.ndim > 1 else 'vector'}"
 

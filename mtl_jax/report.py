@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax import contract_table, metrics_log, report_page
-from mtl_jax.contract import relative_drop_percent, replace_text, task_histories
+from mtl_jax.contract import read_json, relative_drop_percent, replace_text, task_histories
 from mtl_jax.errors import UserError
 from mtl_jax.report_figures import Curve, Span, panel_svg
 
@@ -42,23 +42,6 @@ def write(workdir: Path, *, examples: Mapping[str, Sequence[bytes]]) -> Path:
     path = workdir / FILE_NAME
     replace_text(path, html(workdir.name, config, events, contract, examples))
     return path
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Reads a file that holds one JSON object; None where there is no file.
-
-    Raises:
-        UserError: the file holds something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        tree = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"expected JSON in {path}, found {error}; delete it and train or evaluate again") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"expected a JSON object in {path}, found {type(tree).__name__}; delete it and try again")
-    return tree
 
 
 def html(

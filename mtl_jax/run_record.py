@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Mapping
@@ -40,13 +39,14 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str) -> None:
         UserError: the folder cannot be made, holds another experiment, or holds a run that is not to be resumed.
     """
     record = workdir / "config.json"
-    if record.exists():
+    before = contract.read_json(record)
+    if before is not None:
         if not config["resume"]:
             raise UserError(
                 f"{workdir} holds a run already; name another --workdir, or leave --config.resume=False out to go on "
                 "with it"
             )
-        _refuse_another(workdir, read_json(record).get("config", {}), contract.without_nan(config))
+        _refuse_another(workdir, before.get("config", {}), contract.without_nan(config))
     device = jax.devices()[0]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -89,18 +89,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object that a run left.
-
-    Raises:
-        UserError: it is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); expected a file of a training run") from error
-
-
 def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
     """Reads the baselines of tasks that separate runs give.
 
@@ -115,9 +103,12 @@ def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
     """
     found = {}
     for task, folder in runs.items():
-        judged = read_json(Path(folder) / "contract.json")["tasks"]
+        judged = (contract.read_json(Path(folder) / "contract.json") or {}).get("tasks", {})
         if task not in judged:
-            raise UserError(f"{folder} has no task {task} for contract.baseline_from; it has {', '.join(judged)}")
+            raise UserError(
+                f"contract.baseline_from names {folder} for task {task}; expected a finished run with that task, found "
+                f"{', '.join(judged) or 'no contract.json'}"
+            )
         value = judged[task]["final"]
         found[task] = contract.Baseline(float("nan") if value is None else value, f"run {folder}")
     return found

@@ -150,15 +150,18 @@ def _train(
             pending = (done, metrics)
             if done == stage.total_steps:
                 break
-            if evaluate_every and done % evaluate_every == 0:
+            save = time.monotonic() - saved > run.config.checkpoint_every_seconds
+            evaluate_now = evaluate_every and done % evaluate_every == 0
+            if save or evaluate_now:
+                _finish_step(run, stage, progress, *pending, steps_before=steps_before)
+                pending = None
+            if evaluate_now:
                 paused = time.monotonic()
                 figures = _evaluate(run, stages.evaluated(state), stage.learnt_tasks)
                 _log_metrics(run, stage, figures, step=steps_before + done, done=done)
                 pauses += time.monotonic() - paused
                 progress.after_pause()
-            if time.monotonic() - saved > run.config.checkpoint_every_seconds:
-                _finish_step(run, stage, progress, *pending, steps_before=steps_before)
-                pending = None
+            if save:
                 seconds = time.monotonic() - started - pauses
                 checkpoints.save(_partial(run, stage), {"state": state}, {"step": done, "seconds": seconds})
                 saved = time.monotonic()

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 class Memory(NamedTuple):
     """What a stage was given of the earlier ones; a step reads it and leaves it as it is."""
 
-    teacher: PyTree | None  # variables of the network before the stage
+    teacher: Any  # variables of the network before the stage
     anchor_params: PyTree | None
     fisher: PyTree | None
 
@@ -212,7 +212,7 @@ def _group_losses(
     """The weighted loss of each task that a group of streams carries."""
     carried = _carried(objective, group)
     image = jnp.concatenate([batch[stream]["image"] for stream in group])
-    image_size = image.shape[1:3]
+    image_size = (image.shape[1], image.shape[2])
     raw, batch_stats = multi_task.apply_train(
         model,
         params,
@@ -266,7 +266,7 @@ def per_example_loss(
         batch = jax.tree.map(lambda leaf: leaf[None], example)
         variables = {"params": params, "batch_stats": batch_stats}
         raw = multi_task.apply_eval(model, variables, batch["image"], tasks=tuple(tasks), finish=False)
-        image_size = batch["image"].shape[1:3]
+        image_size = (batch["image"].shape[1], batch["image"].shape[2])
         losses = [task.loss(raw[name], batch["labels"][name], image_size)[0] for name, task in tasks.items()]
         return jnp.sum(jnp.stack(losses))
 

@@ -21,24 +21,31 @@ EXIT_CONTRACT_BROKEN = 3
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0, 2 for a user's mistake, 3 for a broken contract under --enforce_contract."""
     if any(argument in ("--help", "-help", "--helpshort", "-h") for argument in arguments[1:]):
-        print(USAGE, __doc__, *(f"  --{f.name}: {f.help}" for f in (_CONFIG, _WORKDIR, _ENFORCE)), sep="\n")
+        shown = [flags.FLAGS[name] for name in ("config", "workdir", "enforce_contract")]
+        print(USAGE, __doc__, *(f"  --{flag.name}: {flag.help}" for flag in shown), sep="\n")
         return 0
     problem = _parse(arguments)
     if problem:
         return _fail(problem)
     # Imported after the flags: a typing error should not wait for JAX.
+    from rich.console import Console
+
+    from mtl_jax import contract_table
     from mtl_jax.checkpoints import CheckpointError
     from mtl_jax.errors import UserError
     from mtl_jax.train_loop import train_and_evaluate
 
     logging.set_verbosity(logging.ERROR)
     config = _CONFIG.value
+    workdir = _WORKDIR.value or f"runs/{config.name}"
     try:
-        contract = train_and_evaluate(config, _WORKDIR.value or f"runs/{config.name}", command=" ".join(arguments))
+        contract = train_and_evaluate(config, workdir, command=" ".join(arguments))
     except (UserError, CheckpointError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from the last checkpoint", status=130)
+    Console().print(contract_table.table(contract))
+    print(f"report: {workdir}/report.html")
     return EXIT_CONTRACT_BROKEN if _ENFORCE.value and not contract["passed"] else 0
 
 

@@ -22,12 +22,14 @@ _VAL_FRACTION = 0.2  # of the handwritten samples of each digit
 _SOFT_EDGE = (0.25, 0.65)  # enlarged ink becomes transparent below and opaque above
 _INK = 0.25  # opacity from which a pixel belongs to the digit
 _MAX_DIGITS = 5
-_SIDE = (0.22, 0.42)  # of a digit in a scene with several, as a fraction of the scene
+_SIDE = (0.28, 0.45)  # of a digit in a scene with several, as a fraction of the scene
 _SINGLE_SIDE = (0.4, 0.75)  # of the only digit of a scene
 _PLACING_ATTEMPTS = 12
 _MAX_OVERLAP = 0.1  # of the smaller box
-_MAX_ROTATION_DEG = 15.0
-_MIN_CONTRAST = 90.0  # between the digit's and the background's mean colour, in the strongest channel, of 255
+_MAX_ROTATION_DEG = 10.0
+_GROUND = (10.0, 100.0)  # brightness of the background's colours, of 255
+_CONTRAST = (10.0, 35.0)  # of the background's texture
+_LIGHT = (150.0, 255.0)  # brightness of the digits' colours: light on dark, so that minutes of training suffice
 
 
 class DigitScenes:
@@ -124,9 +126,9 @@ def handwriting(split: str) -> tuple[Float[np.ndarray, "samples 8 8"], Int[np.nd
 
 def background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size 3"]:
     """A coloured texture: smooth noise over a gradient, sometimes striped, of varied contrast, 0..255."""
-    contrast = rng.uniform(10, 45)
+    contrast = rng.uniform(*_CONTRAST)
     cells = int(rng.integers(3, 12))
-    corners = rng.uniform(30, 225, (1, 1, 3)) + rng.uniform(-contrast, contrast, (2, 2, 3))
+    corners = rng.uniform(*_GROUND, (1, 1, 3)) + rng.uniform(-contrast, contrast, (2, 2, 3))
     texture = cv2.resize(corners.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
     noise = rng.uniform(-contrast, contrast, (cells, cells, 3)).astype(np.float32)
     texture += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
@@ -183,10 +185,7 @@ def _paint(
     """Draws into image and mask, and returns the box."""
     (left, top), (height, width) = corner, ink.shape
     place = (slice(top, top + height), slice(left, left + width))
-    ground = image[place].mean(axis=(0, 1))
-    colour = rng.uniform(0, 255, 3).astype(np.float32)
-    if np.abs(colour - ground).max() < _MIN_CONTRAST:
-        colour = np.where(ground > 127, ground - 120, ground + 120).astype(np.float32)
+    colour = rng.uniform(*_LIGHT, 3).astype(np.float32)
     image[place] += ink[:, :, None] * (colour[None, None, :] - image[place])
     mask[place][ink > _INK] = value
     return left, top, left + width, top + height

@@ -18,9 +18,10 @@ from mtl_jax.models.head import Head
 from mtl_jax.models.layers import draw_kernels
 from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES, MobileNetV3Small
 from mtl_jax.models.neck import NECKS
+from mtl_jax.models.plain_cnn import PlainCNN
 from mtl_jax.tasks.base import Task
 
-BACKBONES = {"mobilenet_v3_small": MobileNetV3Small}
+BACKBONES = {"mobilenet_v3_small": MobileNetV3Small, "plain_cnn": PlainCNN}
 COMPUTE_DTYPES = ("float32", "bfloat16")
 IMAGE_STRIDE = 32  # px; the backbone halves the image five times
 INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
@@ -46,7 +47,7 @@ class Settings(Protocol):
 class MultiTaskNetwork(nn.Module):
     """Backbone, neck and head; made by `build`, applied by `apply_train` and `apply_eval`."""
 
-    backbone: MobileNetV3Small
+    backbone: nn.Module
     neck: nn.Module
     head: Head
     tasks: tuple[Task, ...]

@@ -1,0 +1,57 @@
+"""A plain convolutional backbone: learns small images from random weights in minutes, where MobileNetV3 takes hours."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.errors import UserError
+from mtl_jax.models.layers import ConvNorm, make_divisible
+
+# Channels and stride of each 3x3 convolution. Features are tapped where a stride of 8 px or more ends.
+LAYERS = ((16, 2), (32, 2), (64, 2), (64, 1), (96, 2), (96, 1), (128, 2))
+FIRST_TAP_STRIDE = 8  # px
+BATCH_NORM_EPSILON = 1e-3
+
+
+class PlainCNN(nn.Module):
+    """3x3 convolutions with batch norm and ReLU, in the manner of VGG (Simonyan and Zisserman, 2015); strides 8 to 32.
+
+    About 0.31 M parameters at full width.
+    """
+
+    width_multiplier: float = 1.0
+    output_stride: int = 32
+    dtype: jnp.dtype = jnp.dtype("float32")
+    batch_norm_momentum: float = 0.9
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "batch height width 3"], *, train_batch_norm: bool
+    ) -> dict[int, Float[Array, "batch _ _ _"]]:
+        """Returns the deepest features of each stride from 8 px to 32 px.
+
+        Args:
+            image: RGB, normalised with ImageNet's mean and standard deviation.
+            train_batch_norm: Normalise by the batch and update the running statistics.
+
+        Raises:
+            UserError: An output stride other than 32.
+        """
+        if self.output_stride != 32:
+            raise UserError(f"model.output_stride: backbone plain_cnn has 32, found {self.output_stride}: set 32")
+        conv_norm = functools.partial(
+            ConvNorm, epsilon=BATCH_NORM_EPSILON, momentum=self.batch_norm_momentum, dtype=self.dtype
+        )
+        x, reached, taps = image, 1, {}
+        for number, (channels, stride) in enumerate(LAYERS):
+            width = make_divisible(channels * self.width_multiplier)
+            layer = conv_norm(width, jax.nn.relu, 3, stride, name=f"layer_{number}")
+            x, reached = layer(x, train_batch_norm=train_batch_norm), reached * stride
+            if reached >= FIRST_TAP_STRIDE:
+                taps[reached] = x
+        return taps

@@ -1,0 +1,226 @@
+"""The whole job on a tiny network: files, resuming, refusals, exit statuses, and evaluation of what was saved."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+from tiny import MODEL
+
+from mtl_jax import config as config_lib
+from mtl_jax import evaluate_checkpoint, metrics_log, train_loop
+from mtl_jax.checkpoints import CheckpointError
+from mtl_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+DIGITS = tuple("0123456789")
+
+
+def tiny_config() -> ConfigDict:
+    config = config_lib.base()
+    config.name = "tiny"
+    config.image_size = 64
+    config.example_images = 1
+    config.log_every_steps = 1
+    config.contract.latency_image_size = 64
+    with config.ignore_type():
+        config.model.update(MODEL)
+    config.tasks.seg = {"kind": "segmentation", "classes": ("background", *DIGITS)}
+    config.tasks.cls = {"kind": "classification", "classes": DIGITS}
+    for name, task, label in (("masks", "seg", "segmentation"), ("single", "cls", "classification")):
+        options = {"labels": label, "size": 64, "length": 16}
+        config.streams[name] = config_lib.stream("digits", {task: label}, options=options, batch_size=4)
+    config.stages.seg = config_lib.stage(("masks",), epochs=2.0, replay_images=3, ema_decay=0.9, ewc_examples=8)
+    config.stages.cls = config_lib.stage(
+        ("single",),
+        epochs=1.0,
+        lwf_weight=1.0,
+        replay_batch_size=2,
+        ewc_strength=1.0,
+        train_batch_norm="new_levels",
+        eval_every_epochs=0.5,
+    )
+    config.order = ("seg", "cls")
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_backbone, tmp_path_factory) -> Path:
+    """A work directory after a whole run."""
+    workdir = tmp_path_factory.mktemp("run") / "tiny"
+    train_loop.train_and_evaluate(tiny_config(), workdir, command="a test")
+    return workdir
+
+
+def values(workdir: Path, name: str, split: str = "train") -> list[float]:
+    return [e["value"] for e in metrics_log.read(workdir / "metrics.jsonl") if (e["name"], e["split"]) == (name, split)]
+
+
+def test_a_run_leaves_every_promised_file(finished):
+    expected = (
+        "config.json",
+        "metrics.jsonl",
+        "contract.json",
+        "report.html",
+        "checkpoints/0-seg",
+        "checkpoints/1-cls",
+    )
+    assert all((finished / name).exists() for name in expected)
+    assert list((finished / "tensorboard").iterdir())
+    assert not list((finished / "partial").glob("*"))
+    record = json.loads((finished / "config.json").read_text())
+    assert record["command"] == "a test"
+    assert record["seed"] == 0
+    assert record["versions"]["jax"]
+
+
+def test_the_contract_compares_the_end_with_each_task_s_own_stage(finished):
+    contract = json.loads((finished / "contract.json").read_text())
+    assert [stage["name"] for stage in contract["stages"]] == ["seg", "cls"]
+    first, last = contract["stages"][0]["metrics"], contract["stages"][1]["metrics"]
+    assert set(first) == {"seg"}
+    assert set(last) == {"seg", "cls"}
+    assert contract["tasks"]["seg"]["baseline"] == first["seg"]["miou"]
+    assert contract["tasks"]["seg"]["final"] == last["seg"]["miou"]
+    assert contract["tasks"]["cls"]["drop_percent"] in (0.0, None)
+    assert contract["budgets"]["latency_ms"]["image_size"] == 64
+    assert contract["budgets"]["train_seconds"]["value"] > 0
+
+
+def test_every_mitigation_enters_the_second_stage_s_loss(finished):
+    assert len(values(finished, "single_distillation")) == 4
+    assert len(values(finished, "masks_replay_loss")) == 4
+    assert values(finished, "ewc_penalty")[-1] > 0
+    assert len(values(finished, "loss")) == 8 + 4
+
+
+def test_a_second_start_of_a_finished_run_trains_nothing_and_gives_the_same_contract(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    before = json.loads((copy / "contract.json").read_text())
+    again = train_loop.train_and_evaluate(tiny_config(), copy)
+    assert again["tasks"] == before["tasks"]
+    assert len(values(copy, "loss")) == len(values(finished, "loss"))
+
+
+def test_a_run_cut_between_two_stages_ends_like_an_uninterrupted_one(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "1-cls")
+    train_loop.train_and_evaluate(tiny_config(), copy)
+    assert values(copy, "loss") == values(finished, "loss")
+    assert values(copy, "miou", "val") == values(finished, "miou", "val")
+
+
+def test_a_run_cut_within_a_stage_goes_on_at_its_last_checkpoint_and_ends_alike(finished, tmp_path, monkeypatch):
+    config = tiny_config()
+    config.checkpoint_every_seconds = 0.0
+    finish_step, seen = train_loop._finish_step, []
+
+    def killed_at_step_six(run, stage, progress, done, metrics, **others):
+        if done == 6:
+            raise KeyboardInterrupt
+        seen.append(done)
+        finish_step(run, stage, progress, done, metrics, **others)
+
+    workdir = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_loop, "_finish_step", killed_at_step_six)
+        with pytest.raises(KeyboardInterrupt):
+            train_loop.train_and_evaluate(config, workdir)
+    assert seen == [1, 2, 3, 4, 5]
+    assert (workdir / "partial" / "0-seg" / "metadata.json").exists()
+    train_loop.train_and_evaluate(config, workdir)
+    assert values(workdir, "loss") == values(finished, "loss")
+    assert values(workdir, "miou", "val") == values(finished, "miou", "val")
+
+
+def test_a_work_directory_of_another_config_is_refused_and_the_difference_named(finished):
+    config = tiny_config()
+    config.stages.cls.lwf_weight = 2.0
+    with pytest.raises(UserError, match=r"stages.cls.lwf_weight was 1.0, is 2.0"):
+        train_loop.train_and_evaluate(config, finished)
+    config = tiny_config()
+    config.resume = False
+    with pytest.raises(UserError, match="holds a run already"):
+        train_loop.train_and_evaluate(config, finished)
+
+
+def test_evaluating_the_checkpoint_gives_the_contract_s_figures(finished):
+    contract = json.loads((finished / "contract.json").read_text())
+    figures = evaluate_checkpoint.run(finished)
+    assert figures["tasks"]["seg"]["miou"] == pytest.approx(contract["tasks"]["seg"]["final"], abs=1e-6)
+    assert figures["params"] == contract["budgets"]["params"]["value"]
+    assert figures["latency_ms"] > 0
+    first = evaluate_checkpoint.run(finished / "checkpoints" / "0-seg")
+    assert list(first["tasks"]) == ["seg"]
+    assert first["tasks"]["seg"]["miou"] == pytest.approx(contract["tasks"]["seg"]["baseline"], abs=1e-6)
+
+
+def test_evaluation_refuses_unknown_tasks_and_places(finished, tmp_path):
+    with pytest.raises(UserError, match="--tasks names det; this checkpoint has learnt seg, cls"):
+        evaluate_checkpoint.run(finished, tasks="det")
+    with pytest.raises(CheckpointError, match="neither a work directory"):
+        evaluate_checkpoint.run(tmp_path)
+
+
+def test_a_separate_run_can_give_the_baseline(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    config = tiny_config()
+    config.contract.baseline_from = {"cls": str(finished)}
+    contract = train_loop.train_and_evaluate(config, copy)
+    assert contract["tasks"]["cls"]["baseline_from"] == f"run {finished}"
+    config.contract.baseline_from = {"cls": str(tmp_path / "nowhere")}
+    with pytest.raises(UserError, match="expected a finished run with that task"):
+        train_loop.train_and_evaluate(config, copy)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_explained(tiny_backbone, tmp_path):
+    config = tiny_config()
+    config.order = ("seg",)
+    config.stages.seg.learning_rate = 1e30
+    config.stages.seg.clip_norm = 0.0
+    with pytest.raises(UserError, match=r"the loss of stage seg is (nan|inf) at step \d+ .*learning_rate"):
+        train_loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_missing_dataset_is_told_before_anything_is_written(tiny_backbone, tmp_path):
+    config = tiny_config()
+    config.data_root = str(tmp_path / "nowhere")
+    config.streams.masks.source = "voc_segmentation"
+    config.streams.masks.options = ConfigDict({"folder": "mini-voc-seg"})
+    with pytest.raises(UserError, match=r"nowhere.*--config.data_root"):
+        train_loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_classes_that_are_not_the_dataset_s_are_refused(tiny_backbone, tmp_path):
+    config = tiny_config()
+    config.tasks.cls.classes = tuple("abcdefghij")
+    with pytest.raises(UserError, match=r"set config\.tasks\.cls\.classes to the dataset's"):
+        train_loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_eval_prints_and_writes_the_figures(finished, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    status = script("eval.py").main(["--weights", str(finished), "--dataroot", "data", "--json", str(out)])
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert all(word in printed for word in ("mIoU", "Top-1", "parameters", "latency"))
+    assert set(json.loads(out.read_text())["tasks"]) == {"seg", "cls"}
+
+
+def test_eval_tells_a_mistake_in_one_line_with_status_two(tmp_path, capsys):
+    assert script("eval.py").main(["--weights", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
