@@ -118,5 +118,5 @@ def test_the_caption_lists_the_most_probable_classes():
     figure, axes = plt.subplots()
     prediction = task.decode(jnp.log(jnp.array([[0.2, 0.7, 0.1]])))
     task.draw(axes, {"probability": np.asarray(prediction["probability"][0])})
-    assert axes.get_title() == "bee 70%\nant 20%\ncat 10%"
+    assert [text.get_text() for text in axes.texts] == ["bee 70%\nant 20%\ncat 10%"]
     plt.close(figure)

@@ -146,7 +146,9 @@ class TopAccuracy:
 
 
 def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
-    """Writes the most probable classes above the image."""
+    """Writes the most probable classes into the image's corner."""
     probability = np.asarray(prediction["probability"])
     best = np.argsort(-probability, kind="stable")[:CAPTION_CLASSES]
-    axes.set_title("\n".join(f"{classes[i]} {probability[i]:.0%}" for i in best), fontsize="small")
+    caption = "\n".join(f"{classes[i]} {probability[i]:.0%}" for i in best)
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
+    axes.text(0.03, 0.97, caption, transform=axes.transAxes, va="top", fontsize="small", bbox=box)
