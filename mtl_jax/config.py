@@ -148,6 +148,22 @@ def data_root(config: Any) -> Path:
     return Path(config.data_root or os.environ.get("MTL_JAX_DATA") or "data").expanduser()
 
 
+def resolve(config: Any) -> None:
+    """Splits the lists of names that a command line gives as one string ("seg,det"), and validates the config.
+
+    Raises:
+        UserError: as `validate`.
+    """
+    config.order = _split(config.order)
+    for settings in config.stages.values():
+        settings.streams = _split(settings.streams)
+    validate(config)
+
+
+def _split(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
+
+
 def validate(config: Any) -> None:
     """Checks that the parts of the config name each other.
 

@@ -49,7 +49,7 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, command: str = "") -
         CheckpointError: a checkpoint that cannot be read or written.
     """
     workdir = Path(workdir)
-    config_lib.validate(config)
+    config_lib.resolve(config)
     parts = experiment.build(config.to_dict(), data_root=config_lib.data_root(config))
     for stream in _streams(config):  # a missing dataset is told before the first stage, not after it
         experiment.source(parts, stream, training=True)

@@ -53,18 +53,11 @@ def _parse(arguments: list[str]) -> str:
     """Parses the command line; returns what is wrong with it, or nothing."""
     try:
         rest = flags.FLAGS(arguments)
-    except FileNotFoundError as error:
-        return f"config file {error.filename} not found; expected a page like configs/seq.py"
-    except (
-        flags.Error,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        OSError,
-        SyntaxError,
-        ImportError,
-    ) as error:
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.name  # a page that could not be loaded says so only now
+    except OSError as error:
+        return f"--config: {str(error).strip().splitlines()[-1].strip()}; expected a page like configs/seq.py"
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
         return f"{_first_line(error)} ({USAGE})"
     if len(rest) > 1:
         return f"unexpected argument {rest[1]}; {USAGE}"

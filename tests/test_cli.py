@@ -26,7 +26,7 @@ def test_help_names_the_flags():
     ("flags", "words"),
     [
         ((), "--config is missing"),
-        (("--config", "configs/nowhere.py"), "configs/nowhere.py not found"),
+        (("--config", "configs/nowhere.py"), "configs/nowhere.py"),
         (("--config", "configs/quickstart.py", "--config.epochs=3"), "the config has no field"),
         (("--config", "configs/quickstart.py", "--config.seed=many"), "many"),
         (("--config", "configs/quickstart.py", "--flag_of_nothing"), "flag_of_nothing"),

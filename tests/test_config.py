@@ -64,6 +64,13 @@ def test_a_mistake_is_told_by_field_and_value(config, field, value, words):
         config_lib.validate(config)
 
 
+def test_names_given_as_one_string_are_split(config):
+    config.stages.again = config_lib.stage(("scenes",))
+    config.order = ("seg, again",)
+    config_lib.resolve(config)
+    assert config.order == ("seg", "again")
+
+
 def test_an_unknown_setting_of_a_stage_or_stream_is_refused():
     with pytest.raises(UserError, match="has no setting epoch; it has"):
         config_lib.stage(("scenes",), epoch=3)

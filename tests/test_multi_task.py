@@ -110,7 +110,7 @@ def test_a_config_dict_builds_the_same_network_as_a_dict(model):
     ("change", "message"),
     [
         ({"bakcbone": 1, "colour": 2}, "bakcbone, colour"),
-        ({"backbone": "resnet"}, "mobilenet_v3_small, found 'resnet'"),
+        ({"backbone": "resnet"}, "plain_cnn, found 'resnet'"),
         ({"neck": "bifpn"}, "fpn, two_conv, found 'bifpn'"),
         ({"output_stride": 4}, "8, 16, 32, found 4"),
         ({"compute_dtype": "float16"}, "float32, bfloat16, found 'float16'"),
