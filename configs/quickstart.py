@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
         )
     rates = {"learning_rate": 3e-3}
     keep = {"train_batch_norm": "new_levels", "replay_batch_size": 4, "lwf_weight": 4.0}
-    config.stages.seg = stage(("scenes_masks",), epochs=8.0, replay_images=10, **rates)
+    config.stages.seg = stage(("scenes_masks",), epochs=7.0, replay_images=10, **rates)
     config.stages.det = stage(("scenes_boxes",), epochs=6.0, replay_images=10, **rates, **keep)
     config.stages.cls = stage(("scenes_single",), epochs=3.0, **rates, **keep)
     config.order = ("seg", "det", "cls")
