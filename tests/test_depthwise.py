@@ -2,9 +2,6 @@
 
 import functools
 import logging
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import depthwise_cpu
+from mtl_jax.models import cpu_kernels, depthwise_cpu
 from mtl_jax.models.depthwise import FORMS, depthwise_conv
 from mtl_jax.models.depthwise_forms import Window
 
@@ -33,7 +30,7 @@ GEOMETRIES = [
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch) -> str:
-    if request.param == "compiled" and not depthwise_cpu.available():
+    if request.param == "compiled" and not cpu_kernels.available():
         pytest.skip("no C++ compiler here: the compiled depthwise form is not tested")
     monkeypatch.setenv("MTL_JAX_DEPTHWISE", request.param)
     return request.param
@@ -159,7 +156,7 @@ def test_a_sharded_batch_stays_sharded_and_gives_the_unsharded_result(form):
 
 
 def test_the_compiled_form_keeps_each_device_to_its_share_of_the_batch(monkeypatch):
-    if not depthwise_cpu.available():
+    if not cpu_kernels.available():
         pytest.skip("no C++ compiler here: the compiled depthwise form is not tested")
     monkeypatch.setenv("MTL_JAX_DEPTHWISE", "compiled")
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
@@ -175,7 +172,7 @@ def test_the_compiled_form_keeps_each_device_to_its_share_of_the_batch(monkeypat
 
 
 def test_the_compiled_form_gives_the_same_bits_every_time(monkeypatch):
-    if not depthwise_cpu.available():
+    if not cpu_kernels.available():
         pytest.skip("no C++ compiler here: the compiled depthwise form is not tested")
     monkeypatch.setenv("MTL_JAX_DEPTHWISE", "compiled")
     arrays = random_arrays((2, 33, 40, 24), (5, 5, 1, 24), (2, 33, 40, 24))
@@ -206,13 +203,13 @@ def test_an_unknown_form_is_a_readable_error(monkeypatch):
 def no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(depthwise_cpu, "available", functools.cache(depthwise_cpu.available.__wrapped__))
+    monkeypatch.setattr(cpu_kernels, "available", functools.cache(cpu_kernels.available.__wrapped__))
 
 
 def test_without_a_compiler_one_log_line_and_the_shifted_sums(no_compiler, monkeypatch, caplog):
     monkeypatch.delenv("MTL_JAX_DEPTHWISE", raising=False)
     x, kernel, cotangent = random_arrays((1, 4, 4, 8), (3, 3, 1, 8), (1, 4, 4, 8))
-    with caplog.at_level(logging.INFO, logger=depthwise_cpu.__name__):
+    with caplog.at_level(logging.INFO, logger=cpu_kernels.__name__):
         found = value_and_gradients(x, kernel, cotangent)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "found no g++, c++ or clang++" in caplog.text
@@ -223,38 +220,3 @@ def test_the_compiled_form_forced_without_a_compiler_is_a_readable_error(no_comp
     monkeypatch.setenv("MTL_JAX_DEPTHWISE", "compiled")
     with pytest.raises(UserError, match=r"MTL_JAX_DEPTHWISE=compiled: expected .* install g\+\+"):
         depthwise_conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))
-
-
-def fake_compiler(folder, body: str) -> None:
-    script = folder / "g++"
-    script.write_text("#!/bin/sh\n" + body)
-    script.chmod(0o755)
-
-
-def test_a_failing_compiler_is_named_with_its_message(no_compiler, tmp_path, caplog):
-    fake_compiler(tmp_path, "echo 'no such header' >&2; exit 1\n")
-    assert not depthwise_cpu.available()
-    assert "g++ failed: no such header" in caplog.text
-    assert not list((tmp_path / "cache").iterdir())
-
-
-def test_a_compiler_without_march_native_still_builds(no_compiler, tmp_path):
-    body = 'case "$*" in *-march=native*) exit 1;; esac\nwhile [ "$1" != -o ]; do shift; done\necho built > "$2"\n'
-    fake_compiler(tmp_path, body)
-    library = depthwise_cpu._build(tmp_path / "cache")
-    assert library.read_text() == "built\n"
-    assert list((tmp_path / "cache").iterdir()) == [library]
-
-
-def test_the_cache_follows_xdg_and_its_override(monkeypatch, tmp_path):
-    monkeypatch.delenv("MTL_JAX_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert depthwise_cpu.cache_dir() == tmp_path / "mtl_jax"
-    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "mine"))
-    assert depthwise_cpu.cache_dir() == tmp_path / "mine"
-
-
-def test_importing_the_module_compiles_nothing(tmp_path):
-    environment = {**os.environ, "MTL_JAX_CACHE": str(tmp_path / "cache")}
-    subprocess.run([sys.executable, "-c", "import mtl_jax.models.depthwise"], check=True, env=environment)
-    assert not (tmp_path / "cache").exists()

@@ -89,7 +89,7 @@ def test_convolutions_equal_the_sum_that_defines_them(size, stride, dilation):
 @pytest.fixture(scope="module")
 def block():
     """A block in bfloat16 with its variables, applied to the batch that it learns from."""
-    module = layers.ConvNorm(4, jax.nn.relu, momentum=0.9, epsilon=1e-3, dtype=jnp.dtype("bfloat16"))
+    module = layers.ConvNorm(4, "relu", momentum=0.9, epsilon=1e-3, dtype=jnp.dtype("bfloat16"))
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(3, 2, size=(4, 16, 16, 3)), jnp.float32)
     variables = jax.jit(lambda x: module.init(jax.random.key(0), x, train_batch_norm=False))(x)

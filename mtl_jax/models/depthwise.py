@@ -1,14 +1,14 @@
 """Depthwise convolution in three interchangeable forms, chosen per platform at trace time in `_run`."""
 
 import os
-from functools import partial
 
 import jax
 from jaxtyping import Array, Float
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import depthwise_cpu
-from mtl_jax.models.depthwise_forms import Part, Window, grouped, shifted
+from mtl_jax.models import cpu_kernels, depthwise_cpu
+from mtl_jax.models.bilinear import Part, bilinear
+from mtl_jax.models.depthwise_forms import Window, grouped, shifted
 
 FORMS = {"grouped": grouped, "shifted": shifted, "compiled": depthwise_cpu.run}
 
@@ -42,37 +42,6 @@ def depthwise_conv(
     return _forward(window, x, kernel.astype(x.dtype))
 
 
-# The three sums are bilinear and each is a derivative of the other two, so reverse-mode derivatives of every order
-# come from these three rules, whatever form computes them.
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward(window: Window, x: Array, kernel: Array) -> Array:
-    return _run("forward", window, x, kernel)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _input_gradient(window: Window, cotangent: Array, kernel: Array) -> Array:
-    return _run("input_gradient", window, cotangent, kernel)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel_gradient(window: Window, x: Array, cotangent: Array) -> Array:
-    return _run("kernel_gradient", window, x, cotangent)
-
-
-_forward.defvjp(
-    lambda window, x, kernel: (_forward(window, x, kernel), (x, kernel)),
-    lambda window, saved, g: (_input_gradient(window, g, saved[1]), _kernel_gradient(window, saved[0], g)),
-)
-_input_gradient.defvjp(
-    lambda window, cotangent, kernel: (_input_gradient(window, cotangent, kernel), (cotangent, kernel)),
-    lambda window, saved, g: (_forward(window, g, saved[1]), _kernel_gradient(window, g, saved[0])),
-)
-_kernel_gradient.defvjp(
-    lambda window, x, cotangent: (_kernel_gradient(window, x, cotangent), (x, cotangent)),
-    lambda window, saved, g: (_input_gradient(window, saved[1], g), _forward(window, saved[0], g)),
-)
-
-
 def _run(part: Part, window: Window, first: Array, second: Array) -> Array:
     """Chooses the form. A window that was not compiled is summed tap by tap, even where the compiled form is forced."""
     on_cpu = jax.default_backend() == "cpu"
@@ -80,12 +49,15 @@ def _run(part: Part, window: Window, first: Array, second: Array) -> Array:
     if wanted not in ("auto", *FORMS):
         expected = ", ".join(("auto", *FORMS))
         raise UserError(f"MTL_JAX_DEPTHWISE: expected one of {expected}, found {wanted!r}; unset it or choose one")
-    if wanted == "compiled" and not (on_cpu and depthwise_cpu.available()):
+    if wanted == "compiled" and not (on_cpu and cpu_kernels.available()):
         raise UserError(
             "MTL_JAX_DEPTHWISE=compiled: expected a CPU and a working C++ compiler, found none; "
             "install g++ or unset the variable"
         )
     if wanted in ("auto", "compiled"):
-        compiled = on_cpu and depthwise_cpu.supports(window, first.dtype) and depthwise_cpu.available()
+        compiled = on_cpu and depthwise_cpu.supports(window, first.dtype) and cpu_kernels.available()
         wanted = "compiled" if compiled else "shifted" if on_cpu else "grouped"
     return FORMS[wanted](part, window, first, second)
+
+
+_forward = bilinear(_run)

@@ -1,14 +1,14 @@
 """The depthwise sums in pure JAX: as grouped convolutions, and as shifted multiply-adds."""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-Part = Literal["forward", "input_gradient", "kernel_gradient"]
+from mtl_jax.models.bilinear import Part
 
 
 class Window(NamedTuple):

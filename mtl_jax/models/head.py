@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.layers import Conv, Dense
+from mtl_jax.models.layers import BatchNorm, Conv, Dense
 from mtl_jax.tasks.base import Task
 
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
@@ -62,13 +61,8 @@ class Head(nn.Module):
             conv = Conv(self.channels, 3, dtype=self.dtype, name=f"conv_{number}")
             for stride in strides:
                 by_batch = train_batch_norm if isinstance(train_batch_norm, bool) else stride in train_batch_norm
-                norm = nn.BatchNorm(
-                    use_running_average=not by_batch,
-                    momentum=0.9,
-                    dtype=self.dtype,
-                    name=f"norm_{number}_stride_{stride}",
-                )
-                features[stride] = jax.nn.relu(norm(conv(features[stride])))
+                norm = BatchNorm("relu", name=f"norm_{number}_stride_{stride}")
+                features[stride] = norm(conv(features[stride]), by_batch=by_batch)
         # Whole channels are dropped: neighbours would give single cells away, and the mask costs nothing.
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)
         features = {stride: dropout(x) for stride, x in features.items()}

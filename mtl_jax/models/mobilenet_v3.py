@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.layers import Activation, ConvNorm, Dense, make_divisible
+from mtl_jax.models.layers import ConvNorm, Dense, make_divisible
 
 OUTPUT_STRIDES = (8, 16, 32)  # px of input per cell of the last features
 FIRST_TAP_STRIDE = 8  # px; finer features are too shallow to be read from
@@ -28,12 +28,12 @@ class Block(NamedTuple):
     expanded: int  # channels of the depthwise convolution
     features: int  # channels of the output
     squeeze_excite: bool
-    activation: Activation
+    activation: str
     stride: int
     dilation: int = 1
 
 
-RE, HS = jax.nn.relu, jax.nn.hard_swish
+RE, HS = "relu", "hard_swish"
 # Howard et al., "Searching for MobileNetV3", 2019, table 2.
 BLOCKS = (
     Block(3, 16, 16, True, RE, 2),
@@ -126,7 +126,7 @@ class InvertedResidual(nn.Module):
         x = depthwise(x, train_batch_norm=train_batch_norm)
         if block.squeeze_excite:
             x = SqueezeExcite(self.dtype, name="squeeze_excite")(x)
-        x = conv_norm(block.features, None, name="project")(x, train_batch_norm=train_batch_norm)
+        x = conv_norm(block.features, "identity", name="project")(x, train_batch_norm=train_batch_norm)
         return x + inputs if x.shape == inputs.shape else x
 
 
@@ -182,6 +182,6 @@ class MobileNetV3SmallClassifier(nn.Module):
         features = MobileNetV3Small(self.width_multiplier, dtype=self.dtype, name="features")
         x = jnp.mean(features(image, train_batch_norm=train)[32], axis=(1, 2))
         hidden = make_divisible(CLASSIFIER_CHANNELS * self.width_multiplier)
-        x = HS(Dense(hidden, self.dtype, name="hidden")(x))
+        x = jax.nn.hard_swish(Dense(hidden, self.dtype, name="hidden")(x))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return Dense(self.classes, self.dtype, jnp.dtype("float32"), name="logits")(x)

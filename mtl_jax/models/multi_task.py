@@ -61,7 +61,7 @@ class MultiTaskNetwork(nn.Module):
         train_batch_norm: bool | tuple[int, ...],
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
-        normalised = (image - _per_channel(IMAGENET_MEAN)) / _per_channel(IMAGENET_STD)
+        normalised = (image - _per_channel(IMAGENET_MEAN)) * (1 / _per_channel(IMAGENET_STD))
         features = self.backbone(normalised, train_batch_norm=train_batch_norm is True)
         levels = self.neck(features, train_batch_norm=train_batch_norm is True)
         return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -77,7 +76,7 @@ class TwoConv(nn.Module):
         stride = max(features)
         x = features[stride]
         for number in range(2):
-            conv = ConvNorm(self.channels, jax.nn.relu, 3, dtype=self.dtype, name=f"conv_{number}")
+            conv = ConvNorm(self.channels, "relu", 3, dtype=self.dtype, name=f"conv_{number}")
             x = conv(x, train_batch_norm=train_batch_norm)
         return {stride: x}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,7 +49,7 @@ class PlainCNN(nn.Module):
         x, reached, taps = image, 1, {}
         for number, (channels, stride) in enumerate(LAYERS):
             width = make_divisible(channels * self.width_multiplier)
-            layer = conv_norm(width, jax.nn.relu, 3, stride, name=f"layer_{number}")
+            layer = conv_norm(width, "relu", 3, stride, name=f"layer_{number}")
             x, reached = layer(x, train_batch_norm=train_batch_norm), reached * stride
             if reached >= FIRST_TAP_STRIDE:
                 taps[reached] = x

@@ -1,48 +1,12 @@
 // Depthwise convolution on a CPU for XLA's FFI: NHWC, float32, square kernels of 3 or 5 taps, channels a multiple of 8.
-// One thread computes each result, in an order that the shapes alone fix: results are the same bit for bit however many
-// threads there are.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <thread>
-#include <type_traits>
+#include "kernels.h"
 
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
-using Tensor = ffi::Buffer<ffi::F32>;
-
-constexpr int kLanes = 8;  // one AVX2 register; compilers split it for SSE and NEON
+constexpr int kLanes = 8;  // one AVX2 register
 constexpr int kTile = 8;   // outputs of a row held in registers: 8 + 5 taps + 1 input fit into AVX2's 16
-typedef float Vec __attribute__((vector_size(kLanes * sizeof(float))));
+using Vec = Vector<kLanes>;
 
-inline Vec Load(const float* from) {  // memcpy: XLA's buffers need not be aligned to a vector
-  Vec v;
-  std::memcpy(&v, from, sizeof(v));
-  return v;
-}
-inline void Store(float* to, Vec v) { std::memcpy(to, &v, sizeof(v)); }
-
-// Runs units 0 .. count-1 on XLA's threads. The caller works too, and then waits only for units that some thread has
-// begun: waiting for queued tasks could deadlock, because the caller itself occupies a thread of the same pool.
-template <class Unit>
-void Parallel(ffi::ThreadPool& pool, int count, const Unit& unit) {
-  struct State {
-    std::atomic<int> next{0}, done{0};
-  };
-  auto state = std::make_shared<State>();  // helpers that start too late still look at it
-  std::function<void()> work = [state, count, &unit] {
-    for (int i; (i = state->next.fetch_add(1)) < count; state->done.fetch_add(1)) unit(i);
-  };
-  const int helpers = std::min<int>(pool.num_threads(), count) - 1;
-  for (int i = 0; i < helpers; ++i) pool.Schedule(std::function<void()>(work));
-  work();
-  while (state->done.load() < count) std::this_thread::yield();
-}
+inline Vec Load(const float* from) { return LoadAs<Vec>(from); }
 
 struct Shape {
   int64_t batch, in_height, in_width, out_height, out_width, channels, padding;
@@ -217,6 +181,6 @@ ffi::Error Call(ffi::ThreadPool pool, Tensor first, Tensor second, ffi::Result<T
 #define BINDING                                                                                                  \
   ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("kernel_size") \
       .Attr<int64_t>("stride").Attr<int64_t>("dilation")
-XLA_FFI_DEFINE_HANDLER_SYMBOL(forward, Call<Part::kForward>, BINDING);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(input_gradient, Call<Part::kInputGradient>, BINDING);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(kernel_gradient, Call<Part::kKernelGradient>, BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_forward, Call<Part::kForward>, BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_input_gradient, Call<Part::kInputGradient>, BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_kernel_gradient, Call<Part::kKernelGradient>, BINDING);

@@ -1,0 +1,190 @@
+"""The compiled CPU kernels: built from the C++ beside this file on first use, and called from XLA."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+LANES = 8  # the kernels take channels in multiples of a vector
+BUILD_SECONDS = 120  # a build takes 3 to 6 s on a quiet core
+PREFIX = "mtl_jax_"  # of the names under which XLA knows the kernels
+FOLDER = Path(__file__).parent
+SOURCES = {
+    "depthwise_kernels.cc": ("depthwise_forward", "depthwise_input_gradient", "depthwise_kernel_gradient"),
+    "dense_kernels.cc": ("winograd_forward", "winograd_kernel_gradient", "pointwise_kernel_gradient"),
+    "norm_kernels.cc": ("norm_moments", "norm_apply", "norm_gradient_sums", "norm_input_gradient"),
+}
+
+log = logging.getLogger(__name__)
+
+
+def cache_dir() -> Path:
+    """The user's folder for compiled code: $MTL_JAX_CACHE, else $XDG_CACHE_HOME/mtl_jax, else ~/.cache/mtl_jax."""
+    if folder := os.environ.get("MTL_JAX_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl_jax"
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the kernels are loaded; the first call builds them, or logs in one line why that failed."""
+    try:
+        if os.environ.get("MTL_JAX_CPU_KERNELS") == "off":
+            raise RuntimeError("MTL_JAX_CPU_KERNELS is off")
+        for library, targets in zip(_build(cache_dir()), SOURCES.values(), strict=True):
+            loaded = ctypes.CDLL(str(library))
+            for target in targets:
+                jax.ffi.register_ffi_target(PREFIX + target, jax.ffi.pycapsule(getattr(loaded, target)), platform="cpu")
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(error).split())[:300]
+        log.warning("No compiled CPU kernels (%s); the pure JAX forms are used, slower", reason)
+        return False
+    return True
+
+
+def _build(folder: Path) -> list[Path]:
+    """Returns the libraries, in the order of `SOURCES`; what is missing is compiled, side by side."""
+    compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+    if compiler is None:
+        raise RuntimeError("found no g++, c++ or clang++")
+    banner = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=BUILD_SECONDS).stdout
+    base = [compiler, "-std=c++17", "-O3", "-shared", "-fPIC", "-w", "-pthread"]
+    base += ["-I", jax.ffi.include_dir(), "-I", str(FOLDER)]
+    header = (FOLDER / "kernels.h").read_text()
+    # The instruction set is that of this machine, so the key holds the processor: homes are shared between machines.
+    common = "\0".join([header, banner, *base, version("jaxlib"), platform.machine(), _processor()])
+    libraries = {}
+    for source in SOURCES:
+        key = hashlib.sha256((common + (FOLDER / source).read_text()).encode()).hexdigest()[:16]
+        libraries[FOLDER / source] = folder / f"{Path(source).stem}-{key}.so"
+    missing = {source: library for source, library in libraries.items() if not library.exists()}
+    if missing:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            # Some compilers do not know -march=native on some processors.
+            if errors := _compile([*base, "-march=native"], missing, Path(scratch)):
+                errors = _compile(base, missing, Path(scratch))
+            if errors:
+                raise RuntimeError(f"{compiler} failed: {errors}")
+            for library in missing.values():
+                (Path(scratch) / library.name).replace(library)  # atomic: others see the whole file or none
+    return list(libraries.values())
+
+
+def _compile(command: list[str], libraries: dict[Path, Path], scratch: Path) -> str:
+    """Compiles every source to a library of that name in `scratch`, and returns what the compiler complained of."""
+    running = [
+        subprocess.Popen([*command, str(source), "-o", str(scratch / library.name)], stderr=subprocess.PIPE, text=True)
+        for source, library in libraries.items()
+    ]
+    try:
+        complaints = [process.communicate(timeout=BUILD_SECONDS)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    failed = [text or "no message" for text, process in zip(complaints, running, strict=True) if process.returncode]
+    return "; ".join(failed)
+
+
+def _processor() -> str:
+    """Model and instruction sets of the processor; the model alone may hide what a virtual machine masks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU ")))
+
+
+class Kernel(NamedTuple):
+    """What one call runs: a target, the shape of one example's result, and the numbers it is told."""
+
+    target: str
+    result: tuple[int, ...]
+    batched: tuple[bool, ...]  # for each operand: it has the examples as its first axis, as the result has
+    options: tuple[tuple[str, int], ...] = ()
+
+
+def call(kernel: Kernel, *operands: Array) -> Array:
+    """Runs a kernel on float32 arrays; examples may be sharded over devices, and axes mapped.
+
+    Args:
+        kernel: what to run.
+        *operands: the first has the examples as its first axis, the others as `kernel.batched` says.
+
+    Returns:
+        [examples, *kernel.result].
+    """
+
+    @jax.custom_batching.custom_vmap
+    def one(*operands: Array) -> Array:
+        return _partitioned(kernel.batched, tuple(x.ndim for x in operands), len(kernel.result))(kernel, *operands)
+
+    @one.def_vmap
+    def mapped(size, is_mapped, *operands):
+        shared = [x for x, own, moved in zip(operands, kernel.batched, is_mapped, strict=True) if moved and not own]
+        whole = [
+            x if moved else jnp.broadcast_to(x[None], (size, *x.shape))
+            for x, moved in zip(operands, is_mapped, strict=True)
+        ]
+        if shared:  # what all examples share differs between the elements: a loop
+            return jax.lax.map(lambda element: one(*element), tuple(whole)), True
+        folded = [
+            each.reshape(-1, *each.shape[2:]) if own else x
+            for x, each, own in zip(operands, whole, kernel.batched, strict=True)
+        ]
+        result = one(*folded)
+        return result.reshape(size, -1, *result.shape[1:]), True
+
+    return one(*operands)
+
+
+def _plain(kernel: Kernel, *operands: Array) -> Array:
+    result = jax.ShapeDtypeStruct((operands[0].shape[0], *kernel.result), jnp.float32)
+    options = {name: np.int64(value) for name, value in kernel.options}
+    return jax.ffi.ffi_call(PREFIX + kernel.target, result)(*operands, **options)
+
+
+@functools.cache
+def _partitioned(batched: tuple[bool, ...], ranks: tuple[int, ...], result_rank: int) -> Callable[..., Array]:
+    """Tells XLA's partitioner that examples are independent: sharded ones stay where they are."""
+
+    @functools.partial(custom_partitioning, static_argnums=(0,))
+    def call(kernel: Kernel, *operands: Array) -> Array:
+        return _plain(kernel, *operands)
+
+    def partition(kernel, mesh, operands, result):
+        del result
+        examples = (*operands[0].sharding.spec, None)[0]
+        split = NamedSharding(mesh, PartitionSpec(examples))
+        whole = NamedSharding(mesh, PartitionSpec())
+        return mesh, functools.partial(_plain, kernel), split, tuple(split if own else whole for own in batched)
+
+    axes = [
+        ["n" if own and axis == 0 else f"x{number}y{axis}" for axis in range(rank)]
+        for number, (own, rank) in enumerate(zip(batched, ranks, strict=True))
+    ]
+    result = ["n", *(f"r{axis}" for axis in range(result_rank))]
+    call.def_partition(
+        partition=partition,
+        sharding_rule=f"{', '.join(' '.join(each) for each in axes)} -> {' '.join(result)}",
+        need_replication_factors=tuple(axis for each in (*axes, result) for axis in each if axis != "n"),
+    )
+    return call

@@ -1,0 +1,60 @@
+"""Building and loading the compiled kernels; what they compute is tested with the functions that call them."""
+
+import functools
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mtl_jax.models import cpu_kernels
+
+
+@pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cpu_kernels, "available", functools.cache(cpu_kernels.available.__wrapped__))
+
+
+def test_switched_off_they_are_not_built(no_compiler, monkeypatch, caplog):
+    monkeypatch.setenv("MTL_JAX_CPU_KERNELS", "off")
+    with caplog.at_level(logging.INFO, logger=cpu_kernels.__name__):
+        assert not cpu_kernels.available()
+    assert "MTL_JAX_CPU_KERNELS is off" in caplog.text
+
+
+def fake_compiler(folder, body: str) -> None:
+    script = folder / "g++"
+    script.write_text("#!/bin/sh\n" + body)
+    script.chmod(0o755)
+
+
+def test_a_failing_compiler_is_named_with_its_message(no_compiler, tmp_path, caplog):
+    fake_compiler(tmp_path, "echo 'no such header' >&2; exit 1\n")
+    assert not cpu_kernels.available()
+    assert "g++ failed: no such header" in caplog.text
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_compiler_without_march_native_still_builds(no_compiler, tmp_path):
+    body = 'case "$*" in *-march=native*) exit 1;; esac\nwhile [ "$1" != -o ]; do shift; done\necho built > "$2"\n'
+    fake_compiler(tmp_path, body)
+    libraries = cpu_kernels._build(tmp_path / "cache")
+    assert [library.read_text() for library in libraries] == ["built\n"] * len(cpu_kernels.SOURCES)
+    assert sorted((tmp_path / "cache").iterdir()) == sorted(libraries)
+
+
+def test_the_cache_follows_xdg_and_its_override(monkeypatch, tmp_path):
+    monkeypatch.delenv("MTL_JAX_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cpu_kernels.cache_dir() == tmp_path / "mtl_jax"
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "mine"))
+    assert cpu_kernels.cache_dir() == tmp_path / "mine"
+
+
+def test_importing_the_module_compiles_nothing(tmp_path):
+    environment = {**os.environ, "MTL_JAX_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", "import mtl_jax.models.layers"], check=True, env=environment)
+    assert not (tmp_path / "cache").exists()
