@@ -16,10 +16,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
     # Imported after the flags: --help should not wait for JAX.
-    from mtl_jax import evaluate_checkpoint
+    from mtl_jax import compilation, evaluate_checkpoint
     from mtl_jax.checkpoints import CheckpointError
     from mtl_jax.errors import UserError
 
+    compilation.enable_cache()
     try:
         figures = evaluate_checkpoint.run(options.weights, tasks=options.tasks, data_root=options.data_root)
         evaluate_checkpoint.show(figures)

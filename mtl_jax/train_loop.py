@@ -12,7 +12,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from mtl_jax import checkpoints, contract, evaluate, examples, experiment, report, run_record, stages, train_step
+from mtl_jax import (
+    checkpoints,
+    compilation,
+    contract,
+    evaluate,
+    examples,
+    experiment,
+    report,
+    run_record,
+    stages,
+    train_step,
+)
 from mtl_jax import config as config_lib
 from mtl_jax.continual import replay
 from mtl_jax.data import pipeline
@@ -144,6 +155,8 @@ def _train(
         stage.name, steps=stage.total_steps, steps_per_epoch=stage.steps_per_epoch, start_step=first
     ) as progress:
         for done, batch in enumerate(_batches(run, stage, first), start=first + 1):
+            if done == first + 1:
+                step = compilation.ahead_of_time(step, state, memory, batch)
             state, metrics = step(state, memory, batch)
             if pending is not None:  # the step before is read while this one runs
                 _finish_step(run, stage, progress, *pending, steps_before=steps_before)

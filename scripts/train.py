@@ -30,12 +30,13 @@ def main(arguments: list[str]) -> int:
     # Imported after the flags: a typing error should not wait for JAX.
     from rich.console import Console
 
-    from mtl_jax import contract_table
+    from mtl_jax import compilation, contract_table
     from mtl_jax.checkpoints import CheckpointError
     from mtl_jax.errors import UserError
     from mtl_jax.train_loop import train_and_evaluate
 
     logging.set_verbosity(logging.ERROR)
+    compilation.enable_cache()
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
     try:

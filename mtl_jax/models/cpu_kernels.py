@@ -70,7 +70,7 @@ def _build(folder: Path) -> list[Path]:
     base += ["-I", jax.ffi.include_dir(), "-I", str(FOLDER)]
     header = (FOLDER / "kernels.h").read_text()
     # The instruction set is that of this machine, so the key holds the processor: homes are shared between machines.
-    common = "\0".join([header, banner, *base, version("jaxlib"), platform.machine(), _processor()])
+    common = "\0".join([header, banner, *base, version("jaxlib"), platform.machine(), processor()])
     libraries = {}
     for source in SOURCES:
         key = hashlib.sha256((common + (FOLDER / source).read_text()).encode()).hexdigest()[:16]
@@ -104,7 +104,7 @@ def _compile(command: list[str], libraries: dict[Path, Path], scratch: Path) -> 
     return "; ".join(failed)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model and instruction sets of the processor; the model alone may hide what a virtual machine masks."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()

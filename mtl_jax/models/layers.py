@@ -143,7 +143,9 @@ class BatchNorm(nn.Module):
         variances = self.variable("batch_stats", "var", jnp.ones, (channels,))
         settings = {"epsilon": self.epsilon, "activation": self.activation}
         if not by_batch:
-            return batch_norm.by_statistics(x, scale, bias, means.value, variances.value, **settings)
+            return batch_norm.by_statistics(
+                x, scale, bias, jnp.asarray(means.value), jnp.asarray(variances.value), **settings
+            )
         y, mean, variance = batch_norm.by_batch(x, scale, bias, **settings)
         if not self.is_initializing():
             means.value = self.momentum * means.value + (1 - self.momentum) * mean
