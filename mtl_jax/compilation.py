@@ -31,9 +31,10 @@ def enable_cache(folder: Path | None = None) -> Path | None:
     Returns:
         The folder in use, or None where there is none or it cannot be written.
     """
-    if not jax.config.read("jax_enable_compilation_cache"):
+    settings: Any = jax.config  # its fields are dynamic, and so untyped
+    if not settings.jax_enable_compilation_cache:
         return None
-    if chosen := jax.config.read("jax_compilation_cache_dir"):
+    if chosen := settings.jax_compilation_cache_dir:
         return Path(chosen)
     processor = hashlib.sha256(cpu_kernels.processor().encode()).hexdigest()[:8]
     folder = folder or cpu_kernels.cache_dir() / f"xla-{processor}"
