@@ -18,6 +18,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("examples", "experiment", "report", "report_figures", "report_page", "run_record"),
     ("stages",),
     ("train_loop", "evaluate_checkpoint"),
+    ("benchmarks",),
 )
 ONLY_IN = {
     "flax": ("models",),

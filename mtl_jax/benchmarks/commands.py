@@ -1,0 +1,143 @@
+"""What `scripts/benchmark.py` measures: each function returns rows for the table and for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.benchmarks import turns
+from mtl_jax.benchmarks.problem import Problem
+from mtl_jax.errors import UserError
+
+Rows = list[dict[str, Any]]
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user may choose."""
+
+    peer: str = ""  # "torch" compares with PyTorch
+    batch_size: int = 8
+    image_size: int = 512  # px
+    dtype: str = "float32"
+    repeats: int = 10
+    data_root: Path = Path("data")
+
+
+def step(options: Options) -> Rows:
+    """Times a training step on the joint loss of three tasks."""
+    return _against_peers(Problem("jax", "step", options.batch_size, options.image_size, options.dtype), options)
+
+
+def infer(options: Options) -> Rows:
+    """Times the prediction of all tasks, decoding included, at batch 1 and 16."""
+    rows = []
+    for batch_size in (1, 16):
+        rows += _against_peers(Problem("jax", "infer", batch_size, options.image_size, options.dtype), options)
+    return rows
+
+
+def _against_peers(problem: Problem, options: Options) -> Rows:
+    sides = ("jax", "torch", "torch_compile") if options.peer == "torch" else ("jax",)
+    timings = turns.run([dataclasses.replace(problem, side=side) for side in sides], repeats=options.repeats)
+    fastest = min((timing.median for timing in timings[1:]), default=math.nan)
+    least = min((min(timing.seconds) for timing in timings[1:]), default=math.nan)
+    memory = min((timing.peak_mb for timing in timings[1:]), default=math.nan)
+    rows = [timing.record() for timing in timings]
+    rows[0] |= {
+        "ratio_of_medians": timings[0].median / fastest,
+        "ratio_of_minima": min(timings[0].seconds) / least,
+        "ratio_of_memory": timings[0].peak_mb / memory,
+    }
+    return rows
+
+
+def balance(options: Options) -> Rows:
+    """Times every balancing method against the plain sum, on three streams, on one, and for more tasks."""
+    from mtl_jax.balance import METHODS
+
+    rows = []
+    plain = Problem("jax", "step", options.batch_size, options.image_size, options.dtype)
+    settings = [(f"{kind} stream", {"disjoint": kind == "one per task"}) for kind in ("one per task", "one")]
+    settings += [(f"{count} tasks, one stream", {"classifiers": count}) for count in (2, 4, 8, 16)]
+    for name, changes in settings:
+        base = None
+        for method in ("sum", *(method for method in METHODS if method != "sum")):
+            problem = dataclasses.replace(plain, balance=method, **changes)
+            (timing,) = turns.run([problem], repeats=options.repeats)
+            base = base or timing.median
+            rows.append({"setting": name, **timing.record(), "ratio_to_sum": timing.median / base})
+    return rows
+
+
+def scale(options: Options) -> Rows:
+    """Images per second against the number of devices: virtual ones on a CPU, which share its cores."""
+    rows = []
+    for count in (1, 2, 4):
+        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        problem = Problem("jax", "step", options.batch_size, options.image_size, options.dtype)
+        (timing,) = turns.run([problem], repeats=options.repeats, environment=environment)
+        rows.append({"devices": count, **timing.record(), "images_per_second": options.batch_size / timing.median})
+    return rows
+
+
+def compile_times(options: Options) -> Rows:
+    """Seconds from the start of a process to the first step's result, and of the first commands a user types."""
+    program = (
+        "import time; start = time.perf_counter()\n"
+        "from mtl_jax import compilation; compilation.enable_cache()\n"
+        "from mtl_jax.benchmarks import jax_side, problem\n"
+        "imported = time.perf_counter()\n"
+        f"jax_side.build(problem.Problem('jax', 'step', {options.batch_size}, {options.image_size}))()\n"
+        "print(time.perf_counter() - imported, time.perf_counter() - start)"
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("empty cache", "warm cache"):
+            environment = {**os.environ, "MTL_JAX_CACHE": folder}
+            done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"the program to compile failed: {done.stderr.strip().splitlines()[-1]}")
+            first, total = map(float, done.stdout.split()[-2:])
+            rows.append({"what": f"first step, {name}", "seconds": first, "with_imports_seconds": total})
+    for name, command in {
+        "import mtl_jax": ["-c", "import mtl_jax"],
+        "python eval.py --help": [str(REPOSITORY / "eval.py"), "--help"],
+    }.items():
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        rows.append({"what": name, "seconds": time.perf_counter() - start})
+    return rows
+
+
+def data(options: Options) -> Rows:
+    """Images per second of each stream's pipeline alone, in its first epoch and after it, and its decodes."""
+    from mtl_jax.benchmarks import input_pipeline
+
+    return input_pipeline.measure(options.data_root)
+
+
+def evaluate(options: Options) -> Rows:
+    """Seconds of evaluating each stream's validation images, and of the network's share in it."""
+    from mtl_jax.benchmarks import evaluation
+
+    return evaluation.measure(options.data_root)
+
+
+COMMANDS = {
+    "step": step,
+    "infer": infer,
+    "data": data,
+    "compile": compile_times,
+    "balance": balance,
+    "scale": scale,
+    "evaluate": evaluate,
+}

@@ -1,0 +1,36 @@
+"""How long an evaluation takes, against the network's share in it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mtl_jax import evaluate, experiment
+from mtl_jax.benchmarks import flagship
+
+
+def measure(data_root: Path) -> list[dict[str, Any]]:
+    """Returns the seconds of each stream's evaluation, decoded images in memory, and of inference alone."""
+    parts = flagship.build(data_root)
+    variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
+    predict = evaluate.make_predict(parts.model, parts.tasks)
+    rows = []
+    for stream in parts.streams:
+        tasks, batches = experiment.stream_tasks(parts, stream), experiment.eval_batches(parts, stream)
+        evaluate.evaluate(predict, variables, batches, tasks)  # compiles, and fills the cache
+        start = time.perf_counter()
+        evaluate.evaluate(predict, variables, batches, tasks)
+        whole = time.perf_counter() - start
+        ready = jax.device_put([batch.image for batch in batches])
+        start = time.perf_counter()
+        for image in ready:
+            jax.device_get(predict(variables, image, names=tuple(tasks)))
+        alone = time.perf_counter() - start
+        images = sum(len(batch.targets) for batch in batches)
+        rows.append({"stream": stream, "images": images, "seconds": whole, "inference_seconds": alone})
+    total, inference = (sum(row[name] for row in rows) for name in ("seconds", "inference_seconds"))
+    rows.append({"stream": "all", "seconds": total, "inference_seconds": inference, "ratio": total / inference})
+    return rows

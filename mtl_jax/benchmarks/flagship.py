@@ -1,0 +1,26 @@
+"""The parts of `configs/seq.py`, for measurements on its real data."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from mtl_jax import experiment
+from mtl_jax.errors import UserError
+
+PAGE = Path(__file__).parents[2] / "configs" / "seq.py"
+
+
+def build(data_root: Path) -> experiment.Experiment:
+    """Returns the flagship's experiment.
+
+    Raises:
+        UserError: its configuration page is not there: the package was installed without the repository.
+    """
+    spec = importlib.util.spec_from_file_location("seq", PAGE)
+    if not PAGE.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"the flagship's page {PAGE} is missing; run the benchmark from a clone of the repository")
+    page: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    return experiment.build(page.get_config().to_dict(), data_root=data_root)

@@ -1,0 +1,82 @@
+"""The library's own step and prediction, as its training and evaluation run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mtl_jax import balance, compilation, evaluate, experiment, optimizer, tasks, train_step
+from mtl_jax.benchmarks import problem as problem_lib
+from mtl_jax.benchmarks.problem import Problem
+from mtl_jax.models import multi_task
+
+
+def build(problem: Problem) -> Callable[[], Any]:
+    """Returns a function that computes once, and returns when it is done; made and compiled, but not yet warm."""
+    records = tasks.build(problem_lib.task_settings(problem))
+    model = multi_task.build({"compute_dtype": problem.dtype}, records)
+    variables = multi_task.init_variables(model, key=jax.random.key(problem.seed), image_size=problem.image_size)
+    image = problem_lib.images(problem)
+    names = tuple(records)
+    if problem.what == "infer":
+        predict = evaluate.make_predict(model, records)
+        ready = jax.device_put((variables, image))
+        return lambda: jax.device_get(predict(*ready, names=names))
+    return _step(problem, records, model, variables, image)
+
+
+def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any) -> Callable[[], Any]:
+    names, labels = tuple(records), problem_lib.labels(problem)
+    streams = {f"stream_{name}": (name,) for name in names} if problem.disjoint else {"all": names}
+    batch = {
+        stream: {"image": image, "labels": {name: labels[name] for name in own}} for stream, own in streams.items()
+    }
+    schedule = optimizer.learning_rate_schedule(
+        "cosine", learning_rate=problem_lib.LEARNING_RATE, total_steps=1000, warmup_fraction=0.05
+    )
+    tx = optimizer.build(
+        "adamw",
+        learning_rate=schedule,
+        backbone_rate=0.2,
+        weight_decay=problem_lib.WEIGHT_DECAY,
+        momentum=0.9,
+        clip_norm=problem_lib.CLIP_NORM,
+    )
+    method = balance.METHODS[problem.balance]()
+    state = train_step.init_state(
+        variables["params"],
+        variables["batch_stats"],
+        balance=method,
+        tx=tx,
+        ema=False,
+        tasks=names,
+        key=jax.random.key(problem.seed),
+    )
+    step: Any = train_step.make_train_step(
+        model,
+        records,
+        train_step.Objective(
+            streams=streams,
+            groups=tuple((stream,) for stream in streams),
+            stream_weights=dict.fromkeys(streams, 1.0),
+            loss_weights={},
+        ),
+        balance=method,
+        sum_of_losses=problem.balance == "sum",
+        tx=tx,
+        schedule=schedule,
+        ema_decay=0.0,
+    )
+    split, everywhere = experiment.device_sharding()
+    memory = train_step.Memory(None, None, None)
+    batch = jax.device_put(batch, split)
+    holder = {"state": jax.device_put(state, everywhere)}
+    compiled = compilation.ahead_of_time(jax.jit(step, donate_argnums=0), holder["state"], memory, batch)
+
+    def run() -> Any:
+        holder["state"], metrics = compiled(holder["state"], memory, batch)
+        return jax.device_get(metrics)
+
+    return run

@@ -1,0 +1,54 @@
+"""One side of a comparison in a process of its own: computes once for each line that it reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from mtl_jax.benchmarks.problem import Problem
+
+WARM_UP = 3
+
+
+def main(specification: str) -> int:
+    """Builds the problem, then answers "go" with the seconds of one computation, and the end with the peak memory."""
+    started = time.perf_counter()
+    problem = Problem(**json.loads(specification))
+    if problem.side == "jax":
+        from mtl_jax.benchmarks import jax_side as side
+    else:
+        from mtl_jax.benchmarks import torch_peer as side
+    compute = side.build(problem)
+    compute()
+    _answer({"first_seconds": time.perf_counter() - started})
+    for _ in range(WARM_UP - 1):
+        compute()
+    _answer({})
+    for line in sys.stdin:
+        if line.strip() != "go":
+            break
+        start = time.perf_counter()
+        compute()
+        _answer({"seconds": time.perf_counter() - start})
+    _answer({"peak_mb": peak_memory_mb()})
+    return 0
+
+
+def peak_memory_mb() -> float:
+    """Returns the largest resident size of this process so far, or NaN where the system does not say."""
+    try:
+        with open("/proc/self/status") as status:
+            lines = [line for line in status if line.startswith("VmHWM")]
+    except OSError:
+        return float("nan")
+    return int(lines[0].split()[1]) / 1024
+
+
+def _answer(record: dict[str, Any]) -> None:
+    print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,88 @@
+"""Measures speed and memory: `python scripts/benchmark.py step --peer torch --json step.json`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str]) -> int:
+    """Prints one table; returns 0, or 2 for a user's mistake."""
+    from rich.console import Console
+
+    from mtl_jax.benchmarks import commands
+    from mtl_jax.errors import UserError
+
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="\n".join(f"{name}: {command.__doc__}" for name, command in commands.COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=tuple(commands.COMMANDS))
+    parser.add_argument("--peer", choices=("", "torch"), default="", help="compare with PyTorch, eager and compiled")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--image_size", type=int, default=512, help="px, a multiple of 32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what JAX computes in")
+    parser.add_argument("--repeats", type=int, default=10, help="timed computations of each side")
+    parser.add_argument("--data_root", type=Path, default=Path(os.environ.get("MTL_JAX_DATA", "data")))
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = vars(parser.parse_args(arguments))
+    what, path = options.pop("what"), options.pop("json")
+    try:
+        rows = commands.COMMANDS[what](commands.Options(**options))
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        console.print(_table(rows))
+        if path:
+            record = {"command": ["benchmark.py", *arguments], "machine": _machine(), "rows": rows}
+            path.write_text(json.dumps(record, indent=1) + "\n")
+    except (UserError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    varied = [name for name in names if len({str(row.get(name)) for row in rows}) > 1 or len(rows) == 1]
+    table = Table(*varied)
+    for row in rows:
+        table.add_row(*(_cell(row.get(name, "")) for name in varied))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _machine() -> dict[str, Any]:
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "optax", "torch"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
