@@ -30,6 +30,8 @@ class StageCheckpoint(NamedTuple):
 def save(path: Path, parts: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
     """Writes a checkpoint; an earlier one at `path` stays whole until the new one is.
 
+    In a run of several processes, all of them call it with the same folder, which they share.
+
     Args:
         path: the folder to make.
         parts: named trees of arrays; each can be loaded alone.
@@ -38,23 +40,31 @@ def save(path: Path, parts: Mapping[str, PyTree], metadata: Mapping[str, Any]) -
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    ocp = _orbax()
+    ocp, primary = _orbax(), jax.process_index() == 0
     fresh = path.with_name(path.name + ".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-        ocp.save_checkpointables(fresh.absolute(), {name: jax.device_get(tree) for name, tree in parts.items()})
-        (fresh / "metadata.json").write_text(json.dumps(metadata, indent=1))
-        if path.exists():
-            stale = path.with_name(path.name + ".old")
-            shutil.rmtree(stale, ignore_errors=True)
-            path.rename(stale)
-            fresh.rename(path)
-            shutil.rmtree(stale, ignore_errors=True)
-        else:
-            fresh.rename(path)
+        if primary:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+        _wait_for_all(f"{path} may be written")
+        ocp.save_checkpointables(fresh.absolute(), {name: _on_host(tree) for name, tree in parts.items()})
+        if primary:
+            (fresh / "metadata.json").write_text(json.dumps(metadata, indent=1))
+            _replace(path, fresh)
+        _wait_for_all(f"{path} is written")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); earlier checkpoints are intact") from error
+
+
+def _replace(path: Path, fresh: Path) -> None:
+    if not path.exists():
+        fresh.rename(path)
+        return
+    stale = path.with_name(path.name + ".old")
+    shutil.rmtree(stale, ignore_errors=True)
+    path.rename(stale)
+    fresh.rename(path)
+    shutil.rmtree(stale, ignore_errors=True)
 
 
 def load(path: Path, abstract: Mapping[str, PyTree | None]) -> dict[str, PyTree]:
@@ -81,6 +91,7 @@ def load(path: Path, abstract: Mapping[str, PyTree | None]) -> dict[str, PyTree]
     for name, tree in wanted.items():
         if tree is not None:
             _require_same_shapes(path, tree, loaded[name])
+            loaded[name] = _with_keys(abstract[name], loaded[name])
     return loaded
 
 
@@ -147,13 +158,32 @@ def _orbax() -> Any:
     return ocp
 
 
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def _on_host(tree: PyTree) -> PyTree:
+    """Copies arrays to the host; PRNG keys become their numbers."""
+    return jax.device_get(jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree))
+
+
 def _host_like(tree: PyTree) -> PyTree:
     def like(leaf: Any) -> Any:
-        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return leaf
-        return np.zeros(leaf.shape, leaf.dtype)
+        shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        return np.zeros(shape.shape, shape.dtype)
 
     return jax.tree.map(like, tree)
+
+
+def _with_keys(expected: PyTree, loaded: PyTree) -> PyTree:
+    return jax.tree.map(lambda want, got: jax.random.wrap_key_data(got) if _is_key(want) else got, expected, loaded)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _require_same_shapes(path: Path, expected: PyTree, found: PyTree) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, PyTree
 
+from mtl_jax import devices
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.data import pipeline, sources, transforms
 from mtl_jax.errors import UserError
@@ -153,6 +154,7 @@ def train_batches(
     seed: int,
     augmented: bool = True,
     batch_size: int | None = None,
+    shared: bool = False,
 ) -> Any:
     """Returns the endless batches of a stream, from its own training source or from exemplars of it.
 
@@ -163,8 +165,10 @@ def train_batches(
         seed: of order and augmentation.
         augmented: apply the stream's augmentation.
         batch_size: instead of the stream's own.
+        shared: with the other processes of the run, of which each prepares its part of every batch.
     """
     settings = experiment.streams[stream]
+    count: int = batch_size or settings["batch_size"]
     try:
         augment = transforms.Augment(**settings["augment"]) if augmented else transforms.Augment()
     except TypeError as error:
@@ -174,7 +178,8 @@ def train_batches(
         data,
         labels=dict(settings["labels"]),
         image_size=train_image_size(experiment, stream),
-        batch_size=batch_size or settings["batch_size"],
+        batch_size=count,
+        share=devices.share(count) if shared else (0, 1),
         augment=augment,
         seed=seed,
         max_boxes=settings["max_boxes"],
@@ -203,10 +208,3 @@ def eval_batches(experiment: Experiment, stream: str) -> Any:
 def stream_tasks(experiment: Experiment, stream: str) -> dict[str, Task]:
     """Returns the tasks that a stream labels."""
     return {task: experiment.tasks[task] for task in experiment.streams[stream]["labels"]}
-
-
-def device_sharding() -> tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]:
-    """Returns the shardings of a batch (split over all local devices) and of everything else (on each of them)."""
-    mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.PartitionSpec
-    return jax.sharding.NamedSharding(mesh, spec("data")), jax.sharding.NamedSharding(mesh, spec())

@@ -26,6 +26,7 @@ class StageProgress:
         steps_per_epoch: int,
         start_step: int = 0,
         live: bool | None = None,
+        quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepares to show a stage.
@@ -36,13 +37,15 @@ class StageProgress:
             steps_per_epoch: a plain line is printed after each so many steps, and after the last step.
             start_step: steps of this stage that an earlier start has done.
             live: draw a bar; None asks whether stderr is a terminal.
+            quiet: show nothing of the steps, as in the processes that help another one.
             clock: returns seconds; replaced in tests.
         """
         self._stage = stage
         self._steps = steps
         self._steps_per_epoch = steps_per_epoch
         self._step = start_step
-        self._live = sys.stderr.isatty() if live is None else live
+        self._quiet = quiet
+        self._live = not quiet and (sys.stderr.isatty() if live is None else live)
         self._clock = clock
         self._losses: list[float] = []  # of the current epoch
         # (time, images) at the end of the recent steps. The first step of a start compiles: its end is where
@@ -77,7 +80,7 @@ class StageProgress:
         epoch_ends = self._step % self._steps_per_epoch == 0 or self._step == self._steps
         if self._bar is not None:
             self._show()
-        elif epoch_ends:
+        elif epoch_ends and not self._quiet:
             print(self._line(), file=sys.stderr, flush=True)
         if epoch_ends:
             self._losses.clear()

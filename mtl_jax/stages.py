@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from mtl_jax import balance, experiment, optimizer, train_step
+from mtl_jax import balance, devices, experiment, optimizer, train_step
 from mtl_jax.continual import ewc, replay
 from mtl_jax.data import pipeline
 
@@ -39,7 +39,7 @@ class StagePlan(NamedTuple):
     data: dict[str, Any]  # stream (replayed ones included) -> endless batches
     objective: train_step.Objective
     learnt_tasks: tuple[str, ...]  # by the end of the stage, in the order in which they were learnt
-    batch_images: int  # of all streams, replayed ones included
+    batch_sizes: dict[str, int]  # images of each stream in a step
     steps_per_epoch: int
     total_steps: int
 
@@ -57,19 +57,21 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
     settings = config.stages[name]
     data, objective_streams, weights = {}, {}, {}
     seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
-    images, steps_per_epoch, groups = 0, 0, {}
+    batch_sizes, steps_per_epoch, groups = {}, 0, {}
     for stream in settings.streams:
         source = experiment.source(parts, stream, training=True)
-        data[stream] = experiment.train_batches(parts, stream, source, seed=next(seeds))
+        data[stream] = experiment.train_batches(parts, stream, source, seed=next(seeds), shared=True)
         objective_streams[stream], weights[stream] = tuple(config.streams[stream].labels), 1.0
         groups[stream] = (stream,)
         batch_size = config.streams[stream].batch_size
         steps_per_epoch = steps_per_epoch or pipeline.steps_per_epoch(source, batch_size)
-        images += batch_size
+        batch_sizes[stream] = batch_size
     for stream, buffer in learnt.replay.items():
         if settings.replay_batch_size and stream not in settings.streams:
             replayed, size = f"{stream}_replay", settings.replay_batch_size
-            data[replayed] = experiment.train_batches(parts, stream, buffer, seed=next(seeds), batch_size=size)
+            data[replayed] = experiment.train_batches(
+                parts, stream, buffer, seed=next(seeds), batch_size=size, shared=True
+            )
             objective_streams[replayed] = tuple(config.streams[stream].labels)
             weights[replayed] = settings.replay_weight
             size_px = experiment.train_image_size(parts, stream)
@@ -77,7 +79,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
                 (name for name in settings.streams if experiment.train_image_size(parts, name) == size_px), None
             )
             groups[host or replayed] = (*groups.get(host, ()), replayed)
-            images += size
+            batch_sizes[replayed] = size
     own = _tasks(config, (name,))
     old = _tasks(config, config.order[:index])
     objective = train_step.Objective(
@@ -95,7 +97,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
     )
     steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
     learnt_tasks = tuple(dict.fromkeys([*old, *own]))
-    return StagePlan(index, name, settings, data, objective, learnt_tasks, images, steps_per_epoch, steps)
+    return StagePlan(index, name, settings, data, objective, learnt_tasks, batch_sizes, steps_per_epoch, steps)
 
 
 def _batch_norm(
@@ -158,7 +160,7 @@ def prepare(
         anchor_params=learnt.variables["params"] if consolidated else None,
         fisher=learnt.fisher if consolidated else None,
     )
-    return state, jax.jit(step, donate_argnums=0), memory
+    return state, jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere()), memory
 
 
 def remember(

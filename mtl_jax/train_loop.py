@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from mtl_jax import (
     checkpoints,
     compilation,
     contract,
+    devices,
     evaluate,
     examples,
     experiment,
@@ -40,7 +42,8 @@ class Run(NamedTuple):
     config: Any
     parts: experiment.Experiment
     predict: evaluate.Predict
-    workdir: Path
+    workdir: Path  # shared by all processes of the run, and read by all
+    written: Path  # where this process writes: the work directory, or a place of its own that is thrown away
     log: MetricsLog
 
 
@@ -65,9 +68,11 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, command: str = "") -
     for stream in _streams(config):  # a missing dataset is told before the first stage, not after it
         experiment.source(parts, stream, training=True)
         experiment.source(parts, stream, training=False)
-    run_record.claim(workdir, config.to_dict(), command=command)
-    with MetricsLog(workdir) as log:
-        run = Run(config, parts, evaluate.make_predict(parts.model, parts.tasks), workdir, log)
+    with contextlib.ExitStack() as stack:
+        written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        run_record.claim(written, config.to_dict(), command=command)
+        log = stack.enter_context(MetricsLog(written))
+        run = Run(config, parts, evaluate.make_predict(parts.model, parts.tasks), workdir, written, log)
         learnt = _finished_stages(run) or _start(run)
         for index in range(len(learnt.stages), len(config.order)):
             learnt = _run_stage(run, index, learnt)
@@ -110,9 +115,8 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     state, step, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed)
     state, seconds_before = _resumed(run, stage, state)
     run.log.resume_from(learnt.step + int(state.step))
-    _, everywhere = experiment.device_sharding()
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
-    state, memory = jax.device_put(jax.tree.map(jnp.array, (state, memory)), everywhere)
+    state, memory = devices.copy_everywhere((state, memory))
     state, pauses = _train(run, stage, state, step, memory, learnt.step, started - seconds_before)
     variables = jax.device_get(stages.evaluated(state))
     fisher, buffers = stages.remember(run.config, run.parts, stage, learnt, variables)
@@ -152,7 +156,11 @@ def _train(
     evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
     pending: Any = None
     with StageProgress(
-        stage.name, steps=stage.total_steps, steps_per_epoch=stage.steps_per_epoch, start_step=first
+        stage.name,
+        steps=stage.total_steps,
+        steps_per_epoch=stage.steps_per_epoch,
+        start_step=first,
+        quiet=not devices.is_primary(),
     ) as progress:
         for done, batch in enumerate(_batches(run, stage, first), start=first + 1):
             if done == first + 1:
@@ -164,13 +172,15 @@ def _train(
             if done == stage.total_steps:
                 break
             save = time.monotonic() - saved > run.config.checkpoint_every_seconds
+            if jax.process_count() > 1:  # clocks differ, and asking at every step would slow them all
+                save = done % run.config.log_every_steps == 0 and devices.agreed(save)
             evaluate_now = evaluate_every and done % evaluate_every == 0
             if save or evaluate_now:
                 _finish_step(run, stage, progress, *pending, steps_before=steps_before)
                 pending = None
             if evaluate_now:
                 paused = time.monotonic()
-                figures = _evaluate(run, stages.evaluated(state), stage.learnt_tasks)
+                figures = _evaluate(run, jax.device_get(stages.evaluated(state)), stage.learnt_tasks)
                 _log_metrics(run, stage, figures, step=steps_before + done, done=done)
                 pauses += time.monotonic() - paused
                 progress.after_pause()
@@ -186,13 +196,12 @@ def _train(
 
 def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[dict[str, Any]]:
     """The stage's batches from step `first` on, split over the devices."""
-    split, _ = experiment.device_sharding()
     streams = {
         name: pipeline.prefetch(batches, start=first, threads=run.config.loader_threads)
         for name, batches in stage.data.items()
     }
     while True:
-        yield jax.device_put({name: next(stream) for name, stream in streams.items()}, split)
+        yield devices.place({name: next(stream) for name, stream in streams.items()}, stage.batch_sizes)
 
 
 def _finish_step(
@@ -206,7 +215,7 @@ def _finish_step(
 ) -> None:
     """Shows one step, logs it where its turn is, and stops where the loss is not finite."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    progress.advance(images=stage.batch_images, loss=values["all/loss"])
+    progress.advance(images=sum(stage.batch_sizes.values()), loss=values["all/loss"])
     if not math.isfinite(values["all/loss"]):
         culprits = ", ".join(name for name, value in values.items() if not math.isfinite(value))
         raise UserError(
@@ -306,7 +315,7 @@ def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
         max_drop_percent=limits.max_drop_percent,
         baselines=run_record.baselines(limits.baseline_from.to_dict()),
     )
-    contract.write_json(run.workdir / "contract.json", verdict)
+    contract.write_json(run.written / "contract.json", verdict)
     shown = {}
     for stream in _streams(run.config):
         shown |= examples.render(
@@ -316,5 +325,5 @@ def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
             {name: task for name, task in experiment.stream_tasks(run.parts, stream).items() if name not in shown},
             count=run.config.example_images,
         )
-    report.write(run.workdir, examples=shown)
+    report.write(run.written, examples=shown)
     return verdict

@@ -14,7 +14,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("config", "tasks", "balance", "checkpoints", "contract", "contract_table", "optimizer"),
     ("data", "models"),
     ("continual",),
-    ("train_step", "evaluate", "metrics_log", "progress", "compilation"),
+    ("train_step", "evaluate", "metrics_log", "progress", "compilation", "devices"),
     ("examples", "experiment", "report", "report_figures", "report_page", "run_record"),
     ("stages",),
     ("train_loop", "evaluate_checkpoint"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mtl_jax import balance, compilation, evaluate, experiment, optimizer, tasks, train_step
+from mtl_jax import balance, compilation, devices, evaluate, optimizer, tasks, train_step
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.models import multi_task
@@ -69,10 +69,9 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         schedule=schedule,
         ema_decay=0.0,
     )
-    split, everywhere = experiment.device_sharding()
     memory = train_step.Memory(None, None, None)
-    batch = jax.device_put(batch, split)
-    holder = {"state": jax.device_put(state, everywhere)}
+    batch = devices.place(batch, dict.fromkeys(batch, problem.batch_size))
+    holder = {"state": jax.device_put(state, devices.everywhere())}
     compiled = compilation.ahead_of_time(jax.jit(step, donate_argnums=0), holder["state"], memory, batch)
 
     def run() -> Any:

@@ -47,6 +47,7 @@ def train_batches(
     seed: int,
     max_boxes: int = 64,
     cache_bytes: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> grain.MapDataset:
     """Returns endless, random-access batches; every sample comes once before any comes again.
 
@@ -59,6 +60,7 @@ def train_batches(
         seed: of order and augmentation; element i is a function of (seed, i), whatever the threads.
         max_boxes: rows of a detection label; the largest boxes stay.
         cache_bytes: limit of the memory for decoded samples.
+        share: which part of every batch to make, and of how many equal parts that follow each other in the batch.
 
     Returns:
         Elements {"image": f32[batch, height, width, 3] in 0..1, "labels": {task: labels}}.
@@ -69,13 +71,11 @@ def train_batches(
     _check(source, labels)
     load = _Load(cached(source, cache_bytes), tuple(dict.fromkeys(labels.values())), _pair(image_size), augment)
     order_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    return (
-        grain.MapDataset.range(len(source))
-        .shuffle(seed=order_seed)
-        .repeat()
-        .random_map(load, seed=augment_seed)
-        .batch(batch_size, batch_fn=functools.partial(_collate, labels=dict(labels), max_boxes=max_boxes))
-    )
+    part, parts = share
+    samples = grain.MapDataset.range(len(source)).shuffle(seed=order_seed).repeat().random_map(load, seed=augment_seed)
+    collate = functools.partial(_collate, labels=dict(labels), max_boxes=max_boxes)
+    batches = samples.batch(batch_size // parts, batch_fn=collate)
+    return batches if parts == 1 else batches[part::parts]
 
 
 class EvalBatches(Sequence[EvalBatch]):
