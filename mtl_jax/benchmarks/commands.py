@@ -132,6 +132,13 @@ def evaluate(options: Options) -> Rows:
     return evaluation.measure(options.data_root)
 
 
+def roofline(options: Options) -> Rows:
+    """Time of each layer, forward and backward, against what the machine's ceilings allow it."""
+    from mtl_jax.benchmarks import roofline
+
+    return roofline.measure(batch_size=options.batch_size, image_size=options.image_size, repeats=options.repeats)
+
+
 COMMANDS = {
     "step": step,
     "infer": infer,
@@ -140,4 +147,5 @@ COMMANDS = {
     "balance": balance,
     "scale": scale,
     "evaluate": evaluate,
+    "roofline": roofline,
 }
