@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from mtl_jax import allocator
+
 
 def main(arguments: list[str]) -> int:
     """Prints mAP, mIoU, top-1, parameters and latency; returns 0, or 2 for a user's mistake."""
@@ -33,4 +35,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    allocator.use_huge_pages()
     sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,8 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
+from mtl_jax import allocator
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A page of configs/; single settings are changed with --config.some.field=value."
 )
@@ -94,4 +96,5 @@ def _fail(message: str, status: int = EXIT_USER_ERROR) -> int:
 
 
 if __name__ == "__main__":
+    allocator.use_huge_pages()
     sys.exit(main(sys.argv))

@@ -1,0 +1,79 @@
+"""The benchmark's sides compute the same thing, and its commands run; what they measure is not tested."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax import tasks
+from mtl_jax.benchmarks import jax_side, problem, turns
+from mtl_jax.benchmarks.problem import Problem
+from mtl_jax.errors import UserError
+from mtl_jax.models import multi_task
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import benchmark
+
+SMALL = Problem("jax", "step", batch_size=2, image_size=64)
+
+
+@pytest.fixture(scope="module")
+def float32_loss():
+    return jax_side.build(SMALL)()["all/loss"]
+
+
+def test_a_bfloat16_step_stays_within_2_percent_of_float32_s_loss(float32_loss):
+    metrics = jax_side.build(dataclasses.replace(SMALL, dtype="bfloat16"))()
+    np.testing.assert_allclose(metrics["all/loss"], float32_loss, rtol=0.02)
+
+
+def test_the_torch_peer_has_the_same_parameters_outputs_and_joint_loss():
+    torch = pytest.importorskip("torch", reason="the peer needs torch: pip install -e '.[oracle]'")
+    from mtl_jax.benchmarks import torch_peer
+
+    records = tasks.build(problem.task_settings(SMALL))
+    model = multi_task.build({}, records)
+    variables = multi_task.init_variables(model, key=jax.random.key(0))
+    image, labels = problem.images(SMALL), problem.labels(SMALL)
+    labels["det"]["valid"][:, 1:] = False  # where boxes compete for cells, ties may fall either way
+    raw = multi_task.apply_eval(model, variables, jnp.asarray(image), tasks=tuple(records), finish=False)
+    expected = sum(
+        record.loss(raw[name], jax.tree.map(jnp.asarray, labels[name]), (64, 64))[0] for name, record in records.items()
+    )
+
+    network = torch_peer.Network().eval()
+    torch_peer.load_jax_params(network, variables["params"])
+    sizes = multi_task.parameter_count(variables["params"])
+    assert sum(parameter.numel() for parameter in network.parameters()) == sum(sizes.values())
+    with torch.inference_mode():
+        outputs = network(torch.from_numpy(image).permute(0, 3, 1, 2))
+        given = {task: {name: torch.from_numpy(value) for name, value in each.items()} for task, each in labels.items()}
+        found = torch_peer.joint_loss(outputs, given, 64)
+    for ours, theirs in zip(raw.values(), (outputs[0].permute(0, 2, 3, 1), *outputs[1:]), strict=True):
+        np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-4)
+    np.testing.assert_allclose(float(found), float(expected), rtol=1e-3)
+
+
+def test_a_side_in_its_own_process_is_timed_and_one_that_fails_says_why():
+    (timing,) = turns.run([dataclasses.replace(SMALL, what="infer", classifiers=1)], repeats=2)
+    assert len(timing.seconds) == 2
+    assert timing.record()["peak_mb"] > 0
+    with pytest.raises(UserError, match=r"side jax of the benchmark ended early: .*multiple"):
+        turns.run([dataclasses.replace(SMALL, image_size=33)], repeats=1)
+
+
+def test_the_command_line_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):
+    from mtl_jax.benchmarks import commands
+
+    monkeypatch.setitem(commands.COMMANDS, "step", lambda options: [{"side": "jax", "median_ms": 1.5}])
+    assert benchmark.main(["step", "--json", str(tmp_path / "out.json")]) == 0
+    assert "1.5" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["rows"] == [{"side": "jax", "median_ms": 1.5}]
+    assert record["machine"]["cores"]
+    assert benchmark.main(["step", "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
