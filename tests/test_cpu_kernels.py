@@ -13,6 +13,7 @@ from mtl_jax.models import cpu_kernels
 
 @pytest.fixture
 def no_compiler(monkeypatch, tmp_path):
+    monkeypatch.delenv("MTL_JAX_CPU_KERNELS", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cpu_kernels, "available", functools.cache(cpu_kernels.available.__wrapped__))

@@ -201,6 +201,7 @@ def test_an_unknown_form_is_a_readable_error(monkeypatch):
 
 @pytest.fixture
 def no_compiler(monkeypatch, tmp_path):
+    monkeypatch.delenv("MTL_JAX_CPU_KERNELS", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cpu_kernels, "available", functools.cache(cpu_kernels.available.__wrapped__))
