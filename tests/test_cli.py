@@ -39,9 +39,10 @@ def test_help_names_the_flags():
 def test_a_mistake_is_one_line_and_status_two(flags, words, tmp_path):
     done = train(*flags, "--workdir", str(tmp_path / "run"))
     assert done.returncode == 2
+    # A machine without a C++ compiler is told so, once, before.
+    lines = [line for line in done.stderr.splitlines() if "No compiled CPU kernels" not in line]
     assert words in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert len(lines) == 1 and lines[0].startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 

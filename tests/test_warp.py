@@ -1,5 +1,6 @@
 """Placing images and masks: exact where it can be, and both by the same coordinates."""
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,5 +85,7 @@ def test_mask_stays_on_its_object_whatever_the_placement(scale, stretching, offs
     assert ((moved == 114) | (moved_mask != 255)).all()  # void only where the image is padded
     inside = moved_mask != 255
     disagree = inside & ((moved > 100) != (moved_mask == 1))
-    limit = 2 * (64 + 48) * (1 if scale > 0.5 else 2)  # along the object's outline only
-    assert disagree.sum() <= limit / 8
+    shown, around = (moved_mask == 1).astype(np.uint8), np.ones((3, 3))
+    inner = cv2.erode(shown, around, borderType=cv2.BORDER_CONSTANT, borderValue=0)  # may lie just outside
+    outer = cv2.dilate(shown, around, borderType=cv2.BORDER_CONSTANT, borderValue=1)
+    assert not (disagree & (inner == outer)).any()  # along the object's outline only
