@@ -40,6 +40,9 @@ def base() -> Any:
             "backbone": "mobilenet_v3_small",  # or "plain_cnn", for small images and random weights
             "width_multiplier": 1.0,
             "output_stride": 32,  # px; 16 or 8 keep resolution by dilation (neck "two_conv")
+            # the last backbone stage that all tasks share, "stage_0" (stride 2 px) to "stage_3" (16 px): above it each
+            # task has its own stages, neck and head; "all" shares everything but each task's slice of the head
+            "share_until": "all",
             "neck": "fpn",  # one FPN layer at strides 8, 16, 32, or "two_conv" at the output stride
             "neck_channels": 96,
             "head_channels": 96,
@@ -117,6 +120,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             # "everywhere"; or "new_levels": only in the head's layers of levels that no earlier task has read, which
             # keeps all other statistics as the stage found them; or "nowhere"
             "train_batch_norm": "everywhere",
+            "freeze": (),  # patterns of parameters that stay as they are, statistics too: "backbone", "head/conv_*"
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages
             "ewc_strength": 0.0,  # 0 is off
@@ -157,6 +161,7 @@ def resolve(config: Any) -> None:
     config.order = _split(config.order)
     for settings in config.stages.values():
         settings.streams = _split(settings.streams)
+        settings.freeze = _split(settings.freeze)
     validate(config)
 
 

@@ -53,7 +53,7 @@ def build(
         rule: "adamw" (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019) or "sgd" with
             Nesterov momentum.
         learning_rate: step -> rate.
-        backbone_rate: factor on the updates of `params["backbone"]`.
+        backbone_rate: factor on the updates of the backbone, in branches too.
         weight_decay: decoupled, on leaves of two or more axes only.
         momentum: of "sgd".
         clip_norm: largest global norm of the gradient; 0 does not clip.
@@ -124,7 +124,7 @@ def unpack(vectors: Any, *, like: PyTree) -> PyTree:
 
 
 def _group(path: tuple, leaf: Any) -> str:
-    part = "backbone" if path[0].key == "backbone" else "upper"
+    part = "backbone" if any(entry.key == "backbone" for entry in path) else "upper"  # in branches too
     return f"{part}_{'kernel' if leaf.ndim > 1 else 'vector'}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from mtl_jax import balance, devices, experiment, optimizer, train_step
 from mtl_jax.continual import ewc, replay
 from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
 
 SMOKE_STEPS = 2  # per stage of a smoke run
 REPLAY_CANDIDATES = 2000  # training images that exemplars are chosen among; decoding more would take minutes
@@ -93,7 +94,8 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
             if settings.lwf_weight and task not in own
         },
         ewc_strength=settings.ewc_strength,
-        train_batch_norm=_batch_norm(parts, settings.train_batch_norm, own=own, old=old),
+        train_batch_norm=_batch_norm(parts, settings, own=own, old=old),
+        frozen=_freeze(settings.freeze, learnt.variables["params"], where=f"config.stages.{name}.freeze"),
     )
     steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
     learnt_tasks = tuple(dict.fromkeys([*old, *own]))
@@ -101,13 +103,32 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
 
 
 def _batch_norm(
-    parts: experiment.Experiment, where: str, *, own: tuple[str, ...], old: tuple[str, ...]
-) -> bool | tuple[int, ...]:
-    """What `train_batch_norm` of a stage means for the network."""
-    if where != "new_levels":
+    parts: experiment.Experiment, settings: Any, *, own: tuple[str, ...], old: tuple[str, ...]
+) -> bool | Callable[[str], bool]:
+    """What `train_batch_norm` and `freeze` of a stage mean for the network's layers."""
+    where, frozen = settings.train_batch_norm, tuple(settings.freeze)
+    if where == "nowhere" or (where == "everywhere" and not frozen):
         return where == "everywhere"
     seen = {level for task in old for level in parts.tasks[task].levels}
-    return tuple(sorted({level for task in own for level in parts.tasks[task].levels} - seen))
+    fresh = {f"stride_{level}" for task in own for level in parts.tasks[task].levels if level not in seen}
+
+    def by_batch(path: str) -> bool:
+        if train_step.is_frozen(path, frozen):
+            return False
+        return where == "everywhere" or any(path.endswith(level) for level in fresh)
+
+    return by_batch
+
+
+def _freeze(patterns: tuple[str, ...], params: PyTree, *, where: str) -> tuple[str, ...]:
+    found = train_step.paths(params)
+    for pattern in patterns:
+        if not any(train_step.is_frozen(path, (pattern,)) for path in found):
+            parts = ", ".join(dict.fromkeys(path.split("/")[0] for path in found))
+            raise UserError(f"{where} has {pattern!r}, which matches no parameter; they lie in {parts}")
+    if all(train_step.is_frozen(path, tuple(patterns)) for path in found):
+        raise UserError(f"{where} is {', '.join(patterns)}, which leaves no parameter to train; freeze less")
+    return tuple(patterns)
 
 
 def _tasks(config: Any, stages: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from mtl_jax import optimizer
 from mtl_jax.continual import ewc, lwf
 from mtl_jax.models import multi_task
+from mtl_jax.models.network import branch_name
 from mtl_jax.tasks.base import Task
 
 
@@ -49,7 +51,8 @@ class Objective:
     loss_weights: Mapping[str, float]  # task -> factor
     distilled: Mapping[str, float] = dataclasses.field(default_factory=dict)  # old task -> weight of its distillation
     ewc_strength: float = 0.0
-    train_batch_norm: bool | tuple[int, ...] = True  # or the strides of the head levels to train it at
+    train_batch_norm: bool | Callable[[str], bool] = True  # or the paths of the layers to train it in
+    frozen: tuple[str, ...] = ()  # patterns of the parameters that the stage leaves as they are
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -135,6 +138,7 @@ def make_train_step(
         # Weight decay must not wear down the slice of a task that this stage does not train.
         idle = split_private(updates, tuple(task for task in tasks if task not in names))
         updates = join_private(idle[0], jax.tree.map(jnp.zeros_like, idle[1]))
+        updates = _where_frozen(jnp.zeros_like, updates, objective.frozen)
         params = optax.apply_updates(state.params, updates)
         ema = optimizer.ema_update(state.ema, params, ema_decay) if state.ema is not None else None
         new_state = TrainState(state.step + 1, params, batch_stats, balance_state, opt_state, ema, state.key)
@@ -210,6 +214,7 @@ def _group_losses(
     key: Array,
 ) -> tuple[Float[Array, " carried"], tuple[PyTree, dict[str, Array]]]:
     """The weighted loss of each task that a group of streams carries."""
+    params = _where_frozen(jax.lax.stop_gradient, params, objective.frozen)  # spares their backward pass
     carried = _carried(objective, group)
     image = jnp.concatenate([batch[stream]["image"] for stream in group])
     image_size = (image.shape[1], image.shape[2])
@@ -245,7 +250,13 @@ def _group_losses(
 
 
 def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    """Splits params (or gradients like them) into the leaves that tasks share and each task's own slice of the head."""
+    """Splits params, or gradients like them, into what tasks share and each one's own head slice or branch."""
+    branches = {branch_name(task): task for task in tasks}
+    if not branches.keys() - tree.keys():
+        return (
+            {name: leaf for name, leaf in tree.items() if name not in branches},
+            {task: tree[name] for name, task in branches.items()},
+        )
     head = tree["head"]
     private = {task: head[task] for task in tasks}
     others = {name: leaf for name, leaf in head.items() if name not in private}
@@ -254,7 +265,27 @@ def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, PyTree]
 
 def join_private(shared: PyTree, private: PyTree) -> PyTree:
     """The inverse of `split_private`."""
+    if "head" not in shared:
+        return {**shared, **{branch_name(task): branch for task, branch in private.items()}}
     return {**shared, "head": {**shared["head"], **private}}
+
+
+def is_frozen(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a layer or parameter, such as "backbone/block_4/expand/conv", lies at or below one of the patterns."""
+    return any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}/*") for pattern in patterns)
+
+
+def paths(params: PyTree) -> list[str]:
+    """Returns the path of every parameter, names joined by slashes."""
+    return ["/".join(entry.key for entry in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _where_frozen(change: Callable[[Array], Array], params: PyTree, patterns: tuple[str, ...]) -> PyTree:
+    leaves, structure = jax.tree.flatten(params)
+    changed = [
+        change(leaf) if is_frozen(path, patterns) else leaf for path, leaf in zip(paths(params), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, changed)
 
 
 def per_example_loss(

@@ -42,7 +42,8 @@ def test_a_mistake_is_one_line_and_status_two(flags, words, tmp_path):
     # A machine without a C++ compiler is told so, once, before.
     lines = [line for line in done.stderr.splitlines() if "No compiled CPU kernels" not in line]
     assert words in done.stderr
-    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 

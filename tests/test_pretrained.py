@@ -63,6 +63,28 @@ def test_every_backbone_tensor_is_replaced_and_nothing_else(variables, file, sta
     assert total == sum(value.size for value in state.values()) - 1
 
 
+def test_every_branch_gets_its_stages_and_shared_ones_are_given_once(file, state):
+    lower = zeros_like_init(MobileNetV3Small(until=8), train_batch_norm=False)
+    features = jax.ShapeDtypeStruct((1, 4, 4, 24), jnp.float32)
+    upper = jax.eval_shape(
+        lambda x: MobileNetV3Small(after=8).init(jax.random.key(0), x, train_batch_norm=False), features
+    )
+    upper = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), upper)
+    branched = {
+        kind: {
+            "backbone": lower[kind],
+            "branch_seg": {"backbone": upper[kind]},
+            "branch_cls": {"backbone": upper[kind]},
+        }
+        for kind in ("params", "batch_stats")
+    }
+    loaded = pretrained.load(branched, file)
+    assert all(leaf.any() for leaf in jax.tree.leaves(loaded))
+    jax.tree.map(np.testing.assert_array_equal, loaded["params"]["branch_seg"], loaded["params"]["branch_cls"])
+    blocks = loaded["params"]["branch_cls"]["backbone"]
+    np.testing.assert_array_equal(blocks["last"]["norm"]["scale"], state["features.12.1.weight"])
+
+
 def test_kernels_are_turned_from_oihw_to_the_layout_of_their_layer(variables, file, state):
     params = pretrained.load(variables, file)["params"]["backbone"]
     stem = state["features.0.0.weight"]

@@ -90,6 +90,25 @@ def test_the_contract_compares_the_end_with_each_task_s_own_stage(finished):
     assert contract["budgets"]["train_seconds"]["value"] > 0
 
 
+def test_a_branched_network_with_frozen_shared_stages_forgets_nothing(tmp_path):
+    config = tiny_config()
+    config.model.update({"backbone": "plain_cnn", "width_multiplier": 0.25, "share_until": "stage_2"})
+    config.stages.cls = config_lib.stage(("single",), epochs=1.0, freeze=("backbone",))
+    contract = train_loop.train_and_evaluate(config, tmp_path / "run")
+    assert contract["tasks"]["seg"]["final"] == contract["tasks"]["seg"]["baseline"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [(("body",), "'body', which matches no parameter"), (("*",), "leaves no parameter to train")],
+)
+def test_freezing_nothing_or_everything_is_refused(tiny_backbone, tmp_path, patterns, words):
+    config = tiny_config()
+    config.stages.seg.freeze = patterns
+    with pytest.raises(UserError, match=words):
+        train_loop.train_and_evaluate(config, tmp_path / "run")
+
+
 def test_every_mitigation_enters_the_second_stage_s_loss(finished):
     assert len(values(finished, "single_distillation")) == 4
     assert len(values(finished, "masks_replay_loss")) == 4

@@ -128,12 +128,33 @@ def test_a_step_leaves_the_head_of_a_task_that_it_does_not_train_alone_even_unde
     assert any(name.startswith("backbone") for name in changed)
 
 
+def test_frozen_parameters_stay_as_they_are_even_under_weight_decay(run):
+    frozen = {"frozen": ("backbone", "head/conv_*"), "train_batch_norm": lambda path: not path.startswith("backbone")}
+    before, after, _ = run(objective(**frozen), {"masks": batch("masks")}, weight_decay=0.1, ema_decay=0.9)
+    for changed in (moved(before.params, after.params), moved(before.ema.params, after.ema.params)):
+        assert not any(name.startswith(("backbone", "head/conv_")) for name in changed)
+        assert {"head/seg/kernel", "neck/lateral_8/kernel"} <= changed
+    assert moved(before.batch_stats, after.batch_stats)
+    assert not moved(before.batch_stats["backbone"], after.batch_stats["backbone"])
+
+
+def test_freezing_spares_nothing_else(run):
+    """The parameters left to train move as they would beside trained ones, for one step."""
+    batches = {"masks": batch("masks")}
+    _, free, _ = run(objective(train_batch_norm=False), batches)
+    _, held, _ = run(objective(train_batch_norm=False, frozen=("backbone",)), batches)
+    assert_close(free.params["head"], held.params["head"])
+    assert_close(free.params["neck"], held.params["neck"])
+
+
 def test_batch_norm_statistics_move_only_where_the_stage_trains_them(run):
     before, after, _ = run(objective(), {"masks": batch("masks")})
     assert moved(before.batch_stats, after.batch_stats)
     before, after, _ = run(objective(train_batch_norm=False), {"masks": batch("masks")})
     assert not moved(before.batch_stats, after.batch_stats)
-    before, after, _ = run(objective(train_batch_norm=(8,)), {"masks": batch("masks")})
+    before, after, _ = run(
+        objective(train_batch_norm=lambda path: path.endswith("stride_8")), {"masks": batch("masks")}
+    )
     assert moved(before.batch_stats, after.batch_stats) == {
         "head/norm_0_stride_8/mean",
         "head/norm_0_stride_8/var",

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mtl_jax.models.layers import BatchNorm, ByBatch
+
 
 class TinyBackbone(nn.Module):
     """Takes MobileNetV3Small's place: the same fields, the same strides."""
@@ -13,14 +15,12 @@ class TinyBackbone(nn.Module):
     batch_norm_momentum: float = 0.9
 
     @nn.compact
-    def __call__(self, image, *, train_batch_norm: bool):
+    def __call__(self, image, *, train_batch_norm: ByBatch):
         features, taps = image, {}
         for stride, step, channels in ((8, 8, 16), (16, 2, 24), (32, 2, 24)):
             features = nn.Conv(channels, (step, step), (step, step), use_bias=False, name=f"conv_{stride}")(features)
-            norm = nn.BatchNorm(
-                use_running_average=not train_batch_norm, momentum=self.batch_norm_momentum, name=f"norm_{stride}"
-            )
-            features = nn.relu(norm(features))
+            norm = BatchNorm("relu", momentum=self.batch_norm_momentum, name=f"norm_{stride}")
+            features = norm(features, by_batch=train_batch_norm)
             taps[stride] = features
         return taps
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.layers import BatchNorm, Conv, Dense
+from mtl_jax.models.layers import BatchNorm, ByBatch, Conv, Dense
 from mtl_jax.tasks.base import Task
 
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
@@ -40,7 +40,7 @@ class Head(nn.Module):
         *,
         tasks: tuple[str, ...],
         train: bool,
-        train_batch_norm: bool | tuple[int, ...],
+        train_batch_norm: ByBatch,
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs} for the asked tasks.
 
@@ -48,8 +48,7 @@ class Head(nn.Module):
             levels: {stride in px: features} from the neck.
             tasks: Names of the tasks to compute.
             train: Turns dropout on; its key is the stream "dropout".
-            train_batch_norm: Normalise by the batch and update the running statistics: at all levels, at none, or
-                at those of the given strides.
+            train_batch_norm: Where to normalise by the batch and update the running statistics.
 
         Returns:
             By readout: "dense" [b, h, w, channels], "cells" [b, cells, channels], "pooled" [b, channels].
@@ -60,9 +59,8 @@ class Head(nn.Module):
         for number in range(self.layers - 1):
             conv = Conv(self.channels, 3, dtype=self.dtype, name=f"conv_{number}")
             for stride in strides:
-                by_batch = train_batch_norm if isinstance(train_batch_norm, bool) else stride in train_batch_norm
                 norm = BatchNorm("relu", name=f"norm_{number}_stride_{stride}")
-                features[stride] = norm(conv(features[stride]), by_batch=by_batch)
+                features[stride] = norm(conv(features[stride]), by_batch=train_batch_norm)
         # Whole channels are dropped: neighbours would give single cells away, and the mask costs nothing.
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)
         features = {stride: dropout(x) for stride, x in features.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,10 @@ from jaxtyping import Array, Float, Key
 from mtl_jax.models import batch_norm
 from mtl_jax.models.convolution import dense_conv, pointwise_conv
 from mtl_jax.models.depthwise import depthwise_conv
+
+# Where batch norm normalises by the batch and moves its running statistics: everywhere, nowhere, or in the layers whose
+# path, such as "backbone/block_4/expand/norm", the function accepts.
+ByBatch = bool | Callable[[str], bool]
 
 
 def spread(variance: float) -> nn.initializers.Initializer:
@@ -133,7 +137,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *space channels"], *, by_batch: bool
+        self, x: Float[Array, "batch *space channels"], *, by_batch: ByBatch
     ) -> Float[Array, "batch *space channels"]:
         """Applies the layer; `by_batch` normalises by the batch and moves the running statistics."""
         channels = x.shape[-1]
@@ -142,7 +146,7 @@ class BatchNorm(nn.Module):
         means = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         variances = self.variable("batch_stats", "var", jnp.ones, (channels,))
         settings = {"epsilon": self.epsilon, "activation": self.activation}
-        if not by_batch:
+        if not (by_batch("/".join(self.path)) if callable(by_batch) else by_batch):
             return batch_norm.by_statistics(
                 x, scale, bias, jnp.asarray(means.value), jnp.asarray(variances.value), **settings
             )
@@ -167,7 +171,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: bool
+        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: ByBatch
     ) -> Float[Array, "batch out_height out_width features"]:
         """Applies the block; `train_batch_norm` normalises by the batch and moves the running statistics."""
         conv = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.dtype, name="conv")

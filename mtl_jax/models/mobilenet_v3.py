@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.layers import ConvNorm, Dense, make_divisible
+from mtl_jax.models.layers import ByBatch, ConvNorm, Dense, make_divisible
 
 OUTPUT_STRIDES = (8, 16, 32)  # px of input per cell of the last features
 FIRST_TAP_STRIDE = 8  # px; finer features are too shallow to be read from
@@ -112,7 +112,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: bool
+        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: ByBatch
     ) -> Float[Array, "batch out_height out_width features"]:
         """Applies the block; where the shape stays, the input is added to the result."""
         block, inputs = self.block, x
@@ -131,22 +131,24 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV3Small(nn.Module):
-    """The convolutional part of the network; parts are named stem, block_1 … block_11 and last."""
+    """The convolutional part of the network, or some of its stages; parts are named stem, block_1 … block_11, last."""
 
     width_multiplier: float = 1.0
     output_stride: int = 32
     dtype: jnp.dtype = jnp.dtype("float32")
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
+    after: int = 1  # px; stages up to this stride are left out, and the input is what they would give
+    until: int = 32  # px; stages beyond this stride are left out
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "batch height width 3"], *, train_batch_norm: bool
+        self, image: Float[Array, "batch height width channels"], *, train_batch_norm: ByBatch
     ) -> dict[int, Float[Array, "batch _ _ _"]]:
-        """Returns the deepest features of each stride from 8 px to `output_stride`.
+        """Returns the deepest features of each stride from 8 px on, up to `output_stride` or `until`.
 
         Args:
-            image: RGB, normalised with ImageNet's mean and standard deviation.
-            train_batch_norm: Normalise by the batch and update the running statistics.
+            image: RGB, normalised with ImageNet's mean and standard deviation; or the features of stride `after`.
+            train_batch_norm: Where to normalise by the batch and update the running statistics.
 
         Returns:
             {stride in px: features}; at full width and output stride 32: 24, 48 and 576 channels.
@@ -154,15 +156,20 @@ class MobileNetV3Small(nn.Module):
         conv_norm = functools.partial(
             ConvNorm, epsilon=BATCH_NORM_EPSILON, momentum=self.batch_norm_momentum, dtype=self.dtype
         )
-        stem = conv_norm(make_divisible(STEM_CHANNELS * self.width_multiplier), HS, 3, 2, name="stem")
-        x, stride, taps = stem(image, train_batch_norm=train_batch_norm), 2, {}
+        x, stride, taps = image, 2, {}
+        if self.after < stride:
+            stem = conv_norm(make_divisible(STEM_CHANNELS * self.width_multiplier), HS, 3, 2, name="stem")
+            x = stem(x, train_batch_norm=train_batch_norm)
         table = layer_table(width_multiplier=self.width_multiplier, output_stride=self.output_stride)
         for number, block in enumerate(table, start=1):
-            if block.stride > 1 and stride >= FIRST_TAP_STRIDE:
-                taps[stride] = x
-            x = InvertedResidual(block, self.dtype, self.batch_norm_momentum, name=f"block_{number}")(
-                x, train_batch_norm=train_batch_norm
-            )
+            if stride * block.stride > self.until:
+                return taps | {stride: x}
+            if stride * block.stride > self.after:
+                if block.stride > 1 and stride >= FIRST_TAP_STRIDE:
+                    taps[stride] = x
+                x = InvertedResidual(block, self.dtype, self.batch_norm_momentum, name=f"block_{number}")(
+                    x, train_batch_norm=train_batch_norm
+                )
             stride *= block.stride
         last = conv_norm(LAST_EXPANSION * x.shape[-1], HS, name="last")
         return taps | {stride: last(x, train_batch_norm=train_batch_norm)}

@@ -1,4 +1,4 @@
-"""The whole network, image to every asked task's outputs, as a module and three pure functions."""
+"""The whole network, image to every asked task's outputs, as functions: build, initialise, apply."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -15,9 +14,10 @@ from jaxtyping import Array, Float, Key
 from mtl_jax.config import base
 from mtl_jax.errors import UserError
 from mtl_jax.models.head import Head
-from mtl_jax.models.layers import draw_kernels
+from mtl_jax.models.layers import ByBatch, draw_kernels
 from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES, MobileNetV3Small
 from mtl_jax.models.neck import NECKS
+from mtl_jax.models.network import BranchedNetwork, MultiTaskNetwork, Network
 from mtl_jax.models.plain_cnn import PlainCNN
 from mtl_jax.tasks.base import Task
 
@@ -25,8 +25,8 @@ BACKBONES = {"mobilenet_v3_small": MobileNetV3Small, "plain_cnn": PlainCNN}
 COMPUTE_DTYPES = ("float32", "bfloat16")
 IMAGE_STRIDE = 32  # px; the backbone halves the image five times
 INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the published weights were trained on
-IMAGENET_STD = (0.229, 0.224, 0.225)
+SHARE_ALL = "all"
+SHARE_CHOICES = (SHARE_ALL, "stage_0", "stage_1", "stage_2", "stage_3")  # stage k ends at stride 2 ** (k + 1)
 
 Variables = Mapping[str, Any]
 
@@ -44,30 +44,7 @@ class Settings(Protocol):
         ...
 
 
-class MultiTaskNetwork(nn.Module):
-    """Backbone, neck and head; made by `build`, applied by `apply_train` and `apply_eval`."""
-
-    backbone: nn.Module
-    neck: nn.Module
-    head: Head
-    tasks: tuple[Task, ...]
-
-    def __call__(
-        self,
-        image: Float[Array, "batch height width 3"],
-        *,
-        tasks: tuple[str, ...],
-        train: bool,
-        train_batch_norm: bool | tuple[int, ...],
-    ) -> dict[str, Float[Array, "batch ..."]]:
-        """Returns {task: raw outputs of the head} for RGB images in 0..1."""
-        normalised = (image - _per_channel(IMAGENET_MEAN)) * (1 / _per_channel(IMAGENET_STD))
-        features = self.backbone(normalised, train_batch_norm=train_batch_norm is True)
-        levels = self.neck(features, train_batch_norm=train_batch_norm is True)
-        return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm)
-
-
-def build(model_config: Settings, tasks: Mapping[str, Task]) -> MultiTaskNetwork:
+def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
     """Makes the network for some tasks.
 
     Args:
@@ -85,16 +62,34 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> MultiTaskNetwork
     neck = NECKS[settings["neck"]]
     _check_tasks(tasks, neck_name=settings["neck"], strides=neck.strides(settings["output_stride"]))
     dtype = jnp.dtype(settings["compute_dtype"])
-    backbone = BACKBONES[settings["backbone"]]
     records = tuple(tasks.values())
-    model = MultiTaskNetwork(
-        backbone=backbone(
-            settings["width_multiplier"], settings["output_stride"], dtype, settings["batch_norm_momentum"]
-        ),
-        neck=neck(settings["neck_channels"], dtype),
-        head=Head(records, settings["head_channels"], settings["head_layers"], settings["dropout_rate"], dtype),
-        tasks=records,
+    backbone = functools.partial(
+        BACKBONES[settings["backbone"]],
+        settings["width_multiplier"],
+        settings["output_stride"],
+        dtype,
+        settings["batch_norm_momentum"],
     )
+    make_neck = functools.partial(neck, settings["neck_channels"], dtype)
+    make_head = functools.partial(
+        Head,
+        channels=settings["head_channels"],
+        layers=settings["head_layers"],
+        dropout_rate=settings["dropout_rate"],
+        dtype=dtype,
+    )
+    if settings["share_until"] == SHARE_ALL:
+        model = MultiTaskNetwork(backbone(), make_neck(), make_head(records), records)
+    else:
+        stride = 2 ** SHARE_CHOICES.index(settings["share_until"])
+        if stride >= settings["output_stride"]:
+            raise UserError(
+                f"model.share_until: {settings['share_until']} ends at stride {stride} px, output_stride is "
+                f"{settings['output_stride']}: nothing is left for the branches; share less, or all"
+            )
+        model = BranchedNetwork(
+            backbone(until=stride), functools.partial(backbone, after=stride), make_neck, make_head, records
+        )
     count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
     total, limit = sum(count.values()), settings["max_params"]
     if total > limit:
@@ -112,7 +107,7 @@ def default_config() -> dict[str, Any]:
     return section.to_dict()
 
 
-def init_variables(model: MultiTaskNetwork, *, key: Key[Array, ""], image_size: int = 512) -> dict[str, dict[str, Any]]:
+def init_variables(model: Network, *, key: Key[Array, ""], image_size: int = 512) -> dict[str, dict[str, Any]]:
     """Makes fresh parameters and running statistics.
 
     Args:
@@ -121,7 +116,8 @@ def init_variables(model: MultiTaskNetwork, *, key: Key[Array, ""], image_size: 
         image_size: Height and width in px of the images to come; only checked, as no parameter depends on it.
 
     Returns:
-        {"params": {"backbone", "neck", "head"}, "batch_stats": likewise}.
+        {"params": {"backbone", "neck", "head"}, "batch_stats": likewise}; below `share_until`, each task has its
+        own {"backbone", "neck", "head"} under "branch_<task>", and "backbone" holds the shared stages.
 
     Raises:
         UserError: The network cannot take images of this size.
@@ -131,14 +127,14 @@ def init_variables(model: MultiTaskNetwork, *, key: Key[Array, ""], image_size: 
 
 
 def apply_train(
-    model: MultiTaskNetwork,
+    model: Network,
     params: Mapping[str, Any],
     batch_stats: Mapping[str, Any],
     image: Float[Array, "batch height width 3"],
     *,
     tasks: Sequence[str],
     key: Key[Array, ""],
-    train_batch_norm: bool | tuple[int, ...] = True,
+    train_batch_norm: ByBatch = True,
     finish: bool = True,
 ) -> tuple[dict[str, Float[Array, "batch ..."]], Mapping[str, Any]]:
     """Applies the network with dropout, to learn from.
@@ -150,9 +146,8 @@ def apply_train(
         image: RGB in 0..1; height and width are multiples of 32.
         tasks: Names of the tasks to compute; nothing is spent on the others.
         key: Source of the dropout.
-        train_batch_norm: Normalise by the batch and update the running statistics; given strides, only in the
-            head's layers of those levels, as for a task that is the first to read them; otherwise the running
-            statistics are used and returned as they are.
+        train_batch_norm: Normalise by the batch and update the running statistics; given a function, only in the
+            layers whose path it accepts; otherwise the running statistics are used and returned as they are.
         finish: Return each task's outputs as users see them, otherwise as the head emits them.
 
     Returns:
@@ -177,7 +172,7 @@ def apply_train(
 
 
 def apply_eval(
-    model: MultiTaskNetwork,
+    model: Network,
     variables: Variables,
     image: Float[Array, "batch height width 3"],
     *,
@@ -218,24 +213,20 @@ def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(model: MultiTaskNetwork, key: Array) -> dict[str, Any]:
+def _init(model: Network, key: Array) -> dict[str, Any]:
     image = jnp.zeros((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3))
     names = tuple(task.name for task in model.tasks)
     variables: Any = model.init(key, image, tasks=names, train=False, train_batch_norm=False)
     return variables | {"params": draw_kernels(variables["params"], key=key)}
 
 
-def _per_channel(values: tuple[float, ...]) -> Float[Array, "1 1 1 3"]:
-    return jnp.asarray(values, jnp.float32)[None, None, None, :]
-
-
-def _finished(model: MultiTaskNetwork, raw: Mapping[str, Array], image: Array) -> dict[str, Array]:
+def _finished(model: Network, raw: Mapping[str, Array], image: Array) -> dict[str, Array]:
     records = {task.name: task for task in model.tasks}
     height, width = image.shape[1:3]
     return {name: records[name].finish(value, (height, width)) for name, value in raw.items()}
 
 
-def _checked_names(model: MultiTaskNetwork, names: Sequence[str]) -> tuple[str, ...]:
+def _checked_names(model: Network, names: Sequence[str]) -> tuple[str, ...]:
     known = tuple(task.name for task in model.tasks)
     if isinstance(names, str) or not names or any(name not in known for name in names):
         raise UserError(f"tasks: expected one or more of {', '.join(known)}, found {names!r}: ask for those")
@@ -261,6 +252,7 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
         "neck": NECKS,
         "output_stride": OUTPUT_STRIDES,
         "compute_dtype": COMPUTE_DTYPES,
+        "share_until": SHARE_CHOICES,
     }
     for name, allowed in choices.items():
         if settings[name] not in allowed:

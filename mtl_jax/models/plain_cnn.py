@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.layers import ConvNorm, make_divisible
+from mtl_jax.models.layers import ByBatch, ConvNorm, make_divisible
 
 # Channels and stride of each 3x3 convolution. Features are tapped where a stride of 8 px or more ends.
 LAYERS = ((16, 2), (32, 2), (64, 2), (64, 1), (96, 2), (96, 1), (128, 2))
@@ -27,16 +27,18 @@ class PlainCNN(nn.Module):
     output_stride: int = 32
     dtype: jnp.dtype = jnp.dtype("float32")
     batch_norm_momentum: float = 0.9
+    after: int = 1  # px; layers up to this stride are left out, and the input is what they would give
+    until: int = 32  # px; layers beyond this stride are left out
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "batch height width 3"], *, train_batch_norm: bool
+        self, image: Float[Array, "batch height width channels"], *, train_batch_norm: ByBatch
     ) -> dict[int, Float[Array, "batch _ _ _"]]:
-        """Returns the deepest features of each stride from 8 px to 32 px.
+        """Returns the deepest features of each stride from 8 px on, up to 32 px or `until`.
 
         Args:
-            image: RGB, normalised with ImageNet's mean and standard deviation.
-            train_batch_norm: Normalise by the batch and update the running statistics.
+            image: RGB, normalised with ImageNet's mean and standard deviation; or the features of stride `after`.
+            train_batch_norm: Where to normalise by the batch and update the running statistics.
 
         Raises:
             UserError: An output stride other than 32.
@@ -46,11 +48,16 @@ class PlainCNN(nn.Module):
         conv_norm = functools.partial(
             ConvNorm, epsilon=BATCH_NORM_EPSILON, momentum=self.batch_norm_momentum, dtype=self.dtype
         )
-        x, reached, taps = image, 1, {}
+        x, reached = image, 1
+        taps = {self.after: x} if self.after >= FIRST_TAP_STRIDE else {}
         for number, (channels, stride) in enumerate(LAYERS):
-            width = make_divisible(channels * self.width_multiplier)
-            layer = conv_norm(width, "relu", 3, stride, name=f"layer_{number}")
-            x, reached = layer(x, train_batch_norm=train_batch_norm), reached * stride
-            if reached >= FIRST_TAP_STRIDE:
-                taps[reached] = x
+            if reached * stride > self.until:
+                return taps | {reached: x}
+            reached *= stride
+            if reached > self.after:
+                width = make_divisible(channels * self.width_multiplier)
+                layer = conv_norm(width, "relu", 3, stride, name=f"layer_{number}")
+                x = layer(x, train_batch_norm=train_batch_norm)
+                if reached >= FIRST_TAP_STRIDE:
+                    taps[reached] = x
         return taps

@@ -33,7 +33,7 @@ def load(variables: Variables, path: str | Path) -> dict[str, Any]:
     """Puts a file's weights in place of the backbone's, or of the whole published network's.
 
     Args:
-        variables: {"params", "batch_stats"} of a multi-task network (its part "backbone" is replaced), or of
+        variables: {"params", "batch_stats"} of a multi-task network (its backbone is replaced, in every branch), or of
             `MobileNetV3SmallClassifier`.
         path: A .npz or .pth file of torchvision's `state_dict`. The classifier of a published file is left
             out where the network has none.
@@ -134,15 +134,22 @@ def _one_line(error: Exception) -> str:
 
 def _torchvision_names(paths: list[TreePath]) -> dict[TreePath, str]:
     """Maps the paths of the variables that a file holds to torchvision's names."""
-    parts = {path[2:4] for path in paths if path[1] in ("backbone", "features")}
+    inside = {path: _inside_backbone(path) for path in paths}
+    parts = {rest[:2] for rest in inside.values() if rest}
     last = 1 + len({block for block, _ in parts if block.startswith("block_")})
     names = {}
     for path in paths:
         if path[1] in CLASSIFIER:
             names[path] = f"{CLASSIFIER[path[1]]}.{LEAVES[path[-1]]}"
-        elif path[1] in ("backbone", "features"):
-            names[path] = f"features.{_feature_name(path[2:], parts, last)}.{LEAVES[path[-1]]}"
+        elif rest := inside[path]:
+            names[path] = f"features.{_feature_name(rest, parts, last)}.{LEAVES[path[-1]]}"
     return names
+
+
+def _inside_backbone(path: TreePath) -> TreePath:
+    """The path below the backbone, or the part of it in a task's branch; empty for other variables."""
+    depth = next((depth for depth in (1, 2) if path[depth] in ("backbone", "features")), None)
+    return () if depth is None else path[depth + 1 :]
 
 
 def _feature_name(rest: TreePath, parts: set[TreePath], last: int) -> str:

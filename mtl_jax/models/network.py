@@ -1,0 +1,108 @@
+"""The two wirings of a network: every task through the same layers, or each through a branch of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.models.head import Head
+from mtl_jax.models.layers import ByBatch
+from mtl_jax.tasks.base import Task
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the published weights were trained on
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class MultiTaskNetwork(nn.Module):
+    """Backbone, neck and head, shared by all tasks but for each one's slice of the head's last layer."""
+
+    backbone: nn.Module
+    neck: nn.Module
+    head: Head
+    tasks: tuple[Task, ...]
+
+    def __call__(
+        self,
+        image: Float[Array, "batch height width 3"],
+        *,
+        tasks: tuple[str, ...],
+        train: bool,
+        train_batch_norm: ByBatch,
+    ) -> dict[str, Float[Array, "batch ..."]]:
+        """Returns {task: raw outputs of the head} for RGB images in 0..1."""
+        features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
+        levels = self.neck(features, train_batch_norm=train_batch_norm)
+        return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm)
+
+
+class Branch(nn.Module):
+    """One task's own upper stages of the backbone, neck and head."""
+
+    backbone: nn.Module
+    neck: nn.Module
+    head: Head
+
+    def __call__(
+        self, shared: Mapping[int, Float[Array, "batch _ _ _"]], *, task: str, train: bool, train_batch_norm: ByBatch
+    ) -> Float[Array, "batch ..."]:
+        """Returns the task's raw outputs, from {stride in px: features} of the shared stages."""
+        last = max(shared)
+        own = self.backbone(shared[last], train_batch_norm=train_batch_norm)
+        finer = {stride: x for stride, x in shared.items() if stride < last}
+        levels = self.neck(finer | own, train_batch_norm=train_batch_norm)
+        return self.head(levels, tasks=(task,), train=train, train_batch_norm=train_batch_norm)[task]
+
+
+class BranchedNetwork(nn.Module):
+    """Shared lower stages of the backbone, then a branch for each task.
+
+    A task learnt while the shared stages are frozen changes nothing of any other task.
+
+    References:
+        Rusu et al., "Progressive Neural Networks", 2016 (columns that leave earlier ones alone).
+        Vandenhende et al., "Branched Multi-Task Networks", 2020 (sharing up to a layer).
+    """
+
+    backbone: nn.Module  # up to the last shared stage
+    upper: Callable[..., nn.Module]  # makes the stages after it
+    neck: Callable[..., nn.Module]
+    head: Callable[..., Head]  # (tasks) -> head
+    tasks: tuple[Task, ...]
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "batch height width 3"],
+        *,
+        tasks: tuple[str, ...],
+        train: bool,
+        train_batch_norm: ByBatch,
+    ) -> dict[str, Float[Array, "batch ..."]]:
+        """Returns {task: raw outputs of its branch} for RGB images in 0..1."""
+        shared = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
+        records, outputs = {task.name: task for task in self.tasks}, {}
+        for name in tasks:
+            head = self.head((records[name],), parent=None)
+            branch = Branch(self.upper(parent=None), self.neck(parent=None), head, name=branch_name(name))
+            outputs[name] = branch(shared, task=name, train=train, train_batch_norm=train_batch_norm)
+        return outputs
+
+
+Network = MultiTaskNetwork | BranchedNetwork
+
+
+def branch_name(task: str) -> str:
+    """Returns the key of a task's branch among the parameters of a branched network."""
+    return f"branch_{task}"
+
+
+def normalised(image: Float[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
+    """Returns RGB in 0..1 as the published backbones expect it."""
+    return (image - _per_channel(IMAGENET_MEAN)) * (1 / _per_channel(IMAGENET_STD))
+
+
+def _per_channel(values: tuple[float, ...]) -> Float[Array, "1 1 1 3"]:
+    return jnp.asarray(values, jnp.float32)[None, None, None, :]

@@ -1,0 +1,122 @@
+"""Branched wirings: one task's branch is its own, and a split backbone is the whole one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_multi_task import TASKS
+
+from mtl_jax.errors import UserError
+from mtl_jax.models import multi_task
+from mtl_jax.models.mobilenet_v3 import MobileNetV3Small
+from mtl_jax.models.plain_cnn import PlainCNN
+
+SMALL = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8, "head_layers": 2}
+IMAGE = jax.random.uniform(jax.random.key(1), (2, 32, 64, 3))
+SHARES = ("stage_0", "stage_1", "stage_2", "stage_3")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return multi_task.build(SMALL | {"share_until": "stage_2"}, TASKS)
+
+
+@pytest.fixture(scope="module")
+def variables(model):
+    return multi_task.init_variables(model, key=jax.random.key(0))
+
+
+def count(share):
+    model = multi_task.build(SMALL | {"share_until": share}, TASKS)
+    shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
+    return multi_task.parameter_count(shapes["params"])
+
+
+def test_the_more_is_shared_the_fewer_parameters_there_are():
+    counts = {share: count(share) for share in (*SHARES, "all")}
+    totals = [sum(parts.values()) for parts in counts.values()]
+    assert totals == sorted(totals, reverse=True)
+    assert len(set(totals)) == len(totals)
+    for share in SHARES:
+        assert set(counts[share]) == {"backbone", "branch_seg", "branch_det", "branch_cls"}
+
+
+def test_outputs_have_the_shapes_of_the_shared_network(model, variables):
+    shared = multi_task.build(SMALL, TASKS)
+    names = ("seg", "det", "cls")
+    ours = jax.eval_shape(lambda v: multi_task.apply_eval(model, v, IMAGE, tasks=names), variables)
+    theirs = jax.eval_shape(
+        lambda key: multi_task.apply_eval(shared, multi_task.init_variables(shared, key=key), IMAGE, tasks=names),
+        jax.random.key(0),
+    )
+    assert ours == theirs
+
+
+def test_a_task_sends_its_gradient_to_the_shared_stages_and_its_own_branch_alone(model, variables):
+    @jax.jit
+    def loss(params):
+        outputs, stats = multi_task.apply_train(
+            model, params, variables["batch_stats"], IMAGE, tasks=("det",), key=jax.random.key(0), finish=False
+        )
+        return jnp.square(outputs["det"]).sum(), stats
+
+    grads, stats = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    touched = {part for part, tree in grads.items() if any(leaf.any() for leaf in jax.tree.leaves(tree))}
+    assert touched == {"backbone", "branch_det"}
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), stats, variables["batch_stats"])
+    assert {part for part, tree in changed.items() if any(jax.tree.leaves(tree))} == {"backbone", "branch_det"}
+
+
+def test_a_task_needs_no_other_branch(model, variables):
+    alone = {kind: {part: tree[part] for part in ("backbone", "branch_cls")} for kind, tree in variables.items()}
+    cut = multi_task.apply_eval(model, alone, IMAGE, tasks=("cls",))
+    whole = multi_task.apply_eval(model, variables, IMAGE, tasks=("seg", "cls"))
+    np.testing.assert_allclose(cut["cls"], whole["cls"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", [PlainCNN, MobileNetV3Small])
+@pytest.mark.parametrize("stride", [2, 4, 8, 16])
+def test_the_lower_and_the_upper_stages_together_hold_the_whole_backbone(backbone, stride):
+    make = functools.partial(backbone, 0.25)
+
+    def init(module, x):
+        return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train_batch_norm=False), x)
+
+    def run(module, variables, x):
+        return jax.eval_shape(lambda v, x: module.apply(v, x, train_batch_norm=False), variables, x)
+
+    whole, lower, upper = make(), make(until=stride), make(after=stride)
+    below = run(lower, init(lower, IMAGE), IMAGE)
+    assert max(below) == stride
+    above = run(upper, init(upper, below[stride]), below[stride])
+    finer = {level: x for level, x in below.items() if level < stride}
+    assert finer | above == run(whole, init(whole, IMAGE), IMAGE)
+    parts = init(lower, IMAGE)["params"] | init(upper, below[stride])["params"]
+    assert parts == init(whole, IMAGE)["params"]
+
+
+def test_split_stages_compute_what_the_whole_computes():
+    whole, lower, upper = (PlainCNN(0.25, **part) for part in ({}, {"until": 8}, {"after": 8}))
+    variables = whole.init(jax.random.key(0), IMAGE, train_batch_norm=False)
+
+    def layers(numbers):
+        return {kind: {f"layer_{n}": tree[f"layer_{n}"] for n in numbers} for kind, tree in variables.items()}
+
+    below = lower.apply(layers(range(4)), IMAGE, train_batch_norm=False)
+    above = upper.apply(layers(range(4, 7)), below[8], train_batch_norm=False)
+    for stride, features in whole.apply(variables, IMAGE, train_batch_norm=False).items():
+        np.testing.assert_allclose(above[stride], features, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_left_for_the_branches_is_refused():
+    settings = {"share_until": "stage_3", "output_stride": 16, "neck": "two_conv", "width_multiplier": 0.25}
+    with pytest.raises(UserError, match="nothing is left for the branches"):
+        multi_task.build(settings, {"seg": dataclasses.replace(TASKS["seg"], strides=(16,))})
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(UserError, match=r"share_until: expected one of all, stage_0"):
+        multi_task.build(SMALL | {"share_until": "stage_9"}, TASKS)
