@@ -250,7 +250,7 @@ def _group_losses(
 
 
 def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    """Splits params, or gradients like them, into what tasks share and each one's own head slice or branch."""
+    """Splits params, or gradients like them, into what tasks share and each one's slice of the head or branch."""
     branches = {branch_name(task): task for task in tasks}
     if not branches.keys() - tree.keys():
         return (

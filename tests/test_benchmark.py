@@ -77,3 +77,25 @@ def test_the_command_line_prints_a_table_and_writes_json(monkeypatch, tmp_path, 
     assert record["rows"] == [{"side": "jax", "median_ms": 1.5}]
     assert record["machine"]["cores"]
     assert benchmark.main(["step", "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
+
+
+def test_sharing_more_takes_fewer_parameters(monkeypatch):
+    from mtl_jax import config as config_lib
+    from mtl_jax import experiment
+    from mtl_jax.benchmarks import sharing
+
+    config = config_lib.base()
+    config.model.update({"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8})
+    for name in ("one", "two"):
+        config.tasks[name] = {"kind": "classification", "classes": ("a", "b")}
+
+    def build(data_root, *, share_until):
+        config.model.share_until = share_until
+        return experiment.build(config.to_dict(), data_root=data_root)
+
+    monkeypatch.setattr(sharing.flagship, "build", build)
+    monkeypatch.setattr(multi_task, "SHARE_CHOICES", ("all", "stage_3"))
+    rows = sharing.measure(Path(), image_size=64, repeats=1)
+    assert [row["share_until"] for row in rows] == ["all", "stage_3"]
+    assert rows[0]["params"] < rows[1]["params"]
+    assert all(row["ratio"] > 0 for row in rows)

@@ -132,6 +132,13 @@ def evaluate(options: Options) -> Rows:
     return evaluation.measure(options.data_root)
 
 
+def sharing(options: Options) -> Rows:
+    """Times one image through each wiring of the flagship, every task alone and all together, and counts parameters."""
+    from mtl_jax.benchmarks import sharing
+
+    return sharing.measure(options.data_root, image_size=options.image_size, repeats=options.repeats)
+
+
 def roofline(options: Options) -> Rows:
     """Time of each layer, forward and backward, against what the machine's ceilings allow it."""
     from mtl_jax.benchmarks import roofline
@@ -147,5 +154,6 @@ COMMANDS = {
     "balance": balance,
     "scale": scale,
     "evaluate": evaluate,
+    "sharing": sharing,
     "roofline": roofline,
 }

@@ -12,8 +12,8 @@ from mtl_jax.errors import UserError
 PAGE = Path(__file__).parents[2] / "configs" / "seq.py"
 
 
-def build(data_root: Path) -> experiment.Experiment:
-    """Returns the flagship's experiment.
+def build(data_root: Path, **model_changes: Any) -> experiment.Experiment:
+    """Returns the flagship's experiment, with some settings of its network changed.
 
     Raises:
         UserError: its configuration page is not there: the package was installed without the repository.
@@ -23,4 +23,6 @@ def build(data_root: Path) -> experiment.Experiment:
         raise UserError(f"the flagship's page {PAGE} is missing; run the benchmark from a clone of the repository")
     page: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(page)
-    return experiment.build(page.get_config().to_dict(), data_root=data_root)
+    config = page.get_config().to_dict()
+    config["model"] |= model_changes
+    return experiment.build(config, data_root=data_root)

@@ -131,7 +131,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV3Small(nn.Module):
-    """The convolutional part of the network, or some of its stages; parts are named stem, block_1 … block_11, last."""
+    """The convolutional part of the network, or some of its stages; its parts are stem, block_1 … block_11, last."""
 
     width_multiplier: float = 1.0
     output_stride: int = 32
