@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mtl_jax.errors import UserError
 
 BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
+IMPORTANCE_CHOICES = ("fisher", "mas")
 
 
 def base() -> Any:
@@ -124,7 +125,8 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages
             "ewc_strength": 0.0,  # 0 is off
-            "ewc_examples": 100,  # training images that the Fisher information is estimated from, at the stage's end
+            "ewc_importance": "fisher",  # of a parameter: (empirical) Fisher information, or "mas", effect on the outputs
+            "ewc_examples": 100,  # training images that the importance is estimated from, at the stage's end
             "ewc_decay": 1.0,  # of the older stages' Fisher information
             "lwf_weight": 0.0,  # of distillation from the network as the stage found it; 0 is off
             "lwf_weights": {},  # task -> factor on lwf_weight; 1 where absent
@@ -203,11 +205,9 @@ def validate(config: Any) -> None:
             ),
             0.0,
         )
-        if settings.train_batch_norm not in BATCH_NORM_CHOICES:
-            raise UserError(
-                f"{where}.train_batch_norm is {settings.train_batch_norm!r}; expected one of "
-                f"{', '.join(BATCH_NORM_CHOICES)}"
-            )
+        for choice, allowed in (("train_batch_norm", BATCH_NORM_CHOICES), ("ewc_importance", IMPORTANCE_CHOICES)):
+            if settings[choice] not in allowed:
+                raise UserError(f"{where}.{choice} is {settings[choice]!r}; expected one of {', '.join(allowed)}")
         if not 0 <= settings.ema_decay < 1:
             raise UserError(f"{where}.ema_decay is {settings.ema_decay}; expected 0 <= ema_decay < 1")
     for stream_name, settings in config.streams.items():

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mtl_jax import balance, devices, experiment, optimizer, train_step
-from mtl_jax.continual import ewc, replay
+from mtl_jax.continual import ewc, mas, replay
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 
@@ -213,20 +213,18 @@ def remember(
 
 
 def _fisher(config: Any, parts: experiment.Experiment, stage: StagePlan, variables: PyTree) -> PyTree:
-    """The Fisher information of the stage's own tasks, on training images without augmentation."""
+    """The parameters' importance for the stage's own tasks, on training images without augmentation."""
     total = None
     for stream in stage.settings.streams:
         source = experiment.source(parts, stream, training=True)
         data = experiment.train_batches(parts, stream, source, seed=config.seed, augmented=False)
         batches = max(1, min(stage.settings.ewc_examples, len(source)) // config.streams[stream].batch_size)
-        loss = train_step.per_example_loss(
-            parts.model, experiment.stream_tasks(parts, stream), variables["batch_stats"]
-        )
-        fisher = ewc.fisher_diagonal(
-            loss,
-            variables["params"],
-            (data[number] for number in range(batches)),
-        )
+        examples = (data[number] for number in range(batches))
+        measured = (parts.model, experiment.stream_tasks(parts, stream), variables["batch_stats"])
+        if stage.settings.ewc_importance == "mas":
+            fisher = mas.importance(train_step.per_example_outputs(*measured), variables["params"], examples)
+        else:
+            fisher = ewc.fisher_diagonal(train_step.per_example_loss(*measured), variables["params"], examples)
         total = fisher if total is None else jax.tree.map(jnp.add, total, fisher)
     return total
 

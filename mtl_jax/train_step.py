@@ -288,6 +288,19 @@ def _where_frozen(change: Callable[[Array], Array], params: PyTree, patterns: tu
     return jax.tree.unflatten(structure, changed)
 
 
+def per_example_outputs(
+    model: Any, tasks: Mapping[str, Task], batch_stats: PyTree
+) -> Callable[[PyTree, Mapping[str, Any]], Float[Array, " outputs"]]:
+    """Returns `(params, example) -> what the head emits for tasks`, in one vector, with running statistics."""
+
+    def outputs(params: PyTree, example: Mapping[str, Any]) -> Float[Array, " outputs"]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        raw = multi_task.apply_eval(model, variables, example["image"][None], tasks=tuple(tasks), finish=False)
+        return jnp.concatenate([raw[name].ravel() for name in tasks])
+
+    return outputs
+
+
 def per_example_loss(
     model: Any, tasks: Mapping[str, Task], batch_stats: PyTree
 ) -> Callable[[PyTree, Mapping[str, Any]], Float[Array, ""]]:

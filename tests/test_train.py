@@ -109,6 +109,16 @@ def test_freezing_nothing_or_everything_is_refused(tiny_backbone, tmp_path, patt
         train_loop.train_and_evaluate(config, tmp_path / "run")
 
 
+def test_memory_aware_synapses_hold_the_first_stage(tiny_backbone, tmp_path):
+    config = tiny_config()
+    config.stages.seg.ewc_importance = "mas"
+    config.stages.cls = config_lib.stage(("single",), epochs=1.0, ewc_strength=1e-4)
+    train_loop.train_and_evaluate(config, tmp_path / "run")
+    penalties = values(tmp_path / "run", "ewc_penalty")
+    assert penalties[0] == 0
+    assert penalties[-1] > 0
+
+
 def test_every_mitigation_enters_the_second_stage_s_loss(finished):
     assert len(values(finished, "single_distillation")) == 4
     assert len(values(finished, "masks_replay_loss")) == 4

@@ -56,12 +56,35 @@ def fisher_diagonal(
         raise UserError('expected a key for estimator "sampled", found none: give key=jax.random.key(seed)')
     squares = ESTIMATORS[estimator]
 
+    def squared_gradient(params, example, key, index):
+        return squares(per_example_loss_fn, params, example, key, index)
+
+    return mean_over_examples(squared_gradient, params, batches, key=key)
+
+
+def mean_over_examples(
+    importance_fn: Callable[..., Any], params: Tree, batches: Iterable[Any], *, key: PRNGKeyArray | None = None
+) -> Tree:
+    """The mean of a parameter importance over examples, taken one at a time.
+
+    Args:
+        importance_fn: `(params, example, key, index) -> pytree like params` in float32; `index` counts the examples.
+        params: passed on.
+        batches: pytrees of arrays with a leading batch axis; they may differ in size.
+        key: passed on.
+
+    Returns:
+        A pytree like `params`, in float32.
+
+    Raises:
+        UserError: if there is no example.
+    """
+
     @jax.jit
     def add_batch(total, start, params, batch, key):
         def add_example(carry, example):
             total, index = carry
-            square = squares(per_example_loss_fn, params, example, key, index)
-            return (jax.tree.map(jnp.add, total, square), index + 1), None
+            return (jax.tree.map(jnp.add, total, importance_fn(params, example, key, index)), index + 1), None
 
         return jax.lax.scan(add_example, (total, start), batch)[0][0]
 
@@ -71,7 +94,7 @@ def fisher_diagonal(
         total = add_batch(total, count, params, batch, key)
         count += jnp.shape(jax.tree.leaves(batch)[0])[0]
     if count == 0:
-        raise UserError("expected examples for the Fisher information, found none: give at least one batch")
+        raise UserError("expected examples for the parameters' importance, found none: give at least one batch")
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
