@@ -125,7 +125,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages
             "ewc_strength": 0.0,  # 0 is off
-            "ewc_importance": "fisher",  # of a parameter: (empirical) Fisher information, or "mas", effect on the outputs
+            "ewc_importance": "fisher",  # of a parameter: empirical Fisher information; or "mas", effect on the outputs
             "ewc_examples": 100,  # training images that the importance is estimated from, at the stage's end
             "ewc_decay": 1.0,  # of the older stages' Fisher information
             "lwf_weight": 0.0,  # of distillation from the network as the stage found it; 0 is off
@@ -135,6 +135,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "replay_max_side": 640,  # px, of a kept image
             "replay_batch_size": 0,  # images of each old stream added to every step of this stage; 0 is off
             "replay_weight": 1.0,  # of the loss on replayed labels
+            "agem": False,  # replayed images only bar the way to gradients that would raise the old tasks' losses
         }
     )
     return _changed(settings, {"streams": streams, **changes}, f"stage({streams!r})")

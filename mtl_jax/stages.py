@@ -94,6 +94,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
             if settings.lwf_weight and task not in own
         },
         ewc_strength=settings.ewc_strength,
+        reference_tasks=_reference_tasks(settings, objective_streams, own=own, old=old, where=f"config.stages.{name}"),
         train_batch_norm=_batch_norm(parts, settings, own=own, old=old),
         frozen=_freeze(settings.freeze, learnt.variables["params"], where=f"config.stages.{name}.freeze"),
     )
@@ -118,6 +119,24 @@ def _batch_norm(
         return where == "everywhere" or any(path.endswith(level) for level in fresh)
 
     return by_batch
+
+
+def _reference_tasks(
+    settings: Any, streams: Mapping[str, tuple[str, ...]], *, own: tuple[str, ...], old: tuple[str, ...], where: str
+) -> tuple[str, ...]:
+    """The old tasks whose replayed exemplars the new gradient must not oppose."""
+    if not settings.agem or not old:
+        return ()
+    replayed = {task for stream, tasks in streams.items() if stream not in settings.streams for task in tasks}
+    found = tuple(task for task in old if task in replayed and task not in own)
+    if not found:
+        raise UserError(
+            f"{where}.agem needs exemplars of an old task; set replay_images of an earlier stage and replay_batch_size "
+            "of this one"
+        )
+    if settings.balance != "sum":
+        raise UserError(f'{where}.agem takes the place of balance {settings.balance!r}; set balance="sum"')
+    return found
 
 
 def _freeze(patterns: tuple[str, ...], params: PyTree, *, where: str) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtl_jax import optimizer
-from mtl_jax.continual import ewc, lwf
+from mtl_jax.continual import agem, ewc, lwf
 from mtl_jax.models import multi_task
 from mtl_jax.models.network import branch_name
 from mtl_jax.tasks.base import Task
@@ -52,6 +52,7 @@ class Objective:
     distilled: Mapping[str, float] = dataclasses.field(default_factory=dict)  # old task -> weight of its distillation
     ewc_strength: float = 0.0
     train_batch_norm: bool | Callable[[str], bool] = True  # or the paths of the layers to train it in
+    reference_tasks: tuple[str, ...] = ()  # their gradient only bars the way to opposing ones (A-GEM)
     frozen: tuple[str, ...] = ()  # patterns of the parameters that the stage leaves as they are
 
     @property
@@ -111,13 +112,18 @@ def make_train_step(
         ema_decay: of the averaged weights; 0 keeps none.
     """
     names = objective.tasks
+    stacked = not sum_of_losses or bool(objective.reference_tasks)
 
     def step(state: TrainState, memory: Memory, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
         losses, batch_stats, metrics, task_grads = _task_gradients(
-            model, tasks, objective, state.params, state.batch_stats, memory, batch, key, stacked=not sum_of_losses
+            model, tasks, objective, state.params, state.batch_stats, memory, batch, key, stacked=stacked
         )
-        if sum_of_losses:
+        if objective.reference_tasks:
+            old = jnp.array([name in objective.reference_tasks for name in names])
+            grads = agem.project(_sum_of_rows(task_grads, ~old), _sum_of_rows(task_grads, old))
+            balance_state = state.balance_state
+        elif sum_of_losses:
             grads, balance_state = task_grads, state.balance_state
         else:
             shared, private = split_private(task_grads, names)
@@ -145,6 +151,10 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def _sum_of_rows(task_grads: PyTree, chosen: Bool[Array, " tasks"]) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.tensordot(chosen.astype(leaf.dtype), leaf, axes=1), task_grads)
 
 
 def _task_gradients(

@@ -119,6 +119,23 @@ def test_memory_aware_synapses_hold_the_first_stage(tiny_backbone, tmp_path):
     assert penalties[-1] > 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "needs exemplars of an old task"),
+        ({"replay_batch_size": 2, "balance": "pcgrad"}, "takes the place of balance"),
+    ],
+)
+def test_a_gem_without_its_parts_is_refused(finished, tmp_path, changes, words):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "1-cls")
+    (copy / "config.json").unlink()
+    config = tiny_config()
+    config.stages.cls = config_lib.stage(("single",), epochs=1.0, agem=True, **changes)
+    with pytest.raises(UserError, match=words):
+        train_loop.train_and_evaluate(config, copy)
+
+
 def test_every_mitigation_enters_the_second_stage_s_loss(finished):
     assert len(values(finished, "single_distillation")) == 4
     assert len(values(finished, "masks_replay_loss")) == 4

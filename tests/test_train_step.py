@@ -10,6 +10,7 @@ import pytest
 from tiny import MODEL
 
 from mtl_jax import balance, optimizer, tasks, train_step
+from mtl_jax.continual import agem
 from mtl_jax.models import multi_task
 
 CLASSES = ("a", "b", "c")
@@ -126,6 +127,24 @@ def test_a_step_leaves_the_head_of_a_task_that_it_does_not_train_alone_even_unde
     assert not any(name.startswith("head/cls") for name in changed)
     assert "head/seg/kernel" in changed
     assert any(name.startswith("backbone") for name in changed)
+
+
+def test_a_gem_projects_the_new_gradient_against_the_replayed_one(run):
+    batches = {"masks": batch("masks"), "names": batch("names", seed=1)}
+    settings = {"train_batch_norm": False}
+
+    def gradient(**changes):
+        before, after, _ = run(objective(**settings, **changes), batches)
+        return jax.tree.map(lambda old, new: (old - new) / RATE, before.params, after.params)
+
+    both = {"masks": ("seg",), "names": ("cls",)}
+    # The old task's loss is turned round: its gradient then opposes whatever the two have in common.
+    for weight in (1.0, -1.0):
+        weights = {"stream_weights": {"masks": 1.0, "names": weight}}
+        new, old = gradient(), gradient(streams={"names": ("cls",)}, **weights)
+        found = gradient(streams=both, reference_tasks=("cls",), **weights)
+        assert_close(found, agem.project(new, old), tolerance=1e-3)
+        assert optax.tree.vdot(found, old) >= -1e-3
 
 
 def test_frozen_parameters_stay_as_they_are_even_under_weight_decay(run):
