@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from mtl_jax.errors import UserError
 
 BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
-IMPORTANCE_CHOICES = ("fisher", "mas")
+IMPORTANCE_CHOICES = ("empirical", "sampled", "exact", "mas", "si")
+EWC_MODES = ("online", "separate")
 
 
 def base() -> Any:
@@ -125,9 +126,13 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages
             "ewc_strength": 0.0,  # 0 is off
-            "ewc_importance": "fisher",  # of a parameter: empirical Fisher information; or "mas", effect on the outputs
+            # of a parameter for this stage: Fisher information by the labels ("empirical"), by labels drawn from the
+            # network's answers ("sampled") or by all answers ("exact", classification only); "mas", its effect on the
+            # outputs; "si", how much of the stage's progress it made
+            "ewc_importance": "empirical",
             "ewc_examples": 100,  # training images that the importance is estimated from, at the stage's end
-            "ewc_decay": 1.0,  # of the older stages' Fisher information
+            "ewc_mode": "online",  # one anchor for all old stages; or "separate": one for each, which costs memory
+            "ewc_decay": 1.0,  # of the older stages' importance, online
             "lwf_weight": 0.0,  # of distillation from the network as the stage found it; 0 is off
             "lwf_weights": {},  # task -> factor on lwf_weight; 1 where absent
             "replay_images": 0,  # kept of each stream of this stage for the later ones; 0 keeps none
@@ -206,7 +211,11 @@ def validate(config: Any) -> None:
             ),
             0.0,
         )
-        for choice, allowed in (("train_batch_norm", BATCH_NORM_CHOICES), ("ewc_importance", IMPORTANCE_CHOICES)):
+        for choice, allowed in (
+            ("train_batch_norm", BATCH_NORM_CHOICES),
+            ("ewc_importance", IMPORTANCE_CHOICES),
+            ("ewc_mode", EWC_MODES),
+        ):
             if settings[choice] not in allowed:
                 raise UserError(f"{where}.{choice} is {settings[choice]!r}; expected one of {', '.join(allowed)}")
         if not 0 <= settings.ema_decay < 1:

@@ -1,4 +1,4 @@
-"""One stage: what it trains on, the step and state that it starts with, and what it keeps for the later ones."""
+"""One stage: what it trains on, and the step and state that it starts with."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from mtl_jax import balance, devices, experiment, optimizer, train_step
-from mtl_jax.continual import ewc, mas, replay
+from mtl_jax.continual import ewc, replay
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 
 SMOKE_STEPS = 2  # per stage of a smoke run
-REPLAY_CANDIDATES = 2000  # training images that exemplars are chosen among; decoding more would take minutes
 
 
 class Learnt(NamedTuple):
     """What a finished stage hands to the next."""
 
     variables: PyTree
-    fisher: PyTree | None
+    anchors: tuple[ewc.Anchor, ...]  # parameters and their importance for the tasks so far
     replay: dict[str, replay.ReplayBuffer]  # stream -> exemplars
     stages: list[dict[str, Any]]  # {"name", "metrics"} of every finished stage: the baselines so far
     train_seconds: float
@@ -39,6 +37,7 @@ class StagePlan(NamedTuple):
     settings: Any  # of the stage, from the config
     data: dict[str, Any]  # stream (replayed ones included) -> endless batches
     objective: train_step.Objective
+    consolidated: bool  # a later stage holds the parameters by their importance for this one
     learnt_tasks: tuple[str, ...]  # by the end of the stage, in the order in which they were learnt
     batch_sizes: dict[str, int]  # images of each stream in a step
     steps_per_epoch: int
@@ -99,8 +98,18 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
         frozen=_freeze(settings.freeze, learnt.variables["params"], where=f"config.stages.{name}.freeze"),
     )
     steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
-    learnt_tasks = tuple(dict.fromkeys([*old, *own]))
-    return StagePlan(index, name, settings, data, objective, learnt_tasks, batch_sizes, steps_per_epoch, steps)
+    return StagePlan(
+        index=index,
+        name=name,
+        settings=settings,
+        data=data,
+        objective=objective,
+        consolidated=any(config.stages[later].ewc_strength for later in config.order[index + 1 :]),
+        learnt_tasks=tuple(dict.fromkeys([*old, *own])),
+        batch_sizes=batch_sizes,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps,
+    )
 
 
 def _batch_norm(
@@ -181,6 +190,7 @@ def prepare(
         balance=method,
         tx=tx,
         ema=settings.ema_decay > 0,
+        path=settings.ewc_importance == "si" and stage.consolidated,
         tasks=stage.objective.tasks,
         key=jax.random.fold_in(jax.random.key(seed), stage.index + 1),
     )
@@ -194,58 +204,11 @@ def prepare(
         schedule=schedule,
         ema_decay=settings.ema_decay,
     )
-    consolidated = bool(settings.ewc_strength) and learnt.fisher is not None
     memory = train_step.Memory(
         teacher=learnt.variables if stage.objective.distilled else None,
-        anchor_params=learnt.variables["params"] if consolidated else None,
-        fisher=learnt.fisher if consolidated else None,
+        anchors=learnt.anchors if settings.ewc_strength else (),
     )
     return state, jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere()), memory
-
-
-def remember(
-    config: Any, parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, variables: PyTree
-) -> tuple[PyTree | None, dict[str, replay.ReplayBuffer]]:
-    """Keeps what later stages ask for, from this stage's training data.
-
-    Returns:
-        The Fisher information of all tasks so far, and the exemplars of all streams so far.
-    """
-    later = [config.stages[name] for name in config.order[stage.index + 1 :]]
-    fisher, buffers = learnt.fisher, dict(learnt.replay)
-    if any(settings.ewc_strength for settings in later):
-        fresh = _fisher(config, parts, stage, variables)
-        fisher = fresh if fisher is None else ewc.accumulate(fisher, fresh, decay=stage.settings.ewc_decay)
-    if later and stage.settings.replay_images:
-        for number, stream in enumerate(stage.settings.streams):
-            generator = np.random.default_rng([config.seed, stage.index, number])
-            source = experiment.source(parts, stream, training=True)
-            candidates = generator.permutation(len(source))[:REPLAY_CANDIDATES]
-            buffers[stream] = replay.fill(
-                experiment.Subset(source, candidates.tolist()),
-                count=stage.settings.replay_images,
-                selection=stage.settings.replay_selection,
-                generator=generator,
-                max_side_px=stage.settings.replay_max_side,
-            )
-    return jax.device_get(fisher), buffers
-
-
-def _fisher(config: Any, parts: experiment.Experiment, stage: StagePlan, variables: PyTree) -> PyTree:
-    """The parameters' importance for the stage's own tasks, on training images without augmentation."""
-    total = None
-    for stream in stage.settings.streams:
-        source = experiment.source(parts, stream, training=True)
-        data = experiment.train_batches(parts, stream, source, seed=config.seed, augmented=False)
-        batches = max(1, min(stage.settings.ewc_examples, len(source)) // config.streams[stream].batch_size)
-        examples = (data[number] for number in range(batches))
-        measured = (parts.model, experiment.stream_tasks(parts, stream), variables["batch_stats"])
-        if stage.settings.ewc_importance == "mas":
-            fisher = mas.importance(train_step.per_example_outputs(*measured), variables["params"], examples)
-        else:
-            fisher = ewc.fisher_diagonal(train_step.per_example_loss(*measured), variables["params"], examples)
-        total = fisher if total is None else jax.tree.map(jnp.add, total, fisher)
-    return total
 
 
 def evaluated(state: train_step.TrainState) -> Mapping[str, PyTree]:

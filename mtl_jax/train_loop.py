@@ -21,13 +21,14 @@ from mtl_jax import (
     evaluate,
     examples,
     experiment,
+    remember,
     report,
     run_record,
     stages,
     train_step,
 )
 from mtl_jax import config as config_lib
-from mtl_jax.continual import replay
+from mtl_jax.continual import ewc, replay
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.metrics_log import MetricsLog
@@ -87,7 +88,7 @@ def _start(run: Run) -> Learnt:
     variables = experiment.init_variables(
         run.parts, key=jax.random.key(run.config.seed), pretrained_path=run.config.pretrained
     )
-    return Learnt(variables, fisher=None, replay={}, stages=[], train_seconds=0.0, step=0)
+    return Learnt(variables, anchors=(), replay={}, stages=[], train_seconds=0.0, step=0)
 
 
 def _finished_stages(run: Run) -> Learnt | None:
@@ -100,7 +101,7 @@ def _finished_stages(run: Run) -> Learnt | None:
     record = checkpoints.read_metadata(path)
     return Learnt(
         variables=loaded["variables"],
-        fisher=loaded["memory"]["fisher"] or None,
+        anchors=tuple(ewc.Anchor(**anchor) for _, anchor in sorted(loaded["memory"]["anchors"].items())),
         replay={stream: replay.from_tree(tree) for stream, tree in loaded["memory"]["replay"].items()},
         stages=record["stages"],
         train_seconds=record["train_seconds"],
@@ -119,13 +120,14 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     state, memory = devices.copy_everywhere((state, memory))
     state, pauses = _train(run, stage, state, step, memory, learnt.step, started - seconds_before)
     variables = jax.device_get(stages.evaluated(state))
-    fisher, buffers = stages.remember(run.config, run.parts, stage, learnt, variables)
+    anchors = remember.anchors(run.config, run.parts, stage, learnt, state, variables)
+    buffers = remember.exemplars(run.config, run.parts, stage, learnt)
     seconds = seconds_before + time.monotonic() - started - pauses
     metrics = _evaluate(run, variables, stage.learnt_tasks)
     end = learnt.step + stage.total_steps
     _log_metrics(run, stage, metrics, step=end)
     history = [*learnt.stages, {"name": stage.name, "metrics": metrics}]
-    after = Learnt(variables, fisher, buffers, history, learnt.train_seconds + seconds, end)
+    after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end)
     _save_stage(run, stage, after, state)
     return after
 
@@ -273,7 +275,7 @@ def _save_stage(run: Run, stage: StagePlan, after: Learnt, state: train_step.Tra
                 "key": state.key,
             },
             "memory": {
-                "fisher": {} if after.fisher is None else after.fisher,
+                "anchors": {str(number): anchor._asdict() for number, anchor in enumerate(after.anchors)},
                 "replay": {stream: replay.to_tree(buffer) for stream, buffer in after.replay.items()},
             },
         },

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtl_jax import optimizer
-from mtl_jax.continual import agem, ewc, lwf
+from mtl_jax.continual import agem, ewc, lwf, si
 from mtl_jax.models import multi_task
 from mtl_jax.models.network import branch_name
 from mtl_jax.tasks.base import Task
@@ -29,6 +29,7 @@ class TrainState(NamedTuple):
     balance_state: PyTree
     opt_state: PyTree
     ema: optimizer.EmaState | None
+    path: PyTree | None  # of synaptic intelligence: each parameter's part in the loss's fall
     key: Array  # of the stage; each step folds its number in
 
 
@@ -36,8 +37,7 @@ class Memory(NamedTuple):
     """What a stage was given of the earlier ones; a step reads it and leaves it as it is."""
 
     teacher: Any  # variables of the network before the stage
-    anchor_params: PyTree | None
-    fisher: PyTree | None
+    anchors: tuple[ewc.Anchor, ...]  # that hold the parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,7 @@ def init_state(
     balance: optax.GradientTransformationExtraArgs,
     tx: optax.GradientTransformation,
     ema: bool,
+    path: bool = False,
     tasks: tuple[str, ...],
     key: Array,
 ) -> TrainState:
@@ -84,6 +85,7 @@ def init_state(
         balance_state=balance.init(shared),
         opt_state=tx.init(params),
         ema=optimizer.EmaState(params, jnp.zeros((), jnp.int32)) if ema else None,
+        path=jax.tree.map(jnp.zeros_like, params) if path else None,
         key=key,
     )
 
@@ -131,10 +133,9 @@ def make_train_step(
                 shared, state.balance_state, split_private(state.params, names)[0], task_losses=losses
             )
             grads = join_private(shared, jax.tree.map(lambda leaf: leaf.sum(0), private))
-        if memory.fisher is not None and objective.ewc_strength:
-            penalty, penalty_grads = jax.value_and_grad(ewc.penalty)(
-                state.params, memory.anchor_params, memory.fisher, objective.ewc_strength
-            )
+        loss_grads = grads
+        if memory.anchors and objective.ewc_strength:
+            penalty, penalty_grads = jax.value_and_grad(_penalty)(state.params, memory.anchors, objective.ewc_strength)
             grads = jax.tree.map(jnp.add, grads, penalty_grads)
             metrics["all/ewc_penalty"] = penalty
         metrics["all/loss"] = losses.sum() + metrics.get("all/ewc_penalty", 0.0)
@@ -147,10 +148,15 @@ def make_train_step(
         updates = _where_frozen(jnp.zeros_like, updates, objective.frozen)
         params = optax.apply_updates(state.params, updates)
         ema = optimizer.ema_update(state.ema, params, ema_decay) if state.ema is not None else None
-        new_state = TrainState(state.step + 1, params, batch_stats, balance_state, opt_state, ema, state.key)
+        path = None if state.path is None else si.update_path(state.path, loss_grads, state.params, params)
+        new_state = TrainState(state.step + 1, params, batch_stats, balance_state, opt_state, ema, path, state.key)
         return new_state, metrics
 
     return step
+
+
+def _penalty(params: PyTree, anchors: tuple[ewc.Anchor, ...], strength: float) -> Float[Array, ""]:
+    return jnp.stack([ewc.penalty(params, *anchor, strength) for anchor in anchors]).sum()
 
 
 def _sum_of_rows(task_grads: PyTree, chosen: Bool[Array, " tasks"]) -> PyTree:
@@ -296,32 +302,3 @@ def _where_frozen(change: Callable[[Array], Array], params: PyTree, patterns: tu
         change(leaf) if is_frozen(path, patterns) else leaf for path, leaf in zip(paths(params), leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, changed)
-
-
-def per_example_outputs(
-    model: Any, tasks: Mapping[str, Task], batch_stats: PyTree
-) -> Callable[[PyTree, Mapping[str, Any]], Float[Array, " outputs"]]:
-    """Returns `(params, example) -> what the head emits for tasks`, in one vector, with running statistics."""
-
-    def outputs(params: PyTree, example: Mapping[str, Any]) -> Float[Array, " outputs"]:
-        variables = {"params": params, "batch_stats": batch_stats}
-        raw = multi_task.apply_eval(model, variables, example["image"][None], tasks=tuple(tasks), finish=False)
-        return jnp.concatenate([raw[name].ravel() for name in tasks])
-
-    return outputs
-
-
-def per_example_loss(
-    model: Any, tasks: Mapping[str, Task], batch_stats: PyTree
-) -> Callable[[PyTree, Mapping[str, Any]], Float[Array, ""]]:
-    """Returns `(params, example) -> loss` with running statistics, for the Fisher information of `tasks`."""
-
-    def loss(params: PyTree, example: Mapping[str, Any]) -> Float[Array, ""]:
-        batch = jax.tree.map(lambda leaf: leaf[None], example)
-        variables = {"params": params, "batch_stats": batch_stats}
-        raw = multi_task.apply_eval(model, variables, batch["image"], tasks=tuple(tasks), finish=False)
-        image_size = (batch["image"].shape[1], batch["image"].shape[2])
-        losses = [task.loss(raw[name], batch["labels"][name], image_size)[0] for name, task in tasks.items()]
-        return jnp.sum(jnp.stack(losses))
-
-    return loss

@@ -17,6 +17,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("train_step", "evaluate", "metrics_log", "progress", "compilation", "devices"),
     ("examples", "experiment", "report", "report_figures", "report_page", "run_record"),
     ("stages",),
+    ("remember",),
     ("train_loop", "evaluate_checkpoint"),
     ("benchmarks",),
 )

@@ -50,7 +50,11 @@ def test_a_config_whose_parts_name_each_other_is_valid(config):
         ("stages.seg.epochs", 0.0, "epochs is 0.0; expected more than 0"),
         ("stages.seg.learning_rate", -1.0, "learning_rate is -1.0; expected at least 0"),
         ("stages.seg.ema_decay", 1.0, "ema_decay is 1.0"),
-        ("stages.seg.ewc_importance", "guess", "ewc_importance is 'guess'; expected one of fisher, mas"),
+        (
+            "stages.seg.ewc_importance",
+            "guess",
+            "ewc_importance is 'guess'; expected one of empirical, sampled, exact, mas, si",
+        ),
         ("stages.seg.train_batch_norm", "never", "train_batch_norm is 'never'; expected one of everywhere"),
         ("streams.scenes.batch_size", 0, "batch_size is 0; expected at least 1"),
         ("streams.scenes.labels", ConfigDict({"mask": "segmentation"}), "names mask; config.tasks has seg"),

@@ -205,3 +205,13 @@ def test_normalising_clips_at_the_given_value_and_keeps_zeros():
     assert ewc.normalise(fisher)["a"].tolist() == [0.0, 0.0, 0.0, 4.0]
     assert ewc.normalise(fisher, clip=3.0)["a"].tolist() == [0.0, 0.0, 0.0, 3.0]
     assert ewc.normalise({"a": jnp.zeros(2)})["a"].tolist() == [0.0, 0.0]
+
+
+def test_online_keeps_one_anchor_and_separate_one_for_each_stage():
+    first, second = {"w": np.array([1.0], np.float32)}, {"w": np.array([3.0], np.float32)}
+    for mode, expected in (("online", [(second, 7.0)]), ("separate", [(first, 4.0), (second, 5.0)])):
+        anchors = ()
+        for params, importance in ((first, 4.0), (second, 5.0)):
+            fresh = {"w": np.array([importance], np.float32)}
+            anchors = ewc.consolidate(anchors, params, fresh, mode=mode, decay=0.5)
+        assert [(anchor.params, float(anchor.importance["w"][0])) for anchor in anchors] == expected

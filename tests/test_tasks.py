@@ -86,3 +86,23 @@ def test_outputs_are_finished_and_decoded_at_fixed_sizes(kind, key):
     assert outputs.shape == expected[kind]
     assert outputs.dtype == jnp.float32
     assert all(leaf.shape[0] == 2 for leaf in prediction.values())
+
+
+@pytest.mark.parametrize("kind", tasks.KINDS)
+def test_labels_drawn_from_the_prediction_pull_it_nowhere_on_average(kind, key):
+    # The score of a likelihood has mean zero under its own distribution.
+    task = tasks.build(CONFIG)[kind]
+    raw = raw_of(task, 1, key)
+    gradients = jax.jit(jax.vmap(jax.grad(lambda raw, key: task.sampled_loss(raw, SIZE, key)), in_axes=(None, 0)))(
+        raw, jax.random.split(key, 2000)
+    )
+    assert jnp.abs(gradients).max() > 0
+    standard_error = gradients.std(axis=0) / np.sqrt(len(gradients))
+    assert jnp.abs(gradients.mean(axis=0) / jnp.maximum(standard_error, 1e-9)).max() < 5.5
+
+
+def test_only_classes_of_a_whole_image_can_be_listed(key):
+    built = tasks.build(CONFIG)
+    assert [kind for kind, task in built.items() if task.log_probabilities] == ["classification"]
+    listed = built["classification"].log_probabilities(jax.random.normal(key, (2, 3)))
+    np.testing.assert_allclose(jnp.exp(listed).sum(axis=-1), 1.0, rtol=1e-6)

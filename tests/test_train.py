@@ -109,9 +109,10 @@ def test_freezing_nothing_or_everything_is_refused(tiny_backbone, tmp_path, patt
         train_loop.train_and_evaluate(config, tmp_path / "run")
 
 
-def test_memory_aware_synapses_hold_the_first_stage(tiny_backbone, tmp_path):
+@pytest.mark.parametrize(("importance", "mode"), [("mas", "online"), ("si", "separate"), ("sampled", "online")])
+def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, importance, mode):
     config = tiny_config()
-    config.stages.seg.ewc_importance = "mas"
+    config.stages.seg.ewc_importance, config.stages.seg.ewc_mode = importance, mode
     config.stages.cls = config_lib.stage(("single",), epochs=1.0, ewc_strength=1e-4)
     train_loop.train_and_evaluate(config, tmp_path / "run")
     penalties = values(tmp_path / "run", "ewc_penalty")

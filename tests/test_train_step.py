@@ -10,7 +10,7 @@ import pytest
 from tiny import MODEL
 
 from mtl_jax import balance, optimizer, tasks, train_step
-from mtl_jax.continual import agem
+from mtl_jax.continual import agem, ewc
 from mtl_jax.models import multi_task
 
 CLASSES = ("a", "b", "c")
@@ -63,7 +63,18 @@ def objective(**changes):
 
 
 def take_steps(
-    model, variables, compiled, aim, batches, *, steps=1, memory=None, method="sum", weight_decay=0.0, ema_decay=0.0
+    model,
+    variables,
+    compiled,
+    aim,
+    batches,
+    *,
+    steps=1,
+    memory=None,
+    method="sum",
+    weight_decay=0.0,
+    ema_decay=0.0,
+    path=False,
 ):
     """Takes some steps of plain SGD; returns the state before, the state after and the last metrics."""
     schedule = optax.constant_schedule(RATE)
@@ -81,6 +92,7 @@ def take_steps(
         balance=balance.METHODS[method](),
         tx=tx,
         ema=ema_decay > 0,
+        path=path,
         tasks=aim.tasks,
         key=jax.random.key(1),
     )
@@ -97,7 +109,7 @@ def take_steps(
     step = compiled.setdefault(repr((aim, method, weight_decay, ema_decay)), jax.jit(made))
     state, metrics = start, {}
     for _ in range(steps):
-        state, metrics = step(state, memory or train_step.Memory(None, None, None), batches)
+        state, metrics = step(state, memory or train_step.Memory(None, ()), batches)
     return start, state, metrics
 
 
@@ -230,7 +242,7 @@ def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_t
     )
 
     def distance(teacher, steps):
-        memory = train_step.Memory(teacher, None, None)
+        memory = train_step.Memory(teacher, ())
         return run(aim, {"names": batch("names")}, steps=steps, memory=memory)[2]["seg/names_distillation"]
 
     np.testing.assert_allclose(distance(variables, 1), 0.0, atol=1e-6)
@@ -243,7 +255,7 @@ def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_t
 
 def test_the_ewc_penalty_is_positive_after_a_step_and_holds_parameters_back(run, variables):
     fisher = jax.tree.map(jnp.ones_like, variables["params"])
-    memory = train_step.Memory(None, variables["params"], fisher)
+    memory = train_step.Memory(None, (ewc.Anchor(variables["params"], fisher),))
 
     def drift_and_penalty(strength):
         _, after, metrics = run(objective(ewc_strength=strength), {"masks": batch("masks")}, steps=5, memory=memory)
@@ -254,6 +266,24 @@ def test_the_ewc_penalty_is_positive_after_a_step_and_holds_parameters_back(run,
     assert held[0] < free[0]
     assert held[1] > 0
     assert free[1] == 0
+
+
+def test_separate_anchors_add_their_penalties(run, variables):
+    params = variables["params"]
+    anchor = ewc.Anchor(jax.tree.map(lambda leaf: leaf + 0.1, params), jax.tree.map(jnp.ones_like, params))
+
+    def penalty(*anchors):
+        memory = train_step.Memory(None, anchors)
+        return run(objective(ewc_strength=1.0), {"masks": batch("masks")}, memory=memory)[2]["all/ewc_penalty"]
+
+    np.testing.assert_allclose(penalty(anchor, anchor), 2 * penalty(anchor), rtol=1e-5)
+
+
+def test_the_path_integral_is_the_gradient_times_the_way(run, variables):
+    before, after, _ = run(objective(), {"masks": batch("masks")}, path=True)
+    way = jax.tree.map(jnp.subtract, after.params, before.params)
+    # One step of plain descent: way = -RATE * gradient.
+    assert_close(after.path, jax.tree.map(lambda step: step**2 / RATE, way))
 
 
 def test_the_average_lags_behind_the_parameters(run):
@@ -279,12 +309,3 @@ def test_private_leaves_split_off_and_join_again():
     assert shared == {"neck": 1, "head": {"conv_1": 2}}
     assert private == {"seg": 3, "cls": 4}
     assert train_step.join_private(shared, private) == params
-
-
-def test_the_per_example_loss_is_that_of_a_batch_of_one(model, variables):
-    loss = train_step.per_example_loss(model, {"cls": TASKS["cls"]}, variables["batch_stats"])
-    data = batch("names")
-    raw = multi_task.apply_eval(model, variables, data["image"], tasks=("cls",), finish=False)
-    whole, _ = TASKS["cls"].loss(raw["cls"], data["labels"]["cls"], (SIZE, SIZE))
-    each = jax.lax.map(lambda example: loss(variables["params"], example), data)
-    np.testing.assert_allclose(jnp.mean(each), whole, rtol=1e-5)

@@ -69,7 +69,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         schedule=schedule,
         ema_decay=0.0,
     )
-    memory = train_step.Memory(None, None, None)
+    memory = train_step.Memory(None, ())
     batch = devices.place(batch, dict.fromkeys(batch, problem.batch_size))
     holder = {"state": jax.device_put(state, devices.everywhere())}
     compiled = compilation.ahead_of_time(jax.jit(step, donate_argnums=0), holder["state"], memory, batch)

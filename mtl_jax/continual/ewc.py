@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,13 @@ from mtl_jax.errors import UserError
 
 # Trees of the parameters' structure and shapes, in one call all the same.
 Tree = PyTree[Float[Array | np.ndarray, "?*shape"], "Params"]
+
+
+class Anchor(NamedTuple):
+    """What holds parameters in place: where they were, and how much each matters."""
+
+    params: PyTree
+    importance: PyTree  # float32, >= 0
 
 
 def fisher_diagonal(
@@ -120,6 +127,26 @@ def penalty(params: Tree, anchor_params: Tree, fisher: Tree, strength: float | F
 
     parts = jax.tree.leaves(jax.tree.map(leaf_penalty, params, anchor_params, fisher))
     return jnp.asarray(0.5 * strength * sum(parts, start=jnp.float32(0.0)))
+
+
+def consolidate(
+    anchors: tuple[Anchor, ...], params: PyTree, importance: PyTree, *, mode: str, decay: float = 1.0
+) -> tuple[Anchor, ...]:
+    """The anchors after one more stage.
+
+    Args:
+        anchors: of the stages before.
+        params: after the newest stage.
+        importance: of the parameters for the newest stage.
+        mode: "online": one anchor, at the newest parameters, with the importance of all stages (Schwarz et al.,
+            2018); "separate": one for each stage (Kirkpatrick et al., 2017).
+        decay: of the older importance, online.
+    """
+    if mode == "separate":
+        return (*anchors, Anchor(params, importance))
+    for anchor in anchors:
+        importance = accumulate(anchor.importance, importance, decay=decay)
+    return (Anchor(params, importance),)
 
 
 def accumulate(old_fisher: Tree, new_fisher: Tree, *, decay: float = 1.0) -> Tree:

@@ -61,6 +61,8 @@ class Task:
     loss: Callable[[Array, Labels, ImageSize], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
     # (raw, teacher_raw, image_size) -> f32[]: how far the student is from the teacher on the same images.
     distillation_loss: Callable[[Array, Array, ImageSize], Float[Array, ""]]
+    # (raw, image_size, key) -> f32[]: -log-likelihood of labels drawn from the prediction itself, on the loss's scale.
+    sampled_loss: Callable[[Array, ImageSize, Array], Float[Array, ""]]
     # (raw, image_size) -> outputs as a user sees them, at input size and in pixels.
     finish: Callable[[Array, ImageSize], Array]
     # (outputs) -> predictions of fixed size, inside jit.
@@ -68,6 +70,8 @@ class Task:
     new_metric: Callable[[], Metric]
     # (matplotlib axes that show the input image, one example's prediction) draws onto them.
     draw: Callable[[Any, Mapping[str, np.ndarray]], None]
+    # (raw) -> f32[b, answers], the log-probability of every answer; None where there are too many to list.
+    log_probabilities: Callable[[Array], Float[Array, "batch answers"]] | None = None
 
     @property
     def levels(self) -> tuple[int, ...]:

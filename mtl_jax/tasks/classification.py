@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
@@ -56,6 +56,8 @@ def make(
         higher_is_better=True,
         loss=functools.partial(loss, label_smoothing=label_smoothing),
         distillation_loss=functools.partial(distillation_loss, temperature=distillation_temperature),
+        sampled_loss=sampled_loss,
+        log_probabilities=log_probabilities,
         finish=finish,
         decode=decode,
         new_metric=functools.partial(TopAccuracy, name=name, class_count=len(classes)),
@@ -97,6 +99,19 @@ def distillation_loss(
     teacher = jax.nn.log_softmax(teacher_raw.astype(jnp.float32) / temperature)
     student = jax.nn.log_softmax(raw.astype(jnp.float32) / temperature)
     return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+
+
+def sampled_loss(raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
+    """Cross-entropy towards classes drawn from the prediction, averaged over the images."""
+    del image_size
+    log_p = log_probabilities(raw)
+    drawn = jax.random.categorical(key, jax.lax.stop_gradient(log_p))
+    return -jnp.take_along_axis(log_p, drawn[:, None], axis=-1).mean()
+
+
+def log_probabilities(raw: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
+    """Returns the log-probability of each class."""
+    return jax.nn.log_softmax(raw.astype(jnp.float32))
 
 
 def finish(raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:

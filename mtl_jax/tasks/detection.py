@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import assignment, boxes
@@ -82,6 +82,7 @@ def make(
             focal_exponent=focal_exponent,
         ),
         distillation_loss=functools.partial(distillation_loss, strides=strides),
+        sampled_loss=functools.partial(sampled_loss, strides=strides),
         finish=functools.partial(finish, strides=strides),
         decode=functools.partial(
             decode,
@@ -241,6 +242,27 @@ def distillation_loss(
     )
     cost = kl[..., 0] + weight * (kl[..., 1:].sum(axis=-1) + smooth_l1.sum(axis=-1) + 1 - overlap)
     return cost.sum() / jnp.maximum(weight.sum(), 1.0)
+
+
+def sampled_loss(
+    raw: Float[Array, "batch cells channels"], image_size: ImageSize, key: Key[Array, ""], *, strides: tuple[int, ...]
+) -> Float[Array, ""]:
+    """-log-likelihood of objects drawn from the prediction, per expected object.
+
+    A cell holds an object with the probability of its objectness. Where it does, each class is drawn by its own
+    probability, and the raw box from a normal distribution of standard deviation 1 around it.
+    """
+    object_key, class_key, box_key = jax.random.split(key, 3)
+    logits = finish(raw, image_size, strides=strides)[..., OBJECTNESS:]
+    probability = jax.nn.sigmoid(jax.lax.stop_gradient(logits))
+    found = jax.random.bernoulli(object_key, probability[..., 0]).astype(jnp.float32)
+    classes = jax.random.bernoulli(class_key, probability[..., 1:]).astype(jnp.float32)
+    box = raw[..., :BOX_CHANNELS].astype(jnp.float32)
+    drawn = jax.lax.stop_gradient(box) + jax.random.normal(box_key, box.shape)
+    cost = _cross_entropy(logits[..., 0], found) + found * (
+        _cross_entropy(logits[..., 1:], classes).sum(axis=-1) + 0.5 * jnp.square(drawn - box).sum(axis=-1)
+    )
+    return cost.sum() / jnp.maximum(probability[..., 0].sum(), 1.0)
 
 
 def _divergence(student_logits: Float[Array, "*n"], teacher_logits: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
@@ -64,6 +64,7 @@ def make(
             class_weights=None if class_weights is None else tuple(map(float, class_weights)),
         ),
         distillation_loss=functools.partial(distillation_loss, temperature=distillation_temperature),
+        sampled_loss=sampled_loss,
         finish=functools.partial(finish, stride=strides[0]),
         decode=decode,
         new_metric=functools.partial(MeanIoU, name=name, classes=classes, ignore_label=ignore_label),
@@ -161,6 +162,16 @@ def distillation_loss(
     teacher = jax.nn.log_softmax(teacher_raw.astype(jnp.float32) / temperature)
     student = jax.nn.log_softmax(raw.astype(jnp.float32) / temperature)
     return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
+
+
+def sampled_loss(
+    raw: Float[Array, "batch rows columns classes"], image_size: ImageSize, key: Key[Array, ""]
+) -> Float[Array, ""]:
+    """Cross-entropy towards classes drawn from the prediction of every cell of the head, averaged over the cells."""
+    del image_size
+    log_p = jax.nn.log_softmax(raw.astype(jnp.float32))
+    drawn = jax.random.categorical(key, jax.lax.stop_gradient(log_p))
+    return -jnp.take_along_axis(log_p, drawn[..., None], axis=-1).mean()
 
 
 def finish(
