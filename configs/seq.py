@@ -3,6 +3,8 @@
 python scripts/train.py --config configs/seq.py --workdir runs/seq --config.data_root=data
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from mtl_jax.config import base, stage, stream
@@ -87,21 +89,23 @@ def get_config(sharing: str = "branched") -> ConfigDict:
         augment={"scale_min": 0.8, "scale_max": 1.8, "random_position": True, "aspect": 1.2, "flip_probability": 0.5},
     )
 
-    rates = {"learning_rate": 2e-3, "backbone_rate": 0.2, "ema_decay": 0.995, "eval_every_epochs": 10.0}
+    rates: dict[str, Any] = {"learning_rate": 2e-3, "backbone_rate": 0.2, "ema_decay": 0.995, "eval_every_epochs": 10.0}
     if sharing == "branched":
-        # Shared up to stride 8; above it each task has stages, neck and head of its own, all three together at about
-        # 1.5 times the time of segmentation alone. The first stage trains all that it uses; the later ones leave the
-        # shared stages as they are, and so forget nothing.
+        # Shared up to stride 8; above it each task has stages, neck and head of its own. No stage changes the shared
+        # ones, whose ImageNet features serve every task as well as trained ones would, and so no task is forgotten.
         config.model.share_until = "stage_2"
         config.model.neck_channels = config.model.head_channels = 64
-        config.model.head_layers = 2
-        later = {"freeze": ("backbone",)}
+        config.model.branches = {"seg": {"neck_channels": 96, "head_channels": 96}, "cls": {"head_layers": 2}}
+        rates["freeze"] = ("backbone",)
+        later = {}
     else:
         # The first stage is free; the later ones keep its statistics, ten of its images, and its outputs.
         rates["replay_images"] = 10
         later = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
     config.stages.seg = stage(("voc",), epochs=25.0, **rates)
-    config.stages.det = stage(("coco",), epochs=100.0, **{**rates, "backbone_rate": 0.5}, **later)
-    config.stages.cls = stage(("imagenette",), epochs=12.0, **rates, **later)
+    config.stages.det = stage(("coco",), epochs=100.0, **{**rates, "backbone_rate": 0.3}, **later)
+    if sharing == "branched":
+        config.stages.det.warm_start = "seg"  # masks teach where things are, and six of the ten kinds of things
+    config.stages.cls = stage(("imagenette",), epochs=12.0, **{**rates, "backbone_rate": 0.05}, **later)
     config.order = ("seg", "det", "cls")
     return config

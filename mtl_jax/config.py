@@ -50,6 +50,8 @@ def base() -> Any:
             "head_channels": 96,
             "head_layers": 3,  # the shared 3x3 layers and the last 1x1, which is split by task
             "dropout_rate": 0.1,
+            # task -> neck_channels, head_channels, head_layers or dropout_rate of its branch; not where all is shared
+            "branches": {},
             # Share of the backbone's running statistics that a step keeps: torchvision's. A network that starts from
             # random weights and trains a few hundred steps wants 0.9.
             "batch_norm_momentum": 0.99,
@@ -122,7 +124,11 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             # "everywhere"; or "new_levels": only in the head's layers of levels that no earlier task has read, which
             # keeps all other statistics as the stage found them; or "nowhere"
             "train_batch_norm": "everywhere",
-            "freeze": (),  # patterns of parameters that stay as they are, statistics too: "backbone", "head/conv_*"
+            # an earlier task, from whose branch the branches of this stage's tasks start, where shapes agree; "" is off
+            "warm_start": "",
+            # patterns of parameters that stay as they are, statistics too: "backbone", "head/conv_*"; with epochs,
+            # "backbone@:5" until the fifth (gradual unfreezing), "backbone/stem@2.5:" from then on (progressive freezing)
+            "freeze": (),
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages
             "ewc_strength": 0.0,  # 0 is off
@@ -135,11 +141,15 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "ewc_decay": 1.0,  # of the older stages' importance, online
             "lwf_weight": 0.0,  # of distillation from the network as the stage found it; 0 is off
             "lwf_weights": {},  # task -> factor on lwf_weight; 1 where absent
+            "lwf_feature_weight": 0.0,  # of the same for the features that tasks share; 0 is off
             "replay_images": 0,  # kept of each stream of this stage for the later ones; 0 keeps none
-            "replay_selection": "class_balanced",  # or "reservoir", "random"
+            # or "random", "reservoir", "herding" (near the mean feature), "diverse" (far apart), "hard" (large loss)
+            "replay_selection": "class_balanced",
             "replay_max_side": 640,  # px, of a kept image
+            "replay_max_mb": 0.0,  # of the kept images of a stream with their labels, decoded; 0 sets no limit
             "replay_batch_size": 0,  # images of each old stream added to every step of this stage; 0 is off
             "replay_weight": 1.0,  # of the loss on replayed labels
+            "der_weight": 0.0,  # of replayed images' distance from the outputs that they were kept with; 0 is off
             "agem": False,  # replayed images only bar the way to gradients that would raise the old tasks' losses
         }
     )
@@ -205,12 +215,17 @@ def validate(config: Any) -> None:
                 "ewc_strength",
                 "ewc_examples",
                 "lwf_weight",
+                "lwf_feature_weight",
                 "replay_images",
+                "replay_max_mb",
                 "replay_batch_size",
                 "replay_weight",
+                "der_weight",
             ),
             0.0,
         )
+        if settings.warm_start:
+            _require_names(f"{where}.warm_start", (settings.warm_start,), "config.tasks", config.tasks)
         for choice, allowed in (
             ("train_batch_norm", BATCH_NORM_CHOICES),
             ("ewc_importance", IMPORTANCE_CHOICES),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,7 @@ def train_batches(
     augmented: bool = True,
     batch_size: int | None = None,
     shared: bool = False,
+    extra_labels: Mapping[str, str] | None = None,
 ) -> Any:
     """Returns the endless batches of a stream, from its own training source or from exemplars of it.
 
@@ -166,6 +167,7 @@ def train_batches(
         augmented: apply the stream's augmentation.
         batch_size: instead of the stream's own.
         shared: with the other processes of the run, of which each prepares its part of every batch.
+        extra_labels: key in the batch -> name of a label that `data` has beside those of the stream.
     """
     settings = experiment.streams[stream]
     count: int = batch_size or settings["batch_size"]
@@ -176,7 +178,7 @@ def train_batches(
         raise UserError(f"config.streams.{stream}.augment: {error}; it has {fields}") from error
     return pipeline.train_batches(
         data,
-        labels=dict(settings["labels"]),
+        labels=dict(settings["labels"]) | dict(extra_labels or {}),
         image_size=train_image_size(experiment, stream),
         batch_size=count,
         share=devices.share(count) if shared else (0, 1),
@@ -184,6 +186,23 @@ def train_batches(
         seed=seed,
         max_boxes=settings["max_boxes"],
         cache_bytes=experiment.cache_bytes,
+    )
+
+
+def examples(experiment: Experiment, stream: str, data: sources.Source) -> Iterator[Any]:
+    """Yields the examples of a source one by one, in its order, as training would see them without augmentation.
+
+    Args:
+        experiment: from `build`.
+        stream: its name.
+        data: what to read.
+    """
+    settings = experiment.streams[stream]
+    return pipeline.examples(
+        data,
+        labels=dict(settings["labels"]),
+        image_size=train_image_size(experiment, stream),
+        max_boxes=settings["max_boxes"],
     )
 
 

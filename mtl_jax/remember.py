@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax import experiment
-from mtl_jax.continual import ewc, mas, replay, si
+from mtl_jax.continual import der, ewc, mas, replay, si
+from mtl_jax.data import sources
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.stages import Learnt, StagePlan
@@ -88,7 +89,7 @@ def answers(model: Any, batch_stats: PyTree) -> Answers:
 
     def answer(params: PyTree, example: Mapping[str, Any], tasks: tuple[str, ...]) -> dict[str, Array]:
         variables = {"params": params, "batch_stats": batch_stats}
-        return multi_task.apply_eval(model, variables, example["image"][None], tasks=tasks, finish=False)
+        return multi_task.eval_raw(model, variables, example["image"][None], tasks=tasks)[0]
 
     return answer
 
@@ -151,7 +152,7 @@ def _size(example: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def exemplars(
-    config: Any, parts: experiment.Experiment, stage: StagePlan, learnt: Learnt
+    config: Any, parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, variables: Mapping[str, PyTree]
 ) -> dict[str, replay.ReplayBuffer]:
     """Returns the exemplars of all streams so far: the older ones, and those that the stage is to leave.
 
@@ -160,6 +161,7 @@ def exemplars(
         parts: what it describes.
         stage: that has just been trained.
         learnt: what the stages before it left.
+        variables: that are kept of it.
     """
     buffers, settings = dict(learnt.replay), stage.settings
     if not settings.replay_images or stage.index == len(config.order) - 1:
@@ -168,11 +170,59 @@ def exemplars(
         generator = np.random.default_rng([config.seed, stage.index, number])
         source = experiment.source(parts, stream, training=True)
         candidates = generator.permutation(len(source))[:CANDIDATES]
-        buffers[stream] = replay.fill(
+        seen = Seen(parts, stream, variables)
+        buffer = replay.fill(
             experiment.Subset(source, candidates.tolist()),
             count=settings.replay_images,
             selection=settings.replay_selection,
             generator=generator,
+            describe=seen,
             max_side_px=settings.replay_max_side,
+            max_bytes=int(settings.replay_max_mb * 1e6) or None,
         )
+        later = [config.stages[name] for name in config.order[stage.index + 1 :]]
+        buffers[stream] = seen.with_outputs(buffer) if any(each.der_weight for each in later) else buffer
     return buffers
+
+
+class Seen:
+    """What the network makes of a stream's samples, whole and unaugmented, one by one."""
+
+    def __init__(self, parts: experiment.Experiment, stream: str, variables: Mapping[str, PyTree]) -> None:
+        self._parts, self._stream = parts, stream
+        self._tasks = experiment.stream_tasks(parts, stream)
+        self._variables = jax.tree.map(jnp.asarray, dict(variables))  # transferred once
+
+    def features(self, source: sources.Source) -> Float[np.ndarray, "samples channels"]:
+        """Returns the mean of each sample's coarsest features, those of the task's own branch where it has one."""
+
+        @jax.jit
+        def pooled(variables: PyTree, example: Mapping[str, Any]) -> Float[Array, " channels"]:
+            image = example["image"][None]
+            shown = multi_task.eval_raw(self._parts.model, variables, image, tasks=tuple(self._tasks))[1]
+            own = {name: x for name, x in shown.items() if "/" in name} or shown
+            coarsest = min(x.shape[1] for x in own.values())
+            return jnp.concatenate([x[0].mean((0, 1)) for _, x in sorted(own.items()) if x.shape[1] == coarsest])
+
+        return np.stack([np.asarray(pooled(self._variables, example)) for example in self._examples(source)])
+
+    def losses(self, source: sources.Source) -> Float[np.ndarray, "samples"]:
+        """Returns each sample's loss, summed over its tasks."""
+        answer = answers(self._parts.model, self._variables["batch_stats"])
+        loss = jax.jit(labelled_loss(answer, self._tasks))
+        params = self._variables["params"]
+        return np.array([float(loss(params, example)) for example in self._examples(source)], np.float32)
+
+    def with_outputs(self, buffer: replay.ReplayBuffer) -> replay.ReplayBuffer:
+        """Adds the network's outputs to each exemplar, as labels named by `der.label_name`."""
+        answer = jax.jit(answers(self._parts.model, self._variables["batch_stats"]), static_argnums=2)
+        samples = []
+        for sample, example in zip(buffer.samples, self._examples(buffer), strict=True):
+            raw = answer(self._variables["params"], example, tuple(self._tasks))
+            stored = {der.label_name(task): {"outputs": np.asarray(value[0])} for task, value in raw.items()}
+            samples.append({**sample, "labels": sample["labels"] | stored})
+        names = {der.label_name(task): () for task in self._tasks}
+        return replay.ReplayBuffer(tuple(samples), dict(buffer.class_names) | names)
+
+    def _examples(self, source: sources.Source) -> Iterator[Any]:
+        return experiment.examples(self._parts, self._stream, source)

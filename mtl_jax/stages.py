@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,10 +11,11 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from mtl_jax import balance, devices, experiment, optimizer, train_step
-from mtl_jax.continual import ewc, replay
+from mtl_jax import balance, devices, experiment, freezing, optimizer, train_step
+from mtl_jax.continual import der, ewc, replay
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
+from mtl_jax.models.network import branch_name
 
 SMOKE_STEPS = 2  # per stage of a smoke run
 
@@ -36,7 +38,9 @@ class StagePlan(NamedTuple):
     name: str
     settings: Any  # of the stage, from the config
     data: dict[str, Any]  # stream (replayed ones included) -> endless batches
-    objective: train_step.Objective
+    # From which step on which losses are summed; what is frozen is all that changes. The first begins at 0.
+    objectives: dict[int, train_step.Objective]
+    own_tasks: tuple[str, ...]  # that its streams label
     consolidated: bool  # a later stage holds the parameters by their importance for this one
     learnt_tasks: tuple[str, ...]  # by the end of the stage, in the order in which they were learnt
     batch_sizes: dict[str, int]  # images of each stream in a step
@@ -69,8 +73,17 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
     for stream, buffer in learnt.replay.items():
         if settings.replay_batch_size and stream not in settings.streams:
             replayed, size = f"{stream}_replay", settings.replay_batch_size
+            # Outputs were stored for whole images, so those come back as they were.
+            extra = _stored_outputs(config, stream, buffer) if settings.der_weight else {}
             data[replayed] = experiment.train_batches(
-                parts, stream, buffer, seed=next(seeds), batch_size=size, shared=True
+                parts,
+                stream,
+                buffer,
+                seed=next(seeds),
+                batch_size=size,
+                shared=True,
+                augmented=not extra,
+                extra_labels=extra,
             )
             objective_streams[replayed] = tuple(config.streams[stream].labels)
             weights[replayed] = settings.replay_weight
@@ -82,6 +95,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
             batch_sizes[replayed] = size
     own = _tasks(config, (name,))
     old = _tasks(config, config.order[:index])
+    steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
     objective = train_step.Objective(
         streams=objective_streams,
         groups=tuple(groups.values()),
@@ -92,18 +106,31 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
             for task in old
             if settings.lwf_weight and task not in own
         },
+        old_tasks=old,
+        feature_weight=settings.lwf_feature_weight,
+        der_weight=settings.der_weight,
         ewc_strength=settings.ewc_strength,
         reference_tasks=_reference_tasks(settings, objective_streams, own=own, old=old, where=f"config.stages.{name}"),
-        train_batch_norm=_batch_norm(parts, settings, own=own, old=old),
-        frozen=_freeze(settings.freeze, learnt.variables["params"], where=f"config.stages.{name}.freeze"),
     )
-    steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
+    where = f"config.stages.{name}.freeze"
+    phases = freezing.phases(
+        [freezing.parse(rule, where=where) for rule in settings.freeze],
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps,
+    )
+    _check_frozen(phases, learnt.variables["params"], where=where)
     return StagePlan(
         index=index,
         name=name,
         settings=settings,
         data=data,
-        objective=objective,
+        objectives={
+            first: dataclasses.replace(
+                objective, frozen=frozen, train_batch_norm=_batch_norm(parts, settings, frozen, own=own, old=old)
+            )
+            for first, frozen in phases.items()
+        },
+        own_tasks=own,
         consolidated=any(config.stages[later].ewc_strength for later in config.order[index + 1 :]),
         learnt_tasks=tuple(dict.fromkeys([*old, *own])),
         batch_sizes=batch_sizes,
@@ -112,11 +139,21 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
     )
 
 
+def _stored_outputs(config: Any, stream: str, buffer: replay.ReplayBuffer) -> dict[str, str]:
+    names = [der.label_name(task) for task in config.streams[stream].labels]
+    return {name: name for name in names if name in buffer.class_names}
+
+
 def _batch_norm(
-    parts: experiment.Experiment, settings: Any, *, own: tuple[str, ...], old: tuple[str, ...]
+    parts: experiment.Experiment,
+    settings: Any,
+    frozen: tuple[str, ...],
+    *,
+    own: tuple[str, ...],
+    old: tuple[str, ...],
 ) -> bool | Callable[[str], bool]:
-    """What `train_batch_norm` and `freeze` of a stage mean for the network's layers."""
-    where, frozen = settings.train_batch_norm, tuple(settings.freeze)
+    """What `train_batch_norm` of a stage, and what is frozen, mean for the network's layers."""
+    where = settings.train_batch_norm
     if where == "nowhere" or (where == "everywhere" and not frozen):
         return where == "everywhere"
     seen = {level for task in old for level in parts.tasks[task].levels}
@@ -148,15 +185,36 @@ def _reference_tasks(
     return found
 
 
-def _freeze(patterns: tuple[str, ...], params: PyTree, *, where: str) -> tuple[str, ...]:
+def _check_frozen(phases: Mapping[int, tuple[str, ...]], params: PyTree, *, where: str) -> None:
     found = train_step.paths(params)
-    for pattern in patterns:
-        if not any(train_step.is_frozen(path, (pattern,)) for path in found):
-            parts = ", ".join(dict.fromkeys(path.split("/")[0] for path in found))
-            raise UserError(f"{where} has {pattern!r}, which matches no parameter; they lie in {parts}")
-    if all(train_step.is_frozen(path, tuple(patterns)) for path in found):
-        raise UserError(f"{where} is {', '.join(patterns)}, which leaves no parameter to train; freeze less")
-    return tuple(patterns)
+    for patterns in phases.values():
+        for pattern in patterns:
+            if not any(train_step.is_frozen(path, (pattern,)) for path in found):
+                parts = ", ".join(dict.fromkeys(path.split("/")[0] for path in found))
+                raise UserError(f"{where} has {pattern!r}, which matches no parameter; they lie in {parts}")
+        if all(train_step.is_frozen(path, patterns) for path in found):
+            raise UserError(f"{where} is {', '.join(patterns)}, which leaves no parameter to train; freeze less")
+
+
+def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
+    """Fills the branches of the stage's own tasks from that of an earlier one, wherever path and shape agree."""
+    if not stage.settings.warm_start:
+        return variables
+    source, where = branch_name(stage.settings.warm_start), f"config.stages.{stage.name}.warm_start"
+    own = [branch_name(task) for task in stage.own_tasks]
+    if source not in variables["params"] or source in own:
+        raise UserError(f"{where} is {stage.settings.warm_start!r}; expected another task that has a branch")
+
+    def filled(collection: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        given = dict(jax.tree_util.tree_leaves_with_path(collection[source]))
+
+        def fill(path: tuple, leaf: Any) -> Any:
+            found = given.get(path)
+            return found if found is not None and found.shape == leaf.shape else leaf
+
+        return {**collection, **{name: jax.tree_util.tree_map_with_path(fill, collection[name]) for name in own}}
+
+    return {name: filled(collection) for name, collection in variables.items()}
 
 
 def _tasks(config: Any, stages: tuple[str, ...]) -> tuple[str, ...]:
@@ -166,9 +224,9 @@ def _tasks(config: Any, stages: tuple[str, ...]) -> tuple[str, ...]:
 
 def prepare(
     parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, *, seed: int
-) -> tuple[train_step.TrainState, train_step.Step, train_step.Memory]:
-    """Builds a stage's state at step 0, its jitted step, and what the step reads of the earlier stages."""
-    settings = stage.settings
+) -> tuple[train_step.TrainState, dict[int, train_step.Step], train_step.Memory]:
+    """Builds a stage's state at step 0, its jitted steps by when each begins, and what they read of earlier stages."""
+    settings, objective = stage.settings, stage.objectives[0]
     schedule = optimizer.learning_rate_schedule(
         settings.schedule,
         learning_rate=settings.learning_rate,
@@ -184,31 +242,36 @@ def prepare(
         clip_norm=settings.clip_norm,
     )
     method = balance.METHODS[settings.balance]()
+    variables = _warm_started(learnt.variables, stage)
     state = train_step.init_state(
-        learnt.variables["params"],
-        learnt.variables["batch_stats"],
+        variables["params"],
+        variables["batch_stats"],
         balance=method,
         tx=tx,
         ema=settings.ema_decay > 0,
         path=settings.ewc_importance == "si" and stage.consolidated,
-        tasks=stage.objective.tasks,
+        tasks=objective.tasks,
         key=jax.random.fold_in(jax.random.key(seed), stage.index + 1),
     )
-    step = train_step.make_train_step(
-        parts.model,
-        parts.tasks,
-        stage.objective,
-        balance=method,
-        sum_of_losses=settings.balance == "sum",
-        tx=tx,
-        schedule=schedule,
-        ema_decay=settings.ema_decay,
-    )
+
+    def jitted(objective: train_step.Objective) -> train_step.Step:
+        step = train_step.make_train_step(
+            parts.model,
+            parts.tasks,
+            objective,
+            balance=method,
+            sum_of_losses=settings.balance == "sum",
+            tx=tx,
+            schedule=schedule,
+            ema_decay=settings.ema_decay,
+        )
+        return jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere())
+
     memory = train_step.Memory(
-        teacher=learnt.variables if stage.objective.distilled else None,
+        teacher=learnt.variables if objective.distilled or objective.holding else None,
         anchors=learnt.anchors if settings.ewc_strength else (),
     )
-    return state, jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere()), memory
+    return state, {first: jitted(each) for first, each in stage.objectives.items()}, memory
 
 
 def evaluated(state: train_step.TrainState) -> Mapping[str, PyTree]:

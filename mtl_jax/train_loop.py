@@ -113,15 +113,15 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     """Trains and evaluates one stage, and saves it with what the later ones need."""
     started = time.monotonic()
     stage = stages.plan(run.config, run.parts, index, learnt)
-    state, step, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed)
+    state, steps, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed)
     state, seconds_before = _resumed(run, stage, state)
     run.log.resume_from(learnt.step + int(state.step))
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
     state, memory = devices.copy_everywhere((state, memory))
-    state, pauses = _train(run, stage, state, step, memory, learnt.step, started - seconds_before)
+    state, pauses = _train(run, stage, state, steps, memory, learnt.step, started - seconds_before)
     variables = jax.device_get(stages.evaluated(state))
     anchors = remember.anchors(run.config, run.parts, stage, learnt, state, variables)
-    buffers = remember.exemplars(run.config, run.parts, stage, learnt)
+    buffers = remember.exemplars(run.config, run.parts, stage, learnt, variables)
     seconds = seconds_before + time.monotonic() - started - pauses
     metrics = _evaluate(run, variables, stage.learnt_tasks)
     end = learnt.step + stage.total_steps
@@ -148,13 +148,14 @@ def _train(
     run: Run,
     stage: StagePlan,
     state: train_step.TrainState,
-    step: train_step.Step,
+    steps: Mapping[int, train_step.Step],
     memory: train_step.Memory,
     steps_before: int,
     started: float,
 ) -> tuple[train_step.TrainState, float]:
     """Takes the stage's remaining steps; returns the state and the seconds spent on evaluations in between."""
     first, pauses, saved = int(state.step), 0.0, time.monotonic()
+    step: Any = None  # compiled where a phase of the stage begins
     evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
     pending: Any = None
     with StageProgress(
@@ -165,8 +166,9 @@ def _train(
         quiet=not devices.is_primary(),
     ) as progress:
         for done, batch in enumerate(_batches(run, stage, first), start=first + 1):
-            if done == first + 1:
-                step = compilation.ahead_of_time(step, state, memory, batch)
+            if done == first + 1 or done - 1 in steps:
+                begun = max(start for start in steps if start < done)
+                step = compilation.ahead_of_time(steps[begun], state, memory, batch)
             state, metrics = step(state, memory, batch)
             if pending is not None:  # the step before is read while this one runs
                 _finish_step(run, stage, progress, *pending, steps_before=steps_before)

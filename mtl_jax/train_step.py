@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtl_jax import optimizer
-from mtl_jax.continual import agem, ewc, lwf, si
+from mtl_jax.continual import agem, der, ewc, lwf, si
 from mtl_jax.models import multi_task
 from mtl_jax.models.network import branch_name
 from mtl_jax.tasks.base import Task
@@ -50,6 +50,9 @@ class Objective:
     stream_weights: Mapping[str, float]
     loss_weights: Mapping[str, float]  # task -> factor
     distilled: Mapping[str, float] = dataclasses.field(default_factory=dict)  # old task -> weight of its distillation
+    old_tasks: tuple[str, ...] = ()  # of the stages before; they carry the distillation of features
+    feature_weight: float = 0.0
+    der_weight: float = 0.0  # of the distance from the outputs that replayed images were stored with
     ewc_strength: float = 0.0
     train_batch_norm: bool | Callable[[str], bool] = True  # or the paths of the layers to train it in
     reference_tasks: tuple[str, ...] = ()  # their gradient only bars the way to opposing ones (A-GEM)
@@ -59,7 +62,12 @@ class Objective:
     def tasks(self) -> tuple[str, ...]:
         """Every task with a loss, in order of first appearance."""
         names = [task for tasks in self.streams.values() for task in tasks]
-        return tuple(dict.fromkeys([*names, *self.distilled]))
+        return tuple(dict.fromkeys([*names, *self.distilled, *self.holding]))
+
+    @property
+    def holding(self) -> tuple[str, ...]:
+        """The tasks that carry the distillation of features, each an equal part."""
+        return self.old_tasks if self.feature_weight else ()
 
 
 Step = Callable[[TrainState, Memory, Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]
@@ -213,6 +221,11 @@ def _task_gradients(
 
 def _carried(objective: Objective, group: tuple[str, ...]) -> tuple[str, ...]:
     """The tasks for which a group of streams gives a loss: by its labels, by distillation, or both."""
+    return tuple(dict.fromkeys([*_computed(objective, group), *objective.holding]))
+
+
+def _computed(objective: Objective, group: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks whose outputs such a loss needs."""
     labelled = [task for stream in group for task in objective.streams[stream]]
     return tuple(dict.fromkeys([*labelled, *objective.distilled]))
 
@@ -234,15 +247,14 @@ def _group_losses(
     carried = _carried(objective, group)
     image = jnp.concatenate([batch[stream]["image"] for stream in group])
     image_size = (image.shape[1], image.shape[2])
-    raw, batch_stats = multi_task.apply_train(
+    raw, batch_stats, features = multi_task.train_raw(
         model,
         params,
         batch_stats,
         image,
-        tasks=carried,
+        tasks=_computed(objective, group),
         key=key,
         train_batch_norm=objective.train_batch_norm,
-        finish=False,
     )
     values = dict.fromkeys(carried, jnp.zeros(()))
     metrics: dict[str, Array] = {}
@@ -254,10 +266,21 @@ def _group_losses(
             loss, parts = tasks[task].loss(raw[task][rows], batch[stream]["labels"][task], image_size)
             values[task] += objective.stream_weights[stream] * objective.loss_weights.get(task, 1.0) * loss
             metrics |= {f"{task}/{stream}_{name}": part for name, part in {"loss": loss, **parts}.items()}
-    if objective.distilled:
-        teacher_raw = multi_task.apply_eval(
-            model, memory.teacher, image, tasks=tuple(objective.distilled), finish=False
-        )
+            stored = batch[stream]["labels"].get(der.label_name(task))
+            if stored is not None and objective.der_weight:
+                distance = der.distance(raw[task][rows], stored["outputs"])
+                values[task] += objective.der_weight * distance
+                metrics[f"{task}/{stream}_output_distance"] = distance
+    if objective.distilled or objective.holding:
+        taught = tuple(objective.distilled) or objective.holding[:1]
+        teacher_raw, teacher_features = multi_task.eval_raw(model, memory.teacher, image, tasks=taught)
+        teacher_raw = {task: teacher_raw[task] for task in objective.distilled}
+        if objective.holding:
+            common = {name: teacher_features[name] for name in features.keys() & teacher_features.keys()}
+            distance = lwf.feature_distance(features, dict(sorted(common.items())))
+            for task in objective.holding:
+                values[task] += objective.feature_weight * distance / len(objective.holding)
+            metrics[f"all/{group[0]}_feature_distance"] = distance
         _, parts = lwf.distillation(tasks, raw, teacher_raw, image_size=image_size, weights=objective.distilled)
         for task, loss in parts.items():
             values[task] += objective.distilled[task] * loss

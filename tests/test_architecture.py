@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mtl_jax"
 LAYERS = (  # each may import those to its left, and its own
     ("errors", "allocator"),
-    ("config", "tasks", "balance", "checkpoints", "contract", "contract_table", "optimizer"),
+    ("config", "freezing", "tasks", "balance", "checkpoints", "contract", "contract_table", "optimizer"),
     ("data", "models"),
     ("continual",),
     ("train_step", "evaluate", "metrics_log", "progress", "compilation", "devices"),

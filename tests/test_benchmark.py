@@ -41,7 +41,7 @@ def test_the_torch_peer_has_the_same_parameters_outputs_and_joint_loss():
     variables = multi_task.init_variables(model, key=jax.random.key(0))
     image, labels = problem.images(SMALL), problem.labels(SMALL)
     labels["det"]["valid"][:, 1:] = False  # where boxes compete for cells, ties may fall either way
-    raw = multi_task.apply_eval(model, variables, jnp.asarray(image), tasks=tuple(records), finish=False)
+    raw = multi_task.eval_raw(model, variables, jnp.asarray(image), tasks=tuple(records))[0]
     expected = sum(
         record.loss(raw[name], jax.tree.map(jnp.asarray, labels[name]), (64, 64))[0] for name, record in records.items()
     )

@@ -33,6 +33,7 @@ TASK = Task(
     higher_is_better=True,
     loss=unused,
     distillation_loss=squared_distance,
+    sampled_loss=unused,
     finish=unused,
     decode=unused,
     new_metric=unused,
@@ -90,3 +91,11 @@ def test_an_old_task_without_its_parts_is_refused(change, words):
     }
     with pytest.raises(UserError, match=words):
         lwf.distillation(**{**given, **change})
+
+
+def test_the_distance_of_features_is_their_relative_squared_way():
+    teacher = {"a": jnp.full((2, 3, 3, 4), 2.0), "b": jnp.ones((2, 1, 1, 4))}
+    moved = {"a": teacher["a"] * 1.5, "b": teacher["b"]}
+    np.testing.assert_allclose(lwf.feature_distance(moved, teacher), (0.25 + 0) / 2, rtol=1e-6)
+    grads = jax.grad(lambda teacher: lwf.feature_distance(moved, teacher))(teacher)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(grads))

@@ -69,7 +69,6 @@ def trained(model, variables):
             IMAGE,
             tasks=("cls", "seg"),
             key=key,
-            finish=False,
         )
 
     return apply
@@ -81,7 +80,7 @@ def evaluated(model, variables):
 
     @jax.jit
     def apply(image):
-        raw = multi_task.apply_eval(model, variables, image, tasks=("seg", "det", "cls"), finish=False)
+        raw = multi_task.eval_raw(model, variables, image, tasks=("seg", "det", "cls"))[0]
         return raw, multi_task.apply_eval(model, variables, image, tasks=("seg", "det", "cls"))
 
     return apply(IMAGE)

@@ -59,7 +59,7 @@ def test_a_task_sends_its_gradient_to_the_shared_stages_and_its_own_branch_alone
     @jax.jit
     def loss(params):
         outputs, stats = multi_task.apply_train(
-            model, params, variables["batch_stats"], IMAGE, tasks=("det",), key=jax.random.key(0), finish=False
+            model, params, variables["batch_stats"], IMAGE, tasks=("det",), key=jax.random.key(0)
         )
         return jnp.square(outputs["det"]).sum(), stats
 
@@ -120,3 +120,29 @@ def test_nothing_left_for_the_branches_is_refused():
 def test_an_unknown_stage_is_refused():
     with pytest.raises(UserError, match=r"share_until: expected one of all, stage_0"):
         multi_task.build(SMALL | {"share_until": "stage_9"}, TASKS)
+
+
+def test_a_branch_may_have_its_own_width_and_depth(model, variables):
+    own = {"branches": {"det": {"head_channels": 24, "neck_channels": 24, "head_layers": 3}}}
+    wider = multi_task.build(SMALL | {"share_until": "stage_2"} | own, TASKS)
+    shapes = jax.eval_shape(lambda key: multi_task.init_variables(wider, key=key), jax.random.key(0))["params"]
+    assert shapes["branch_det"]["head"]["conv_1"]["kernel"].shape == (3, 3, 24, 24)
+    before, after = (
+        {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree["branch_cls"])}
+        for tree in (variables["params"], shapes)
+    )
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"branches": {"pose": {}}}, "found task pose"),
+        ({"branches": {"det": {"neck": "two_conv"}}}, "expected neck_channels, .* found neck"),
+        ({"branches": {"det": {"head_layers": 0}}}, "model.branches.det.head_layers: expected a whole number"),
+        ({"branches": {"det": {}}, "share_until": "all"}, "which has no branches"),
+    ],
+)
+def test_impossible_branches_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        multi_task.build(SMALL | {"share_until": "stage_2"} | changes, TASKS)

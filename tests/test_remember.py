@@ -41,7 +41,7 @@ def first(examples):
 def test_the_labelled_loss_is_that_of_a_batch_of_one(network):
     model, variables, answer = network
     example = first(batch())
-    raw = multi_task.apply_eval(model, variables, example["image"][None], tasks=("cls",), finish=False)
+    raw = multi_task.eval_raw(model, variables, example["image"][None], tasks=("cls",))[0]
     expected = TASKS["cls"].loss(raw["cls"], {"label": example["labels"]["cls"]["label"][None]}, (SIZE, SIZE))[0]
     np.testing.assert_allclose(remember.labelled_loss(answer, CLS)(variables["params"], example), expected, rtol=1e-5)
 

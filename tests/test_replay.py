@@ -53,6 +53,16 @@ def class_source(label_of_each):
     )
 
 
+class Described:
+    """Takes the place of the network: two clusters of features, and losses that rise with the sample's number."""
+
+    def features(self, source):
+        return np.array([[np.cos(i % 2 + i / 100), np.sin(i % 2 + i / 100)] for i in range(len(source))])
+
+    def losses(self, source):
+        return np.arange(len(source), dtype=np.float64)
+
+
 def ids(buffer):
     return [sample["id"] for sample in buffer.samples]
 
@@ -144,23 +154,55 @@ def test_ties_are_broken_by_the_generator_alone():
     assert first != other
 
 
+def test_herding_keeps_the_mean_closer_than_chance_does():
+    features = generator(0).normal(size=(200, 16)) + 1.0
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+
+    def distance(chosen):
+        return np.linalg.norm(unit[chosen].mean(0) - unit.mean(0))
+
+    by_chance = [distance(exemplars.random(200, 10, generator=generator(seed))) for seed in range(20)]
+    assert distance(exemplars.herding(features, 10)) < 0.5 * min(by_chance)
+
+
+def test_herded_groups_take_turns():
+    groups = [0] * 5 + [1] * 5 + [2]
+    chosen = exemplars.herding(generator(0).normal(size=(11, 4)), 7, groups=groups)
+    assert [groups[index] for index in chosen] == [0, 1, 2, 0, 1, 0, 1]
+
+
+def test_diverse_samples_cover_every_cluster():
+    centres = np.repeat(10.0 * np.eye(5), 20, axis=0)
+    chosen = exemplars.diverse(centres + generator(0).normal(size=centres.shape), 5)
+    assert sorted(index // 20 for index in chosen) == [0, 1, 2, 3, 4]
+
+
+def test_equal_samples_are_not_chosen_twice():
+    assert sorted(exemplars.diverse(np.ones((4, 3)), 4).tolist()) == [0, 1, 2, 3]
+
+
+def test_hard_samples_come_first():
+    assert exemplars.hard(np.array([0.5, 3.0, 1.0]), 2).tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("selection", replay.SELECTIONS)
 def test_a_buffer_is_filled_from_a_source_and_is_one_itself(selection):
     source = class_source([0] * 8 + [1] * 2)
-    buffer = replay.fill(source, count=4, selection=selection, generator=generator())
+    buffer = replay.fill(source, count=4, selection=selection, generator=generator(), describe=Described())
     assert len(buffer) == len(set(ids(buffer))) == 4
     assert buffer.class_names == source.class_names
     original = source.samples[int(buffer[0]["id"].split("-")[1])]
     np.testing.assert_array_equal(buffer[0]["image"], original["image"])
-    assert ids(replay.fill(source, count=4, selection=selection, generator=generator())) == ids(buffer)
-    if selection == "class_balanced":
+    again = replay.fill(source, count=4, selection=selection, generator=generator(), describe=Described())
+    assert ids(again) == ids(buffer)
+    if selection in ("class_balanced", "herding"):
         assert sorted(int(sample["labels"]["classification"]["label"]) for sample in buffer.samples) == [
             0,
             0,
             1,
             1,
         ]
-    else:
+    elif selection in ("random", "reservoir"):
         assert source.reads <= 9, "choosing at random reads only what it keeps"
 
 
@@ -188,7 +230,8 @@ def test_the_byte_limit_holds():
 @pytest.mark.parametrize(
     ("samples", "options", "words"),
     [
-        ([0, 1], {"selection": "newest"}, 'random, reservoir, class_balanced, found "newest"'),
+        ([0, 1], {"selection": "newest"}, 'random, reservoir, .*, found "newest"'),
+        ([0, 1], {"selection": "hard"}, 'makes of the samples for selection "hard", found none'),
         ([0, 1], {"count": 0}, "found count=0 of 2 samples"),
         ([], {}, "found count=1 of 0 samples"),
         ([0, 1], {"max_bytes": 100}, "a limit of 100 bytes where the last one needs 724: raise the limit"),

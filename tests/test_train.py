@@ -6,13 +6,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 from tiny import MODEL
 
+from mtl_jax import checkpoints, evaluate_checkpoint, metrics_log, train_loop
 from mtl_jax import config as config_lib
-from mtl_jax import evaluate_checkpoint, metrics_log, train_loop
 from mtl_jax.checkpoints import CheckpointError
+from mtl_jax.continual import replay
 from mtl_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +120,64 @@ def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, importa
     penalties = values(tmp_path / "run", "ewc_penalty")
     assert penalties[0] == 0
     assert penalties[-1] > 0
+
+
+@pytest.mark.parametrize("selection", ["herding", "hard"])
+def test_exemplars_that_the_network_chose_come_back_with_the_outputs_they_had(tiny_backbone, tmp_path, selection):
+    config = tiny_config()
+    config.stages.seg.replay_selection = selection
+    config.stages.seg.replay_max_mb = 0.04  # room for two of the three images
+    config.stages.cls = config_lib.stage(
+        ("single",), epochs=1.0, replay_batch_size=2, der_weight=0.5, lwf_feature_weight=0.5
+    )
+    train_loop.train_and_evaluate(config, tmp_path / "run")
+    kept = checkpoints.load(tmp_path / "run" / "checkpoints" / "0-seg", {"memory": None})["memory"]["replay"]["masks"]
+    buffer = replay.from_tree(kept)
+    assert len(buffer) == 2
+    assert buffer[0]["labels"]["seg/outputs"]["outputs"].shape == (8, 8, 11)
+    distances = values(tmp_path / "run", "masks_replay_output_distance")
+    # The whole image comes back, and dropout and batch statistics are all that differ in the first step.
+    assert len(distances) == 4
+    assert 0 < distances[0] < 1
+    assert values(tmp_path / "run", "single_feature_distance")[-1] > 0
+
+
+def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path):
+    config = tiny_config()
+    config.order = ("seg",)
+    changes = {"epochs": 2.0, "schedule": "constant", "warmup_fraction": 0.0}
+
+    def kernels(*freeze):
+        config.stages.seg = config_lib.stage(("masks",), freeze=freeze, **changes)
+        workdir = tmp_path / str(len(list(tmp_path.iterdir())))
+        train_loop.train_and_evaluate(config, workdir)
+        variables = checkpoints.load(workdir / "checkpoints" / "0-seg", {"variables": None})["variables"]
+        conv, norm = variables["params"]["backbone"]["conv_8"]["kernel"], variables["batch_stats"]["backbone"]["norm_8"]
+        return conv, norm["mean"]
+
+    frozen, still = kernels("backbone")
+    late, moved = kernels("backbone@:1")
+    whole, _ = kernels()
+    assert not still.any()
+    assert moved.any()
+    assert 0 < abs(late - frozen).mean() < abs(whole - frozen).mean()
+
+
+def test_a_branch_may_start_from_that_of_an_earlier_task(tmp_path):
+    config = tiny_config()
+    config.model.update({"backbone": "plain_cnn", "width_multiplier": 0.25, "share_until": "stage_2"})
+    config.model.branches = {"seg": {"neck_channels": 24, "head_channels": 24}}
+    config.stages.seg.ema_decay = 0.0
+    config.stages.cls = config_lib.stage(
+        ("single",), epochs=0.1, learning_rate=0.0, warmup_fraction=0.0, freeze=("backbone",), warm_start="seg"
+    )
+    train_loop.train_and_evaluate(config, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "1-cls"
+    params = checkpoints.load(folder, {"variables": None})["variables"]["params"]
+    backbones = [params[branch]["backbone"] for branch in ("branch_seg", "branch_cls")]
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *backbones)))
+    heads = [params[branch]["head"]["conv_0"]["kernel"].shape for branch in ("branch_seg", "branch_cls")]
+    assert heads == [(3, 3, 24, 24), (3, 3, 16, 16)]
 
 
 @pytest.mark.parametrize(

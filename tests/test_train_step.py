@@ -1,5 +1,6 @@
 """One step: what it changes, what it leaves alone, and that every option enters the loss as it says."""
 
+import dataclasses
 import functools
 
 import jax
@@ -251,6 +252,34 @@ def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_t
     )
     teacher = {"params": louder, "batch_stats": variables["batch_stats"]}
     assert distance(teacher, 20) < 0.7 * distance(teacher, 1)
+
+
+def test_features_are_held_where_the_teacher_has_them(run, variables):
+    aim = objective(
+        streams={"names": ("cls",)}, loss_weights={"cls": 1.0}, old_tasks=("seg",), feature_weight=1.0,
+        train_batch_norm=False,
+    )  # fmt: skip
+    memory = train_step.Memory(variables, ())
+    assert aim.tasks == ("cls", "seg")
+
+    def distance(weight, steps):
+        held = dataclasses.replace(aim, feature_weight=weight)
+        metrics = run(held, {"names": batch("names")}, steps=steps, memory=memory)[2]
+        return metrics["all/names_feature_distance"]
+
+    np.testing.assert_allclose(distance(1.0, 1), 0.0, atol=1e-6)
+    assert 0 < distance(0.1, 20) < 0.9 * distance(1e-6, 20)
+
+
+def test_stored_outputs_draw_replayed_images_back(run, model, variables):
+    aim = objective(der_weight=1.0, stream_weights={"masks": 0.0}, train_batch_norm=False)
+    data = batch("masks")
+    raw = multi_task.eval_raw(model, variables, data["image"], tasks=("seg",))[0]["seg"]
+    data["labels"]["seg/outputs"] = {"outputs": raw + 1.0}
+    _, _, first = run(aim, {"masks": data}, steps=1)
+    _, _, last = run(aim, {"masks": data}, steps=20)
+    np.testing.assert_allclose(first["seg/masks_output_distance"], 1.0, rtol=1e-4)
+    assert last["seg/masks_output_distance"] < 0.9
 
 
 def test_the_ewc_penalty_is_positive_after_a_step_and_holds_parameters_back(run, variables):

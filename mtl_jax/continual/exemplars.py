@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
+from itertools import zip_longest
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from mtl_jax.data.base import VOID, Sample
 
@@ -86,6 +87,79 @@ def class_balanced(
         shown += shows[row]
         chosen.append(int(order[row]))
     return np.array(chosen, dtype=np.int64)
+
+
+def herding(
+    features: Float[np.ndarray, "samples channels"], count: int, *, groups: Sequence[int] | None = None
+) -> Int[np.ndarray, "chosen"]:
+    """Chooses greedily so that the mean feature of the chosen samples stays near that of all.
+
+    Args:
+        features: of each sample; their lengths are set to 1 first.
+        count: how many to choose; all if there are fewer.
+        groups: of each sample, such as its class; the groups take turns, and each is herded to its own mean.
+
+    Returns:
+        Their indices in the order of choice.
+
+    References:
+        Welling, "Herding dynamical weights to learn", 2009. Rebuffi et al., "iCaRL: Incremental Classifier and
+        Representation Learning", 2017, algorithm 4.
+    """
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    group_of = np.zeros(len(features), np.int64) if groups is None else np.asarray(groups)
+    members = [np.flatnonzero(group_of == group) for group in np.unique(group_of)]
+    queues = [_herded(unit[of], of, count) for of in members]
+    turns = [index for turn in zip_longest(*queues) for index in turn if index is not None]
+    return np.array(turns[:count], dtype=np.int64)
+
+
+def _herded(unit: Float[np.ndarray, "members channels"], indices: np.ndarray, count: int) -> list[int]:
+    mean, total, left = unit.mean(axis=0), np.zeros(unit.shape[1]), np.ones(len(unit), dtype=bool)
+    chosen: list[int] = []
+    for number in range(min(count, len(unit))):
+        distance = np.linalg.norm(mean - (total + unit) / (number + 1), axis=1)
+        pick = int(np.argmin(np.where(left, distance, np.inf)))
+        left[pick] = False
+        total += unit[pick]
+        chosen.append(int(indices[pick]))
+    return chosen
+
+
+def diverse(features: Float[np.ndarray, "samples channels"], count: int) -> Int[np.ndarray, "chosen"]:
+    """Chooses greedily the sample farthest from all chosen so far, beginning with the one nearest to the mean.
+
+    Args:
+        features: of each sample.
+        count: how many to choose; all if there are fewer.
+
+    Returns:
+        Their indices in the order of choice. No sample is farther from the chosen ones than twice what the best
+        choice of the same size, begun freely, could reach.
+
+    References:
+        Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985. Sener, Savarese, "Active Learning
+        for Convolutional Neural Networks: A Core-Set Approach", 2018.
+    """
+    chosen: list[int] = []
+    nearest = np.full(len(features), np.inf)
+    pick = int(np.argmin(np.linalg.norm(features - features.mean(axis=0), axis=1)))
+    for _ in range(min(count, len(features))):
+        chosen.append(pick)
+        nearest = np.minimum(nearest, np.linalg.norm(features - features[pick], axis=1))
+        nearest[chosen] = -1.0  # even of equal samples, none is chosen twice
+        pick = int(np.argmax(nearest))
+    return np.array(chosen, dtype=np.int64)
+
+
+def hard(losses: Float[np.ndarray, "samples"], count: int) -> Int[np.ndarray, "chosen"]:
+    """Chooses the samples of the largest loss, the largest first.
+
+    Args:
+        losses: of each sample.
+        count: how many to choose; all if there are fewer.
+    """
+    return np.argsort(-np.asarray(losses), kind="stable")[:count].astype(np.int64)
 
 
 def sample_classes(sample: Sample, label_name: str | None = None) -> set[int]:

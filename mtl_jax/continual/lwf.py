@@ -52,3 +52,25 @@ def distillation(
     }
     total = sum((weights[name] * part for name, part in parts.items()), start=jnp.float32(0.0))
     return total, parts
+
+
+def feature_distance(features: Mapping[str, Array], teacher_features: Mapping[str, Array]) -> Float[Array, ""]:
+    """How far features have moved from the teacher's: the mean over their levels of |f - t|^2 / |t|^2.
+
+    The norms are taken over a whole batch and level, so that the distance depends on neither the size of a level nor
+    the scale of its features.
+
+    Args:
+        features: by name; of the network in training.
+        teacher_features: of the same names and shapes; no gradient flows into them.
+
+    References:
+        Romero et al., "FitNets: Hints for Thin Deep Nets", 2015 (without the division).
+    """
+
+    def moved(name):
+        teacher = jax.lax.stop_gradient(teacher_features[name]).astype(jnp.float32)
+        way = features[name].astype(jnp.float32) - teacher
+        return jnp.square(way).sum() / jnp.maximum(jnp.square(teacher).sum(), 1e-12)
+
+    return jnp.stack([moved(name) for name in teacher_features]).mean()

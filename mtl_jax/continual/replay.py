@@ -7,17 +7,30 @@ import dataclasses
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 
-from mtl_jax.continual.exemplars import class_balanced, random, reservoir, sample_classes
+from mtl_jax.continual import exemplars
 from mtl_jax.data import transforms, warp
 from mtl_jax.data.base import Fields, Sample, Source
 from mtl_jax.errors import UserError
 
-SELECTIONS = ("random", "reservoir", "class_balanced")
+SELECTIONS = ("random", "reservoir", "class_balanced", "herding", "diverse", "hard")
+
+
+@runtime_checkable
+class Describe(Protocol):
+    """What the network makes of a source's samples, for the selections that ask for it."""
+
+    def features(self, source: Source) -> Float[np.ndarray, "samples channels"]:
+        """Returns one vector for each sample."""
+        ...
+
+    def losses(self, source: Source) -> Float[np.ndarray, "samples"]:
+        """Returns one loss for each sample."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +71,7 @@ def fill(
     count: int,
     selection: str,
     generator: np.random.Generator,
+    describe: Describe | None = None,
     max_side_px: int | None = None,
     max_bytes: int | None = None,
 ) -> ReplayBuffer:
@@ -66,8 +80,10 @@ def fill(
     Args:
         source: of the old stream.
         count: how many exemplars at most.
-        selection: "random", "reservoir" or "class_balanced"; the last reads every sample once.
+        selection: one of `SELECTIONS`, the functions of `exemplars`. Only "random" and "reservoir" do without reading
+            every sample.
         generator: source of randomness: the same state chooses the same exemplars.
+        describe: what the network makes of the samples; "herding", "diverse" and "hard" need it.
         max_side_px: exemplars with a longer side are downscaled to it, with their masks and boxes.
         max_bytes: bound on the bytes of all exemplars together; those that do not fit are left out.
 
@@ -84,13 +100,7 @@ def fill(
             f"expected one exemplar or more to keep, found count={count} of {len(source)} samples: "
             "raise the count or turn replay off"
         )
-    if selection == "class_balanced":
-        classes = [sample_classes(source[index]) for index in range(len(source))]
-        chosen = class_balanced(classes, count, generator=generator)
-    elif selection == "reservoir":
-        chosen = reservoir(range(len(source)), count, generator=generator)
-    else:
-        chosen = random(len(source), count, generator=generator)
+    chosen = _chosen(source, count, selection, generator, describe)
     samples: list[Sample] = []
     used_bytes = 0
     for index in chosen.tolist():
@@ -105,6 +115,31 @@ def fill(
             f"needs {needed_bytes}: raise the limit or lower max_side_px"
         )
     return ReplayBuffer(samples=tuple(samples), class_names=dict(source.class_names))
+
+
+def _chosen(
+    source: Source, count: int, selection: str, generator: np.random.Generator, describe: Describe | None
+) -> Int[np.ndarray, "chosen"]:
+    if selection == "random":
+        return exemplars.random(len(source), count, generator=generator)
+    if selection == "reservoir":
+        return exemplars.reservoir(range(len(source)), count, generator=generator)
+    if selection == "class_balanced":
+        return exemplars.class_balanced(_classes(source), count, generator=generator)
+    if describe is None:
+        raise UserError(f'expected what the network makes of the samples for selection "{selection}", found none')
+    if selection == "hard":
+        return exemplars.hard(describe.losses(source), count)
+    if selection == "diverse":
+        return exemplars.diverse(describe.features(source), count)
+    classes = _classes(source)
+    single = all(len(shown) == 1 for shown in classes)  # a class per image: every class is herded by itself
+    groups = [next(iter(shown)) for shown in classes] if single else None
+    return exemplars.herding(describe.features(source), count, groups=groups)
+
+
+def _classes(source: Source) -> list[set[int]]:
+    return [exemplars.sample_classes(source[index]) for index in range(len(source))]
 
 
 def downscale(sample: Sample, max_side_px: int | None) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import grain
@@ -76,6 +76,29 @@ def train_batches(
     collate = functools.partial(_collate, labels=dict(labels), max_boxes=max_boxes)
     batches = samples.batch(batch_size // parts, batch_fn=collate)
     return batches if parts == 1 else batches[part::parts]
+
+
+def examples(
+    source: Source, *, labels: Mapping[str, str], image_size: int | tuple[int, int], max_boxes: int = 64
+) -> Iterator[dict[str, Any]]:
+    """Yields a source's examples in its order, whole and unchanged, without a batch axis.
+
+    Args:
+        source: of samples.
+        labels: task name -> the source's label name.
+        image_size: height and width of the network's input, px.
+        max_boxes: rows of a detection label; the largest boxes stay.
+
+    Raises:
+        UserError: the source is empty or has no such label.
+    """
+    _check(source, labels)
+    generator = np.random.default_rng(0)  # draws nothing: every augmentation is off
+    for index in range(len(source)):
+        sample = apply(source[index], generator, size=_pair(image_size), augment=Augment())
+        batch = _collate([sample], labels=labels, max_boxes=max_boxes)
+        by_task = {task: {name: field[0] for name, field in fields.items()} for task, fields in batch["labels"].items()}
+        yield {"image": batch["image"][0], "labels": by_task}
 
 
 class EvalBatches(Sequence[EvalBatch]):

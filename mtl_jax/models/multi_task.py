@@ -17,7 +17,7 @@ from mtl_jax.models.head import Head
 from mtl_jax.models.layers import ByBatch, draw_kernels
 from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES, MobileNetV3Small
 from mtl_jax.models.neck import NECKS
-from mtl_jax.models.network import BranchedNetwork, MultiTaskNetwork, Network
+from mtl_jax.models.network import FEATURES, BranchedNetwork, MultiTaskNetwork, Network
 from mtl_jax.models.plain_cnn import PlainCNN
 from mtl_jax.tasks.base import Task
 
@@ -28,7 +28,12 @@ INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
 SHARE_ALL = "all"
 SHARE_CHOICES = (SHARE_ALL, "stage_0", "stage_1", "stage_2", "stage_3")  # stage k ends at stride 2 ** (k + 1)
 
+BRANCH_KEYS = ("neck_channels", "head_channels", "head_layers", "dropout_rate")
+
 Variables = Mapping[str, Any]
+# By "stride_8" (px per cell) and so on: between neck and head, or the last of the shared stages of a branched network,
+# whose branches add their own as "branch_<task>/stride_8".
+Features = dict[str, Float[Array, "batch _ _ _"]]
 
 
 @runtime_checkable
@@ -70,16 +75,17 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
         dtype,
         settings["batch_norm_momentum"],
     )
-    make_neck = functools.partial(neck, settings["neck_channels"], dtype)
-    make_head = functools.partial(
-        Head,
-        channels=settings["head_channels"],
-        layers=settings["head_layers"],
-        dropout_rate=settings["dropout_rate"],
-        dtype=dtype,
-    )
+
+    def make_neck(own: Mapping[str, Any]) -> Any:
+        return neck(own["neck_channels"], dtype, parent=None)
+
+    def make_head(own: Mapping[str, Any], records: tuple[Task, ...]) -> Head:
+        sizes = {"channels": own["head_channels"], "layers": own["head_layers"], "dropout_rate": own["dropout_rate"]}
+        return Head(records, **sizes, dtype=dtype, parent=None)
+
+    branches = _checked_branches(settings, tasks)
     if settings["share_until"] == SHARE_ALL:
-        model = MultiTaskNetwork(backbone(), make_neck(), make_head(records), records)
+        model = MultiTaskNetwork(backbone(), make_neck(settings), make_head(settings, records), records)
     else:
         stride = 2 ** SHARE_CHOICES.index(settings["share_until"])
         if stride >= settings["output_stride"]:
@@ -88,7 +94,11 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
                 f"{settings['output_stride']}: nothing is left for the branches; share less, or all"
             )
         model = BranchedNetwork(
-            backbone(until=stride), functools.partial(backbone, after=stride), make_neck, make_head, records
+            backbone(until=stride),
+            functools.partial(backbone, after=stride),
+            lambda name: make_neck(branches[name]),
+            lambda task: make_head(branches[task.name], (task,)),
+            records,
         )
     count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
     total, limit = sum(count.values()), settings["max_params"]
@@ -135,7 +145,6 @@ def apply_train(
     tasks: Sequence[str],
     key: Key[Array, ""],
     train_batch_norm: ByBatch = True,
-    finish: bool = True,
 ) -> tuple[dict[str, Float[Array, "batch ..."]], Mapping[str, Any]]:
     """Applies the network with dropout, to learn from.
 
@@ -148,7 +157,6 @@ def apply_train(
         key: Source of the dropout.
         train_batch_norm: Normalise by the batch and update the running statistics; given a function, only in the
             layers whose path it accepts; otherwise the running statistics are used and returned as they are.
-        finish: Return each task's outputs as users see them, otherwise as the head emits them.
 
     Returns:
         {task: outputs}, in the order of `tasks`, and the running statistics after this batch.
@@ -156,6 +164,23 @@ def apply_train(
     Raises:
         UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
     """
+    raw, batch_stats, _ = train_raw(
+        model, params, batch_stats, image, tasks=tasks, key=key, train_batch_norm=train_batch_norm
+    )
+    return _finished(model, raw, image), batch_stats
+
+
+def train_raw(
+    model: Network,
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    image: Float[Array, "batch height width 3"],
+    *,
+    tasks: Sequence[str],
+    key: Key[Array, ""],
+    train_batch_norm: ByBatch = True,
+) -> tuple[dict[str, Float[Array, "batch ..."]], Mapping[str, Any], Features]:
+    """As `apply_train`, but returns what the head emits, and also the features that it reads."""
     _check_image_size(*image.shape[1:3])
     names = _checked_names(model, tasks)
     raw, updated = model.apply(
@@ -165,10 +190,9 @@ def apply_train(
         train=True,
         train_batch_norm=train_batch_norm,
         rngs={"dropout": key},
-        mutable=["batch_stats"] if train_batch_norm else [],
+        mutable=["intermediates", *(["batch_stats"] if train_batch_norm else [])],
     )
-    outputs = _finished(model, raw, image) if finish else raw
-    return outputs, updated["batch_stats"] if train_batch_norm else batch_stats
+    return raw, updated["batch_stats"] if train_batch_norm else batch_stats, _features(updated["intermediates"])
 
 
 def apply_eval(
@@ -177,7 +201,6 @@ def apply_eval(
     image: Float[Array, "batch height width 3"],
     *,
     tasks: Sequence[str],
-    finish: bool = True,
 ) -> dict[str, Float[Array, "batch ..."]]:
     """Applies the network without dropout, with the running statistics of batch norm.
 
@@ -186,7 +209,6 @@ def apply_eval(
         variables: {"params", "batch_stats"}.
         image: RGB in 0..1; height and width are multiples of 32.
         tasks: Names of the tasks to compute; nothing is spent on the others.
-        finish: Return each task's outputs as users see them, otherwise as the head emits them.
 
     Returns:
         {task: outputs}, in the order of `tasks`.
@@ -194,10 +216,29 @@ def apply_eval(
     Raises:
         UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
     """
+    return _finished(model, eval_raw(model, variables, image, tasks=tasks)[0], image)
+
+
+def eval_raw(
+    model: Network,
+    variables: Variables,
+    image: Float[Array, "batch height width 3"],
+    *,
+    tasks: Sequence[str],
+) -> tuple[dict[str, Float[Array, "batch ..."]], Features]:
+    """As `apply_eval`, but returns what the head emits, and also the features that it reads."""
     _check_image_size(*image.shape[1:3])
     names = _checked_names(model, tasks)
-    raw: Any = model.apply(variables, image, tasks=names, train=False, train_batch_norm=False)
-    return _finished(model, raw, image) if finish else raw
+    raw, shown = model.apply(
+        variables, image, tasks=names, train=False, train_batch_norm=False, mutable=["intermediates"]
+    )
+    return raw, _features(shown["intermediates"])
+
+
+def _features(shown: Mapping[str, Any]) -> Features:
+    branches = {name: branch[FEATURES] for name, branch in shown.items() if name != FEATURES}
+    below = {f"{name}/{level}": x for name, levels in branches.items() for level, x in levels.items()}
+    return dict(shown[FEATURES]) | below
 
 
 def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
@@ -258,18 +299,39 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
         if settings[name] not in allowed:
             expected = ", ".join(str(value) for value in allowed)
             raise UserError(f"model.{name}: expected one of {expected}, found {settings[name]!r}: choose one of them")
+    _check_numbers(settings, where="model")
+    return settings
+
+
+def _check_numbers(settings: dict[str, Any], *, where: str) -> None:
     for name in ("neck_channels", "head_channels", "head_layers", "max_params"):
         if not isinstance(settings[name], int) or settings[name] < 1:
-            raise UserError(f"model.{name}: expected a whole number from 1, found {settings[name]!r}: change it")
+            raise UserError(f"{where}.{name}: expected a whole number from 1, found {settings[name]!r}: change it")
     for name, low, high in (
         ("width_multiplier", 0.1, 10.0),
         ("dropout_rate", 0.0, 0.99),
         ("batch_norm_momentum", 0.0, 0.9999),
     ):
         if not isinstance(settings[name], int | float) or not low <= settings[name] <= high:
-            raise UserError(f"model.{name}: expected {low} to {high}, found {settings[name]!r}: change it")
+            raise UserError(f"{where}.{name}: expected {low} to {high}, found {settings[name]!r}: change it")
         settings[name] = float(settings[name])
-    return settings
+
+
+def _checked_branches(settings: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
+    """The settings of each task's branch."""
+    given = {name: dict(own) for name, own in dict(settings["branches"]).items()}
+    unknown = sorted(set(given) - set(tasks))
+    if unknown or (given and settings["share_until"] == SHARE_ALL):
+        found = f"task {', '.join(unknown)}" if unknown else 'share_until "all", which has no branches'
+        raise UserError(f"model.branches: expected settings of the branches of {', '.join(tasks)}, found {found}")
+    for name, own in given.items():
+        wrong = sorted(set(own) - set(BRANCH_KEYS))
+        if wrong:
+            raise UserError(f"model.branches.{name}: expected {', '.join(BRANCH_KEYS)}, found {', '.join(wrong)}")
+    branches = {name: dict(settings) | given.get(name, {}) for name in tasks}
+    for name, own in branches.items():
+        _check_numbers(own, where=f"model.branches.{name}")
+    return branches
 
 
 def _check_tasks(tasks: Mapping[str, Task], *, neck_name: str, strides: tuple[int, ...]) -> None:

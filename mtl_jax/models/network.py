@@ -15,6 +15,8 @@ from mtl_jax.tasks.base import Task
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the published weights were trained on
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+FEATURES = "features"  # name of what `_show_features` leaves
+
 
 class MultiTaskNetwork(nn.Module):
     """Backbone, neck and head, shared by all tasks but for each one's slice of the head's last layer."""
@@ -35,6 +37,7 @@ class MultiTaskNetwork(nn.Module):
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
         features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
         levels = self.neck(features, train_batch_norm=train_batch_norm)
+        _show_features(self, levels)
         return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm)
 
 
@@ -53,6 +56,7 @@ class Branch(nn.Module):
         own = self.backbone(shared[last], train_batch_norm=train_batch_norm)
         finer = {stride: x for stride, x in shared.items() if stride < last}
         levels = self.neck(finer | own, train_batch_norm=train_batch_norm)
+        _show_features(self, levels)
         return self.head(levels, tasks=(task,), train=train, train_batch_norm=train_batch_norm)[task]
 
 
@@ -68,8 +72,8 @@ class BranchedNetwork(nn.Module):
 
     backbone: nn.Module  # up to the last shared stage
     upper: Callable[..., nn.Module]  # makes the stages after it
-    neck: Callable[..., nn.Module]
-    head: Callable[..., Head]  # (tasks) -> head
+    neck: Callable[[str], nn.Module]  # of a task
+    head: Callable[[Task], Head]
     tasks: tuple[Task, ...]
 
     @nn.compact
@@ -83,12 +87,19 @@ class BranchedNetwork(nn.Module):
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of its branch} for RGB images in 0..1."""
         shared = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
+        _show_features(self, shared)
         records, outputs = {task.name: task for task in self.tasks}, {}
         for name in tasks:
-            head = self.head((records[name],), parent=None)
-            branch = Branch(self.upper(parent=None), self.neck(parent=None), head, name=branch_name(name))
+            parts = self.upper(parent=None), self.neck(name), self.head(records[name])
+            branch = Branch(*parts, name=branch_name(name))
             outputs[name] = branch(shared, task=name, train=train, train_batch_norm=train_batch_norm)
         return outputs
+
+
+def _show_features(module: nn.Module, levels: Mapping[int, Array]) -> None:
+    """Leaves {stride in px: features} for callers that ask for Flax's collection "intermediates"."""
+    shown = {f"stride_{stride}": x for stride, x in levels.items()}
+    module.sow("intermediates", FEATURES, shown, init_fn=dict, reduce_fn=lambda _, new: new)
 
 
 Network = MultiTaskNetwork | BranchedNetwork
