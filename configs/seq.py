@@ -105,7 +105,7 @@ def get_config(sharing: str = "branched") -> ConfigDict:
     config.stages.seg = stage(("voc",), epochs=25.0, **rates)
     config.stages.det = stage(("coco",), epochs=100.0, **{**rates, "backbone_rate": 0.3}, **later)
     if sharing == "branched":
-        config.stages.det.warm_start = "seg"  # masks teach where things are, and six of the ten kinds of things
+        config.stages.det.warm_start = "seg"  # masks teach where things end
     config.stages.cls = stage(("imagenette",), epochs=12.0, **{**rates, "backbone_rate": 0.05}, **later)
     config.order = ("seg", "det", "cls")
     return config

@@ -127,7 +127,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             # an earlier task, from whose branch the branches of this stage's tasks start, where shapes agree; "" is off
             "warm_start": "",
             # patterns of parameters that stay as they are, statistics too: "backbone", "head/conv_*"; with epochs,
-            # "backbone@:5" until the fifth (gradual unfreezing), "backbone/stem@2.5:" from then on (progressive freezing)
+            # "backbone@:5" until the fifth (gradual unfreezing), "backbone/stem@2.5:" from then on (progressive)
             "freeze": (),
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages

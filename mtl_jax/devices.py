@@ -109,3 +109,19 @@ def _divides(batch_size: int) -> bool:
 def _sharding(spec: PartitionSpec) -> Any:
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, spec)
+
+
+def peak_memory_mb() -> float | None:
+    """Returns the most memory, in MB, that this process has held: of the first accelerator, or else of the machine.
+
+    A resumed run tells of the process that ended it. None where neither can be asked.
+    """
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"] / 1e6
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

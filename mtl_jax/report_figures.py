@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 MAX_POINTS = 300  # per curve; longer ones are averaged, which keeps a page small and a noisy loss readable
@@ -73,6 +74,71 @@ def panel_svg(
     Returns:
         An <svg> element.
     """
+
+    def draw(axes: Any) -> None:
+        _draw_curves(axes, curves)
+        if log_scale:
+            _scale(axes, [value for curve in curves for value in curve.values])
+        _draw_spans(axes, spans)
+        _draw_limits(axes, baseline, floor)
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=8)
+        axes.grid(axis="y", color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
+        axes.set_xlabel("step", fontsize=8)
+
+    return _drawn(title, draw)
+
+
+def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> str:
+    """Draws every value of each group as a dot, and their mean as a line.
+
+    Args:
+        title: above the panel.
+        values: of each group, by its name; at least one group, each with at least one value, all finite.
+
+    Returns:
+        An <svg> element, as tall as its groups need.
+    """
+
+    def draw(axes: Any) -> None:
+        for row, (colour, found) in enumerate(zip(cycle(COLOURS), values.values(), strict=False)):
+            mean = sum(found) / len(found)
+            axes.plot(found, [row] * len(found), "o", color=colour, markersize=5, alpha=0.75)
+            axes.plot([mean, mean], [row - 0.28, row + 0.28], color=colour, linewidth=2)
+        axes.set_yticks(range(len(values)), [_shortened(name, MAX_LABEL_LENGTH) for name in values])
+        axes.set_ylim(len(values) - 0.4, -0.6)
+        axes.grid(axis="x", color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
+
+    return _drawn(title, draw, height=1.0 + 0.28 * len(values))
+
+
+def scatter_svg(title: str, points: Mapping[str, tuple[float, float]], *, x: str, y: str) -> str:
+    """Draws one named point for each group.
+
+    Args:
+        title: above the panel.
+        points: (x, y) of each group, by its name; at least one, all finite.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+
+    Returns:
+        An <svg> element.
+    """
+
+    def draw(axes: Any) -> None:
+        for colour, (name, point) in zip(cycle(COLOURS), points.items(), strict=False):
+            axes.plot(*point, "o", color=colour, label=_shortened(name.lstrip("_") or "-", MAX_LABEL_LENGTH))
+        axes.legend(frameon=False, fontsize=7)
+        axes.margins(0.15)
+        axes.grid(color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
+        axes.set_xlabel(x, fontsize=8)
+        axes.set_ylabel(y, fontsize=8)
+
+    return _drawn(title, draw, height=3.2)
+
+
+def _drawn(title: str, draw: Callable[[Any], None], *, height: float = 2.7) -> str:
+    """A panel of one set of axes, as an <svg> element."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -89,18 +155,10 @@ def panel_svg(
         "axes.spines.top": False,
     }
     with rc_context(style):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+        figure = Figure(figsize=(4.6, height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(_shortened(title, MAX_TITLE_LENGTH), loc="left", fontsize=10, fontweight="bold", pad=14)
-        _draw_curves(axes, curves)
-        if log_scale:
-            _scale(axes, [value for curve in curves for value in curve.values])
-        _draw_spans(axes, spans)
-        _draw_limits(axes, baseline, floor)
-        if len(curves) > 1:
-            axes.legend(frameon=False, fontsize=8)
-        axes.grid(axis="y", color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
-        axes.set_xlabel("step", fontsize=8)
+        draw(axes)
         axes.tick_params(labelsize=8)
         return _inline_svg(figure)
 

@@ -230,6 +230,7 @@ def _finish_step(
         return
     if progress.images_per_second is not None:
         values["all/images_per_second"] = progress.images_per_second
+        values["all/step_ms"] = 1e3 * sum(stage.batch_sizes.values()) / progress.images_per_second
     for path, value in values.items():
         task, _, name = path.partition("/")
         epoch = done / stage.steps_per_epoch
@@ -312,6 +313,7 @@ def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
             "image_size": size,
         },
     }
+    budgets["peak_memory_mb"] = {"value": devices.peak_memory_mb(), "limit": None}
     verdict = contract.build(
         learnt.stages,
         {name: (tasks[name].main_metric, tasks[name].higher_is_better) for name in names},

@@ -16,6 +16,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("continual",),
     ("train_step", "evaluate", "metrics_log", "progress", "compilation", "devices"),
     ("examples", "experiment", "report", "report_figures", "report_page", "run_record"),
+    ("comparison",),
     ("stages",),
     ("remember",),
     ("train_loop", "evaluate_checkpoint"),

@@ -1,0 +1,74 @@
+"""What each method against forgetting is worth: none of them, each, every pair, all, in one fully shared network.
+
+python scripts/compare.py --out runs/ablation --seeds 0,1,2 configs/ablation_seq.py
+python scripts/compare.py --out runs/ablation_minis --seeds 0,1 "minis=configs/ablation_seq.py:minis/none" …
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtl_jax.errors import UserError
+
+METHODS = ("ewc", "lwf", "replay")
+VARIANTS = ("none", "ewc", "lwf", "replay", "ewc+lwf", "ewc+replay", "lwf+replay", "ewc+lwf+replay")
+DATA = ("digits", "minis")
+
+
+def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
+    """Returns the configuration.
+
+    Args:
+        variant: "none" or methods joined by "+", on the embedded digits; "minis/…" for the same on the three real
+            mini sets.
+
+    Raises:
+        UserError: an unknown method or set of data.
+    """
+    data, _, methods = variant.rpartition("/")
+    chosen = () if methods == "none" else tuple(methods.split("+"))
+    if set(chosen) - set(METHODS) or (data or "digits") not in DATA:
+        expected = f"none or some of {', '.join(METHODS)} joined by +, after minis/ for the real sets"
+        raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}")
+    config = _page("seq").get_config("all") if data == "minis" else _page("quickstart").get_config()
+    config.name = "ablation_seq"
+    if data == "minis":  # shorter than configs/seq.py: eight variants are to be trained
+        for name, epochs in (("seg", 15.0), ("det", 25.0), ("cls", 8.0)):
+            config.stages[name].update({"epochs": epochs, "eval_every_epochs": 0.0})
+    for name in config.order:
+        config.stages[name].update(OFF)
+    for name in config.order[1:]:
+        for method in chosen:
+            config.stages[name].update(ON[method])
+        if chosen:  # statistics that follow the new images undo whatever holds the parameters
+            config.stages[name].train_batch_norm = "new_levels"
+    if "replay" in chosen:
+        for name in config.order[:-1]:
+            config.stages[name].replay_images = 10
+    return config
+
+
+OFF = {
+    "train_batch_norm": "everywhere",
+    "lwf_weight": 0.0,
+    "ewc_strength": 0.0,
+    "replay_images": 0,
+    "replay_batch_size": 0,
+    "freeze": (),
+}
+ON: dict[str, dict[str, Any]] = {
+    "ewc": {"ewc_strength": 100.0},
+    "lwf": {"lwf_weight": 4.0},
+    "replay": {"replay_batch_size": 4},
+}
+
+
+def _page(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    return page

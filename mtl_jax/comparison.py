@@ -1,0 +1,210 @@
+"""Several configurations side by side, over seeds: what each reached, lost and cost, as Markdown, CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtl_jax import contract_table, metrics_log, report_page
+from mtl_jax.contract import read_json, task_histories
+from mtl_jax.report import heat_cell
+from mtl_jax.report_figures import scatter_svg, spread_svg
+
+COSTS = {"params": "parameters", "latency_ms": "latency, ms", "train_seconds": "training, s", "step_ms": "step, ms"}
+COSTS |= {"peak_memory_mb": "peak memory, MB"}
+
+
+class Result(NamedTuple):
+    """What one finished run left."""
+
+    variant: str
+    seed: int
+    contract: Mapping[str, Any]  # the tree of contract.json
+    step_ms: float | None  # median over the logged steps of all stages
+
+
+def read(variant: str, seed: int, workdir: Path) -> Result | None:
+    """Reads a run's work directory; None where the run is not finished.
+
+    Raises:
+        UserError: one of its files is damaged.
+    """
+    contract = read_json(workdir / "contract.json")
+    if contract is None:
+        return None
+    log = workdir / metrics_log.FILE_NAME
+    events = metrics_log.read(log) if log.is_file() else []
+    steps = [event["value"] for event in events if event["name"] == "step_ms" and event["value"] is not None]
+    return Result(variant, seed, contract, statistics.median(steps) if steps else None)
+
+
+def figures(result: Result) -> dict[str, float | None]:
+    """Every figure of a run by its column: "seg_miou", "seg_drop_percent", and the keys of `COSTS`."""
+    found: dict[str, float | None] = {}
+    for task, entry in result.contract["tasks"].items():
+        found |= {f"{task}_{entry['metric']}": entry["final"], f"{task}_drop_percent": entry["drop_percent"]}
+    budgets = result.contract["budgets"]
+    costs = {cost: budgets[cost]["value"] if cost in budgets else None for cost in COSTS}
+    found |= costs | {"step_ms": result.step_ms}
+    return {name: None if value is None else float(value) for name, value in found.items()}
+
+
+def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Groups results, keeping the order of first appearance."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.variant, []).append(result)
+    return groups
+
+
+def columns(results: Sequence[Result]) -> list[str]:
+    """Returns the columns of `figures` of all results: accuracies and drops of every task, then costs."""
+    names = [name for result in results for name in figures(result) if name not in COSTS]
+    return [*dict.fromkeys(names), *COSTS]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the mean and the sample standard deviation, None of fewer than two values."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """One line for each run, in full precision."""
+    text = io.StringIO()
+    names = columns(results)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", "seed", "passed", *names])
+    for result in results:
+        found = figures(result)
+        cells = ["" if found.get(name) is None else found[name] for name in names]
+        writer.writerow([result.variant, result.seed, result.contract["passed"], *cells])
+    return text.getvalue()
+
+
+def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: one row for each variant, mean ± standard deviation over its seeds."""
+    names = columns(results)
+    rows = []
+    for variant, runs in by_variant(results).items():
+        cells = [_cell([figures(run).get(name) for run in runs], name) for name in names]
+        kept = sum(bool(run.contract["passed"]) for run in runs)
+        rows.append([variant, str(len(runs)), *cells, f"{kept} of {len(runs)}"])
+    heads = [COSTS.get(name, name.replace("_drop_percent", " drop, %").replace("_", " ", 1)) for name in names]
+    return ["variant", "seeds", *heads, "contract kept"], rows
+
+
+def _cell(values: Sequence[float | None], name: str) -> str:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return "-"
+    mean, spread = mean_and_spread(known)
+    missing = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    if name.endswith("_drop_percent"):
+        mean = 0.0 if mean == 0 else mean  # no "-0.00"
+        return f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + missing
+    text = contract_table.figure(round(mean, 4) if abs(mean) < 1000 else round(mean))
+    return text + (f" ± {spread:.2g}" if spread else "") + missing
+
+
+def matrix(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """The stage x task matrix of one variant, averaged over its seeds.
+
+    Returns:
+        Tasks, and by stage the mean of each task's metric after it; None where it was not evaluated.
+    """
+    tasks = runs[0].contract["tasks"]
+    judged = {task: (entry["metric"], entry["higher_is_better"]) for task, entry in tasks.items()}
+    histories = [task_histories(run.contract["stages"], judged) for run in runs]
+    rows = []
+    for index, stage in enumerate(runs[0].contract["stages"]):
+        found = [[history[task][index] for history in histories if index < len(history[task])] for task in tasks]
+        known = [[value for value in values if value is not None] for values in found]
+        rows.append((stage["name"], [statistics.fmean(values) if values else None for values in known]))
+    return list(tasks), rows
+
+
+def as_markdown(results: Sequence[Result]) -> str:
+    """The table, and the stage x task matrix of every variant."""
+    parts = [_markdown_table(*table(results))]
+    for variant, runs in by_variant(results).items():
+        tasks, rows = matrix(runs)
+        cells = [[f"after {stage}", *map(contract_table.figure, values)] for stage, values in rows]
+        parts.append(f"**{variant}**\n\n" + _markdown_table(["", *tasks], cells))
+    return "\n".join(parts)
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def as_html(title: str, results: Sequence[Result]) -> str:
+    """The page: the table, a plot for every task, accuracy against cost, and the heatmaps.
+
+    Args:
+        title: of the page.
+        results: at least one.
+    """
+    heads, rows = table(results)
+    groups = by_variant(results)
+    accuracies = [name for name in columns(results) if name not in COSTS and not name.endswith("_drop_percent")]
+    spreads = [spread_svg(name.replace("_", " ", 1), found) for name in accuracies if (found := _known(groups, name))]
+    scatters = [
+        scatter_svg(f"{name.replace('_', ' ', 1)} against {COSTS[cost]}", points, x=COSTS[cost], y=name)
+        for name in accuracies
+        for cost in ("latency_ms", "params")
+        if (points := _points(groups, cost, name))
+    ]
+    return report_page.page(
+        title,
+        f"<h1>{escape(title)}</h1>\n"
+        + report_page.section(
+            "After the last stage",
+            report_page.table(heads, rows, numbers=range(1, len(heads))),
+            lead="Mean ± sample standard deviation over seeds. A drop is what was lost since the task's own stage.",
+        )
+        + report_page.section("Every run", report_page.panels(spreads), lead="A dot is a run, the line their mean.")
+        + report_page.section("Every task after every stage", "".join(map(_heatmap, groups.values())))
+        + report_page.section("Accuracy against cost", report_page.panels(scatters)),
+    )
+
+
+def _known(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[float]]:
+    found = {
+        variant: [value for run in runs if (value := figures(run).get(name)) is not None]
+        for variant, runs in groups.items()
+    }
+    return {variant: values for variant, values in found.items() if values}
+
+
+def _points(groups: Mapping[str, Sequence[Result]], x: str, y: str) -> dict[str, tuple[float, float]]:
+    across, up = _known(groups, x), _known(groups, y)
+    return {name: (statistics.fmean(across[name]), statistics.fmean(up[name])) for name in across if name in up}
+
+
+def _heatmap(runs: Sequence[Result]) -> str:
+    tasks, rows = matrix(runs)
+    limit = runs[0].contract["max_drop_percent"]
+    first = {task: next((row[i] for _, row in rows if row[i] is not None), None) for i, task in enumerate(tasks)}
+    signs = {task: entry["higher_is_better"] for task, entry in runs[0].contract["tasks"].items()}
+    body = ""
+    for index, (stage, values) in enumerate(rows):
+        cells = "".join(
+            heat_cell(
+                value,
+                {"baseline": first[task], "higher_is_better": signs[task]},
+                limit,
+                is_baseline=all(row[column] is None for _, row in rows[:index]),
+            )
+            for column, (task, value) in enumerate(zip(tasks, values, strict=True))
+        )
+        body += f"<tr><th>after {escape(stage)}</th>{cells}</tr>\n"
+    head = "".join(f"<th>{escape(task)}</th>" for task in tasks)
+    grid = f'<table class="heat"><thead><tr><th></th>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+    return f'<h3>{escape(runs[0].variant)}</h3>\n<div class="wide">{grid}</div>\n'

@@ -1,0 +1,78 @@
+"""The ablation's page, and that on embedded data forgetting is real and the default keeps the contract."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from mtl_jax import config as config_lib
+from mtl_jax import train_loop
+from mtl_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def page():
+    spec = importlib.util.spec_from_file_location("ablation_seq", ROOT / "configs" / "ablation_seq.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_none_switches_every_method_off(page):
+    config = page.get_config("none")
+    config_lib.validate(config)
+    for name in config.order:
+        stage = config.stages[name]
+        assert (stage.ewc_strength, stage.lwf_weight, stage.replay_batch_size, stage.replay_images) == (0, 0, 0, 0)
+        assert stage.train_batch_norm == "everywhere"
+
+
+@pytest.mark.parametrize("data", ["", "minis/"])
+def test_a_variant_switches_on_what_it_names_and_nothing_else(page, data):
+    for variant in page.VARIANTS:
+        config = page.get_config(data + variant)
+        config_lib.validate(config)
+        last = config.stages[config.order[-1]]
+        used = {"ewc": last.ewc_strength, "lwf": last.lwf_weight, "replay": last.replay_batch_size}
+        assert {name for name, value in used.items() if value} == set(variant.split("+")) - {"none"}
+        assert bool(config.stages[config.order[0]].replay_images) == ("replay" in variant)
+
+
+def test_an_unknown_method_is_refused(page):
+    for variant in ("magic", "lwf+magic", "other/none"):
+        with pytest.raises(UserError, match="expected none or some of ewc, lwf, replay"):
+            page.get_config(variant)
+
+
+@pytest.fixture
+def optimised():
+    """Lets XLA optimise, as outside the tests: hundreds of steps are taken here."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_without_mitigation_the_first_task_falls_and_with_the_default_it_keeps_the_contract(page, optimised, tmp_path):
+    def trained(variant: str, workdir: Path) -> dict:
+        config = page.get_config(variant)
+        config.order = ("seg", "cls")
+        config.image_size = config.contract.latency_image_size = 64
+        config.example_images = 0
+        config.model.update({"neck_channels": 32, "head_channels": 32, "head_layers": 2})
+        for stream in config.streams.values():
+            stream.options.update({"size": 64})
+        config.stages.seg.replay_images = 10  # so that both runs have the same first stage
+        return train_loop.train_and_evaluate(config, workdir)["tasks"]["seg"]
+
+    kept = trained(page.VARIANTS[-1], tmp_path / "all")
+    shutil.copytree(tmp_path / "all" / "checkpoints" / "0-seg", tmp_path / "none" / "checkpoints" / "0-seg")
+    free = trained("none", tmp_path / "none")
+    print(kept, free)
+    assert free["baseline"] == kept["baseline"] > 0.3
+    assert free["drop_percent"] > 30
+    assert kept["drop_percent"] <= 5

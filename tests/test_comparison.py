@@ -1,0 +1,82 @@
+"""Several runs side by side: the figures are theirs, and what is missing is said."""
+
+import csv
+import io
+
+import pytest
+
+from mtl_jax import comparison
+
+
+def result(variant, seed, miou, *, drop=1.0, passed=True, latency=30.0, step_ms=12.0):
+    stages = [
+        {"name": "seg", "metrics": {"seg": {"miou": miou / (1 - drop / 100)}}},
+        {"name": "cls", "metrics": {"seg": {"miou": miou}, "cls": {"top1": 0.9}}},
+    ]
+    task = {"metric": "miou", "higher_is_better": True, "final": miou, "drop_percent": drop}
+    other = {"metric": "top1", "higher_is_better": True, "final": 0.9, "drop_percent": 0.0}
+    budgets = {name: {"value": value} for name, value in (("params", 1000), ("latency_ms", latency))}
+    contract = {
+        "passed": passed,
+        "max_drop_percent": 5.0,
+        "tasks": {"seg": task, "cls": other},
+        "budgets": budgets,
+        "stages": stages,
+    }
+    return comparison.Result(variant, seed, contract, step_ms)
+
+
+RESULTS = [
+    result("none", 0, 0.2, drop=50.0, passed=False),
+    result("none", 1, 0.3, drop=40.0, passed=False),
+    result("lwf", 0, 0.4),
+]
+
+
+def test_the_table_has_mean_and_sample_deviation_over_seeds():
+    heads, rows = comparison.table(RESULTS)
+    none, lwf = (dict(zip(heads, row, strict=True)) for row in rows)
+    assert none["variant"] == "none"
+    assert none["seeds"] == "2"
+    assert none["seg miou"] == "0.25 ± 0.071"
+    assert none["seg drop, %"] == "45.00 ± 7.07"
+    assert none["contract kept"] == "0 of 2"
+    assert lwf["seg miou"] == "0.4"
+    assert lwf["contract kept"] == "1 of 1"
+    assert lwf["peak memory, MB"] == "-"
+
+
+def test_a_missing_figure_is_counted_and_not_averaged():
+    broken = result("none", 2, 0.2)
+    broken.contract["tasks"]["seg"]["final"] = None
+    heads, rows = comparison.table([*RESULTS[:2], broken])
+    assert rows[0][heads.index("seg miou")] == "0.25 ± 0.071 (2 of 3)"
+
+
+def test_the_csv_has_a_line_for_every_run_in_full_precision():
+    lines = list(csv.DictReader(io.StringIO(comparison.as_csv([result("a,b", 3, 1 / 3)]))))
+    assert lines[0]["variant"] == "a,b"
+    assert lines[0]["seed"] == "3"
+    assert float(lines[0]["seg_miou"]) == 1 / 3
+    assert lines[0]["step_ms"] == "12.0"
+    assert lines[0]["peak_memory_mb"] == ""
+
+
+def test_the_matrix_is_the_mean_over_seeds():
+    tasks, rows = comparison.matrix(RESULTS[:2])
+    assert tasks == ["seg", "cls"]
+    assert rows[0] == ("seg", [pytest.approx((0.4 + 0.5) / 2), None])
+    assert rows[1] == ("cls", [pytest.approx(0.25), pytest.approx(0.9)])
+
+
+def test_the_pages_name_every_variant_and_escape_it():
+    odd = result("<b>|x", 0, 0.4)
+    page = comparison.as_html("runs", [*RESULTS, odd])
+    assert "<b>|x" not in page
+    assert page.count("&lt;b&gt;|x") >= 3
+    assert page.count("<svg") == 6  # a spread for each of two tasks, and each against latency and parameters
+    assert "<b>\\|x" in comparison.as_markdown([odd])
+
+
+def test_an_unfinished_run_has_no_result(tmp_path):
+    assert comparison.read("none", 0, tmp_path) is None
