@@ -155,3 +155,20 @@ def test_suppression_follows_a_long_chain_of_overlaps():
     chain = np.stack([left, 0 * left, left + 2, 0 * left + 1], axis=1)
     kept = suppress(jnp.array(chain), jnp.zeros(30, jnp.int32), jnp.ones(30, bool), iou_threshold=0.3)
     np.testing.assert_array_equal(kept, np.arange(30) % 2 == 0)
+
+
+def test_boxes_of_a_class_that_overlap_are_averaged_by_their_scores():
+    pair = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0]]
+    found = jnp.array([*pair, pair[1], pair[1], [50.0, 50.0, 60.0, 60.0]])
+    label, valid = jnp.array([0, 0, 1, 0, 0]), jnp.array([True, True, True, False, True])
+    voted = boxes.vote(found, jnp.array([0.9, 0.3, 0.9, 0.9, 0.5]), label, valid, iou_threshold=0.6)
+    mean = [0.0, 0.0, 10.0, (0.9 * 10 + 0.3 * 8) / 1.2]
+    np.testing.assert_allclose(voted[:2], [mean, mean], rtol=1e-5)  # not those of another class, or not valid
+    np.testing.assert_allclose(voted[2], found[2], rtol=1e-5)
+    np.testing.assert_allclose(voted[4], found[4], rtol=1e-5)
+
+
+def test_a_vote_above_every_overlap_changes_nothing():
+    found = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [1.0, 1.0, 1.0, 1.0]])
+    voted = boxes.vote(found, jnp.full(3, 0.5), jnp.zeros(3, jnp.int32), jnp.ones(3, bool), iou_threshold=1.0)
+    np.testing.assert_allclose(voted, found, rtol=1e-6)

@@ -138,6 +138,34 @@ def complete_iou(predicted: Float[Array, "*n 4"], target: Float[Array, "*n 4"]) 
     return overlap - distance / diagonal - alpha * aspect
 
 
+def vote(
+    boxes_xyxy: Float[Array, "n 4"],
+    score: Float[Array, " n"],
+    label: Int[Array, " n"],
+    valid: Bool[Array, " n"],
+    *,
+    iou_threshold: float,
+) -> Float[Array, "n 4"]:
+    """Replaces each box by the mean, weighted by score, of the boxes of its class that overlap it.
+
+    Suppression keeps one box of many that found the same object; their mean lies nearer to it than any of them.
+
+    Args:
+        boxes_xyxy: corners, px.
+        score: of each box, above 0 where valid.
+        label: class of each box.
+        valid: boxes that take part; the others vote for none but themselves.
+        iou_threshold: overlap above which a box counts for another.
+
+    References:
+        Gidaris, Komodakis, "Object detection via a multi-region & semantic segmentation-aware CNN model", 2015.
+    """
+    same = (label[:, None] == label[None, :]) & valid[None, :]
+    near = same & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
+    weight = jnp.where(near, score[None, :], 0.0) + jnp.diag(jnp.where(near.diagonal(), 0.0, 1.0))
+    return weight @ boxes_xyxy / weight.sum(axis=1, keepdims=True)
+
+
 def suppress(
     boxes_xyxy: Float[Array, "n 4"],
     label: Int[Array, " n"],

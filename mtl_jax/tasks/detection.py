@@ -32,7 +32,8 @@ def make(
     class_weight: float = 1.0,
     focal_exponent: float = 2.0,
     score_threshold: float = 0.005,
-    nms_iou: float = 0.6,
+    nms_iou: float = 0.5,
+    voting_iou: float = 0.6,
     candidates: int = 512,
     max_detections: int = 100,
 ) -> Task:
@@ -48,6 +49,7 @@ def make(
         focal_exponent: of |IoU - objectness|, which scales the objectness loss (2 in Li et al. 2020).
         score_threshold: detections below are dropped; low, because mean average precision wants the tail.
         nms_iou: overlap above which the worse of two boxes of a class goes.
+        voting_iou: overlap above which a box of the same class moves the one that stays; 1 is off.
         candidates: pairs of cell and class that non-maximum suppression looks at, the best by score.
         max_detections: per image (100 in COCO).
 
@@ -60,10 +62,9 @@ def make(
         raise UserError(where + "at least one class, found none; list the classes")
     if not strides or min(strides) < 1:
         raise UserError(where + f"strides >= 1 px, found {strides}; name levels of the neck")
-    if not 0 <= score_threshold < 1 or not 0 < nms_iou <= 1:
-        raise UserError(
-            where + f"score_threshold and nms_iou within 0..1, found {score_threshold} and {nms_iou}; change them"
-        )
+    shares = (score_threshold, nms_iou, voting_iou)
+    if not 0 <= score_threshold < 1 or not 0 < nms_iou <= 1 or not 0 < voting_iou <= 1:
+        raise UserError(where + f"score_threshold, nms_iou and voting_iou within 0..1, found {shares}; change them")
     if not 1 <= max_detections <= candidates:
         raise UserError(where + f"1 <= max_detections <= candidates, found {max_detections} and {candidates}")
     return Task(
@@ -88,6 +89,7 @@ def make(
             decode,
             score_threshold=score_threshold,
             nms_iou=nms_iou,
+            voting_iou=voting_iou,
             candidates=candidates,
             max_detections=max_detections,
         ),
@@ -276,6 +278,7 @@ def decode(
     *,
     score_threshold: float,
     nms_iou: float,
+    voting_iou: float,
     candidates: int,
     max_detections: int,
 ) -> dict[str, Array]:
@@ -289,6 +292,7 @@ def decode(
         outputs: of `finish`.
         score_threshold: boxes with a lower score are not valid.
         nms_iou: overlap above which the worse of two boxes of a class goes.
+        voting_iou: overlap above which a box of the same class moves the one that stays (`boxes.vote`).
         candidates: pairs of cell and class that are looked at.
         max_detections: number k of boxes returned.
 
@@ -300,6 +304,7 @@ def decode(
         _decode_one,
         score_threshold=score_threshold,
         nms_iou=nms_iou,
+        voting_iou=voting_iou,
         candidates=candidates,
         max_detections=max_detections,
     )
@@ -311,6 +316,7 @@ def _decode_one(
     *,
     score_threshold: float,
     nms_iou: float,
+    voting_iou: float,
     candidates: int,
     max_detections: int,
 ) -> dict[str, Array]:
@@ -320,7 +326,9 @@ def _decode_one(
     score, index = jax.lax.top_k(score.reshape(-1), min(candidates, score.size))
     label = index % class_count
     box = boxes.to_corners(outputs[index // class_count, :BOX_CHANNELS])
-    keep = boxes.suppress(box, label, score >= score_threshold, iou_threshold=nms_iou)
+    valid = score >= score_threshold
+    keep = boxes.suppress(box, label, valid, iou_threshold=nms_iou)
+    box = boxes.vote(box, score, label, valid, iou_threshold=voting_iou)
     rank = jnp.where(keep, jnp.cumsum(keep) - 1, max_detections)  # those past the end are dropped
 
     def place(values: Array) -> Array:
