@@ -37,17 +37,22 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
     if data == "minis":  # shorter than configs/seq.py: eight variants are to be trained
         for name, epochs in (("seg", 15.0), ("det", 25.0), ("cls", 8.0)):
             config.stages[name].update({"epochs": epochs, "eval_every_epochs": 0.0})
+    switch(config, chosen)
+    return config
+
+
+def switch(config: ConfigDict, methods: tuple[str, ...]) -> None:
+    """Switches every method against forgetting off, and those named on, in the stages of `config.order`."""
     for name in config.order:
         config.stages[name].update(OFF)
     for name in config.order[1:]:
-        for method in chosen:
+        for method in methods:
             config.stages[name].update(ON[method])
-        if chosen:  # statistics that follow the new images undo whatever holds the parameters
+        if methods:  # statistics that follow the new images undo whatever holds the parameters
             config.stages[name].train_batch_norm = "new_levels"
-    if "replay" in chosen:
+    if "replay" in methods:
         for name in config.order[:-1]:
             config.stages[name].replay_images = 10
-    return config
 
 
 OFF = {

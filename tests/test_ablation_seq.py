@@ -58,21 +58,23 @@ def optimised():
 
 
 def test_without_mitigation_the_first_task_falls_and_with_the_default_it_keeps_the_contract(page, optimised, tmp_path):
-    def trained(variant: str, workdir: Path) -> dict:
-        config = page.get_config(variant)
-        config.order = ("seg", "cls")
+    def trained(methods: tuple[str, ...], workdir: Path) -> dict:
+        config = page.get_config("none")
+        # Classes of small scenes are learnt in seconds, masks are not; so classes come first here.
+        config.order = ("cls", "seg")
+        page.switch(config, methods)
         config.image_size = config.contract.latency_image_size = 64
         config.example_images = 0
         config.model.update({"neck_channels": 32, "head_channels": 32, "head_layers": 2})
         for stream in config.streams.values():
             stream.options.update({"size": 64})
-        config.stages.seg.replay_images = 10  # so that both runs have the same first stage
-        return train_loop.train_and_evaluate(config, workdir)["tasks"]["seg"]
+        config.stages.cls.update({"epochs": 6.0, "replay_images": 10})  # both runs have the same first stage
+        config.stages.seg.update({"epochs": 2.0})
+        return train_loop.train_and_evaluate(config, workdir)["tasks"]["cls"]
 
-    kept = trained(page.VARIANTS[-1], tmp_path / "all")
-    shutil.copytree(tmp_path / "all" / "checkpoints" / "0-seg", tmp_path / "none" / "checkpoints" / "0-seg")
-    free = trained("none", tmp_path / "none")
-    print(kept, free)
-    assert free["baseline"] == kept["baseline"] > 0.3
+    kept = trained(page.METHODS, tmp_path / "all")
+    shutil.copytree(tmp_path / "all" / "checkpoints" / "0-cls", tmp_path / "none" / "checkpoints" / "0-cls")
+    free = trained((), tmp_path / "none")
+    assert free["baseline"] == kept["baseline"] > 0.4
     assert free["drop_percent"] > 30
     assert kept["drop_percent"] <= 5
