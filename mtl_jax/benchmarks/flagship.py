@@ -23,6 +23,7 @@ def build(data_root: Path, **model_changes: Any) -> experiment.Experiment:
         raise UserError(f"the flagship's page {PAGE} is missing; run the benchmark from a clone of the repository")
     page: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(page)
-    config = page.get_config().to_dict()
+    shared = model_changes.get("share_until") == "all"  # which has no branches, and a page of its own
+    config = page.get_config("all" if shared else "branched").to_dict()
     config["model"] |= model_changes
     return experiment.build(config, data_root=data_root)
