@@ -32,7 +32,7 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
     if set(chosen) - set(METHODS) or (data or "digits") not in DATA:
         expected = f"none or some of {', '.join(METHODS)} joined by +, after minis/ for the real sets"
         raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}")
-    config = _page("seq").get_config("all") if data == "minis" else _page("quickstart").get_config()
+    config: Any = _page("seq").get_config("all") if data == "minis" else _page("quickstart").get_config()
     config.name = "ablation_seq"
     if data == "minis":  # shorter than configs/seq.py: eight variants are to be trained
         for name, epochs in (("seg", 15.0), ("det", 25.0), ("cls", 8.0)):
@@ -41,7 +41,7 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
     return config
 
 
-def switch(config: ConfigDict, methods: tuple[str, ...]) -> None:
+def switch(config: Any, methods: tuple[str, ...]) -> None:
     """Switches every method against forgetting off, and those named on, in the stages of `config.order`."""
     for name in config.order:
         config.stages[name].update(OFF)

@@ -52,6 +52,8 @@ def base() -> Any:
             "dropout_rate": 0.1,
             # task -> neck_channels, head_channels, head_layers or dropout_rate of its branch; not where all is shared
             "branches": {},
+            # True: every task has its own batch norms in all shared layers, and so a forward pass of its own
+            "batch_norm_per_task": False,
             # Share of the backbone's running statistics that a step keeps: torchvision's. A network that starts from
             # random weights and trains a few hundred steps wants 0.9.
             "batch_norm_momentum": 0.99,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -288,25 +289,41 @@ def _group_losses(
     return jnp.stack([values[task] for task in carried]), (batch_stats, metrics)
 
 
-def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    """Splits params, or gradients like them, into what tasks share and each one's slice of the head or branch."""
-    branches = {branch_name(task): task for task in tasks}
-    if not branches.keys() - tree.keys():
-        return (
-            {name: leaf for name, leaf in tree.items() if name not in branches},
-            {task: tree[name] for name, task in branches.items()},
-        )
-    head = tree["head"]
-    private = {task: head[task] for task in tasks}
-    others = {name: leaf for name, leaf in head.items() if name not in private}
-    return {**tree, "head": others}, private
+def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, dict[str, PyTree]]:
+    """Splits params, or gradients like them, into what tasks share and what is one task's own.
+
+    A task's own are its branch, its slice of the head, and its batch norms where tasks have their own.
+
+    Returns:
+        The shared leaves, and {task: its leaves}, each in their places.
+    """
+    flat = {tuple(entry.key for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    owners = {path: _owner(path, tasks) for path in flat}
+    parts = [_nested({path: leaf for path, leaf in flat.items() if owners[path] == owner}) for owner in (None, *tasks)]
+    return parts[0], dict(zip(tasks, parts[1:], strict=True))
 
 
-def join_private(shared: PyTree, private: PyTree) -> PyTree:
+def _owner(path: tuple[str, ...], tasks: tuple[str, ...]) -> str | None:
+    for task in tasks:
+        own_norm = any(name == task and above.startswith("norm") for above, name in itertools.pairwise(path))
+        if path[0] == branch_name(task) or path[:2] == ("head", task) or own_norm:
+            return task
+    return None
+
+
+def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        functools.reduce(lambda branch, name: branch.setdefault(name, {}), path[:-1], tree)[path[-1]] = leaf
+    return tree
+
+
+def join_private(shared: PyTree, private: Mapping[str, PyTree]) -> PyTree:
     """The inverse of `split_private`."""
-    if "head" not in shared:
-        return {**shared, **{branch_name(task): branch for task, branch in private.items()}}
-    return {**shared, "head": {**shared["head"], **private}}
+    flat: dict[tuple[str, ...], Any] = {}
+    for part in (shared, *private.values()):
+        flat |= {tuple(entry.key for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
+    return _nested(flat)
 
 
 def is_frozen(path: str, patterns: tuple[str, ...]) -> bool:

@@ -238,3 +238,31 @@ def test_bfloat16_and_every_output_stride_give_float32_outputs(output_stride):
     variables, (outputs, stats) = jax.eval_shape(step)
     assert outputs["seg"].shape == (2, 32 // output_stride, 64 // output_stride, 2)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, outputs, stats))} == {jnp.dtype("float32")}
+
+
+def test_batch_norm_per_task_leaves_the_other_tasks_statistics_and_scales_alone():
+    small = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8}
+    network = multi_task.build(small | {"batch_norm_per_task": True}, TASKS)
+    start = multi_task.init_variables(network, key=jax.random.key(0))
+
+    @jax.jit
+    def step(params):
+        outputs, stats = multi_task.apply_train(
+            network, params, start["batch_stats"], IMAGE, tasks=("cls",), key=jax.random.key(0)
+        )
+        return jnp.square(outputs["cls"]).sum(), stats
+
+    grads, stats = jax.grad(step, has_aux=True)(start["params"])
+    norms = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(grads) if "norm" in str(path)]
+    touched = {path[-2].key for path, leaf in norms if leaf.any()}
+    assert touched == {"cls"}
+    moved = jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: bool((a != b).any()), stats, start["batch_stats"])
+    )
+    assert {path[-2].key for path, changed in moved if changed} == {"cls"}
+    assert {path[-2].key for path, _ in moved} == {"seg", "det", "cls"}
+
+
+def test_batch_norm_per_task_and_branches_exclude_each_other():
+    with pytest.raises(UserError, match="batch norms of their own"):
+        multi_task.build({"batch_norm_per_task": True, "share_until": "stage_2"}, TASKS)

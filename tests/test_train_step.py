@@ -332,9 +332,17 @@ def test_one_device_and_two_give_the_same_update(run):
     assert_close(alone.batch_stats, together.batch_stats)
 
 
+def test_branches_and_batch_norms_of_a_task_are_its_own():
+    params = {"branch_seg": {"neck": 1}, "backbone": {"norm": {"seg": {"scale": 2}, "cls": {"scale": 3}}, "conv": 4}}
+    shared, private = train_step.split_private(params, ("seg", "cls"))
+    assert shared == {"backbone": {"conv": 4}}
+    assert private["seg"] == {"branch_seg": {"neck": 1}, "backbone": {"norm": {"seg": {"scale": 2}}}}
+    assert train_step.join_private(shared, private) == params
+
+
 def test_private_leaves_split_off_and_join_again():
     params = {"neck": 1, "head": {"conv_1": 2, "seg": 3, "cls": 4}}
     shared, private = train_step.split_private(params, ("seg", "cls"))
     assert shared == {"neck": 1, "head": {"conv_1": 2}}
-    assert private == {"seg": 3, "cls": 4}
+    assert private == {"seg": {"head": {"seg": 3}}, "cls": {"head": {"cls": 4}}}
     assert train_step.join_private(shared, private) == params

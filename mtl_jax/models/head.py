@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.layers import BatchNorm, ByBatch, Conv, Dense
+from mtl_jax.models.layers import BatchNorm, Conv, Dense, Norming
 from mtl_jax.tasks.base import Task
 
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
@@ -40,7 +40,7 @@ class Head(nn.Module):
         *,
         tasks: tuple[str, ...],
         train: bool,
-        train_batch_norm: ByBatch,
+        train_batch_norm: Norming,
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs} for the asked tasks.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,16 @@ from mtl_jax.models.depthwise import depthwise_conv
 # Where batch norm normalises by the batch and moves its running statistics: everywhere, nowhere, or in the layers whose
 # path, such as "backbone/block_4/expand/norm", the function accepts.
 ByBatch = bool | Callable[[str], bool]
+
+
+class PerTask(NamedTuple):
+    """Stands in for `ByBatch` where each task has batch norms of its own: which to use, and where by the batch."""
+
+    task: str
+    by_batch: ByBatch
+
+
+Norming = ByBatch | PerTask
 
 
 def spread(variance: float) -> nn.initializers.Initializer:
@@ -125,7 +135,7 @@ class Dense(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm and the activation after it.
+    """Batch norm and the activation after it; given `PerTask`, one for each task, named by it.
 
     Statistics are taken in float32 whatever the features are. The running variance averages the biased variance of
     each batch, the one that the batch itself was normalised with; PyTorch averages n / (n - 1) times it.
@@ -137,9 +147,17 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *space channels"], *, by_batch: ByBatch
+        self, x: Float[Array, "batch *space channels"], *, by_batch: Norming
     ) -> Float[Array, "batch *space channels"]:
-        """Applies the layer; `by_batch` normalises by the batch and moves the running statistics."""
+        """Applies the layer; `by_batch` normalises by the batch and moves the running statistics.
+
+        References:
+            Bilen, Vedaldi, "Universal representations: The missing link between faces, text, planktons, and cat
+            breeds", 2017 (batch norm by domain).
+        """
+        if isinstance(by_batch, PerTask):
+            own = BatchNorm(self.activation, self.epsilon, self.momentum, name=by_batch.task)
+            return own(x, by_batch=by_batch.by_batch)
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -171,7 +189,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: ByBatch
+        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
     ) -> Float[Array, "batch out_height out_width features"]:
         """Applies the block; `train_batch_norm` normalises by the batch and moves the running statistics."""
         conv = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.dtype, name="conv")

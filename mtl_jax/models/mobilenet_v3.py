@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.layers import ByBatch, ConvNorm, Dense, make_divisible
+from mtl_jax.models.layers import ConvNorm, Dense, Norming, make_divisible
 
 OUTPUT_STRIDES = (8, 16, 32)  # px of input per cell of the last features
 FIRST_TAP_STRIDE = 8  # px; finer features are too shallow to be read from
@@ -112,7 +112,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: ByBatch
+        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
     ) -> Float[Array, "batch out_height out_width features"]:
         """Applies the block; where the shape stays, the input is added to the result."""
         block, inputs = self.block, x
@@ -142,7 +142,7 @@ class MobileNetV3Small(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "batch height width channels"], *, train_batch_norm: ByBatch
+        self, image: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
     ) -> dict[int, Float[Array, "batch _ _ _"]]:
         """Returns the deepest features of each stride from 8 px on, up to `output_stride` or `until`.
 

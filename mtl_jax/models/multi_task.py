@@ -85,8 +85,13 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
 
     branches = _checked_branches(settings, tasks)
     if settings["share_until"] == SHARE_ALL:
-        model = MultiTaskNetwork(backbone(), make_neck(settings), make_head(settings, records), records)
+        parts = backbone(), make_neck(settings), make_head(settings, records)
+        model = MultiTaskNetwork(*parts, records, settings["batch_norm_per_task"])
     else:
+        if settings["batch_norm_per_task"]:
+            raise UserError(
+                "model.batch_norm_per_task: the branches have batch norms of their own; share all, or neither"
+            )
         stride = 2 ** SHARE_CHOICES.index(settings["share_until"])
         if stride >= settings["output_stride"]:
             raise UserError(
@@ -338,7 +343,7 @@ def _check_tasks(tasks: Mapping[str, Task], *, neck_name: str, strides: tuple[in
     if not tasks:
         raise UserError("tasks: expected at least one task, found none: name one in the configuration")
     for name, task in tasks.items():
-        if name != task.name or name.startswith(("conv_", "norm_")):
+        if name != task.name or name.startswith(("conv_", "norm_")) or name in ("scale", "bias", "mean", "var"):
             raise UserError(
                 "tasks: expected the task's own name, not beginning with conv_ or norm_ (the head's shared "
                 f"layers), found {name!r} for the task {task.name!r}: rename it"

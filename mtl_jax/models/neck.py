@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.layers import ByBatch, ConvNorm, Dense
+from mtl_jax.models.layers import ConvNorm, Dense, Norming
 from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES
 
 
@@ -45,7 +45,7 @@ class Fpn(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Mapping[int, Float[Array, "batch _ _ _"]], *, train_batch_norm: ByBatch
+        self, features: Mapping[int, Float[Array, "batch _ _ _"]], *, train_batch_norm: Norming
     ) -> dict[int, Float[Array, "batch _ _ channels"]]:
         """Returns {stride: features}; every stride must be twice the next finer one."""
         del train_batch_norm  # the layer is linear
@@ -70,7 +70,7 @@ class TwoConv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Mapping[int, Float[Array, "batch _ _ _"]], *, train_batch_norm: ByBatch
+        self, features: Mapping[int, Float[Array, "batch _ _ _"]], *, train_batch_norm: Norming
     ) -> dict[int, Float[Array, "batch _ _ channels"]]:
         """Returns {stride: features} of the coarsest level."""
         stride = max(features)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models.head import Head
-from mtl_jax.models.layers import ByBatch
+from mtl_jax.models.layers import ByBatch, Norming, PerTask
 from mtl_jax.tasks.base import Task
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the published weights were trained on
@@ -25,6 +25,7 @@ class MultiTaskNetwork(nn.Module):
     neck: nn.Module
     head: Head
     tasks: tuple[Task, ...]
+    batch_norm_per_task: bool = False
 
     def __call__(
         self,
@@ -35,9 +36,25 @@ class MultiTaskNetwork(nn.Module):
         train_batch_norm: ByBatch,
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
+        if not self.batch_norm_per_task:
+            return self._pass(image, tasks, train, train_batch_norm)
+        outputs = {}
+        for name in tasks:
+            outputs |= self._pass(image, (name,), train, PerTask(name, train_batch_norm), shown=f"{name}_")
+        return outputs
+
+    def _pass(
+        self,
+        image: Float[Array, "batch height width 3"],
+        tasks: tuple[str, ...],
+        train: bool,
+        train_batch_norm: Norming,
+        *,
+        shown: str = "",
+    ) -> dict[str, Float[Array, "batch ..."]]:
         features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
         levels = self.neck(features, train_batch_norm=train_batch_norm)
-        _show_features(self, levels)
+        _show_features(self, levels, prefix=shown)
         return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm)
 
 
@@ -96,10 +113,10 @@ class BranchedNetwork(nn.Module):
         return outputs
 
 
-def _show_features(module: nn.Module, levels: Mapping[int, Array]) -> None:
+def _show_features(module: nn.Module, levels: Mapping[int, Array], *, prefix: str = "") -> None:
     """Leaves {stride in px: features} for callers that ask for Flax's collection "intermediates"."""
-    shown = {f"stride_{stride}": x for stride, x in levels.items()}
-    module.sow("intermediates", FEATURES, shown, init_fn=dict, reduce_fn=lambda _, new: new)
+    shown = {f"{prefix}stride_{stride}": x for stride, x in levels.items()}
+    module.sow("intermediates", FEATURES, shown, init_fn=dict, reduce_fn=lambda old, new: old | new)
 
 
 Network = MultiTaskNetwork | BranchedNetwork

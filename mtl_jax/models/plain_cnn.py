@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.layers import ByBatch, ConvNorm, make_divisible
+from mtl_jax.models.layers import ConvNorm, Norming, make_divisible
 
 # Channels and stride of each 3x3 convolution. Features are tapped where a stride of 8 px or more ends.
 LAYERS = ((16, 2), (32, 2), (64, 2), (64, 1), (96, 2), (96, 1), (128, 2))
@@ -32,7 +32,7 @@ class PlainCNN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "batch height width channels"], *, train_batch_norm: ByBatch
+        self, image: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
     ) -> dict[int, Float[Array, "batch _ _ _"]]:
         """Returns the deepest features of each stride from 8 px on, up to 32 px or `until`.
 
