@@ -1,7 +1,8 @@
 """What each method against forgetting is worth: none of them, each, every pair, all, in one fully shared network.
 
 python scripts/compare.py --out runs/ablation --seeds 0,1,2 configs/ablation_seq.py
-python scripts/compare.py --out runs/ablation_minis --seeds 0,1 "minis=configs/ablation_seq.py:minis/none" …
+python scripts/compare.py --out runs/minis configs/ablation_seq.py:minis/none configs/ablation_seq.py:minis/lwf+replay
+python scripts/train.py --config configs/ablation_seq.py:ewc --workdir runs/ewc
 """
 
 import importlib.util

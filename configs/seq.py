@@ -106,6 +106,6 @@ def get_config(sharing: str = "branched") -> ConfigDict:
     config.stages.det = stage(("coco",), epochs=100.0, **{**rates, "backbone_rate": 0.3}, **later)
     if sharing == "branched":
         config.stages.det.warm_start = "seg"  # masks teach where things end
-    config.stages.cls = stage(("imagenette",), epochs=12.0, **{**rates, "backbone_rate": 0.05}, **later)
+    config.stages.cls = stage(("imagenette",), epochs=24.0, **{**rates, "backbone_rate": 0.05}, **later)
     config.order = ("seg", "det", "cls")
     return config
