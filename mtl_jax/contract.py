@@ -22,6 +22,8 @@ __all__ = [
     "backward_transfer",
     "build",
     "forgetting",
+    "forward_transfer",
+    "intransigence",
     "relative_drop_percent",
     "replace_text",
     "table",
@@ -112,6 +114,50 @@ def backward_transfer(history: Sequence[float | None], *, higher_is_better: bool
     return history[-1] - earlier[0] if higher_is_better else earlier[0] - history[-1]
 
 
+def intransigence(
+    history: Sequence[float | None], *, reference: SupportsFloat | None, higher_is_better: bool
+) -> float | None:
+    """How far one task, right after its own stage, stayed below a network trained for it alone, in units of its metric.
+
+    Args:
+        history: the task's metric after each stage, None where it was not evaluated.
+        reference: the metric of the separately trained network.
+        higher_is_better: False for errors.
+
+    Returns:
+        The intransigence, negative where the sequence was the better teacher; None where either figure is missing.
+
+    References:
+        Chaudhry, Dokania, Ajanthan, Torr, "Riemannian Walk for Incremental Learning", 2018.
+    """
+    own, alone = next((value for value in history if value is not None), None), _finite_or_none(reference)
+    if own is None or alone is None:
+        return None
+    return alone - own if higher_is_better else own - alone
+
+
+def forward_transfer(
+    before: SupportsFloat | None, untrained: SupportsFloat | None, *, higher_is_better: bool
+) -> float | None:
+    """How much the stages before its own helped one task, in units of its metric; positive is a gain.
+
+    Args:
+        before: the task's metric right before its own stage.
+        untrained: that of the network before the first stage.
+        higher_is_better: False for errors.
+
+    Returns:
+        The transfer; None where either figure is missing.
+
+    References:
+        Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017.
+    """
+    reached, start = _finite_or_none(before), _finite_or_none(untrained)
+    if reached is None or start is None:
+        return None
+    return reached - start if higher_is_better else start - reached
+
+
 def build(
     stages: Sequence[Mapping[str, Any]],
     judged: Mapping[str, tuple[str, bool]],
@@ -154,6 +200,17 @@ def build(
         ),
         "backward_transfer": _over_tasks(
             {task: backward_transfer(row, higher_is_better=signs[task]) for task, row in histories.items()}
+        ),
+        # Of the tasks whose baseline comes from a run of their own.
+        "intransigence": _over_tasks(
+            {
+                task: intransigence(
+                    row,
+                    reference=baselines[task].value if baselines and task in baselines else None,
+                    higher_is_better=signs[task],
+                )
+                for task, row in histories.items()
+            }
         ),
     }
     return without_nan(tree)

@@ -15,6 +15,11 @@ from mtl_jax.report_figures import Curve, Span, panel_svg
 
 FILE_NAME = "report.html"
 RUN_FIELDS = ("command", "device", "seed", "versions")  # of config.json, shown apart from the configuration
+FORGETTING = (
+    ("forgetting", "forgetting"),
+    ("backward_transfer", "backward transfer"),
+    ("intransigence", "intransigence"),
+)
 WHOLE_NETWORK = "whole network"
 
 Events = Sequence[Mapping[str, Any]]
@@ -173,10 +178,10 @@ def heat_cell(value: float | None, entry: Mapping[str, Any], max_drop_percent: f
 
 
 def _forgetting(contract: Mapping[str, Any]) -> str:
-    """The two figures of continual learning, where the run has them."""
+    """The figures of continual learning, where the run has them."""
     columns = ("in units of the metric", *contract["tasks"], "mean")
     rows = []
-    for key, label in (("forgetting", "forgetting"), ("backward_transfer", "backward transfer")):
+    for key, label in FORGETTING:
         found = contract.get(key)
         if found and found["mean"] is not None:
             values = [*(found["tasks"].get(task) for task in contract["tasks"]), found["mean"]]

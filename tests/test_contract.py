@@ -261,3 +261,23 @@ def test_the_terminal_s_table_holds_the_same_words_and_takes_no_markup_from_name
     assert "[red]x" in shown
     for word in ("contract BROKEN", "map_50_95", "2.50 %", "8,000,000", "never evaluated", "at 512 px"):
         assert word in shown
+
+
+def test_intransigence_is_what_learning_alone_would_have_given_more():
+    assert contract.intransigence([None, 0.4, 0.3], reference=0.5, higher_is_better=True) == pytest.approx(0.1)
+    assert contract.intransigence([8.0], reference=6.0, higher_is_better=False) == pytest.approx(2.0)
+    assert contract.intransigence([None, None], reference=0.5, higher_is_better=True) is None
+    assert contract.intransigence([0.4], reference=float("nan"), higher_is_better=True) is None
+
+
+def test_forward_transfer_is_what_earlier_stages_gave_before_the_task_s_own():
+    assert contract.forward_transfer(0.3, 0.1, higher_is_better=True) == pytest.approx(0.2)
+    assert contract.forward_transfer(9.0, 10.0, higher_is_better=False) == pytest.approx(1.0)
+    assert contract.forward_transfer(None, 0.1, higher_is_better=True) is None
+
+
+def test_intransigence_is_told_where_a_run_of_its_own_is_the_baseline():
+    stages = [{"name": "a", "metrics": {"seg": {"miou": 0.4}}}]
+    for baselines, expected in ((None, None), ({"seg": contract.Baseline(0.5, "run x")}, pytest.approx(0.1))):
+        tree = contract.build(stages, {"seg": ("miou", True)}, {}, max_drop_percent=5.0, baselines=baselines)
+        assert tree["intransigence"]["tasks"]["seg"] == expected
