@@ -30,6 +30,8 @@ def base() -> Any:
     config.loader_threads = 2  # threads that decode and augment
     config.log_every_steps = 10
     config.checkpoint_every_seconds = 120.0  # at most this much training is lost when a run is killed
+    # also evaluates every task before the first stage and right before its own, for the forward transfer
+    config.forward_transfer = False
     config.example_images = 4  # predictions per task shown in report.html
 
     config.tasks = ConfigDict()  # name -> kind and the keyword arguments of that kind's `make`

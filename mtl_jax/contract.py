@@ -169,7 +169,8 @@ def build(
     """Judges a run.
 
     Args:
-        stages: in the order they were trained: {"name": …, "metrics": {task: {metric: value}}}.
+        stages: in the order they were trained: {"name": …, "metrics": {task: {metric: value}}}; also "before" the
+            stage, likewise, where forward transfer is to be told.
         judged: by task, the metric that counts and whether higher is better.
         budgets: by name, {"value": … or None, "limit": … or None, and more to keep, as "image_size"}. Without
             a limit it passes; with one but no finite value it was not measured, which breaks the contract.
@@ -212,8 +213,25 @@ def build(
                 for task, row in histories.items()
             }
         ),
+        "forward_transfer": _over_tasks(
+            {
+                task: forward_transfer(*_before_and_untrained(task, metric, stages), higher_is_better=higher)
+                for task, (metric, higher) in judged.items()
+            }
+        ),
     }
     return without_nan(tree)
+
+
+def _before_and_untrained(
+    task: str, metric: str, stages: Sequence[Mapping[str, Any]]
+) -> tuple[float | None, float | None]:
+    """A task's metric before its own stage and before the first; none for the first stage's own tasks."""
+    own = next((index for index, stage in enumerate(stages) if task in stage["metrics"]), 0)
+    if own == 0:
+        return None, None
+    before, untrained = (stages[index].get("before", {}).get(task, {}).get(metric) for index in (own, 0))
+    return before, untrained
 
 
 def _own_baseline(task: str, metric: str, stages: Sequence[Mapping[str, Any]]) -> Baseline | None:

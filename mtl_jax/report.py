@@ -18,6 +18,7 @@ RUN_FIELDS = ("command", "device", "seed", "versions")  # of config.json, shown 
 FORGETTING = (
     ("forgetting", "forgetting"),
     ("backward_transfer", "backward transfer"),
+    ("forward_transfer", "forward transfer"),
     ("intransigence", "intransigence"),
 )
 WHOLE_NETWORK = "whole network"

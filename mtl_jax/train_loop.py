@@ -114,6 +114,9 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     started = time.monotonic()
     stage = stages.plan(run.config, run.parts, index, learnt)
     state, steps, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed)
+    paused = time.monotonic()
+    before = _evaluate_before(run, stage, state) if run.config.forward_transfer else {}
+    started += time.monotonic() - paused
     state, seconds_before = _resumed(run, stage, state)
     run.log.resume_from(learnt.step + int(state.step))
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
@@ -126,7 +129,7 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     metrics = _evaluate(run, variables, stage.learnt_tasks)
     end = learnt.step + stage.total_steps
     _log_metrics(run, stage, metrics, step=end)
-    history = [*learnt.stages, {"name": stage.name, "metrics": metrics}]
+    history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before}]
     after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end)
     _save_stage(run, stage, after, state)
     return after
@@ -264,6 +267,15 @@ def _evaluate(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, 
             batches = experiment.eval_batches(run.parts, stream)
             metrics |= evaluate.evaluate(run.predict, variables, batches, tasks)
     return {name: metrics[name] for name in names}
+
+
+def _evaluate_before(run: Run, stage: StagePlan, state: train_step.TrainState) -> dict[str, Any]:
+    """Measures what the stage will teach before it does; before the first one, every task of the run."""
+    names = stage.learnt_tasks
+    if stage.index == 0:
+        labelled = [task for stream in _streams(run.config) for task in run.config.streams[stream].labels]
+        names = tuple(dict.fromkeys(labelled))
+    return {"before": _evaluate(run, jax.device_get(stages.evaluated(state)), names)}
 
 
 def _save_stage(run: Run, stage: StagePlan, after: Learnt, state: train_step.TrainState) -> None:

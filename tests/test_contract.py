@@ -281,3 +281,16 @@ def test_intransigence_is_told_where_a_run_of_its_own_is_the_baseline():
     for baselines, expected in ((None, None), ({"seg": contract.Baseline(0.5, "run x")}, pytest.approx(0.1))):
         tree = contract.build(stages, {"seg": ("miou", True)}, {}, max_drop_percent=5.0, baselines=baselines)
         assert tree["intransigence"]["tasks"]["seg"] == expected
+
+
+def test_forward_transfer_is_told_where_the_stages_were_preceded_by_evaluations():
+    judged = {"a": ("miou", True), "b": ("mae", False)}
+    stages = [
+        {"name": "a", "before": {"a": {"miou": 0.1}, "b": {"mae": 9.0}}, "metrics": {"a": {"miou": 0.4}}},
+        {"name": "b", "before": {"b": {"mae": 7.0}}, "metrics": {"a": {"miou": 0.4}, "b": {"mae": 2.0}}},
+    ]
+    tree = contract.build(stages, judged, {}, max_drop_percent=5.0)
+    assert tree["forward_transfer"] == {"tasks": {"a": None, "b": pytest.approx(2.0)}, "mean": pytest.approx(2.0)}
+    without = [{name: value for name, value in stage.items() if name != "before"} for stage in stages]
+    tree = contract.build(without, judged, {}, max_drop_percent=5.0)
+    assert tree["forward_transfer"] == {"tasks": {"a": None, "b": None}, "mean": None}

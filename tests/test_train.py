@@ -26,6 +26,7 @@ def tiny_config() -> ConfigDict:
     config.name = "tiny"
     config.image_size = 64
     config.example_images = 1
+    config.forward_transfer = True
     config.log_every_steps = 1
     config.contract.latency_image_size = 64
     with config.ignore_type():
@@ -90,6 +91,16 @@ def test_the_contract_compares_the_end_with_each_task_s_own_stage(finished):
     assert contract["tasks"]["cls"]["drop_percent"] in (0.0, None)
     assert contract["budgets"]["latency_ms"]["image_size"] == 64
     assert contract["budgets"]["train_seconds"]["value"] > 0
+
+
+def test_forward_transfer_compares_right_before_a_task_s_stage_with_the_untrained_network(finished):
+    contract = json.loads((finished / "contract.json").read_text())
+    untrained, before = (stage["before"] for stage in contract["stages"])
+    assert set(untrained) == set(before) == {"seg", "cls"}
+    assert before["seg"] == contract["stages"][0]["metrics"]["seg"]
+    told = contract["forward_transfer"]["tasks"]
+    assert told["seg"] is None
+    assert told["cls"] == pytest.approx(before["cls"]["top1"] - untrained["cls"]["top1"])
 
 
 def test_a_branched_network_with_frozen_shared_stages_forgets_nothing(tmp_path):
