@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     }
     config.tasks.det = {"kind": "detection", "classes": DIGITS}
     config.tasks.cls = {"kind": "classification", "classes": DIGITS}
+    config.contract.baseline_from = dict.fromkeys(config.tasks, "")
 
     for name, task, label in (
         ("scenes_masks", "seg", "segmentation"),

@@ -51,6 +51,7 @@ def get_config(sharing: str = "branched") -> ConfigDict:
     }
     config.tasks.det = {"kind": "detection", "classes": COCO_CLASSES}
     config.tasks.cls = {"kind": "classification", "classes": IMAGENETTE_CLASSES, "label_smoothing": 0.1}
+    config.contract.baseline_from = dict.fromkeys(config.tasks, "")
 
     # Crops of 384 px from images scaled around the 512 px of evaluation (384 px times 0.8 to 2.0): a step costs half.
     augment = {

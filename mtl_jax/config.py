@@ -69,7 +69,7 @@ def base() -> Any:
             "max_train_seconds": 7200.0,
             "max_latency_ms": 150.0,  # one image, all tasks, decoding included
             "latency_image_size": 512,  # px
-            # task -> work directory of a run whose final figure is the baseline, instead of the task's own stage
+            # task -> work directory of a run whose final figure is the baseline; "" for the task's own stage
             "baseline_from": {},
         }
     )

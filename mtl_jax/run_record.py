@@ -21,6 +21,7 @@ NOT_LEARNT_FROM = (
     "contract",
     "data_root",
     "example_images",
+    "forward_transfer",
     "loader_threads",
     "resume",
 )
@@ -93,7 +94,7 @@ def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
     """Reads the baselines of tasks that separate runs give.
 
     Args:
-        runs: task -> the work directory of a finished run, e.g. one that trained the task alone.
+        runs: task -> the work directory of a finished run, e.g. one that trained the task alone; "" for none.
 
     Returns:
         Task -> the final figure of its metric in that run.
@@ -103,6 +104,8 @@ def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
     """
     found = {}
     for task, folder in runs.items():
+        if not folder:
+            continue
         judged = (contract.read_json(Path(folder) / "contract.json") or {}).get("tasks", {})
         if task not in judged:
             raise UserError(

@@ -66,6 +66,7 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, command: str = "") -
     workdir = Path(workdir)
     config_lib.resolve(config)
     parts = experiment.build(config.to_dict(), data_root=config_lib.data_root(config))
+    run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
     for stream in _streams(config):  # a missing dataset is told before the first stage, not after it
         experiment.source(parts, stream, training=True)
         experiment.source(parts, stream, training=False)

@@ -286,7 +286,7 @@ def test_evaluation_refuses_unknown_tasks_and_places(finished, tmp_path):
 def test_a_separate_run_can_give_the_baseline(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     config = tiny_config()
-    config.contract.baseline_from = {"cls": str(finished)}
+    config.contract.baseline_from = {"seg": "", "cls": str(finished)}
     contract = train_loop.train_and_evaluate(config, copy)
     assert contract["tasks"]["cls"]["baseline_from"] == f"run {finished}"
     config.contract.baseline_from = {"cls": str(tmp_path / "nowhere")}
