@@ -28,7 +28,7 @@ def laterals():
             "bias": jnp.arange(6.0),
         }
         for stride, count in CHANNELS.items()
-    }
+    } | {"context": {"kernel": jnp.asarray(rng.normal(size=(5, 6)), jnp.float32), "bias": jnp.ones(6)}}
 
 
 def test_upsampling_repeats_every_cell():
@@ -36,10 +36,11 @@ def test_upsampling_repeats_every_cell():
     np.testing.assert_array_equal(upsample_2x(x), np.repeat(np.repeat(x, 2, axis=1), 2, axis=2))
 
 
-def test_every_pyramid_level_is_its_lateral_plus_the_coarser_levels(features, laterals):
+def test_every_pyramid_level_is_its_lateral_plus_the_coarser_levels_and_the_coarsest_s_mean(features, laterals):
     levels = Fpn(6).apply({"params": laterals}, features, train_batch_norm=False)
     assert set(levels) == {8, 16, 32}
-    expected = 0.0
+    kernel, bias = (np.asarray(laterals["context"][name]) for name in ("kernel", "bias"))
+    expected = (np.asarray(features[32]).mean(axis=(1, 2)) @ kernel + bias)[:, None, None, :]
     for stride in (32, 16, 8):
         lateral = laterals[f"lateral_{stride}"]
         if stride != 32:

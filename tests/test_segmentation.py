@@ -88,6 +88,27 @@ def test_void_and_missing_masks_add_neither_loss_nor_gradient(key):
     np.testing.assert_allclose(value, loss_of(raw[:1], mask[:1], class_weights=(1.0, 2.0, 3.0)), rtol=1e-6)
 
 
+def test_the_dice_loss_is_one_less_overlap_over_size_averaged_over_the_classes_shown():
+    rng = np.random.default_rng(4)
+    raw = jnp.asarray(rng.normal(size=(2, 4, 6, 3)), jnp.float32)
+    mask = jnp.asarray(rng.choice([0, 2, 255], size=(2, 32, 48)), jnp.int32)  # class 1 is nowhere
+    terms = make(loss_stride=8, dice_weight=0.5).loss(raw, {"mask": mask}, image_size=(32, 48))
+    seen = np.asarray(mask)[:, 4::8, 4::8]
+    p = np.asarray(jax.nn.softmax(raw)) * (seen != 255)[..., None]
+    shares = [1 - 2 * p[seen == c][:, c].sum() / ((seen == c).sum() + p[..., c].sum()) for c in (0, 2)]
+    assert float(terms[1]["dice"]) == pytest.approx(np.mean(shares), rel=1e-5)
+    assert float(terms[0]) == pytest.approx(float(terms[1]["cross_entropy"]) + 0.5 * np.mean(shares), rel=1e-5)
+
+
+def test_the_dice_loss_of_a_perfect_mask_is_zero_and_of_void_alone_is_nothing_to_learn_from():
+    task = make(loss_stride=8, dice_weight=1.0)
+    mask = jnp.asarray(np.repeat(np.repeat([[[0, 1], [1, 0]]], 8, axis=1), 8, axis=2), jnp.int32)
+    raw = 50.0 * jax.nn.one_hot(mask[:, ::8, ::8], 3)
+    assert float(task.loss(raw, {"mask": mask}, image_size=(16, 16))[1]["dice"]) == pytest.approx(0.0, abs=1e-6)
+    gradient = jax.grad(lambda raw: task.loss(raw, {"mask": mask * 0 + 255}, image_size=(16, 16))[0])(raw)
+    assert not gradient.any()
+
+
 def test_a_class_of_weight_zero_alone_gives_no_loss():
     value = loss_of(jnp.ones((1, 2, 3, 3)), np.zeros((1, *SIZE), int), class_weights=(0.0, 1.0, 1.0))
     assert value == 0
@@ -190,6 +211,7 @@ def test_broken_targets_are_refused():
         ({"class_weights": [1.0]}, "3 class_weights"),
         ({"class_weights": [1.0, -1.0, 1.0]}, "3 class_weights"),
         ({"ignore_label": 2}, "ignore_label outside the classes"),
+        ({"dice_weight": -0.5}, "dice_weight >= 0"),
         ({"loss_stride": 3}, "loss_stride that divides 8"),
     ],
 )

@@ -91,7 +91,10 @@ class Network(nn.Module):
             {"stem": ConvNorm(3, 16, 3, 2, 1, HS), **blocks, "last": ConvNorm(inputs, 576, 1, 1, 1, HS)}
         )
         self.neck = nn.ModuleDict(
-            {f"lateral_{s}": nn.Conv2d(c, width, 1) for s, c in zip(STRIDES, (24, 48, 576), strict=True)}
+            {
+                "context": nn.Linear(576, width),
+                **{f"lateral_{s}": nn.Conv2d(c, width, 1) for s, c in zip(STRIDES, (24, 48, 576), strict=True)},
+            }
         )
         self.head = nn.ModuleDict(
             {
@@ -113,6 +116,7 @@ class Network(nn.Module):
                 taps.append(x)
             x = layer(x)
         levels = [self.neck[f"lateral_{s}"](tap) for s, tap in zip(STRIDES, (*taps, x), strict=True)]
+        levels[2] = levels[2] + self.neck["context"](x.mean((2, 3)))[:, :, None, None]
         levels[1] = levels[1] + functional.interpolate(levels[2], scale_factor=2)
         levels[0] = levels[0] + functional.interpolate(levels[1], scale_factor=2)
         for n in range(2):

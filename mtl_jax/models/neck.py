@@ -29,10 +29,13 @@ def upsample_2x(x: Float[Array, "batch height width channels"]) -> Float[Array, 
 class Fpn(nn.Module):
     """One feature-pyramid layer: every level is brought to one width, and receives the coarser ones.
 
-    There is no smoothing convolution, as the head's convolutions follow at every level.
+    The coarsest level also receives its mean over the whole image, through weights of its own, and hands it down: what
+    is in the image helps to name each of its parts. There is no smoothing convolution, as the head's convolutions
+    follow at every level.
 
     References:
         Lin et al., "Feature Pyramid Networks for Object Detection", 2017.
+        Liu, Rabinovich, Berg, "ParseNet: Looking Wider to See Better", 2015 (global context).
     """
 
     channels: int
@@ -49,10 +52,12 @@ class Fpn(nn.Module):
     ) -> dict[int, Float[Array, "batch _ _ channels"]]:
         """Returns {stride: features}; every stride must be twice the next finer one."""
         del train_batch_norm  # the layer is linear
-        levels, coarser = {}, None
+        whole_image = features[max(features)].mean(axis=(1, 2), keepdims=True)
+        coarser = Dense(self.channels, self.dtype, name="context")(whole_image)
+        levels = {}
         for stride in sorted(features, reverse=True):
             lateral = Dense(self.channels, self.dtype, name=f"lateral_{stride}")(features[stride])
-            coarser = lateral if coarser is None else lateral + upsample_2x(coarser)
+            coarser = lateral + (upsample_2x(coarser) if levels else coarser)
             levels[stride] = coarser
         return levels
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
@@ -26,6 +26,7 @@ def make(
     class_weights: Sequence[float] | None = None,
     ignore_label: int = 255,
     loss_stride: int = 4,
+    dice_weight: float = 0.0,
     distillation_temperature: float = 2.0,
 ) -> Task:
     """Builds a segmentation task.
@@ -39,6 +40,8 @@ def make(
         ignore_label: mask value of void pixels, which count nowhere.
         loss_stride: px between the pixels that the loss compares; the cost falls with its square. It divides
             the level's stride.
+        dice_weight: of the soft Dice loss, which is added to the cross-entropy and counts every class of a batch
+            alike, however few its pixels.
         distillation_temperature: divides the logits of teacher and student.
 
     Raises:
@@ -46,6 +49,8 @@ def make(
     """
     classes, strides = tuple(classes), tuple(strides)
     _check_settings(name, classes, strides, label_smoothing, class_weights, ignore_label, loss_stride)
+    if dice_weight < 0:
+        raise UserError(f"task {name!r}: expected dice_weight >= 0, found {dice_weight}; change it")
     return Task(
         name=name,
         kind="segmentation",
@@ -61,6 +66,7 @@ def make(
             loss_stride=loss_stride,
             ignore_label=ignore_label,
             label_smoothing=label_smoothing,
+            dice_weight=dice_weight,
             class_weights=None if class_weights is None else tuple(map(float, class_weights)),
         ),
         distillation_loss=functools.partial(distillation_loss, temperature=distillation_temperature),
@@ -106,14 +112,17 @@ def loss(
     ignore_label: int,
     label_smoothing: float,
     class_weights: tuple[float, ...] | None,
+    dice_weight: float,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Cross-entropy, averaged over the labelled pixels of the batch by the weight of their class.
+    """Cross-entropy, averaged over the labelled pixels of the batch by the weight of their class, and soft Dice loss.
 
     The logits are interpolated to one pixel in `loss_stride` each way and compared with the mask there. Mask
     values outside the table count as void.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing), 2016.
+        Milletari, Navab, Ahmadi, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
+        Segmentation" (soft Dice loss), 2016.
     """
     rows, columns, class_count = raw.shape[1:]
     below, right = rows * stride - image_size[0], columns * stride - image_size[1]  # of a partial cell
@@ -135,7 +144,23 @@ def loss(
         cost = (1 - label_smoothing) * cost + label_smoothing * every_class
     total = pixel_weight.sum()
     value = jnp.where(labelled, cost, 0.0).sum() / jnp.where(total > 0, total, 1.0)
-    return value, {"cross_entropy": value}
+    if not dice_weight:
+        return value, {"cross_entropy": value}
+    dice = _soft_dice_loss(jnp.exp(logits - log_sum[..., None]), target, labelled)
+    return value + dice_weight * dice, {"cross_entropy": value, "dice": dice}
+
+
+def _soft_dice_loss(
+    probabilities: Float[Array, "b h w c"], target: Int[Array, "b h w"], labelled: Bool[Array, "b h w"]
+) -> Float[Array, ""]:
+    """One less the Dice coefficient of each class over the whole batch, averaged over the classes that it shows."""
+    probabilities = probabilities * labelled[..., None]
+    truth = jax.nn.one_hot(target, probabilities.shape[-1]) * labelled[..., None]
+    pixels = (0, 1, 2)
+    size = truth.sum(pixels)
+    overlap = 2 * (probabilities * truth).sum(pixels) / jnp.maximum(size + probabilities.sum(pixels), 1.0)
+    shown = size > 0
+    return jnp.where(shown, 1 - overlap, 0.0).sum() / jnp.maximum(shown.sum(), 1)
 
 
 def _enlarge(logits: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ c"]:
