@@ -48,6 +48,7 @@ def get_config(sharing: str = "branched") -> ConfigDict:
         "classes": VOC_CLASSES,
         "class_weights": weights,
         "loss_stride": 4,
+        "dice_weight": 1.0,
     }
     config.tasks.det = {"kind": "detection", "classes": COCO_CLASSES}
     config.tasks.cls = {"kind": "classification", "classes": IMAGENETTE_CLASSES, "label_smoothing": 0.1}
@@ -96,14 +97,14 @@ def get_config(sharing: str = "branched") -> ConfigDict:
         # ones, whose ImageNet features serve every task as well as trained ones would, and so no task is forgotten.
         config.model.share_until = "stage_2"
         config.model.neck_channels = config.model.head_channels = 64
-        config.model.branches = {"seg": {"neck_channels": 96, "head_channels": 96}, "cls": {"head_layers": 2}}
+        config.model.branches = {"seg": {"neck_channels": 128, "head_channels": 128}, "cls": {"head_layers": 2}}
         rates["freeze"] = ("backbone",)
         later = {}
     else:
         # The first stage is free; the later ones keep its statistics, ten of its images, and its outputs.
         rates["replay_images"] = 10
         later = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
-    config.stages.seg = stage(("voc",), epochs=25.0, **rates)
+    config.stages.seg = stage(("voc",), epochs=40.0, **rates)
     config.stages.det = stage(("coco",), epochs=100.0, **{**rates, "backbone_rate": 0.3}, **later)
     if sharing == "branched":
         config.stages.det.warm_start = "seg"  # masks teach where things end
