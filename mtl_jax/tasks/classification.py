@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.distillation import softened_divergence
 
 CAPTION_CLASSES = 3
 
@@ -55,7 +56,7 @@ def make(
         main_metric="top1",
         higher_is_better=True,
         loss=functools.partial(loss, label_smoothing=label_smoothing),
-        distillation_loss=functools.partial(distillation_loss, temperature=distillation_temperature),
+        distillation_loss=functools.partial(softened_divergence, temperature=distillation_temperature),
         sampled_loss=sampled_loss,
         log_probabilities=log_probabilities,
         finish=finish,
@@ -81,24 +82,6 @@ def loss(
     cost = (1 - label_smoothing) * cost - label_smoothing * log_p.mean(axis=-1)
     value = jnp.where(labelled, cost, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
     return value, {"cross_entropy": value}
-
-
-def distillation_loss(
-    raw: Float[Array, "batch classes"],
-    teacher_raw: Float[Array, "batch classes"],
-    image_size: ImageSize,
-    *,
-    temperature: float,
-) -> Float[Array, ""]:
-    """Mean over the images of KL(teacher || student), both softened; times temperature².
-
-    References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
-    """
-    del image_size
-    teacher = jax.nn.log_softmax(teacher_raw.astype(jnp.float32) / temperature)
-    student = jax.nn.log_softmax(raw.astype(jnp.float32) / temperature)
-    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
 
 
 def sampled_loss(raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.distillation import softened_divergence
 
 OVERLAY_OPACITY = 0.6
 
@@ -69,7 +70,7 @@ def make(
             dice_weight=dice_weight,
             class_weights=None if class_weights is None else tuple(map(float, class_weights)),
         ),
-        distillation_loss=functools.partial(distillation_loss, temperature=distillation_temperature),
+        distillation_loss=functools.partial(softened_divergence, temperature=distillation_temperature),
         sampled_loss=sampled_loss,
         finish=functools.partial(finish, stride=strides[0]),
         decode=decode,
@@ -169,24 +170,6 @@ def _enlarge(logits: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ 
     if factor == 1:
         return logits
     return jax.image.resize(logits, (batch, rows * factor, columns * factor, channels), "linear")
-
-
-def distillation_loss(
-    raw: Float[Array, "batch rows columns classes"],
-    teacher_raw: Float[Array, "batch rows columns classes"],
-    image_size: ImageSize,
-    *,
-    temperature: float,
-) -> Float[Array, ""]:
-    """Mean over the head's cells of KL(teacher || student), both softened; times temperature².
-
-    References:
-        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
-    """
-    del image_size
-    teacher = jax.nn.log_softmax(teacher_raw.astype(jnp.float32) / temperature)
-    student = jax.nn.log_softmax(raw.astype(jnp.float32) / temperature)
-    return temperature**2 * jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1))
 
 
 def sampled_loss(
