@@ -6,8 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from mtl_jax.balance import solvers
+from mtl_jax.balance.solvers import Solution
+
 # Two tasks need one move; nine dependent ones end within 1e-4 of the squared length of the longest gradient.
 MGDA_MAX_ITERATIONS = 250
+# In units of the longest gradient: what is shorter is rounding noise.
+SMALLEST_LENGTH = 1e-6
+STATIONARY_LENGTH = 1e-4
 
 
 def sum_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"]:
@@ -69,9 +75,7 @@ def pcgrad_weights(gramian: Float[Array, "tasks tasks"], *, key: PRNGKeyArray) -
     return jax.vmap(project)(jnp.arange(tasks), orders).sum(axis=0)
 
 
-def mgda_weights(
-    gramian: Float[Array, "tasks tasks"], *, max_iterations: int = MGDA_MAX_ITERATIONS
-) -> Float[Array, "tasks"]:
+def mgda_weights(gramian: Float[Array, "tasks tasks"], *, max_iterations: int = MGDA_MAX_ITERATIONS) -> Solution:
     """Multiple-gradient descent: the weights of sum 1 whose combined gradient is the shortest.
 
     Pairwise Frank-Wolfe with exact line search: mass moves from the task that the combined gradient serves
@@ -83,7 +87,7 @@ def mgda_weights(
         max_iterations: bound on the moves.
 
     Returns:
-        Weights of the tasks, nonnegative, of sum 1.
+        Weights of the tasks, nonnegative, of sum 1, and the duality gap as a share of their mean squared length.
 
     References:
         Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", 2012.
@@ -110,4 +114,310 @@ def mgda_weights(
         return iteration + 1, weights.at[richest].add(-amount).at[poorest].add(amount)
 
     weights = jax.lax.while_loop(unfinished, move, (jnp.asarray(0), mean_weights(gramian)))[1]
-    return weights / weights.sum()
+    weights = weights / weights.sum()
+    served, length = gramian @ weights, weights @ lengths
+    return Solution(weights, (weights @ served - served.min()) / jnp.where(length > 0, length, 1.0))
+
+
+def gradvac_weights(
+    gramian: Float[Array, "tasks tasks"],
+    targets: Float[Array, "tasks tasks"],
+    *,
+    key: PRNGKeyArray,
+    beta: float,
+) -> tuple[Float[Array, " tasks"], Float[Array, "tasks tasks"]]:
+    """Gradient vaccine: each gradient is turned towards the others until the cosines reach their running averages.
+
+    As `pcgrad_weights`, whose target is always zero, on coefficients alone.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+        targets: running average of the cosine of each (turned) gradient with each other; zero at first.
+        key: draws the order of the others, one for each task.
+        beta: share of the present cosine in the average.
+
+    Returns:
+        Weights of the tasks, and the new averages.
+
+    References:
+        Wang, Tsvetkov, Firat, Cao, "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
+        Multilingual Models", 2021.
+    """
+    tasks = gramian.shape[0]
+    lengths = jnp.sqrt(jnp.diagonal(gramian))
+
+    def turn(task: Int[Array, ""], order: Int[Array, "tasks"], target: Float[Array, "tasks"]):
+        def towards(carry: tuple[Float[Array, "tasks"], Float[Array, "tasks"]], other: Int[Array, ""]):
+            coefficients, target = carry
+            length = jnp.sqrt(jnp.maximum(coefficients @ gramian @ coefficients, 0.0))
+            product = length * lengths[other]
+            cosine = jnp.where(
+                product > 0, (coefficients @ gramian[:, other]) / jnp.where(product > 0, product, 1.0), 0
+            )
+            cosine = jnp.clip(cosine, -1.0, 1.0)
+            wanted, sine = target[other], jnp.sqrt(1.0 - cosine**2)
+            wanted_sine = jnp.sqrt(jnp.maximum(1.0 - wanted**2, 0.0))
+            divisor = lengths[other] * wanted_sine
+            turned = length * (wanted * sine - cosine * wanted_sine) / jnp.where(divisor > 0, divisor, 1.0)
+            seen = (other != task) & (product > 0)
+            added = jnp.where(seen & (cosine < wanted) & (divisor > 0), turned, 0.0)
+            average = jnp.where(seen, (1.0 - beta) * wanted + beta * cosine, wanted)
+            return (coefficients.at[other].add(added), target.at[other].set(average)), None
+
+        start = jnp.zeros_like(gramian, shape=(tasks,)).at[task].set(1.0)
+        return jax.lax.scan(towards, (start, target), order)[0]
+
+    orders = jnp.argsort(jax.random.uniform(key, (tasks, tasks)), axis=1)
+    coefficients, targets = jax.vmap(turn)(jnp.arange(tasks), orders, targets)
+    return coefficients.sum(axis=0), targets
+
+
+def cagrad_weights(gramian: Float[Array, "tasks tasks"], *, c: float) -> Solution:
+    """Conflict-averse descent: within a ball around the mean gradient, the direction whose worst task gains most.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+        c: radius of the ball, as a share of the mean gradient's length; 0 is the mean.
+
+    Returns:
+        Weights of the tasks, and the gap of the worst task to its share of the optimum. At a point where a convex
+        combination of the gradients vanishes, the weights are zero.
+
+    References:
+        Liu, Liu, Jin, Stone, Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", 2021.
+    """
+    tasks = gramian.shape[0]
+    gramian, _ = solvers.scaled(gramian)
+    with_mean = gramian.sum(axis=1) / tasks
+    radius = c * jnp.sqrt(jnp.maximum(with_mean.sum() / tasks, 0.0))
+
+    def length(weights: Float[Array, "tasks"]) -> Float[Array, ""]:
+        return jnp.sqrt(jnp.maximum(weights @ gramian @ weights, 0.0) + SMALLEST_LENGTH**2)
+
+    def value(weights: Float[Array, "tasks"]) -> Float[Array, ""]:
+        return with_mean @ weights + radius * length(weights)
+
+    scale = jnp.abs(with_mean).max() + radius + SMALLEST_LENGTH
+    weights = solvers.newton_on_simplex(value, tasks, scale=scale)
+    slope = jax.grad(value)(weights)
+    stationary = length(weights) < STATIONARY_LENGTH
+    combined = 1.0 / tasks + radius / length(weights) * weights
+    return Solution(jnp.where(stationary, 0.0, combined), (weights @ slope - slope.min()) / scale)
+
+
+def nash_mtl_weights(gramian: Float[Array, "tasks tasks"], *, max_norm: float) -> Solution:
+    """Nash bargaining: every task's gain, times its weight, is the same.
+
+    The weights solve gramian @ weights = 1 / weights, of the Gramian divided by its Frobenius norm.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+        max_norm: longest combined gradient; longer ones are shortened to it. 0 shortens none.
+
+    Returns:
+        Weights of the tasks, and the largest relative error of that equation.
+
+    References:
+        Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik, Fetaya, "Multi-Task Learning as a Bargaining Game", 2022.
+    """
+    weights, residual = fairgrad_weights(gramian, alpha=1.0)
+    weights = weights * jnp.sqrt(jnp.linalg.norm(gramian))
+    length = jnp.sqrt(jnp.maximum(weights @ gramian @ weights, 0.0))
+    shortened = jnp.minimum(1.0, max_norm / jnp.where(length > 0, length, 1.0)) if max_norm else 1.0
+    return Solution(weights * shortened, residual)
+
+
+def fairgrad_weights(gramian: Float[Array, "tasks tasks"], *, alpha: float) -> Solution:
+    """Alpha-fair gains: the weights solve gramian @ weights = weights ** (-1 / alpha).
+
+    It is the optimum of a convex function, which is minimised in units of the gradients' lengths.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+        alpha: of the fairness: 1 is proportional fairness, infinity would be the fairness of the least gain.
+
+    Returns:
+        Weights of the tasks, 0 for a zero gradient, and the largest relative error of that equation.
+
+    References:
+        Ban, Ji, "Fair Resource Allocation in Multi-Task Learning", 2024.
+    """
+    gramian, divisor = solvers.scaled(gramian)
+    lengths = jnp.sqrt(jnp.diagonal(gramian))
+    present = lengths > 0
+    inverse = jnp.where(present, 1.0 / jnp.where(present, lengths, 1.0), 0.0)
+    cosines = gramian * inverse[:, None] * inverse[None, :]
+    cosines = cosines + jnp.diag(jnp.where(present, solvers.RIDGE, 1.0))
+    gains = jnp.where(present, jnp.where(present, lengths, 1.0) ** (1.0 / alpha - 1.0), 1.0)
+
+    def value(scaled: Float[Array, "tasks"]) -> Float[Array, ""]:
+        power = 1.0 - 1.0 / alpha
+        utility = jnp.log(scaled) if power == 0 else scaled**power / power
+        return 0.5 * scaled @ cosines @ scaled - gains @ utility
+
+    scaled = solvers.newton_on_positive(value, jnp.ones_like(lengths))
+    error = jnp.abs((cosines @ scaled) / (gains * scaled ** (-1.0 / alpha)) - 1.0)
+    weights = scaled * inverse * divisor ** (-alpha / (alpha + 1.0))
+    return Solution(weights, jnp.where(present, error, 0.0).max())
+
+
+def imtl_g_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"]:
+    """Impartial learning: the combined gradient has the same projection on every task's; the weights add up to 1.
+
+    Dependent gradients are met by the pseudo-inverse; where the sum vanishes, so do the weights.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+
+    Returns:
+        Weights of the tasks.
+
+    References:
+        Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang, "Towards Impartial Multi-task Learning", 2021.
+    """
+    gramian, _ = solvers.scaled(gramian)
+    weights = _pseudo_inverse(gramian) @ jnp.sqrt(jnp.diagonal(gramian))
+    total = weights.sum()
+    vanishes = jnp.abs(total) < SMALLEST_LENGTH
+    return jnp.where(vanishes, 0.0, weights / jnp.where(vanishes, 1.0, total))
+
+
+def aligned_mtl_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"]:
+    """Aligns the principal components of the gradients: all get the length of the shortest, and their mean is taken.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+
+    Returns:
+        Weights of the tasks.
+
+    References:
+        Senushkin, Patakin, Kuznetsov, Konushin, "Independent Component Alignment for Multi-Task Learning", 2023.
+    """
+    tasks = gramian.shape[0]
+    values, vectors = jnp.linalg.eigh(gramian)
+    kept = values > _noise(gramian) * values.max()
+    shortest = jnp.min(jnp.where(kept, values, jnp.inf), initial=jnp.inf)
+    stretch = jnp.where(kept, jnp.sqrt(shortest / jnp.where(kept, values, 1.0)), 0.0)
+    return (vectors * stretch[None, :]) @ (vectors.T @ jnp.full((tasks,), 1.0 / tasks))
+
+
+def upgrad_weights(gramian: Float[Array, "tasks tasks"], *, regularisation: float) -> Solution:
+    """Projects every task's gradient onto the dual cone, where it opposes none, and averages them.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+        regularisation: added to its diagonal, as a share of its trace.
+
+    Returns:
+        Weights of the tasks, and the largest residual of the projections.
+
+    References:
+        Quinton, Rey, "Jacobian Descent for Multi-Objective Optimization", 2024.
+    """
+    tasks = gramian.shape[0]
+    gramian = _regularised(gramian, regularisation)
+    found = jax.vmap(lambda lower: solvers.least_norm_above(gramian, lower))(jnp.eye(tasks) / tasks)
+    return Solution(found.weights.sum(axis=0), found.residual.max())
+
+
+def dual_proj_weights(gramian: Float[Array, "tasks tasks"], *, regularisation: float) -> Solution:
+    """Projects the mean gradient onto the dual cone, where it opposes no task's.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+        regularisation: added to its diagonal, as a share of its trace.
+
+    Returns:
+        Weights of the tasks, and the residual of the projection.
+
+    References:
+        Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017 (equation 11).
+    """
+    tasks = gramian.shape[0]
+    return solvers.least_norm_above(_regularised(gramian, regularisation), jnp.full((tasks,), 1.0 / tasks))
+
+
+def _regularised(gramian: Float[Array, "tasks tasks"], share: float) -> Float[Array, "tasks tasks"]:
+    return gramian + share * jnp.trace(gramian) * jnp.eye(gramian.shape[0])
+
+
+def config_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"]:
+    """Conflict-free: the direction of equal cosine with every task's gradient, as long as the tasks' projections on it.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+
+    Returns:
+        Weights of the tasks; zero where the gradients leave no such direction.
+
+    References:
+        Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", 2024.
+    """
+    gramian, _ = solvers.scaled(gramian)
+    lengths = jnp.sqrt(jnp.diagonal(gramian))
+    inverse = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+    cosines = gramian * inverse[:, None] * inverse[None, :]
+    in_units = _pseudo_inverse(cosines) @ jnp.ones_like(lengths)
+    length = jnp.sqrt(jnp.maximum(in_units @ cosines @ in_units, 0.0))
+    vanishes = length < STATIONARY_LENGTH
+    direction = in_units * inverse / jnp.where(vanishes, 1.0, length)
+    return jnp.where(vanishes, 0.0, (gramian @ direction).sum() * direction)
+
+
+def random_weights(tasks: int, *, key: PRNGKeyArray) -> Float[Array, "tasks"]:
+    """Weights of sum 1 drawn anew: the softmax of normal numbers.
+
+    References:
+        Lin, Ye, Zhang, Tsang, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning",
+        2022.
+    """
+    return jax.nn.softmax(jax.random.normal(key, (tasks,)))
+
+
+def sdmgrad_weights(
+    products: Float[Array, "tasks tasks"],
+    weights: Float[Array, "tasks"],
+    *,
+    regularisation: float,
+    learning_rate: float,
+    momentum: float,
+    iterations: int,
+) -> tuple[Float[Array, "tasks"], Float[Array, "tasks"]]:
+    """Direction-oriented multi-objective descent: the shortest combination when the mean gradient is mixed in.
+
+    Args:
+        products: inner products of the tasks' gradients, in units of whose mean length the problem is solved.
+        weights: of sum 1, where the search begins: those of the step before.
+        regularisation: share of the mean gradient (lambda).
+        learning_rate: of the projected gradient steps.
+        momentum: of the same.
+        iterations: number of them.
+
+    Returns:
+        Weights of the tasks, of sum 1, and where the search ended.
+
+    References:
+        Xiao, Ban, Ji, "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms", 2023.
+    """
+    tasks = products.shape[0]
+    preferred = jnp.full((tasks,), 1.0 / tasks)
+    unit = jnp.sqrt(jnp.maximum(jnp.diagonal(products), 0.0)).mean()
+    products = products / jnp.where(unit > 0, unit**2, 1.0)
+
+    def iterate(_: Array, carry: tuple[Float[Array, "tasks"], Float[Array, "tasks"]]):
+        weights, velocity = carry
+        velocity = momentum * velocity + products @ (weights + regularisation * preferred)
+        return solvers.project_to_simplex(weights - learning_rate * velocity), velocity
+
+    weights, _ = jax.lax.fori_loop(0, iterations, iterate, (weights, jnp.zeros_like(weights)))
+    return (weights + regularisation * preferred) / (1.0 + regularisation), weights
+
+
+def _noise(gramian: Float[Array, "tasks tasks"]) -> float:
+    """Share of the largest eigenvalue that rounding alone may give to an eigenvalue of zero."""
+    return 4 * gramian.shape[0] * float(jnp.finfo(gramian.dtype).eps)
+
+
+def _pseudo_inverse(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks tasks"]:
+    return jnp.linalg.pinv(gramian, rtol=_noise(gramian), hermitian=True)

@@ -1,0 +1,415 @@
+"""Balancing methods that look at the tasks' losses, as Optax transforms from task gradients to one update.
+
+`gradnorm` and `excess_mtl` look at the gradients too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from mtl_jax.balance import gradient_weights, loss_weights
+from mtl_jax.balance.transform import (
+    CAPACITY,
+    Decision,
+    by_gradients,
+    by_gramian,
+    by_losses,
+    check_capacity,
+    combine,
+    first_rows,
+    gradients_like,
+    required,
+    with_first_rows,
+)
+
+
+def uncertainty(learning_rate: float = 0.01, max_tasks: int = CAPACITY) -> optax.GradientTransformationExtraArgs:
+    """Divides each loss by twice a variance, learnt by Adam, which the loss's own size makes grow or shrink.
+
+    Args:
+        learning_rate: of the log-variances.
+        max_tasks: that the state has room for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["uncertainty"]()
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> update, _ = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 2.0]))
+        >>> update.tolist()
+        [1.0, 1.0, 1.0]
+
+    References:
+        Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and
+        Semantics", 2018.
+    """
+
+    def weights(log_variances: Array) -> Array:
+        return 0.5 * jnp.exp(-log_variances)
+
+    return _learnt("uncertainty", weights, loss_weights.uncertainty_objective, learning_rate, max_tasks)
+
+
+def imtl_l(learning_rate: float = 0.01, max_tasks: int = CAPACITY) -> optax.GradientTransformationExtraArgs:
+    """Multiplies each loss by a scale, learnt by Adam, that brings all losses to the same size.
+
+    Args:
+        learning_rate: of the log-scales.
+        max_tasks: that the state has room for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["imtl_l"]()
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> update, _ = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 2.0]))
+        >>> update.tolist()
+        [2.0, 2.0, 2.0]
+
+    References:
+        Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang, "Towards Impartial Multi-task Learning", 2021 (IMTL-L).
+    """
+    return _learnt("imtl_l", jnp.exp, loss_weights.imtl_l_objective, learning_rate, max_tasks)
+
+
+def _learnt(
+    name: str,
+    weights: Callable[[Array], Array],
+    objective: Callable[[Array, Array], Array],
+    learning_rate: float,
+    max_tasks: int,
+) -> optax.GradientTransformationExtraArgs:
+    """A method whose weights come from one number per task, which its objective teaches."""
+    teacher = optax.adam(learning_rate)
+
+    def decide(losses: Array, state: tuple[Array, Any]) -> Decision:
+        check_capacity(losses.shape[0], max_tasks)
+        present = jnp.zeros(max_tasks).at[: losses.shape[0]].set(losses)
+        used = jnp.arange(max_tasks) < losses.shape[0]
+        slope = jnp.where(used, jax.grad(objective)(state[0], present), 0.0)
+        change, teacher_state = teacher.update(slope, state[1])
+        after = (optax.apply_updates(state[0], change), teacher_state)
+        return Decision(weights(state[0][: losses.shape[0]]), after)
+
+    def init() -> tuple[Array, Any]:
+        numbers = jnp.zeros(max_tasks)
+        return numbers, teacher.init(numbers)
+
+    return by_losses(name, decide, init)
+
+
+def dwa(
+    temperature: float = 2.0, epoch_steps: int = 100, max_tasks: int = CAPACITY
+) -> optax.GradientTransformationExtraArgs:
+    """Weighs those tasks more whose mean loss fell less over the last two epochs; even before.
+
+    Args:
+        temperature: of the softmax; larger is more even.
+        epoch_steps: steps over which a mean loss is taken.
+        max_tasks: that the state has room for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["dwa"]()
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> update, _ = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 2.0]))
+        >>> update.tolist()
+        [2.0, 2.0, 2.0]
+
+    References:
+        Liu, Johns, Davison, "End-to-End Multi-Task Learning with Attention", 2019.
+    """
+
+    def decide(losses: Array, state: tuple[Array, Array, Array, Array]) -> Decision:
+        step, total, last, before = state
+        tasks = losses.shape[0]
+        begun = step >= 2 * epoch_steps
+        learnt = loss_weights.dwa_weights(first_rows(last, tasks), first_rows(before, tasks), temperature=temperature)
+        total = with_first_rows(total, first_rows(total, tasks) + losses)
+        ends = (step + 1) % epoch_steps == 0
+        after = (
+            step + 1,
+            jnp.where(ends, 0.0, total),
+            jnp.where(ends, total / epoch_steps, last),
+            jnp.where(ends, last, before),
+        )
+        return Decision(jnp.where(begun, learnt, 1.0), after)
+
+    return by_losses("dwa", decide, lambda: (jnp.zeros((), jnp.int32), *(jnp.zeros(max_tasks) for _ in range(3))))
+
+
+def gls() -> optax.GradientTransformationExtraArgs:
+    """Descends on the geometric mean of the losses: every task's relative progress counts alike.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["gls"]()
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> update, _ = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 4.0]))
+        >>> [round(x, 4) for x in update.tolist()]
+        [-2.5, 1.25, 1.25]
+
+    References:
+        Chennupati, Sistu, Yogamani, Rawashdeh, "MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss
+        Strategy for Multi-Task Learning", 2019.
+    """
+    return by_losses("gls", lambda losses, state: Decision(loss_weights.gls_weights(losses), state))
+
+
+def rlw(seed: int = 0) -> optax.GradientTransformationExtraArgs:
+    """Weights the losses by random numbers of sum 1, drawn anew at every step.
+
+    Args:
+        seed: of the key in the state.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["rlw"]()
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> _, state = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 2.0]))
+        >>> round(float(state.task_weights.sum()), 4)
+        1.0
+
+    References:
+        Lin, Ye, Zhang, Tsang, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning",
+        2022 (RLW).
+    """
+
+    def decide(losses: Array, key: Array) -> Decision:
+        next_key, key = jax.random.split(key)
+        return Decision(gradient_weights.random_weights(losses.shape[0], key=key), next_key)
+
+    return by_losses("rlw", decide, lambda: jax.random.key(seed))
+
+
+def stch(mu: float = 1.0, ideal: float = 0.0) -> optax.GradientTransformationExtraArgs:
+    """Descends on a smooth maximum of the losses: the largest counts most.
+
+    Args:
+        mu: of the smoothing; towards 0, the largest loss alone counts.
+        ideal: what each loss could reach at best.
+
+    Raises:
+        ValueError: `mu` is not above 0.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["stch"]()
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> update, _ = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 1.0]))
+        >>> update.tolist()
+        [0.5, 0.5, 0.5]
+
+    References:
+        Lin, Zhang, Yang, Liu, Wang, Zhang, "Smooth Tchebycheff Scalarization for Multi-Objective Optimization", 2024.
+    """
+    if mu <= 0:
+        raise ValueError(f"expected mu above 0, found {mu}")
+    return by_losses(
+        "stch", lambda losses, state: Decision(loss_weights.stch_weights(losses, mu=mu, ideal=ideal), state)
+    )
+
+
+def famo(
+    learning_rate: float = 0.025, weight_decay: float = 1e-3, max_tasks: int = CAPACITY
+) -> optax.GradientTransformationExtraArgs:
+    """Lets the logarithms of all losses fall alike: tasks that fell less from one step to the next weigh more.
+
+    The published method measures the fall on the same batch before and after a step; here the next step's losses are
+    the later ones, which costs no further forward pass.
+
+    Args:
+        learning_rate: of the logits, which Adam moves.
+        weight_decay: of the logits.
+        max_tasks: that the state has room for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["famo"]()
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> update, _ = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 1.0]))
+        >>> update.tolist()
+        [1.0, 1.0, 1.0]
+
+    References:
+        Liu, Feng, Stone, Liu, "FAMO: Fast Adaptive Multitask Optimization", 2023.
+    """
+    teacher = optax.adam(learning_rate)
+
+    def decide(losses: Array, state: tuple[Array, Array, Array, Any]) -> Decision:
+        begun, logits, before, teacher_state = state
+        tasks = losses.shape[0]
+        slope = loss_weights.famo_logit_gradient(first_rows(logits, tasks), first_rows(before, tasks), losses)
+        slope = with_first_rows(weight_decay * logits, slope + weight_decay * logits[:tasks])
+        change, moved = teacher.update(slope, teacher_state)
+        keep = lambda new, old: jnp.where(begun, new, old)  # noqa: E731
+        logits = keep(optax.apply_updates(logits, change), logits)
+        teacher_state = jax.tree.map(keep, moved, teacher_state)
+        weights = loss_weights.famo_weights(logits[:tasks], losses)
+        return Decision(weights, (jnp.ones((), bool), logits, with_first_rows(before, losses), teacher_state))
+
+    def init() -> tuple[Array, Array, Array, Any]:
+        logits = jnp.zeros(max_tasks)
+        return jnp.zeros((), bool), logits, jnp.zeros(max_tasks), teacher.init(logits)
+
+    return by_losses("famo", decide, init)
+
+
+def gradnorm(
+    alpha: float = 1.5,
+    learning_rate: float = 0.025,
+    momentum: float = 0.9,
+    min_weight: float = 0.001,
+    max_weight: float = 10.0,
+    max_tasks: int = CAPACITY,
+) -> optax.GradientTransformationExtraArgs:
+    """Learns task weights under which tasks that train slowly have the longer gradients.
+
+    The lengths are those of the gradients of all shared parameters. The weights begin at 1, and their sum is always
+    the number of tasks.
+
+    Args:
+        alpha: how strongly slow tasks are helped; 0 gives all gradients one length.
+        learning_rate: of the weights.
+        momentum: share of the past in the running average of the weights' gradient.
+        min_weight: no weight falls below it before the weights are brought to their sum.
+        max_weight: none rises above it.
+        max_tasks: that the state has room for.
+
+    Raises:
+        ValueError: at the update, if `task_losses` is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["gradnorm"]()
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> update, _ = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 2.0]))
+        >>> update.tolist()
+        [2.0, 2.0, 2.0]
+
+    References:
+        Chen, Badrinarayanan, Lee, Rabinovich, "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
+        Multitask Networks", 2018.
+    """
+
+    def decide(products: Array, state: tuple[Array, Array, Array, Array], losses: Array | None) -> Decision:
+        losses = required("gradnorm", losses)
+        begun, all_weights, all_first, all_velocity = state
+        tasks = losses.shape[0]
+        weights, velocity = first_rows(all_weights, tasks), first_rows(all_velocity, tasks)
+        first = jnp.where(begun, first_rows(all_first, tasks), losses)
+        lengths = jnp.sqrt(jnp.diagonal(products))
+        slope = jax.grad(loss_weights.gradnorm_objective)(weights, lengths, losses, first, alpha=alpha)
+        velocity = momentum * velocity + (1.0 - momentum) * slope
+        moved = jnp.clip(weights - learning_rate * velocity, min_weight, max_weight)
+        moved = moved * tasks / moved.sum()
+        after = (
+            jnp.ones((), bool),
+            with_first_rows(all_weights, moved),
+            with_first_rows(all_first, first),
+            with_first_rows(all_velocity, velocity),
+        )
+        return Decision(weights, after)
+
+    def init() -> tuple[Array, Array, Array, Array]:
+        return jnp.zeros((), bool), jnp.ones(max_tasks), jnp.zeros(max_tasks), jnp.zeros(max_tasks)
+
+    return by_gramian(decide, init)
+
+
+def dtp(gamma: float = 1.0, decay: float = 0.9, max_tasks: int = CAPACITY) -> optax.GradientTransformationExtraArgs:
+    """Weighs hard tasks more: by the focal weight of a performance between 0 and 1.
+
+    The performance is a running mean of exp(-loss), which for a cross-entropy is the mean probability of the truth.
+
+    Args:
+        gamma: of the focus.
+        decay: share of the past in the running mean.
+        max_tasks: that the state has room for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["dtp"](gamma=0.0)
+        >>> gradients = jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+        >>> update, _ = tx.update(gradients, tx.init(jnp.zeros(3)), task_losses=jnp.array([1.0, 2.0]))
+        >>> [round(x, 4) for x in update.tolist()]
+        [8.0, 3.0, 3.0]
+
+    References:
+        Guo, Haque, Huang, Yeung, Fei-Fei, "Dynamic Task Prioritization for Multitask Learning", 2018.
+    """
+
+    def decide(losses: Array, state: tuple[Array, Array]) -> Decision:
+        begun, mean = state
+        present = jnp.exp(-losses)
+        performance = jnp.where(begun, decay * first_rows(mean, losses.shape[0]) + (1 - decay) * present, present)
+        weights = loss_weights.dtp_weights(performance, gamma=gamma)
+        return Decision(weights, (jnp.ones((), bool), with_first_rows(mean, performance)))
+
+    return by_losses("dtp", decide, lambda: (jnp.zeros((), bool), jnp.zeros(max_tasks)))
+
+
+def excess_mtl(step_size: float = 1.0, max_tasks: int = CAPACITY) -> optax.GradientTransformationExtraArgs:
+    """Weighs those tasks more that are farther from the best they can reach, judged by their gradients.
+
+    The excess risk of a task is its gradient's square in the metric of its past gradients, in units of its first value.
+
+    Args:
+        step_size: of the exponentiated steps of the weights.
+        max_tasks: that the state has room for; it holds as many squared gradients.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["excess_mtl"]()
+        >>> _, state = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
+        >>> round(float(state.task_weights.sum()), 4)
+        1.0
+
+    References:
+        He, Zhou, Zhang, Yang, "Robust Multi-Task Learning with Excess Risks", 2024.
+    """
+
+    def update(task_grads, state, losses: Array | None):
+        del losses
+        begun, all_logits, all_first, all_squares = state
+        tasks = jax.tree.leaves(task_grads)[0].shape[0]
+        squared = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) ** 2, task_grads)
+        squares = jax.tree.map(jnp.add, first_rows(all_squares, tasks), squared)
+
+        def risk(square: Array, total: Array) -> Float[Array, " tasks"]:
+            return (square / jnp.sqrt(total + EXCESS_NOISE)).reshape(tasks, -1).sum(axis=1)
+
+        risks = jnp.stack(jax.tree.leaves(jax.tree.map(risk, squared, squares))).sum(axis=0)
+        first = jnp.where(begun, first_rows(all_first, tasks), risks)
+        excess = jnp.where(begun, risks / (first + EXCESS_NOISE), risks)
+        logits = jax.nn.log_softmax(first_rows(all_logits, tasks) + step_size * excess)
+        weights = jnp.exp(logits)
+        after = (
+            jnp.ones((), bool),
+            with_first_rows(all_logits, logits),
+            with_first_rows(all_first, first),
+            with_first_rows(all_squares, squares),
+        )
+        return combine(task_grads, weights), Decision(weights, after)
+
+    def init(params):
+        return jnp.zeros((), bool), jnp.zeros(max_tasks), jnp.zeros(max_tasks), gradients_like(params, max_tasks)
+
+    return by_gradients(update, init)
+
+
+EXCESS_NOISE = 1e-7  # added to sums of squares before they divide

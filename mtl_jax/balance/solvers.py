@@ -1,0 +1,183 @@
+"""The small optimisation problems behind the balancing methods, solved inside jit at a fixed number of iterations.
+
+They are written in the Gramian of the task gradients, so their size is the number of tasks. Every solver returns its
+residual: how far its answer is from satisfying the conditions of the optimum, relative to the problem's own scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+NEWTON_ITERATIONS = 50
+STEP_HALVINGS = 24  # step sizes tried in one Newton iteration: 1, 1/2, 1/4, …
+BARRIER_START, BARRIER_SHRINKING, BARRIER_END = 0.1, 0.7, 1e-8  # of the logarithmic barrier
+RIDGE = 1e-6  # of the longest gradient's squared length: keeps dependent gradients solvable in float32
+
+
+class Solution(NamedTuple):
+    """What a solver found."""
+
+    weights: Float[Array, " tasks"]
+    residual: Float[Array, ""]  # relative; 0 at the exact optimum
+
+
+def scaled(gramian: Float[Array, "tasks tasks"]) -> tuple[Float[Array, "tasks tasks"], Float[Array, ""]]:
+    """Divides a Gramian by its largest squared length, and returns that too; zero gradients stay zero."""
+    largest = jnp.max(jnp.diagonal(gramian))
+    divisor = jnp.where(largest > 0, largest, 1.0)
+    return gramian / divisor, divisor
+
+
+def least_norm_above(gramian: Float[Array, "tasks tasks"], lower: Float[Array, " tasks"]) -> Solution:
+    """The weights of the shortest combined gradient among those that are nowhere below `lower`.
+
+    Equivalently, the projection of the gradient combined with `lower` onto the dual cone of the gradients: the vectors
+    that oppose none of them. An active-set method: constraints are released one at a time, and the problem on the
+    released ones is solved exactly.
+
+    Args:
+        gramian: inner products of the tasks' gradients.
+        lower: the least weight of each task.
+
+    References:
+        Lawson, Hanson, "Solving Least Squares Problems", 1974 (chapter 23).
+        Quinton, Rey, "Jacobian Descent for Multi-Objective Optimization", 2024 (the projection in weights).
+    """
+    gramian, _ = scaled(gramian)
+    tasks = gramian.shape[0]
+    scale = jnp.maximum(jnp.abs(lower).max(), jnp.finfo(gramian.dtype).tiny)
+    target = -(gramian @ lower)
+    noise = 8 * jnp.finfo(gramian.dtype).eps * scale
+
+    def iterate(_: Array, carry: tuple[Float[Array, " tasks"], Bool[Array, " tasks"]]):
+        above, released = carry
+        wanted = _solve_on(gramian, target, released)
+        blocked = released & (wanted <= 0)
+        ratio = jnp.where(blocked, above / jnp.where(blocked, above - wanted, 1.0), 1.0)
+        step = jnp.min(jnp.clip(ratio, 0.0, 1.0))
+        moved = jnp.where(released, above + step * (wanted - above), 0.0)
+        stuck = blocked & (ratio <= step)
+        slope = gramian @ moved - target
+        worst = jnp.argmin(jnp.where(released, jnp.inf, slope))
+        release = ~blocked.any() & (jnp.where(released, jnp.inf, slope)[worst] < -noise)
+        released = (released & ~stuck) | (release & (jnp.arange(tasks) == worst))
+        return jnp.where(stuck, 0.0, moved), released
+
+    start = (jnp.zeros_like(lower), jnp.zeros(tasks, bool))
+    above, released = jax.lax.fori_loop(0, 4 * tasks, iterate, start)
+    above = jnp.maximum(jnp.where(released, above, 0.0), 0.0)
+    slope = gramian @ above - target
+    residual = jnp.maximum(jnp.max(-slope), jnp.max(jnp.minimum(jnp.abs(slope), above))) / scale
+    return Solution(lower + above, residual)
+
+
+def _solve_on(
+    gramian: Float[Array, "tasks tasks"], target: Float[Array, " tasks"], chosen: Bool[Array, " tasks"]
+) -> Float[Array, " tasks"]:
+    """Solves gramian @ x = target in the chosen rows and columns, refined once; 0 elsewhere."""
+    inside = chosen[:, None] & chosen[None, :]
+    reduced = jnp.where(inside, gramian, 0.0)
+    matrix = reduced + jnp.diag(jnp.where(chosen, RIDGE, 1.0))
+    factor = jax.scipy.linalg.cho_factor(matrix)
+    solution = jnp.zeros_like(target)
+    for _ in range(3):  # each pass divides the ridge's error once more
+        error = jnp.where(chosen, target - reduced @ solution, 0.0)
+        solution = solution + jax.scipy.linalg.cho_solve(factor, error)
+    return solution
+
+
+def project_to_simplex(weights: Float[Array, " tasks"]) -> Float[Array, " tasks"]:
+    """The nearest nonnegative weights of sum 1.
+
+    References:
+        Duchi, Shalev-Shwartz, Singer, Chandra, "Efficient Projections onto the l1-Ball for Learning in High
+        Dimensions", 2008.
+    """
+    descending = jnp.sort(weights)[::-1]
+    count = jnp.arange(1, weights.shape[0] + 1)
+    excess = (jnp.cumsum(descending) - 1.0) / count
+    last = jnp.sum(descending > excess) - 1
+    return jnp.maximum(weights - excess[last], 0.0)
+
+
+def newton_on_positive(
+    value: Callable[[Float[Array, " tasks"]], Float[Array, ""]],
+    start: Float[Array, " tasks"],
+    *,
+    iterations: int = NEWTON_ITERATIONS,
+) -> Float[Array, " tasks"]:
+    """Minimises a convex function of positive weights by Newton steps, each of the best of some step sizes.
+
+    Args:
+        value: twice differentiable; infinite or NaN where it is not defined.
+        start: positive weights.
+        iterations: number of steps.
+    """
+    slope, curvature = jax.grad(value), jax.hessian(value)
+
+    def iterate(_: Array, weights: Float[Array, " tasks"]) -> Float[Array, " tasks"]:
+        return _line_search(value, weights, -jnp.linalg.solve(curvature(weights), slope(weights)))
+
+    return jax.lax.fori_loop(0, iterations, iterate, start)
+
+
+def newton_on_simplex(
+    value: Callable[[Float[Array, " tasks"]], Float[Array, ""]],
+    tasks: int,
+    *,
+    scale: Float[Array, ""],
+    iterations: int = NEWTON_ITERATIONS,
+) -> Float[Array, " tasks"]:
+    """Minimises a convex function of nonnegative weights of sum 1 by Newton steps inside a shrinking log barrier.
+
+    Args:
+        value: twice differentiable inside the simplex.
+        tasks: number of weights.
+        scale: of the function's values, from which the barrier begins.
+        iterations: number of steps.
+
+    References:
+        Boyd, Vandenberghe, "Convex Optimization", 2004 (section 11.3).
+    """
+
+    def iterate(number: Array, weights: Float[Array, " tasks"]) -> Float[Array, " tasks"]:
+        height = scale / tasks * jnp.maximum(BARRIER_START * BARRIER_SHRINKING**number, BARRIER_END)
+
+        def barred(weights: Float[Array, " tasks"]) -> Float[Array, ""]:
+            return value(weights) - height * jnp.log(weights).sum()
+
+        slope, curvature = jax.grad(barred)(weights), jax.hessian(barred)(weights)
+        ones = jnp.ones((tasks, 1))
+        conditions = jnp.block([[curvature / scale, ones], [ones.T, jnp.zeros((1, 1))]])  # the sum stays
+        direction = jnp.linalg.solve(conditions, jnp.append(-slope / scale, 0.0))[:tasks]
+        moved = _line_search(barred, weights, direction)
+        return moved / moved.sum()
+
+    return jax.lax.fori_loop(0, iterations, iterate, jnp.full((tasks,), 1.0 / tasks))
+
+
+def _line_search(
+    value: Callable[[Float[Array, " tasks"]], Float[Array, ""]],
+    weights: Float[Array, " tasks"],
+    direction: Float[Array, " tasks"],
+) -> Float[Array, " tasks"]:
+    """The best of some steps along a direction that leave the weights positive.
+
+    Where rounding hides the differences between them, near the optimum, the whole step is the best.
+    """
+    shrinking = direction < 0
+    room = jnp.min(jnp.where(shrinking, -weights / jnp.where(shrinking, direction, 1.0), jnp.inf))
+    sizes = jnp.minimum(1.0, 0.99 * room) * 0.5 ** jnp.arange(STEP_HALVINGS, dtype=weights.dtype)
+    steps = jnp.concatenate([jnp.zeros(1, sizes.dtype), sizes])
+    tried = weights[None, :] + steps[:, None] * direction[None, :]
+    values = jax.vmap(value)(tried)
+    values = jnp.where(jnp.isfinite(values), values, jnp.inf)
+    noise = 4 * jnp.finfo(weights.dtype).eps * jnp.abs(values[0])
+    best, whole = jnp.argmin(values), jnp.asarray(1)
+    indifferent = (values[best] > values[0] - noise) & (values[whole] < values[0] + noise)
+    return tried[jnp.where(indifferent, whole, best)]
