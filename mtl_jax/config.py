@@ -125,6 +125,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "clip_norm": 10.0,  # global gradient norm; 0 is off
             "ema_decay": 0.0,  # of the weights that are evaluated and kept; 0 is off
             "balance": "sum",  # a key of mtl_jax.balance.METHODS
+            "balance_options": {},  # keyword arguments of that method
             # "everywhere"; or "new_levels": only in the head's layers of levels that no earlier task has read, which
             # keeps all other statistics as the stage found them; or "nowhere"
             "train_batch_norm": "everywhere",

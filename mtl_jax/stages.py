@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
 from mtl_jax import balance, devices, experiment, freezing, optimizer, train_step
@@ -244,7 +246,7 @@ def prepare(
         momentum=settings.momentum,
         clip_norm=settings.clip_norm,
     )
-    method = balance.METHODS[settings.balance]()
+    method = _balancing(stage, len(objective.tasks))
     variables = _warm_started(learnt.variables, stage)
     state = train_step.init_state(
         variables["params"],
@@ -275,6 +277,23 @@ def prepare(
         anchors=learnt.anchors if settings.ewc_strength else (),
     )
     return state, {first: jitted(each) for first, each in stage.objectives.items()}, memory
+
+
+def _balancing(stage: StagePlan, tasks: int) -> optax.GradientTransformationExtraArgs:
+    name, where = stage.settings.balance, f"config.stages.{stage.name}.balance"
+    if name not in balance.METHODS:
+        raise UserError(f"{where} is {name!r}; expected one of {', '.join(balance.METHODS)}")
+    factory, options = balance.METHODS[name], dict(stage.settings.balance_options)
+    known = inspect.signature(factory).parameters
+    if unknown := sorted(set(options) - set(known)):
+        expected = ", ".join(known) or "nothing"
+        raise UserError(f"{where}_options has {', '.join(unknown)}; expected arguments of {name}: {expected}")
+    if "max_tasks" in known:  # its state holds no more than the stage needs
+        options = {"max_tasks": tasks} | options
+    try:
+        return factory(**options)
+    except ValueError as error:
+        raise UserError(f"{where}_options: {error}") from error
 
 
 def evaluated(state: train_step.TrainState) -> Mapping[str, PyTree]:

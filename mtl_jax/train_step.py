@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from mtl_jax import balance as balance_lib
 from mtl_jax import optimizer
 from mtl_jax.continual import agem, der, ewc, lwf, si
 from mtl_jax.models import multi_task
@@ -138,9 +139,11 @@ def make_train_step(
             grads, balance_state = task_grads, state.balance_state
         else:
             shared, private = split_private(task_grads, names)
+            gramian = balance_lib.gramian(shared)  # compiled once, though the method asks for it too
             shared, balance_state = balance.update(
                 shared, state.balance_state, split_private(state.params, names)[0], task_losses=losses
             )
+            metrics |= _balance_metrics(names, balance_state, gramian)
             grads = join_private(shared, jax.tree.map(lambda leaf: leaf.sum(0), private))
         loss_grads = grads
         if memory.anchors and objective.ewc_strength:
@@ -162,6 +165,18 @@ def make_train_step(
         return new_state, metrics
 
     return step
+
+
+def _balance_metrics(names: tuple[str, ...], state: Any, gramian: Float[Array, "tasks tasks"]) -> dict[str, Array]:
+    """The weights of the tasks, what the method's solver left over, and the cosines between the tasks' gradients."""
+    metrics = {f"{name}/task_weight": weight for name, weight in zip(names, state.task_weights, strict=False)}
+    metrics["all/balance_residual"] = state.residual
+    lengths = jnp.sqrt(jnp.diagonal(gramian))
+    for first, second in itertools.combinations(range(len(names)), 2):
+        product = lengths[first] * lengths[second]
+        cosine = gramian[first, second] / jnp.where(product > 0, product, 1.0)
+        metrics[f"all/cosine_{names[first]}_{names[second]}"] = cosine
+    return metrics
 
 
 def _penalty(params: PyTree, anchors: tuple[ewc.Anchor, ...], strength: float) -> Float[Array, ""]:

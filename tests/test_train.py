@@ -283,6 +283,21 @@ def test_evaluation_refuses_unknown_tasks_and_places(finished, tmp_path):
         evaluate_checkpoint.run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"balance": "pc_grad"}, "balance is 'pc_grad'; expected one of sum, mean"),
+        ({"balance": "cagrad", "balance_options": {"radius": 1.0}}, "has radius; expected arguments of cagrad: c"),
+        ({"balance": "cagrad", "balance_options": {"c": -1.0}}, "balance_options: expected c >= 0, found -1.0"),
+    ],
+)
+def test_unknown_balancing_is_refused(tiny_backbone, tmp_path, changes, words):
+    config = tiny_config()
+    config.stages.seg = config_lib.stage(("masks",), epochs=1.0, **changes)
+    with pytest.raises(UserError, match=words):
+        train_loop.train_and_evaluate(config, tmp_path / "run")
+
+
 def test_a_separate_run_can_give_the_baseline(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     config = tiny_config()

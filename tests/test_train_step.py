@@ -230,9 +230,12 @@ def test_a_balancing_method_sees_stacked_task_gradients_and_sum_s_two_paths_agre
     monkeypatch.setitem(balance.METHODS, "stacked_sum", balance.METHODS["sum"])
     _, stacked, _ = run(aim, both, method="stacked_sum")
     assert_close(plain.params, stacked.params)
-    _, mean, _ = run(aim, both, method="mean")
+    _, mean, metrics = run(aim, both, method="mean")
     half = jax.tree.map(lambda start, end: (start + end) / 2, before.params, plain.params)
     assert_close(mean.params["backbone"], half["backbone"])
+    assert metrics["seg/task_weight"] == metrics["cls/task_weight"] == 0.5
+    assert metrics["all/balance_residual"] == 0
+    assert -1 < metrics["all/cosine_seg_cls"] < 1
     # Private leaves are not balanced: each task's slice takes its own gradient.
     assert_close(mean.params["head"]["seg"], plain.params["head"]["seg"])
 

@@ -38,7 +38,7 @@ from mtl_jax.balance.loss_methods import (
     stch,
     uncertainty,
 )
-from mtl_jax.balance.transform import BalanceState
+from mtl_jax.balance.transform import BalanceState, gramian
 
 METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     # on gradients
@@ -95,6 +95,7 @@ __all__ = [
     "graddrop",
     "gradnorm",
     "gradvac",
+    "gramian",
     "imtl_g",
     "imtl_l",
     "mgda",
