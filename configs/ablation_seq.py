@@ -5,12 +5,12 @@ python scripts/compare.py --out runs/minis configs/ablation_seq.py:minis/none co
 python scripts/train.py --config configs/ablation_seq.py:ewc --workdir runs/ewc
 """
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtl_jax.config import load_page
 from mtl_jax.errors import UserError
 
 METHODS = ("ewc", "lwf", "replay")
@@ -33,7 +33,8 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
     if set(chosen) - set(METHODS) or (data or "digits") not in DATA:
         expected = f"none or some of {', '.join(METHODS)} joined by +, after minis/ for the real sets"
         raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}")
-    config: Any = _page("seq").get_config("all") if data == "minis" else _page("quickstart").get_config()
+    page = load_page(Path(__file__).with_name("seq.py" if data == "minis" else "quickstart.py"))
+    config: Any = page.get_config("all") if data == "minis" else page.get_config()
     config.name = "ablation_seq"
     if data == "minis":  # shorter and smaller than configs/seq.py: eight variants are to be trained
         config.image_size = 256
@@ -72,12 +73,3 @@ ON: dict[str, dict[str, Any]] = {
     "lwf": {"lwf_weight": 4.0},
     "replay": {"replay_batch_size": 4},
 }
-
-
-def _page(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
-    return page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,6 +169,23 @@ def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
     for name, value in changes.items():
         settings[name] = ConfigDict(dict(value)) if isinstance(value, Mapping) else value
     return settings
+
+
+def load_page(path: Path) -> Any:
+    """Imports a configuration page, for its `get_config` and constants.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"expected a page like configs/seq.py, found no Python file {path}")
+    page = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(page)
+    except Exception as error:  # whatever the page does wrong
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return page
 
 
 def data_root(config: Any) -> Path:

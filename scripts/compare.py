@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import re
 import shlex
@@ -54,15 +53,16 @@ def parse(text: str) -> list[Variant]:
     """Reads one positional argument; a page with VARIANTS and no argument gives one variant for each of them.
 
     Raises:
-        ValueError: the page is not there, or its VARIANTS cannot be read.
+        UserError: the page is not there, or cannot be read.
     """
+    from mtl_jax.config import load_page
+
     page, *overrides = shlex.split(text)
     label, equals, rest = page.partition("=")
     page = rest if equals else page
     path, colon, argument = page.partition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"expected a page like configs/seq.py, found no file {path}")
-    names = () if colon else _variants(Path(path))
+    variants = getattr(load_page(Path(path)), "VARIANTS", ())
+    names = () if colon else variants
     if names:
         prefix = f"{label} " if equals else ""
         return [Variant(prefix + name, (f"--config={path}:{name}", *overrides)) for name in names]
@@ -71,18 +71,6 @@ def parse(text: str) -> list[Variant]:
         *(word.removeprefix("--config.") for word in overrides),
     ]
     return [Variant(label if equals else " ".join(shown), (f"--config={page}", *overrides))]
-
-
-def _variants(path: Path) -> tuple[str, ...]:
-    spec = importlib.util.spec_from_file_location("page", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"expected a Python page, found {path}")
-    page = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(page)
-    except Exception as error:  # whatever the page does wrong
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return tuple(getattr(page, "VARIANTS", ()))
 
 
 def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[str, ...]) -> int:

@@ -68,7 +68,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(compare, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["gone.py"], "found no file gone.py"),
+        (["gone.py"], "found no Python file gone.py"),
         (["page.py", "page.py"], "several variants are called page"),
         (["page.py", "--seeds", "one"], "invalid literal"),
     ],

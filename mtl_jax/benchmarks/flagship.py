@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 from mtl_jax import experiment
+from mtl_jax.config import load_page
 from mtl_jax.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "configs" / "seq.py"
@@ -18,11 +18,9 @@ def build(data_root: Path, **model_changes: Any) -> experiment.Experiment:
     Raises:
         UserError: its configuration page is not there: the package was installed without the repository.
     """
-    spec = importlib.util.spec_from_file_location("seq", PAGE)
-    if not PAGE.is_file() or spec is None or spec.loader is None:
+    if not PAGE.is_file():
         raise UserError(f"the flagship's page {PAGE} is missing; run the benchmark from a clone of the repository")
-    page: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
+    page = load_page(PAGE)
     shared = model_changes.get("share_until") == "all"  # which has no branches, and a page of its own
     config = page.get_config("all" if shared else "branched").to_dict()
     config["model"] |= model_changes
