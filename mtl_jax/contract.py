@@ -21,6 +21,7 @@ __all__ = [
     "as_text",
     "backward_transfer",
     "build",
+    "delta_m_percent",
     "forgetting",
     "forward_transfer",
     "intransigence",
@@ -158,6 +159,22 @@ def forward_transfer(
     return reached - start if higher_is_better else start - reached
 
 
+def delta_m_percent(drops: Sequence[float | None]) -> float | None:
+    """How much better than networks of their own the tasks do on average, in percent; negative is worse.
+
+    Args:
+        drops: relative drop of each task against its own network, percent; None where unknown.
+
+    Returns:
+        The mean gain, or None where a drop is unknown or there is none.
+
+    References:
+        Maninis, Radosavovic, Kokkinos, "Attentive Single-Tasking of Multiple Tasks", 2019.
+    """
+    known = [drop for drop in drops if drop is not None]
+    return 0.0 - sum(known) / len(known) if known and len(known) == len(drops) else None
+
+
 def build(
     stages: Sequence[Mapping[str, Any]],
     judged: Mapping[str, tuple[str, bool]],
@@ -201,6 +218,10 @@ def build(
         ),
         "backward_transfer": _over_tasks(
             {task: backward_transfer(row, higher_is_better=signs[task]) for task, row in histories.items()}
+        ),
+        # Against networks of their own: where every task's baseline comes from another run.
+        "delta_m_percent": delta_m_percent(
+            [entry["drop_percent"] if task in (baselines or {}) else None for task, entry in tasks.items()]
         ),
         # Of the tasks whose baseline comes from a run of their own.
         "intransigence": _over_tasks(

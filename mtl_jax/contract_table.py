@@ -16,9 +16,11 @@ BUDGET_NUMBERS = (1, 2)
 
 
 def headline(contract: Mapping[str, Any]) -> str:
-    """The verdict in one line."""
+    """The verdict in one line, with the mean gain over networks of the tasks' own where those are known."""
     verdict = "PASSED" if contract["passed"] else "BROKEN"
-    return f"contract {verdict}: no task may lose more than {contract['max_drop_percent']:g} %"
+    gain = contract.get("delta_m_percent")
+    against = "" if gain is None else f"; delta_m {gain:+.2f} % against single-task networks"
+    return f"contract {verdict}: no task may lose more than {contract['max_drop_percent']:g} %{against}"
 
 
 def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:

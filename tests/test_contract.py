@@ -294,3 +294,18 @@ def test_forward_transfer_is_told_where_the_stages_were_preceded_by_evaluations(
     without = [{name: value for name, value in stage.items() if name != "before"} for stage in stages]
     tree = contract.build(without, judged, {}, max_drop_percent=5.0)
     assert tree["forward_transfer"] == {"tasks": {"a": None, "b": None}, "mean": None}
+
+
+def test_delta_m_is_the_mean_gain_over_networks_of_the_tasks_own_and_told_where_all_are_known():
+    assert contract.delta_m_percent([10.0, -4.0]) == pytest.approx(-3.0)
+    assert contract.delta_m_percent([10.0, None]) is None
+    assert contract.delta_m_percent([]) is None
+    stages = [{"name": "both", "metrics": {"a": {"miou": 0.6}, "b": {"mae": 8.0}}}]
+    judged = {"a": ("miou", True), "b": ("mae", False)}
+    alone = {"a": contract.Baseline(0.5, "run a"), "b": contract.Baseline(10.0, "run b")}
+    tree = contract.build(stages, judged, {}, max_drop_percent=5.0, baselines=alone)
+    assert tree["delta_m_percent"] == pytest.approx(20.0)
+    assert "delta_m +20.00 % against single-task networks" in contract.as_text(tree)
+    one = contract.build(stages, judged, {}, max_drop_percent=5.0, baselines={"a": alone["a"]})
+    assert one["delta_m_percent"] is None
+    assert "delta_m" not in contract.as_text(one)
