@@ -91,7 +91,7 @@ def test_parts_have_the_counted_parameters():
     hidden = 2 * (9 * 96 * 96 + 3 * 2 * 96)
     assert multi_task.parameter_count(shapes["params"]) == {
         "backbone": 927_008,
-        "neck": (24 + 48 + 576 + 3) * 96,
+        "neck": (24 + 48 + 576 + 3) * 96 + 577 * 96,  # laterals, and the image's mean
         "head": hidden + (21 + 15 + 10) * 97,
     }
 
