@@ -37,9 +37,7 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
     config: Any = page.get_config("all") if data == "minis" else page.get_config()
     config.name = "ablation_seq"
     if data == "minis":  # shorter and smaller than configs/seq.py: eight variants are to be trained
-        config.image_size = 256
-        for name, size, train_size in (("voc", 256, 192), ("coco", 256, 192), ("imagenette", 128, 128)):
-            config.streams[name].update({"image_size": size, "train_image_size": train_size})
+        page.shrink(config)
         for name, epochs in (("seg", 20.0), ("det", 25.0), ("cls", 8.0)):
             config.stages[name].update({"epochs": epochs, "eval_every_epochs": 0.0})
     switch(config, chosen)

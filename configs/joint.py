@@ -1,4 +1,4 @@
-"""PASCAL VOC segmentation, COCO boxes and Imagenette classes at once, in one fully shared network.
+"""PASCAL VOC segmentation, COCO boxes and Imagenette classes at once, in one fully shared network at 256 px.
 
 python scripts/train.py --config configs/joint.py:pcgrad --workdir runs/joint --config.data_root=data
 python scripts/compare.py --out runs/joint configs/joint.py -- --config.data_root=data
@@ -27,18 +27,21 @@ def get_config(method: str = "sum") -> ConfigDict:
     """
     if method not in METHODS:
         raise UserError(f"configs/joint.py:{method}: expected one of {', '.join(METHODS)}")
-    config: Any = load_page(Path(__file__).with_name("seq.py")).get_config("all")
+    page = load_page(Path(__file__).with_name("seq.py"))
+    config: Any = page.get_config("all")
     config.name = "joint"
+    page.shrink(config)  # many methods are to be compared
     config.stages = ConfigDict(
         {
             "joint": stage(
                 ("voc", "coco", "imagenette"),
-                epochs=60.0,  # of the first stream's images
+                epochs=30.0,  # of the first stream's images
                 learning_rate=2e-3,
                 backbone_rate=0.3,
                 ema_decay=0.995,
                 eval_every_epochs=10.0,
                 balance=method,
+                log_conflicts=True,  # costs nothing where every task has its own images
             )
         }
     )

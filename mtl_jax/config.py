@@ -15,6 +15,7 @@ from mtl_jax.errors import UserError
 BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
 IMPORTANCE_CHOICES = ("empirical", "sampled", "exact", "mas", "si")
 EWC_MODES = ("online", "separate")
+GRADIENT_SPACES = ("params", "features")
 
 
 def base() -> Any:
@@ -127,6 +128,12 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "ema_decay": 0.0,  # of the weights that are evaluated and kept; 0 is off
             "balance": "sum",  # a key of mtl_jax.balance.METHODS
             "balance_options": {},  # keyword arguments of that method
+            # where gradients of tasks that share their images meet: "params", the shared parameters, a backward pass a
+            # task; or "features", what the tasks read last in common, and one backward pass through what leads there
+            "gradient_space": "params",
+            # log the cosines between the tasks' gradients where the method needs none too, at a backward pass a task
+            "log_conflicts": False,
+            "micro_batches": 1,  # parts a batch is taken in, whose gradients are averaged: the memory of one part
             # "everywhere"; or "new_levels": only in the head's layers of levels that no earlier task has read, which
             # keeps all other statistics as the stage found them; or "nowhere"
             "train_batch_norm": "everywhere",
@@ -227,6 +234,7 @@ def validate(config: Any) -> None:
         _require_names(f"{where}.loss_weights", settings.loss_weights, "config.tasks", config.tasks)
         _require_names(f"{where}.lwf_weights", settings.lwf_weights, "config.tasks", config.tasks)
         _require_at_least(where, settings, ("epochs",), 1e-9)
+        _require_at_least(where, settings, ("micro_batches",), 1.0)
         _require_at_least(
             where,
             settings,
@@ -253,6 +261,7 @@ def validate(config: Any) -> None:
             ("train_batch_norm", BATCH_NORM_CHOICES),
             ("ewc_importance", IMPORTANCE_CHOICES),
             ("ewc_mode", EWC_MODES),
+            ("gradient_space", GRADIENT_SPACES),
         ):
             if settings[choice] not in allowed:
                 raise UserError(f"{where}.{choice} is {settings[choice]!r}; expected one of {', '.join(allowed)}")

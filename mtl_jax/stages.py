@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import PyTree
 
-from mtl_jax import balance, devices, experiment, freezing, optimizer, train_step
+from mtl_jax import balancing, devices, experiment, freezing, optimizer, train_step
 from mtl_jax.continual import der, ewc, replay
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
+from mtl_jax.losses import Memory, Objective
 from mtl_jax.models.network import branch_name
+from mtl_jax.ownership import is_frozen, paths
+from mtl_jax.task_gradients import Problem
 
 SMOKE_STEPS = 2  # per stage of a smoke run
 
@@ -41,7 +42,7 @@ class StagePlan(NamedTuple):
     settings: Any  # of the stage, from the config
     data: dict[str, Any]  # stream (replayed ones included) -> endless batches
     # From which step on which losses are summed; what is frozen is all that changes. The first begins at 0.
-    objectives: dict[int, train_step.Objective]
+    objectives: dict[int, Objective]
     own_tasks: tuple[str, ...]  # that its streams label
     consolidated: bool  # a later stage holds the parameters by their importance for this one
     learnt_tasks: tuple[str, ...]  # by the end of the stage, in the order in which they were learnt
@@ -98,7 +99,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
     own = _tasks(config, (name,))
     old = _tasks(config, config.order[:index])
     steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
-    objective = train_step.Objective(
+    objective = Objective(
         streams=objective_streams,
         groups=tuple(groups.values()),
         stream_weights=weights,
@@ -156,16 +157,16 @@ def _batch_norm(
 ) -> bool | Callable[[str], bool]:
     """What `train_batch_norm` of a stage, and what is frozen, mean for the network's layers."""
     where = settings.train_batch_norm
-    if getattr(parts.model, "batch_norm_per_task", False) and where != "nowhere":
+    if parts.model.batch_norm_per_task and where != "nowhere":
         # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
-        return lambda path: path.split("/")[-1] in own and not train_step.is_frozen(path, frozen)
+        return lambda path: path.split("/")[-1] in own and not is_frozen(path, frozen)
     if where == "nowhere" or (where == "everywhere" and not frozen):
         return where == "everywhere"
     seen = {level for task in old for level in parts.tasks[task].levels}
     fresh = {f"stride_{level}" for task in own for level in parts.tasks[task].levels if level not in seen}
 
     def by_batch(path: str) -> bool:
-        if train_step.is_frozen(path, frozen):
+        if is_frozen(path, frozen):
             return False
         return where == "everywhere" or any(path.endswith(level) for level in fresh)
 
@@ -191,13 +192,13 @@ def _reference_tasks(
 
 
 def _check_frozen(phases: Mapping[int, tuple[str, ...]], params: PyTree, *, where: str) -> None:
-    found = train_step.paths(params)
+    found = paths(params)
     for patterns in phases.values():
         for pattern in patterns:
-            if not any(train_step.is_frozen(path, (pattern,)) for path in found):
+            if not any(is_frozen(path, (pattern,)) for path in found):
                 parts = ", ".join(dict.fromkeys(path.split("/")[0] for path in found))
                 raise UserError(f"{where} has {pattern!r}, which matches no parameter; they lie in {parts}")
-        if all(train_step.is_frozen(path, patterns) for path in found):
+        if all(is_frozen(path, patterns) for path in found):
             raise UserError(f"{where} is {', '.join(patterns)}, which leaves no parameter to train; freeze less")
 
 
@@ -229,7 +230,7 @@ def _tasks(config: Any, stages: tuple[str, ...]) -> tuple[str, ...]:
 
 def prepare(
     parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, *, seed: int
-) -> tuple[train_step.TrainState, dict[int, train_step.Step], train_step.Memory]:
+) -> tuple[train_step.TrainState, dict[int, train_step.Step], Memory]:
     """Builds a stage's state at step 0, its jitted steps by when each begins, and what they read of earlier stages."""
     settings, objective = stage.settings, stage.objectives[0]
     schedule = optimizer.learning_rate_schedule(
@@ -246,7 +247,12 @@ def prepare(
         momentum=settings.momentum,
         clip_norm=settings.clip_norm,
     )
-    method = _balancing(stage, len(objective.tasks))
+    where = f"config.stages.{stage.name}"
+    method = balancing.method(settings, tasks=len(objective.tasks), where=where)
+    backward = balancing.backward(
+        settings, method, objective, features_are_shared=not parts.model.batch_norm_per_task, where=where
+    )
+    _check_micro_batches(stage, where=where)
     variables = _warm_started(learnt.variables, stage)
     state = train_step.init_state(
         variables["params"],
@@ -259,41 +265,23 @@ def prepare(
         key=jax.random.fold_in(jax.random.key(seed), stage.index + 1),
     )
 
-    def jitted(objective: train_step.Objective) -> train_step.Step:
-        step = train_step.make_train_step(
-            parts.model,
-            parts.tasks,
-            objective,
-            balance=method,
-            sum_of_losses=settings.balance == "sum",
-            tx=tx,
-            schedule=schedule,
-            ema_decay=settings.ema_decay,
-        )
+    def jitted(objective: Objective) -> train_step.Step:
+        problem = Problem(parts.model, parts.tasks, objective, method, backward, settings.micro_batches)
+        step = train_step.make_train_step(problem, tx=tx, schedule=schedule, ema_decay=settings.ema_decay)
         return jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere())
 
-    memory = train_step.Memory(
+    memory = Memory(
         teacher=learnt.variables if objective.distilled or objective.holding else None,
         anchors=learnt.anchors if settings.ewc_strength else (),
     )
     return state, {first: jitted(each) for first, each in stage.objectives.items()}, memory
 
 
-def _balancing(stage: StagePlan, tasks: int) -> optax.GradientTransformationExtraArgs:
-    name, where = stage.settings.balance, f"config.stages.{stage.name}.balance"
-    if name not in balance.METHODS:
-        raise UserError(f"{where} is {name!r}; expected one of {', '.join(balance.METHODS)}")
-    factory, options = balance.METHODS[name], dict(stage.settings.balance_options)
-    known = inspect.signature(factory).parameters
-    if unknown := sorted(set(options) - set(known)):
-        expected = ", ".join(known) or "nothing"
-        raise UserError(f"{where}_options has {', '.join(unknown)}; expected arguments of {name}: {expected}")
-    if "max_tasks" in known:  # its state holds no more than the stage needs
-        options = {"max_tasks": tasks} | options
-    try:
-        return factory(**options)
-    except ValueError as error:
-        raise UserError(f"{where}_options: {error}") from error
+def _check_micro_batches(stage: StagePlan, *, where: str) -> None:
+    count = stage.settings.micro_batches
+    for stream, size in stage.batch_sizes.items():
+        if size % count:
+            raise UserError(f"{where}.micro_batches is {count}, which does not divide the {size} images of {stream}")
 
 
 def evaluated(state: train_step.TrainState) -> Mapping[str, PyTree]:

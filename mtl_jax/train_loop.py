@@ -31,6 +31,7 @@ from mtl_jax import config as config_lib
 from mtl_jax.continual import ewc, replay
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
+from mtl_jax.losses import Memory
 from mtl_jax.metrics_log import MetricsLog
 from mtl_jax.models import multi_task
 from mtl_jax.progress import StageProgress
@@ -153,7 +154,7 @@ def _train(
     stage: StagePlan,
     state: train_step.TrainState,
     steps: Mapping[int, train_step.Step],
-    memory: train_step.Memory,
+    memory: Memory,
     steps_before: int,
     started: float,
 ) -> tuple[train_step.TrainState, float]:

@@ -128,6 +128,13 @@ def test_zero_gradients_give_a_zero_update(name):
 
 
 @EVERY_METHOD
+@pytest.mark.parametrize("wrong", [jnp.nan, jnp.inf])
+def test_a_gradient_that_is_not_finite_is_never_hidden(name, wrong):
+    update = update_of(name, jnp.array([[1.0, 2.0, 3.0], [1.0, wrong, 3.0]]), losses=LOSSES)
+    assert not np.isfinite(update[1])
+
+
+@EVERY_METHOD
 def test_the_update_keeps_the_gradients_dtype(name):
     tx = balance.METHODS[name]()
     state = tx.init(jnp.zeros(3))

@@ -12,7 +12,10 @@ from tiny import MODEL
 
 from mtl_jax import balance, optimizer, tasks, train_step
 from mtl_jax.continual import agem, ewc
+from mtl_jax.losses import Memory, Objective
 from mtl_jax.models import multi_task
+from mtl_jax.ownership import join_private, split_private
+from mtl_jax.task_gradients import Problem
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(
@@ -53,14 +56,16 @@ def batch(stream: str, seed: int = 0, size: int = 4):
     image[np.arange(size), :, :, colour] += 0.5
     mask = np.broadcast_to(colour[:, None, None], (size, SIZE, SIZE))
     labels = {"masks": {"seg": {"mask": mask}}, "names": {"cls": {"label": colour}}}
+    labels["both"] = labels["masks"] | labels["names"]
     return jax.tree.map(jnp.asarray, {"image": image, "labels": labels[stream]})
 
 
 def objective(**changes):
-    settings = {"streams": {"masks": ("seg",)}, "stream_weights": {"masks": 1.0, "names": 1.0}, "loss_weights": {}}
+    settings = {"streams": {"masks": ("seg",)}, "loss_weights": {}}
+    settings["stream_weights"] = dict.fromkeys(("masks", "names", "both"), 1.0)
     settings |= changes
     settings.setdefault("groups", tuple((stream,) for stream in settings["streams"]))
-    return train_step.Objective(**settings)
+    return Objective(**settings)
 
 
 def take_steps(
@@ -76,6 +81,8 @@ def take_steps(
     weight_decay=0.0,
     ema_decay=0.0,
     path=False,
+    backward=None,
+    micro_batches=1,
 ):
     """Takes some steps of plain SGD; returns the state before, the state after and the last metrics."""
     schedule = optax.constant_schedule(RATE)
@@ -97,20 +104,14 @@ def take_steps(
         tasks=aim.tasks,
         key=jax.random.key(1),
     )
-    made = train_step.make_train_step(
-        model,
-        TASKS,
-        aim,
-        balance=balance.METHODS[method](),
-        sum_of_losses=method == "sum",
-        tx=tx,
-        schedule=schedule,
-        ema_decay=ema_decay,
-    )
-    step = compiled.setdefault(repr((aim, method, weight_decay, ema_decay)), jax.jit(made))
+    backward = backward or ("summed" if method == "sum" else "stacked")
+    problem = Problem(model, TASKS, aim, balance.METHODS[method](), backward, micro_batches)
+    made = train_step.make_train_step(problem, tx=tx, schedule=schedule, ema_decay=ema_decay)
+    settings = (aim, method, backward, micro_batches, weight_decay, ema_decay)
+    step = compiled.setdefault(repr(settings), jax.jit(made))
     state, metrics = start, {}
     for _ in range(steps):
-        state, metrics = step(state, memory or train_step.Memory(None, ()), batches)
+        state, metrics = step(state, memory or Memory(None, ()), batches)
     return start, state, metrics
 
 
@@ -246,7 +247,7 @@ def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_t
     )
 
     def distance(teacher, steps):
-        memory = train_step.Memory(teacher, ())
+        memory = Memory(teacher, ())
         return run(aim, {"names": batch("names")}, steps=steps, memory=memory)[2]["seg/names_distillation"]
 
     np.testing.assert_allclose(distance(variables, 1), 0.0, atol=1e-6)
@@ -262,7 +263,7 @@ def test_features_are_held_where_the_teacher_has_them(run, variables):
         streams={"names": ("cls",)}, loss_weights={"cls": 1.0}, old_tasks=("seg",), feature_weight=1.0,
         train_batch_norm=False,
     )  # fmt: skip
-    memory = train_step.Memory(variables, ())
+    memory = Memory(variables, ())
     assert aim.tasks == ("cls", "seg")
 
     def distance(weight, steps):
@@ -287,7 +288,7 @@ def test_stored_outputs_draw_replayed_images_back(run, model, variables):
 
 def test_the_ewc_penalty_is_positive_after_a_step_and_holds_parameters_back(run, variables):
     fisher = jax.tree.map(jnp.ones_like, variables["params"])
-    memory = train_step.Memory(None, (ewc.Anchor(variables["params"], fisher),))
+    memory = Memory(None, (ewc.Anchor(variables["params"], fisher),))
 
     def drift_and_penalty(strength):
         _, after, metrics = run(objective(ewc_strength=strength), {"masks": batch("masks")}, steps=5, memory=memory)
@@ -305,7 +306,7 @@ def test_separate_anchors_add_their_penalties(run, variables):
     anchor = ewc.Anchor(jax.tree.map(lambda leaf: leaf + 0.1, params), jax.tree.map(jnp.ones_like, params))
 
     def penalty(*anchors):
-        memory = train_step.Memory(None, anchors)
+        memory = Memory(None, anchors)
         return run(objective(ewc_strength=1.0), {"masks": batch("masks")}, memory=memory)[2]["all/ewc_penalty"]
 
     np.testing.assert_allclose(penalty(anchor, anchor), 2 * penalty(anchor), rtol=1e-5)
@@ -324,28 +325,30 @@ def test_the_average_lags_behind_the_parameters(run):
     assert_close(after.ema.params, mean)  # the first update counts 1 - (1 + 0) / (10 + 0)
 
 
-def test_one_device_and_two_give_the_same_update(run):
-    aim = objective()
-    data = {"masks": batch("masks")}
-    _, alone, _ = run(aim, data)
+@pytest.mark.parametrize(("method", "micro_batches"), [("sum", 1), ("pcgrad", 1), ("mgda", 2)])
+def test_one_device_and_two_give_the_same_update(run, method, micro_batches):
+    aim = objective(streams={"masks": ("seg",), "names": ("cls",)})
+    data = {"masks": batch("masks"), "names": batch("names", seed=1)}
+    settings = {"method": method, "micro_batches": micro_batches}
+    _, alone, _ = run(aim, data, **settings)
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    _, together, _ = run(aim, jax.device_put(data, split))
+    _, together, _ = run(aim, jax.device_put(data, split), **settings)
     assert_close(alone.params, together.params)
     assert_close(alone.batch_stats, together.batch_stats)
 
 
 def test_branches_and_batch_norms_of_a_task_are_its_own():
     params = {"branch_seg": {"neck": 1}, "backbone": {"norm": {"seg": {"scale": 2}, "cls": {"scale": 3}}, "conv": 4}}
-    shared, private = train_step.split_private(params, ("seg", "cls"))
+    shared, private = split_private(params, ("seg", "cls"))
     assert shared == {"backbone": {"conv": 4}}
     assert private["seg"] == {"branch_seg": {"neck": 1}, "backbone": {"norm": {"seg": {"scale": 2}}}}
-    assert train_step.join_private(shared, private) == params
+    assert join_private(shared, private) == params
 
 
 def test_private_leaves_split_off_and_join_again():
     params = {"neck": 1, "head": {"conv_1": 2, "seg": 3, "cls": 4}}
-    shared, private = train_step.split_private(params, ("seg", "cls"))
+    shared, private = split_private(params, ("seg", "cls"))
     assert shared == {"neck": 1, "head": {"conv_1": 2}}
     assert private == {"seg": {"head": {"seg": 3}}, "cls": {"head": {"cls": 4}}}
-    assert train_step.join_private(shared, private) == params
+    assert join_private(shared, private) == params

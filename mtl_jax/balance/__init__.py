@@ -38,7 +38,7 @@ from mtl_jax.balance.loss_methods import (
     stch,
     uncertainty,
 )
-from mtl_jax.balance.transform import BalanceState, gramian
+from mtl_jax.balance.transform import BalanceState, OnLosses, RemembersGradients, gramian
 
 METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     # on gradients
@@ -78,6 +78,8 @@ METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
 __all__ = [
     "METHODS",
     "BalanceState",
+    "OnLosses",
+    "RemembersGradients",
     "aligned_mtl",
     "cagrad",
     "config",

@@ -13,6 +13,7 @@ from mtl_jax.balance import gradient_weights, solvers
 from mtl_jax.balance.transform import (
     CAPACITY,
     Decision,
+    OnLosses,
     by_gradients,
     by_gramian,
     check_capacity,
@@ -20,6 +21,7 @@ from mtl_jax.balance.transform import (
     first_rows,
     gradients_like,
     gramian,
+    remembering,
     required,
     with_first_rows,
 )
@@ -50,7 +52,8 @@ def equal_mean() -> optax.GradientTransformationExtraArgs:
         >>> update.tolist()
         [1.0, 1.0, 1.0]
     """
-    return by_gramian(lambda products, state, losses: Decision(gradient_weights.mean_weights(products), state))
+    decide = lambda products, state, losses: Decision(gradient_weights.mean_weights(products), state)  # noqa: E731
+    return OnLosses(*by_gramian(decide))
 
 
 def fixed(weights: Sequence[float] | None = None) -> optax.GradientTransformationExtraArgs:
@@ -86,7 +89,7 @@ def fixed(weights: Sequence[float] | None = None) -> optax.GradientTransformatio
             )
         return Decision(jnp.asarray(weights, jnp.float32), state)
 
-    return by_gramian(decide)
+    return OnLosses(*by_gramian(decide))
 
 
 def random(seed: int = 0) -> optax.GradientTransformationExtraArgs:
@@ -113,7 +116,7 @@ def random(seed: int = 0) -> optax.GradientTransformationExtraArgs:
         next_key, key = jax.random.split(key)
         return Decision(gradient_weights.random_weights(products.shape[0], key=key), next_key)
 
-    return by_gramian(decide, lambda: jax.random.key(seed))
+    return OnLosses(*by_gramian(decide, lambda: jax.random.key(seed)))
 
 
 def pcgrad(seed: int = 0) -> optax.GradientTransformationExtraArgs:
@@ -211,7 +214,8 @@ def graddrop(leak: float = 0.0, seed: int = 0) -> optax.GradientTransformationEx
             positive_purity = 0.5 * (1.0 + wide.sum(axis=0) / jnp.where(mass > 0, mass, 1.0))
             positive = jax.random.uniform(key, mass.shape) < positive_purity
             kept = jnp.where(positive[None], wide > 0, wide < 0)
-            return jnp.sum((leak + (1.0 - leak) * kept) * wide, axis=0).astype(leaf.dtype)
+            total = jnp.sum((leak + (1.0 - leak) * kept) * wide, axis=0)
+            return jnp.where(jnp.isfinite(mass), total, mass).astype(leaf.dtype)  # what is dropped is not hidden
 
         dropped = jax.tree.unflatten(structure, [drop(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
         return dropped, Decision(jnp.zeros(0), next_key)
@@ -546,7 +550,7 @@ def moco(
         state = (jnp.ones((), bool), with_first_rows(weights, chosen), with_first_rows(averages, seen))
         return combined, Decision(chosen, state)
 
-    return by_gradients(
+    return remembering(
         update, lambda params: (jnp.zeros((), bool), jnp.zeros(max_tasks), gradients_like(params, max_tasks))
     )
 
@@ -585,7 +589,7 @@ def modo(gamma: float = 0.1, rho: float = 0.1, max_tasks: int = CAPACITY) -> opt
         state = (jnp.ones((), bool), with_first_rows(weights, chosen), with_first_rows(before, present))
         return combine(task_grads, chosen), Decision(chosen, state)
 
-    return by_gradients(
+    return remembering(
         update, lambda params: (jnp.zeros((), bool), jnp.zeros(max_tasks), gradients_like(params, max_tasks))
     )
 
@@ -627,7 +631,7 @@ def db_mtl(beta: float = 0.9, max_tasks: int = CAPACITY) -> optax.GradientTransf
         combined = _cast_like(combine(seen, weights), task_grads)
         return combined, Decision(weights, with_first_rows(averages, seen))
 
-    return by_gradients(update, lambda params: gradients_like(params, max_tasks))
+    return remembering(update, lambda params: gradients_like(params, max_tasks))
 
 
 SMALLEST_LOSS = 1e-8  # below it, a loss's logarithm is not followed further

@@ -17,13 +17,13 @@ from mtl_jax.balance import gradient_weights, loss_weights
 from mtl_jax.balance.transform import (
     CAPACITY,
     Decision,
-    by_gradients,
     by_gramian,
     by_losses,
     check_capacity,
     combine,
     first_rows,
     gradients_like,
+    remembering,
     required,
     with_first_rows,
 )
@@ -409,7 +409,7 @@ def excess_mtl(step_size: float = 1.0, max_tasks: int = CAPACITY) -> optax.Gradi
     def init(params):
         return jnp.zeros((), bool), jnp.zeros(max_tasks), jnp.zeros(max_tasks), gradients_like(params, max_tasks)
 
-    return by_gradients(update, init)
+    return remembering(update, init)
 
 
 EXCESS_NOISE = 1e-7  # added to sums of squares before they divide

@@ -29,6 +29,14 @@ class Decision(NamedTuple):
     residual: Float[Array, ""] | float = 0.0
 
 
+class OnLosses(optax.GradientTransformationExtraArgs):
+    """A method whose weights depend on the tasks' losses alone, or on nothing."""
+
+
+class RemembersGradients(optax.GradientTransformationExtraArgs):
+    """A method whose state holds gradients of past steps."""
+
+
 def gramian(task_grads: PyTree, others: PyTree | None = None) -> Float[Array, "tasks tasks"]:
     """Inner products of the tasks' gradients, added up leaf by leaf in float32.
 
@@ -134,7 +142,14 @@ def by_losses(
         decision = decide(required(name, losses), method)
         return combine(task_grads, decision.task_weights), decision
 
-    return by_gradients(update, lambda params: init())
+    return OnLosses(*by_gradients(update, lambda params: init()))
+
+
+def remembering(
+    update: Callable[[PyTree, Any, Array | None], tuple[PyTree, Decision]], init: Callable[[PyTree], Any]
+) -> optax.GradientTransformationExtraArgs:
+    """As `by_gradients`, for a method whose state holds gradients."""
+    return RemembersGradients(*by_gradients(update, init))
 
 
 def by_gradients(

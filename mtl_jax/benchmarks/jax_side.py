@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 
-from mtl_jax import balance, compilation, devices, evaluate, optimizer, tasks, train_step
+from mtl_jax import balance, balancing, compilation, devices, evaluate, optimizer, task_gradients, tasks, train_step
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
+from mtl_jax.config import stage
+from mtl_jax.losses import Memory, Objective
 from mtl_jax.models import multi_task
 
 
@@ -54,22 +56,17 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         tasks=names,
         key=jax.random.key(problem.seed),
     )
-    step: Any = train_step.make_train_step(
-        model,
-        records,
-        train_step.Objective(
-            streams=streams,
-            groups=tuple((stream,) for stream in streams),
-            stream_weights=dict.fromkeys(streams, 1.0),
-            loss_weights={},
-        ),
-        balance=method,
-        sum_of_losses=problem.balance == "sum",
-        tx=tx,
-        schedule=schedule,
-        ema_decay=0.0,
+    objective = Objective(
+        streams=streams,
+        groups=tuple((stream,) for stream in streams),
+        stream_weights=dict.fromkeys(streams, 1.0),
+        loss_weights={},
     )
-    memory = train_step.Memory(None, ())
+    settings = stage(tuple(streams), balance=problem.balance, gradient_space=problem.gradient_space)
+    backward = balancing.backward(settings, method, objective, features_are_shared=True, where="the benchmark")
+    whole = task_gradients.Problem(model, records, objective, method, backward)
+    step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, ema_decay=0.0)
+    memory = Memory(None, ())
     batch = devices.place(batch, dict.fromkeys(batch, problem.batch_size))
     holder = {"state": jax.device_put(state, devices.everywhere())}
     compiled = compilation.ahead_of_time(jax.jit(step, donate_argnums=0), holder["state"], memory, batch)

@@ -22,6 +22,7 @@ class Problem:
     image_size: int = 512  # px
     dtype: str = "float32"
     balance: str = "sum"
+    gradient_space: str = "params"  # of the balancing
     disjoint: bool = False  # one stream for each task, each of `batch_size` images, instead of one with all labels
     classifiers: int = 0  # so many classification tasks instead of the flagship's three
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ class Head(nn.Module):
         tasks: tuple[str, ...],
         train: bool,
         train_batch_norm: Norming,
+        read: Callable[[dict[int, Array]], dict[int, Array]] = dict,
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs} for the asked tasks.
 
@@ -49,6 +50,7 @@ class Head(nn.Module):
             tasks: Names of the tasks to compute.
             train: Turns dropout on; its key is the stream "dropout".
             train_batch_norm: Where to normalise by the batch and update the running statistics.
+            read: Passes on what the tasks' own slices read, {stride in px: features}.
 
         Returns:
             By readout: "dense" [b, h, w, channels], "cells" [b, cells, channels], "pooled" [b, channels].
@@ -63,7 +65,7 @@ class Head(nn.Module):
                 features[stride] = norm(conv(features[stride]), by_batch=train_batch_norm)
         # Whole channels are dropped: neighbours would give single cells away, and the mask costs nothing.
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)
-        features = {stride: dropout(x) for stride, x in features.items()}
+        features = read({stride: dropout(x) for stride, x in features.items()})
         return {name: _read(asked[name], features, self.dtype) for name in tasks}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from mtl_jax.models.head import Head
 from mtl_jax.models.layers import ByBatch, draw_kernels
 from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES, MobileNetV3Small
 from mtl_jax.models.neck import NECKS
-from mtl_jax.models.network import FEATURES, BranchedNetwork, MultiTaskNetwork, Network
+from mtl_jax.models.network import FEATURES, OFFSETS, SHARED, BranchedNetwork, MultiTaskNetwork, Network
 from mtl_jax.models.plain_cnn import PlainCNN
 from mtl_jax.tasks.base import Task
 
@@ -169,10 +169,19 @@ def apply_train(
     Raises:
         UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
     """
-    raw, batch_stats, _ = train_raw(
-        model, params, batch_stats, image, tasks=tasks, key=key, train_batch_norm=train_batch_norm
-    )
-    return _finished(model, raw, image), batch_stats
+    passed = train_raw(model, params, batch_stats, image, tasks=tasks, key=key, train_batch_norm=train_batch_norm)
+    return _finished(model, passed.raw, image), passed.batch_stats
+
+
+class Passed(NamedTuple):
+    """What a pass through the network in training gives."""
+
+    raw: dict[str, Float[Array, "batch ..."]]  # what the head emits for each task
+    batch_stats: Mapping[str, Any]  # after the batch
+    features: Features
+    # What the tasks read last in common, by "stride_8" and so on: all that follows is some task's own. Empty where
+    # tasks share no features.
+    shared: Features
 
 
 def train_raw(
@@ -184,12 +193,16 @@ def train_raw(
     tasks: Sequence[str],
     key: Key[Array, ""],
     train_batch_norm: ByBatch = True,
-) -> tuple[dict[str, Float[Array, "batch ..."]], Mapping[str, Any], Features]:
-    """As `apply_train`, but returns what the head emits, and also the features that it reads."""
+    offsets: Features | None = None,
+) -> Passed:
+    """As `apply_train`, but returns what the head emits, and the features on the way.
+
+    `offsets` are added to what the tasks read last in common: a loss's gradient in them is that at the features.
+    """
     _check_image_size(*image.shape[1:3])
     names = _checked_names(model, tasks)
     raw, updated = model.apply(
-        {"params": params, "batch_stats": batch_stats},
+        {"params": params, "batch_stats": batch_stats, OFFSETS: offsets or {}},
         image,
         tasks=names,
         train=True,
@@ -197,7 +210,9 @@ def train_raw(
         rngs={"dropout": key},
         mutable=["intermediates", *(["batch_stats"] if train_batch_norm else [])],
     )
-    return raw, updated["batch_stats"] if train_batch_norm else batch_stats, _features(updated["intermediates"])
+    shown: Any = updated["intermediates"]
+    batch_stats = updated["batch_stats"] if train_batch_norm else batch_stats
+    return Passed(raw, batch_stats, _features(shown), shown.get(SHARED, {}))
 
 
 def apply_eval(
@@ -241,7 +256,7 @@ def eval_raw(
 
 
 def _features(shown: Mapping[str, Any]) -> Features:
-    branches = {name: branch[FEATURES] for name, branch in shown.items() if name != FEATURES}
+    branches = {name: branch[FEATURES] for name, branch in shown.items() if name not in (FEATURES, SHARED)}
     below = {f"{name}/{level}": x for name, levels in branches.items() for level, x in levels.items()}
     return dict(shown[FEATURES]) | below
 

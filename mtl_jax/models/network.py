@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -16,6 +17,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the pub
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FEATURES = "features"  # name of what `_show_features` leaves
+SHARED, OFFSETS = "shared", "offsets"  # names of what `_shared_features` leaves, and of the collection that it adds
+
+Levels = dict[int, Float[Array, "batch _ _ _"]]  # by stride in px
 
 
 class MultiTaskNetwork(nn.Module):
@@ -37,7 +41,8 @@ class MultiTaskNetwork(nn.Module):
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
         if not self.batch_norm_per_task:
-            return self._pass(image, tasks, train, train_batch_norm)
+            read = functools.partial(_shared_features, self)
+            return self._pass(image, tasks, train, train_batch_norm, read=read)
         outputs = {}
         for name in tasks:
             outputs |= self._pass(image, (name,), train, PerTask(name, train_batch_norm), shown=f"{name}_")
@@ -51,11 +56,12 @@ class MultiTaskNetwork(nn.Module):
         train_batch_norm: Norming,
         *,
         shown: str = "",
+        read: Callable[[Levels], Levels] = dict,
     ) -> dict[str, Float[Array, "batch ..."]]:
         features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
         levels = self.neck(features, train_batch_norm=train_batch_norm)
         _show_features(self, levels, prefix=shown)
-        return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm)
+        return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm, read=read)
 
 
 class Branch(nn.Module):
@@ -92,6 +98,7 @@ class BranchedNetwork(nn.Module):
     neck: Callable[[str], nn.Module]  # of a task
     head: Callable[[Task], Head]
     tasks: tuple[Task, ...]
+    batch_norm_per_task = False  # those of the branches are their tasks' own anyway
 
     @nn.compact
     def __call__(
@@ -105,6 +112,7 @@ class BranchedNetwork(nn.Module):
         """Returns {task: raw outputs of its branch} for RGB images in 0..1."""
         shared = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
         _show_features(self, shared)
+        shared = _shared_features(self, shared)
         records, outputs = {task.name: task for task in self.tasks}, {}
         for name in tasks:
             parts = self.upper(parent=None), self.neck(name), self.head(records[name])
@@ -115,8 +123,22 @@ class BranchedNetwork(nn.Module):
 
 def _show_features(module: nn.Module, levels: Mapping[int, Array], *, prefix: str = "") -> None:
     """Leaves {stride in px: features} for callers that ask for Flax's collection "intermediates"."""
+    _sow(module, FEATURES, levels, prefix=prefix)
+
+
+def _sow(module: nn.Module, name: str, levels: Mapping[int, Array], *, prefix: str = "") -> None:
     shown = {f"{prefix}stride_{stride}": x for stride, x in levels.items()}
-    module.sow("intermediates", FEATURES, shown, init_fn=dict, reduce_fn=lambda old, new: old | new)
+    module.sow("intermediates", name, shown, init_fn=dict, reduce_fn=lambda old, new: old | new)
+
+
+def _shared_features(module: nn.Module, features: Levels) -> Levels:
+    """Leaves what the tasks read last in common, as `_show_features` does, and adds the caller's offsets to it."""
+    moved = {}
+    for stride, x in features.items():
+        name = f"stride_{stride}"
+        moved[stride] = x + module.get_variable(OFFSETS, name) if module.has_variable(OFFSETS, name) else x
+    _sow(module, SHARED, moved)
+    return moved
 
 
 Network = MultiTaskNetwork | BranchedNetwork
