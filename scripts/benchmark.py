@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mtl_jax import allocator
+
 
 def main(arguments: list[str]) -> int:
     """Prints one table; returns 0, or 2 for a user's mistake."""
@@ -32,6 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what JAX computes in")
     parser.add_argument("--repeats", type=int, default=10, help="timed computations of each side")
     parser.add_argument("--data_root", type=Path, default=Path(os.environ.get("MTL_JAX_DATA", "data")))
+    parser.add_argument("--methods", default="", help="of `balance`: names with commas between; all by default")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = vars(parser.parse_args(arguments))
     what, path = options.pop("what"), options.pop("json")
@@ -85,4 +88,6 @@ def _machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["balance"]:  # which computes in this process, as training does
+        allocator.use_huge_pages()
     sys.exit(main(sys.argv[1:]))

@@ -24,11 +24,11 @@ SMALL = Problem("jax", "step", batch_size=2, image_size=64)
 
 @pytest.fixture(scope="module")
 def float32_loss():
-    return jax_side.build(SMALL)()["all/loss"]
+    return jax_side.build(SMALL).compute()["all/loss"]
 
 
 def test_a_bfloat16_step_stays_within_2_percent_of_float32_s_loss(float32_loss):
-    metrics = jax_side.build(dataclasses.replace(SMALL, dtype="bfloat16"))()
+    metrics = jax_side.build(dataclasses.replace(SMALL, dtype="bfloat16")).compute()
     np.testing.assert_allclose(metrics["all/loss"], float32_loss, rtol=0.02)
 
 
@@ -77,6 +77,22 @@ def test_the_command_line_prints_a_table_and_writes_json(monkeypatch, tmp_path, 
     assert record["rows"] == [{"side": "jax", "median_ms": 1.5}]
     assert record["machine"]["cores"]
     assert benchmark.main(["step", "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
+
+
+def test_balancing_methods_are_set_beside_the_sum(monkeypatch):
+    from mtl_jax.benchmarks import balance_costs, commands
+
+    found = balance_costs.settings(SMALL, ("sum", "moco", "pcgrad"))
+    assert found[0][2] == ("sum", "moco", "pcgrad")
+    assert found[2][2] == found[-1][2] == ("sum", "pcgrad")  # moco's gradients are of other images' features
+    two = [("two tasks", dataclasses.replace(SMALL, image_size=32, classifiers=2), ("sum", "pcgrad"))]
+    monkeypatch.setattr(balance_costs, "settings", lambda plain, methods: two)
+    rows = commands.balance(commands.Options(repeats=1, methods="pcgrad"))
+    assert [row["balance"] for row in rows] == ["sum", "pcgrad"]
+    assert rows[0]["ratio_to_sum"] == rows[0]["memory_ratio"] == 1.0
+    assert all(row["update_ms"] > 0 and row["memory_mb"] > 10 for row in rows)
+    with pytest.raises(UserError, match="--methods names pc_grad; expected some of sum"):
+        commands.balance(commands.Options(methods="pc_grad"))
 
 
 def test_sharing_more_takes_fewer_parameters(monkeypatch):

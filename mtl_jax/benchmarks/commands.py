@@ -30,6 +30,7 @@ class Options:
     dtype: str = "float32"
     repeats: int = 10
     data_root: Path = Path("data")
+    methods: str = ""  # names of balancing methods with commas between; "" is all of them
 
 
 def step(options: Options) -> Rows:
@@ -62,20 +63,15 @@ def _against_peers(problem: Problem, options: Options) -> Rows:
 
 def balance(options: Options) -> Rows:
     """Times every balancing method against the plain sum, on three streams, on one, and for more tasks."""
-    from mtl_jax.balance import METHODS
+    from mtl_jax import balance, compilation
+    from mtl_jax.benchmarks import balance_costs
 
-    rows = []
+    methods = tuple(name for name in options.methods.split(",") if name) or tuple(balance.METHODS)
+    if unknown := sorted(set(methods) - set(balance.METHODS)):
+        raise UserError(f"--methods names {', '.join(unknown)}; expected some of {', '.join(balance.METHODS)}")
+    compilation.enable_cache()
     plain = Problem("jax", "step", options.batch_size, options.image_size, options.dtype)
-    settings = [(f"{kind} stream", {"disjoint": kind == "one per task"}) for kind in ("one per task", "one")]
-    settings += [(f"{count} tasks, one stream", {"classifiers": count}) for count in (2, 4, 8, 16)]
-    for name, changes in settings:
-        base = None
-        for method in ("sum", *(method for method in METHODS if method != "sum")):
-            problem = dataclasses.replace(plain, balance=method, **changes)
-            (timing,) = turns.run([problem], repeats=options.repeats)
-            base = base or timing.median
-            rows.append({"setting": name, **timing.record(), "ratio_to_sum": timing.median / base})
-    return rows
+    return balance_costs.measure(plain, methods, repeats=options.repeats)
 
 
 def scale(options: Options) -> Rows:
@@ -96,7 +92,7 @@ def compile_times(options: Options) -> Rows:
         "from mtl_jax import compilation; compilation.enable_cache()\n"
         "from mtl_jax.benchmarks import jax_side, problem\n"
         "imported = time.perf_counter()\n"
-        f"jax_side.build(problem.Problem('jax', 'step', {options.batch_size}, {options.image_size}))()\n"
+        f"jax_side.build(problem.Problem('jax', 'step', {options.batch_size}, {options.image_size})).compute()\n"
         "print(time.perf_counter() - imported, time.perf_counter() - start)"
     )
     rows = []

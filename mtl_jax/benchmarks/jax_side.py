@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,8 +15,15 @@ from mtl_jax.losses import Memory, Objective
 from mtl_jax.models import multi_task
 
 
-def build(problem: Problem) -> Callable[[], Any]:
-    """Returns a function that computes once, and returns when it is done; made and compiled, but not yet warm."""
+class Computation(NamedTuple):
+    """Something to time."""
+
+    compute: Callable[[], Any]  # once, returning when it is done; not yet warm
+    memory_mb: float = float("nan")  # of its program: arguments, results and everything between, by XLA's plan
+
+
+def build(problem: Problem) -> Computation:
+    """Makes the computation of a problem, and compiles a step."""
     records = tasks.build(problem_lib.task_settings(problem))
     model = multi_task.build({"compute_dtype": problem.dtype}, records)
     variables = multi_task.init_variables(model, key=jax.random.key(problem.seed), image_size=problem.image_size)
@@ -25,11 +32,11 @@ def build(problem: Problem) -> Callable[[], Any]:
     if problem.what == "infer":
         predict = evaluate.make_predict(model, records)
         ready = jax.device_put((variables, image))
-        return lambda: jax.device_get(predict(*ready, names=names))
+        return Computation(lambda: jax.device_get(predict(*ready, names=names)))
     return _step(problem, records, model, variables, image)
 
 
-def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any) -> Callable[[], Any]:
+def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any) -> Computation:
     names, labels = tuple(records), problem_lib.labels(problem)
     streams = {f"stream_{name}": (name,) for name in names} if problem.disjoint else {"all": names}
     batch = {
@@ -75,4 +82,6 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         holder["state"], metrics = compiled(holder["state"], memory, batch)
         return jax.device_get(metrics)
 
-    return run
+    plan = compiled.memory_analysis()
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return Computation(run, (held + plan.temp_size_in_bytes) / 1e6)

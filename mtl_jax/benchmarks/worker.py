@@ -18,10 +18,13 @@ def main(specification: str) -> int:
     started = time.perf_counter()
     problem = Problem(**json.loads(specification))
     if problem.side == "jax":
-        from mtl_jax.benchmarks import jax_side as side
+        from mtl_jax.benchmarks import jax_side
+
+        compute = jax_side.build(problem).compute
     else:
-        from mtl_jax.benchmarks import torch_peer as side
-    compute = side.build(problem)
+        from mtl_jax.benchmarks import torch_peer
+
+        compute = torch_peer.build(problem)
     compute()
     _answer({"first_seconds": time.perf_counter() - started})
     for _ in range(WARM_UP - 1):

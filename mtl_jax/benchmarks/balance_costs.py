@@ -1,0 +1,127 @@
+"""What each balancing method costs beside the plain sum: all of a setting's steps in one process, in turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from mtl_jax import balance, tasks
+from mtl_jax.benchmarks import jax_side
+from mtl_jax.benchmarks import problem as problem_lib
+from mtl_jax.benchmarks.problem import Problem
+from mtl_jax.models import multi_task
+from mtl_jax.ownership import split_private
+
+# Where the number of tasks grows, one method of each kind shows how.
+GROWING = ("sum", "uncertainty", "pcgrad", "mgda", "cagrad", "nash_mtl", "fairgrad", "upgrad", "aligned_mtl")
+TASK_COUNTS = (2, 4, 8, 16)
+WARM_UP = 2
+
+Rows = list[dict[str, Any]]
+
+
+def measure(plain: Problem, methods: Sequence[str], *, repeats: int) -> Rows:
+    """Measures every setting.
+
+    Args:
+        plain: the step of the plain sum; its batch and image size are every setting's.
+        methods: to be compared with the sum.
+        repeats: timed steps of each method.
+
+    Returns:
+        A row for each setting and method: times, the program's memory, and both as ratios to the sum's.
+    """
+    chosen = tuple(dict.fromkeys(["sum", *methods]))
+    rows = [_turns(setting, problem, names, repeats) for setting, problem, names in settings(plain, chosen)]
+    return [row for some in rows for row in some]
+
+
+def settings(plain: Problem, methods: tuple[str, ...]) -> list[tuple[str, Problem, tuple[str, ...]]]:
+    """Names the settings, the plain sum's problem in each, and the methods that are measured there."""
+    at_features = tuple(name for name in methods if not issubclass(_kind(name), balance.RemembersGradients))
+    growing = tuple(name for name in methods if name in GROWING)
+    return [
+        ("one stream a task", dataclasses.replace(plain, disjoint=True), methods),
+        ("one stream", plain, methods),
+        ("one stream, at the features", dataclasses.replace(plain, gradient_space="features"), at_features),
+        *(
+            (f"{count} tasks, one stream", dataclasses.replace(plain, classifiers=count), growing)
+            for count in TASK_COUNTS
+        ),
+    ]
+
+
+def _kind(name: str) -> type:
+    return type(balance.METHODS[name]())
+
+
+def _turns(setting: str, plain: Problem, methods: Sequence[str], repeats: int) -> Rows:
+    """Times the methods one after another, over and over, so that the machine's noise meets all."""
+    problems = [dataclasses.replace(plain, balance=name) for name in methods]
+    steps = [jax_side.build(problem) for problem in problems]
+    for step in steps:
+        for _ in range(WARM_UP):
+            step.compute()
+    seconds: list[list[float]] = [[] for _ in steps]
+    for _ in range(repeats):
+        for times, step in zip(seconds, steps, strict=True):
+            times.append(_timed(step.compute))
+    rows, least = [], min(seconds[0])
+    for problem, step, times in zip(problems, steps, seconds, strict=True):
+        update = _update_seconds(problem, repeats)
+        rows.append(
+            {
+                "setting": setting,
+                "balance": problem.balance,
+                "median_ms": 1e3 * statistics.median(times),
+                "min_ms": 1e3 * min(times),
+                # Pair by pair, as the machine's speed drifts over minutes.
+                "ratio_to_sum": statistics.median(each / base for each, base in zip(times, seconds[0], strict=True)),
+                "ratio_of_minima": min(times) / least,
+                "memory_mb": step.memory_mb,
+                "memory_ratio": step.memory_mb / steps[0].memory_mb,
+                "update_ms": 1e3 * update,
+                "update_share": update / statistics.median(times),
+            }
+        )
+    return rows
+
+
+def _update_seconds(problem: Problem, repeats: int) -> float:
+    """Seconds of the method alone, Gramian and solver included, on random gradients of the shared parameters."""
+    names = tuple(problem_lib.task_settings(problem))
+    shared = split_private(_params(problem), names)[0]
+    generator = np.random.default_rng(problem.seed)
+    task_grads = jax.tree.map(
+        lambda leaf: jnp.asarray(generator.normal(size=(len(names), *leaf.shape)), jnp.float32), shared
+    )
+    tx = balance.METHODS[problem.balance]()
+    update = jax.jit(tx.update)
+    losses, holder = jnp.ones(len(names)), {"state": tx.init(shared)}
+
+    def compute() -> None:
+        combined, holder["state"] = update(task_grads, holder["state"], task_losses=losses)
+        jax.block_until_ready(combined)
+
+    for _ in range(WARM_UP):
+        compute()
+    return statistics.median(_timed(compute) for _ in range(repeats))
+
+
+def _params(problem: Problem) -> PyTree:
+    model = multi_task.build({}, tasks.build(problem_lib.task_settings(problem)))
+    return multi_task.init_variables(model, key=jax.random.key(problem.seed))["params"]
+
+
+def _timed(compute: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    compute()
+    return time.perf_counter() - start
