@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 from mtl_jax import contract_table, metrics_log, report_page
 from mtl_jax.contract import read_json, task_histories
 from mtl_jax.report import heat_cell
+from mtl_jax.report_balance import Conflict, conflicts
 from mtl_jax.report_figures import scatter_svg, spread_svg
 
 COSTS = {"params": "parameters", "latency_ms": "latency, ms", "train_seconds": "training, s", "step_ms": "step, ms"}
 COSTS |= {"peak_memory_mb": "peak memory, MB"}
+DELTA_M = "delta_m_percent"  # against single-task runs, where every task has one
 
 
 class Result(NamedTuple):
@@ -27,6 +29,7 @@ class Result(NamedTuple):
     seed: int
     contract: Mapping[str, Any]  # the tree of contract.json
     step_ms: float | None  # median over the logged steps of all stages
+    conflicts: Mapping[tuple[str, str], Conflict]  # of the gradients of two tasks, where they were logged
 
 
 def read(variant: str, seed: int, workdir: Path) -> Result | None:
@@ -41,7 +44,8 @@ def read(variant: str, seed: int, workdir: Path) -> Result | None:
     log = workdir / metrics_log.FILE_NAME
     events = metrics_log.read(log) if log.is_file() else []
     steps = [event["value"] for event in events if event["name"] == "step_ms" and event["value"] is not None]
-    return Result(variant, seed, contract, statistics.median(steps) if steps else None)
+    finite = [event for event in events if event["value"] is not None]
+    return Result(variant, seed, contract, statistics.median(steps) if steps else None, conflicts(finite))
 
 
 def figures(result: Result) -> dict[str, float | None]:
@@ -49,6 +53,7 @@ def figures(result: Result) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for task, entry in result.contract["tasks"].items():
         found |= {f"{task}_{entry['metric']}": entry["final"], f"{task}_drop_percent": entry["drop_percent"]}
+    found[DELTA_M] = result.contract.get(DELTA_M)
     budgets = result.contract["budgets"]
     costs = {cost: budgets[cost]["value"] if cost in budgets else None for cost in COSTS}
     found |= costs | {"step_ms": result.step_ms}
@@ -64,9 +69,11 @@ def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def columns(results: Sequence[Result]) -> list[str]:
-    """Returns the columns of `figures` of all results: accuracies and drops of every task, then costs."""
-    names = [name for result in results for name in figures(result) if name not in COSTS]
-    return [*dict.fromkeys(names), *COSTS]
+    """Returns the columns of `figures` of all results: accuracies and drops of every task, delta_m, then costs."""
+    found = [figures(result) for result in results]
+    names = [name for each in found for name in each if name not in COSTS and name != DELTA_M]
+    gain = [DELTA_M] if any(each[DELTA_M] is not None for each in found) else []
+    return [*dict.fromkeys(names), *gain, *COSTS]
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -95,8 +102,13 @@ def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
         cells = [_cell([figures(run).get(name) for run in runs], name) for name in names]
         kept = sum(bool(run.contract["passed"]) for run in runs)
         rows.append([variant, str(len(runs)), *cells, f"{kept} of {len(runs)}"])
-    heads = [COSTS.get(name, name.replace("_drop_percent", " drop, %").replace("_", " ", 1)) for name in names]
-    return ["variant", "seeds", *heads, "contract kept"], rows
+    return ["variant", "seeds", *map(_head, names), "contract kept"], rows
+
+
+def _head(name: str) -> str:
+    if name == DELTA_M:
+        return "delta_m, %"
+    return COSTS.get(name, name.replace("_drop_percent", " drop, %").replace("_", " ", 1))
 
 
 def _cell(values: Sequence[float | None], name: str) -> str:
@@ -105,7 +117,7 @@ def _cell(values: Sequence[float | None], name: str) -> str:
         return "-"
     mean, spread = mean_and_spread(known)
     missing = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
-    if name.endswith("_drop_percent"):
+    if name.endswith("_percent"):
         mean = 0.0 if mean == 0 else mean  # no "-0.00"
         return f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + missing
     text = contract_table.figure(round(mean, 4) if abs(mean) < 1000 else round(mean))
@@ -153,7 +165,7 @@ def as_html(title: str, results: Sequence[Result]) -> str:
     """
     heads, rows = table(results)
     groups = by_variant(results)
-    accuracies = [name for name in columns(results) if name not in COSTS and not name.endswith("_drop_percent")]
+    accuracies = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
     spreads = [spread_svg(name.replace("_", " ", 1), found) for name in accuracies if (found := _known(groups, name))]
     scatters = [
         scatter_svg(f"{name.replace('_', ' ', 1)} against {COSTS[cost]}", points, x=COSTS[cost], y=name)
@@ -171,8 +183,33 @@ def as_html(title: str, results: Sequence[Result]) -> str:
         )
         + report_page.section("Every run", report_page.panels(spreads), lead="A dot is a run, the line their mean.")
         + report_page.section("Every task after every stage", "".join(map(_heatmap, groups.values())))
+        + _conflict_section(groups)
         + report_page.section("Accuracy against cost", report_page.panels(scatters)),
     )
+
+
+def conflict_table(groups: Mapping[str, Sequence[Result]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: how often the gradients of each pair of tasks opposed, for the variants that logged it."""
+    pairs = list(dict.fromkeys(pair for runs in groups.values() for run in runs for pair in run.conflicts))
+    rows = []
+    for variant, runs in groups.items():
+        found = [[run.conflicts[pair] for run in runs if pair in run.conflicts] for pair in pairs]
+        if any(found):
+            rows.append([variant, *map(_conflict_cell, found)])
+    return ["variant", *(" and ".join(pair) for pair in pairs)], rows
+
+
+def _conflict_cell(found: Sequence[Conflict]) -> str:
+    if not found:
+        return "-"
+    share = statistics.fmean(conflict.opposed_share for conflict in found)
+    return f"{100 * share:.0f} %, mean cosine {statistics.fmean(conflict.mean_cosine for conflict in found):+.3f}"
+
+
+def _conflict_section(groups: Mapping[str, Sequence[Result]]) -> str:
+    heads, rows = conflict_table(groups)
+    lead = "Share of the logged steps in which the gradients of two tasks opposed each other."
+    return report_page.section("Conflicts", report_page.table(heads, rows), lead=lead) if rows else ""
 
 
 def _known(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[float]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import contract_table, metrics_log, report_page
+from mtl_jax import contract_table, metrics_log, report_balance, report_page
 from mtl_jax.contract import read_json, relative_drop_percent, replace_text, task_histories
 from mtl_jax.errors import UserError
-from mtl_jax.report_figures import Curve, Span, panel_svg
+from mtl_jax.report_figures import Span, curves_by, panel_svg
 
 FILE_NAME = "report.html"
 RUN_FIELDS = ("command", "device", "seed", "versions")  # of config.json, shown apart from the configuration
@@ -68,6 +68,7 @@ def html(
     """
     finite = [event for event in events if event["value"] is not None]
     spans = stage_spans(events)
+    optimised = [event for event in finite if not report_balance.is_about_balance(event)]
     parts = [
         _title(name, config, contract),
         _contract(contract),
@@ -77,8 +78,9 @@ def html(
             _validation_panels(finite, spans, contract),
             "Dotted: the baseline. Dashed: the worst value that the contract allows.",
         ),
-        _curves("Training loss", _loss_panels(finite, spans), _lost_values(events)),
-        _curves("Optimisation and speed", _other_panels(finite, spans), ""),
+        report_balance.section(finite, spans),
+        _curves("Training loss", _loss_panels(optimised, spans), _lost_values(events)),
+        _curves("Optimisation and speed", _other_panels(optimised, spans), ""),
         _examples(examples),
         _run(config),
     ]
@@ -122,6 +124,9 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
         )
     allowed = f"{contract['max_drop_percent']:g} %"
     lead = f"No task may lose more than {allowed} of its metric, relative to its baseline."
+    gain = contract.get("delta_m_percent")
+    if gain is not None:
+        lead += f" Against networks of one task each, delta_m is {gain:+.2f} %."
     return report_page.section("Contract", body, lead=lead)
 
 
@@ -194,16 +199,6 @@ def _curves(title: str, figures: Sequence[str], lead: str) -> str:
     if not figures:
         return report_page.section(title, report_page.paragraph("Nothing was logged yet."))
     return report_page.section(title, report_page.panels(figures), lead=lead)
-
-
-def curves_by(events: Events, label: Callable[[Mapping[str, Any]], str]) -> list[Curve]:
-    """Gathers events into curves, one for each label, in the order of their first events."""
-    points: dict[str, tuple[list[float], list[float]]] = {}
-    for event in events:
-        steps, values = points.setdefault(label(event), ([], []))
-        steps.append(event["step"])
-        values.append(event["value"])
-    return [Curve(name, steps, values) for name, (steps, values) in points.items()]
 
 
 def _by_task(events: Events) -> dict[str, list[Mapping[str, Any]]]:

@@ -39,6 +39,16 @@ class Span(NamedTuple):
     last_step: float
 
 
+def curves_by(events: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str]) -> list[Curve]:
+    """Gathers events into curves, one for each label, in the order of their first events."""
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for event in events:
+        steps, values = points.setdefault(label(event), ([], []))
+        steps.append(event["step"])
+        values.append(event["value"])
+    return [Curve(name, steps, values) for name, (steps, values) in points.items()]
+
+
 def averaged(curve: Curve, most: int = MAX_POINTS) -> Curve:
     """The same curve with at most `most` points, each the mean of as many neighbours (the last of fewer)."""
     size = -(-len(curve.steps) // most)

@@ -224,5 +224,5 @@ def _cosines(names: tuple[str, ...], gramian: Float[Array, "tasks tasks"]) -> di
     for first, second in itertools.combinations(range(len(names)), 2):
         product = lengths[first] * lengths[second]
         cosine = gramian[first, second] / jnp.where(product > 0, product, 1.0)
-        metrics[f"all/cosine_{names[first]}_{names[second]}"] = cosine
+        metrics[f"all/cosine/{names[first]}/{names[second]}"] = cosine
     return metrics

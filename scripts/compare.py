@@ -2,6 +2,8 @@
 
 python scripts/compare.py --out runs/ablation --seeds 0,1,2 configs/ablation_seq.py
 python scripts/compare.py --out runs/sharing configs/seq.py "shared=configs/seq.py:all" -- --config.data_root=data
+
+What stands after -- is for every run; {seed} in it, or in a variant's overrides, becomes the run's seed.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
         workdir = out / _folder(variant.label) / f"seed_{seed}"
         minutes = (time.monotonic() - started) / 60
         print(f"[{number}/{len(runs)}] {variant.label}, seed {seed} ({minutes:.0f} min so far)", flush=True)
-        problem = train(workdir, (*variant.arguments, *common, f"--config.seed={seed}"))
+        given = [word.replace("{seed}", str(seed)) for word in (*variant.arguments, *common)]
+        problem = train(workdir, (*given, f"--config.seed={seed}"))
         try:
             result = None if problem else comparison.read(variant.label, seed, workdir)
         except UserError as error:

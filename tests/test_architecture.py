@@ -17,7 +17,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("losses",),
     ("balancing", "task_gradients"),
     ("train_step", "evaluate", "metrics_log", "progress", "compilation", "devices"),
-    ("examples", "experiment", "report", "report_figures", "report_page", "run_record"),
+    ("examples", "experiment", "report", "report_balance", "report_figures", "report_page", "run_record"),
     ("comparison",),
     ("stages",),
     ("remember",),

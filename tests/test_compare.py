@@ -48,6 +48,12 @@ def test_every_variant_is_trained_with_every_seed_and_compared(compare):
     assert arguments == ["--config=page.py", "--config.x=2", "--config.seed=1"]
 
 
+def test_a_setting_may_name_the_run_s_seed(compare):
+    compare.main(["a=page.py --config.x=own_{seed}", "--out", "out", "--seeds", "4", "--", "--config.y=all_{seed}"])
+    arguments = json.loads(Path("out/a/seed_4.json").read_text())
+    assert arguments == ["--config=page.py", "--config.x=own_4", "--config.y=all_4", "--config.seed=4"]
+
+
 def test_what_is_finished_is_not_started_again_unless_its_settings_changed(compare):
     def starts():
         return len(Path("out/a/seed_0/starts").read_text())

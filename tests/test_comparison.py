@@ -6,9 +6,10 @@ import io
 import pytest
 
 from mtl_jax import comparison
+from mtl_jax.report_balance import Conflict
 
 
-def result(variant, seed, miou, *, drop=1.0, passed=True, latency=30.0, step_ms=12.0):
+def result(variant, seed, miou, *, drop=1.0, passed=True, latency=30.0, step_ms=12.0, conflicts=None):
     stages = [
         {"name": "seg", "metrics": {"seg": {"miou": miou / (1 - drop / 100)}}},
         {"name": "cls", "metrics": {"seg": {"miou": miou}, "cls": {"top1": 0.9}}},
@@ -23,7 +24,7 @@ def result(variant, seed, miou, *, drop=1.0, passed=True, latency=30.0, step_ms=
         "budgets": budgets,
         "stages": stages,
     }
-    return comparison.Result(variant, seed, contract, step_ms)
+    return comparison.Result(variant, seed, contract, step_ms, conflicts or {})
 
 
 RESULTS = [
@@ -60,6 +61,27 @@ def test_the_csv_has_a_line_for_every_run_in_full_precision():
     assert float(lines[0]["seg_miou"]) == 1 / 3
     assert lines[0]["step_ms"] == "12.0"
     assert lines[0]["peak_memory_mb"] == ""
+
+
+def test_delta_m_is_shown_where_a_run_has_it():
+    assert "delta_m, %" not in comparison.table(RESULTS)[0]
+    gained = result("lwf", 0, 0.4)
+    gained.contract["delta_m_percent"] = -1.25
+    heads, rows = comparison.table([*RESULTS[:2], gained])
+    assert [row[heads.index("delta_m, %")] for row in rows] == ["-", "-1.25"]
+
+
+def test_conflicts_are_averaged_over_the_runs_that_logged_them():
+    pair = ("seg", "cls")
+    some = [
+        result("sum", seed, 0.2, conflicts={pair: Conflict(share, -0.1, -0.2, 10)})
+        for seed, share in enumerate((0.2, 0.4))
+    ]
+    heads, rows = comparison.conflict_table({"sum": some, "none": [RESULTS[0]]})
+    assert heads == ["variant", "seg and cls"]
+    assert rows == [["sum", "30 %, mean cosine -0.100"]]
+    assert "Conflicts" in comparison.as_html("runs", [*some, RESULTS[0]])
+    assert "Conflicts" not in comparison.as_html("runs", RESULTS)
 
 
 def test_the_matrix_is_the_mean_over_seeds():

@@ -90,7 +90,7 @@ def test_at_the_features_weights_meet_before_one_way_back_through_what_is_shared
     if method == "sum":
         assert_close(found.grads, take(network, SHARED_IMAGES, "sum", "summed").grads, tolerance=1e-4)
     else:  # the angles there are others than at the parameters
-        assert abs(found.metrics["all/cosine_seg_cls"] - by_params.metrics["all/cosine_seg_cls"]) > 1e-3
+        assert abs(found.metrics["all/cosine/seg/cls"] - by_params.metrics["all/cosine/seg/cls"]) > 1e-3
 
 
 def test_the_features_of_a_branched_network_are_those_before_its_branches(tiny_branches):
