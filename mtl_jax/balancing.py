@@ -79,6 +79,6 @@ def backward(
     if settings.balance == "sum" and not settings.log_conflicts:
         return "summed"
     whole = settings.micro_batches == 1 and not settings.log_conflicts
-    if isinstance(method, balance.OnLosses) and one_image_many_tasks and whole:
+    if isinstance(method, balance.OnLosses) and whole:
         return "weighted"
     return "stacked"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from mtl_jax.ownership import join_private, split_private
 from mtl_jax.tasks.base import Task
 
 # "summed": one pass back for each group of streams, for the plain sum. "stacked": one for each task that a group
-# carries. "weighted": one for each group, for methods that need the losses alone. "features": one through what tasks
+# carries. "weighted": one for each group, for methods that look at the losses alone. "features": one through what tasks
 # share, and the tasks' gradients at the features that they read last in common.
 Backward = Literal["summed", "stacked", "weighted", "features"]
 
@@ -70,7 +71,8 @@ def balanced(problem: Problem, given: Batch, balance_state: PyTree) -> Gradient:
     gramian = balance_lib.gramian(shared)  # compiled once, though the method asks for it too
     like = split_private(given.params, names)[0]
     shared, state = problem.balance.update(shared, balance_state, like, task_losses=found.losses)
-    grads = join_private(shared, jax.tree.map(lambda leaf: leaf.sum(0), private))
+    own = {name: jax.tree.map(operator.itemgetter(row), private[name]) for row, name in enumerate(names)}
+    grads = join_private(shared, own)
     metrics = found.metrics | _weights(names, state) | _cosines(names, gramian)
     return found._replace(grads=grads, metrics=metrics, balance_state=state)
 
@@ -101,23 +103,44 @@ def stacked(problem: Problem, given: Batch) -> Gradient:
 
 
 def _weighted(problem: Problem, given: Batch, balance_state: PyTree) -> Gradient:
-    """The gradient of the weighted sum: all groups forward, then each back once, as the weights need all losses."""
+    """The gradient of the weighted sum: each group forward and back once.
+
+    Where tasks share a group, it goes back only when the losses of all groups are known, and the weights with them.
+    """
     names = problem.objective.tasks
     losses, metrics, batch_stats, ways_back = _no_losses(problem), {}, given.batch_stats, []
     for carried, function in _groups(problem, given):
         values, backward, parts = jax.vjp(functools.partial(function, batch_stats), given.params, has_aux=True)
-        ways_back.append((carried, backward))
+        ways_back.append((carried, backward(jnp.ones(1))[0] if len(carried) == 1 else backward))
         losses, metrics, batch_stats = losses.at[carried].add(values), metrics | parts.metrics, parts.batch_stats
     # Such a method combines whatever it is given with the same weights; unit vectors show them.
     weights: Any  # f32[tasks]
     weights, state = problem.balance.update(jnp.eye(len(names)), balance_state, None, task_losses=losses)
-    grads = _added([backward(weights[carried])[0] for carried, backward in ways_back])
-    shared, private = split_private(grads, names)
-    for name, weight in zip(names, weights, strict=True):  # the private leaves were weighted too
+    shared, private = zip(*(_weighted_group(names, weights, *way) for way in ways_back), strict=True)
+    own = {name: _added([parts[name] for parts in private]) for name in names}
+    return Gradient(losses, batch_stats, metrics | _weights(names, state), join_private(_added(shared), own), state)
+
+
+def _weighted_group(
+    names: tuple[str, ...], weights: Float[Array, " tasks"], carried: np.ndarray, way_back: Any
+) -> tuple[PyTree, dict[str, PyTree]]:
+    """A group's part in the weighted gradient of the shared leaves, and in the plain one of each task's own.
+
+    Args:
+        names: of the tasks.
+        weights: of the tasks.
+        carried: numbers of the tasks that the group carries.
+        way_back: the gradient of the only task's loss, or the function from the losses' weights to a gradient.
+    """
+    if len(carried) == 1:
+        shared, private = split_private(way_back, names)
+        weight = weights[carried[0]]
+        return jax.tree.map(lambda leaf: weight * leaf, shared), private
+    shared, private = split_private(way_back(weights[carried])[0], names)
+    for name, weight in zip(names, weights, strict=True):  # the tasks' own leaves were weighted too
         undo = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
         private[name] = jax.tree.map(lambda leaf, undo=undo: undo * leaf, private[name])
-    metrics |= _weights(names, state)
-    return Gradient(losses, batch_stats, metrics, join_private(shared, private), state)
+    return shared, private
 
 
 def _at_features(problem: Problem, given: Batch, balance_state: PyTree) -> Gradient:
@@ -208,7 +231,7 @@ def _one_hot(row: int, like: Array) -> Array:
     return jnp.zeros_like(like).at[row].set(1.0)
 
 
-def _added(trees: list[PyTree]) -> PyTree:
+def _added(trees: Sequence[PyTree]) -> PyTree:
     return functools.reduce(lambda total, tree: jax.tree.map(jnp.add, total, tree), trees)
 
 

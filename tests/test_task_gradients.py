@@ -72,6 +72,14 @@ def test_methods_on_losses_need_one_way_back_for_all_tasks(network, by_task, met
     assert_close(found.balance_state, stacked.balance_state)
 
 
+@pytest.mark.parametrize("streams", [OWN_IMAGES.streams, {"both": NAMES, "masks": ("seg",)}])
+def test_they_weigh_streams_of_one_task_or_of_several_alike(network, streams):
+    aim = objective(streams=streams)
+    found, stacked = (take(network, aim, "uncertainty", backward) for backward in ("weighted", "stacked"))
+    assert_close(found.grads, stacked.grads)
+    assert_close(found.balance_state, stacked.balance_state)
+
+
 def test_a_weight_of_zero_leaves_the_tasks_own_parameters_alone(network):
     tx = balance.fixed((1.0, 0.0))
     problem = Problem(network[0], TASKS, SHARED_IMAGES, tx, "weighted")
@@ -150,7 +158,7 @@ def chosen(aim, *, features_are_shared=True, **changes):
         (SHARED_IMAGES, {"balance": "gradnorm"}, "stacked"),  # it measures gradients
         (SHARED_IMAGES, {"balance": "uncertainty", "micro_batches": 2}, "stacked"),
         (SHARED_IMAGES, {"balance": "uncertainty", "log_conflicts": True}, "stacked"),
-        (OWN_IMAGES, {"balance": "uncertainty"}, "stacked"),  # as cheap, and one group's activations at a time
+        (OWN_IMAGES, {"balance": "uncertainty"}, "weighted"),
     ],
 )
 def test_a_step_goes_back_as_often_as_the_method_needs(aim, settings, expected):

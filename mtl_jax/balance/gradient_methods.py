@@ -14,6 +14,7 @@ from mtl_jax.balance.transform import (
     CAPACITY,
     Decision,
     OnLosses,
+    added,
     by_gradients,
     by_gramian,
     check_capacity,
@@ -210,11 +211,11 @@ def graddrop(leak: float = 0.0, seed: int = 0) -> optax.GradientTransformationEx
 
         def drop(leaf: Array, key: Array) -> Array:
             wide = leaf.astype(jnp.float32)
-            mass = jnp.abs(wide).sum(axis=0)
-            positive_purity = 0.5 * (1.0 + wide.sum(axis=0) / jnp.where(mass > 0, mass, 1.0))
+            mass = added(jnp.abs(wide))
+            positive_purity = 0.5 * (1.0 + added(wide) / jnp.where(mass > 0, mass, 1.0))
             positive = jax.random.uniform(key, mass.shape) < positive_purity
             kept = jnp.where(positive[None], wide > 0, wide < 0)
-            total = jnp.sum((leak + (1.0 - leak) * kept) * wide, axis=0)
+            total = added((leak + (1.0 - leak) * kept) * wide)
             return jnp.where(jnp.isfinite(mass), total, mass).astype(leaf.dtype)  # what is dropped is not hidden
 
         dropped = jax.tree.unflatten(structure, [drop(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
