@@ -312,6 +312,108 @@ def test_pcgrad_adds_gradients_that_agree():
     np.testing.assert_allclose(update_of("pcgrad", gradients), gradients.sum(0), rtol=1e-6)
 
 
+# Properties that methods claim. MGDA, CAGrad with a large ball, UPGrad and the other projections oppose no task.
+NON_CONFLICTING = ("mgda", "upgrad", "dual_proj", "config", "imtl_g", "nash_mtl", "fairgrad", "aligned_mtl")
+# The same update whatever the order of the tasks; the others draw orders, coordinates or weights.
+DRAWN = ("pcgrad", "gradvac", "graddrop", "random", "rlw")
+# As long as the gradients. Nash-MTL's is of length 1, FairGrad's the root of theirs, DB-MTL's and those of methods that
+# search in steps of given size depend on the loss or on the scale in other ways.
+SCALING = ("sum", "mean", "fixed", "pcgrad", "gradvac", "graddrop", "mgda", "cagrad", "imtl_g", "aligned_mtl",
+           "upgrad", "dual_proj", "config", "uncertainty", "imtl_l", "dwa", "gls", "rlw", "stch", "famo", "gradnorm",
+           "dtp", "random")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NON_CONFLICTING)
+@pytest.mark.parametrize("tasks", [2, 3, 7])
+def test_the_update_opposes_no_task(name, tasks):
+    for seed in range(3):
+        gradients = random_gradients(seed, tasks=tasks, size=16, rank=16)
+        options = {"regularisation": 0.0} if name in ("upgrad", "dual_proj") else {}
+        update = np.asarray(update_of(name, gradients, **options), np.float64)
+        gains = np.asarray(gradients, np.float64) @ update
+        lengths = np.linalg.norm(gradients, axis=1) * np.linalg.norm(update)
+        if name == "aligned_mtl":  # opposes no principal component of the gradients
+            rows = np.linalg.svd(np.asarray(gradients, np.float64), full_matrices=False)[2]
+            gains = (rows @ update) * np.sign(rows @ np.asarray(gradients, np.float64).mean(0))
+        assert (gains >= -1e-4 * lengths.min()).all()
+
+
+@pytest.mark.parametrize("name", [name for name in balance.METHODS if name not in DRAWN])
+def test_the_order_of_the_tasks_does_not_matter(name):
+    gradients, losses, order = random_gradients(4, tasks=4), jnp.array([0.3, 1.0, 2.0, 0.7]), jnp.array([2, 0, 3, 1])
+    here, there = update_of(name, gradients, losses=losses), update_of(name, gradients[order], losses=losses[order])
+    np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4 * float(jnp.linalg.norm(here)))
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_the_update_grows_with_the_gradients(name):
+    gradients = random_gradients(5)
+    update = update_of(name, gradients)
+    for scale in (1e-6, 1e6):
+        scaled = update_of(name, scale * gradients) / scale
+        np.testing.assert_allclose(scaled, update, rtol=1e-3, atol=1e-4 * float(jnp.linalg.norm(update)))
+
+
+@pytest.mark.parametrize("tasks", [2, 5, 16])
+def test_cagrad_leaves_no_direction_of_the_ball_in_which_the_worst_task_gains_more(tasks):
+    for seed, opposite in itertools.product(range(3), (False, True)):
+        gradients = np.array(random_gradients(seed, tasks=tasks, size=20, rank=20))
+        if opposite:
+            gradients[1] = -gradients[0]
+        update, state = step_of("cagrad", jnp.asarray(gradients))
+        wide, update = gradients.astype(np.float64), np.asarray(update, np.float64)
+        mean = wide.mean(0)
+        radius = 0.5 * np.linalg.norm(mean)
+        assert np.linalg.norm(update - mean) <= 1.001 * radius + 1e-6
+        gain, longest = (wide @ update).min(), np.square(wide).sum(1).max()
+        # Weights of sum 1 bound what any direction of the ball can give the worst task: those found, or of the pair.
+        found = np.maximum(np.asarray(state.task_weights[:tasks], np.float64) - 1 / tasks, 1e-12)
+        pair = np.eye(2, tasks).sum(0) if opposite else np.ones(tasks)
+        combined = [weights / weights.sum() @ wide for weights in (found, pair)]
+        bound = min(gradient @ mean + radius * np.linalg.norm(gradient) for gradient in combined)
+        assert gain >= bound - 1e-4 * longest
+
+
+@pytest.mark.parametrize("tasks", [2, 5, 16])
+@pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
+def test_gains_times_weights_are_the_same_for_all_tasks(name, tasks):
+    gradients = random_gradients(tasks, tasks=tasks, size=20, rank=20) * 10.0 ** jnp.linspace(-2, 2, tasks)[:, None]
+    update, state = step_of(name, gradients)
+    products = (np.asarray(gradients, np.float64) @ np.asarray(update, np.float64)) * state.task_weights[:tasks]
+    np.testing.assert_allclose(products, products.mean(), rtol=1e-3)
+    assert state.residual < 1e-4
+
+
+def test_a_solver_that_finds_no_answer_says_so():
+    opposite = jnp.array([[1.0, 2.0], [-1.0, -2.0]])  # no direction is a gain for both
+    assert step_of("nash_mtl", opposite)[1].residual > 1e-2
+    assert step_of("fairgrad", opposite)[1].residual > 1e-2
+
+
+def test_gradnorm_s_weights_follow_the_finite_differences_of_its_definition():
+    rates = {"alpha": 0.7, "learning_rate": 0.1, "momentum": 0.0}
+    gradients, first, later = random_gradients(6, rank=8), jnp.array([1.0, 2.0, 4.0]), jnp.array([0.9, 0.8, 3.0])
+    init, update = compiled("gradnorm", **rates)
+    _, state = update(gradients, init(jnp.zeros(8)), task_losses=first)
+    before = np.asarray(update(gradients, state, task_losses=later)[1].task_weights[:3], np.float64)
+    _, state = update(gradients, state, task_losses=later)
+    after = np.asarray(update(gradients, state, task_losses=later)[1].task_weights[:3], np.float64)
+    lengths = np.linalg.norm(np.asarray(gradients, np.float64), axis=1)
+    ratios = np.asarray(later, np.float64) / np.asarray(first, np.float64)
+    # Chen et al., equation 2: the distance of the weighted lengths from their mean times the relative inverse rates,
+    # the right side held constant; in units of that mean.
+    mean = (before * lengths).mean()
+    asked = mean * (ratios / ratios.mean()) ** 0.7
+
+    def distance(weights):
+        return np.abs(weights * lengths - asked).sum() / mean
+
+    steps = 1e-6 * np.eye(3)
+    slope = np.array([(distance(before + step) - distance(before - step)) / 2e-6 for step in steps])
+    moved = before - 0.1 * slope
+    np.testing.assert_allclose(after, 3 * moved / moved.sum(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8, 1e15])
 @pytest.mark.parametrize(("tasks", "rank"), [(2, 1), (2, 2), (3, 2), (5, 5), (9, 4)])
 def test_mgda_finds_the_shortest_point_of_the_convex_hull(tasks, rank, scale):

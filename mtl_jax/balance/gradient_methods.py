@@ -224,15 +224,12 @@ def graddrop(leak: float = 0.0, seed: int = 0) -> optax.GradientTransformationEx
     return by_gradients(update, lambda params: jax.random.key(seed))
 
 
-def mgda(
-    normalise: str = "none", max_iterations: int = gradient_weights.MGDA_MAX_ITERATIONS
-) -> optax.GradientTransformationExtraArgs:
+def mgda(normalise: str = "none") -> optax.GradientTransformationExtraArgs:
     """Takes the shortest convex combination of the tasks' gradients: it descends on all tasks or is zero.
 
     Args:
         normalise: what the gradients are divided by before the weights are sought: "none", "l2" (their
             length) or "loss" (the task's loss). The weights are then applied to the gradients as given.
-        max_iterations: bound on the solver's iterations.
 
     Returns:
         A transform from task gradients to one update. With `normalise="loss"` its update needs `task_losses`.
@@ -260,7 +257,7 @@ def mgda(
             products = _rescaled(products, required('normalise="loss"', losses))
         elif normalise == "l2":
             products = _rescaled(products, jnp.sqrt(jnp.diagonal(products)))
-        weights, residual = gradient_weights.mgda_weights(products, max_iterations=max_iterations)
+        weights, residual = gradient_weights.mgda_weights(products)
         return Decision(weights, state, residual)
 
     return by_gramian(decide)

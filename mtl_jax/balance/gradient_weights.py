@@ -9,8 +9,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from mtl_jax.balance import solvers
 from mtl_jax.balance.solvers import Solution
 
-# Two tasks need one move; nine dependent ones end within 1e-4 of the squared length of the longest gradient.
-MGDA_MAX_ITERATIONS = 250
 # In units of the longest gradient: what is shorter is rounding noise.
 SMALLEST_LENGTH = 1e-6
 STATIONARY_LENGTH = 1e-4
@@ -75,48 +73,33 @@ def pcgrad_weights(gramian: Float[Array, "tasks tasks"], *, key: PRNGKeyArray) -
     return jax.vmap(project)(jnp.arange(tasks), orders).sum(axis=0)
 
 
-def mgda_weights(gramian: Float[Array, "tasks tasks"], *, max_iterations: int = MGDA_MAX_ITERATIONS) -> Solution:
-    """Multiple-gradient descent: the weights of sum 1 whose combined gradient is the shortest.
+def mgda_weights(gramian: Float[Array, "tasks tasks"]) -> Solution:
+    """Multiple-gradient descent: the shortest convex combination of the gradients.
 
-    Pairwise Frank-Wolfe with exact line search: mass moves from the task that the combined gradient serves
-    most to the one that it serves least. It does not depend on the gradients' scale and is exact after one
-    move for two tasks. It stops early once the duality gap is rounding noise.
+    It is the least of x @ gramian @ x / 2 - sum(x) over x >= 0, brought to sum 1: there all tasks with a weight are
+    served alike, and the others more.
 
     Args:
         gramian: inner products of the tasks' gradients.
-        max_iterations: bound on the moves.
 
     Returns:
-        Weights of the tasks, nonnegative, of sum 1, and the duality gap as a share of their mean squared length.
+        Weights of the tasks, of sum 1, and the gap of the worst-served task to the weighted mean, in units of the
+        weighted mean of the squared lengths.
 
     References:
         Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", 2012.
-        Lacoste-Julien, Jaggi, "On the Global Linear Convergence of Frank-Wolfe Optimization Variants", 2015.
+        Sener, Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018.
     """
-    lengths = jnp.diagonal(gramian)
-    noise = jnp.finfo(gramian.dtype).eps
-
-    def unfinished(carry: tuple[Int[Array, ""], Float[Array, "tasks"]]):
-        iteration, weights = carry
-        served = gramian @ weights
-        gap = weights @ served - served.min()
-        return (iteration < max_iterations) & (gap > noise * (weights @ lengths))
-
-    def move(carry: tuple[Int[Array, ""], Float[Array, "tasks"]]):
-        iteration, weights = carry
-        served = gramian @ weights
-        poorest = jnp.argmin(served)
-        richest = jnp.argmax(jnp.where(weights > 0, served, -jnp.inf))
-        curvature = lengths[poorest] + lengths[richest] - 2 * gramian[poorest, richest]
-        wanted = (served[richest] - served[poorest]) / jnp.where(curvature > 0, curvature, 1.0)
-        # Parallel gradients have no curvature: all the mass goes to the shorter.
-        amount = jnp.where(curvature > 0, jnp.clip(wanted, 0.0, weights[richest]), weights[richest])
-        return iteration + 1, weights.at[richest].add(-amount).at[poorest].add(amount)
-
-    weights = jax.lax.while_loop(unfinished, move, (jnp.asarray(0), mean_weights(gramian)))[1]
+    cosines, lengths = solvers.unit_rows(gramian)
+    vanished = lengths == 0
+    shortest = jnp.min(jnp.where(vanished, jnp.inf, lengths), initial=jnp.inf)
+    # In units of the shortest gradient: long ones hardly matter, and rounding must not make them.
+    shares = jnp.where(vanished, 0.0, shortest / jnp.where(vanished, 1.0, lengths))
+    found, _ = solvers.nonnegative_least(cosines, shares)
+    weights = jnp.where(vanished.any(), vanished, found * shares)  # a zero gradient is the shortest there is
     weights = weights / weights.sum()
-    served, length = gramian @ weights, weights @ lengths
-    return Solution(weights, (weights @ served - served.min()) / jnp.where(length > 0, length, 1.0))
+    served, squared = gramian @ weights, weights @ lengths**2
+    return Solution(weights, (weights @ served - served.min()) / jnp.where(squared > 0, squared, 1.0))
 
 
 def gradvac_weights(
@@ -180,8 +163,9 @@ def cagrad_weights(gramian: Float[Array, "tasks tasks"], *, c: float) -> Solutio
         c: radius of the ball, as a share of the mean gradient's length; 0 is the mean.
 
     Returns:
-        Weights of the tasks, and the gap of the worst task to its share of the optimum. At a point where a convex
-        combination of the gradients vanishes, the weights are zero.
+        Weights of the tasks, and the gap of the worst task to its share of the optimum. Where a convex combination of
+        the gradients vanishes, the worst task gains nothing at best; if the ball holds a direction that opposes none,
+        it is the nearest to the mean.
 
     References:
         Liu, Liu, Jin, Stone, Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", 2021.
@@ -200,9 +184,13 @@ def cagrad_weights(gramian: Float[Array, "tasks tasks"], *, c: float) -> Solutio
     scale = jnp.abs(with_mean).max() + radius + SMALLEST_LENGTH
     weights = solvers.newton_on_simplex(value, tasks, scale=scale)
     slope = jax.grad(value)(weights)
-    stationary = length(weights) < STATIONARY_LENGTH
+    nearest, left = solvers.least_norm_above(gramian, jnp.full((tasks,), 1.0 / tasks))
+    shortest = mgda_weights(gramian).weights
+    vanishes = length(shortest) < STATIONARY_LENGTH * (shortest @ jnp.sqrt(jnp.diagonal(gramian))) + SMALLEST_LENGTH
+    stationary = vanishes & (length(nearest - 1.0 / tasks) <= radius + SMALLEST_LENGTH)
+    gap = (weights @ slope - slope.min()) / scale
     combined = 1.0 / tasks + radius / length(weights) * weights
-    return Solution(jnp.where(stationary, 0.0, combined), (weights @ slope - slope.min()) / scale)
+    return Solution(jnp.where(stationary, nearest, combined), jnp.where(stationary, left, gap))
 
 
 def nash_mtl_weights(gramian: Float[Array, "tasks tasks"], *, max_norm: float) -> Solution:
@@ -275,8 +263,14 @@ def imtl_g_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"
     References:
         Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang, "Towards Impartial Multi-task Learning", 2021.
     """
-    gramian, _ = solvers.scaled(gramian)
-    weights = _pseudo_inverse(gramian) @ jnp.sqrt(jnp.diagonal(gramian))
+    cosines, lengths = solvers.unit_rows(gramian)
+    shortest = jnp.where(lengths.min() > 0, lengths.min(), 1.0)
+    by_cosines = shortest / jnp.where(lengths > 0, lengths, 1.0) * (_pseudo_inverse(cosines) @ jnp.ones_like(lengths))
+    values = jnp.linalg.eigvalsh(cosines)
+    independent = values.min() > _noise(gramian) * values.max()
+    # Only the cosines show short gradients beside long ones, and only as long as all are independent.
+    scaled, _ = solvers.scaled(gramian)
+    weights = jnp.where(independent, by_cosines, _pseudo_inverse(scaled) @ jnp.sqrt(jnp.diagonal(scaled)))
     total = weights.sum()
     vanishes = jnp.abs(total) < SMALLEST_LENGTH
     return jnp.where(vanishes, 0.0, weights / jnp.where(vanishes, 1.0, total))
@@ -354,10 +348,8 @@ def config_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"
     References:
         Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", 2024.
     """
-    gramian, _ = solvers.scaled(gramian)
-    lengths = jnp.sqrt(jnp.diagonal(gramian))
+    cosines, lengths = solvers.unit_rows(gramian)
     inverse = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-    cosines = gramian * inverse[:, None] * inverse[None, :]
     in_units = _pseudo_inverse(cosines) @ jnp.ones_like(lengths)
     length = jnp.sqrt(jnp.maximum(in_units @ cosines @ in_units, 0.0))
     vanishes = length < STATIONARY_LENGTH

@@ -37,53 +37,76 @@ def least_norm_above(gramian: Float[Array, "tasks tasks"], lower: Float[Array, "
     """The weights of the shortest combined gradient among those that are nowhere below `lower`.
 
     Equivalently, the projection of the gradient combined with `lower` onto the dual cone of the gradients: the vectors
-    that oppose none of them. An active-set method: constraints are released one at a time, and the problem on the
-    released ones is solved exactly.
+    that oppose none of them.
 
     Args:
         gramian: inner products of the tasks' gradients.
         lower: the least weight of each task.
 
     References:
-        Lawson, Hanson, "Solving Least Squares Problems", 1974 (chapter 23).
         Quinton, Rey, "Jacobian Descent for Multi-Objective Optimization", 2024 (the projection in weights).
     """
-    gramian, _ = scaled(gramian)
-    tasks = gramian.shape[0]
-    scale = jnp.maximum(jnp.abs(lower).max(), jnp.finfo(gramian.dtype).tiny)
-    target = -(gramian @ lower)
-    noise = 8 * jnp.finfo(gramian.dtype).eps * scale
+    cosines, lengths = unit_rows(gramian)
+    inverse = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+    above, residual = nonnegative_least(cosines, -(cosines @ (lengths * lower)))
+    return Solution(lower + inverse * above, residual)
+
+
+def unit_rows(gramian: Float[Array, "tasks tasks"]) -> tuple[Float[Array, "tasks tasks"], Float[Array, " tasks"]]:
+    """The Gramian of the gradients at unit length, and their lengths; zero gradients stay zero.
+
+    In these units rounding does not hide short gradients beside long ones.
+    """
+    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0.0))
+    inverse = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
+    return gramian * inverse[:, None] * inverse[None, :], lengths
+
+
+def nonnegative_least(matrix: Float[Array, "tasks tasks"], target: Float[Array, " tasks"]) -> Solution:
+    """Minimises x @ matrix @ x / 2 - target @ x over x >= 0.
+
+    An active-set method: bounds are released one at a time, and the problem on the released ones is solved exactly.
+
+    Args:
+        matrix: positive semidefinite, of entries about 1.
+        target: the slope at zero, negated.
+
+    References:
+        Lawson, Hanson, "Solving Least Squares Problems", 1974 (chapter 23).
+    """
+    tasks = matrix.shape[0]
+    scale = jnp.maximum(jnp.abs(target).max(), jnp.finfo(matrix.dtype).tiny)
+    noise = 8 * jnp.finfo(matrix.dtype).eps * scale
 
     def iterate(_: Array, carry: tuple[Float[Array, " tasks"], Bool[Array, " tasks"]]):
-        above, released = carry
-        wanted = _solve_on(gramian, target, released)
+        found, released = carry
+        wanted = _solve_on(matrix, target, released)
         blocked = released & (wanted <= 0)
-        ratio = jnp.where(blocked, above / jnp.where(blocked, above - wanted, 1.0), 1.0)
+        ratio = jnp.where(blocked, found / jnp.where(blocked, found - wanted, 1.0), 1.0)
         step = jnp.min(jnp.clip(ratio, 0.0, 1.0))
-        moved = jnp.where(released, above + step * (wanted - above), 0.0)
+        moved = jnp.where(released, found + step * (wanted - found), 0.0)
         stuck = blocked & (ratio <= step)
-        slope = gramian @ moved - target
+        slope = matrix @ moved - target
         worst = jnp.argmin(jnp.where(released, jnp.inf, slope))
         release = ~blocked.any() & (jnp.where(released, jnp.inf, slope)[worst] < -noise)
         released = (released & ~stuck) | (release & (jnp.arange(tasks) == worst))
         return jnp.where(stuck, 0.0, moved), released
 
-    start = (jnp.zeros_like(lower), jnp.zeros(tasks, bool))
-    above, released = jax.lax.fori_loop(0, 4 * tasks, iterate, start)
-    above = jnp.maximum(jnp.where(released, above, 0.0), 0.0)
-    slope = gramian @ above - target
-    residual = jnp.maximum(jnp.max(-slope), jnp.max(jnp.minimum(jnp.abs(slope), above))) / scale
-    return Solution(lower + above, residual)
+    start = (jnp.zeros_like(target), jnp.zeros(tasks, bool))
+    found, released = jax.lax.fori_loop(0, 4 * tasks, iterate, start)
+    found = jnp.maximum(jnp.where(released, found, 0.0), 0.0)
+    slope = matrix @ found - target
+    residual = jnp.maximum(jnp.max(-slope), jnp.max(jnp.minimum(jnp.abs(slope), found))) / scale
+    return Solution(found, residual)
 
 
 def _solve_on(
-    gramian: Float[Array, "tasks tasks"], target: Float[Array, " tasks"], chosen: Bool[Array, " tasks"]
+    matrix: Float[Array, "tasks tasks"], target: Float[Array, " tasks"], chosen: Bool[Array, " tasks"]
 ) -> Float[Array, " tasks"]:
-    """Solves gramian @ x = target in the chosen rows and columns, refined once; 0 elsewhere."""
+    """Solves matrix @ x = target in the chosen rows and columns, refined twice; 0 elsewhere."""
     inside = chosen[:, None] & chosen[None, :]
-    reduced = jnp.where(inside, gramian, 0.0)
-    matrix = reduced + jnp.diag(jnp.where(chosen, RIDGE, 1.0))
-    factor = jax.scipy.linalg.cho_factor(matrix)
+    reduced = jnp.where(inside, matrix, 0.0)
+    factor = jax.scipy.linalg.cho_factor(reduced + jnp.diag(jnp.where(chosen, RIDGE, 1.0)))
     solution = jnp.zeros_like(target)
     for _ in range(3):  # each pass divides the ridge's error once more
         error = jnp.where(chosen, target - reduced @ solution, 0.0)
