@@ -84,7 +84,7 @@ def test_balancing_methods_are_set_beside_the_sum(monkeypatch):
 
     found = balance_costs.settings(SMALL, ("sum", "moco", "pcgrad"))
     assert found[0][2] == ("sum", "moco", "pcgrad")
-    assert found[2][2] == found[-1][2] == ("sum", "pcgrad")  # moco's gradients are of other images' features
+    assert found[2][2] == found[-1][2] == ("sum", "pcgrad")
     two = [("two tasks", dataclasses.replace(SMALL, image_size=32, classifiers=2), ("sum", "pcgrad"))]
     monkeypatch.setattr(balance_costs, "settings", lambda plain, methods: two)
     rows = commands.balance(commands.Options(repeats=1, methods="pcgrad"))

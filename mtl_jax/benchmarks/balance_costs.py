@@ -20,8 +20,8 @@ from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.models import multi_task
 from mtl_jax.ownership import split_private
 
-# Where the number of tasks grows, one method of each kind shows how.
-GROWING = ("sum", "uncertainty", "pcgrad", "mgda", "cagrad", "nash_mtl", "fairgrad", "upgrad", "aligned_mtl")
+# At the features, and where the number of tasks grows, one method of each kind shows how.
+OF_EACH_KIND = ("sum", "uncertainty", "pcgrad", "mgda", "nash_mtl", "upgrad")
 TASK_COUNTS = (2, 4, 8, 16)
 WARM_UP = 2
 
@@ -46,21 +46,16 @@ def measure(plain: Problem, methods: Sequence[str], *, repeats: int) -> Rows:
 
 def settings(plain: Problem, methods: tuple[str, ...]) -> list[tuple[str, Problem, tuple[str, ...]]]:
     """Names the settings, the plain sum's problem in each, and the methods that are measured there."""
-    at_features = tuple(name for name in methods if not issubclass(_kind(name), balance.RemembersGradients))
-    growing = tuple(name for name in methods if name in GROWING)
+    kinds = tuple(name for name in methods if name in OF_EACH_KIND)
     return [
         ("one stream a task", dataclasses.replace(plain, disjoint=True), methods),
         ("one stream", plain, methods),
-        ("one stream, at the features", dataclasses.replace(plain, gradient_space="features"), at_features),
+        ("one stream, at the features", dataclasses.replace(plain, gradient_space="features"), kinds),
         *(
-            (f"{count} tasks, one stream", dataclasses.replace(plain, classifiers=count), growing)
+            (f"{count} tasks, one stream", dataclasses.replace(plain, classifiers=count), kinds)
             for count in TASK_COUNTS
         ),
     ]
-
-
-def _kind(name: str) -> type:
-    return type(balance.METHODS[name]())
 
 
 def _turns(setting: str, plain: Problem, methods: Sequence[str], repeats: int) -> Rows:

@@ -1,0 +1,104 @@
+"""Joint training: its pages, one step of it on images with several labels, and resuming a method's state."""
+
+from pathlib import Path
+
+import pytest
+from test_train import tiny_config, values
+
+from mtl_jax import balance, train_loop
+from mtl_jax import config as config_lib
+from mtl_jax.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(scope="module")
+def joint():
+    return config_lib.load_page(CONFIGS / "joint.py")
+
+
+@pytest.fixture(scope="module")
+def single():
+    return config_lib.load_page(CONFIGS / "single.py")
+
+
+def test_every_method_is_a_word_after_the_page_s_name(joint):
+    assert set(joint.VARIANTS) == set(balance.METHODS)
+    for data in ("", "scenes/"):
+        for name in ("sum", "nash_mtl", "gradnorm"):
+            config = joint.get_config(data + name)
+            config_lib.validate(config)
+            assert config.stages.joint.balance == name
+            assert config.order == ("joint",)
+
+
+def test_another_word_is_refused(joint, single):
+    for word in ("pc_grad", "digits/pcgrad"):
+        with pytest.raises(UserError, match=f"configs/joint.py:{word}: expected one of sum, mean"):
+            joint.get_config(word)
+    with pytest.raises(UserError, match=r"configs/single\.py:depth: expected one of seg, det, cls"):
+        single.get_config("depth")
+
+
+def test_a_task_alone_has_the_network_the_data_and_the_steps_of_the_joint_run(joint, single):
+    both = joint.get_config()
+    steps = both.stages.joint.epochs / both.streams.voc.batch_size
+    for task in single.VARIANTS:
+        config = single.get_config(task)
+        config_lib.validate(config)
+        (stream,) = config.stages[task].streams
+        assert tuple(config.streams[stream].labels) == (task,)
+        assert config.streams == both.streams
+        assert config.model == both.model
+        # All three sets have as many training images, so an epoch's steps go by the batch size alone.
+        assert config.stages[task].epochs / config.streams[stream].batch_size == steps
+
+
+def joint_config(balance, **changes):
+    config = tiny_config()
+    config.stages.both = config_lib.stage(("masks", "single"), epochs=2.0, balance=balance, **changes)
+    config.order = ("both",)
+    config.forward_transfer = False
+    return config
+
+
+def test_a_cut_run_goes_on_with_the_method_s_own_state(tiny_backbone, tmp_path, monkeypatch):
+    """GradVac keeps a key and running averages: both must come back to the bit."""
+    config = joint_config("gradvac")
+    train_loop.train_and_evaluate(config, tmp_path / "whole")
+    config.checkpoint_every_seconds = 0.0
+    finish_step = train_loop._finish_step
+
+    def killed_at_step_five(run, stage, progress, done, *others, **named):
+        if done == 5:
+            raise KeyboardInterrupt
+        finish_step(run, stage, progress, done, *others, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_loop, "_finish_step", killed_at_step_five)
+        with pytest.raises(KeyboardInterrupt):
+            train_loop.train_and_evaluate(config, tmp_path / "cut")
+    train_loop.train_and_evaluate(config, tmp_path / "cut")
+    for name in ("loss", "task_weight", "cosine/seg/cls"):
+        whole = values(tmp_path / "whole", name)
+        assert whole == values(tmp_path / "cut", name)
+        assert len(set(whole)) > 4
+
+
+@pytest.mark.parametrize("settings", [{"gradient_space": "features"}, {"micro_batches": 2}])
+def test_images_with_several_labels_train_all_their_tasks(tiny_backbone, tmp_path, settings):
+    config = joint_config("pcgrad")
+    labels = {"seg": "segmentation", "cls": "classification"}
+    options = {"labels": tuple(labels.values()), "size": 64, "length": 16}
+    config.streams.both = config_lib.stream("digits", labels, options=options, batch_size=4)
+    config.stages.both = config_lib.stage(("both",), epochs=3.0, balance="pcgrad", learning_rate=1e-2, **settings)
+    contract = train_loop.train_and_evaluate(config, tmp_path / "run")
+    assert set(contract["tasks"]) == {"seg", "cls"}
+    losses = values(tmp_path / "run", "loss")
+    assert losses[-1] < losses[0]
+    assert "Balance between the tasks" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_batch_that_cannot_be_parted_is_refused(tiny_backbone, tmp_path):
+    with pytest.raises(UserError, match=r"both\.micro_batches is 3, which does not divide the 4 images of masks"):
+        train_loop.train_and_evaluate(joint_config("sum", micro_batches=3), tmp_path / "run")
