@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.models import multi_task
 from mtl_jax.ownership import split_private
 
-# At the features, and where the number of tasks grows, one method of each kind shows how.
+# Where tasks share a stream, methods of a kind differ in their update alone, and one of each kind shows the rest.
 OF_EACH_KIND = ("sum", "uncertainty", "pcgrad", "mgda", "nash_mtl", "upgrad")
 TASK_COUNTS = (2, 4, 8, 16)
 WARM_UP = 2
@@ -49,7 +50,7 @@ def settings(plain: Problem, methods: tuple[str, ...]) -> list[tuple[str, Proble
     kinds = tuple(name for name in methods if name in OF_EACH_KIND)
     return [
         ("one stream a task", dataclasses.replace(plain, disjoint=True), methods),
-        ("one stream", plain, methods),
+        ("one stream", plain, kinds),
         ("one stream, at the features", dataclasses.replace(plain, gradient_space="features"), kinds),
         *(
             (f"{count} tasks, one stream", dataclasses.replace(plain, classifiers=count), kinds)
@@ -93,7 +94,7 @@ def _turns(setting: str, plain: Problem, methods: Sequence[str], repeats: int) -
 def _update_seconds(problem: Problem, repeats: int) -> float:
     """Seconds of the method alone, Gramian and solver included, on random gradients of the shared parameters."""
     names = tuple(problem_lib.task_settings(problem))
-    shared = split_private(_params(problem), names)[0]
+    shared = _shared_params(problem.classifiers)
     generator = np.random.default_rng(problem.seed)
     task_grads = jax.tree.map(
         lambda leaf: jnp.asarray(generator.normal(size=(len(names), *leaf.shape)), jnp.float32), shared
@@ -111,9 +112,12 @@ def _update_seconds(problem: Problem, repeats: int) -> float:
     return statistics.median(_timed(compute) for _ in range(repeats))
 
 
-def _params(problem: Problem) -> PyTree:
-    model = multi_task.build({}, tasks.build(problem_lib.task_settings(problem)))
-    return multi_task.init_variables(model, key=jax.random.key(problem.seed))["params"]
+@functools.cache
+def _shared_params(classifiers: int) -> PyTree:
+    problem = Problem("jax", "step", classifiers=classifiers)
+    records = tasks.build(problem_lib.task_settings(problem))
+    params = multi_task.init_variables(multi_task.build({}, records), key=jax.random.key(0))["params"]
+    return split_private(params, tuple(records))[0]
 
 
 def _timed(compute: Callable[[], Any]) -> float:
