@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtl_jax import contract_table, metrics_log, report_page
-from mtl_jax.contract import read_json, task_histories
+from mtl_jax.contract import read_json, relative_drop_percent, task_histories
 from mtl_jax.report import heat_cell
 from mtl_jax.report_balance import Conflict, conflicts
-from mtl_jax.report_figures import scatter_svg, spread_svg
+from mtl_jax.report_figures import Cell, scatter_svg, spread_svg
+from mtl_jax.report_figures import heatmaps_svg as draw_heatmaps
 
 COSTS = {"params": "parameters", "latency_ms": "latency, ms", "train_seconds": "training, s", "step_ms": "step, ms"}
 COSTS |= {"peak_memory_mb": "peak memory, MB"}
@@ -223,6 +224,31 @@ def _known(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[
 def _points(groups: Mapping[str, Sequence[Result]], x: str, y: str) -> dict[str, tuple[float, float]]:
     across, up = _known(groups, x), _known(groups, y)
     return {name: (statistics.fmean(across[name]), statistics.fmean(up[name])) for name in across if name in up}
+
+
+def heatmaps_svg(results: Sequence[Result]) -> str:
+    """The stage x task matrices of all variants in one image, for a page that takes no HTML.
+
+    Args:
+        results: at least one.
+    """
+    return draw_heatmaps(
+        {variant: _cells(runs) for variant, runs in by_variant(results).items()},
+        limit_percent=results[0].contract["max_drop_percent"],
+    )
+
+
+def _cells(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[Cell | None]]]]:
+    tasks, rows = matrix(runs)
+    signs = [entry["higher_is_better"] for entry in runs[0].contract["tasks"].values()]
+    first = [next((row[column] for _, row in rows if row[column] is not None), None) for column in range(len(tasks))]
+
+    def cell(value: float | None, baseline: float | None, higher_is_better: bool) -> Cell | None:
+        if value is None:
+            return None
+        return Cell(f"{value:.3f}", relative_drop_percent(baseline, value, higher_is_better))
+
+    return tasks, [(stage, list(map(cell, values, first, signs))) for stage, values in rows]
 
 
 def _heatmap(runs: Sequence[Result]) -> str:

@@ -147,6 +147,66 @@ def scatter_svg(title: str, points: Mapping[str, tuple[float, float]], *, x: str
     return _drawn(title, draw, height=3.2)
 
 
+class Cell(NamedTuple):
+    """A task's figure after a stage."""
+
+    text: str
+    drop_percent: float | None  # since the task's own stage; None where there is nothing to compare
+
+
+def heatmaps_svg(
+    grids: Mapping[str, tuple[Sequence[str], Sequence[tuple[str, Sequence[Cell | None]]]]], *, limit_percent: float
+) -> str:
+    """Draws the stage x task matrix of several variants side by side, as an image that stands alone.
+
+    Args:
+        grids: by variant: tasks, and by stage a cell for each of them, None where a task was not evaluated.
+        limit_percent: the drop from which a cell is red, strongest at twelve times that drop.
+
+    Returns:
+        The text of an SVG file.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    columns = min(len(grids), 4)
+    lines = -(-len(grids) // columns)
+    with rc_context({"svg.hashsalt": "mtl_jax", "text.parse_math": False, "font.family": "sans-serif", "font.size": 8}):
+        figure = Figure(figsize=(2.6 * columns, 0.5 + 1.45 * lines), layout="constrained")
+        axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+        for place in axes:
+            place.axis("off")
+        for place, (variant, (tasks, rows)) in zip(axes, grids.items(), strict=False):
+            colours = [[_shade(cell, limit_percent) for cell in cells] for _, cells in rows]
+            table = place.table(
+                [[cell.text if cell else "" for cell in cells] for _, cells in rows],
+                cellColours=colours,
+                rowLabels=[f"after {stage}" for stage, _ in rows],
+                colLabels=list(tasks),
+                cellLoc="center",
+                loc="center",
+            )
+            table.scale(1.0, 1.5)
+            for cell in table.get_celld().values():
+                cell.set_edgecolor("white")
+            place.set_title(_shortened(variant, MAX_TITLE_LENGTH), fontsize=9, fontweight="bold")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", facecolor="white", metadata=dict.fromkeys(("Date", "Creator")))
+    return buffer.getvalue()
+
+
+def _shade(cell: Cell | None, limit_percent: float) -> tuple[float, float, float]:
+    """White without a comparison, green up to the limit and stronger for a gain, red beyond it."""
+    if cell is None or cell.drop_percent is None:
+        return (1.0, 1.0, 1.0)
+    broken = cell.drop_percent > limit_percent
+    strength = min(1.0, abs(cell.drop_percent) / (12 * max(limit_percent, 1e-9)))
+    strength = 0.2 + 0.6 * strength if broken else 0.15 + 0.5 * strength * (cell.drop_percent < 0)
+    target = (0.84, 0.24, 0.24) if broken else (0.16, 0.63, 0.41)
+    red, green, blue = (1 - strength + strength * part for part in target)
+    return (red, green, blue)
+
+
 def _drawn(title: str, draw: Callable[[Any], None], *, height: float = 2.7) -> str:
     """A panel of one set of axes, as an <svg> element."""
     from matplotlib import rc_context

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import pytest
 
@@ -89,6 +90,17 @@ def test_the_matrix_is_the_mean_over_seeds():
     assert tasks == ["seg", "cls"]
     assert rows[0] == ("seg", [pytest.approx((0.4 + 0.5) / 2), None])
     assert rows[1] == ("cls", [pytest.approx(0.25), pytest.approx(0.9)])
+
+
+def test_the_heatmaps_hold_every_variant_s_figures_and_are_red_where_the_contract_breaks():
+    svg = comparison.heatmaps_svg(RESULTS)
+    assert svg.startswith("<?xml")
+    red, green = comparison.heatmaps_svg([RESULTS[0]]), comparison.heatmaps_svg([RESULTS[2]])
+    assert red.count("fill: #") >= 4
+    fills = [set(re.findall(r"fill: (#\w{6})", text)) for text in (red, green)]
+    reddish = [{c for c in found if int(c[1:3], 16) > int(c[3:5], 16) + 40} for found in fills]
+    assert reddish[0]
+    assert not reddish[1]
 
 
 def test_the_pages_name_every_variant_and_escape_it():
