@@ -4,22 +4,19 @@ from collections.abc import Callable
 
 import optax
 
-from mtl_jax.balance.gradient_methods import (
+from mtl_jax.balance.gradient_methods import db_mtl, excess_mtl, graddrop, moco, modo
+from mtl_jax.balance.gramian_methods import (
     aligned_mtl,
     cagrad,
     config,
-    db_mtl,
     dual_proj,
     equal_mean,
     equal_sum,
     fairgrad,
     fixed,
-    graddrop,
     gradvac,
     imtl_g,
     mgda,
-    moco,
-    modo,
     nash_mtl,
     pcgrad,
     random,
@@ -29,7 +26,6 @@ from mtl_jax.balance.gradient_methods import (
 from mtl_jax.balance.loss_methods import (
     dtp,
     dwa,
-    excess_mtl,
     famo,
     gls,
     gradnorm,
@@ -72,7 +68,7 @@ METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "famo": famo,
     "gradnorm": gradnorm,
     "dtp": dtp,
-    "excess_mtl": excess_mtl,
+    "excess_mtl": excess_mtl,  # judges by gradients how far a loss can still fall
 }
 
 __all__ = [

@@ -1,23 +1,18 @@
-"""Balancing methods that look at the tasks' gradients, as Optax transforms from task gradients to one update."""
+"""Balancing methods that need the tasks' gradients themselves, as Optax transforms to one update."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from mtl_jax.balance import gradient_weights, solvers
+from mtl_jax.balance import solvers
 from mtl_jax.balance.transform import (
     CAPACITY,
     Decision,
-    OnLosses,
     added,
     by_gradients,
-    by_gramian,
-    check_capacity,
     combine,
     first_rows,
     gradients_like,
@@ -27,156 +22,8 @@ from mtl_jax.balance.transform import (
     with_first_rows,
 )
 
-
-def equal_sum() -> optax.GradientTransformationExtraArgs:
-    """Adds the tasks' gradients: the plain gradient of the summed losses.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["sum"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> update.tolist()
-        [2.0, 2.0, 2.0]
-    """
-    return by_gramian(lambda products, state, losses: Decision(gradient_weights.sum_weights(products), state))
-
-
-def equal_mean() -> optax.GradientTransformationExtraArgs:
-    """Averages the tasks' gradients: the plain gradient of the mean loss.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["mean"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> update.tolist()
-        [1.0, 1.0, 1.0]
-    """
-    decide = lambda products, state, losses: Decision(gradient_weights.mean_weights(products), state)  # noqa: E731
-    return OnLosses(*by_gramian(decide))
-
-
-def fixed(weights: Sequence[float] | None = None) -> optax.GradientTransformationExtraArgs:
-    """Weights the losses by given numbers: the plain gradient of the weighted sum of losses (scalarisation).
-
-    Args:
-        weights: one weight per task, in the order of the gradients; without them every task has weight 1.
-
-    Raises:
-        ValueError: at the update, if the number of weights is not that of the tasks.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.fixed([1.0, 0.5])
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> update.tolist()
-        [-1.0, 1.5, 1.5]
-
-    References:
-        Xin, Ghorbani, Gilmer, Garg, Firat, "Do Current Multi-Task Optimization Methods in Deep Learning Even
-        Help?", 2022.
-    """
-
-    def decide(products: Array, state: tuple, losses: Array | None) -> Decision:
-        del losses
-        if weights is None:
-            return Decision(gradient_weights.sum_weights(products), state)
-        if len(weights) != products.shape[0]:
-            raise ValueError(
-                f"expected one weight for each of {products.shape[0]} task gradients, found {len(weights)}: "
-                "give the weights in the order of the tasks"
-            )
-        return Decision(jnp.asarray(weights, jnp.float32), state)
-
-    return OnLosses(*by_gramian(decide))
-
-
-def random(seed: int = 0) -> optax.GradientTransformationExtraArgs:
-    """Weights the gradients by random numbers of sum 1, drawn anew at every step: the control of every comparison.
-
-    Args:
-        seed: of the key in the state.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["random"]()
-        >>> _, state = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> round(float(state.task_weights.sum()), 4)
-        1.0
-
-    References:
-        Lin, Ye, Zhang, Tsang, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning",
-        2022 (RGW).
-    """
-
-    def decide(products: Array, key: Array, losses: Array | None) -> Decision:
-        del losses
-        next_key, key = jax.random.split(key)
-        return Decision(gradient_weights.random_weights(products.shape[0], key=key), next_key)
-
-    return OnLosses(*by_gramian(decide, lambda: jax.random.key(seed)))
-
-
-def pcgrad(seed: int = 0) -> optax.GradientTransformationExtraArgs:
-    """Removes from each task's gradient what conflicts with the others', in random order, and adds them.
-
-    Args:
-        seed: of the key in the state, which draws the order of the projections anew for every task and step.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.pcgrad()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 4) for x in update.tolist()]
-        [0.5848, 3.8012, 3.8012]
-
-    References:
-        Yu, Kumar, Gupta, Levine, Hausman, Finn, "Gradient Surgery for Multi-Task Learning", 2020.
-    """
-
-    def decide(products: Array, key: Array, losses: Array | None) -> Decision:
-        del losses
-        next_key, key = jax.random.split(key)
-        return Decision(gradient_weights.pcgrad_weights(products, key=key), next_key)
-
-    return by_gramian(decide, lambda: jax.random.key(seed))
-
-
-def gradvac(beta: float = 0.5, seed: int = 0, max_tasks: int = CAPACITY) -> optax.GradientTransformationExtraArgs:
-    """Turns each task's gradient towards the others until their cosines reach those of the past, and adds them.
-
-    Args:
-        beta: share of the present cosine in the running average of each pair's, which begins at zero: the first step
-            is PCGrad's.
-        seed: of the key in the state, which draws the order of the others anew for every task and step.
-        max_tasks: that the state has room for.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["gradvac"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 4) for x in update.tolist()]
-        [0.5848, 3.8012, 3.8012]
-
-    References:
-        Wang, Tsvetkov, Firat, Cao, "Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
-        Multilingual Models", 2021.
-    """
-
-    def decide(products: Array, state: tuple[Array, Array], losses: Array | None) -> Decision:
-        del losses
-        (next_key, key), (_, targets) = jax.random.split(state[0]), state
-        tasks = products.shape[0]
-        check_capacity(tasks, max_tasks)
-        weights, seen = gradient_weights.gradvac_weights(products, targets[:tasks, :tasks], key=key, beta=beta)
-        return Decision(weights, (next_key, targets.at[:tasks, :tasks].set(seen)))
-
-    return by_gramian(decide, lambda: (jax.random.key(seed), jnp.zeros((max_tasks, max_tasks))))
+SMALLEST_LOSS = 1e-8  # below it, a loss's logarithm is not followed further
+EXCESS_NOISE = 1e-7  # added to sums of squares before they divide
 
 
 def graddrop(leak: float = 0.0, seed: int = 0) -> optax.GradientTransformationExtraArgs:
@@ -222,293 +69,6 @@ def graddrop(leak: float = 0.0, seed: int = 0) -> optax.GradientTransformationEx
         return dropped, Decision(jnp.zeros(0), next_key)
 
     return by_gradients(update, lambda params: jax.random.key(seed))
-
-
-def mgda(normalise: str = "none") -> optax.GradientTransformationExtraArgs:
-    """Takes the shortest convex combination of the tasks' gradients: it descends on all tasks or is zero.
-
-    Args:
-        normalise: what the gradients are divided by before the weights are sought: "none", "l2" (their
-            length) or "loss" (the task's loss). The weights are then applied to the gradients as given.
-
-    Returns:
-        A transform from task gradients to one update. With `normalise="loss"` its update needs `task_losses`.
-
-    Raises:
-        ValueError: if `normalise` is none of these; at the update, if `task_losses` is needed and missing.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.mgda()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [abs(round(x, 4)) for x in update.tolist()]
-        [0.0, 1.0, 1.0]
-
-    References:
-        Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization", 2012.
-        Sener, Koltun, "Multi-Task Learning as Multi-Objective Optimization", 2018 (the normalisations).
-    """
-    if normalise not in ("none", "l2", "loss"):
-        raise ValueError(f'expected normalise to be "none", "l2" or "loss", found "{normalise}"')
-
-    def decide(products: Array, state: tuple, losses: Array | None) -> Decision:
-        if normalise == "loss":
-            products = _rescaled(products, required('normalise="loss"', losses))
-        elif normalise == "l2":
-            products = _rescaled(products, jnp.sqrt(jnp.diagonal(products)))
-        weights, residual = gradient_weights.mgda_weights(products)
-        return Decision(weights, state, residual)
-
-    return by_gramian(decide)
-
-
-def _rescaled(products: Float[Array, "tasks tasks"], scale: Float[Array, "tasks"]) -> Array:
-    """The Gramian of the gradients divided by `scale`; a scale of zero divides nothing."""
-    scale = jnp.where(scale > 0, scale, 1.0)
-    return products / scale[:, None] / scale[None, :]
-
-
-def cagrad(c: float = 0.5) -> optax.GradientTransformationExtraArgs:
-    """Takes, near the mean gradient, the direction whose worst-served task gains most.
-
-    Args:
-        c: how far from the mean, as a share of its length; 0 is the mean.
-
-    Raises:
-        ValueError: `c` is negative.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["cagrad"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 3) for x in update.tolist()]
-        [0.184, 1.204, 1.204]
-
-    References:
-        Liu, Liu, Jin, Stone, Liu, "Conflict-Averse Gradient Descent for Multi-task Learning", 2021.
-    """
-    if c < 0:
-        raise ValueError(f"expected c >= 0, found {c}")
-
-    def decide(products: Array, state: tuple, losses: Array | None) -> Decision:
-        del losses
-        weights, residual = gradient_weights.cagrad_weights(products, c=c)
-        return Decision(weights, state, residual)
-
-    return by_gramian(decide)
-
-
-def nash_mtl(max_norm: float = 1.0) -> optax.GradientTransformationExtraArgs:
-    """Takes the bargaining solution: every task's gain, times its weight, is the same.
-
-    It is solved at every step to the end; the state keeps the residual, which tells where no solution exists.
-
-    Args:
-        max_norm: longest update; a longer one is shortened to it. 0 shortens none.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["nash_mtl"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 4) for x in update.tolist()]
-        [0.0542, 0.7061, 0.7061]
-
-    References:
-        Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik, Fetaya, "Multi-Task Learning as a Bargaining Game", 2022.
-    """
-
-    def decide(products: Array, state: tuple, losses: Array | None) -> Decision:
-        del losses
-        weights, residual = gradient_weights.nash_mtl_weights(products, max_norm=max_norm)
-        return Decision(weights, state, residual)
-
-    return by_gramian(decide)
-
-
-def fairgrad(alpha: float = 1.0) -> optax.GradientTransformationExtraArgs:
-    """Takes the weights whose gains are alpha-fair.
-
-    Args:
-        alpha: of the fairness, above 0; larger cares more for the least gain.
-
-    Raises:
-        ValueError: `alpha` is not above 0.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["fairgrad"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 3) for x in update.tolist()]
-        [0.077, 0.999, 0.999]
-
-    References:
-        Ban, Ji, "Fair Resource Allocation in Multi-Task Learning", 2024.
-    """
-    if alpha <= 0:
-        raise ValueError(f"expected alpha above 0, found {alpha}")
-
-    def decide(products: Array, state: tuple, losses: Array | None) -> Decision:
-        del losses
-        weights, residual = gradient_weights.fairgrad_weights(products, alpha=alpha)
-        return Decision(weights, state, residual)
-
-    return by_gramian(decide)
-
-
-def imtl_g() -> optax.GradientTransformationExtraArgs:
-    """Takes the combination of sum 1 whose projections on all tasks' gradients are equally long.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["imtl_g"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 4) for x in update.tolist()]
-        [0.0767, 1.0, 1.0]
-
-    References:
-        Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang, "Towards Impartial Multi-task Learning", 2021 (IMTL-G).
-    """
-    return by_gramian(lambda products, state, losses: Decision(gradient_weights.imtl_g_weights(products), state))
-
-
-def aligned_mtl() -> optax.GradientTransformationExtraArgs:
-    """Gives all principal components of the gradients the length of the shortest, and averages the gradients.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["aligned_mtl"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 4) for x in update.tolist()]
-        [0.2133, 0.9673, 0.9673]
-
-    References:
-        Senushkin, Patakin, Kuznetsov, Konushin, "Independent Component Alignment for Multi-Task Learning", 2023.
-    """
-    return by_gramian(lambda products, state, losses: Decision(gradient_weights.aligned_mtl_weights(products), state))
-
-
-def upgrad(regularisation: float = 1e-4) -> optax.GradientTransformationExtraArgs:
-    """Projects each task's gradient onto the directions that oppose no task, and averages the projections.
-
-    Args:
-        regularisation: added to the diagonal of the gradients' inner products, as a share of their trace; with 0 the
-            projection is exact.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["upgrad"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 4) for x in update.tolist()]
-        [0.2929, 1.9004, 1.9004]
-
-    References:
-        Quinton, Rey, "Jacobian Descent for Multi-Objective Optimization", 2024.
-    """
-
-    def decide(products: Array, state: tuple, losses: Array | None) -> Decision:
-        del losses
-        weights, residual = gradient_weights.upgrad_weights(products, regularisation=regularisation)
-        return Decision(weights, state, residual)
-
-    return by_gramian(decide)
-
-
-def dual_proj(regularisation: float = 1e-4) -> optax.GradientTransformationExtraArgs:
-    """Projects the mean gradient onto the directions that oppose no task.
-
-    Args:
-        regularisation: added to the diagonal of the gradients' inner products, as a share of their trace; with 0 the
-            projection is exact.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["dual_proj"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 4) for x in update.tolist()]
-        [0.5563, 1.1109, 1.1109]
-
-    References:
-        Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017 (equation 11).
-    """
-
-    def decide(products: Array, state: tuple, losses: Array | None) -> Decision:
-        del losses
-        weights, residual = gradient_weights.dual_proj_weights(products, regularisation=regularisation)
-        return Decision(weights, state, residual)
-
-    return by_gramian(decide)
-
-
-def config() -> optax.GradientTransformationExtraArgs:
-    """Takes the direction of equal cosine with all tasks' gradients, as long as their projections on it together.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["config"]()
-        >>> update, _ = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> [round(x, 4) for x in update.tolist()]
-        [0.1588, 2.0706, 2.0706]
-
-    References:
-        Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", 2024.
-    """
-    return by_gramian(lambda products, state, losses: Decision(gradient_weights.config_weights(products), state))
-
-
-def sdmgrad(
-    regularisation: float = 0.3,
-    learning_rate: float = 10.0,
-    momentum: float = 0.5,
-    iterations: int = 20,
-    max_tasks: int = CAPACITY,
-) -> optax.GradientTransformationExtraArgs:
-    """Seeks the shortest combination with the mean gradient mixed in, some steps at a time, from where it last was.
-
-    The published method takes the inner products between two independent batches; one batch is used here.
-
-    Args:
-        regularisation: share of the mean gradient (lambda of the paper).
-        learning_rate: of the search.
-        momentum: of the search.
-        iterations: of the search in one step.
-        max_tasks: that the state has room for.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["sdmgrad"]()
-        >>> _, state = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> round(float(state.task_weights.sum()), 4)
-        1.0
-
-    References:
-        Xiao, Ban, Ji, "Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms", 2023.
-    """
-
-    def decide(products: Array, state: tuple[Array, Array], losses: Array | None) -> Decision:
-        del losses
-        tasks = products.shape[0]
-        begun, last = state[0], first_rows(state[1], tasks)
-        weights, found = gradient_weights.sdmgrad_weights(
-            products,
-            jnp.where(begun, last, 1.0 / tasks),
-            regularisation=regularisation,
-            learning_rate=learning_rate,
-            momentum=momentum,
-            iterations=iterations,
-        )
-        return Decision(weights, (jnp.ones((), bool), with_first_rows(state[1], found)))
-
-    return by_gramian(decide, lambda: (jnp.zeros((), bool), jnp.zeros(max_tasks)))
 
 
 def moco(
@@ -632,7 +192,54 @@ def db_mtl(beta: float = 0.9, max_tasks: int = CAPACITY) -> optax.GradientTransf
     return remembering(update, lambda params: gradients_like(params, max_tasks))
 
 
-SMALLEST_LOSS = 1e-8  # below it, a loss's logarithm is not followed further
+def excess_mtl(step_size: float = 1.0, max_tasks: int = CAPACITY) -> optax.GradientTransformationExtraArgs:
+    """Weighs those tasks more that are farther from the best they can reach, judged by their gradients.
+
+    The excess risk of a task is its gradient's square in the metric of its past gradients, in units of its first value.
+
+    Args:
+        step_size: of the exponentiated steps of the weights.
+        max_tasks: that the state has room for; it holds as many squared gradients.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mtl_jax import balance
+        >>> tx = balance.METHODS["excess_mtl"]()
+        >>> _, state = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
+        >>> round(float(state.task_weights.sum()), 4)
+        1.0
+
+    References:
+        He, Zhou, Zhang, Yang, "Robust Multi-Task Learning with Excess Risks", 2024.
+    """
+
+    def update(task_grads, state, losses: Array | None):
+        del losses
+        begun, all_logits, all_first, all_squares = state
+        tasks = jax.tree.leaves(task_grads)[0].shape[0]
+        squared = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) ** 2, task_grads)
+        squares = jax.tree.map(jnp.add, first_rows(all_squares, tasks), squared)
+
+        def risk(square: Array, total: Array) -> Float[Array, " tasks"]:
+            return (square / jnp.sqrt(total + EXCESS_NOISE)).reshape(tasks, -1).sum(axis=1)
+
+        risks = jnp.stack(jax.tree.leaves(jax.tree.map(risk, squared, squares))).sum(axis=0)
+        first = jnp.where(begun, first_rows(all_first, tasks), risks)
+        excess = jnp.where(begun, risks / (first + EXCESS_NOISE), risks)
+        logits = jax.nn.log_softmax(first_rows(all_logits, tasks) + step_size * excess)
+        weights = jnp.exp(logits)
+        after = (
+            jnp.ones((), bool),
+            with_first_rows(all_logits, logits),
+            with_first_rows(all_first, first),
+            with_first_rows(all_squares, squares),
+        )
+        return combine(task_grads, weights), Decision(weights, after)
+
+    def init(params):
+        return jnp.zeros((), bool), jnp.zeros(max_tasks), jnp.zeros(max_tasks), gradients_like(params, max_tasks)
+
+    return remembering(update, init)
 
 
 def _cast_like(combined, task_grads):

@@ -1,6 +1,6 @@
 """Balancing methods that look at the tasks' losses, as Optax transforms from task gradients to one update.
 
-`gradnorm` and `excess_mtl` look at the gradients too.
+`gradnorm` looks at the lengths of the gradients too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from mtl_jax.balance import gradient_weights, loss_weights
 from mtl_jax.balance.transform import (
@@ -20,10 +20,7 @@ from mtl_jax.balance.transform import (
     by_gramian,
     by_losses,
     check_capacity,
-    combine,
     first_rows,
-    gradients_like,
-    remembering,
     required,
     with_first_rows,
 )
@@ -360,56 +357,3 @@ def dtp(gamma: float = 1.0, decay: float = 0.9, max_tasks: int = CAPACITY) -> op
         return Decision(weights, (jnp.ones((), bool), with_first_rows(mean, performance)))
 
     return by_losses("dtp", decide, lambda: (jnp.zeros((), bool), jnp.zeros(max_tasks)))
-
-
-def excess_mtl(step_size: float = 1.0, max_tasks: int = CAPACITY) -> optax.GradientTransformationExtraArgs:
-    """Weighs those tasks more that are farther from the best they can reach, judged by their gradients.
-
-    The excess risk of a task is its gradient's square in the metric of its past gradients, in units of its first value.
-
-    Args:
-        step_size: of the exponentiated steps of the weights.
-        max_tasks: that the state has room for; it holds as many squared gradients.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from mtl_jax import balance
-        >>> tx = balance.METHODS["excess_mtl"]()
-        >>> _, state = tx.update(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), tx.init(jnp.zeros(3)))
-        >>> round(float(state.task_weights.sum()), 4)
-        1.0
-
-    References:
-        He, Zhou, Zhang, Yang, "Robust Multi-Task Learning with Excess Risks", 2024.
-    """
-
-    def update(task_grads, state, losses: Array | None):
-        del losses
-        begun, all_logits, all_first, all_squares = state
-        tasks = jax.tree.leaves(task_grads)[0].shape[0]
-        squared = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) ** 2, task_grads)
-        squares = jax.tree.map(jnp.add, first_rows(all_squares, tasks), squared)
-
-        def risk(square: Array, total: Array) -> Float[Array, " tasks"]:
-            return (square / jnp.sqrt(total + EXCESS_NOISE)).reshape(tasks, -1).sum(axis=1)
-
-        risks = jnp.stack(jax.tree.leaves(jax.tree.map(risk, squared, squares))).sum(axis=0)
-        first = jnp.where(begun, first_rows(all_first, tasks), risks)
-        excess = jnp.where(begun, risks / (first + EXCESS_NOISE), risks)
-        logits = jax.nn.log_softmax(first_rows(all_logits, tasks) + step_size * excess)
-        weights = jnp.exp(logits)
-        after = (
-            jnp.ones((), bool),
-            with_first_rows(all_logits, logits),
-            with_first_rows(all_first, first),
-            with_first_rows(all_squares, squares),
-        )
-        return combine(task_grads, weights), Decision(weights, after)
-
-    def init(params):
-        return jnp.zeros((), bool), jnp.zeros(max_tasks), jnp.zeros(max_tasks), gradients_like(params, max_tasks)
-
-    return remembering(update, init)
-
-
-EXCESS_NOISE = 1e-7  # added to sums of squares before they divide
