@@ -11,7 +11,8 @@ from mtl_jax import tasks
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import boxes
 
-CONFIG = {kind: {"kind": kind, "classes": ["background", "cat", "dog"]} for kind in tasks.KINDS}
+CLASSES = {"classes": ["background", "cat", "dog"]}
+CONFIG = {kind: {"kind": kind} | (CLASSES if kind != "regression" else {}) for kind in tasks.KINDS}
 SIZE = (32, 64)
 
 
@@ -57,8 +58,9 @@ def test_mistakes_in_a_section_are_refused(section, message):
 
 
 @pytest.mark.parametrize("kind", tasks.KINDS)
-def test_every_kind_takes_its_name_and_classes_first(kind):
-    assert list(inspect.signature(tasks.KINDS[kind]).parameters)[:2] == ["name", "classes"]
+def test_every_kind_takes_its_name_and_its_classes_if_it_has_any_first(kind):
+    parameters = list(inspect.signature(tasks.KINDS[kind]).parameters)
+    assert parameters[: 1 + ("classes" in parameters)] == (["name", "classes"] if "classes" in parameters else ["name"])
     task = tasks.build(CONFIG)[kind]
     assert task.kind == kind
     assert task.name == kind
@@ -83,6 +85,7 @@ def test_outputs_are_finished_and_decoded_at_fixed_sizes(kind, key):
         raw_of(task, 2, key).astype(jnp.bfloat16)
     )
     expected = {"segmentation": (2, 32, 64, 3), "detection": (2, 42, 8), "classification": (2, 3)}
+    expected["regression"] = (2,)
     assert outputs.shape == expected[kind]
     assert outputs.dtype == jnp.float32
     assert all(leaf.shape[0] == 2 for leaf in prediction.values())

@@ -12,6 +12,7 @@ from mtl_jax.data.coco import CocoDetection
 from mtl_jax.data.digits import DigitScenes
 from mtl_jax.data.image_folder import ImageFolder
 from mtl_jax.data.tfds import Tfds
+from mtl_jax.data.utkface import UTKFace
 from mtl_jax.data.voc import VocSegmentation
 from mtl_jax.errors import UserError
 
@@ -21,6 +22,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "voc_segmentation": VocSegmentation,
     "coco_detection": CocoDetection,
     "image_folder": ImageFolder,
+    "utkface": UTKFace,
     "tfds": Tfds,
     "digits": DigitScenes,
 }

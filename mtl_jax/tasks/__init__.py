@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import classification, detection, segmentation
+from mtl_jax.tasks import classification, detection, regression, segmentation
 from mtl_jax.tasks.base import Task
 
 KINDS: dict[str, Callable[..., Task]] = {
     "segmentation": segmentation.make,
     "detection": detection.make,
     "classification": classification.make,
+    "regression": regression.make,
 }
 
 
@@ -47,7 +48,7 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
     missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options]
     if missing:
         raise UserError(f"task {name!r}: expected {', '.join(missing)}, found none; add it to tasks.{name}")
-    _check_classes(name, options["classes"])
+    _check_classes(name, options.get("classes", ()))
     return KINDS[kind](name, **options)
 
 
