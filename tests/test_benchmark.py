@@ -95,6 +95,20 @@ def test_balancing_methods_are_set_beside_the_sum(monkeypatch):
         commands.balance(commands.Options(methods="pc_grad"))
 
 
+def test_a_body_with_heads_holds_fewer_parameters_than_as_many_networks(monkeypatch):
+    from mtl_jax.benchmarks import hydra
+
+    monkeypatch.setattr(hydra, "HEADS", (1, 2))
+    plain = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8}
+    build = multi_task.build
+    monkeypatch.setattr(hydra.multi_task, "build", lambda config, records: build(plain, records))
+    one, two = hydra.measure(image_size=64, repeats=1)
+    assert one["body_params"] == one["stacked_params"]
+    assert two["stacked_params"] == 2 * one["body_params"] > two["body_params"]
+    assert two["body_memory_mb"] < two["stacked_memory_mb"]
+    assert one["times_one_head"] == 1
+
+
 def test_sharing_more_takes_fewer_parameters(monkeypatch):
     from mtl_jax import config as config_lib
     from mtl_jax import experiment

@@ -135,6 +135,13 @@ def sharing(options: Options) -> Rows:
     return sharing.measure(options.data_root, image_size=options.image_size, repeats=options.repeats)
 
 
+def hydra(options: Options) -> Rows:
+    """Times one image through one body with 1, 2, 3 and 8 heads, and through as many networks of one task."""
+    from mtl_jax.benchmarks import hydra
+
+    return hydra.measure(image_size=options.image_size, repeats=options.repeats)
+
+
 def roofline(options: Options) -> Rows:
     """Time of each layer, forward and backward, against what the machine's ceilings allow it."""
     from mtl_jax.benchmarks import roofline
@@ -151,5 +158,6 @@ COMMANDS = {
     "scale": scale,
     "evaluate": evaluate,
     "sharing": sharing,
+    "hydra": hydra,
     "roofline": roofline,
 }

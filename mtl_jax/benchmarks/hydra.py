@@ -1,0 +1,80 @@
+"""One body with k heads against k networks of one task each: frames per second, parameters and memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mtl_jax import tasks
+from mtl_jax.models import multi_task
+
+HEADS = (1, 2, 3, 8)
+WARM_UP = 3
+
+Rows = list[dict[str, Any]]
+
+
+def measure(*, image_size: int, repeats: int) -> Rows:
+    """Measures one image through both, in turns.
+
+    Args:
+        image_size: px, both sides.
+        repeats: timed passes of each.
+
+    Returns:
+        A row for each number of heads.
+    """
+    rows = []
+    image = jnp.full((1, image_size, image_size, 3), 0.5)
+    for heads in HEADS:
+        names = tuple(f"task_{number}" for number in range(heads))
+        body, stacked = _program([names], image), _program([(name,) for name in names], image)
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(repeats):
+            for times, program in zip(seconds, (body, stacked), strict=True):
+                times.append(_timed(program["run"]))
+        row: dict[str, Any] = {"heads": heads}
+        for label, program, times in (("body", body, seconds[0]), ("stacked", stacked, seconds[1])):
+            middle = statistics.median(times)
+            row |= {f"{label}_ms": 1e3 * middle, f"{label}_frames_per_second": 1 / middle}
+            row |= {f"{label}_{name}": program[name] for name in ("params", "memory_mb")}
+        rows.append({**row, "speedup": row["stacked_ms"] / row["body_ms"]})
+    for row in rows:
+        row["times_one_head"] = row["body_ms"] / rows[0]["body_ms"]
+    return rows
+
+
+def _program(networks: list[tuple[str, ...]], image: Array) -> dict[str, Any]:
+    """All networks' outputs for one image, compiled as one program: each network has the tasks named."""
+    models, variables = [], []
+    for number, names in enumerate(networks):
+        records = tasks.build({name: {"kind": "classification", "classes": ("a", "b", "c")} for name in names})
+        models.append(multi_task.build({}, records))
+        variables.append(multi_task.init_variables(models[-1], key=jax.random.key(number)))
+
+    def outputs(variables: list[Any], image: Array) -> list[dict[str, Array]]:
+        parts = zip(models, variables, networks, strict=True)
+        return [multi_task.apply_eval(model, own, image, tasks=names) for model, own, names in parts]
+
+    compiled: Any = jax.jit(outputs).lower(variables, image).compile()
+    for _ in range(WARM_UP):
+        jax.block_until_ready(compiled(variables, image))
+    plan = compiled.memory_analysis()
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    return {
+        "run": lambda: jax.block_until_ready(compiled(variables, image)),
+        "params": sum(sum(multi_task.parameter_count(own["params"]).values()) for own in variables),
+        "memory_mb": held / 1e6,
+    }
+
+
+def _timed(compute: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    compute()
+    return time.perf_counter() - start
