@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax import balance, balancing, compilation, devices, evaluate, optimizer, task_gradients, tasks, train_step
+from mtl_jax import balancing, compilation, devices, evaluate, optimizer, task_gradients, tasks, train_step
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.config import stage
@@ -53,7 +53,8 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         momentum=0.9,
         clip_norm=problem_lib.CLIP_NORM,
     )
-    method = balance.METHODS[problem.balance]()
+    settings = stage(tuple(streams), balance=problem.balance, gradient_space=problem.gradient_space)
+    method = balancing.method(settings, tasks=len(names), where="the benchmark")
     state = train_step.init_state(
         variables["params"],
         variables["batch_stats"],
@@ -69,7 +70,6 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         stream_weights=dict.fromkeys(streams, 1.0),
         loss_weights={},
     )
-    settings = stage(tuple(streams), balance=problem.balance, gradient_space=problem.gradient_space)
     backward = balancing.backward(settings, method, objective, features_are_shared=True, where="the benchmark")
     whole = task_gradients.Problem(model, records, objective, method, backward)
     step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, ema_decay=0.0)
