@@ -83,7 +83,7 @@ def test_they_weigh_streams_of_one_task_or_of_several_alike(network, streams):
 def test_a_weight_of_zero_leaves_the_tasks_own_parameters_alone(network):
     tx = balance.fixed((1.0, 0.0))
     problem = Problem(network[0], TASKS, SHARED_IMAGES, tx, "weighted")
-    found = task_gradients.balanced(problem, given_to(network), tx.init(jnp.zeros(())))
+    found = jax.jit(functools.partial(task_gradients.balanced, problem))(given_to(network), tx.init(jnp.zeros(())))
     assert not np.any(found.grads["head"]["cls"]["kernel"])
     assert np.any(found.grads["head"]["seg"]["kernel"])
 
