@@ -241,20 +241,25 @@ def heatmaps_svg(results: Sequence[Result]) -> str:
 def _cells(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[Cell | None]]]]:
     tasks, rows = matrix(runs)
     signs = [entry["higher_is_better"] for entry in runs[0].contract["tasks"].values()]
-    first = [next((row[column] for _, row in rows if row[column] is not None), None) for column in range(len(tasks))]
+    first = _first_figures(tasks, rows)
 
     def cell(value: float | None, baseline: float | None, higher_is_better: bool) -> Cell | None:
         if value is None:
             return None
         return Cell(f"{value:.3f}", relative_drop_percent(baseline, value, higher_is_better))
 
-    return tasks, [(stage, list(map(cell, values, first, signs))) for stage, values in rows]
+    return tasks, [(stage, list(map(cell, values, first.values(), signs))) for stage, values in rows]
+
+
+def _first_figures(tasks: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> dict[str, float | None]:
+    """Each task's figure after the first stage that evaluated it."""
+    return {task: next((row[i] for _, row in rows if row[i] is not None), None) for i, task in enumerate(tasks)}
 
 
 def _heatmap(runs: Sequence[Result]) -> str:
     tasks, rows = matrix(runs)
     limit = runs[0].contract["max_drop_percent"]
-    first = {task: next((row[i] for _, row in rows if row[i] is not None), None) for i, task in enumerate(tasks)}
+    first = _first_figures(tasks, rows)
     signs = {task: entry["higher_is_better"] for task, entry in runs[0].contract["tasks"].items()}
     body = ""
     for index, (stage, values) in enumerate(rows):

@@ -349,11 +349,10 @@ def config_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"
         Liu, Chu, Thuerey, "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks", 2024.
     """
     cosines, lengths = solvers.unit_rows(gramian)
-    inverse = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
     in_units = _pseudo_inverse(cosines) @ jnp.ones_like(lengths)
     length = jnp.sqrt(jnp.maximum(in_units @ cosines @ in_units, 0.0))
     vanishes = length < STATIONARY_LENGTH
-    direction = in_units * inverse / jnp.where(vanishes, 1.0, length)
+    direction = in_units * solvers.inverse(lengths) / jnp.where(vanishes, 1.0, length)
     return jnp.where(vanishes, 0.0, (gramian @ direction).sum() * direction)
 
 

@@ -47,9 +47,8 @@ def least_norm_above(gramian: Float[Array, "tasks tasks"], lower: Float[Array, "
         Quinton, Rey, "Jacobian Descent for Multi-Objective Optimization", 2024 (the projection in weights).
     """
     cosines, lengths = unit_rows(gramian)
-    inverse = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
     above, residual = nonnegative_least(cosines, -(cosines @ (lengths * lower)))
-    return Solution(lower + inverse * above, residual)
+    return Solution(lower + inverse(lengths) * above, residual)
 
 
 def unit_rows(gramian: Float[Array, "tasks tasks"]) -> tuple[Float[Array, "tasks tasks"], Float[Array, " tasks"]]:
@@ -58,8 +57,13 @@ def unit_rows(gramian: Float[Array, "tasks tasks"]) -> tuple[Float[Array, "tasks
     In these units rounding does not hide short gradients beside long ones.
     """
     lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0.0))
-    inverse = jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-    return gramian * inverse[:, None] * inverse[None, :], lengths
+    shrink = inverse(lengths)
+    return gramian * shrink[:, None] * shrink[None, :], lengths
+
+
+def inverse(lengths: Float[Array, " tasks"]) -> Float[Array, " tasks"]:
+    """1 / length; 0 for a zero gradient."""
+    return jnp.where(lengths > 0, 1.0 / jnp.where(lengths > 0, lengths, 1.0), 0.0)
 
 
 def nonnegative_least(matrix: Float[Array, "tasks tasks"], target: Float[Array, " tasks"]) -> Solution:

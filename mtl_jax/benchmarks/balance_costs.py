@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from mtl_jax import balance, tasks
+from mtl_jax import balancing, tasks
 from mtl_jax.benchmarks import jax_side
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
+from mtl_jax.benchmarks.turns import timed
+from mtl_jax.config import stage
 from mtl_jax.models import multi_task
 from mtl_jax.ownership import split_private
 
@@ -69,7 +70,7 @@ def _turns(setting: str, plain: Problem, methods: Sequence[str], repeats: int) -
     seconds: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats):
         for times, step in zip(seconds, steps, strict=True):
-            times.append(_timed(step.compute))
+            times.append(timed(step.compute))
     rows, least = [], min(seconds[0])
     for problem, step, times in zip(problems, steps, seconds, strict=True):
         update = _update_seconds(problem, repeats)
@@ -99,7 +100,8 @@ def _update_seconds(problem: Problem, repeats: int) -> float:
     task_grads = jax.tree.map(
         lambda leaf: jnp.asarray(generator.normal(size=(len(names), *leaf.shape)), jnp.float32), shared
     )
-    tx = balance.METHODS[problem.balance]()
+    settings = stage(("all",), balance=problem.balance)
+    tx = balancing.method(settings, tasks=len(names), where="the benchmark")  # with the state that training gives it
     update = jax.jit(tx.update)
     losses, holder = jnp.ones(len(names)), {"state": tx.init(shared)}
 
@@ -109,7 +111,7 @@ def _update_seconds(problem: Problem, repeats: int) -> float:
 
     for _ in range(WARM_UP):
         compute()
-    return statistics.median(_timed(compute) for _ in range(repeats))
+    return statistics.median(timed(compute) for _ in range(repeats))
 
 
 @functools.cache
@@ -118,9 +120,3 @@ def _shared_params(classifiers: int) -> PyTree:
     records = tasks.build(problem_lib.task_settings(problem))
     params = multi_task.init_variables(multi_task.build({}, records), key=jax.random.key(0))["params"]
     return split_private(params, tuple(records))[0]
-
-
-def _timed(compute: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    compute()
-    return time.perf_counter() - start

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mtl_jax import tasks
+from mtl_jax.benchmarks.turns import timed
 from mtl_jax.models import multi_task
 
 HEADS = (1, 2, 3, 8)
@@ -38,7 +37,7 @@ def measure(*, image_size: int, repeats: int) -> Rows:
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(repeats):
             for times, program in zip(seconds, (body, stacked), strict=True):
-                times.append(_timed(program["run"]))
+                times.append(timed(program["run"]))
         row: dict[str, Any] = {"heads": heads}
         for label, program, times in (("body", body, seconds[0]), ("stacked", stacked, seconds[1])):
             middle = statistics.median(times)
@@ -72,9 +71,3 @@ def _program(networks: list[tuple[str, ...]], image: Array) -> dict[str, Any]:
         "params": sum(sum(multi_task.parameter_count(own["params"]).values()) for own in variables),
         "memory_mb": held / 1e6,
     }
-
-
-def _timed(compute: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    compute()
-    return time.perf_counter() - start

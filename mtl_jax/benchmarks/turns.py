@@ -8,7 +8,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mtl_jax.benchmarks.problem import Problem
@@ -72,6 +73,13 @@ def run(problems: Sequence[Problem], *, repeats: int, environment: dict[str, str
             worker.kill()
             worker.communicate()
     return [Timing(*each) for each in zip(problems, first, map(tuple, seconds), peaks, strict=True)]
+
+
+def timed(compute: Callable[[], Any]) -> float:
+    """Returns the seconds of one computation in this process."""
+    start = time.perf_counter()
+    compute()
+    return time.perf_counter() - start
 
 
 def _ask(worker: Any, problem: Problem, word: str) -> dict[str, float]:
