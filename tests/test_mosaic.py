@@ -22,7 +22,11 @@ def scene(colour, box=(10, 12, 50, 40)):
     }
     return {
         "image": image,
-        "labels": {"detection": detection, "segmentation": {"mask": mask}},
+        "labels": {
+            "detection": detection,
+            "segmentation": {"mask": mask},
+            "depth": {"depth": mask.astype(np.float32)},
+        },
         "id": str(colour),
     }
 
@@ -38,6 +42,7 @@ def test_every_box_lies_on_its_own_object(scale, flip):
         mask, detection = made["labels"]["segmentation"]["mask"], made["labels"]["detection"]
         assert made["image"].shape == (80, 96, 3)
         assert mask.shape == (80, 96)
+        np.testing.assert_array_equal(made["labels"]["depth"]["depth"], np.where(mask == 255, np.nan, mask))
         for corners, label in zip(detection["boxes_xyxy"], detection["label"], strict=True):
             rows, columns = np.nonzero(mask == label)
             if len(rows) == 0:

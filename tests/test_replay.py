@@ -72,6 +72,13 @@ def test_the_classes_of_a_mask_are_its_values_without_void():
     assert exemplars.sample_classes({"labels": {"segmentation": {"mask": mask}}}) == {0, 3}
 
 
+def test_numbers_and_depths_show_no_class():
+    labels = {"age": {"value": np.array(30.0)}, "depth": {"depth": np.ones((2, 2))}}
+    assert exemplars.sample_classes({"labels": labels}) == set()
+    chosen = exemplars.class_balanced([set()] * 4, 2, generator=np.random.default_rng(0))
+    assert len(set(chosen.tolist())) == 2
+
+
 def test_the_classes_of_boxes_leave_out_crowds_and_missing_labels():
     fields = boxes([1, 5, 7], crowd=[False, True, False], boxes_xyxy=[[0, 0, 1, 1], [0, 0, 1, 1], [np.nan] * 4])
     assert exemplars.sample_classes({"labels": {"detection": fields}}) == {1}
@@ -249,12 +256,14 @@ def test_downscaling_moves_image_mask_and_boxes_together():
     image[8:24, 16:48] = 200
     mask[8:24, 16:48] = 7
     labels = {"segmentation": {"mask": mask}, "detection": boxes([2], boxes_xyxy=[[16, 8, 48, 24]])}
+    labels["depth"] = {"depth": np.where(mask, np.nan, 3.5).astype(np.float32)}
     small = replay.downscale({"image": image, "labels": labels, "id": "a"}, 20)
     assert small["image"].shape == (10, 20, 3)
     expected = np.zeros((10, 20), bool)
     expected[2:6, 4:12] = True
     np.testing.assert_array_equal(small["image"][..., 0], np.where(expected, 200, 0))
     np.testing.assert_array_equal(small["labels"]["segmentation"]["mask"], np.where(expected, 7, 0))
+    np.testing.assert_array_equal(small["labels"]["depth"]["depth"], np.where(expected, np.nan, 3.5))
     np.testing.assert_array_equal(small["labels"]["detection"]["boxes_xyxy"], [[4, 2, 12, 6]])
     assert small["labels"]["detection"]["area"].tolist() == [30.0 / 16]
     assert small["labels"]["detection"]["label"].tolist() == [2]
@@ -286,6 +295,7 @@ def test_a_sliver_keeps_at_least_one_pixel():
 def test_a_checkpoint_gives_the_buffer_back_exactly():
     samples = [
         make_sample(0, labels={"segmentation": {"mask": np.full((12, 20), 255, np.uint8)}}),
+        make_sample(0, labels={"depth": {"depth": np.full((12, 20), np.nan, np.float32)}}),
         make_sample(1, labels={"detection": boxes([])}),
         make_sample(2, labels={"detection": boxes([3, 1]), "a/b": {"label": np.array(-1, np.int32)}}),
         {**make_sample(3), "id": "Straße/ü 你好"},

@@ -12,7 +12,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.tasks import boxes
 
 CLASSES = {"classes": ["background", "cat", "dog"]}
-CONFIG = {kind: {"kind": kind} | (CLASSES if kind != "regression" else {}) for kind in tasks.KINDS}
+CONFIG = {kind: {"kind": kind} | (CLASSES if kind not in ("regression", "depth") else {}) for kind in tasks.KINDS}
 SIZE = (32, 64)
 
 
@@ -85,7 +85,7 @@ def test_outputs_are_finished_and_decoded_at_fixed_sizes(kind, key):
         raw_of(task, 2, key).astype(jnp.bfloat16)
     )
     expected = {"segmentation": (2, 32, 64, 3), "detection": (2, 42, 8), "classification": (2, 3)}
-    expected["regression"] = (2,)
+    expected |= {"regression": (2,), "depth": (2, 32, 64)}
     assert outputs.shape == expected[kind]
     assert outputs.dtype == jnp.float32
     assert all(leaf.shape[0] == 2 for leaf in prediction.values())

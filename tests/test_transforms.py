@@ -133,6 +133,16 @@ def test_box_less_visible_than_asked_is_dropped_but_a_crowd_stays():
     assert moved["labels"]["detection"]["boxes_xyxy"].tolist() == [[0, 15, 5, 40]]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_depth_moves_like_a_mask_and_keeps_its_metres_whatever_the_scale(seed):
+    sample = scene()
+    mask = sample["labels"]["segmentation"]["mask"]
+    sample["labels"]["depth"] = {"depth": np.where(mask == 1, 1.5, 4.0).astype(np.float32)}
+    moved = transforms.apply(sample, np.random.default_rng(seed), size=(64, 64), augment=EVERYTHING)["labels"]
+    mask, depth = moved["segmentation"]["mask"], moved["depth"]["depth"]
+    np.testing.assert_array_equal(depth, np.select([mask == 255, mask == 1], [np.nan, 1.5], 4.0))
+
+
 def test_missing_boxes_stay_missing():
     sample = scene()
     sample["labels"]["detection"]["boxes_xyxy"][:] = np.nan

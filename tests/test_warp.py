@@ -18,13 +18,14 @@ def test_identity_changes_nothing():
     image, mask = noise(7, 9), noise(7, 9)[:, :, 0]
     placement = Placement(1.0, 1.0, 0.0, 0.0)
     np.testing.assert_array_equal(warp.warp(image, placement, size=(7, 9)), image)
-    np.testing.assert_array_equal(warp.warp_mask(mask, placement, size=(7, 9)), mask)
+    np.testing.assert_array_equal(warp.warp_nearest(mask, placement, size=(7, 9), missing=255), mask)
 
 
 def test_whole_pixel_shift_pads_with_grey_and_void():
     image, mask = noise(4, 5), noise(4, 5)[:, :, 0] // 2
     placement = Placement(1.0, 1.0, 2.0, 1.0)
-    moved, moved_mask = warp.warp(image, placement, size=(6, 8)), warp.warp_mask(mask, placement, size=(6, 8))
+    moved = warp.warp(image, placement, size=(6, 8))
+    moved_mask = warp.warp_nearest(mask, placement, size=(6, 8), missing=255)
     np.testing.assert_array_equal(moved[1:5, 2:7], image)
     np.testing.assert_array_equal(moved_mask[1:5, 2:7], mask)
     outside = np.ones((6, 8), bool)
@@ -33,11 +34,24 @@ def test_whole_pixel_shift_pads_with_grey_and_void():
     assert (moved_mask[outside] == 255).all()
 
 
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.7])
+def test_a_missing_depth_stays_where_it_is_and_every_other_is_one_of_those_labelled(scale):
+    depth = np.array([[1.0, 2.0, np.nan], [4.0, np.nan, 6.0]], np.float32).repeat(20, axis=0).repeat(20, axis=1)
+    side = (round(40 * scale), round(60 * scale))
+    moved = warp.warp_nearest(depth, warp.stretch(40, 60, size=side), size=side, missing=np.nan)
+    assert moved.dtype == np.float32
+    assert set(np.unique(moved[~np.isnan(moved)])) == {1, 2, 4, 6}
+    np.testing.assert_allclose(np.isnan(moved).mean(), 1 / 3, atol=0.05)
+    padded = warp.warp_nearest(depth, Placement(1.0, 1.0, 10.0, 0.0), size=(40, 80), missing=np.nan)
+    np.testing.assert_array_equal(padded[:, 10:70], depth)
+    assert np.isnan(padded[:, :10]).all()
+
+
 def test_mirror_is_numpys_flip():
     image, mask = noise(4, 6), noise(4, 6)[:, :, 0]
     placement = warp.mirror(Placement(1.0, 1.0, 0.0, 0.0), 6)
     np.testing.assert_array_equal(warp.warp(image, placement, size=(4, 6)), image[:, ::-1])
-    np.testing.assert_array_equal(warp.warp_mask(mask, placement, size=(4, 6)), mask[:, ::-1])
+    np.testing.assert_array_equal(warp.warp_nearest(mask, placement, size=(4, 6), missing=255), mask[:, ::-1])
 
 
 def test_mirror_twice_is_nothing():
@@ -81,7 +95,7 @@ def test_mask_stays_on_its_object_whatever_the_placement(scale, stretching, offs
     placement = Placement(scale * stretching, scale / stretching, *offset)
     placement = warp.mirror(placement, 48) if flipped else placement
     moved = warp.warp(image, placement, size=(64, 48))[:, :, 0].astype(int)
-    moved_mask = warp.warp_mask(mask, placement, size=(64, 48))
+    moved_mask = warp.warp_nearest(mask, placement, size=(64, 48), missing=255)
     assert ((moved == 114) | (moved_mask != 255)).all()  # void only where the image is padded
     inside = moved_mask != 255
     disagree = inside & ((moved > 100) != (moved_mask == 1))

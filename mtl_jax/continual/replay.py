@@ -84,7 +84,7 @@ def fill(
             every sample.
         generator: source of randomness: the same state chooses the same exemplars.
         describe: what the network makes of the samples; "herding", "diverse" and "hard" need it.
-        max_side_px: exemplars with a longer side are downscaled to it, with their masks and boxes.
+        max_side_px: exemplars with a longer side are downscaled to it, with their labels.
         max_bytes: bound on the bytes of all exemplars together; those that do not fit are left out.
 
     Returns:
@@ -143,7 +143,7 @@ def _classes(source: Source) -> list[set[int]]:
 
 
 def downscale(sample: Sample, max_side_px: int | None) -> Sample:
-    """A copy of a sample whose longer side is at most `max_side_px`; masks, boxes and areas follow the image.
+    """A copy of a sample whose longer side is at most `max_side_px`; its labels follow the image.
 
     Args:
         sample: as a source returns it.

@@ -12,6 +12,8 @@ import numpy as np
 from mtl_jax.errors import UserError
 
 VOID = 255  # of a mask: pixels that nobody labelled; PASCAL VOC's convention
+# Fields with a value for every pixel, which move with the image, and what a pixel without a label has.
+PIXEL_FIELDS = {"mask": VOID, "depth": np.nan}
 SPLITS = ("train", "val")
 
 Fields = dict[str, np.ndarray]
@@ -22,7 +24,7 @@ class Sample(TypedDict):
 
     `labels` by the source's own label name: "segmentation" {"mask": u8[h, w]}; "detection" {"boxes_xyxy":
     f32[n, 4], "label": i32[n], "crowd": bool[n], "area": f32[n]}, crowd boxes included; "classification"
-    {"label": i32[]}; a number {"value": f32[]}.
+    {"label": i32[]}; a number {"value": f32[]}; "depth" {"depth": f32[h, w]} in metres, NaN where missing.
     """
 
     image: np.ndarray  # u8[height, width, 3] RGB

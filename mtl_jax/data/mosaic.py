@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtl_jax.data.base import Fields, Sample
+from mtl_jax.data.base import PIXEL_FIELDS, Fields, Sample
 from mtl_jax.data.transforms import Augment, change_colours, place, random_scales
 from mtl_jax.data.warp import Placement, fit
 from mtl_jax.errors import UserError
@@ -29,7 +29,7 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[i
     References:
         Bochkovskiy, Wang, Liao, "YOLOv4: Optimal Speed and Accuracy of Object Detection", 2020.
     """
-    whole = [name for name, fields in samples[0]["labels"].items() if not {"mask", "boxes_xyxy"} & set(fields)]
+    whole = [name for name, fields in samples[0]["labels"].items() if not {*PIXEL_FIELDS, "boxes_xyxy"} & set(fields)]
     if whole:
         raise UserError(f"augment: a mosaic has no single {', '.join(whole)}: set mosaic_probability=0 for it")
     middle_y, middle_x = (round(side * rng.uniform(*_CENTRE)) for side in size)
@@ -73,8 +73,9 @@ def _tiled(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _joined(parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
-    if "mask" in parts[0]:
-        return {"mask": _tiled([part["mask"] for part in parts])}
+    maps = {name: _tiled([part[name] for part in parts]) for name in PIXEL_FIELDS if name in parts[0]}
+    if maps:
+        return maps
     shifted = [
         {**part, "boxes_xyxy": part["boxes_xyxy"] + np.array([[left, top, left, top]], np.float32)}
         for part, (top, left) in zip(parts, corners, strict=True)

@@ -1,4 +1,4 @@
-"""Random changes of a sample, image, mask and boxes together: scale, crop, flip, colour."""
+"""Random changes of a sample, image and labels together: scale, crop, flip, colour."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mtl_jax.data.base import Fields, Sample
+from mtl_jax.data.base import PIXEL_FIELDS, Fields, Sample
 from mtl_jax.data.boxes import areas, clip_boxes, place_boxes
-from mtl_jax.data.warp import Placement, fit, mirror, warp, warp_mask
+from mtl_jax.data.warp import Placement, fit, mirror, warp, warp_nearest
 from mtl_jax.errors import UserError
 
 _SHARES = (
@@ -104,7 +104,9 @@ def random_scales(rng: np.random.Generator, fitting: float, augment: Augment) ->
 
 
 def place(sample: Sample, placement: Placement, *, size: tuple[int, int], min_visible: float = 0.0) -> Sample:
-    """Moves image, mask and boxes; pads the image with grey and the mask with void.
+    """Moves image, mask, depth map and boxes; pads the image with grey, the mask with void and the depth with NaN.
+
+    Depth stays as labelled, in metres, whatever the scale.
 
     Args:
         sample: is not changed.
@@ -161,8 +163,13 @@ def _random_crop(
 
 
 def _place_fields(fields: Fields, placement: Placement, size: tuple[int, int], min_visible: float) -> Fields:
-    if "mask" in fields:
-        return {**fields, "mask": warp_mask(fields["mask"], placement, size=size)}
+    maps = {
+        name: warp_nearest(fields[name], placement, size=size, missing=missing)
+        for name, missing in PIXEL_FIELDS.items()
+        if name in fields
+    }
+    if maps:
+        return {**fields, **maps}
     if "boxes_xyxy" not in fields or np.isnan(fields["boxes_xyxy"]).any():
         return dict(fields)
     boxes, visible = clip_boxes(place_boxes(fields["boxes_xyxy"], placement), size=size, min_visible=min_visible)

@@ -1,4 +1,4 @@
-"""Places an image or a mask into an output by scale and offset: letterbox, resize, crop and mirror."""
+"""Places an image, a mask or a depth map into an output by scale and offset: letterbox, resize, crop and mirror."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Integer, UInt8
-
-from mtl_jax.data.base import VOID
+from jaxtyping import Shaped, UInt8
 
 PADDING_GREY = 114  # of 255: near the mean of natural images, as the YOLO family pads
 
@@ -68,15 +66,15 @@ def warp(
     return moved
 
 
-def warp_mask(
-    mask: Integer[np.ndarray, "height width"], placement: Placement, *, size: tuple[int, int]
-) -> Integer[np.ndarray, "new_height new_width"]:
-    """Moves a mask by nearest neighbour; what lies outside is void."""
-    rows, row_inside = _nearest(placement.scale_y, placement.offset_y, mask.shape[0], size[0])
-    columns, column_inside = _nearest(placement.scale_x, placement.offset_x, mask.shape[1], size[1])
-    moved = mask[rows][:, columns]
-    moved[~row_inside] = VOID
-    moved[:, ~column_inside] = VOID
+def warp_nearest(
+    labels: Shaped[np.ndarray, "height width"], placement: Placement, *, size: tuple[int, int], missing: int | float
+) -> Shaped[np.ndarray, "new_height new_width"]:
+    """Moves the pixels' labels by nearest neighbour, which mixes none with another; `missing` is what lies outside."""
+    rows, row_inside = _nearest(placement.scale_y, placement.offset_y, labels.shape[0], size[0])
+    columns, column_inside = _nearest(placement.scale_x, placement.offset_x, labels.shape[1], size[1])
+    moved = labels[rows][:, columns]
+    moved[~row_inside] = missing
+    moved[:, ~column_inside] = missing
     return moved
 
 

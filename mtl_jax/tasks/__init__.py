@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import classification, detection, regression, segmentation
+from mtl_jax.tasks import classification, depth, detection, regression, segmentation
 from mtl_jax.tasks.base import Task
 
 KINDS: dict[str, Callable[..., Task]] = {
@@ -15,6 +15,7 @@ KINDS: dict[str, Callable[..., Task]] = {
     "detection": detection.make,
     "classification": classification.make,
     "regression": regression.make,
+    "depth": depth.make,
 }
 
 

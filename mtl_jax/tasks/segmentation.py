@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mtl_jax.errors import UserError
+from mtl_jax.tasks import dense
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
 from mtl_jax.tasks.distillation import softened_divergence
 
@@ -49,7 +50,8 @@ def make(
         UserError: a setting is outside its range.
     """
     classes, strides = tuple(classes), tuple(strides)
-    _check_settings(name, classes, strides, label_smoothing, class_weights, ignore_label, loss_stride)
+    dense.check_strides(name, "segmentation", strides, loss_stride)
+    _check_settings(name, classes, label_smoothing, class_weights, ignore_label)
     if dice_weight < 0:
         raise UserError(f"task {name!r}: expected dice_weight >= 0, found {dice_weight}; change it")
     return Task(
@@ -82,25 +84,19 @@ def make(
 def _check_settings(
     name: str,
     classes: tuple[str, ...],
-    strides: tuple[int, ...],
     label_smoothing: float,
     class_weights: Sequence[float] | None,
     ignore_label: int,
-    loss_stride: int,
 ) -> None:
     where = f"task {name!r}: expected "
     if len(classes) < 2:
         raise UserError(where + f"at least 2 classes, found {list(classes)}; list background too")
-    if len(strides) != 1:
-        raise UserError(where + f"one stride for segmentation, found {strides}; name one level of the neck")
     if not 0 <= label_smoothing < 1:
         raise UserError(where + f"label_smoothing from 0 to below 1, found {label_smoothing}; change it")
     if class_weights is not None and (len(class_weights) != len(classes) or min(class_weights) < 0):
         raise UserError(where + f"{len(classes)} class_weights >= 0, found {list(class_weights)}; give one per class")
     if 0 <= ignore_label < len(classes):
         raise UserError(where + f"ignore_label outside the classes, found {ignore_label}; 255 is usual")
-    if loss_stride < 1 or strides[0] % loss_stride:
-        raise UserError(where + f"loss_stride that divides {strides[0]}, found {loss_stride}; use 1, 2 or 4")
 
 
 def loss(
@@ -125,11 +121,10 @@ def loss(
         Milletari, Navab, Ahmadi, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
         Segmentation" (soft Dice loss), 2016.
     """
+    del image_size
     rows, columns, class_count = raw.shape[1:]
-    below, right = rows * stride - image_size[0], columns * stride - image_size[1]  # of a partial cell
-    mask = jnp.pad(labels["mask"], ((0, 0), (0, below), (0, right)), constant_values=ignore_label)
-    mask = mask[:, loss_stride // 2 :: loss_stride, loss_stride // 2 :: loss_stride]
-    logits = _enlarge(raw.astype(jnp.float32), stride // loss_stride)
+    mask = dense.every_nth(labels["mask"], (rows * stride, columns * stride), loss_stride, missing=ignore_label)
+    logits = dense.enlarge(raw.astype(jnp.float32), stride // loss_stride)
     # On a CPU a fifth cheaper than log_softmax, which writes the log-probability of every class out.
     log_sum = jax.nn.logsumexp(logits, axis=-1)
 
@@ -164,14 +159,6 @@ def _soft_dice_loss(
     return jnp.where(shown, 1 - overlap, 0.0).sum() / jnp.maximum(shown.sum(), 1)
 
 
-def _enlarge(logits: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ c"]:
-    """Bilinear interpolation, corners not aligned: a cell's value sits at its centre."""
-    batch, rows, columns, channels = logits.shape
-    if factor == 1:
-        return logits
-    return jax.image.resize(logits, (batch, rows * factor, columns * factor, channels), "linear")
-
-
 def sampled_loss(
     raw: Float[Array, "batch rows columns classes"], image_size: ImageSize, key: Key[Array, ""]
 ) -> Float[Array, ""]:
@@ -186,19 +173,12 @@ def finish(
     raw: Float[Array, "batch rows columns classes"], image_size: ImageSize, *, stride: int
 ) -> Float[Array, "batch height width classes"]:
     """Interpolates the logits to the size of the input image."""
-    return _enlarge(raw.astype(jnp.float32), stride)[:, : image_size[0], : image_size[1]]
+    return dense.enlarge(raw.astype(jnp.float32), stride)[:, : image_size[0], : image_size[1]]
 
 
 def decode(outputs: Float[Array, "batch height width classes"]) -> dict[str, Array]:
     """Returns the best class of each pixel."""
     return {"mask": jnp.argmax(outputs, axis=-1).astype(jnp.int32)}
-
-
-def input_pixels(geometry: Geometry, input_size: ImageSize) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the input's rows and columns that hold the centres of the original's pixels."""
-    y = np.floor((np.arange(geometry.height) + 0.5) * geometry.scale_y + geometry.offset_y).astype(int)
-    x = np.floor((np.arange(geometry.width) + 0.5) * geometry.scale_x + geometry.offset_x).astype(int)
-    return np.clip(y, 0, input_size[0] - 1), np.clip(x, 0, input_size[1] - 1)
 
 
 class MeanIoU:
@@ -219,11 +199,7 @@ class MeanIoU:
             UserError: the mask has another size than the image, or a value outside the table of classes.
         """
         truth = np.asarray(target["mask"]).astype(np.int64)
-        if truth.shape != (geometry.height, geometry.width):
-            raise UserError(
-                f"task {self._name!r}: expected a mask of {geometry.height} x {geometry.width} px like its "
-                f"image, found {truth.shape}; mend the dataset"
-            )
+        dense.check_size(self._name, "mask", truth, geometry)
         labelled = truth != self._ignore_label
         count = len(self._classes)
         if labelled.any() and not 0 <= truth[labelled].min() <= truth[labelled].max() < count:
@@ -231,8 +207,7 @@ class MeanIoU:
                 f"task {self._name!r}: expected mask values below {count} or {self._ignore_label} (void), "
                 f"found {truth[labelled].max()}; list every class in the config"
             )
-        predicted = np.asarray(prediction["mask"])
-        predicted = predicted[np.ix_(*input_pixels(geometry, predicted.shape))].astype(np.int64)
+        predicted = dense.at_original(np.asarray(prediction["mask"]), geometry).astype(np.int64)
         pairs = truth[labelled] * count + predicted[labelled]
         self.confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
 

@@ -1,0 +1,73 @@
+"""What tasks with an answer for each pixel share: from the head's cells to pixels, and on to the original's pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Geometry, ImageSize
+
+
+def check_strides(name: str, kind: str, strides: Sequence[int], loss_stride: int) -> None:
+    """Refuses what no dense task can read or compare.
+
+    Raises:
+        UserError: `strides` is not one level, or `loss_stride` does not divide it.
+    """
+    where = f"task {name!r}: expected "
+    if len(strides) != 1:
+        raise UserError(where + f"one stride for {kind}, found {tuple(strides)}; name one level of the neck")
+    if loss_stride < 1 or strides[0] % loss_stride:
+        raise UserError(where + f"loss_stride that divides {strides[0]}, found {loss_stride}; use 1, 2 or 4")
+
+
+def enlarge(cells: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ c"]:
+    """Bilinear interpolation, corners not aligned: a cell's value sits at its centre."""
+    batch, rows, columns, channels = cells.shape
+    if factor == 1:
+        return cells
+    return jax.image.resize(cells, (batch, rows * factor, columns * factor, channels), "linear")
+
+
+def every_nth(
+    labels: Shaped[Array, "batch height width"], covered: ImageSize, loss_stride: int, *, missing: int | float
+) -> Shaped[Array, "batch rows columns"]:
+    """Takes the label of one pixel in `loss_stride` each way.
+
+    Args:
+        labels: of every pixel.
+        covered: rows and columns of pixels that whole cells cover; what the image lacks of them is `missing`.
+        loss_stride: px.
+        missing: the value of a pixel without a label.
+    """
+    below, right = covered[0] - labels.shape[1], covered[1] - labels.shape[2]
+    padded = jnp.pad(labels, ((0, 0), (0, below), (0, right)), constant_values=missing)
+    return padded[:, loss_stride // 2 :: loss_stride, loss_stride // 2 :: loss_stride]
+
+
+def check_size(name: str, what: str, truth: Shaped[np.ndarray, "..."], geometry: Geometry) -> None:
+    """Refuses labels of another size than their image's.
+
+    Raises:
+        UserError: names the sizes.
+    """
+    if truth.shape != (geometry.height, geometry.width):
+        raise UserError(
+            f"task {name!r}: expected a {what} of {geometry.height} x {geometry.width} px like its image, found "
+            f"{truth.shape}; mend the dataset"
+        )
+
+
+def at_original(
+    prediction: Shaped[np.ndarray, "rows columns"], geometry: Geometry
+) -> Shaped[np.ndarray, "height width"]:
+    """Looks up, for every pixel of the original, the input's pixel that holds its centre."""
+    rows, columns = prediction.shape
+    y = np.floor((np.arange(geometry.height) + 0.5) * geometry.scale_y + geometry.offset_y).astype(int)
+    x = np.floor((np.arange(geometry.width) + 0.5) * geometry.scale_x + geometry.offset_x).astype(int)
+    return prediction[np.ix_(np.clip(y, 0, rows - 1), np.clip(x, 0, columns - 1))]

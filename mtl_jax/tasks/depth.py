@@ -1,0 +1,243 @@
+"""Depth: the distance of every pixel in metres, from one channel of the head on one level of the neck."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks import dense
+from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+
+BERHU_SHARE = 0.2  # of the largest error, above which the cost is quadratic (Laina et al., 2016)
+SCALE_INVARIANCE = 0.5  # lambda: 0 compares depths as they are, 1 only within an image (Eigen et al., 2014)
+FIGURES = ("abs_error", "rel_error", "rmse", "delta_1", "delta_2", "delta_3")
+DELTA = 1.25  # delta_k counts the pixels whose depth is off by a factor below its k-th power
+OVERLAY_OPACITY = 0.8
+
+Map = Float[Array, "batch rows columns"]
+Valid = Bool[Array, "batch rows columns"]
+
+
+def make(
+    name: str,
+    *,
+    cost: str = "l1",
+    center: float = 2.5,
+    min_depth: float = 0.1,
+    max_depth: float = 10.0,
+    strides: Sequence[int] = (8,),
+    loss_stride: int = 4,
+) -> Task:
+    """Builds a depth task.
+
+    The head emits the logarithm of depth over `center`, so that every answer is a positive depth, and near and far
+    ones, whose errors are alike in proportion, are equally far from being right, whatever the cost.
+
+    Args:
+        name: of the task.
+        cost: "l1", the absolute error in metres; "berhu", the same, but quadratic where it is large; or "log", the
+            scale-invariant squared error of the logarithm.
+        center: of the labels, metres: what an untrained network says.
+        min_depth: metres; labels below it count as missing, and no output is below it.
+        max_depth: metres; likewise above.
+        strides: px per cell of the one level that the head reads.
+        loss_stride: px between the pixels that the loss compares; the cost falls with its square. It divides
+            the level's stride.
+
+    Raises:
+        UserError: a setting is outside its range.
+    """
+    strides, where = tuple(strides), f"task {name!r}: expected "
+    dense.check_strides(name, "depth", strides, loss_stride)
+    if cost not in COSTS:
+        raise UserError(where + f"a cost among {', '.join(COSTS)}, found {cost!r}; correct tasks.{name}")
+    if not 0 < min_depth < center < max_depth:
+        found = f"{min_depth}, {center}, {max_depth}"
+        raise UserError(where + f"0 < min_depth < center < max_depth, found {found}; give the labels' range in metres")
+    span = {"min_depth": min_depth, "max_depth": max_depth}
+    return Task(
+        name=name,
+        kind="depth",
+        classes=(),
+        channels=1,
+        readout="dense",
+        strides=strides,
+        main_metric="abs_error",
+        higher_is_better=False,
+        loss=functools.partial(loss, cost=cost, center=center, stride=strides[0], loss_stride=loss_stride, **span),
+        distillation_loss=distillation_loss,
+        sampled_loss=functools.partial(sampled_loss, cost=cost, center=center),
+        finish=functools.partial(finish, center=center, stride=strides[0], **span),
+        decode=decode,
+        new_metric=functools.partial(DepthErrors, name=name, **span),
+        draw=functools.partial(draw, name=name),
+    )
+
+
+def loss(
+    raw: Float[Array, "batch rows columns 1"],
+    labels: Labels,
+    image_size: ImageSize,
+    *,
+    cost: str,
+    center: float,
+    min_depth: float,
+    max_depth: float,
+    stride: int,
+    loss_stride: int,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The cost over the labelled pixels of the batch; NaN is a missing label.
+
+    What the head emits is interpolated to one pixel in `loss_stride` each way and compared with the depth there.
+    """
+    del image_size
+    covered = (raw.shape[1] * stride, raw.shape[2] * stride)
+    target = dense.every_nth(labels["depth"], covered, loss_stride, missing=np.nan)
+    valid = (target >= min_depth) & (target <= max_depth)  # False for NaN
+    depth = _metres(dense.enlarge(raw.astype(jnp.float32), stride // loss_stride), center)
+    value = COSTS[cost](depth, jnp.where(valid, target, center), valid)
+    return value, {cost: value}
+
+
+def l1(depth: Map, target: Map, valid: Valid) -> Float[Array, ""]:
+    """The mean absolute error of the valid pixels, metres."""
+    return _mean(jnp.abs(depth - target), valid)
+
+
+def berhu(depth: Map, target: Map, valid: Valid) -> Float[Array, ""]:
+    """The reverse Huber loss: |x| up to c, (x² + c²) / 2c above; c follows the batch's largest error.
+
+    References:
+        Laina, Rupprecht, Belagiannis, Tombari, Navab, "Deeper Depth Prediction with Fully Convolutional Residual
+        Networks", 2016, equation 1.
+    """
+    error = jnp.where(valid, jnp.abs(depth - target), 0.0)
+    threshold = jax.lax.stop_gradient(jnp.maximum(BERHU_SHARE * error.max(), 1e-6))
+    quadratic = (jnp.square(error) + threshold**2) / (2 * threshold)
+    return _mean(jnp.where(error > threshold, quadratic, error), valid)
+
+
+def log(depth: Map, target: Map, valid: Valid) -> Float[Array, ""]:
+    """The scale-invariant squared error of log depth, averaged over the images with a valid pixel.
+
+    References:
+        Eigen, Puhrsch, Fergus, "Depth Map Prediction from a Single Image using a Multi-Scale Deep Network", 2014,
+        equation 4.
+    """
+    error = jnp.where(valid, jnp.log(depth) - jnp.log(target), 0.0)
+    pixels = jnp.maximum(valid.sum((1, 2)), 1)
+    costs = jnp.square(error).sum((1, 2)) / pixels - SCALE_INVARIANCE * jnp.square(error.sum((1, 2)) / pixels)
+    return costs.sum() / jnp.maximum(valid.any((1, 2)).sum(), 1)
+
+
+def _mean(costs: Map, valid: Valid) -> Float[Array, ""]:
+    return jnp.where(valid, costs, 0.0).sum() / jnp.maximum(valid.sum(), 1)
+
+
+def _metres(raw: Float[Array, "batch rows columns 1"], center: float) -> Map:
+    return center * jnp.exp(raw[..., 0])
+
+
+# Of depth, labels and where they are valid; and depths drawn around a prediction with the noise that the cost assumes.
+COSTS: dict[str, Callable[[Map, Map, Valid], Float[Array, ""]]] = {"l1": l1, "berhu": berhu, "log": log}
+DRAWS: dict[str, Callable[[Array, Map], Map]] = {
+    "l1": lambda key, depth: depth + jax.random.laplace(key, depth.shape),
+    "berhu": lambda key, depth: depth + jax.random.laplace(key, depth.shape),
+    "log": lambda key, depth: depth * jnp.exp(jnp.sqrt(0.5) * jax.random.normal(key, depth.shape)),
+}
+
+
+def distillation_loss(
+    raw: Float[Array, "batch rows columns 1"], teacher_raw: Float[Array, "batch rows columns 1"], image_size: ImageSize
+) -> Float[Array, ""]:
+    """The mean squared distance from the teacher's log depth."""
+    del image_size
+    return jnp.mean(jnp.square(raw.astype(jnp.float32) - teacher_raw.astype(jnp.float32)))
+
+
+def sampled_loss(
+    raw: Float[Array, "batch rows columns 1"],
+    image_size: ImageSize,
+    key: Key[Array, ""],
+    *,
+    cost: str,
+    center: float,
+) -> Float[Array, ""]:
+    """The cost towards depths drawn around that of every cell: Laplace's noise, or for "log" Gauss's on log depth."""
+    del image_size
+    depth = _metres(raw.astype(jnp.float32), center)
+    drawn = jax.lax.stop_gradient(DRAWS[cost](key, depth))
+    return COSTS[cost](depth, drawn, jnp.ones(depth.shape, bool))
+
+
+def finish(
+    raw: Float[Array, "batch rows columns 1"],
+    image_size: ImageSize,
+    *,
+    center: float,
+    min_depth: float,
+    max_depth: float,
+    stride: int,
+) -> Float[Array, "batch height width"]:
+    """Returns the depth of every pixel of the input, in metres, within the range of valid labels."""
+    depth = _metres(dense.enlarge(raw.astype(jnp.float32), stride), center)
+    return jnp.clip(depth[:, : image_size[0], : image_size[1]], min_depth, max_depth)
+
+
+def decode(outputs: Float[Array, "batch height width"]) -> dict[str, Array]:
+    """Returns the depths."""
+    return {"depth": outputs}
+
+
+class DepthErrors:
+    """Errors over all pixels at the labels' original size; without any labelled pixel every figure is NaN.
+
+    "abs_error" and "rmse" are in metres, "rel_error" is the mean of |d - d*| / d*, and "delta_k" is the share of
+    pixels whose depth is wrong by a factor below 1.25 to the power of k.
+
+    References:
+        Eigen, Puhrsch, Fergus, "Depth Map Prediction from a Single Image using a Multi-Scale Deep Network", 2014,
+        section 4.3.
+    """
+
+    def __init__(self, *, name: str, min_depth: float, max_depth: float) -> None:
+        self._name, self._min_depth, self._max_depth = name, min_depth, max_depth
+        self._pixels, self._sums = 0, np.zeros(len(FIGURES))
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+        """Adds one image.
+
+        Raises:
+            UserError: the labels have another size than the image.
+        """
+        truth = np.asarray(target["depth"], np.float64)
+        dense.check_size(self._name, "depth map", truth, geometry)
+        valid = (truth >= self._min_depth) & (truth <= self._max_depth)
+        depth = dense.at_original(np.asarray(prediction["depth"]), geometry)[valid].astype(np.float64)
+        truth = truth[valid]
+        error, factor = np.abs(depth - truth), np.maximum(depth / truth, truth / depth)
+        of_pixels = (error, error / truth, np.square(error), *(factor < DELTA**power for power in (1, 2, 3)))
+        self._pixels += truth.size
+        self._sums += [each.sum() for each in of_pixels]
+
+    def compute(self) -> dict[str, float]:
+        """Returns each of `FIGURES`."""
+        means = self._sums / (self._pixels or np.nan)
+        figures = dict(zip(FIGURES, means.tolist(), strict=True))
+        return figures | {"rmse": figures["rmse"] ** 0.5}
+
+
+def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, name: str) -> None:
+    """Lays the depth over the image, from its nearest point to its farthest, and writes these two into the corner."""
+    depth = np.asarray(prediction["depth"])
+    axes.imshow(depth, cmap="viridis", alpha=OVERLAY_OPACITY)
+    caption = f"{name} {depth.min():.2g} m (dark) to {depth.max():.2g} m (bright)"
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
+    axes.text(0.03, 0.97, caption, transform=axes.transAxes, va="top", fontsize="small", bbox=box)
