@@ -179,6 +179,23 @@ def test_mask_of_another_size_is_refused(rgb):
         images.decode_mask(content, image=image, class_count=2, name="m.png")
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_levels_give_metres_and_zero_is_missing(dtype):
+    content = cv2.imencode(".png", np.array([[0, 1, 250]], dtype))[1].tobytes()
+    depth = images.decode_depth(content, levels_per_metre=25.0)
+    assert depth.dtype == np.float32
+    np.testing.assert_array_equal(depth, np.float32([[np.nan, 0.04, 10.0]]))
+
+
+def test_depth_in_colour_or_of_another_size_is_refused(rgb):
+    image = images.read_image(encoded(Image.fromarray(rgb)))
+    with pytest.raises(UserError, match=r"d\.png: expected a greyscale depth map, found mode RGB"):
+        images.decode_depth(encoded(Image.fromarray(rgb)), levels_per_metre=25.5, name="d.png")
+    content = encoded(Image.fromarray(np.zeros((5, 5), np.uint8)))
+    with pytest.raises(UserError, match=r"d\.png: expected a depth map of the image's size 9 x 6 px, found 5 x 5 px"):
+        images.decode_depth(content, image=image, levels_per_metre=25.5, name="d.png")
+
+
 def test_mask_without_a_labelled_pixel_is_accepted():
     content = encoded(Image.fromarray(np.full((2, 2), 255, np.uint8)))
     assert (images.decode_mask(content, class_count=2) == 255).all()

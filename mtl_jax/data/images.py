@@ -1,4 +1,4 @@
-"""Decodes one image or mask file: whatever its format holds becomes 8-bit RGB, or a readable refusal."""
+"""Decodes one image, mask or depth file: whatever an image's format holds becomes 8-bit RGB, or a readable refusal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float32, Int, UInt8
 from PIL import Image
 
 from mtl_jax.data.base import VOID
@@ -110,7 +110,40 @@ def decode_mask(
     mask = np.asarray(opened).astype(np.int64)
     check_class_indices(mask, class_count=class_count, name=name)
     mask = mask.astype(np.uint8)
-    return mask if image is None else _follow_image(mask, image, name)
+    return mask if image is None else _follow_image(mask, image, "mask", name)
+
+
+def decode_depth(
+    file: str | Path | bytes,
+    *,
+    image: Decoded | None = None,
+    levels_per_metre: float,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Float32[np.ndarray, "height width"]:
+    """Reads a depth map from an 8- or 16-bit greyscale file: metres, NaN where it holds 0.
+
+    The map follows its image as a mask does.
+
+    Args:
+      file: a path, or the bytes of a file.
+      image: the image it belongs to; its size is checked where given.
+      levels_per_metre: steps of grey; 1000 where the file holds millimetres.
+      name: what errors call it; the path by default.
+      max_pixels: larger maps are refused before they are decoded.
+
+    Raises:
+      UserError: unreadable, not greyscale, or of another size.
+    """
+    name = _name_of(file, name)
+    opened = _open(file, name, max_pixels)
+    if opened.mode != "L" and not opened.mode.startswith("I"):
+        raise UserError(
+            f"{name}: expected a greyscale depth map, found mode {opened.mode}: save depths as 8- or 16-bit grey"
+        )
+    levels = np.asarray(opened).astype(np.float32)
+    depth = np.where(levels > 0, levels / np.float32(levels_per_metre), np.float32(np.nan))
+    return depth if image is None else _follow_image(depth, image, "depth map", name)
 
 
 def check_class_indices(mask: Int[np.ndarray, "height width"], *, class_count: int, name: str) -> None:
@@ -128,15 +161,15 @@ def check_class_indices(mask: Int[np.ndarray, "height width"], *, class_count: i
         )
 
 
-def _follow_image(mask: np.ndarray, image: Decoded, name: str) -> np.ndarray:
-    if mask.shape == image.upright.shape[:2]:
-        return mask
-    if mask.shape == image.stored.shape[:2]:
-        return turn_upright(mask, image.orientation)
+def _follow_image(labels: np.ndarray, image: Decoded, what: str, name: str) -> np.ndarray:
+    if labels.shape == image.upright.shape[:2]:
+        return labels
+    if labels.shape == image.stored.shape[:2]:
+        return turn_upright(labels, image.orientation)
     height, width = image.upright.shape[:2]
     raise UserError(
-        f"{name}: expected a mask of the image's size {width} x {height} px, found {mask.shape[1]} x "
-        f"{mask.shape[0]} px: make it anew from the image"
+        f"{name}: expected a {what} of the image's size {width} x {height} px, found {labels.shape[1]} x "
+        f"{labels.shape[0]} px: make it anew from the image"
     )
 
 

@@ -11,6 +11,7 @@ from mtl_jax.data.base import Sample, Source
 from mtl_jax.data.coco import CocoDetection
 from mtl_jax.data.digits import DigitScenes
 from mtl_jax.data.image_folder import ImageFolder
+from mtl_jax.data.nyuv2 import NYUv2
 from mtl_jax.data.tfds import Tfds
 from mtl_jax.data.utkface import UTKFace
 from mtl_jax.data.voc import VocSegmentation
@@ -23,6 +24,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "coco_detection": CocoDetection,
     "image_folder": ImageFolder,
     "utkface": UTKFace,
+    "nyuv2": NYUv2,
     "tfds": Tfds,
     "digits": DigitScenes,
 }
