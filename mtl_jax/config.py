@@ -16,6 +16,7 @@ BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
 IMPORTANCE_CHOICES = ("empirical", "sampled", "exact", "mas", "si")
 EWC_MODES = ("online", "separate")
 GRADIENT_SPACES = ("params", "features")
+UPDATES = ("forward", "mask", "weight")
 
 
 def base() -> Any:
@@ -115,11 +116,21 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
         {
             "streams": streams,
             "epochs": 10.0,  # passes over the first stream
+            # 0 takes a batch of every stream in every step. Above, each step takes a batch of one, drawn with
+            # probability proportional to its size ** (1 / temperature): 1 by size, 2 by its square root, inf all alike
+            "sampling_temperature": 0.0,
+            # what becomes of the stage's tasks that a batch does not label: "forward" does not compute them; "mask"
+            # computes them and drops their gradient; "weight" computes them and gives their loss the weight 0. In each
+            # case their own parameters stay as they are.
+            "update": "forward",
             "eval_every_epochs": 0.0,  # for the curves only; 0 evaluates at the end of the stage alone
             # optimizer
             "optimizer": "adamw",  # or "sgd"
             "learning_rate": 1e-3,  # peak
             "backbone_rate": 1.0,  # times learning_rate
+            # pattern of parameters -> factor on learning_rate, beside backbone_rate: "branch_seg", "head/det", "neck",
+            # "backbone/stage_[01]" (the backbone's stages, by the stride of their end as in model.share_until)
+            "rates": {},
             "schedule": "cosine",  # or "constant", "linear"
             "warmup_fraction": 0.05,  # of the stage's steps
             "weight_decay": 1e-4,  # on kernels only
@@ -140,7 +151,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             # an earlier task, from whose branch the branches of this stage's tasks start, where shapes agree; "" is off
             "warm_start": "",
             # patterns of parameters that stay as they are, statistics too: "backbone", "head/conv_*"; with epochs,
-            # "backbone@:5" until the fifth (gradual unfreezing), "backbone/stem@2.5:" from then on (progressive)
+            # "backbone@:5" until the fifth (gradual unfreezing), "backbone/stage_0@2.5:" from then on (progressive)
             "freeze": (),
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages
@@ -241,6 +252,7 @@ def validate(config: Any) -> None:
             (
                 "learning_rate",
                 "backbone_rate",
+                "sampling_temperature",
                 "weight_decay",
                 "clip_norm",
                 "ewc_strength",
@@ -262,6 +274,7 @@ def validate(config: Any) -> None:
             ("ewc_importance", IMPORTANCE_CHOICES),
             ("ewc_mode", EWC_MODES),
             ("gradient_space", GRADIENT_SPACES),
+            ("update", UPDATES),
         ):
             if settings[choice] not in allowed:
                 raise UserError(f"{where}.{choice} is {settings[choice]!r}; expected one of {', '.join(allowed)}")

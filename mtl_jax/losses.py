@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.continual import der, ewc, lwf
 from mtl_jax.models import multi_task
-from mtl_jax.ownership import where_frozen
+from mtl_jax.models.layers import ByBatch
+from mtl_jax.ownership import owner_of
+from mtl_jax.patterns import change_where
 from mtl_jax.tasks.base import Task
 
 
@@ -37,15 +39,24 @@ class Objective:
     feature_weight: float = 0.0
     der_weight: float = 0.0  # of the distance from the outputs that replayed images were stored with
     ewc_strength: float = 0.0
-    train_batch_norm: bool | Callable[[str], bool] = True  # or the paths of the layers to train it in
+    train_batch_norm: ByBatch = True  # or the paths of the layers to train it in
     reference_tasks: tuple[str, ...] = ()  # their gradient only bars the way to opposing ones (A-GEM)
     frozen: tuple[str, ...] = ()  # patterns of the parameters that the stage leaves as they are
+    # Tasks that are computed for images without their labels too, and the weight of what they then cost, which is 0.
+    spectators: tuple[str, ...] = ()
+    spectator_weight: float = 0.0
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Every task with a loss, in order of first appearance."""
         names = [task for tasks in self.streams.values() for task in tasks]
         return tuple(dict.fromkeys([*names, *self.distilled, *self.holding]))
+
+    def of(self, present: tuple[str, ...]) -> Objective:
+        """The losses that a batch of some of the streams has."""
+        streams = {stream: tasks for stream, tasks in self.streams.items() if stream in present}
+        groups = (tuple(stream for stream in group if stream in present) for group in self.groups)
+        return dataclasses.replace(self, streams=streams, groups=tuple(group for group in groups if group))
 
     @property
     def holding(self) -> tuple[str, ...]:
@@ -54,12 +65,17 @@ class Objective:
 
     def carried(self, group: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks for which a group of streams gives a loss: by its labels, by distillation, or both."""
-        return tuple(dict.fromkeys([*self.computed(group), *self.holding]))
+        labelled = [task for stream in group for task in self.streams[stream]]
+        return tuple(dict.fromkeys([*labelled, *self.distilled, *self.holding]))
 
     def computed(self, group: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks whose outputs such a loss needs."""
         labelled = [task for stream in group for task in self.streams[stream]]
-        return tuple(dict.fromkeys([*labelled, *self.distilled]))
+        return tuple(dict.fromkeys([*labelled, *self.distilled, *self.spectators]))
+
+    def watching(self, group: tuple[str, ...]) -> tuple[str, ...]:
+        """The tasks that are computed for a group of streams although it gives no loss for them."""
+        return tuple(task for task in self.computed(group) if task not in self.carried(group))
 
 
 class LossParts(NamedTuple):
@@ -100,7 +116,7 @@ def group_losses(
     Returns:
         Losses in the order of `objective.carried(group)`, and what else there is to tell.
     """
-    params = where_frozen(jax.lax.stop_gradient, params, objective.frozen)  # spares their backward pass
+    params = change_where(jax.lax.stop_gradient, params, objective.frozen)  # spares their backward pass
     carried = objective.carried(group)
     image = jnp.concatenate([batch[stream]["image"] for stream in group])
     image_size = (image.shape[1], image.shape[2])
@@ -111,7 +127,7 @@ def group_losses(
         image,
         tasks=objective.computed(group),
         key=key,
-        train_batch_norm=objective.train_batch_norm,
+        train_batch_norm=_sparing(objective.train_batch_norm, objective.watching(group)),
         offsets=offsets,
     )
     values = dict.fromkeys(carried, jnp.zeros(()))
@@ -129,6 +145,9 @@ def group_losses(
                 distance = der.distance(raw[task][rows], stored["outputs"])
                 values[task] += objective.der_weight * distance
                 metrics[f"{task}/{stream}_output_distance"] = distance
+    for task in objective.watching(group):
+        nothing = tasks[task].no_labels(image.shape[0], image_size)
+        values[carried[0]] += objective.spectator_weight * tasks[task].loss(raw[task], nothing, image_size)[0]
     if objective.distilled or objective.holding:
         taught = tuple(objective.distilled) or objective.holding[:1]
         teacher_raw, teacher_features = multi_task.eval_raw(model, memory.teacher, image, tasks=taught)
@@ -144,3 +163,15 @@ def group_losses(
             values[task] += objective.distilled[task] * loss
             metrics[f"{task}/{group[0]}_distillation"] = loss
     return jnp.stack([values[task] for task in carried]), LossParts(batch_stats, metrics, shared)
+
+
+def _sparing(train_batch_norm: ByBatch, tasks: tuple[str, ...]) -> ByBatch:
+    """Leaves out the batch norms that are some tasks' own."""
+    if not tasks:
+        return train_batch_norm
+
+    def by_batch(path: str) -> bool:
+        trained = train_batch_norm(path) if callable(train_batch_norm) else train_batch_norm
+        return trained and owner_of(tuple(path.split("/")), tasks) is None
+
+    return by_batch

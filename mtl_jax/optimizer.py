@@ -1,7 +1,9 @@
-"""Optax chains from a stage's settings: clipping, the update rule, schedule, and a rate of its own for the backbone."""
+"""Optax chains from a stage's settings: the update rule, its schedule, and rates of their own for parts."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from mtl_jax.errors import UserError
+from mtl_jax.patterns import matches, path_of
 
 SCHEDULES = ("constant", "linear", "cosine")
 RULES = ("adamw", "sgd")
@@ -42,10 +45,9 @@ def build(
     rule: str,
     *,
     learning_rate: optax.Schedule,
-    backbone_rate: float,
     weight_decay: float,
     momentum: float,
-    clip_norm: float,
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Returns the transform from one gradient to one update.
 
@@ -53,10 +55,9 @@ def build(
         rule: "adamw" (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019) or "sgd" with
             Nesterov momentum.
         learning_rate: step -> rate.
-        backbone_rate: factor on the updates of the backbone, in branches too.
         weight_decay: decoupled, on leaves of two or more axes only.
         momentum: of "sgd".
-        clip_norm: largest global norm of the gradient; 0 does not clip.
+        rates: pattern of parameters -> factor on their updates; where several fit, their product.
 
     Raises:
         UserError: an unknown rule.
@@ -67,65 +68,83 @@ def build(
         direction = optax.trace(decay=momentum, nesterov=True)
     else:
         raise UserError(f"optimizer is {rule!r}; expected one of {', '.join(RULES)}")
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    parts += [direction]
+    parts = [direction]
     if weight_decay:
-        parts += [optax.add_decayed_weights(weight_decay, mask={group: group.endswith("kernel") for group in GROUPS})]
+        parts += [optax.add_decayed_weights(weight_decay, mask=_are_kernels)]
     parts += [optax.scale_by_learning_rate(learning_rate)]
-    if backbone_rate != 1.0:
-        parts += [optax.masked(optax.scale(backbone_rate), {group: group.startswith("backbone") for group in GROUPS})]
-    return packed(optax.chain(*parts))
+    parts += [optax.stateless(_scaled)]
+    return _packed(optax.chain(*parts), rates or {})
 
 
-# Parameters that the optimizer treats alike: by part of the network and by whether they are weight-decayed.
-GROUPS = ("backbone_kernel", "backbone_vector", "upper_kernel", "upper_vector")
+def clip(grads: Sequence[PyTree], norm: float) -> list[PyTree]:
+    """Shortens gradients of several parts of a network so that together they are no longer than `norm`; 0 is off."""
+    if not norm:
+        return list(grads)
+    clipped: Any = optax.clip_by_global_norm(norm).update(list(grads), optax.EmptyState())[0]
+    return clipped
 
 
-def packed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies an elementwise transform to one vector per group: far fewer operations to compile and to launch.
-
-    Args:
-        tx: over {group: vector}. Global norms are the same over the vectors as over the leaves.
-    """
+def _packed(tx: optax.GradientTransformation, rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Applies an elementwise transform to one vector per group: far fewer operations to compile and to launch."""
 
     def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
-        vectors, state = tx.update(pack(updates), state, None if params is None else pack(params))
-        return unpack(vectors, like=updates), state
+        vectors, state = tx.update(pack(updates, rates), state, None if params is None else pack(params, rates))
+        return unpack(vectors, rates, like=updates), state
 
-    return optax.GradientTransformation(lambda params: tx.init(pack(params)), update)
+    return optax.GradientTransformation(lambda params: tx.init(pack(params, rates)), update)
 
 
-def pack(tree: PyTree) -> dict[str, Float[Array, " group"]]:
-    """Concatenates the leaves of each of `GROUPS`.
+def pack(tree: PyTree, rates: Mapping[str, float]) -> dict[str, Float[Array, " group"]]:
+    """Concatenates the leaves that are treated alike: of one factor on the rate, and all or none weight-decayed.
 
     Args:
         tree: {"backbone", ...}: parameters, or gradients like them.
+        rates: pattern -> factor.
+
+    Returns:
+        {group: vector}; "kernel_0.3" holds the kernels of factor 0.3.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    parts = {group: [leaf.ravel() for path, leaf in leaves if _group(path, leaf) == group] for group in GROUPS}
-    return {group: jnp.concatenate(each) if each else jnp.zeros(0) for group, each in parts.items()}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    groups: dict[str, list[Array]] = {}
+    for path, leaf in leaves:
+        groups.setdefault(_group(path, leaf, rates), []).append(leaf.ravel())
+    return {group: jnp.concatenate(each) for group, each in sorted(groups.items())}
 
 
-def unpack(vectors: Any, *, like: PyTree) -> PyTree:
+def unpack(vectors: Any, rates: Mapping[str, float], *, like: PyTree) -> PyTree:
     """The inverse of `pack`.
 
     Args:
         vectors: one for each group.
+        rates: pattern -> factor.
         like: a tree of the leaves' places and shapes.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    taken: dict[str, int] = dict.fromkeys(GROUPS, 0)
+    taken: dict[str, int] = dict.fromkeys(vectors, 0)
     fresh = []
     for path, leaf in leaves:
-        group = _group(path, leaf)
+        group = _group(path, leaf, rates)
         fresh.append(vectors[group][taken[group] : taken[group] + leaf.size].reshape(leaf.shape))
         taken[group] += leaf.size
     return jax.tree_util.tree_unflatten(structure, fresh)
 
 
-def _group(path: tuple, leaf: Any) -> str:
-    part = "backbone" if any(entry.key == "backbone" for entry in path) else "upper"  # in branches too
-    return f"{part}_{'kernel' if leaf.ndim > 1 else 'vector'}"
+def _group(path: tuple, leaf: Any, rates: Mapping[str, float]) -> str:
+    factor = math.prod(factor for pattern, factor in rates.items() if matches(path_of(path), (pattern,)))
+    return f"{'kernel' if leaf.ndim > 1 else 'vector'}_{factor:g}"
+
+
+def _factor(group: str) -> float:
+    return float(group.partition("_")[2])
+
+
+def _scaled(vectors: Any, params: Any = None) -> Any:
+    del params
+    return {group: _factor(group) * each for group, each in vectors.items()}
+
+
+def _are_kernels(vectors: Any) -> Any:
+    return {group: group.startswith("kernel") for group in vectors}
 
 
 class EmaState(NamedTuple):

@@ -15,7 +15,7 @@ from mtl_jax.continual import der, ewc, mas, replay, si
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.stages import Learnt, StagePlan
+from mtl_jax.stage_plan import Learnt, StagePlan
 from mtl_jax.tasks.base import Task
 from mtl_jax.train_step import TrainState
 

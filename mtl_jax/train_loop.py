@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import tempfile
 import time
@@ -24,6 +25,7 @@ from mtl_jax import (
     remember,
     report,
     run_record,
+    stage_plan,
     stages,
     train_step,
 )
@@ -35,7 +37,7 @@ from mtl_jax.losses import Memory
 from mtl_jax.metrics_log import MetricsLog
 from mtl_jax.models import multi_task
 from mtl_jax.progress import StageProgress
-from mtl_jax.stages import Learnt, StagePlan
+from mtl_jax.stage_plan import Learnt, StagePlan
 
 
 class Run(NamedTuple):
@@ -114,7 +116,7 @@ def _finished_stages(run: Run) -> Learnt | None:
 def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     """Trains and evaluates one stage, and saves it with what the later ones need."""
     started = time.monotonic()
-    stage = stages.plan(run.config, run.parts, index, learnt)
+    stage = stage_plan.plan(run.config, run.parts, index, learnt)
     state, steps, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed)
     paused = time.monotonic()
     before = _evaluate_before(run, stage, state) if run.config.forward_transfer else {}
@@ -160,7 +162,7 @@ def _train(
 ) -> tuple[train_step.TrainState, float]:
     """Takes the stage's remaining steps; returns the state and the seconds spent on evaluations in between."""
     first, pauses, saved = int(state.step), 0.0, time.monotonic()
-    step: Any = None  # compiled where a phase of the stage begins
+    compiled: dict[tuple[int, tuple[str, ...]], Any] = {}  # for each phase of the stage, and the streams of a batch
     evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
     pending: Any = None
     with StageProgress(
@@ -171,13 +173,14 @@ def _train(
         quiet=not devices.is_primary(),
     ) as progress:
         for done, batch in enumerate(_batches(run, stage, first), start=first + 1):
-            if done == first + 1 or done - 1 in steps:
-                begun = max(start for start in steps if start < done)
-                step = compilation.ahead_of_time(steps[begun], state, memory, batch)
-            state, metrics = step(state, memory, batch)
+            program = (max(start for start in steps if start < done), tuple(batch))
+            if program not in compiled:
+                compiled[program] = compilation.ahead_of_time(steps[program[0]], state, memory, batch)
+            state, metrics = compiled[program](state, memory, batch)
+            images = sum(stage.batch_sizes[stream] for stream in batch)
             if pending is not None:  # the step before is read while this one runs
                 _finish_step(run, stage, progress, *pending, steps_before=steps_before)
-            pending = (done, metrics)
+            pending = (done, images, metrics)
             if done == stage.total_steps:
                 break
             save = time.monotonic() - saved > run.config.checkpoint_every_seconds
@@ -206,11 +209,12 @@ def _train(
 def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[dict[str, Any]]:
     """The stage's batches from step `first` on, split over the devices."""
     streams = {
-        name: pipeline.prefetch(batches, start=first, threads=run.config.loader_threads)
+        name: pipeline.prefetch(batches, start=stage.batches_before(first, name), threads=run.config.loader_threads)
         for name, batches in stage.data.items()
     }
-    while True:
-        yield devices.place({name: next(stream) for name, stream in streams.items()}, stage.batch_sizes)
+    for step in itertools.count(first):
+        batch = {name: next(stream) for name, stream in streams.items() if stage.takes(step, name)}
+        yield devices.place(batch, stage.batch_sizes)
 
 
 def _finish_step(
@@ -218,13 +222,14 @@ def _finish_step(
     stage: StagePlan,
     progress: StageProgress,
     done: int,
+    images: int,
     metrics: Mapping[str, jax.Array],
     *,
     steps_before: int,
 ) -> None:
     """Shows one step, logs it where its turn is, and stops where the loss is not finite."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    progress.advance(images=sum(stage.batch_sizes.values()), loss=values["all/loss"])
+    progress.advance(images=images, loss=values["all/loss"])
     if not math.isfinite(values["all/loss"]):
         culprits = ", ".join(name for name, value in values.items() if not math.isfinite(value))
         raise UserError(
@@ -235,7 +240,7 @@ def _finish_step(
         return
     if progress.images_per_second is not None:
         values["all/images_per_second"] = progress.images_per_second
-        values["all/step_ms"] = 1e3 * sum(stage.batch_sizes.values()) / progress.images_per_second
+        values["all/step_ms"] = 1e3 * images / progress.images_per_second
     for path, value in values.items():
         task, _, name = path.partition("/")
         epoch = done / stage.steps_per_epoch
@@ -302,7 +307,7 @@ def _save_stage(run: Run, stage: StagePlan, after: Learnt, state: train_step.Tra
                 "stages": after.stages,
                 "train_seconds": after.train_seconds,
                 "step": after.step,
-                "data_position": dict.fromkeys(stage.data, stage.total_steps),
+                "data_position": {name: stage.batches_before(stage.total_steps, name) for name in stage.data},
                 "config": run.config.to_dict(),
             }
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtl_jax import optimizer, task_gradients
 from mtl_jax.continual import agem, ewc, si
-from mtl_jax.losses import Memory
-from mtl_jax.ownership import join_private, split_private, where_frozen
+from mtl_jax.losses import Memory, Objective
+from mtl_jax.ownership import SHARED, by_owner, join_private, split_private
+from mtl_jax.patterns import change_where
 from mtl_jax.task_gradients import Problem
 
 
@@ -24,7 +25,7 @@ class TrainState(NamedTuple):
     params: PyTree
     batch_stats: PyTree
     balance_state: PyTree
-    opt_state: PyTree
+    opt_state: dict[str, PyTree]  # of what tasks share, and of each task's own: by owner
     ema: optimizer.EmaState | None
     path: PyTree | None  # of synaptic intelligence: each parameter's part in the loss's fall
     key: Array  # of the stage; each step folds its number in
@@ -42,16 +43,30 @@ def init_state(
     ema: bool,
     path: bool = False,
     tasks: tuple[str, ...],
+    trained: tuple[str, ...],
     key: Array,
 ) -> TrainState:
-    """Returns the state at step 0 of a stage."""
-    shared, _ = split_private(params, tasks)
+    """Returns the state at step 0 of a stage.
+
+    Args:
+        params: of the network.
+        batch_stats: likewise.
+        balance: the balancing method.
+        tx: gradient -> update.
+        ema: keep an average of the parameters.
+        path: keep each parameter's part in the loss's fall.
+        tasks: of the network.
+        trained: those of them with a loss in the stage.
+        key: of the stage.
+    """
+    shared, _ = split_private(params, trained)
+    owned = by_owner(params, tasks)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         balance_state=balance.init(shared),
-        opt_state=tx.init(params),
+        opt_state={owner: tx.init(part) for owner, part in owned.items() if owner in (SHARED, *trained)},
         ema=optimizer.EmaState(params, jnp.zeros((), jnp.int32)) if ema else None,
         path=jax.tree.map(jnp.zeros_like, params) if path else None,
         key=key,
@@ -59,28 +74,36 @@ def init_state(
 
 
 def make_train_step(
-    problem: Problem, *, tx: optax.GradientTransformation, schedule: optax.Schedule, ema_decay: float
+    problem: Problem,
+    *,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    clip_norm: float = 0.0,
+    ema_decay: float = 0.0,
 ) -> Step:
     """Returns `(state, memory, batch) -> (state, metrics)`, to be jitted with `state` donated.
 
     Args:
         problem: the network, the losses of the stage, and how the tasks' gradients become one.
-        tx: gradient -> update.
+        tx: gradient -> update; what tasks share and each task's own have a state of it each.
         schedule: the learning rate of `tx`, for the log.
+        clip_norm: largest norm of the gradient; of each task's where tasks share nothing. 0 does not clip.
         ema_decay: of the averaged weights; 0 keeps none.
     """
-    objective, names = problem.objective, problem.objective.tasks
+    stage = problem.objective
 
     def step(state: TrainState, memory: Memory, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+        objective = stage.of(tuple(batch))
+        drawn = problem._replace(objective=objective)
         key = jax.random.fold_in(state.key, state.step)
         given = task_gradients.Batch(state.params, state.batch_stats, memory, batch, key)
         if objective.reference_tasks:
-            found = task_gradients.in_parts(task_gradients.stacked, problem, given)
-            old = jnp.array([name in objective.reference_tasks for name in names])
+            found = task_gradients.in_parts(task_gradients.stacked, drawn, given)
+            old = jnp.array([name in objective.reference_tasks for name in objective.tasks])
             grads = agem.project(_sum_of_rows(found.grads, ~old), _sum_of_rows(found.grads, old))
             found = found._replace(grads=grads, balance_state=state.balance_state)
         else:
-            found = task_gradients.balanced(problem, given, state.balance_state)
+            found = task_gradients.balanced(drawn, given, state.balance_state)
         grads, metrics = found.grads, dict(found.metrics)
         if memory.anchors and objective.ewc_strength:
             penalty, penalty_grads = jax.value_and_grad(_penalty)(state.params, memory.anchors, objective.ewc_strength)
@@ -89,12 +112,7 @@ def make_train_step(
         metrics["all/loss"] = found.losses.sum() + metrics.get("all/ewc_penalty", 0.0)
         metrics["all/gradient_norm"] = optax.tree.norm(grads)
         metrics["all/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        # Weight decay must not wear down the slice of a task that this stage does not train.
-        idle = split_private(updates, tuple(task for task in problem.tasks if task not in names))
-        updates = join_private(idle[0], jax.tree.map(jnp.zeros_like, idle[1]))
-        updates = where_frozen(jnp.zeros_like, updates, objective.frozen)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state)
         after = TrainState(
             step=state.step + 1,
             params=params,
@@ -108,6 +126,32 @@ def make_train_step(
         return after, metrics
 
     return step
+
+
+def _updated(
+    tx: optax.GradientTransformation,
+    clip_norm: float,
+    objective: Objective,
+    tasks: Iterable[str],
+    grads: PyTree,
+    state: TrainState,
+) -> tuple[PyTree, dict[str, PyTree]]:
+    """The parameters and the optimizer's states after a step.
+
+    What is a task's own stays as it is, weight decay and the optimizer's state included, unless the batch trains it.
+    """
+    gradients, params = (by_owner(tree, tuple(tasks)) for tree in (grads, state.params))
+    active = [owner for owner in gradients if owner in (SHARED, *objective.tasks)]
+    if SHARED in active:
+        clipped = optimizer.clip([gradients[owner] for owner in active], clip_norm)
+    else:  # networks of their own, each with an optimizer of its own
+        clipped = [optimizer.clip([gradients[owner]], clip_norm)[0] for owner in active]
+    opt_state = dict(state.opt_state)
+    for owner, gradient in zip(active, clipped, strict=True):
+        updates, opt_state[owner] = tx.update(gradient, opt_state[owner], params[owner])
+        updates = change_where(jnp.zeros_like, updates, objective.frozen)
+        params[owner] = optax.apply_updates(params[owner], updates)
+    return join_private({}, params), opt_state
 
 
 def _penalty(params: PyTree, anchors: tuple[ewc.Anchor, ...], strength: float) -> Float[Array, ""]:

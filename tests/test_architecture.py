@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mtl_jax"
 LAYERS = (  # each may import those to its left, and its own
-    ("errors", "allocator"),
+    ("errors", "allocator", "patterns"),
     ("config", "freezing", "tasks", "balance", "checkpoints", "contract", "contract_table", "optimizer"),
     ("data", "models"),
     ("continual", "ownership"),
@@ -19,8 +19,8 @@ LAYERS = (  # each may import those to its left, and its own
     ("train_step", "evaluate", "metrics_log", "progress", "compilation", "devices"),
     ("examples", "experiment", "report", "report_balance", "report_figures", "report_page", "run_record"),
     ("comparison",),
-    ("stages",),
-    ("remember",),
+    ("stage_plan",),
+    ("remember", "stages"),
     ("train_loop", "evaluate_checkpoint"),
     ("benchmarks",),
 )

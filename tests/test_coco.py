@@ -52,6 +52,21 @@ def test_a_given_table_decides_the_labels(tmp_path):
     assert source[0]["labels"]["detection"]["label"].tolist() == [1, 0]
 
 
+def test_images_are_chosen_by_what_they_show_and_other_objects_are_left_unlabelled(tmp_path):
+    folder = make_coco(
+        tmp_path, [annotation([1, 2, 3, 4]), annotation([5, 6, 7, 8], 88), annotation([1, 2, 3, 4], 88, 9)]
+    )
+    people = opened(tmp_path, classes=("person",), other_categories="ignore", images_with=("person",))
+    rest = opened(tmp_path, classes=("teddy bear",), other_categories="ignore", images_without=("person",))
+    assert [sample["id"] for sample in people] == ["7.jpg"]
+    assert people[0]["labels"]["detection"]["boxes_xyxy"].tolist() == [[1, 2, 4, 6]]
+    assert [sample["id"] for sample in rest] == ["9.jpg"]
+    with pytest.raises(UserError, match=f"{folder}.*expected images with .'person',., without .'person',., found none"):
+        opened(tmp_path, images_with=("person",), images_without=("person",))
+    with pytest.raises(UserError, match=r"expected the classes among the file's categories, found no \['cat'\]"):
+        opened(tmp_path, images_with=("cat",))
+
+
 def test_image_without_objects_stays_with_zero_boxes(tmp_path):
     make_coco(tmp_path, [annotation([1, 2, 3, 4])])
     source = opened(tmp_path)

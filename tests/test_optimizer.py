@@ -35,10 +35,8 @@ def test_the_rate_decays_by_schedule():
 def update(grads=None, **changes):
     settings = {
         "learning_rate": optax.constant_schedule(0.1),
-        "backbone_rate": 1.0,
         "weight_decay": 0.0,
         "momentum": 0.0,
-        "clip_norm": 0.0,
     }
     tx = optimizer.build(changes.pop("rule", "sgd"), **(settings | changes))
     grads = jax.tree.map(jnp.ones_like, PARAMS) if grads is None else grads
@@ -49,15 +47,19 @@ def test_sgd_without_momentum_is_minus_rate_times_gradient():
     assert jax.tree.all(jax.tree.map(lambda leaf: jnp.allclose(leaf, -0.1), update()))
 
 
-def test_the_backbone_rate_scales_the_backbone_alone():
-    scaled = update(backbone_rate=0.25)
+def test_rates_scale_the_parts_that_their_patterns_name():
+    scaled = update(rates={"backbone": 0.25, "head": 2.0, "head/bias": 0.5, "neck": 9.0})
     np.testing.assert_allclose(scaled["backbone"]["kernel"], -0.025, rtol=1e-6)
-    np.testing.assert_allclose(scaled["head"]["kernel"], -0.1, rtol=1e-6)
+    np.testing.assert_allclose(scaled["head"]["kernel"], -0.2, rtol=1e-6)
+    np.testing.assert_allclose(scaled["head"]["bias"], -0.1, rtol=1e-6)  # both patterns fit
 
 
-def test_clipping_bounds_the_global_norm():
-    clipped = update(clip_norm=1.0)
-    assert float(optax.tree.norm(clipped)) == pytest.approx(0.1, rel=1e-5)
+def test_clipping_bounds_the_norm_of_all_parts_together():
+    parts = [{"w": jnp.array([3.0])}, {"w": jnp.array([4.0])}]
+    clipped = optimizer.clip(parts, 1.0)
+    np.testing.assert_allclose([part["w"][0] for part in clipped], [0.6, 0.8], rtol=1e-5)
+    assert optimizer.clip(parts, 0.0) == parts
+    np.testing.assert_allclose(optimizer.clip(parts, 6.0)[1]["w"], [4.0])
 
 
 def test_weight_decay_spares_biases():
@@ -73,11 +75,10 @@ def test_adamw_s_first_step_has_the_size_of_the_rate():
 def test_packing_and_unpacking_give_the_tree_back():
     generator = np.random.default_rng(0)
     tree = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape), jnp.float32), PARAMS)
-    vectors = optimizer.pack(tree)
-    assert {group: vector.size for group, vector in vectors.items()} == dict(
-        zip(optimizer.GROUPS, (4, 0, 4, 2), strict=True)
-    )
-    jax.tree.map(np.testing.assert_array_equal, optimizer.unpack(vectors, like=tree), tree)
+    rates = {"backbone": 0.3}
+    vectors = optimizer.pack(tree, rates)
+    assert {group: vector.size for group, vector in vectors.items()} == {"kernel_0.3": 4, "kernel_1": 4, "vector_1": 2}
+    jax.tree.map(np.testing.assert_array_equal, optimizer.unpack(vectors, rates, like=tree), tree)
 
 
 def test_unknown_rules_and_schedules_are_refused():

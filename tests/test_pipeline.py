@@ -122,8 +122,8 @@ def test_every_sample_comes_once_before_any_comes_again():
 def test_a_source_smaller_than_a_batch_is_repeated():
     batch = batches(Levels(2), labels={"cls": "classification"}, augment=Augment())[0]
     assert sorted(batch["labels"]["cls"]["label"].tolist()) == [0, 0, 1, 1]
-    assert pipeline.steps_per_epoch(Levels(2), 4) == 1
-    assert pipeline.steps_per_epoch(Levels(11), 4) == 2
+    assert pipeline.steps_per_epoch(2, 4) == 1
+    assert pipeline.steps_per_epoch(11, 4) == 2
 
 
 def test_nothing_is_decoded_after_the_first_epoch():

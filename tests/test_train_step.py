@@ -89,10 +89,8 @@ def take_steps(
     tx = optimizer.build(
         "sgd",
         learning_rate=schedule,
-        backbone_rate=1.0,
         weight_decay=weight_decay,
         momentum=0.0,
-        clip_norm=0.0,
     )
     start = train_step.init_state(
         variables["params"],
@@ -101,7 +99,8 @@ def take_steps(
         tx=tx,
         ema=ema_decay > 0,
         path=path,
-        tasks=aim.tasks,
+        tasks=tuple(TASKS),
+        trained=aim.tasks,
         key=jax.random.key(1),
     )
     backward = backward or ("summed" if method == "sum" else "stacked")
@@ -141,6 +140,32 @@ def test_a_step_leaves_the_head_of_a_task_that_it_does_not_train_alone_even_unde
     assert not any(name.startswith("head/cls") for name in changed)
     assert "head/seg/kernel" in changed
     assert any(name.startswith("backbone") for name in changed)
+
+
+def test_a_batch_leaves_the_heads_that_it_does_not_label_alone_however_they_are_passed(model, variables):
+    """Parameters, the optimizer's moments and count, weight decay: the same in each way, and so is what it trains."""
+    schedule, plain = optax.constant_schedule(RATE), balance.METHODS["sum"]()
+    tx = optimizer.build("adamw", learning_rate=schedule, weight_decay=0.1, momentum=0.0)
+    ways = {"forward": {}, "mask": {"spectator_weight": 1.0}, "weight": {"spectator_weight": 0.0}}
+    after = {}
+    for way, settings in ways.items():
+        spectators = {"spectators": ("seg", "cls")} if settings else {}
+        aim = objective(streams={"masks": ("seg",), "names": ("cls",)}, **spectators, **settings)
+        state = train_step.init_state(
+            variables["params"], variables["batch_stats"], balance=plain, tx=tx, ema=False, tasks=tuple(TASKS),
+            trained=aim.tasks, key=jax.random.key(1),
+        )  # fmt: skip
+        problem = Problem(model, TASKS, aim, plain, "summed")
+        step = jax.jit(train_step.make_train_step(problem, tx=tx, schedule=schedule, clip_norm=1.0))
+        after[way], metrics = step(state, Memory(None, ()), {"names": batch("names")})
+        np.testing.assert_allclose(metrics["all/loss"], metrics["cls/names_loss"])
+        changed = moved(state.params, after[way].params)
+        assert not any(name.startswith("head/seg") for name in changed)
+        assert {"head/cls/kernel", "neck/lateral_32/kernel"} <= changed
+        jax.tree.map(np.testing.assert_array_equal, after[way].opt_state["seg"], state.opt_state["seg"])
+        assert [int(after[way].opt_state[owner][0].count) for owner in ("seg", "cls", "shared")] == [0, 1, 1]
+    for way in ("mask", "weight"):
+        assert_close(after[way].params, after["forward"].params)
 
 
 def test_a_gem_projects_the_new_gradient_against_the_replayed_one(run):

@@ -13,11 +13,15 @@ class TinyBackbone(nn.Module):
     output_stride: int = 32
     dtype: jnp.dtype = jnp.dtype("float32")
     batch_norm_momentum: float = 0.9
+    after: int = 1
+    until: int = 32
 
     @nn.compact
     def __call__(self, image, *, train_batch_norm: ByBatch):
-        features, taps = image, {}
+        features, taps = image, {self.after: image} if self.after >= 8 else {}
         for stride, step, channels in ((8, 8, 16), (16, 2, 24), (32, 2, 24)):
+            if not self.after < stride <= self.until:
+                continue
             features = nn.Conv(channels, (step, step), (step, step), use_bias=False, name=f"conv_{stride}")(features)
             norm = BatchNorm("relu", momentum=self.batch_norm_momentum, name=f"norm_{stride}")
             features = norm(features, by_batch=train_batch_norm)

@@ -48,10 +48,9 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
     tx = optimizer.build(
         "adamw",
         learning_rate=schedule,
-        backbone_rate=0.2,
         weight_decay=problem_lib.WEIGHT_DECAY,
         momentum=0.9,
-        clip_norm=problem_lib.CLIP_NORM,
+        rates={"backbone": 0.2},
     )
     settings = stage(tuple(streams), balance=problem.balance, gradient_space=problem.gradient_space)
     method = balancing.method(settings, tasks=len(names), where="the benchmark")
@@ -62,6 +61,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         tx=tx,
         ema=False,
         tasks=names,
+        trained=names,
         key=jax.random.key(problem.seed),
     )
     objective = Objective(
@@ -72,7 +72,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
     )
     backward = balancing.backward(settings, method, objective, features_are_shared=True, where="the benchmark")
     whole = task_gradients.Problem(model, records, objective, method, backward)
-    step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, ema_decay=0.0)
+    step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, clip_norm=problem_lib.CLIP_NORM)
     memory = Memory(None, ())
     batch = devices.place(batch, dict.fromkeys(batch, problem.batch_size))
     holder = {"state": jax.device_put(state, devices.everywhere())}

@@ -38,9 +38,11 @@ class CocoDetection:
         classes: category names, in the order of their labels; by default the file's own, ordered by id.
         other_categories: what an annotation of a category outside `classes` is: an "error", or "ignore"d and
             counted.
+        images_with: category names; only images that show one of them are kept. Empty keeps all.
+        images_without: category names; images that show one of them are left out.
 
     Raises:
-        UserError: no dataset there, or an annotation that names no known category or image.
+        UserError: no dataset there, an annotation that names no known category or image, or no image left.
 
     References:
         Lin, Maire, Belongie et al., "Microsoft COCO: Common Objects in Context", 2014.
@@ -54,6 +56,8 @@ class CocoDetection:
         folder: str = "mini-coco-det",
         classes: Sequence[str] | None = None,
         other_categories: str = "error",
+        images_with: Sequence[str] = (),
+        images_without: Sequence[str] = (),
     ) -> None:
         check_split(split)
         if other_categories not in ("error", "ignore"):
@@ -68,7 +72,7 @@ class CocoDetection:
         content = _read(self.file)
         names = _category_names(content["categories"], self.file)
         table = tuple(classes) if classes is not None else tuple(names[number] for number in sorted(names))
-        _check_table(table, names, self.file)
+        _check_table((*table, *images_with, *images_without), names, self.file)
         self.class_names = {"detection": table}
         self.dropped_boxes: Counter[str] = Counter()
         self._images: list[Mapping[str, Any]] = content["images"]
@@ -77,6 +81,18 @@ class CocoDetection:
         sizes = {image["id"]: (image["width"], image["height"]) for image in self._images}
         for annotation in content["annotations"]:
             self._add(annotation, labels, names, sizes, other_categories)
+        shown: dict[int, set[str]] = {number: set() for number in sizes}
+        for annotation in content["annotations"]:
+            shown[annotation["image_id"]].add(names[annotation["category_id"]])
+        self._images = [
+            image
+            for image in self._images
+            if (not images_with or shown[image["id"]] & set(images_with))
+            and not shown[image["id"]] & set(images_without)
+        ]
+        if not self._images:
+            found = f"images with {tuple(images_with)}, without {tuple(images_without)}"
+            raise UserError(f"{self.file}: expected {found}, found none: choose other categories")
 
     def _add(
         self,

@@ -32,9 +32,9 @@ class EvalBatch(NamedTuple):
     geometries: list[Geometry]
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Returns the number of batches that make about one pass, at least 1."""
-    return max(1, len(source) // batch_size)
+def steps_per_epoch(size: int, batch_size: int) -> int:
+    """Returns the number of batches that make about one pass over so many samples, at least 1."""
+    return max(1, size // batch_size)
 
 
 def train_batches(

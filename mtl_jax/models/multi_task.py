@@ -28,6 +28,7 @@ INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
 SHARE_ALL = "all"
 SHARE_CHOICES = (SHARE_ALL, "stage_0", "stage_1", "stage_2", "stage_3")  # stage k ends at stride 2 ** (k + 1)
 
+RESERVED = ("scale", "bias", "mean", "var", "shared")  # no names of tasks
 BRANCH_KEYS = ("neck_channels", "head_channels", "head_layers", "dropout_rate")
 
 Variables = Mapping[str, Any]
@@ -273,6 +274,20 @@ def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
     return {part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in params.items()}
 
 
+def backbone_stages(model: Network) -> dict[str, tuple[str, ...]]:
+    """Returns {"stage_0" and so on: the names of its layers}, stage k ending at stride 2 ** (k + 1)."""
+    whole = model.backbone.clone(parent=None) if isinstance(model, MultiTaskNetwork) else model.upper(after=1)
+    stages, seen = {}, set()
+    image = jax.ShapeDtypeStruct((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3), jnp.float32)
+    for number in range(int(math.log2(IMAGE_STRIDE))):
+        part = whole.clone(until=2 ** (number + 1))
+        init = functools.partial(part.init, train_batch_norm=False)
+        layers = jax.eval_shape(init, jax.random.key(0), image)["params"]
+        stages[f"stage_{number}"] = tuple(name for name in layers if name not in seen)
+        seen |= set(layers)
+    return stages
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model: Network, key: Array) -> dict[str, Any]:
     image = jnp.zeros((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3))
@@ -358,7 +373,7 @@ def _check_tasks(tasks: Mapping[str, Task], *, neck_name: str, strides: tuple[in
     if not tasks:
         raise UserError("tasks: expected at least one task, found none: name one in the configuration")
     for name, task in tasks.items():
-        if name != task.name or name.startswith(("conv_", "norm_")) or name in ("scale", "bias", "mean", "var"):
+        if name != task.name or name.startswith(("conv_", "norm_")) or name in RESERVED:
             raise UserError(
                 "tasks: expected the task's own name, not beginning with conv_ or norm_ (the head's shared "
                 f"layers), found {name!r} for the task {task.name!r}: rename it"

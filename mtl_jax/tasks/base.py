@@ -67,6 +67,8 @@ class Task:
     finish: Callable[[Array, ImageSize], Array]
     # (outputs) -> predictions of fixed size, inside jit.
     decode: Callable[[Array], dict[str, Array]]
+    # (batch size, image_size) -> labels that say of every image that there are none.
+    no_labels: Callable[[int, ImageSize], Labels]
     new_metric: Callable[[], Metric]
     # (matplotlib axes that show the input image, one example's prediction) draws onto them.
     draw: Callable[[Any, Mapping[str, np.ndarray]], None]

@@ -61,6 +61,7 @@ def make(
         log_probabilities=log_probabilities,
         finish=finish,
         decode=decode,
+        no_labels=no_labels,
         new_metric=functools.partial(TopAccuracy, name=name, class_count=len(classes)),
         draw=functools.partial(draw, classes=classes),
     )
@@ -82,6 +83,12 @@ def loss(
     cost = (1 - label_smoothing) * cost - label_smoothing * log_p.mean(axis=-1)
     value = jnp.where(labelled, cost, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
     return value, {"cross_entropy": value}
+
+
+def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
+    """Returns labels outside the table."""
+    del image_size
+    return {"label": jnp.full(batch_size, -1)}
 
 
 def sampled_loss(raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:

@@ -76,6 +76,7 @@ def make(
         sampled_loss=functools.partial(sampled_loss, cost=cost, center=center),
         finish=functools.partial(finish, center=center, stride=strides[0], **span),
         decode=decode,
+        no_labels=no_labels,
         new_metric=functools.partial(DepthErrors, name=name, **span),
         draw=functools.partial(draw, name=name),
     )
@@ -152,6 +153,11 @@ DRAWS: dict[str, Callable[[Array, Map], Map]] = {
     "berhu": lambda key, depth: depth + jax.random.laplace(key, depth.shape),
     "log": lambda key, depth: depth * jnp.exp(jnp.sqrt(0.5) * jax.random.normal(key, depth.shape)),
 }
+
+
+def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
+    """Returns NaN for every pixel."""
+    return {"depth": jnp.full((batch_size, *image_size), jnp.nan)}
 
 
 def distillation_loss(

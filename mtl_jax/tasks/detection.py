@@ -93,6 +93,7 @@ def make(
             candidates=candidates,
             max_detections=max_detections,
         ),
+        no_labels=no_labels,
         new_metric=functools.partial(MeanAveragePrecision, name=name, classes=classes),
         draw=functools.partial(draw, classes=classes),
     )
@@ -160,6 +161,14 @@ def loss(
     count = jnp.maximum(target.positive.sum(), 1)
     parts = {name: weights[name] * cell.sum() / count for name, cell in cells.items()}
     return parts["box"] + parts["objectness"] + parts["class"], parts
+
+
+def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
+    """Returns boxes of NaN: nobody looked for objects."""
+    del image_size
+    rows = (batch_size, 1)
+    boxes_xyxy = jnp.full((*rows, 4), jnp.nan)
+    return {"boxes_xyxy": boxes_xyxy, "label": jnp.zeros(rows, jnp.int32), "valid": jnp.zeros(rows, bool)}
 
 
 class _Targets(NamedTuple):

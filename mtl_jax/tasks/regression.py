@@ -65,6 +65,7 @@ def make(
         sampled_loss=functools.partial(sampled_loss, cost=cost),
         finish=functools.partial(finish, center=center, scale=scale),
         decode=decode,
+        no_labels=no_labels,
         new_metric=Errors,
         draw=functools.partial(draw, name=name, unit=unit),
     )
@@ -80,6 +81,12 @@ def loss(
     costs = jnp.where(labelled, COSTS[cost](raw[:, 0].astype(jnp.float32) - target), 0.0)
     value = costs.sum() / jnp.maximum(labelled.sum(), 1)
     return value, {cost: value}
+
+
+def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
+    """Returns NaN for every image."""
+    del image_size
+    return {"value": jnp.full(batch_size, jnp.nan)}
 
 
 def distillation_loss(

@@ -76,6 +76,7 @@ def make(
         sampled_loss=sampled_loss,
         finish=functools.partial(finish, stride=strides[0]),
         decode=decode,
+        no_labels=functools.partial(no_labels, ignore_label=ignore_label),
         new_metric=functools.partial(MeanIoU, name=name, classes=classes, ignore_label=ignore_label),
         draw=functools.partial(draw, classes=classes),
     )
@@ -157,6 +158,11 @@ def _soft_dice_loss(
     overlap = 2 * (probabilities * truth).sum(pixels) / jnp.maximum(size + probabilities.sum(pixels), 1.0)
     shown = size > 0
     return jnp.where(shown, 1 - overlap, 0.0).sum() / jnp.maximum(shown.sum(), 1)
+
+
+def no_labels(batch_size: int, image_size: ImageSize, *, ignore_label: int) -> Labels:
+    """Returns masks of void pixels."""
+    return {"mask": jnp.full((batch_size, *image_size), ignore_label)}
 
 
 def sampled_loss(

@@ -1,0 +1,58 @@
+"""Two detectors on two datasets: the page, and streams that take turns in a real run."""
+
+from pathlib import Path
+
+import pytest
+from test_joint import joint_config
+
+from mtl_jax import checkpoints, metrics_log, train_loop
+from mtl_jax import config as config_lib
+from mtl_jax.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture(scope="module")
+def dual_head():
+    return config_lib.load_page(CONFIGS / "dual_head.py")
+
+
+def test_every_variant_trains_the_heads_that_it_names(dual_head):
+    for variant in dual_head.VARIANTS:
+        config = dual_head.get_config(variant)
+        config_lib.validate(config)
+        assert config.stages[config.order[-1]].streams == (
+            (variant,) if variant in config.tasks else ("people", "things")
+        )
+    assert dual_head.get_config("staged").order == ("people", "both")
+    with pytest.raises(UserError, match=r"configs/dual_head\.py:both: expected one of together, staged"):
+        dual_head.get_config("both")
+
+
+def test_neither_dataset_labels_what_the_other_looks_for(dual_head):
+    tasks, streams = dual_head.get_config().tasks, dual_head.get_config().streams
+    assert not set(tasks.people.classes) & set(tasks.things.classes)
+    assert streams.people.options.images_with == streams.things.options.images_without == ("person",)
+
+
+def test_streams_take_turns_and_each_step_logs_its_own(tiny_backbone, tmp_path):
+    config = joint_config("sum", sampling_temperature=1.0, update="weight", rates={"head/seg": 0.5, "backbone": 0.1})
+    config.streams.masks.options.length = 48  # against 16: three steps of four
+    train_loop.train_and_evaluate(config, tmp_path)
+    read = metrics_log.read(tmp_path / "metrics.jsonl")
+    losses = [event for event in read if event["name"] in ("masks_loss", "single_loss")]
+    assert len(losses) == len({event["step"] for event in losses}) == 32  # 2 epochs of 12 batches, at 3/4 of the steps
+    position = checkpoints.read_metadata(tmp_path / "checkpoints" / "0-both")["data_position"]
+    assert sum(position.values()) == 32
+    assert position["masks"] == sum(event["name"] == "masks_loss" for event in losses) > position["single"] > 0
+
+
+def test_turns_and_rates_that_cannot_be_are_refused(tiny_backbone, tmp_path):
+    with pytest.raises(UserError, match=r"both\.sampling_temperature is 2: a step then sees one stream"):
+        train_loop.train_and_evaluate(joint_config("pcgrad", sampling_temperature=2.0), tmp_path / "a")
+    with pytest.raises(
+        UserError, match=r"both\.rates has 'haed', which matches no parameter; they lie in backbone, head"
+    ):
+        train_loop.train_and_evaluate(joint_config("sum", rates={"haed": 2.0}), tmp_path / "b")
+    with pytest.raises(UserError, match=r"both\.update is 'skip'; expected one of forward, mask, weight"):
+        train_loop.train_and_evaluate(joint_config("sum", update="skip"), tmp_path / "c")

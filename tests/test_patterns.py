@@ -1,0 +1,41 @@
+"""Patterns of parameters: what lies below a name, and the backbone's stages in place of their layers."""
+
+import jax
+
+from mtl_jax import patterns, tasks
+from mtl_jax.models import multi_task
+
+STAGES = {"stage_0": ("stem",), "stage_1": ("block_1",), "stage_2": ("block_2", "block_3")}
+
+
+def test_a_name_stands_for_all_that_lies_below_it():
+    assert patterns.matches("backbone/stem/conv/kernel", ("backbone",))
+    assert patterns.matches("branch_seg/backbone/stem", ("*/backbone",))
+    assert not patterns.matches("backbones/stem", ("backbone",))
+    tree = {"a": {"x": 1, "y": 2}, "b": 3}
+    assert patterns.change_where(lambda leaf: 10 * leaf, tree, ("a/x", "b")) == {"a": {"x": 10, "y": 2}, "b": 30}
+    assert patterns.paths(tree) == ["a/x", "a/y", "b"]
+
+
+def test_stages_become_their_layers():
+    assert patterns.expanded("backbone/stage_[02]/conv", STAGES) == [
+        "backbone/stem/conv",
+        "backbone/block_2/conv",
+        "backbone/block_3/conv",
+    ]
+    assert patterns.expanded("head/norm_0_stage", STAGES) == ["head/norm_0_stage"]
+
+
+def test_the_stages_of_a_backbone_hold_every_layer_once():
+    records = tasks.build({"cls": {"kind": "classification", "classes": ("a", "b")}})
+    for changes in ({}, {"share_until": "stage_2"}, {"backbone": "plain_cnn"}):
+        model = multi_task.build(changes, records)
+        stages = multi_task.backbone_stages(model)
+        layers = [layer for own in stages.values() for layer in own]
+        params = jax.eval_shape(lambda key, model=model: multi_task.init_variables(model, key=key), jax.random.key(0))[
+            "params"
+        ]
+        built = {*params["backbone"], *params.get("branch_cls", {}).get("backbone", {})}
+        assert sorted(layers) == sorted(built)
+        assert stages["stage_0"] == (("layer_0",) if changes.get("backbone") else ("stem",))
+    assert multi_task.backbone_stages(multi_task.build({}, records))["stage_2"] == ("block_2", "block_3")
