@@ -85,7 +85,7 @@ def test_outputs_are_finished_and_decoded_at_fixed_sizes(kind, key):
         raw_of(task, 2, key).astype(jnp.bfloat16)
     )
     expected = {"segmentation": (2, 32, 64, 3), "detection": (2, 42, 8), "classification": (2, 3)}
-    expected["regression"] = (2,)
+    expected |= {"multi_label": (2, 3), "regression": (2,)}
     assert outputs.shape == expected[kind]
     assert outputs.dtype == jnp.float32
     assert all(leaf.shape[0] == 2 for leaf in prediction.values())

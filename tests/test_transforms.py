@@ -133,6 +133,14 @@ def test_box_less_visible_than_asked_is_dropped_but_a_crowd_stays():
     assert moved["labels"]["detection"]["boxes_xyxy"].tolist() == [[0, 15, 5, 40]]
 
 
+def test_an_image_keeps_its_classes_where_a_crop_loses_the_object():
+    label = np.array([1.0, 0.0, np.nan], np.float32)
+    sample = scene() | {"labels": scene()["labels"] | {"multi_label": {"label": label}}}
+    moved = transforms.place(sample, warp.Placement(1.0, 1.0, -60.0, -45.0), size=(10, 10))
+    assert len(moved["labels"]["detection"]["label"]) == 0
+    np.testing.assert_array_equal(moved["labels"]["multi_label"]["label"], label)
+
+
 def test_missing_boxes_stay_missing():
     sample = scene()
     sample["labels"]["detection"]["boxes_xyxy"][:] = np.nan

@@ -106,6 +106,8 @@ def random_scales(rng: np.random.Generator, fitting: float, augment: Augment) ->
 def place(sample: Sample, placement: Placement, *, size: tuple[int, int], min_visible: float = 0.0) -> Sample:
     """Moves image, mask and boxes; pads the image with grey and the mask with void.
 
+    Labels of a whole image stay as they are, even where what they name is cropped away.
+
     Args:
         sample: is not changed.
         placement: where it goes.
