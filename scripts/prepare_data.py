@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   python scripts/prepare_data.py --data_root data                          all three, downloaded
   python scripts/prepare_data.py --data_root data --sets imagenette        the smallest download (99 MB)
   python scripts/prepare_data.py --data_root data --from_dir ~/archives    from archives already on disk
+  python scripts/prepare_data.py --data_root data --sets coco,open-images  the same images in two layouts
 
 The sets are cut from the official archives by fixed id lists and verified byte for byte (docs/data.md).
 An interrupted download goes on where it stopped when the same command is run again.
@@ -37,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
         "--sets",
         default="voc,coco,imagenette",
         metavar="NAMES",
-        help="comma list of voc (2.0 GB to download), coco (0.3 GB) and imagenette (0.1 GB); default: all",
+        help="comma list of voc (2.0 GB to download), coco (0.3 GB) and imagenette (0.1 GB), the default; and "
+        "open-images, which is made of coco",
     )
     parser.add_argument(
         "--from_dir",

@@ -64,6 +64,14 @@ def test_small_images_touch_the_middle():
     assert made["id"] == "200+200+200+200"
 
 
+def test_the_classes_of_four_images_are_united():
+    four = ([1, 0, 0, np.nan], [0, 0, np.nan, np.nan], [np.nan, 0, 0, np.nan], [0, 0, 0, 1])
+    samples = [{**scene(200), "labels": {"tags": {"label": np.array(label, np.float32)}}} for label in four]
+    label = mosaic(samples, np.random.default_rng(0), size=(32, 32), augment=Augment())["labels"]["tags"]["label"]
+    np.testing.assert_array_equal(label, [1, 0, np.nan, 1])
+    assert label.dtype == np.float32
+
+
 def test_image_class_has_no_mosaic():
     sample = {**scene(200), "labels": {"classification": {"label": np.array(1, np.int32)}}}
     with pytest.raises(UserError, match="a mosaic has no single classification"):

@@ -85,6 +85,20 @@ def test_classification_label_is_one_number_per_image():
     np.testing.assert_allclose(batch["image"][:, 0, 0, 0], label / 255, rtol=1e-6)
 
 
+def test_a_label_of_several_classes_is_one_row_per_image_and_survives_mosaics():
+    class Tagged(Levels):
+        def __getitem__(self, index):
+            label = np.array([index % 2, np.nan, 0], np.float32)
+            return super().__getitem__(index) | {"labels": {"classification": {"label": label}}}
+
+    batch = batches(Tagged(9), labels={"tags": "classification"})[0]
+    label = batch["labels"]["tags"]["label"]
+    assert (label.shape, label.dtype) == ((4, 3), np.float32)
+    assert np.isnan(label[:, 1]).all()
+    assert not label[:, 2].any()
+    assert np.isin(label[:, 0], (0, 1)).all()
+
+
 def test_white_is_exactly_one_and_black_zero():
     batch = batches(Levels(256), labels={"cls": "classification"}, augment=Augment(), batch_size=256)[0]
     assert batch["image"].min() == 0

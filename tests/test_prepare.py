@@ -386,11 +386,12 @@ def command() -> Callable[[list[str]], int]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--sets", "voc,cifar"], "expected names of sets (voc, coco, imagenette), found 'cifar'"),
+        (["--sets", "voc,cifar"], "expected names of sets (voc, coco, imagenette, open-images), found 'cifar'"),
         (["--sets", ","], "found none"),
         (["--from_dir", "nowhere"], "nowhere: expected VOCtrainval_11-May-2012.tar"),
         (["--base_url", "voc"], "expected NAME=URL"),
-        (["--base_url", "cifar=http://localhost"], "found 'cifar'"),
+        (["--base_url", "open-images=http://localhost"], "(voc, coco, imagenette), found 'open-images'"),
+        (["--sets", "open-images"], "mini-coco-det/annotations/instances_train.json: expected"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line_and_status_2(

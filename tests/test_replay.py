@@ -90,6 +90,11 @@ def test_the_class_of_an_image_is_its_label_unless_missing(label, expected):
     assert exemplars.sample_classes({"labels": {"classification": {"label": np.array(label, np.int32)}}}) == expected
 
 
+def test_the_classes_of_an_image_of_several_are_those_that_are_true_of_it():
+    label = np.array([0.0, 1.0, np.nan, 1.0], np.float32)
+    assert exemplars.sample_classes({"labels": {"multi_label": {"label": label}}}) == {1, 3}
+
+
 def test_the_classes_of_several_labels_are_united_or_looked_at_one_by_one():
     sample = {"labels": {"a": {"label": np.int32(1)}, "b": {"label": np.int32(2)}}}
     assert exemplars.sample_classes(sample) == {1, 2}

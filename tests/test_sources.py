@@ -5,7 +5,7 @@ import pytest
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
 
-ON_DISK = ("voc_segmentation", "coco_detection", "image_folder", "utkface", "nyuv2")
+ON_DISK = ("voc_segmentation", "coco_detection", "open_images", "image_folder", "utkface", "nyuv2")
 
 
 @pytest.mark.parametrize("kind", ON_DISK)

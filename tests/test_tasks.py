@@ -67,6 +67,15 @@ def test_every_kind_takes_its_name_and_its_classes_if_it_has_any_first(kind):
 
 
 @pytest.mark.parametrize("kind", tasks.KINDS)
+def test_images_without_labels_cost_nothing_and_teach_nothing(kind, key):
+    task = tasks.build(CONFIG)[kind]
+    loss = jax.jit(jax.value_and_grad(lambda raw: task.loss(raw, task.no_labels(2, SIZE), SIZE)[0]))
+    value, gradient = loss(raw_of(task, 2, key))
+    assert value == 0
+    assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("kind", tasks.KINDS)
 def test_a_student_equal_to_its_teacher_has_no_distillation_loss(kind, key):
     task = tasks.build(CONFIG)[kind]
     raw = raw_of(task, 2, key)
@@ -85,7 +94,7 @@ def test_outputs_are_finished_and_decoded_at_fixed_sizes(kind, key):
         raw_of(task, 2, key).astype(jnp.bfloat16)
     )
     expected = {"segmentation": (2, 32, 64, 3), "detection": (2, 42, 8), "classification": (2, 3)}
-    expected |= {"regression": (2,), "depth": (2, 32, 64)}
+    expected |= {"multi_label": (2, 3), "regression": (2,), "depth": (2, 32, 64)}
     assert outputs.shape == expected[kind]
     assert outputs.dtype == jnp.float32
     assert all(leaf.shape[0] == 2 for leaf in prediction.values())

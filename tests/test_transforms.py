@@ -143,6 +143,14 @@ def test_depth_moves_like_a_mask_and_keeps_its_metres_whatever_the_scale(seed):
     np.testing.assert_array_equal(depth, np.select([mask == 255, mask == 1], [np.nan, 1.5], 4.0))
 
 
+def test_an_image_keeps_its_classes_where_a_crop_loses_the_object():
+    label = np.array([1.0, 0.0, np.nan], np.float32)
+    sample = scene() | {"labels": scene()["labels"] | {"multi_label": {"label": label}}}
+    moved = transforms.place(sample, warp.Placement(1.0, 1.0, -60.0, -45.0), size=(10, 10))
+    assert len(moved["labels"]["detection"]["label"]) == 0
+    np.testing.assert_array_equal(moved["labels"]["multi_label"]["label"], label)
+
+
 def test_missing_boxes_stay_missing():
     sample = scene()
     sample["labels"]["detection"]["boxes_xyxy"][:] = np.nan

@@ -166,8 +166,8 @@ def sample_classes(sample: Sample, label_name: str | None = None) -> set[int]:
     """The classes that a sample shows, whatever the kind of its labels.
 
     Args:
-        sample: with a mask, boxes or a single class. Void pixels, crowds and missing labels show nothing, nor do
-            numbers and depths.
+        sample: with a mask, boxes, a single class or several. Void pixels, crowds and missing labels show nothing,
+            nor do numbers and depths.
         label_name: which of its labels to look at; without it, all, whose class numbers are then united.
 
     Returns:
@@ -183,6 +183,8 @@ def sample_classes(sample: Sample, label_name: str | None = None) -> set[int]:
             crowd = fields.get("crowd", np.zeros(np.shape(fields["label"]), dtype=bool))
             known = np.isfinite(fields["boxes_xyxy"]).all(axis=-1)
             classes |= set(fields["label"][known & ~crowd].tolist())
+        elif np.ndim(fields.get("label", 0)) == 1:
+            classes |= set(np.flatnonzero(fields["label"] == 1).tolist())
         elif "label" in fields:
             classes |= {class_id for class_id in np.atleast_1d(fields["label"]).tolist() if class_id >= 0}
     return classes

@@ -24,7 +24,8 @@ class Sample(TypedDict):
 
     `labels` by the source's own label name: "segmentation" {"mask": u8[h, w]}; "detection" {"boxes_xyxy":
     f32[n, 4], "label": i32[n], "crowd": bool[n], "area": f32[n]}, crowd boxes included; "classification"
-    {"label": i32[]}; a number {"value": f32[]}; "depth" {"depth": f32[h, w]} in metres, NaN where missing.
+    {"label": i32[]}; "multi_label" {"label": f32[classes]}, NaN = unknown; a number {"value": f32[]}; "depth" {"depth":
+    f32[h, w]} in metres, NaN where missing.
     """
 
     image: np.ndarray  # u8[height, width, 3] RGB

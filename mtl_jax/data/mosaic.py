@@ -17,6 +17,9 @@ _CENTRE = (0.25, 0.75)  # where the four images meet, as a fraction of the outpu
 def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[int, int], augment: Augment) -> Sample:
     """Composes four samples around a random point; each is scaled, cropped and flipped by itself.
 
+    Several classes of a whole image are united: true where true of any of the four, else unknown where unknown of any,
+    even where the crop shows nothing of the object.
+
     Args:
         samples: four, each with the same labels; they are not changed.
         rng: source of chance.
@@ -24,14 +27,14 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[i
         augment: how much may change.
 
     Raises:
-        UserError: a label belongs to a whole image, such as a class.
+        UserError: a label is the one answer for a whole image, such as a class.
 
     References:
         Bochkovskiy, Wang, Liao, "YOLOv4: Optimal Speed and Accuracy of Object Detection", 2020.
     """
-    whole = [name for name, fields in samples[0]["labels"].items() if not {*PIXEL_FIELDS, "boxes_xyxy"} & set(fields)]
-    if whole:
-        raise UserError(f"augment: a mosaic has no single {', '.join(whole)}: set mosaic_probability=0 for it")
+    single = [name for name, fields in samples[0]["labels"].items() if not _can_be_joined(fields)]
+    if single:
+        raise UserError(f"augment: a mosaic has no single {', '.join(single)}: set mosaic_probability=0 for it")
     middle_y, middle_x = (round(side * rng.uniform(*_CENTRE)) for side in size)
     quarters = [
         _quarter(sample, rng, bottom=bottom, right=right, middle=(middle_y, middle_x), size=size, augment=augment)
@@ -72,10 +75,17 @@ def _tiled(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.concatenate(parts[:2], axis=1), np.concatenate(parts[2:], axis=1)])
 
 
+def _can_be_joined(fields: Fields) -> bool:
+    return bool({*PIXEL_FIELDS, "boxes_xyxy"} & set(fields)) or np.ndim(fields.get("label", 0)) == 1
+
+
 def _joined(parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
     maps = {name: _tiled([part[name] for part in parts]) for name in PIXEL_FIELDS if name in parts[0]}
     if maps:
         return maps
+    if "boxes_xyxy" not in parts[0]:
+        labels = np.stack([part["label"] for part in parts])
+        return {"label": np.where((labels == 1).any(axis=0), np.float32(1), labels.max(axis=0))}  # of NaN, NaN
     shifted = [
         {**part, "boxes_xyxy": part["boxes_xyxy"] + np.array([[left, top, left, top]], np.float32)}
         for part, (top, left) in zip(parts, corners, strict=True)

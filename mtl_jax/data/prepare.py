@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +13,12 @@ from typing import Any
 from mtl_jax.data.archives import read_files
 from mtl_jax.data.download import disk_errors, download
 from mtl_jax.data.mini_sets import SETS, Origin, load_id_list
+from mtl_jax.data.open_images_mini import convert
+from mtl_jax.data.staging import alone, staging
 from mtl_jax.errors import UserError
 
 DOWNLOADS = "downloads"  # folder beside the sets; archives stay there, so that a repair needs no network
+CONVERTED: dict[str, Callable[..., str]] = {"open-images": convert}  # sets that are made of others on the disk
 CONNECTIONS = 4  # at once, for the set whose images are fetched one by one
 
 OnProgress = Callable[[int, int | None], None]
@@ -154,7 +155,7 @@ def prepare(
     """Lays sets out one after another, with progress bars.
 
     Args:
-        names: keys of `SETS`.
+        names: keys of `SETS` and `CONVERTED`, which come after what they are made of.
         data_root: the folder that holds the sets.
         from_dir: as in `prepare_set`.
         base_urls: {name: base URL} for sets that are to be downloaded from elsewhere.
@@ -166,13 +167,16 @@ def prepare(
     Raises:
         UserError: as in `prepare_set`, and for a name that is not a set.
     """
-    choices = ", ".join(SETS)
     if not names:
-        raise UserError(f"expected names of sets ({choices}), found none: name at least one")
-    for name in [*names, *(base_urls or {})]:
-        if name not in SETS:
-            raise UserError(f"expected names of sets ({choices}), found {name!r}: mend the name")
+        raise UserError(f"expected names of sets ({', '.join([*SETS, *CONVERTED])}), found none: name at least one")
+    for given, known in ((names, [*SETS, *CONVERTED]), (base_urls or {}, SETS)):
+        for name in given:
+            if name not in known:
+                raise UserError(f"expected names of sets ({', '.join(known)}), found {name!r}: mend the name")
     for name in names:
+        if name in CONVERTED:
+            yield CONVERTED[name](data_root, force=force)
+            continue
         with rich_bars() as bars:
             url = (base_urls or {}).get(name)
             line = prepare_set(name, data_root=data_root, from_dir=from_dir, base_url=url, force=force, bars=bars)
@@ -222,8 +226,8 @@ def prepare_set(
                     f" ({len(problems)} in all; {problems[0]}): run again with --force to replace this folder"
                 )
     supply = Supply(base_url or mini.base_url, data_root / DOWNLOADS, from_dir, sha256, bars)
-    with disk_errors(target), _alone(data_root), _staging(target) as staging:
-        _write(staging, mini.contents(id_list, supply.fetch), sha256, bars(mini.folder, "files"))
+    with disk_errors(target), alone(data_root), staging(target) as folder:
+        _write(folder, mini.contents(id_list, supply.fetch), sha256, bars(mini.folder, "files"))
     return f"{target}: laid out and verified ({len(sha256)} files)"
 
 
@@ -242,44 +246,3 @@ def _write(
     problems = find_problems(folder, sha256)
     if problems:
         raise UserError(f"{folder}: expected {len(sha256)} files, {problems[0]}: the disk may be failing")
-
-
-@contextlib.contextmanager
-def _alone(data_root: Path) -> Iterator[None]:
-    """Keeps two preparations from writing the same partial files."""
-    data_root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(data_root, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{data_root}: expected no other preparation here, found one running: wait until it has ended"
-            ) from error
-        except OSError:
-            pass  # some network file systems cannot lock a folder: go on unguarded
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """Gives a hidden sibling to write in; it takes the target's place at the end, or vanishes on an error."""
-    staging, old = (target.with_name(f".{target.name}.{state}") for state in ("partial", "old"))
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(target, old)
-        try:
-            os.rename(staging, target)
-        except OSError:
-            if old.exists():
-                os.rename(old, target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -12,6 +12,7 @@ from mtl_jax.data.coco import CocoDetection
 from mtl_jax.data.digits import DigitScenes
 from mtl_jax.data.image_folder import ImageFolder
 from mtl_jax.data.nyuv2 import NYUv2
+from mtl_jax.data.open_images import OpenImages
 from mtl_jax.data.tfds import Tfds
 from mtl_jax.data.utkface import UTKFace
 from mtl_jax.data.voc import VocSegmentation
@@ -22,6 +23,7 @@ __all__ = ["SOURCES", "Sample", "Source", "build"]
 SOURCES: dict[str, Callable[..., Source]] = {
     "voc_segmentation": VocSegmentation,
     "coco_detection": CocoDetection,
+    "open_images": OpenImages,
     "image_folder": ImageFolder,
     "utkface": UTKFace,
     "nyuv2": NYUv2,

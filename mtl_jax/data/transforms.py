@@ -108,6 +108,8 @@ def place(sample: Sample, placement: Placement, *, size: tuple[int, int], min_vi
 
     Depth stays as labelled, in metres, whatever the scale.
 
+    Labels of a whole image stay as they are, even where what they name is cropped away.
+
     Args:
         sample: is not changed.
         placement: where it goes.

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import classification, depth, detection, regression, segmentation
+from mtl_jax.tasks import classification, depth, detection, multi_label, regression, segmentation
 from mtl_jax.tasks.base import Task
 
 KINDS: dict[str, Callable[..., Task]] = {
     "segmentation": segmentation.make,
     "detection": detection.make,
     "classification": classification.make,
+    "multi_label": multi_label.make,
     "regression": regression.make,
     "depth": depth.make,
 }

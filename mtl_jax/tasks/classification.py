@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from mtl_jax.errors import UserError
+from mtl_jax.tasks import caption
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
 from mtl_jax.tasks.distillation import softened_divergence
 
@@ -154,6 +155,4 @@ def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str,
     """Writes the most probable classes into the image's corner."""
     probability = np.asarray(prediction["probability"])
     best = np.argsort(-probability, kind="stable")[:CAPTION_CLASSES]
-    caption = "\n".join(f"{classes[i]} {probability[i]:.0%}" for i in best)
-    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-    axes.text(0.03, 0.97, caption, transform=axes.transAxes, va="top", fontsize="small", bbox=box)
+    caption.write(axes, "\n".join(f"{classes[i]} {probability[i]:.0%}" for i in best))

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from mtl_jax.errors import UserError
+from mtl_jax.tasks import caption
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
 
 # How far a prediction is from its label, both in units of `scale`, and noise under which that is a -log-likelihood.
@@ -143,6 +144,4 @@ class Errors:
 
 def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, name: str, unit: str) -> None:
     """Writes the value into the image's corner."""
-    caption = f"{name} {float(prediction['value']):.4g} {unit}".rstrip()
-    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-    axes.text(0.03, 0.97, caption, transform=axes.transAxes, va="top", fontsize="small", bbox=box)
+    caption.write(axes, f"{name} {float(prediction['value']):.4g} {unit}".rstrip())

@@ -1,0 +1,184 @@
+"""Multi-label classification: which classes are true of an image, any number of them, each by itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks import caption
+from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+
+THRESHOLD = 0.5  # above it a class is said to be true
+
+
+def make(
+    name: str,
+    classes: Sequence[str],
+    *,
+    strides: Sequence[int] = (32,),
+    positive_weight: float = 1.0,
+) -> Task:
+    """Builds a multi-label task.
+
+    Args:
+        name: of the task.
+        classes: names, in the order of the labels.
+        strides: px per cell of the one level that the head reads.
+        positive_weight: of a class that is true, in the loss; above 1 where most classes are false of most images.
+
+    Raises:
+        UserError: a setting is outside its range.
+    """
+    classes, strides = tuple(classes), tuple(strides)
+    where = f"task {name!r}: expected "
+    if not classes:
+        raise UserError(where + "at least 1 class, found none; list them all")
+    if len(strides) != 1:
+        raise UserError(where + f"one stride for multi_label, found {strides}; name one level of the neck")
+    if not positive_weight > 0:
+        raise UserError(where + f"a positive_weight above 0, found {positive_weight}; change it")
+    return Task(
+        name=name,
+        kind="multi_label",
+        classes=classes,
+        channels=len(classes),
+        readout="pooled",
+        strides=strides,
+        main_metric="map",
+        higher_is_better=True,
+        loss=functools.partial(loss, positive_weight=positive_weight),
+        distillation_loss=distillation_loss,
+        sampled_loss=sampled_loss,
+        finish=finish,
+        decode=decode,
+        no_labels=functools.partial(no_labels, class_count=len(classes)),
+        new_metric=functools.partial(AveragePrecisions, name=name, class_count=len(classes)),
+        draw=functools.partial(draw, classes=classes),
+    )
+
+
+def loss(
+    raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize, *, positive_weight: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Binary cross-entropy, averaged over what is known of the batch: 1 is true, 0 is false, NaN is unknown."""
+    del image_size
+    known = jnp.isfinite(labels["label"])
+    target = jnp.where(known, labels["label"], 0.0)
+    value = jnp.where(known, _cross_entropy(raw, target, positive_weight), 0.0).sum() / jnp.maximum(known.sum(), 1)
+    return value, {"cross_entropy": value}
+
+
+def _cross_entropy(
+    raw: Float[Array, "batch classes"], target: Float[Array, "batch classes"], positive_weight: float = 1.0
+) -> Float[Array, "batch classes"]:
+    raw = raw.astype(jnp.float32)
+    return positive_weight * target * jax.nn.softplus(-raw) + (1 - target) * jax.nn.softplus(raw)
+
+
+def no_labels(batch_size: int, image_size: ImageSize, *, class_count: int) -> Labels:
+    """Returns NaN, unknown, for every class."""
+    del image_size
+    return {"label": jnp.full((batch_size, class_count), jnp.nan)}
+
+
+def distillation_loss(
+    raw: Float[Array, "batch classes"], teacher_raw: Float[Array, "batch classes"], image_size: ImageSize
+) -> Float[Array, ""]:
+    """KL(teacher || student) of every class of every image, averaged."""
+    del image_size
+    probability = jax.nn.sigmoid(teacher_raw.astype(jnp.float32))
+    return jnp.mean(_cross_entropy(raw, probability) - _cross_entropy(teacher_raw, probability))
+
+
+def sampled_loss(raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
+    """Binary cross-entropy towards labels drawn from the prediction, averaged over images and classes."""
+    del image_size
+    drawn = jax.random.bernoulli(key, jax.lax.stop_gradient(jax.nn.sigmoid(raw.astype(jnp.float32))))
+    return _cross_entropy(raw, drawn.astype(jnp.float32)).mean()
+
+
+def finish(raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
+    """Returns the logits."""
+    del image_size
+    return raw.astype(jnp.float32)
+
+
+def decode(outputs: Float[Array, "batch classes"]) -> dict[str, Array]:
+    """Returns the probability of each class."""
+    return {"probability": jax.nn.sigmoid(outputs)}
+
+
+class AveragePrecisions:
+    """Mean over classes of their average precision ("map"), and the F1 score of all answers together ("f1").
+
+    What is unknown of an image counts nowhere. Classes that are true of no image are left out of the mean; without
+    any other class it is NaN, and so is the F1 score where nothing is true and nothing was said to be.
+    """
+
+    def __init__(self, *, name: str, class_count: int) -> None:
+        self._name, self._class_count = name, class_count
+        self._probabilities: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+        """Adds one image.
+
+        Raises:
+            UserError: there are more or fewer labels than classes.
+        """
+        del geometry
+        label = np.asarray(target["label"])
+        if label.shape != (self._class_count,):
+            raise UserError(
+                f"task {self._name!r}: expected a label for each of {self._class_count} classes, found {label.shape}; "
+                "list every class in the config"
+            )
+        self._labels.append(label)
+        self._probabilities.append(np.asarray(prediction["probability"]))
+
+    def compute(self) -> dict[str, float]:
+        """Returns "map" and "f1"."""
+        labels, probabilities = (
+            np.array(rows).reshape(-1, self._class_count) for rows in (self._labels, self._probabilities)
+        )
+        known = np.isfinite(labels)
+        precisions = [
+            average_precision(probabilities[rows, column], labels[rows, column] == 1)
+            for column, rows in enumerate(known.T)
+            if (labels[:, column] == 1).any()
+        ]
+        said = probabilities > THRESHOLD
+        hits, mistakes = (said & (labels == 1)).sum(), (said & (labels == 0)).sum()
+        answers = hits + mistakes + (labels == 1).sum()
+        return {
+            "map": float(np.mean(precisions)) if precisions else float("nan"),
+            "f1": float(2 * hits / answers) if answers else float("nan"),
+        }
+
+
+def average_precision(score: Float[np.ndarray, "images"], positive: Bool[np.ndarray, "images"]) -> float:
+    """The mean precision over the positives, each at the threshold that just reaches it; no interpolation.
+
+    Args:
+        score: of each image; equal scores are reached together.
+        positive: which images are to be found; at least one.
+    """
+    order = np.argsort(-score, kind="stable")
+    thresholds = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+    hits = np.cumsum(positive[order])[thresholds]
+    return float(np.sum(np.diff(hits, prepend=0) * hits / (thresholds + 1)) / hits[-1])
+
+
+def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
+    """Writes the classes that are said to be true into the image's corner, the most probable first."""
+    probability = np.asarray(prediction["probability"])
+    said = [index for index in np.argsort(-probability, kind="stable") if probability[index] > THRESHOLD]
+    lines = [f"{classes[index]} {probability[index]:.0%}" for index in said]
+    caption.write(axes, "\n".join(lines) or f"no class above {THRESHOLD:.0%}")
