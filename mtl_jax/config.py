@@ -44,7 +44,9 @@ def base() -> Any:
 
     config.model = ConfigDict(
         {
-            "backbone": "mobilenet_v3_small",  # or "plain_cnn", for small images and random weights
+            # or "mobilenet_v3_large", "efficientnet_b0", "yolov8n", "fast_scnn"; "plain_cnn" for small images and
+            # random weights
+            "backbone": "mobilenet_v3_small",
             "width_multiplier": 1.0,
             "output_stride": 32,  # px; 16 or 8 keep resolution by dilation (neck "two_conv")
             # the last backbone stage that all tasks share, "stage_0" (stride 2 px) to "stage_3" (16 px): above it each

@@ -72,7 +72,8 @@ def init_variables(experiment: Experiment, *, key: Array, pretrained_path: str) 
         return variables
     from mtl_jax.models import pretrained
 
-    return pretrained.load(variables, find_weights(pretrained_path, experiment.data_root))
+    path = find_weights(pretrained_path, experiment.data_root)
+    return pretrained.load(variables, path, backbone=multi_task.backbone_name(experiment.model))
 
 
 def abstract_variables(experiment: Experiment) -> PyTree:
@@ -93,7 +94,7 @@ def find_weights(path: str, data_root: Path) -> Path:
             return place
     raise UserError(
         f"pretrained features {path} not found in {', '.join(str(place) for place in places)}; put torchvision's "
-        "mobilenet_v3_small weights (.pth, or converted to .npz) there, or start from random weights with "
+        "weights of the backbone (.pth, or converted to .npz) there, or start from random weights with "
         "--config.pretrained="
     )
 

@@ -24,7 +24,13 @@ def wide(channels, x):
 def define(x, scale, bias, mean, variance, activation):
     scale, bias, mean, variance = (wide(each, x) for each in (scale, bias, mean, variance))
     z = (x - mean) / jnp.sqrt(variance + 1e-3) * scale + bias
-    return {"identity": z, "relu": jnp.maximum(z, 0), "hard_swish": z * jnp.clip(z + 3, 0, 6) / 6}[activation]
+    values = {
+        "identity": z,
+        "relu": jnp.maximum(z, 0),
+        "hard_swish": z * jnp.clip(z + 3, 0, 6) / 6,
+        "silu": z / (1 + jnp.exp(-z)),
+    }
+    return values[activation]
 
 
 def arrays(shape):

@@ -117,6 +117,27 @@ def test_a_body_with_heads_holds_fewer_parameters_than_as_many_networks(monkeypa
     assert one["times_one_head"] == 1
 
 
+def test_every_backbone_is_counted_and_timed(monkeypatch):
+    from mtl_jax.benchmarks import commands
+
+    asked = []
+
+    def run(problems, *, repeats):
+        asked.extend(problems)
+        return [turns.Timing(each, 1.0, (0.002, 0.004, 0.003), 1.0) for each in problems]
+
+    monkeypatch.setattr(turns, "run", run)
+    backbones = {name: multi_task.BACKBONES[name] for name in ("yolov8n", "plain_cnn")}
+    monkeypatch.setattr(multi_task, "BACKBONES", backbones)
+    first, second = commands.backbones(commands.Options(image_size=128))
+    assert (first["backbone"], first["params"], second["params"]) == ("yolov8n", 1_272_656, 310_160)
+    assert (first["infer_ms"], first["step_min_ms"]) == (3, 2)
+    assert [(each.what, each.backbone, each.batch_size, each.image_size) for each in asked[1:3]] == [
+        ("infer", "plain_cnn", 1, 128),
+        ("step", "yolov8n", 8, 64),
+    ]
+
+
 def test_sharing_more_takes_fewer_parameters(monkeypatch):
     from mtl_jax import config as config_lib
     from mtl_jax import experiment

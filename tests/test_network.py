@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from test_multi_task import TASKS
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.models.mobilenet_v3 import MobileNetV3Small
+from mtl_jax.models.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
 from mtl_jax.models.plain_cnn import PlainCNN
 
 SMALL = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8, "head_layers": 2}
@@ -77,8 +78,10 @@ def test_a_task_needs_no_other_branch(model, variables):
     np.testing.assert_allclose(cut["cls"], whole["cls"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", [PlainCNN, MobileNetV3Small])
-@pytest.mark.parametrize("stride", [2, 4, 8, 16])
+@pytest.mark.parametrize(
+    ("backbone", "stride"),
+    [*itertools.product((PlainCNN, MobileNetV3Small), (2, 4, 8, 16)), (MobileNetV3Large, 2), (MobileNetV3Large, 16)],
+)
 def test_the_lower_and_the_upper_stages_together_hold_the_whole_backbone(backbone, stride):
     make = functools.partial(backbone, 0.25)
 

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from published_backbones import NETWORKS, shapes
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import pretrained
-from mtl_jax.models.mobilenet_v3 import MobileNetV3Small, MobileNetV3SmallClassifier
+from mtl_jax.models.efficientnet import EfficientNetB0Classifier
+from mtl_jax.models.mobilenet_v3 import MobileNetV3LargeClassifier, MobileNetV3Small, MobileNetV3SmallClassifier
 
 
 def zeros_like_init(module, **kwargs):
@@ -34,19 +36,17 @@ def weights(data_root):
     return file
 
 
+def published(name):
+    """A whole state dict of a published network, of random numbers."""
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes(NETWORKS[name]).items()}
+
+
 @pytest.fixture(scope="module")
-def state(variables):
-    """A whole state dict in PyTorch's layout, made from the names that the loader asks for."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(variables)
-    leaves = {tuple(step.key for step in path): leaf for path, leaf in paths}
-    names = pretrained._torchvision_names(list(leaves))
-    rng, made = np.random.default_rng(0), {}
-    for path, name in names.items():
-        shape = leaves[path].shape
-        if path[-1] == "kernel":
-            shape = (*shape[::-1], 1, 1) if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
-        made[name] = rng.normal(size=shape).astype(np.float32)
-    return made | {"features.0.1.num_batches_tracked": np.array(7)}
+def state():
+    """That of MobileNetV3-Small without its classifier."""
+    whole = published("mobilenet_v3_small")
+    return {name: value for name, value in whole.items() if not name.startswith("classifier.")}
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_every_backbone_tensor_is_replaced_and_nothing_else(variables, file, sta
     assert all(leaf.any() for part in loaded.values() for leaf in jax.tree.leaves(part["backbone"]))
     assert loaded["params"]["head"]["bias"].tolist() == [1, 1, 1]
     total = sum(leaf.size for part in loaded.values() for leaf in jax.tree.leaves(part["backbone"]))
-    assert total == sum(value.size for value in state.values()) - 1
+    assert total == sum(value.size for name, value in state.items() if "num_batches" not in name)
 
 
 def test_every_branch_gets_its_stages_and_shared_ones_are_given_once(file, state):
@@ -133,6 +133,57 @@ def test_the_classifier_of_a_published_file_is_left_out_or_loaded(variables, sta
     ]
     with pytest.raises(UserError, match=r"missing: classifier\.0\.bias, classifier\.0\.weight"):
         pretrained.merge(whole, state, source="features only")
+
+
+@pytest.mark.parametrize(
+    ("name", "classifier", "count"),
+    [
+        ("mobilenet_v3_small", MobileNetV3SmallClassifier(), 2_542_856),
+        ("mobilenet_v3_large", MobileNetV3LargeClassifier(), 5_483_032),
+        ("efficientnet_b0", EfficientNetB0Classifier(), 5_288_548),
+    ],
+)
+def test_every_tensor_of_a_published_network_finds_its_place(name, classifier, count, tmp_path):
+    state = published(name)
+    np.savez(tmp_path / "whole.npz", **state)
+    loaded = pretrained.load(zeros_like_init(classifier, train=False), tmp_path / "whole.npz", backbone=name)
+    assert sum(leaf.size for leaf in jax.tree.leaves(loaded["params"])) == count
+    given = {tensor: value for tensor, value in state.items() if "num_batches_tracked" not in tensor}
+    paths, _ = jax.tree_util.tree_flatten_with_path(loaded)
+    values = {tuple(step.key for step in path): np.asarray(leaf) for path, leaf in paths}
+    names = pretrained._torchvision_names(list(values), pretrained.ARCHITECTURES[name])
+    assert sorted(names.values()) == sorted(given)
+    for path, tensor in names.items():  # the same numbers, in whatever layout
+        np.testing.assert_array_equal(np.sort(values[path], axis=None), np.sort(given[tensor], axis=None))
+
+
+def test_blocks_of_efficientnet_are_counted_by_stage(tmp_path):
+    whole = zeros_like_init(EfficientNetB0Classifier(), train=False)
+    state = published("efficientnet_b0")
+    loaded = pretrained.merge(whole, state, source="published", backbone="efficientnet_b0")["params"]
+    blocks = loaded["features"]
+    np.testing.assert_array_equal(
+        blocks["block_3"]["project"]["conv"]["kernel"], state["features.2.1.block.3.0.weight"][:, :, 0, 0].T
+    )
+    np.testing.assert_array_equal(
+        blocks["block_1"]["squeeze_excite"]["reduce"]["bias"], state["features.1.0.block.1.fc1.bias"]
+    )
+    np.testing.assert_array_equal(blocks["last"]["norm"]["scale"], state["features.8.1.weight"])
+    np.testing.assert_array_equal(loaded["logits"]["bias"], state["classifier.1.bias"])
+
+
+def test_a_file_of_another_architecture_is_refused_by_title(variables):
+    whole = zeros_like_init(EfficientNetB0Classifier(), train=False)
+    large = published("mobilenet_v3_large")
+    with pytest.raises(UserError, match=r"expected EfficientNet-B0 weights .* found missing: classifier\.1\.bias"):
+        pretrained.merge(whole, large, source="large", backbone="efficientnet_b0")
+    with pytest.raises(UserError, match=r"expected MobileNetV3-Small weights .* unexpected: features\.1\.block\.1\.0"):
+        pretrained.merge(variables, large, source="large")
+
+
+def test_a_backbone_without_published_weights_is_refused_by_name(variables, state):
+    with pytest.raises(UserError, match="found the backbone plain_cnn"):
+        pretrained.merge(variables, state, source="weights", backbone="plain_cnn")
 
 
 def without(state, name):

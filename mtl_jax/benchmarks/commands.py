@@ -142,6 +142,15 @@ def hydra(options: Options) -> Rows:
     return hydra.measure(image_size=options.image_size, repeats=options.repeats)
 
 
+def backbones(options: Options) -> Rows:
+    """Times one image and a training step at half its size with each backbone, under the flagship's neck and head."""
+    from mtl_jax.benchmarks import backbones
+
+    one_image = Problem("jax", "infer", 1, options.image_size, options.dtype)
+    step = Problem("jax", "step", options.batch_size, options.image_size // 2, options.dtype)
+    return backbones.measure({"infer": one_image, "step": step}, repeats=options.repeats)
+
+
 def roofline(options: Options) -> Rows:
     """Time of each layer, forward and backward, against what the machine's ceilings allow it."""
     from mtl_jax.benchmarks import roofline
@@ -159,5 +168,6 @@ COMMANDS = {
     "evaluate": evaluate,
     "sharing": sharing,
     "hydra": hydra,
+    "backbones": backbones,
     "roofline": roofline,
 }

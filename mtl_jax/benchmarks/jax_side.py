@@ -25,7 +25,7 @@ class Computation(NamedTuple):
 def build(problem: Problem) -> Computation:
     """Makes the computation of a problem, and compiles a step."""
     records = tasks.build(problem_lib.task_settings(problem))
-    model = multi_task.build({"compute_dtype": problem.dtype}, records)
+    model = multi_task.build({"backbone": problem.backbone, "compute_dtype": problem.dtype}, records)
     variables = multi_task.init_variables(model, key=jax.random.key(problem.seed), image_size=problem.image_size)
     image = problem_lib.images(problem)
     names = tuple(records)

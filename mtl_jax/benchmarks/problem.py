@@ -25,6 +25,7 @@ class Problem:
     gradient_space: str = "params"  # of the balancing
     disjoint: bool = False  # one stream for each task, each of `batch_size` images, instead of one with all labels
     classifiers: int = 0  # so many classification tasks instead of the flagship's three
+    backbone: str = "mobilenet_v3_small"
     seed: int = 0
 
 

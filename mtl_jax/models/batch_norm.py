@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models import cpu_kernels
 
-ACTIVATIONS = ("identity", "relu", "hard_swish")  # in the order of the compiled kernels
-VALUES = {"identity": lambda z: z, "relu": jax.nn.relu, "hard_swish": jax.nn.hard_swish}
+ACTIVATIONS = ("identity", "relu", "hard_swish", "silu")  # in the order of the compiled kernels
+VALUES = {"identity": lambda z: z, "relu": jax.nn.relu, "hard_swish": jax.nn.hard_swish, "silu": jax.nn.silu}
 
 Cells = Float[Array, "batch cells channels"]
 Channels = Float[Array, " channels"]

@@ -13,15 +13,26 @@ from jaxtyping import Array, Float, Key
 
 from mtl_jax.config import base
 from mtl_jax.errors import UserError
+from mtl_jax.models.backbone import OUTPUT_STRIDES
+from mtl_jax.models.csp_darknet import YoloV8N
+from mtl_jax.models.efficientnet import EfficientNetB0
+from mtl_jax.models.fast_scnn import FastSCNN
 from mtl_jax.models.head import Head
 from mtl_jax.models.layers import ByBatch, draw_kernels
-from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES, MobileNetV3Small
+from mtl_jax.models.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
 from mtl_jax.models.neck import NECKS
 from mtl_jax.models.network import FEATURES, OFFSETS, SHARED, BranchedNetwork, MultiTaskNetwork, Network
 from mtl_jax.models.plain_cnn import PlainCNN
 from mtl_jax.tasks.base import Task
 
-BACKBONES = {"mobilenet_v3_small": MobileNetV3Small, "plain_cnn": PlainCNN}
+BACKBONES = {
+    "mobilenet_v3_small": MobileNetV3Small,
+    "mobilenet_v3_large": MobileNetV3Large,
+    "efficientnet_b0": EfficientNetB0,
+    "yolov8n": YoloV8N,
+    "fast_scnn": FastSCNN,
+    "plain_cnn": PlainCNN,
+}
 COMPUTE_DTYPES = ("float32", "bfloat16")
 IMAGE_STRIDE = 32  # px; the backbone halves the image five times
 INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
@@ -121,6 +132,11 @@ def default_config() -> dict[str, Any]:
     """Returns the value of every key that `build` takes, as `config.base` sets it."""
     section: Any = base()["model"]
     return section.to_dict()
+
+
+def backbone_name(model: Network) -> str:
+    """Returns the key of a network's backbone in `BACKBONES`."""
+    return next(name for name, backbone in BACKBONES.items() if type(model.backbone) is backbone)
 
 
 def init_variables(model: Network, *, key: Key[Array, ""], image_size: int = 512) -> dict[str, dict[str, Any]]:

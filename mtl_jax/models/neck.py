@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mtl_jax.models.backbone import OUTPUT_STRIDES
 from mtl_jax.models.layers import ConvNorm, Dense, Norming
-from mtl_jax.models.mobilenet_v3 import OUTPUT_STRIDES
 
 
 def upsample_2x(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ channels"]:

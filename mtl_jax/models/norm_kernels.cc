@@ -7,6 +7,25 @@ constexpr int kLanes = 8;
 using Vec = Vector<kLanes>;
 inline Vec Load(const float* from) { return LoadAs<Vec>(from); }
 
+// e^z to one part in 10^7, z cut off where floats end: 2^n times a polynomial in r = z - n ln 2, |r| <= ln 2 / 2.
+inline Vec Exp(Vec z) {
+  typedef int32_t Integers __attribute__((vector_size(sizeof(Vec))));
+  constexpr float kRound = 12582912;  // 1.5 * 2^23: what is added to it loses its fraction
+  z = z < 87 ? z : Vec{} + 87;
+  z = z > -87 ? z : Vec{} - 87;
+  const Vec n = (z * 1.44269504f + kRound) - kRound;
+  const Vec r = z - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts, the first exact times n
+  Vec sum = r * (1.0f / 5040) + 1.0f / 720;
+  sum = sum * r + 1.0f / 120;
+  sum = sum * r + 1.0f / 24;
+  sum = sum * r + 1.0f / 6;
+  sum = sum * r + 0.5f;
+  sum = sum * r + 1;
+  sum = sum * r + 1;
+  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;  // the bits of 2^n
+  return sum * (Vec)power;
+}
+
 struct Identity {
   static Vec Value(Vec z) { return z; }
   static Vec Slope(Vec z) { return z * 0 + 1; }
@@ -26,6 +45,15 @@ struct HardSwish {  // z * relu6(z + 3) / 6
   }
 };
 
+struct Silu {  // z * sigmoid(z)
+  static Vec Sigmoid(Vec z) { return 1 / (1 + Exp(-z)); }
+  static Vec Value(Vec z) { return z * Sigmoid(z); }
+  static Vec Slope(Vec z) {
+    const Vec gate = Sigmoid(z);
+    return gate * (1 + z * (1 - gate));
+  }
+};
+
 // Calls with the activation of this number, as the caller counts them.
 template <class Body>
 ffi::Error WithActivation(int64_t activation, int64_t channels, const Body& body) {
@@ -33,6 +61,7 @@ ffi::Error WithActivation(int64_t activation, int64_t channels, const Body& body
   if (activation == 0) body(Identity{});
   if (activation == 1) body(Relu{});
   if (activation == 2) body(HardSwish{});
+  if (activation == 3) body(Silu{});
   return ffi::Error::Success();
 }
 

@@ -1,4 +1,4 @@
-"""Loads MobileNetV3-Small weights under torchvision's names: from .npz, or .pth where torch is installed."""
+"""Loads a backbone's weights under torchvision's names: from .npz, or .pth where torch is installed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.errors import UserError
+from mtl_jax.models import efficientnet, mobilenet_v3
 
 BLOCK_PARTS = (
     "expand",
@@ -22,29 +23,63 @@ BLOCK_PARTS = (
 )  # in torchvision's order; some are left out
 LAYERS = {"conv": "0", "norm": "1", "reduce": "fc1", "expand": "fc2"}
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-CLASSIFIER = {"hidden": "classifier.0", "logits": "classifier.3"}
 NAMES_SHOWN = 4  # of each kind of mistake, so that the message stays one readable line
+
+
+class Architecture(NamedTuple):
+    """How torchvision names a network's parts."""
+
+    title: str
+    blocks: tuple[str, ...]  # of block_1, block_2 …, below "features"
+    classifier: Mapping[str, str]  # of the layers after the features
+
+    @property
+    def last(self) -> int:
+        """The number of the last convolution, below "features"."""
+        return int(self.blocks[-1].split(".")[0]) + 1
+
+
+def _mobilenet_v3(title: str, rows: tuple[mobilenet_v3.Row, ...]) -> Architecture:
+    numbers = tuple(str(number) for number, _ in enumerate(rows, start=1))
+    return Architecture(title, numbers, {"hidden": "classifier.0", "logits": "classifier.3"})
+
+
+ARCHITECTURES = {
+    "mobilenet_v3_small": _mobilenet_v3("MobileNetV3-Small", mobilenet_v3.SMALL),
+    "mobilenet_v3_large": _mobilenet_v3("MobileNetV3-Large", mobilenet_v3.LARGE),
+    "efficientnet_b0": Architecture(
+        "EfficientNet-B0",
+        tuple(
+            f"{number}.{repeat}"
+            for number, stage in enumerate(efficientnet.B0, start=1)
+            for repeat in range(stage.repeats)
+        ),
+        {"logits": "classifier.1"},
+    ),
+}
 
 Variables = Mapping[str, Any]
 TreePath = tuple[str, ...]
 
 
-def load(variables: Variables, path: str | Path) -> dict[str, Any]:
+def load(variables: Variables, path: str | Path, *, backbone: str = "mobilenet_v3_small") -> dict[str, Any]:
     """Puts a file's weights in place of the backbone's, or of the whole published network's.
 
     Args:
         variables: {"params", "batch_stats"} of a multi-task network (its backbone is replaced, in every branch), or of
-            `MobileNetV3SmallClassifier`.
+            a whole published network such as `MobileNetV3SmallClassifier`.
         path: A .npz or .pth file of torchvision's `state_dict`. The classifier of a published file is left
             out where the network has none.
+        backbone: Name of the network's backbone.
 
     Returns:
         Variables like those given.
 
     Raises:
-        UserError: The file cannot be read, or its names, shapes or values do not fit.
+        UserError: No weights of this backbone are published, the file cannot be read, or its names, shapes or values
+            do not fit.
     """
-    return merge(variables, read_state_dict(path), source=str(path))
+    return merge(variables, read_state_dict(path), source=str(path), backbone=backbone)
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -69,29 +104,43 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     raise UserError(f"{path}: expected pretrained weights in a .npz or .pth file, found another suffix: convert it")
 
 
-def merge(variables: Variables, state_dict: Mapping[str, np.ndarray], *, source: str) -> dict[str, Any]:
+def merge(
+    variables: Variables,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    source: str,
+    backbone: str = "mobilenet_v3_small",
+) -> dict[str, Any]:
     """Puts named arrays in their places; see `load`.
 
     Args:
         variables: What to replace in.
         state_dict: {torchvision name: array in PyTorch's layout}.
         source: Where the arrays are from, for the error message.
+        backbone: Name of the network's backbone.
 
     Returns:
         Variables like those given.
 
     Raises:
-        UserError: A name is missing or unexpected, an array has the wrong shape, or it holds NaN or infinity.
+        UserError: No weights of this backbone are published, a name is missing or unexpected, an array has the wrong
+            shape, or it holds NaN or infinity.
     """
+    if backbone not in ARCHITECTURES:
+        raise UserError(
+            f"{source}: expected weights of a backbone that torchvision publishes, {', '.join(ARCHITECTURES)}, found "
+            f"the backbone {backbone}: choose another, or start from random weights with --config.pretrained="
+        )
+    architecture = ARCHITECTURES[backbone]
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
     paths = [tuple(step.key for step in path) for path, _ in leaves]
-    names = _torchvision_names(paths)
+    names = _torchvision_names(paths, architecture)
     given = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
     if not any(name.startswith("classifier.") for name in names.values()):
         given = {name: value for name, value in given.items() if not name.startswith("classifier.")}
     converted = {path: _to_our_layout(given[name], path) for path, name in names.items() if name in given}
     shapes = {path: leaf.shape for path, (_, leaf) in zip(paths, leaves, strict=True)}
-    _refuse_misfits(names, given, converted, shapes, source=source)
+    _refuse_misfits(names, given, converted, shapes, source=source, title=architecture.title)
     merged = [
         jnp.asarray(converted[path], leaf.dtype) if path in converted else leaf
         for path, (_, leaf) in zip(paths, leaves, strict=True)
@@ -132,17 +181,16 @@ def _one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _torchvision_names(paths: list[TreePath]) -> dict[TreePath, str]:
+def _torchvision_names(paths: list[TreePath], architecture: Architecture) -> dict[TreePath, str]:
     """Maps the paths of the variables that a file holds to torchvision's names."""
     inside = {path: _inside_backbone(path) for path in paths}
     parts = {rest[:2] for rest in inside.values() if rest}
-    last = 1 + len({block for block, _ in parts if block.startswith("block_")})
     names = {}
     for path in paths:
-        if path[1] in CLASSIFIER:
-            names[path] = f"{CLASSIFIER[path[1]]}.{LEAVES[path[-1]]}"
+        if path[1] in architecture.classifier:
+            names[path] = f"{architecture.classifier[path[1]]}.{LEAVES[path[-1]]}"
         elif rest := inside[path]:
-            names[path] = f"features.{_feature_name(rest, parts, last)}.{LEAVES[path[-1]]}"
+            names[path] = f"features.{_feature_name(rest, parts, architecture)}.{LEAVES[path[-1]]}"
     return names
 
 
@@ -152,11 +200,12 @@ def _inside_backbone(path: TreePath) -> TreePath:
     return () if depth is None else path[depth + 1 :]
 
 
-def _feature_name(rest: TreePath, parts: set[TreePath], last: int) -> str:
+def _feature_name(rest: TreePath, parts: set[TreePath], architecture: Architecture) -> str:
     if rest[0] in ("stem", "last"):
-        return f"{0 if rest[0] == 'stem' else last}.{LAYERS[rest[1]]}"
+        return f"{0 if rest[0] == 'stem' else architecture.last}.{LAYERS[rest[1]]}"
     present = [part for part in BLOCK_PARTS if (rest[0], part) in parts]
-    return f"{rest[0].removeprefix('block_')}.block.{present.index(rest[1])}.{LAYERS[rest[2]]}"
+    block = architecture.blocks[int(rest[0].removeprefix("block_")) - 1]
+    return f"{block}.block.{present.index(rest[1])}.{LAYERS[rest[2]]}"
 
 
 def _to_our_layout(value: np.ndarray, path: TreePath) -> np.ndarray:
@@ -178,6 +227,7 @@ def _refuse_misfits(
     shapes: Mapping[TreePath, tuple[int, ...]],
     *,
     source: str,
+    title: str,
 ) -> None:
     expected = set(names.values())
     found = {
@@ -193,7 +243,7 @@ def _refuse_misfits(
     mistakes = [f"{kind}: {_shortened(listed)}" for kind, listed in found.items() if listed]
     if mistakes:
         raise UserError(
-            f"{source}: expected MobileNetV3-Small weights with torchvision's names, found "
+            f"{source}: expected {title} weights with torchvision's names, found "
             f"{'; '.join(mistakes)}: use the file of this architecture and width"
         )
 

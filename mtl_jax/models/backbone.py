@@ -1,0 +1,82 @@
+"""What every backbone has in common: its settings, and its layers in turn, of which some stages may be left out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.errors import UserError
+from mtl_jax.models.layers import ConvNorm, Norming, make_divisible
+
+OUTPUT_STRIDES = (8, 16, 32)  # px of input per cell of the last features
+FIRST_TAP_STRIDE = 8  # px; finer features are too shallow to be read from
+
+Layers = list[tuple[int, Callable[..., Array]]]  # each with its stride, in cells of what it reads
+
+
+class Backbone(nn.Module):
+    """A chain of layers, or some of its stages; a backbone derives from it and says which layers."""
+
+    width_multiplier: float = 1.0
+    output_stride: int = 32
+    dtype: jnp.dtype = jnp.dtype("float32")
+    batch_norm_momentum: float = 0.9
+    after: int = 1  # px; stages up to this stride are left out, and the input is what they would give
+    until: int = 32  # px; stages beyond this stride are left out
+
+    epsilon: ClassVar[float] = 1e-3  # of batch norm
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
+    ) -> dict[int, Float[Array, "batch _ _ _"]]:
+        """Returns the deepest features of each stride from 8 px on, up to `output_stride` or `until`.
+
+        Args:
+            image: RGB, normalised with ImageNet's mean and standard deviation; or the features of stride `after`.
+            train_batch_norm: Where to normalise by the batch and update the running statistics.
+
+        Returns:
+            {stride in px: features}; below 8 px, those of `until` alone.
+
+        Raises:
+            UserError: The backbone has no such output stride.
+        """
+        return self.chained(self.layers(), image, train_batch_norm=train_batch_norm)
+
+    def layers(self) -> Layers:
+        """The layers of the whole backbone, in order."""
+        raise NotImplementedError
+
+    def chained(
+        self, layers: Layers, x: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
+    ) -> dict[int, Float[Array, "batch _ _ _"]]:
+        """Applies the layers beyond `after` and up to `until`; arguments and result as of the backbone itself."""
+        reached, taps = 1, {self.after: x}
+        for stride, layer in layers:
+            if reached * stride > self.until:
+                break
+            reached *= stride
+            if reached > self.after:
+                x = layer(x, train_batch_norm=train_batch_norm)
+                taps[reached] = x
+        return {stride: x for stride, x in taps.items() if stride >= FIRST_TAP_STRIDE or stride == reached}
+
+    def width(self, channels: int) -> int:
+        """A number of channels at full width as it is here: scaled, and a multiple of 8."""
+        return make_divisible(channels * self.width_multiplier)
+
+    @property
+    def conv_norm(self) -> functools.partial[ConvNorm]:
+        """Makes a convolution with batch norm and activation; takes the other fields of `ConvNorm`."""
+        return functools.partial(ConvNorm, epsilon=self.epsilon, momentum=self.batch_norm_momentum, dtype=self.dtype)
+
+    def refuse_dilation(self, name: str) -> None:
+        """Raises `UserError` where an output stride other than 32 px is asked of the backbone of this name."""
+        if self.output_stride != 32:
+            raise UserError(f"model.output_stride: backbone {name} has 32, found {self.output_stride}: set 32")
