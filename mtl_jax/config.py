@@ -49,6 +49,11 @@ def base() -> Any:
             "backbone": "mobilenet_v3_small",
             "width_multiplier": 1.0,
             "output_stride": 32,  # px; 16 or 8 keep resolution by dilation (neck "two_conv")
+            # "hard", the same layers for all tasks, as far as share_until says; or a backbone, neck and head for each
+            # task: "independent", "cross_stitch" or "progressive"; or one network that each task reads in its own
+            # way: "adapters", "attention", "mmoe", "cgc" (docs/sharing.md)
+            "sharing": "hard",
+            "experts": 3,  # necks that tasks mix, of "mmoe" and "cgc"
             # the last backbone stage that all tasks share, "stage_0" (stride 2 px) to "stage_3" (16 px): above it each
             # task has its own stages, neck and head; "all" shares everything but each task's slice of the head
             "share_until": "all",
@@ -155,6 +160,9 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             # patterns of parameters that stay as they are, statistics too: "backbone", "head/conv_*"; with epochs,
             # "backbone@:5" until the fifth (gradual unfreezing), "backbone/stage_0@2.5:" from then on (progressive)
             "freeze": (),
+            # of the squared distances between the tasks' branches, or their networks with model.sharing="independent";
+            # 0 is off, infinity keeps them alike
+            "soft_sharing": 0.0,
             "loss_weights": {},  # task -> factor; 1 where absent
             # what keeps the tasks of earlier stages
             "ewc_strength": 0.0,  # 0 is off
@@ -255,6 +263,7 @@ def validate(config: Any) -> None:
                 "learning_rate",
                 "backbone_rate",
                 "sampling_temperature",
+                "soft_sharing",
                 "weight_decay",
                 "clip_norm",
                 "ewc_strength",

@@ -33,7 +33,8 @@ def owner_of(path: tuple[str, ...], tasks: tuple[str, ...]) -> str | None:
     """Returns the task whose own a parameter or batch norm is; None if tasks share it."""
     for task in tasks:
         own_norm = any(name == task and above.startswith("norm") for above, name in itertools.pairwise(path))
-        if path[0] == branch_name(task) or path[:2] == ("head", task) or own_norm:
+        own_readout = any(pair == ("head", task) for pair in itertools.pairwise(path))
+        if path[0] == branch_name(task) or own_readout or own_norm:
             return task
     return None
 

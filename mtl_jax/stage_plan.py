@@ -181,9 +181,10 @@ def _batch_norm(
 ) -> bool | Callable[[str], bool]:
     """What `train_batch_norm` of a stage, and what is frozen, mean for the network's layers."""
     where = settings.train_batch_norm
-    if parts.model.batch_norm_per_task and where != "nowhere":
+    if parts.model.norms_by_task and where != "nowhere":
         # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
-        return lambda path: path.split("/")[-1] in own and not matches(path, frozen)
+        others = set(parts.tasks) - set(own)
+        return lambda path: path.split("/")[-1] not in others and not matches(path, frozen)
     if where == "nowhere" or (where == "everywhere" and not frozen):
         return where == "everywhere"
     seen = {level for task in old for level in parts.tasks[task].levels}

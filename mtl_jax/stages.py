@@ -58,9 +58,13 @@ def prepare(
     where = f"config.stages.{stage.name}"
     method = balancing.method(settings, tasks=len(objective.tasks), where=where)
     backward = balancing.backward(
-        settings, method, objective, features_are_shared=not parts.model.batch_norm_per_task, where=where
+        settings, method, objective, features_are_shared=parts.model.shares_features, where=where
     )
     _check_micro_batches(stage, where=where)
+    if settings.soft_sharing and not any(branch_name(task) in learnt.variables["params"] for task in objective.tasks):
+        raise UserError(
+            f'{where}.soft_sharing needs branches to draw near; set model.sharing="independent", or model.share_until'
+        )
     variables = _warm_started(learnt.variables, stage)
     state = train_step.init_state(
         variables["params"],
@@ -77,7 +81,12 @@ def prepare(
     def jitted(objective: Objective) -> train_step.Step:
         problem = Problem(parts.model, parts.tasks, objective, method, backward, settings.micro_batches)
         step = train_step.make_train_step(
-            problem, tx=tx, schedule=schedule, clip_norm=settings.clip_norm, ema_decay=settings.ema_decay
+            problem,
+            tx=tx,
+            schedule=schedule,
+            clip_norm=settings.clip_norm,
+            ema_decay=settings.ema_decay,
+            soft_sharing_strength=settings.soft_sharing,
         )
         return jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere())
 

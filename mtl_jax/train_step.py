@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from mtl_jax import optimizer, task_gradients
+from mtl_jax import optimizer, soft_sharing, task_gradients
 from mtl_jax.continual import agem, ewc, si
 from mtl_jax.losses import Memory, Objective
+from mtl_jax.models.network import branch_name
 from mtl_jax.ownership import SHARED, by_owner, join_private, split_private
 from mtl_jax.patterns import change_where
 from mtl_jax.task_gradients import Problem
@@ -80,6 +81,7 @@ def make_train_step(
     schedule: optax.Schedule,
     clip_norm: float = 0.0,
     ema_decay: float = 0.0,
+    soft_sharing_strength: float = 0.0,
 ) -> Step:
     """Returns `(state, memory, batch) -> (state, metrics)`, to be jitted with `state` donated.
 
@@ -89,6 +91,7 @@ def make_train_step(
         schedule: the learning rate of `tx`, for the log.
         clip_norm: largest norm of the gradient; of each task's where tasks share nothing. 0 does not clip.
         ema_decay: of the averaged weights; 0 keeps none.
+        soft_sharing_strength: with which the tasks' branches draw each other near; 0 is off.
     """
     stage = problem.objective
 
@@ -112,7 +115,8 @@ def make_train_step(
         metrics["all/loss"] = found.losses.sum() + metrics.get("all/ewc_penalty", 0.0)
         metrics["all/gradient_norm"] = optax.tree.norm(grads)
         metrics["all/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state)
+        soft_weight = soft_sharing_strength * jnp.asarray(schedule(state.step)) if soft_sharing_strength else None
+        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state, soft_weight)
         after = TrainState(
             step=state.step + 1,
             params=params,
@@ -135,6 +139,7 @@ def _updated(
     tasks: Iterable[str],
     grads: PyTree,
     state: TrainState,
+    soft_weight: Float[Array, ""] | None,
 ) -> tuple[PyTree, dict[str, PyTree]]:
     """The parameters and the optimizer's states after a step.
 
@@ -151,6 +156,10 @@ def _updated(
         updates, opt_state[owner] = tx.update(gradient, opt_state[owner], params[owner])
         updates = change_where(jnp.zeros_like, updates, objective.frozen)
         params[owner] = optax.apply_updates(params[owner], updates)
+    if soft_weight is not None:
+        branches = {task: params[task][branch_name(task)] for task in active if task != SHARED}
+        drawn = zip(branches, soft_sharing.draw_near(list(branches.values()), soft_weight), strict=True)
+        params |= {task: {**params[task], branch_name(task): branch} for task, branch in drawn}
     return join_private({}, params), opt_state
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mtl_jax"
 LAYERS = (  # each may import those to its left, and its own
-    ("errors", "allocator", "patterns"),
+    ("errors", "allocator", "patterns", "soft_sharing"),
     ("config", "freezing", "tasks", "balance", "checkpoints", "contract", "contract_table", "optimizer"),
     ("data", "models"),
     ("continual", "ownership"),

@@ -169,7 +169,7 @@ def test_a_step_goes_back_as_often_as_the_method_needs(aim, settings, expected):
     ("aim", "settings", "words"),
     [
         (OWN_IMAGES, {}, "do not share their images"),
-        (SHARED_IMAGES, {"features_are_shared": False}, "batch_norm_per_task"),
+        (SHARED_IMAGES, {"features_are_shared": False}, "no common features"),
         (SHARED_IMAGES, {"balance": "moco"}, "remembers gradients"),
         (SHARED_IMAGES, {"micro_batches": 2}, "micro_batches 2"),
         (SHARED_IMAGES, {"agem": True}, "agem"),

@@ -11,6 +11,7 @@ import numpy as np
 from mtl_jax import evaluate, experiment
 from mtl_jax.benchmarks import flagship
 from mtl_jax.models import multi_task
+from mtl_jax.models.sharing import SHARE_CHOICES
 
 
 def measure(data_root: Path, *, image_size: int, repeats: int) -> list[dict[str, Any]]:
@@ -20,11 +21,11 @@ def measure(data_root: Path, *, image_size: int, repeats: int) -> list[dict[str,
     the slowest task alone, which is what one single-task network of the same layers takes.
     """
     networks = {}
-    for share in multi_task.SHARE_CHOICES:
+    for share in SHARE_CHOICES:
         parts = flagship.build(data_root, share_until=share)
         variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
         networks[share] = (evaluate.make_predict(parts.model, parts.tasks), variables, tuple(parts.tasks))
-    asked = {"all": networks[multi_task.SHARE_ALL][2], **{task: (task,) for task in networks["all"][2]}}
+    asked = {"all": networks["all"][2], **{task: (task,) for task in networks["all"][2]}}
     timings: dict[tuple[str, str], list[float]] = {}
     for turn in range(repeats + 1):
         for share, (predict, variables, _) in networks.items():

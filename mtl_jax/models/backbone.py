@@ -16,7 +16,8 @@ from mtl_jax.models.layers import ConvNorm, Norming, make_divisible
 OUTPUT_STRIDES = (8, 16, 32)  # px of input per cell of the last features
 FIRST_TAP_STRIDE = 8  # px; finer features are too shallow to be read from
 
-Layers = list[tuple[int, Callable[..., Array]]]  # each with its stride, in cells of what it reads
+# Each with its stride, in cells of what it reads, and made when it is its turn: layers left out have no parameters.
+Layers = list[tuple[int, Callable[[], Callable[..., Array]]]]
 
 
 class Backbone(nn.Module):
@@ -50,7 +51,7 @@ class Backbone(nn.Module):
         return self.chained(self.layers(), image, train_batch_norm=train_batch_norm)
 
     def layers(self) -> Layers:
-        """The layers of the whole backbone, in order."""
+        """The layers of the whole backbone, in order, which become its parts."""
         raise NotImplementedError
 
     def chained(
@@ -58,12 +59,12 @@ class Backbone(nn.Module):
     ) -> dict[int, Float[Array, "batch _ _ _"]]:
         """Applies the layers beyond `after` and up to `until`; arguments and result as of the backbone itself."""
         reached, taps = 1, {self.after: x}
-        for stride, layer in layers:
+        for stride, make_layer in layers:
             if reached * stride > self.until:
                 break
             reached *= stride
             if reached > self.after:
-                x = layer(x, train_batch_norm=train_batch_norm)
+                x = make_layer()(x, train_batch_norm=train_batch_norm)
                 taps[reached] = x
         return {stride: x for stride, x in taps.items() if stride >= FIRST_TAP_STRIDE or stride == reached}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -112,11 +113,11 @@ class YoloV8N(Backbone):
     batch_norm_momentum: float = 0.97  # Ultralytics' 0.03, counted the other way round
 
     def layers(self) -> Layers:
-        """The layers, which become parts of the backbone."""
+        """The layers, in order."""
         self.refuse_dilation("yolov8n")
-        layers: Layers = [(2, self.conv_norm(self.width(STEM_CHANNELS), SILU, 3, 2, name="stem"))]
+        layers: Layers = [(2, partial(self.conv_norm, self.width(STEM_CHANNELS), SILU, 3, 2, name="stem"))]
         for number, (channels, bottlenecks) in enumerate(STAGES, start=1):
             width = self.width(channels)
-            layers.append((2, self.conv_norm(width, SILU, 3, 2, name=f"down_{number}")))
-            layers.append((1, C2f(width, bottlenecks, self.conv_norm, name=f"c2f_{number}")))
-        return [*layers, (1, Sppf(self.width(STAGES[-1][0]), self.conv_norm, name="sppf"))]
+            layers.append((2, partial(self.conv_norm, width, SILU, 3, 2, name=f"down_{number}")))
+            layers.append((1, partial(C2f, width, bottlenecks, self.conv_norm, name=f"c2f_{number}")))
+        return [*layers, (1, partial(Sppf, self.width(STAGES[-1][0]), self.conv_norm, name="sppf"))]

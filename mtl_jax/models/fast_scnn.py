@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -160,12 +161,12 @@ class FastSCNN(Backbone):
         """The layers before the fusion, which become parts of the backbone."""
         self.refuse_dilation("fast_scnn")
         first, *others = map(self.width, DETAIL_CHANNELS)
-        layers: Layers = [(2, self.conv_norm(first, "relu", 3, 2, name="detail_1"))]
+        layers: Layers = [(2, partial(self.conv_norm, first, "relu", 3, 2, name="detail_1"))]
         for number, channels in enumerate(others, start=2):
-            layers.append((2, SeparableConv(channels, self.conv_norm, 2, name=f"detail_{number}")))
+            layers.append((2, partial(SeparableConv, channels, self.conv_norm, 2, name=f"detail_{number}")))
         for number, block in enumerate(self._blocks(others[-1]), start=1):
-            layers.append((block.stride, InvertedResidual(block, self.conv_norm, name=f"block_{number}")))
-        return [*layers, (1, PyramidPooling(self.width(GROUPS[-1][0]), self.conv_norm, name="pooling"))]
+            layers.append((block.stride, partial(InvertedResidual, block, self.conv_norm, name=f"block_{number}")))
+        return [*layers, (1, partial(PyramidPooling, self.width(GROUPS[-1][0]), self.conv_norm, name="pooling"))]
 
     def _blocks(self, inputs: int) -> list[Block]:
         blocks = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -125,12 +126,13 @@ class InvertedResidualBackbone(Backbone):
         raise NotImplementedError
 
     def layers(self) -> Layers:
-        """The layers, which become parts of the backbone."""
+        """The layers, in order."""
         blocks = self.blocks()
-        stem = self.conv_norm(self.width(self.stem_channels), self.activation, 3, 2, name="stem")
+        stem = partial(self.conv_norm, self.width(self.stem_channels), self.activation, 3, 2, name="stem")
+        residual = partial(InvertedResidual, conv_norm=self.conv_norm, excitation=self.excitation, dtype=self.dtype)
         residuals = [
-            (block.stride, InvertedResidual(block, self.conv_norm, self.excitation, self.dtype, name=f"block_{number}"))
+            (block.stride, partial(residual, block, name=f"block_{number}"))
             for number, block in enumerate(blocks, start=1)
         ]
-        last = self.conv_norm(self.last_expansion * blocks[-1].features, self.activation, name="last")
+        last = partial(self.conv_norm, self.last_expansion * blocks[-1].features, self.activation, name="last")
         return [(2, stem), *residuals, (1, last)]

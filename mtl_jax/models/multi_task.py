@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from mtl_jax.config import base
 from mtl_jax.errors import UserError
+from mtl_jax.models import sharing
 from mtl_jax.models.backbone import OUTPUT_STRIDES
 from mtl_jax.models.csp_darknet import YoloV8N
 from mtl_jax.models.efficientnet import EfficientNetB0
@@ -21,8 +22,9 @@ from mtl_jax.models.head import Head
 from mtl_jax.models.layers import ByBatch, draw_kernels
 from mtl_jax.models.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
 from mtl_jax.models.neck import NECKS
-from mtl_jax.models.network import FEATURES, OFFSETS, SHARED, BranchedNetwork, MultiTaskNetwork, Network
+from mtl_jax.models.network import FEATURES, OFFSETS, SHARED
 from mtl_jax.models.plain_cnn import PlainCNN
+from mtl_jax.models.sharing import SHARE_CHOICES, WAYS, Network
 from mtl_jax.tasks.base import Task
 
 BACKBONES = {
@@ -36,15 +38,12 @@ BACKBONES = {
 COMPUTE_DTYPES = ("float32", "bfloat16")
 IMAGE_STRIDE = 32  # px; the backbone halves the image five times
 INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
-SHARE_ALL = "all"
-SHARE_CHOICES = (SHARE_ALL, "stage_0", "stage_1", "stage_2", "stage_3")  # stage k ends at stride 2 ** (k + 1)
-
 RESERVED = ("scale", "bias", "mean", "var", "shared")  # no names of tasks
 BRANCH_KEYS = ("neck_channels", "head_channels", "head_layers", "dropout_rate")
 
 Variables = Mapping[str, Any]
 # By "stride_8" (px per cell) and so on: between neck and head, or the last of the shared stages of a branched network,
-# whose branches add their own as "branch_<task>/stride_8".
+# whose branches add their own as "branch_<task>/stride_8"; where each task's pass is its own, as "<task>_stride_8".
 Features = dict[str, Float[Array, "batch _ _ _"]]
 
 
@@ -79,14 +78,7 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
     neck = NECKS[settings["neck"]]
     _check_tasks(tasks, neck_name=settings["neck"], strides=neck.strides(settings["output_stride"]))
     dtype = jnp.dtype(settings["compute_dtype"])
-    records = tuple(tasks.values())
-    backbone = functools.partial(
-        BACKBONES[settings["backbone"]],
-        settings["width_multiplier"],
-        settings["output_stride"],
-        dtype,
-        settings["batch_norm_momentum"],
-    )
+    sizes = settings["width_multiplier"], settings["output_stride"]
 
     def make_neck(own: Mapping[str, Any]) -> Any:
         return neck(own["neck_channels"], dtype, parent=None)
@@ -95,28 +87,9 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
         sizes = {"channels": own["head_channels"], "layers": own["head_layers"], "dropout_rate": own["dropout_rate"]}
         return Head(records, **sizes, dtype=dtype, parent=None)
 
-    branches = _checked_branches(settings, tasks)
-    if settings["share_until"] == SHARE_ALL:
-        parts = backbone(), make_neck(settings), make_head(settings, records)
-        model = MultiTaskNetwork(*parts, records, settings["batch_norm_per_task"])
-    else:
-        if settings["batch_norm_per_task"]:
-            raise UserError(
-                "model.batch_norm_per_task: the branches have batch norms of their own; share all, or neither"
-            )
-        stride = 2 ** SHARE_CHOICES.index(settings["share_until"])
-        if stride >= settings["output_stride"]:
-            raise UserError(
-                f"model.share_until: {settings['share_until']} ends at stride {stride} px, output_stride is "
-                f"{settings['output_stride']}: nothing is left for the branches; share less, or all"
-            )
-        model = BranchedNetwork(
-            backbone(until=stride),
-            functools.partial(backbone, after=stride),
-            lambda name: make_neck(branches[name]),
-            lambda task: make_head(branches[task.name], (task,)),
-            records,
-        )
+    backbone = functools.partial(BACKBONES[settings["backbone"]], *sizes, dtype, settings["batch_norm_momentum"])
+    makers = sharing.Makers(backbone, make_neck, make_head)
+    model = sharing.wire(settings, _checked_branches(settings, tasks), makers, tuple(tasks.values()))
     count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
     total, limit = sum(count.values()), settings["max_params"]
     if total > limit:
@@ -136,7 +109,7 @@ def default_config() -> dict[str, Any]:
 
 def backbone_name(model: Network) -> str:
     """Returns the key of a network's backbone in `BACKBONES`."""
-    return next(name for name, backbone in BACKBONES.items() if type(model.backbone) is backbone)
+    return next(name for name, backbone in BACKBONES.items() if type(sharing.whole_backbone(model)) is backbone)
 
 
 def init_variables(model: Network, *, key: Key[Array, ""], image_size: int = 512) -> dict[str, dict[str, Any]]:
@@ -275,7 +248,7 @@ def eval_raw(
 def _features(shown: Mapping[str, Any]) -> Features:
     branches = {name: branch[FEATURES] for name, branch in shown.items() if name not in (FEATURES, SHARED)}
     below = {f"{name}/{level}": x for name, levels in branches.items() for level, x in levels.items()}
-    return dict(shown[FEATURES]) | below
+    return dict(shown.get(FEATURES, {})) | below
 
 
 def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
@@ -292,8 +265,7 @@ def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
 
 def backbone_stages(model: Network) -> dict[str, tuple[str, ...]]:
     """Returns {"stage_0" and so on: the names of its layers}, stage k ending at stride 2 ** (k + 1)."""
-    whole = model.backbone.clone(parent=None) if isinstance(model, MultiTaskNetwork) else model.upper(after=1)
-    stages, seen = {}, set()
+    whole, stages, seen = sharing.whole_backbone(model), {}, set()
     image = jax.ShapeDtypeStruct((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3), jnp.float32)
     for number in range(int(math.log2(IMAGE_STRIDE))):
         part = whole.clone(until=2 ** (number + 1))
@@ -344,6 +316,7 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
         "neck": NECKS,
         "output_stride": OUTPUT_STRIDES,
         "compute_dtype": COMPUTE_DTYPES,
+        "sharing": WAYS,
         "share_until": SHARE_CHOICES,
     }
     for name, allowed in choices.items():
@@ -355,7 +328,7 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
 
 
 def _check_numbers(settings: dict[str, Any], *, where: str) -> None:
-    for name in ("neck_channels", "head_channels", "head_layers", "max_params"):
+    for name in ("neck_channels", "head_channels", "head_layers", "experts", "max_params"):
         if not isinstance(settings[name], int) or settings[name] < 1:
             raise UserError(f"{where}.{name}: expected a whole number from 1, found {settings[name]!r}: change it")
     for name, low, high in (
@@ -372,7 +345,7 @@ def _checked_branches(settings: Mapping[str, Any], tasks: Mapping[str, Task]) ->
     """The settings of each task's branch."""
     given = {name: dict(own) for name, own in dict(settings["branches"]).items()}
     unknown = sorted(set(given) - set(tasks))
-    if unknown or (given and settings["share_until"] == SHARE_ALL):
+    if unknown or (given and not sharing.has_branches(settings)):
         found = f"task {', '.join(unknown)}" if unknown else 'share_until "all", which has no branches'
         raise UserError(f"model.branches: expected settings of the branches of {', '.join(tasks)}, found {found}")
     for name, own in given.items():

@@ -16,7 +16,7 @@ from mtl_jax.tasks.base import Task
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the published weights were trained on
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-FEATURES = "features"  # name of what `_show_features` leaves
+FEATURES = "features"  # name of what `show_features` leaves
 SHARED, OFFSETS = "shared", "offsets"  # names of what `_shared_features` leaves, and of the collection that it adds
 
 Levels = dict[int, Float[Array, "batch _ _ _"]]  # by stride in px
@@ -29,7 +29,7 @@ class MultiTaskNetwork(nn.Module):
     neck: nn.Module
     head: Head
     tasks: tuple[Task, ...]
-    batch_norm_per_task: bool = False
+    norms_by_task: bool = False  # every batch norm is a task's own, and so each task a pass of its own
 
     def __call__(
         self,
@@ -40,13 +40,18 @@ class MultiTaskNetwork(nn.Module):
         train_batch_norm: ByBatch,
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
-        if not self.batch_norm_per_task:
+        if not self.norms_by_task:
             read = functools.partial(_shared_features, self)
             return self._pass(image, tasks, train, train_batch_norm, read=read)
         outputs = {}
         for name in tasks:
             outputs |= self._pass(image, (name,), train, PerTask(name, train_batch_norm), shown=f"{name}_")
         return outputs
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether there are features that all tasks read."""
+        return not self.norms_by_task
 
     def _pass(
         self,
@@ -60,7 +65,7 @@ class MultiTaskNetwork(nn.Module):
     ) -> dict[str, Float[Array, "batch ..."]]:
         features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
         levels = self.neck(features, train_batch_norm=train_batch_norm)
-        _show_features(self, levels, prefix=shown)
+        show_features(self, levels, prefix=shown)
         return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm, read=read)
 
 
@@ -79,7 +84,7 @@ class Branch(nn.Module):
         own = self.backbone(shared[last], train_batch_norm=train_batch_norm)
         finer = {stride: x for stride, x in shared.items() if stride < last}
         levels = self.neck(finer | own, train_batch_norm=train_batch_norm)
-        _show_features(self, levels)
+        show_features(self, levels)
         return self.head(levels, tasks=(task,), train=train, train_batch_norm=train_batch_norm)[task]
 
 
@@ -98,7 +103,8 @@ class BranchedNetwork(nn.Module):
     neck: Callable[[str], nn.Module]  # of a task
     head: Callable[[Task], Head]
     tasks: tuple[Task, ...]
-    batch_norm_per_task = False  # those of the branches are their tasks' own anyway
+    norms_by_task = False  # those of the branches are their tasks' own anyway
+    shares_features = True  # there are features that all tasks read
 
     @nn.compact
     def __call__(
@@ -111,7 +117,7 @@ class BranchedNetwork(nn.Module):
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of its branch} for RGB images in 0..1."""
         shared = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
-        _show_features(self, shared)
+        show_features(self, shared)
         shared = _shared_features(self, shared)
         records, outputs = {task.name: task for task in self.tasks}, {}
         for name in tasks:
@@ -121,7 +127,7 @@ class BranchedNetwork(nn.Module):
         return outputs
 
 
-def _show_features(module: nn.Module, levels: Mapping[int, Array], *, prefix: str = "") -> None:
+def show_features(module: nn.Module, levels: Mapping[int, Array], *, prefix: str = "") -> None:
     """Leaves {stride in px: features} for callers that ask for Flax's collection "intermediates"."""
     _sow(module, FEATURES, levels, prefix=prefix)
 
@@ -132,16 +138,13 @@ def _sow(module: nn.Module, name: str, levels: Mapping[int, Array], *, prefix: s
 
 
 def _shared_features(module: nn.Module, features: Levels) -> Levels:
-    """Leaves what the tasks read last in common, as `_show_features` does, and adds the caller's offsets to it."""
+    """Leaves what the tasks read last in common, as `show_features` does, and adds the caller's offsets to it."""
     moved = {}
     for stride, x in features.items():
         name = f"stride_{stride}"
         moved[stride] = x + module.get_variable(OFFSETS, name) if module.has_variable(OFFSETS, name) else x
     _sow(module, SHARED, moved)
     return moved
-
-
-Network = MultiTaskNetwork | BranchedNetwork
 
 
 def branch_name(task: str) -> str:

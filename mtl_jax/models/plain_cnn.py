@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mtl_jax.models.backbone import Backbone, Layers
 
 # Channels and stride of each 3x3 convolution.
@@ -15,9 +17,9 @@ class PlainCNN(Backbone):
     """
 
     def layers(self) -> Layers:
-        """The layers, which become parts of the backbone."""
+        """The layers, in order."""
         self.refuse_dilation("plain_cnn")
         return [
-            (stride, self.conv_norm(self.width(channels), "relu", 3, stride, name=f"layer_{number}"))
+            (stride, partial(self.conv_norm, self.width(channels), "relu", 3, stride, name=f"layer_{number}"))
             for number, (channels, stride) in enumerate(LAYERS)
         ]
