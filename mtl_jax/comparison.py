@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ from mtl_jax.report_figures import Cell, scatter_svg, spread_svg
 from mtl_jax.report_figures import heatmaps_svg as draw_heatmaps
 
 COSTS = {"params": "parameters", "latency_ms": "latency, ms", "train_seconds": "training, s", "step_ms": "step, ms"}
-COSTS |= {"peak_memory_mb": "peak memory, MB"}
+COSTS |= {"peak_memory_mb": "peak memory, MB", "gigaflops": "GFLOP an image"}
+History = dict[str, list[int | float]]  # {"step", "value"}
+CURVES = ("loss", "task_weight", "gradient_norm")  # endings of the names of what is logged in training
 DELTA_M = "delta_m_percent"  # against single-task runs, where every task has one
 
 
@@ -31,6 +34,7 @@ class Result(NamedTuple):
     contract: Mapping[str, Any]  # the tree of contract.json
     step_ms: float | None  # median over the logged steps of all stages
     conflicts: Mapping[tuple[str, str], Conflict]  # of the gradients of two tasks, where they were logged
+    history: Mapping[str, History]  # by "stage/split/task/name": the steps and values of `CURVES`
 
 
 def read(variant: str, seed: int, workdir: Path) -> Result | None:
@@ -46,7 +50,33 @@ def read(variant: str, seed: int, workdir: Path) -> Result | None:
     events = metrics_log.read(log) if log.is_file() else []
     steps = [event["value"] for event in events if event["name"] == "step_ms" and event["value"] is not None]
     finite = [event for event in events if event["value"] is not None]
-    return Result(variant, seed, contract, statistics.median(steps) if steps else None, conflicts(finite))
+    step_ms = statistics.median(steps) if steps else None
+    return Result(variant, seed, contract, step_ms, conflicts(finite), history(finite))
+
+
+def history(events: Sequence[Mapping[str, Any]]) -> dict[str, History]:
+    """Returns the course of every loss, validation figure, task weight and gradient norm of a run.
+
+    Args:
+        events: of a run, with finite values.
+
+    Returns:
+        By "stage/split/task/name": the steps and the values.
+    """
+    found: dict[str, History] = {}
+    for event in events:
+        if event["split"] == "val" or event["name"].endswith(CURVES):
+            name = "/".join((event["stage"], event["split"], event["task"] or "all", event["name"]))
+            curve = found.setdefault(name, {"step": [], "value": []})
+            curve["step"].append(event["step"])
+            curve["value"].append(event["value"])
+    return found
+
+
+def as_history(results: Sequence[Result]) -> str:
+    """The course of training of every run as JSON: variant -> seed -> `history`."""
+    tree = {variant: {str(run.seed): run.history for run in runs} for variant, runs in by_variant(results).items()}
+    return json.dumps(tree) + "\n"
 
 
 def figures(result: Result) -> dict[str, float | None]:
@@ -171,7 +201,7 @@ def as_html(title: str, results: Sequence[Result]) -> str:
     scatters = [
         scatter_svg(f"{name.replace('_', ' ', 1)} against {COSTS[cost]}", points, x=COSTS[cost], y=name)
         for name in accuracies
-        for cost in ("latency_ms", "params")
+        for cost in ("latency_ms", "params", "gigaflops", "step_ms", "peak_memory_mb")
         if (points := _points(groups, cost, name))
     ]
     return report_page.page(

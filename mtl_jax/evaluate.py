@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from mtl_jax.models import multi_task
+from mtl_jax.models import cpu_kernels, multi_task
 from mtl_jax.tasks.base import Task
 
 Predict = Callable[..., dict[str, dict[str, Array]]]
@@ -62,6 +62,25 @@ def evaluate(
 def example(predictions: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
     """Returns one example's predictions of a batch."""
     return {field: value[index] for field, value in predictions.items()}
+
+
+def gigaflops(model: Any, variables: PyTree, tasks: Iterable[str], *, image_size: int) -> float | None:
+    """Returns the floating-point operations of one image through the network, 1e9; a multiply-add is two of them.
+
+    XLA counts them, of the operations that the network is written in. None where it does not.
+
+    Args:
+        model: from `multi_task.build`.
+        variables: of the network; only their shapes matter.
+        tasks: names of the tasks asked for; decoding is left out.
+        image_size: px, both sides.
+    """
+    names = tuple(tasks)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    with cpu_kernels.left_out():
+        passed = jax.jit(lambda variables, image: multi_task.eval_raw(model, variables, image, tasks=names)[0])
+        counted: Any = passed.lower(variables, image).cost_analysis()
+    return counted["flops"] / 1e9 if counted and "flops" in counted else None
 
 
 def latency_ms(

@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 from mtl_jax import report_page
 from mtl_jax.report_figures import Curve, Span, curves_by, panel_svg
 
-COSINE, WEIGHT, RESIDUAL = "cosine/", "task_weight", "balance_residual"  # names of events, as the step logs them
+COSINE, WEIGHT, NORM, RESIDUAL = (
+    "cosine/",
+    "task_weight",
+    "gradient_norm",
+    "balance_residual",
+)  # names of events, as the step logs them
 
 Events = Sequence[Mapping[str, Any]]
 
@@ -26,7 +31,8 @@ class Conflict(NamedTuple):
 
 def is_about_balance(event: Mapping[str, Any]) -> bool:
     """Whether the section shows an event, so that no other has to."""
-    return event["split"] == "train" and (event["name"].startswith(COSINE) or event["name"] in (WEIGHT, RESIDUAL))
+    of_a_task = event["name"] in (WEIGHT, NORM) and event["task"] is not None
+    return event["split"] == "train" and (of_a_task or event["name"].startswith(COSINE) or event["name"] == RESIDUAL)
 
 
 def conflicts(events: Events) -> dict[tuple[str, str], Conflict]:
@@ -62,11 +68,13 @@ def section(events: Events, spans: Sequence[Span]) -> str:
     if not shown:
         return ""
     weights = curves_by([event for event in shown if event["name"] == WEIGHT], lambda event: event["task"])
-    others = curves_by([event for event in shown if event["name"] != WEIGHT], lambda event: event["name"])
+    norms = curves_by([event for event in shown if event["name"] == NORM], lambda event: event["task"])
+    others = curves_by([e for e in shown if e["name"] not in (WEIGHT, NORM)], lambda event: event["name"])
     residuals = [curve for curve in others if curve.name == RESIDUAL]
     cosines = [curve for curve in others if curve.name != RESIDUAL]
     figures = [panel_svg(f"cosine of {_pair(curve.name)}", [curve], spans, baseline=0.0) for curve in cosines]
     figures += [panel_svg("weights of the tasks", weights, spans, log_scale=True)] if weights else []
+    figures += [panel_svg("lengths of the tasks' gradients", norms, spans, log_scale=True)] if norms else []
     # The sum, and whatever needs no solver, leaves nothing over.
     figures += [panel_svg("what the solver left over", residuals, spans)] if any(map(_moves, residuals)) else []
     lead = "Of the gradients of two tasks: how often they opposed (a negative cosine), and how strongly."

@@ -73,7 +73,7 @@ def balanced(problem: Problem, given: Batch, balance_state: PyTree) -> Gradient:
     shared, state = problem.balance.update(shared, balance_state, like, task_losses=found.losses)
     own = {name: jax.tree.map(operator.itemgetter(row), private[name]) for row, name in enumerate(names)}
     grads = join_private(shared, own)
-    metrics = found.metrics | _weights(names, state) | _cosines(names, gramian)
+    metrics = found.metrics | _weights(names, state) | _lengths_and_cosines(names, gramian)
     return found._replace(grads=grads, metrics=metrics, balance_state=state)
 
 
@@ -168,7 +168,7 @@ def _at_features(problem: Problem, given: Batch, balance_state: PyTree) -> Gradi
     at_features, state = problem.balance.update(task_grads, balance_state, None, task_losses=losses)
     shared = split_private(backward((jnp.zeros_like(values), at_features))[0], names)[0]
     private = split_private(backward((jnp.ones_like(values), nothing))[0], names)[1]
-    metrics = parts.metrics | _weights(names, state) | _cosines(names, gramian)
+    metrics = parts.metrics | _weights(names, state) | _lengths_and_cosines(names, gramian)
     return Gradient(losses, parts.batch_stats, metrics, join_private(shared, private), state)
 
 
@@ -241,9 +241,10 @@ def _weights(names: tuple[str, ...], state: Any) -> dict[str, Array]:
     return weights | {"all/balance_residual": state.residual}
 
 
-def _cosines(names: tuple[str, ...], gramian: Float[Array, "tasks tasks"]) -> dict[str, Array]:
-    """The cosines between the tasks' gradients; 0 where one vanishes."""
-    lengths, metrics = jnp.sqrt(jnp.diagonal(gramian)), {}
+def _lengths_and_cosines(names: tuple[str, ...], gramian: Float[Array, "tasks tasks"]) -> dict[str, Array]:
+    """The lengths of the tasks' gradients, and the cosines between them; 0 where one vanishes."""
+    lengths = jnp.sqrt(jnp.diagonal(gramian))
+    metrics = {f"{name}/gradient_norm": length for name, length in zip(names, lengths, strict=True)}
     for first, second in itertools.combinations(range(len(names)), 2):
         product = lengths[first] * lengths[second]
         cosine = gramian[first, second] / jnp.where(product > 0, product, 1.0)

@@ -332,6 +332,11 @@ def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
             "image_size": size,
         },
     }
+    budgets["gigaflops"] = {
+        "value": evaluate.gigaflops(run.parts.model, learnt.variables, names, image_size=size),
+        "limit": None,
+        "image_size": size,
+    }
     budgets["peak_memory_mb"] = {"value": devices.peak_memory_mb(), "limit": None}
     verdict = contract.build(
         learnt.stages,

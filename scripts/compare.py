@@ -103,6 +103,7 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
         replace_text(out / "comparison.md", comparison.as_markdown(results))
         replace_text(out / "comparison.csv", comparison.as_csv(results))
         replace_text(out / "comparison.html", comparison.as_html(out.name, results))
+        replace_text(out / "training_history.json", comparison.as_history(results))
         replace_text(out / "heatmaps.svg", comparison.heatmaps_svg(results))
     if results:
         print(f"\n{comparison.as_markdown(results)}\n{out}/comparison.html")

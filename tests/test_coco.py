@@ -40,7 +40,9 @@ def test_sparse_category_ids_become_contiguous_labels_in_order_of_id(tmp_path):
     make_coco(tmp_path, [annotation([1, 2, 3, 4]), annotation([5, 6, 7, 8], 88)])
     source = opened(tmp_path)
     fields = source[0]["labels"]["detection"]
-    assert source.class_names == {"detection": ("person", "teddy bear")}
+    assert source.class_names == dict.fromkeys(("detection", "multi_label"), ("person", "teddy bear"))
+    assert source[0]["labels"]["multi_label"]["label"].tolist() == [1, 1]
+    assert source[1]["labels"]["multi_label"]["label"].tolist() == [0, 0]
     assert fields["label"].tolist() == [0, 1]
     assert fields["boxes_xyxy"].tolist() == [[1, 2, 4, 6], [5, 6, 12, 14]]
     assert fields["area"].tolist() == [12, 56]

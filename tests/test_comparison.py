@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 
 import pytest
@@ -25,7 +26,8 @@ def result(variant, seed, miou, *, drop=1.0, passed=True, latency=30.0, step_ms=
         "budgets": budgets,
         "stages": stages,
     }
-    return comparison.Result(variant, seed, contract, step_ms, conflicts or {})
+    history = {"cls/train/cls/loss": {"step": [1, 10], "value": [2.0, 1.0]}}
+    return comparison.Result(variant, seed, contract, step_ms, conflicts or {}, history)
 
 
 RESULTS = [
@@ -108,9 +110,25 @@ def test_the_pages_name_every_variant_and_escape_it():
     page = comparison.as_html("runs", [*RESULTS, odd])
     assert "<b>|x" not in page
     assert page.count("&lt;b&gt;|x") >= 3
-    assert page.count("<svg") == 6  # a spread for each of two tasks, and each against latency and parameters
+    assert page.count("<svg") == 8  # a spread for each of two tasks, and each against the three costs that are known
     assert "<b>\\|x" in comparison.as_markdown([odd])
 
 
 def test_an_unfinished_run_has_no_result(tmp_path):
     assert comparison.read("none", 0, tmp_path) is None
+
+
+def test_the_history_holds_losses_weights_norms_and_validation_figures_by_name():
+    def event(name, value, step, split="train", task="det"):
+        return {"stage": "both", "split": split, "task": task, "name": name, "value": value, "step": step}
+
+    events = [event("coco_loss", 3.0, 1), event("coco_loss", 2.0, 10), event("task_weight", 0.5, 10)]
+    events += [event("gradient_norm", 1.5, 10, task=None), event("map", 0.2, 10, split="val"), event("box", 1.0, 10)]
+    found = comparison.history(events)
+    assert found["both/train/det/coco_loss"] == {"step": [1, 10], "value": [3.0, 2.0]}
+    assert set(found) == {
+        "both/train/det/coco_loss", "both/train/det/task_weight", "both/train/all/gradient_norm", "both/val/det/map",
+    }  # fmt: skip
+    tree = json.loads(comparison.as_history(RESULTS))
+    assert {variant: list(seeds) for variant, seeds in tree.items()} == {"none": ["0", "1"], "lwf": ["0"]}
+    assert tree["lwf"]["0"]["cls/train/cls/loss"]["value"] == [2.0, 1.0]

@@ -89,7 +89,7 @@ def test_the_contract_compares_the_end_with_each_task_s_own_stage(finished):
     assert contract["tasks"]["seg"]["baseline"] == first["seg"]["miou"]
     assert contract["tasks"]["seg"]["final"] == last["seg"]["miou"]
     assert contract["tasks"]["cls"]["drop_percent"] in (0.0, None)
-    assert contract["budgets"]["latency_ms"]["image_size"] == 64
+    assert contract["budgets"]["latency_ms"]["image_size"] == contract["budgets"]["gigaflops"]["image_size"] == 64
     assert contract["budgets"]["train_seconds"]["value"] > 0
 
 

@@ -25,7 +25,9 @@ class Box(NamedTuple):
 
 
 class CocoDetection:
-    """Images with boxes; label "detection". Images without objects stay, with zero boxes.
+    """Images with boxes; labels "detection", and "multi_label": which classes an image shows, crowds included.
+
+    Images without objects stay, with zero boxes.
 
     Boxes partly outside their image are clipped. Degenerate ones and those wholly outside are dropped and
     counted in `dropped_boxes` by reason. Category ids are sparse; a label is the index in `classes`.
@@ -73,7 +75,7 @@ class CocoDetection:
         names = _category_names(content["categories"], self.file)
         table = tuple(classes) if classes is not None else tuple(names[number] for number in sorted(names))
         _check_table((*table, *images_with, *images_without), names, self.file)
-        self.class_names = {"detection": table}
+        self.class_names = {"detection": table, "multi_label": table}
         self.dropped_boxes: Counter[str] = Counter()
         self._images: list[Mapping[str, Any]] = content["images"]
         self._boxes: dict[int, list[Box]] = {image["id"]: [] for image in self._images}
@@ -130,9 +132,11 @@ class CocoDetection:
     def __getitem__(self, index: int) -> Sample:
         image = self._images[index]
         pixels = _pixels_as_annotated(self.image_folder / image["file_name"], image)
+        boxes = _fields(self._boxes[image["id"]])
+        shown = np.isin(np.arange(len(self.class_names["multi_label"])), boxes["label"]).astype(np.float32)
         return {
             "image": pixels,
-            "labels": {"detection": _fields(self._boxes[image["id"]])},
+            "labels": {"detection": boxes, "multi_label": {"label": shown}},
             "id": image["file_name"],
         }
 

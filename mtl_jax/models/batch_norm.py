@@ -72,7 +72,7 @@ def by_statistics(
 def compiled(x: Array) -> bool:
     """Whether the compiled kernels take these features and were built here."""
     fits = x.dtype == jnp.float32 and x.shape[-1] % cpu_kernels.LANES == 0 and x.ndim > 2
-    return fits and jax.default_backend() == "cpu" and cpu_kernels.available()
+    return fits and jax.default_backend() == "cpu" and cpu_kernels.in_use()
 
 
 def _cells(x: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import ctypes
 import functools
 import hashlib
@@ -11,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +35,8 @@ SOURCES = {
     "norm_kernels.cc": ("norm_moments", "norm_apply", "norm_gradient_sums", "norm_input_gradient"),
 }
 
+_left_out = contextvars.ContextVar("left_out", default=False)
+
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +45,21 @@ def cache_dir() -> Path:
     if folder := os.environ.get("MTL_JAX_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl_jax"
+
+
+@contextlib.contextmanager
+def left_out() -> Iterator[None]:
+    """Traces what is inside without the kernels: in XLA's own operations, which it can count."""
+    token = _left_out.set(True)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
+
+
+def in_use() -> bool:
+    """Whether what is traced now takes the kernels."""
+    return not _left_out.get() and available()
 
 
 @functools.cache

@@ -49,13 +49,13 @@ def _run(part: Part, window: Window, first: Array, second: Array) -> Array:
     if wanted not in ("auto", *FORMS):
         expected = ", ".join(("auto", *FORMS))
         raise UserError(f"MTL_JAX_DEPTHWISE: expected one of {expected}, found {wanted!r}; unset it or choose one")
-    if wanted == "compiled" and not (on_cpu and cpu_kernels.available()):
+    if wanted == "compiled" and not (on_cpu and cpu_kernels.in_use()):
         raise UserError(
             "MTL_JAX_DEPTHWISE=compiled: expected a CPU and a working C++ compiler, found none; "
             "install g++ or unset the variable"
         )
     if wanted in ("auto", "compiled"):
-        compiled = on_cpu and depthwise_cpu.supports(window, first.dtype) and cpu_kernels.available()
+        compiled = on_cpu and depthwise_cpu.supports(window, first.dtype) and cpu_kernels.in_use()
         wanted = "compiled" if compiled else "shifted" if on_cpu else "grouped"
     return FORMS[wanted](part, window, first, second)
 

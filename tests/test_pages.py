@@ -1,0 +1,36 @@
+"""Every page of configs/ and each of its variants is whole, and refuses other words."""
+
+from pathlib import Path
+
+import pytest
+
+from mtl_jax import config as config_lib
+from mtl_jax import tasks
+from mtl_jax.errors import UserError
+from mtl_jax.models import multi_task
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PAGES = sorted(path.name for path in CONFIGS.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_variant_is_valid(name):
+    page = config_lib.load_page(CONFIGS / name)
+    for config in (page.get_config(), *map(page.get_config, getattr(page, "VARIANTS", ()))):
+        config_lib.resolve(config)
+        assert set(config.order) == set(config.stages)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_another_word_is_refused(name):
+    page = config_lib.load_page(CONFIGS / name)
+    if not hasattr(page, "VARIANTS"):
+        pytest.skip("a page of one variant")
+    with pytest.raises(UserError, match=rf"configs/{page.__name__}\.py:no such.*expected"):
+        page.get_config("no such")
+
+
+@pytest.mark.parametrize("way", config_lib.load_page(CONFIGS / "sharing.py").VARIANTS)
+def test_each_way_of_the_page_on_sharing_is_a_network(way):
+    config = config_lib.load_page(CONFIGS / "sharing.py").get_config(way)
+    multi_task.build(config.model, tasks.build(config.tasks.to_dict()))
