@@ -61,6 +61,9 @@ def base() -> Any:
             "neck_channels": 96,
             "head_channels": 96,
             "head_layers": 3,  # the shared 3x3 layers and the last 1x1, which is split by task
+            # what tasks tell each other in the place of the head's last 3x3 layer: "attention" lets every task take in
+            # the others' features, "refinement" corrects its answers by theirs
+            "head_exchange": "none",
             "dropout_rate": 0.1,
             # task -> neck_channels, head_channels, head_layers or dropout_rate of its branch; not where all is shared
             "branches": {},

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from mtl_jax.models.network import branch_name
+from mtl_jax.models.layers import branch_name
 
 SHARED = "shared"  # no task may have this name
 
@@ -34,7 +34,7 @@ def owner_of(path: tuple[str, ...], tasks: tuple[str, ...]) -> str | None:
     for task in tasks:
         own_norm = any(name == task and above.startswith("norm") for above, name in itertools.pairwise(path))
         own_readout = any(pair == ("head", task) for pair in itertools.pairwise(path))
-        if path[0] == branch_name(task) or own_readout or own_norm:
+        if branch_name(task) in path or own_readout or own_norm:
             return task
     return None
 

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from mtl_jax import balancing, devices, experiment, optimizer, train_step
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory, Objective
-from mtl_jax.models.network import branch_name
+from mtl_jax.models.layers import branch_name
 from mtl_jax.stage_plan import Learnt, StagePlan
 from mtl_jax.task_gradients import Problem
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from mtl_jax import optimizer, soft_sharing, task_gradients
 from mtl_jax.continual import agem, ewc, si
 from mtl_jax.losses import Memory, Objective
-from mtl_jax.models.network import branch_name
+from mtl_jax.models.layers import branch_name
 from mtl_jax.ownership import SHARED, by_owner, join_private, split_private
 from mtl_jax.patterns import change_where
 from mtl_jax.task_gradients import Problem

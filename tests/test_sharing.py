@@ -13,7 +13,7 @@ from mtl_jax import balance, optimizer, soft_sharing, tasks, train_step
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory, Objective
 from mtl_jax.models import multi_task
-from mtl_jax.models.network import branch_name
+from mtl_jax.models.layers import branch_name
 from mtl_jax.models.sharing import WAYS
 from mtl_jax.ownership import split_private
 from mtl_jax.task_gradients import Problem

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.layers import BatchNorm, Conv, Dense, Norming
+from mtl_jax.models.exchange import CrossTaskAttention, Refinement
+from mtl_jax.models.layers import BatchNorm, Conv, Dense, Norming, branch_name
 from mtl_jax.tasks.base import Task
 
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
@@ -32,6 +33,7 @@ class Head(nn.Module):
     layers: int  # hidden 3x3 layers and the last 1x1
     dropout_rate: float
     dtype: jnp.dtype = jnp.dtype("float32")
+    exchange: str = "none"  # one of `EXCHANGES`, which takes the place of the last 3x3 layer
 
     @nn.compact
     def __call__(
@@ -58,7 +60,7 @@ class Head(nn.Module):
         asked = {task.name: task for task in self.tasks if task.name in tasks}
         strides = sorted({stride for task in asked.values() for stride in task.levels})
         features = {stride: levels[stride] for stride in strides}
-        for number in range(self.layers - 1):
+        for number in range(self.layers - (1 if self.exchange == "none" else 2)):
             conv = Conv(self.channels, 3, dtype=self.dtype, name=f"conv_{number}")
             for stride in strides:
                 norm = BatchNorm("relu", name=f"norm_{number}_stride_{stride}")
@@ -66,16 +68,41 @@ class Head(nn.Module):
         # Whole channels are dropped: neighbours would give single cells away, and the mask costs nothing.
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)
         features = read({stride: dropout(x) for stride, x in features.items()})
-        return {name: _read(asked[name], features, self.dtype) for name in tasks}
+        if self.exchange == "refinement":
+            return self._refined(asked, features)
+        by_task = dict.fromkeys(tasks, features)
+        if self.exchange == "attention":
+            attend = CrossTaskAttention(self.tasks, self.channels, self.dtype, name="attention")
+            attended = {stride: attend(x, tasks) for stride, x in features.items()}
+            by_task = {name: {stride: each[name] for stride, each in attended.items()} for name in tasks}
+        return {name: self._read(asked[name], by_task[name]) for name in tasks}
+
+    def _readout(self, task: Task) -> Dense:
+        # Outputs are float32 whatever the network computes in: boxes need more than bfloat16's 8 bits.
+        return Dense(task.channels, self.dtype, jnp.dtype("float32"), READOUT_VARIANCE, name=task.name)
+
+    def _read(self, task: Task, features: Mapping[int, Array]) -> Array:
+        readout = self._readout(task)
+        if task.readout == "pooled":  # the mean of the cells' answers, for less
+            return readout(jnp.mean(features[task.strides[0]], axis=(1, 2)))
+        return _arranged(task, {stride: readout(features[stride]) for stride in task.levels})
+
+    def _refined(self, asked: Mapping[str, Task], features: Mapping[int, Array]) -> dict[str, Array]:
+        readouts, refined = {task.name: self._readout(task) for task in self.tasks}, {}
+        for name, task in asked.items():
+            refine, raw = Refinement(task.channels, self.dtype, name=branch_name(name)), {}
+            for stride in task.levels:
+                answers = {each: readout(features[stride]) for each, readout in readouts.items()}
+                raw[stride] = refine(answers.pop(name), answers)
+            refined[name] = _arranged(task, raw)
+        return refined
 
 
-def _read(task: Task, features: Mapping[int, Array], dtype: jnp.dtype) -> Array:
-    # Outputs are float32 whatever the network computes in: boxes need more than bfloat16's 8 bits.
-    readout = Dense(task.channels, dtype, jnp.dtype("float32"), READOUT_VARIANCE, name=task.name)
+def _arranged(task: Task, raw: Mapping[int, Array]) -> Array:
+    """Puts a task's answers of every cell of its levels into the form of its readout."""
+    first = raw[task.strides[0]]
     if task.readout == "dense":
-        return readout(features[task.strides[0]])
+        return first
     if task.readout == "pooled":
-        return readout(jnp.mean(features[task.strides[0]], axis=(1, 2)))
-    batch = features[task.strides[0]].shape[0]
-    raw = [readout(features[stride]) for stride in task.strides]
-    return jnp.concatenate([level.reshape(batch, -1, task.channels) for level in raw], axis=1)
+        return jnp.mean(first, axis=(1, 2))
+    return jnp.concatenate([raw[s].reshape(first.shape[0], -1, task.channels) for s in task.strides], axis=1)

@@ -30,6 +30,11 @@ class PerTask(NamedTuple):
 Norming = ByBatch | PerTask
 
 
+def branch_name(task: str) -> str:
+    """Returns the name of the part of a network that is one task's own."""
+    return f"branch_{task}"
+
+
 def spread(variance: float) -> nn.initializers.Initializer:
     """Initializes a kernel to its standard deviation everywhere: `draw_kernels` makes the noise.
 

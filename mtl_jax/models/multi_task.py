@@ -17,6 +17,7 @@ from mtl_jax.models import sharing
 from mtl_jax.models.backbone import OUTPUT_STRIDES
 from mtl_jax.models.csp_darknet import YoloV8N
 from mtl_jax.models.efficientnet import EfficientNetB0
+from mtl_jax.models.exchange import EXCHANGES
 from mtl_jax.models.fast_scnn import FastSCNN
 from mtl_jax.models.head import Head
 from mtl_jax.models.layers import ByBatch, draw_kernels
@@ -85,7 +86,7 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
 
     def make_head(own: Mapping[str, Any], records: tuple[Task, ...]) -> Head:
         sizes = {"channels": own["head_channels"], "layers": own["head_layers"], "dropout_rate": own["dropout_rate"]}
-        return Head(records, **sizes, dtype=dtype, parent=None)
+        return Head(records, **sizes, dtype=dtype, exchange=settings["head_exchange"], parent=None)
 
     backbone = functools.partial(BACKBONES[settings["backbone"]], *sizes, dtype, settings["batch_norm_momentum"])
     makers = sharing.Makers(backbone, make_neck, make_head)
@@ -317,6 +318,7 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
         "output_stride": OUTPUT_STRIDES,
         "compute_dtype": COMPUTE_DTYPES,
         "sharing": WAYS,
+        "head_exchange": EXCHANGES,
         "share_until": SHARE_CHOICES,
     }
     for name, allowed in choices.items():
@@ -324,6 +326,8 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
             expected = ", ".join(str(value) for value in allowed)
             raise UserError(f"model.{name}: expected one of {expected}, found {settings[name]!r}: choose one of them")
     _check_numbers(settings, where="model")
+    if settings["head_exchange"] != "none" and settings["head_layers"] < 2:
+        raise UserError("model.head_exchange takes the place of a layer of the head: set head_layers to 2 or more")
     return settings
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models.head import Head
-from mtl_jax.models.layers import ByBatch, Norming, PerTask
+from mtl_jax.models.layers import ByBatch, Norming, PerTask, branch_name
 from mtl_jax.tasks.base import Task
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the published weights were trained on
@@ -145,11 +145,6 @@ def _shared_features(module: nn.Module, features: Levels) -> Levels:
         moved[stride] = x + module.get_variable(OFFSETS, name) if module.has_variable(OFFSETS, name) else x
     _sow(module, SHARED, moved)
     return moved
-
-
-def branch_name(task: str) -> str:
-    """Returns the key of a task's branch among the parameters of a branched network."""
-    return f"branch_{task}"
 
 
 def normalised(image: Float[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:

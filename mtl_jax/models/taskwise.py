@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models.head import Head
-from mtl_jax.models.layers import ByBatch, ConvNorm, Dense, Norming, PerTask
-from mtl_jax.models.network import Levels, branch_name, normalised, show_features
+from mtl_jax.models.layers import ByBatch, ConvNorm, Dense, Norming, PerTask, branch_name
+from mtl_jax.models.network import Levels, normalised, show_features
 from mtl_jax.models.stages import STAGES, StagedBackbone, taps
 from mtl_jax.tasks.base import Task
 

@@ -1,0 +1,66 @@
+"""What tasks tell each other in the head's last layers: features, or their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.models.layers import Dense
+from mtl_jax.tasks.base import Task
+
+EXCHANGES = ("none", "attention", "refinement")
+
+
+class CrossTaskAttention(nn.Module):
+    """Features for each task, to which every other task's are added as far as a gate of the task lets them in.
+
+    References:
+        Xu, Ouyang, Wang, Sebe, "PAD-Net: Multi-Tasks Guided Prediction-and-Distillation Network for Simultaneous Depth
+        Estimation and Scene Parsing", 2018 (distillation with attention, section 3.4).
+    """
+
+    tasks: tuple[Task, ...]
+    channels: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width _"], asked: tuple[str, ...]
+    ) -> dict[str, Float[Array, "batch height width channels"]]:
+        """Returns {task: features} of one level for the asked tasks."""
+        names = [task.name for task in self.tasks]
+        own = {name: jax.nn.relu(self._dense(f"own_{name}")(x)) for name in names}
+        attended = {}
+        for name in asked:
+            gate = jax.nn.sigmoid(self._dense(f"gate_{name}")(own[name]))
+            told = [self._dense(f"message_{other}_to_{name}")(own[other]) for other in names if other != name]
+            attended[name] = own[name] + gate * sum(told) if told else own[name]
+        return attended
+
+    def _dense(self, name: str) -> Dense:
+        return Dense(self.channels, self.dtype, name=name)
+
+
+class Refinement(nn.Module):
+    """A task's answer in each cell, corrected by what the other tasks answer there; the correction is zero at first.
+
+    The others learn nothing from it.
+    """
+
+    channels: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, raw: Float[Array, "batch height width channels"], others: Mapping[str, Array]
+    ) -> Float[Array, "batch height width channels"]:
+        """Returns the corrected answer."""
+        if not others:
+            return raw
+        told = jnp.concatenate([jax.lax.stop_gradient(other) for other in others.values()], axis=-1)
+        correct = Dense(self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name="correct")
+        return raw + correct(jnp.tanh(told))
