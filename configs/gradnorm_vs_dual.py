@@ -1,5 +1,6 @@
 """Interference fixed two ways: boxes and tags of the same images by the plain sum, by GradNorm, or by two networks.
 
+python scripts/train.py --config configs/gradnorm_vs_dual.py:gradnorm --workdir runs/gradnorm --config.data_root=data
 python scripts/compare.py --out runs/interference --seeds 0,1,2 configs/gradnorm_vs_dual.py -- --config.data_root=data
 
 Images stay as they are, as medical ones must: no augmentation. The comparison sets accuracy against parameters,

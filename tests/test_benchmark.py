@@ -153,7 +153,7 @@ def test_sharing_more_takes_fewer_parameters(monkeypatch):
         return experiment.build(config.to_dict(), data_root=data_root)
 
     monkeypatch.setattr(sharing.flagship, "build", build)
-    monkeypatch.setattr(multi_task, "SHARE_CHOICES", ("all", "stage_3"))
+    monkeypatch.setattr(sharing, "SHARE_CHOICES", ("all", "stage_3"))
     rows = sharing.measure(Path(), image_size=64, repeats=1)
     assert [row["share_until"] for row in rows] == ["all", "stage_3"]
     assert rows[0]["params"] < rows[1]["params"]

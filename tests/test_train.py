@@ -236,11 +236,11 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_checkpoint_and_ends_alike(
     config.checkpoint_every_seconds = 0.0
     finish_step, seen = train_loop._finish_step, []
 
-    def killed_at_step_six(run, stage, progress, done, metrics, **others):
+    def killed_at_step_six(run, stage, progress, done, images, metrics, **others):
         if done == 6:
             raise KeyboardInterrupt
         seen.append(done)
-        finish_step(run, stage, progress, done, metrics, **others)
+        finish_step(run, stage, progress, done, images, metrics, **others)
 
     workdir = tmp_path / "cut"
     with monkeypatch.context() as patch:
