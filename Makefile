@@ -15,7 +15,7 @@ train: $(call STAMP,core)
 	$(VENV)/bin/python scripts/train.py --config $(CONFIG) --workdir $(WORKDIR) $(ARGS)
 
 test: $(call STAMP,$(EXTRAS))
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/ruff check .
