@@ -180,3 +180,59 @@ def test_real_coco_has_its_known_boxes_and_crowds(data_root, split, images, boxe
     assert sum(int(each["crowd"].sum()) for each in fields) == crowds
     labels = np.concatenate([each["label"] for each in fields])
     assert set(labels.tolist()) <= set(range(10))
+
+
+def rewritten(root, change):
+    """Lays a dataset out and changes its annotation file."""
+    file = make_coco(root, [annotation([1, 2, 3, 4])]) / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda c: c["images"].append(3),
+            "expected .'id', 'file_name', 'width', 'height'. in each of 'images', found 3",
+        ),
+        (lambda c: c["images"][0].update(id=[7]), r"found \['id'\] in"),
+        (lambda c: c["images"][0].update(width="40"), r"found \['width'\] in"),
+        (lambda c: c["images"][1].update(id=7), "expected every id of 'images' once, found 7 more often"),
+        (lambda c: c["categories"][1].update(id=88), "expected every id of 'categories' once, found 88"),
+        (lambda c: c["annotations"].append("text"), "expected .'image_id', 'category_id'. in each of 'annotations'"),
+        (lambda c: c["annotations"][0].update(bbox="1234"), "expected bbox"),
+        (lambda c: c["annotations"][0].update(iscrowd="0"), "expected iscrowd 0 or 1, found '0'"),
+        (lambda c: c["annotations"][0].update(area=None), "expected an area in px², found None"),
+        (lambda c: c["annotations"][0].update(area=math.nan), "expected an area in px², found nan"),
+    ],
+)
+def test_an_entry_of_another_shape_is_refused_with_file_and_reason(tmp_path, change, reason):
+    rewritten(tmp_path, change)
+    with pytest.raises(UserError, match=rf"instances_train\.json.*{reason}"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../val/7.jpg", "/dev/zero"])
+def test_an_image_outside_of_its_folder_is_not_read(tmp_path, name):
+    rewritten(tmp_path, lambda content: content["images"][0].update(file_name=name))
+    with pytest.raises(UserError, match=r"expected names of files inside, found '.*', which leads outside"):
+        opened(tmp_path)[0]
+
+
+def test_numbers_that_no_float_can_hold_make_a_degenerate_box(tmp_path):
+    rewritten(tmp_path, lambda content: content["annotations"][0].update(bbox=[0, 0, 10**400, 5]))
+    assert opened(tmp_path).dropped_boxes == {"degenerate": 1}
+
+
+def test_categories_of_one_name_are_one_class(tmp_path):
+    rewritten(tmp_path, lambda content: content["categories"].append({"id": 2, "name": "person"}))
+    assert opened(tmp_path).class_names["detection"] == ("person", "teddy bear")
+
+
+def test_json_nested_without_end_is_refused(tmp_path):
+    file = make_coco(tmp_path, []) / "annotations/instances_train.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"instances_train\.json: expected a JSON file"):
+        opened(tmp_path)

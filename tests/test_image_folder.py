@@ -65,3 +65,15 @@ def test_real_imagenette_is_all_rgb_with_ten_balanced_classes(data_root):
     assert np.bincount(labels).tolist() == [24] * 10
     assert grey >= 3  # three files are stored as greyscale
     assert source.class_names["classification"][0] == "tench"
+
+
+def test_a_table_of_names_that_is_no_object_and_a_split_that_is_a_file_are_refused(tmp_path):
+    base = tmp_path / "imagenette-160"
+    (base / "train/thing").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(base / "train/thing/1.png")
+    (base / "wnid_to_name.json").write_text("[]")
+    (base / "val").write_text("")
+    with pytest.raises(UserError, match=r"wnid_to_name\.json: expected a JSON object"):
+        sources.build("image_folder", data_root=tmp_path, split="train")
+    with pytest.raises(UserError, match="val: expected a folder of images by class, found a file"):
+        sources.build("image_folder", data_root=tmp_path, split="val")

@@ -1,6 +1,7 @@
 """Decoding: every format that datasets hold becomes upright 8-bit RGB, or a refusal with name and reason."""
 
 import io
+import os
 
 import cv2
 import numpy as np
@@ -209,3 +210,29 @@ def test_mask_follows_its_rotated_image(rgb, orientation):
     for drawn_on in (stored, upright):
         mask = images.decode_mask(encoded(Image.fromarray(drawn_on)), image=image, class_count=2)
         np.testing.assert_array_equal(mask, upright)
+
+
+@pytest.mark.parametrize("place", ["pipe", "/dev/zero", "folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(place, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=f"{place}: expected an image file, found a folder or device"):
+        images.decode_image(tmp_path / place)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png", "x" * 500])
+def test_a_name_that_no_file_can_have_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match="expected an image file"):
+        images.decode_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["ICO", "EPS", "PDF"])
+def test_formats_that_run_programs_or_hide_their_size_are_refused(kind):
+    with pytest.raises(UserError, match="expected an image, found none of JPEG, PNG"):
+        images.decode_image(encoded(Image.new("RGB", (16, 16)), kind))
+
+
+def test_depths_beyond_16_bits_are_refused():
+    content = encoded(Image.fromarray(np.array([[1, 70_000]], np.int32)), "TIFF")
+    with pytest.raises(UserError, match=r"d\.tif: expected a depth map of 8 or 16 bits, found 70000"):
+        images.decode_depth(content, levels_per_metre=25.5, name="d.tif")

@@ -75,3 +75,7 @@ def test_the_real_set_has_the_page_s_classes(data_root):
         assert source.class_names[name] == tuple(config.tasks[name]["classes"])
     with pytest.raises(UserError, match=r"hydranet\.py:pc: expected one of sum, mean"):
         page.get_config("pc")
+
+
+def test_a_number_of_any_length_is_no_age():
+    assert parse(f"{'1' * 5000}_0_2_x.jpg") is None

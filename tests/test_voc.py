@@ -64,3 +64,12 @@ def test_real_voc_has_its_known_share_of_background_and_void(data_root):
     share = counts / counts.sum()
     assert 0.5 < share[0] < 0.8
     assert 0.03 < share[255] < 0.08
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"\xff\xfe", "expected text in UTF-8"), (b"../../x", "leads outside")])
+def test_a_list_that_is_no_text_or_leads_outside_is_refused(tmp_path, content, words):
+    lists = tmp_path / "mini-voc-seg/ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        sources.build("voc_segmentation", data_root=tmp_path, split="train")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
@@ -81,6 +82,50 @@ def find_first(candidates: Iterable[Path], *, what: str, data_root: str | Path |
     )
 
 
+def file_in(folder: Path, name: str) -> Path:
+    """Returns the place of a file that a dataset's list names.
+
+    Raises:
+      UserError: the name leads out of the folder.
+    """
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{folder}: expected names of files inside, found {name!r}, which leads outside: mend the list")
+    return folder / path
+
+
+def read_bytes(path: Path, *, what: str) -> bytes:
+    """Reads a file; a device or a pipe, which might never end, is none.
+
+    Args:
+      path: the file.
+      what: it is expected to be, as the error names it.
+
+    Raises:
+      UserError: it is not there, is not a file or may not be read.
+    """
+    try:
+        content = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
+    except (OSError, ValueError) as error:  # ValueError: a name that no path can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: expected {what}, found {reason}: mend the path") from error
+    if content is None:
+        raise UserError(f"{path}: expected {what}, found a folder or device: mend the path")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file, in UTF-8.
+
+    Raises:
+      UserError: it cannot be read, or holds something else.
+    """
+    try:
+        return read_bytes(path, what="a text file").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected text in UTF-8, found {error}: replace it by a complete copy") from error
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
@@ -88,6 +133,8 @@ def read_json(path: Path) -> Any:
       UserError: it cannot be read or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(path))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON file, found {error}: replace it by a complete copy") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.base import Fields, Sample, check_split, find_first, read_json
+from mtl_jax.data.base import Fields, Sample, check_split, file_in, find_first, read_json
 from mtl_jax.data.images import read_image
 from mtl_jax.errors import UserError
+
+FAR_PX = 1e9  # no image is so large: a coordinate beyond is as good as infinite
+NUMBER_OR_NAME = (int, str)
+# What the entries of the file's lists must have, and of which types.
+SECTIONS: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": NUMBER_OR_NAME, "file_name": (str,), "width": (int,), "height": (int,)},
+    "annotations": {"image_id": NUMBER_OR_NAME, "category_id": (int,)},
+    "categories": {"id": (int,), "name": (str,)},
+}
 
 
 class Box(NamedTuple):
@@ -71,9 +79,9 @@ class CocoDetection:
             data_root=data_root,
         )
         self.image_folder = base / self.file.stem.removeprefix("instances_")
-        content = _read(self.file)
-        names = _category_names(content["categories"], self.file)
-        table = tuple(classes) if classes is not None else tuple(names[number] for number in sorted(names))
+        content = read(self.file)
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        table = tuple(dict.fromkeys(names[number] for number in sorted(names)) if classes is None else classes)
         _check_table((*table, *images_with, *images_without), names, self.file)
         self.class_names = {"detection": table, "multi_label": table}
         self.dropped_boxes: Counter[str] = Counter()
@@ -105,7 +113,7 @@ class CocoDetection:
         other_categories: str,
     ) -> None:
         where = f"{self.file}: annotation {annotation.get('id')}"
-        category, image = annotation.get("category_id", -1), annotation.get("image_id", -1)
+        category, image = annotation["category_id"], annotation["image_id"]
         if category not in labels:
             raise UserError(f"{where}: expected a category of the file, found id {category}: mend the file")
         if image not in sizes:
@@ -124,14 +132,23 @@ class CocoDetection:
             self.dropped_boxes[xyxy] += 1
             return
         area = annotation.get("area", (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1]))
-        self._boxes[image].append(Box(xyxy, label, bool(annotation.get("iscrowd", 0)), float(area)))
+        if type(area) not in (int, float) or not 0 <= area < FAR_PX**2:
+            raise UserError(f"{where}: expected an area in px², found {area!r}: mend the file")
+        crowd = annotation.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}: mend the file")
+        self._boxes[image].append(Box(xyxy, label, bool(crowd), float(area)))
 
     def __len__(self) -> int:
         return len(self._images)
 
+    def image_origin(self, index: int) -> Path:
+        """Returns the image's file."""
+        return file_in(self.image_folder, self._images[index]["file_name"])
+
     def __getitem__(self, index: int) -> Sample:
         image = self._images[index]
-        pixels = _pixels_as_annotated(self.image_folder / image["file_name"], image)
+        pixels = _pixels_as_annotated(self.image_origin(index), image)
         boxes = _fields(self._boxes[image["id"]])
         shown = np.isin(np.arange(len(self.class_names["multi_label"])), boxes["label"]).astype(np.float32)
         return {
@@ -141,29 +158,32 @@ class CocoDetection:
         }
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """Returns the content of an annotation file, whose lists have what `SECTIONS` says.
+
+    Raises:
+        UserError: it cannot be read, or lacks something.
+    """
     content = read_json(file)
-    for key, needed in (
-        ("images", ("id", "file_name", "width", "height")),
-        ("annotations", ()),
-        ("categories", ()),
-    ):
+    for key, needed in SECTIONS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{file}: expected a COCO file with a list {key!r}, found none: check the file")
         for entry in content[key]:
-            missing = [name for name in needed if name not in entry]
+            missing = [name for name in needed if not isinstance(entry, dict) or name not in entry]
             if missing:
                 raise UserError(f"{file}: expected {missing} in each of {key!r}, found {entry}: mend the file")
+            wrong = [name for name, kinds in needed.items() if type(entry[name]) not in kinds]
+            if wrong:
+                raise UserError(
+                    f"{file}: expected numbers and names in {key!r}, found {wrong} in {entry}: mend the file"
+                )
+        ids = Counter(entry["id"] for entry in content[key] if "id" in needed)
+        twice = [number for number, count in ids.items() if count > 1]
+        if twice:
+            raise UserError(f"{file}: expected every id of {key!r} once, found {twice[0]!r} more often: mend the file")
     if not content["images"]:
         raise UserError(f"{file}: expected images, found an empty list: check the file")
     return content
-
-
-def _category_names(categories: Sequence[Mapping[str, Any]], file: Path) -> dict[int, str]:
-    try:
-        return {int(category["id"]): str(category["name"]) for category in categories}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: expected categories with id and name, found a fault in {error}") from error
 
 
 def _check_table(table: Sequence[str], names: Mapping[int, str], file: Path) -> None:
@@ -177,12 +197,11 @@ def _check_table(table: Sequence[str], names: Mapping[int, str], file: Path) -> 
 
 def _clipped(bbox: Any, size: tuple[int, int], where: str) -> tuple[float, float, float, float] | str:
     """Returns the corners inside the image, or the reason to drop the box."""
-    try:
-        x, y, width, height = (float(value) for value in bbox)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}: mend the file") from error
-    if not all(map(math.isfinite, (x, y, width, height))) or width <= 0 or height <= 0:
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
+        raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}: mend the file")
+    if not all(abs(value) < FAR_PX for value in bbox) or min(bbox[2:]) <= 0:  # NaN is not below it either
         return "degenerate"
+    x, y, width, height = map(float, bbox)
     left, top = max(x, 0.0), max(y, 0.0)
     right, bottom = min(x + width, float(size[0])), min(y + height, float(size[1]))
     if right <= left or bottom <= top:

@@ -71,6 +71,7 @@ class DigitScenes:
         if size < 32:
             raise UserError(f"expected scenes of at least 32 px, found {size}: digits would be unreadable")
         self.size = size
+        self._single = "classification" in self.labels
         self.class_names = {label: CLASS_NAMES[label] for label in self.labels}
         self._length = DEFAULT_LENGTHS[split] if length is None else length
         self._split = split
@@ -79,17 +80,20 @@ class DigitScenes:
     def __len__(self) -> int:
         return self._length
 
+    def image_origin(self, index: int) -> bytes:
+        """Returns what the scene is drawn from, and so is its alone."""
+        return f"digits {self._split} {self.size} {'one' if self._single else 'several'} {index}".encode()
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._length:
             raise IndexError(f"scene {index} of {self._length}")
         rng = np.random.default_rng((SPLITS.index(self._split), index))
-        single = "classification" in self.labels
         image = background(rng, self.size)
         mask = np.zeros((self.size, self.size), np.uint8)
         boxes: list[tuple[int, int, int, int]] = []
         digits: list[int] = []
-        for _ in range(1 if single else int(rng.integers(1, _MAX_DIGITS + 1))):
-            low, high = _SINGLE_SIDE if single else _SIDE
+        for _ in range(1 if self._single else int(rng.integers(1, _MAX_DIGITS + 1))):
+            low, high = _SINGLE_SIDE if self._single else _SIDE
             which = int(rng.integers(len(self._ink)))
             ink = drawn(self._ink[which], rng, side=int(self.size * rng.uniform(low, high)))
             corner = _free_corner(ink, rng, self.size, boxes)

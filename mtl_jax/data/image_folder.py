@@ -74,6 +74,10 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._files)
 
+    def image_origin(self, index: int) -> Path:
+        """Returns the image's file."""
+        return self._files[index][0]
+
     def __getitem__(self, index: int) -> Sample:
         file, label = self._files[index]
         return {
@@ -84,6 +88,8 @@ class ImageFolder:
 
 
 def _folders_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder of images by class, found a file: mend folder")
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
@@ -94,5 +100,8 @@ def _class_folders(base: Path, split: str) -> tuple[str, ...]:
 
 
 def _readable(base: Path, table: Sequence[str]) -> tuple[str, ...]:
-    names = read_json(base / NAMES_FILE) if (base / NAMES_FILE).exists() else IMAGENETTE_NAMES
+    file = base / NAMES_FILE
+    names = read_json(file) if file.exists() else IMAGENETTE_NAMES
+    if not isinstance(names, dict):
+        raise UserError(f"{file}: expected a JSON object, folder -> name, found another value: mend or remove it")
     return tuple(str(names.get(folder, folder)) for folder in table)

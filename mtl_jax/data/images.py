@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
-from PIL import Image
+from jaxtyping import Float32, Int, UInt8, UInt16
+from PIL import Image, UnidentifiedImageError
 
-from mtl_jax.data.base import VOID
+from mtl_jax.data.base import VOID, read_bytes
 from mtl_jax.errors import UserError
 
+# Of Pillow's formats those that datasets come in: others run programs (EPS) or hold images of a size that their header
+# does not tell (ICO, ICNS).
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 64_000_000  # decoded RGB of this size takes 192 MB; larger files are refused unread
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
@@ -142,8 +145,15 @@ def decode_depth(
             f"{name}: expected a greyscale depth map, found mode {opened.mode}: save depths as 8- or 16-bit grey"
         )
     levels = np.asarray(opened).astype(np.float32)
+    if levels.max() > np.iinfo(np.uint16).max:
+        raise UserError(f"{name}: expected a depth map of 8 or 16 bits, found {levels.max():.0f}: save it so")
     depth = np.where(levels > 0, levels / np.float32(levels_per_metre), np.float32(np.nan))
     return depth if image is None else _follow_image(depth, image, "depth map", name)
+
+
+def write_png(path: Path, pixels: UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]) -> None:
+    """Writes a greyscale file of 8 or 16 bits, which `decode_mask` and `decode_depth` read back."""
+    Image.fromarray(pixels).save(path, format="PNG")
 
 
 def check_class_indices(mask: Int[np.ndarray, "height width"], *, class_count: int, name: str) -> None:
@@ -181,19 +191,20 @@ def _name_of(file: str | Path | bytes, name: str | None) -> str:
 
 def _open(file: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
     """Opens and decodes; Pillow raises a dozen kinds of exception for broken files, so all are caught."""
-    try:
-        content = file if isinstance(file, bytes) else Path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"{name}: expected an image file, found {error.strerror}: mend the path") from error
+    content = file if isinstance(file, bytes) else read_bytes(Path(file), what="an image file")
     if not content:
         raise UserError(f"{name}: expected an image, found an empty file: replace or remove it")
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{name}: expected an image, found none of {', '.join(FORMATS)}: replace or remove it"
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{name}: expected at most {max_pixels} pixels, found {error}: shrink it") from error
     except Exception as error:
         raise UserError(f"{name}: expected an image, found none ({error}): replace or remove it") from error
-    if image.width * image.height > max_pixels:
+    if not 0 < image.width * image.height <= max_pixels:
         raise UserError(
             f"{name}: expected at most {max_pixels} pixels, found {image.width} x {image.height}: shrink it"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtl_jax.data.base import VOID, Sample, check_split, find_first
+from mtl_jax.data.base import VOID, Sample, check_split, file_in, find_first, read_text
 from mtl_jax.data.images import decode_depth, decode_mask, read_image
 from mtl_jax.errors import UserError
 
@@ -43,16 +43,20 @@ class NYUv2:
         self.folder = Path(data_root).expanduser() / folder
         index = find_first([self.folder / f"{split}.txt"], what="an NYUv2 dataset", data_root=data_root)
         self.class_names = {"segmentation": NYUV2_CLASSES[:OTHERPROP], "depth": ()}
-        self._stems = index.read_text(encoding="utf-8").split()
+        self._stems = read_text(index).split()
         if not self._stems:
             raise UserError(f"{index}: expected one image name per line, found none: use a complete copy")
 
     def __len__(self) -> int:
         return len(self._stems)
 
+    def image_origin(self, index: int) -> Path:
+        """Returns the image's file."""
+        return file_in(self.folder / "nyu_images", f"{self._stems[index]}.jpg")
+
     def __getitem__(self, index: int) -> Sample:
         stem = self._stems[index]
-        image = read_image(self.folder / "nyu_images" / f"{stem}.jpg")
+        image = read_image(self.image_origin(index))
         mask = decode_mask(self.folder / "nyu_labels40" / f"{stem}.png", image=image, class_count=len(NYUV2_CLASSES))
         mask[mask == OTHERPROP] = VOID
         depth = decode_depth(self.folder / "nyu_depths" / f"{stem}.png", image=image, levels_per_metre=LEVELS_PER_METRE)

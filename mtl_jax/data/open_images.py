@@ -128,9 +128,13 @@ class OpenImages:
     def __len__(self) -> int:
         return len(self._ids)
 
+    def image_origin(self, index: int) -> Path:
+        """Returns the image's file."""
+        return self.folder / f"{self._ids[index]}.jpg"
+
     def __getitem__(self, index: int) -> Sample:
         name = self._ids[index]
-        image = decode_image(self.folder / f"{name}.jpg")
+        image = decode_image(self.image_origin(index))
         size = (image.shape[0], image.shape[1])
         boxes = self._objects.get(name, [])
         labels: dict[str, Fields] = {"detection": _fields(boxes, size)}

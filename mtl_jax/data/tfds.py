@@ -63,6 +63,11 @@ class Tfds:
     def __len__(self) -> int:
         return len(self._data)
 
+    def image_origin(self, index: int) -> bytes:
+        """Returns the image as it is stored."""
+        content = _get(self._data[index], self._fields["image"], f"{self.name} {self._split} example {index}")
+        return content if isinstance(content, bytes) else np.asarray(content).tobytes()
+
     def __getitem__(self, index: int) -> Sample:
         where = f"{self.name} {self._split} example {index}"
         example = self._data[index]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.base import Sample, check_split, find_first
+from mtl_jax.data.base import Sample, check_split, file_in, find_first, read_text
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError
 
@@ -42,7 +42,7 @@ class UTKFace:
         index = find_first([base / f"{split}.txt"], what="a UTKFace dataset", data_root=data_root)
         self.folder = base / "UTKFace"
         self.class_names = {"age": (), "gender": GENDERS, "ethnicity": ETHNICITIES}
-        names = index.read_text(encoding="utf-8").splitlines()
+        names = read_text(index).splitlines()
         read = [(name.strip(), parse(name.strip())) for name in names if name.strip()]
         self._files = [(name, labels) for name, labels in read if labels is not None]
         self.skipped = len(read) - len(self._files)
@@ -58,6 +58,10 @@ class UTKFace:
     def __len__(self) -> int:
         return len(self._files)
 
+    def image_origin(self, index: int) -> Path:
+        """Returns the image's file."""
+        return file_in(self.folder, self._files[index][0])
+
     def __getitem__(self, index: int) -> Sample:
         name, (age, gender, ethnicity) = self._files[index]
         labels = {
@@ -65,13 +69,13 @@ class UTKFace:
             "gender": {"label": np.array(gender, np.int32)},
             "ethnicity": {"label": np.array(ethnicity, np.int32)},
         }
-        return {"image": decode_image(self.folder / name), "labels": labels, "id": name}
+        return {"image": decode_image(self.image_origin(index)), "labels": labels, "id": name}
 
 
 def parse(name: str) -> tuple[int, int, int] | None:
     """Returns age, gender and ethnicity of a file name; None if it does not say all three."""
     fields = name.split("_")
-    if len(fields) != 4 or not all(field.isascii() and field.isdigit() for field in fields[:3]):
+    if len(fields) != 4 or not all(field.isascii() and field.isdigit() and len(field) < 4 for field in fields[:3]):
         return None
     age, gender, ethnicity = map(int, fields[:3])
     within = age <= MAX_AGE and gender < len(GENDERS) and ethnicity < len(ETHNICITIES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_jax.data.base import Sample, check_split, find_first
+from mtl_jax.data.base import Sample, check_split, file_in, find_first, read_text
 from mtl_jax.data.images import decode_mask, read_image
 from mtl_jax.errors import UserError
 
@@ -51,18 +51,22 @@ class VocSegmentation:
         )
         self.folder = index.parents[2]
         self.class_names = {"segmentation": tuple(classes)}
-        self._stems = index.read_text(encoding="utf-8").split()
+        self._stems = read_text(index).split()
         if not self._stems:
             raise UserError(f"{index}: expected one image name per line, found none: use a complete copy")
 
     def __len__(self) -> int:
         return len(self._stems)
 
+    def image_origin(self, index: int) -> Path:
+        """Returns the image's file."""
+        return file_in(self.folder / "JPEGImages", f"{self._stems[index]}.jpg")
+
     def __getitem__(self, index: int) -> Sample:
         stem = self._stems[index]
-        image = read_image(self.folder / "JPEGImages" / f"{stem}.jpg")
+        image = read_image(self.image_origin(index))
         mask = decode_mask(
-            self.folder / "SegmentationClass" / f"{stem}.png",
+            file_in(self.folder / "SegmentationClass", f"{stem}.png"),
             image=image,
             class_count=len(self.class_names["segmentation"]),
         )
