@@ -1,5 +1,15 @@
 """The one exception for mistakes that a user can mend: scripts print it as a single line and exit with 2."""
 
+MAX_CHARACTERS = 2000  # of a message: what was found in a broken file may be of any length
+
 
 class UserError(ValueError):
-    """Says what was expected, what was found and what to do, in one line, naming the file where there is one."""
+    """Says what was expected, what was found and what to do, naming the file where there is one.
+
+    The message is one printable line, whatever a broken file has put into it.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message[: 2 * MAX_CHARACTERS].split())
+        line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+        super().__init__(line if len(line) <= MAX_CHARACTERS else f"{line[:MAX_CHARACTERS]} …")
