@@ -1,5 +1,6 @@
 """Archives: chosen members are read, damage is told, and nothing can lead outside."""
 
+import io
 import stat
 import tarfile
 import zipfile
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from synthetic_archives import tar_bytes, zip_bytes
 
+from mtl_jax.data import archives
 from mtl_jax.data.archives import read_files
 from mtl_jax.errors import UserError
 
@@ -112,3 +114,54 @@ def test_a_link_nobody_asked_for_that_stays_inside_does_no_harm(tmp_path: Path) 
     link = tar_link("x/link", "../wanted", tarfile.SYMTYPE)
     (tmp_path / "a.tar").write_bytes(tar_bytes({"./wanted": b"1"}, extra=(link,)))
     assert list(read_files(tmp_path / "a.tar", ["wanted"])) == [("wanted", b"1")]
+
+
+def zeros_as(kind: str, place: Path, count: int) -> Path:
+    """Packs that many zeros as `wanted`."""
+    if kind == "zip":
+        with zipfile.ZipFile(place / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("wanted", bytes(count))
+        return place / "bomb.zip"
+    member = tarfile.TarInfo("wanted")
+    member.size = count
+    with tarfile.open(place / "bomb.tgz", "w:gz") as archive:
+        archive.addfile(member, io.BytesIO(bytes(count)))
+    return place / "bomb.tgz"
+
+
+@pytest.mark.parametrize("kind", ["zip", "tgz"])
+def test_a_file_too_large_for_the_memory_is_refused_unread(kind: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 1 << 20)
+    assert dict(read_files(zeros_as(kind, tmp_path, 1 << 20), ["wanted"])) == {"wanted": bytes(1 << 20)}
+    with pytest.raises(UserError, match=f"bomb.{kind}: expected at most 1048576 bytes.* found more in wanted"):
+        list(read_files(zeros_as(kind, tmp_path, 1 + (1 << 20)), ["wanted"]))
+
+
+def test_a_tar_that_unpacks_to_more_than_any_images_would_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(archives, "SMALL_BYTES", 1 << 10)
+    with pytest.raises(UserError, match=r"bomb\.tgz: expected at most \d+ bytes"):
+        list(read_files(zeros_as("tgz", tmp_path, 1 << 24), ["other"]))
+
+
+def test_a_zip_whose_directory_hides_the_length_is_refused(tmp_path: Path) -> None:
+    place = zeros_as("zip", tmp_path, 1 << 24)
+    content = place.read_bytes()
+    place.write_bytes(content.replace((1 << 24).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    with pytest.raises(UserError, match="truncated or damaged"):
+        list(read_files(place, ["wanted"]))
+
+
+def test_a_zip_in_a_method_that_unpacks_without_end_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("wanted", bytes(100))
+    with pytest.raises(UserError, match=r"expected .* bytes, stored or deflated"):
+        list(read_files(tmp_path / "a.zip", ["wanted"]))
+
+
+@pytest.mark.parametrize("size", [1 << 30, -(1 << 20)])
+def test_attributes_of_a_tar_without_end_are_refused(size: int, tmp_path: Path) -> None:
+    member = tarfile.TarInfo("attributes")
+    member.type, member.size = tarfile.XHDTYPE, size
+    (tmp_path / "a.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    with pytest.raises(UserError, match="truncated or damaged"):
+        list(read_files(tmp_path / "a.tar", ["wanted"]))

@@ -1,7 +1,9 @@
 """Weights from files: every tensor accounted for, and every damaged file refused by name."""
 
 import builtins
+import pickle
 import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +206,7 @@ def without(state, name):
             r"of wrong shape: features\.0\.0\.weight \(3,\)",
         ),
         (lambda s: s | {"features.0.1.bias": np.full(16, np.nan)}, r"not finite: features\.0\.1\.bias"),
+        (lambda s: s | {"features.0.1.bias": np.full(16, "x")}, r"not finite: features\.0\.1\.bias"),
         (lambda s: {}, r"missing: .* and 2\d\d more"),
     ],
 )
@@ -284,3 +287,51 @@ def test_an_absent_file_or_another_suffix_is_refused(tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"")
     with pytest.raises(UserError, match=r"weights\.h5.*\.npz or \.pth"):
         pretrained.read_state_dict(tmp_path / "weights.h5")
+
+
+class Malice:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_no_pickle_is_ever_run(tmp_path):
+    torch = pytest.importorskip("torch")
+    np.savez(tmp_path / "evil.npz", x=np.array([Malice(tmp_path / "made")], object))
+    (tmp_path / "plain.npz").write_bytes(pickle.dumps(Malice(tmp_path / "made")))
+    torch.save({"x": Malice(tmp_path / "made")}, tmp_path / "evil.pth")
+    torch.save({"x": Malice(tmp_path / "made")}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Malice(tmp_path / "made")))
+    for name in ("evil.npz", "plain.npz", "evil.pth", "old.pth", "plain.pth"):
+        with pytest.raises(UserError, match=name):
+            pretrained.read_state_dict(tmp_path / name)
+    assert not (tmp_path / "made").exists()
+    pickle.loads(pickle.dumps(Malice(tmp_path / "made")))  # the trap works
+    assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pth"])
+def test_weights_that_unpack_to_more_than_any_backbone_are_refused(suffix, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(pretrained, "MAX_BYTES", 1 << 20)
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(1 << 20, np.uint8))
+    (tmp_path / "bomb.npz").rename(tmp_path / f"bomb{suffix}")
+    with pytest.raises(UserError, match=f"bomb{suffix}: .*found 10487.. bytes where 1048576 are the limit"):
+        pretrained.read_state_dict(tmp_path / f"bomb{suffix}")
+
+
+def test_a_tensor_of_few_bytes_that_claims_many_is_refused_unread(variables, state):
+    huge = np.broadcast_to(np.float32(0), (1 << 20, 1 << 20))
+    with pytest.raises(UserError, match=r"of wrong shape: features\.0\.1\.bias \(1048576, 1048576\)"):
+        pretrained.merge(variables, state | {"features.0.1.bias": huge}, source="huge")
+
+
+def test_names_in_a_pth_may_be_of_any_kind(variables, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({7: torch.zeros(2)}, tmp_path / "numbered.pth")
+    with pytest.raises(UserError, match=r"numbered\.pth: .*unexpected: 7"):
+        pretrained.load(variables, tmp_path / "numbered.pth")

@@ -16,6 +16,12 @@ from mtl_jax.data.download import disk_errors
 from mtl_jax.errors import UserError
 
 # What the readers of the standard library raise on damaged input; RuntimeError: an encrypted zip.
+MAX_FILE_BYTES = 1 << 29  # of a file that is read into memory: the largest official one, COCO's train boxes, has 450 MB
+MAX_LINK_BYTES = 1 << 12  # of a link's target, as of any path
+MAX_EXTENSION_BYTES = 1 << 20  # of a tar's long names and attributes, which its reader takes in whole
+MAX_RATIO = 100  # of a tar's length to that of its file; zeros reach 1000, images 1, JSON 10
+SMALL_BYTES = 1 << 26  # a tar up to this length may have any ratio
+
 DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -75,18 +81,29 @@ def _read_zip(place: Path, names: frozenset[str]) -> Iterator[tuple[str, bytes]]
         for member in members:
             link = None
             if stat.S_ISLNK(member.external_attr >> 16):  # the upper half holds the Unix mode
-                link = posixpath.join(posixpath.dirname(member.filename), archive.read(member).decode(errors="replace"))
+                target = _unzipped(place, archive, member, MAX_LINK_BYTES).decode(errors="replace")
+                link = posixpath.join(posixpath.dirname(member.filename), target)
             _refuse_unsafe(place, member.filename, link)
             if link is not None and member.filename in names:
                 raise _not_a_file(place, member.filename)
         for member in members:
             if member.filename in names:
-                yield member.filename, archive.read(member)
+                yield member.filename, _unzipped(place, archive, member, MAX_FILE_BYTES)
+
+
+def _unzipped(place: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
+    if member.file_size > limit or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _too_large(place, member.filename, limit)
+    with archive.open(member) as file:
+        return file.read(member.file_size + 1)  # with a number, it stops where the directory's size is a lie
 
 
 def _read_tar(place: Path, names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(place) as archive:
+    limit = max(SMALL_BYTES, MAX_RATIO * place.stat().st_size)
+    with tarfile.open(place, tarinfo=_Member) as archive:
         for member in archive:  # to the end, so that a truncated archive is noticed
+            if not 0 <= member.size <= limit - member.offset_data:
+                raise _too_large(place, member.name, limit)
             link = None
             if member.issym():
                 link = posixpath.join(posixpath.dirname(member.name), member.linkname)
@@ -96,11 +113,29 @@ def _read_tar(place: Path, names: frozenset[str]) -> Iterator[tuple[str, bytes]]
             name = member.name.removeprefix("./")
             if name not in names:
                 continue
+            if member.size > MAX_FILE_BYTES:
+                raise _too_large(place, name, MAX_FILE_BYTES)
             file = archive.extractfile(member) if member.isreg() else None
             if file is None:
                 raise _not_a_file(place, member.name)
             with file:
                 yield name, file.read()
+
+
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.size > MAX_EXTENSION_BYTES and not member.isfile() and not member.issparse()):
+            raise tarfile.ReadError(f"{member.size} bytes of attributes")
+        return member
+
+
+def _too_large(place: Path, name: str, limit: int) -> UserError:
+    return UserError(
+        f"{place}: expected at most {limit} bytes, stored or deflated, found more in {name}: fetch the official archive"
+        " again"
+    )
 
 
 def _not_a_file(place: Path, name: str) -> UserError:
