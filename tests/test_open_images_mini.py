@@ -1,6 +1,7 @@
 """The mini set of COCO in Open Images' layout: the same boxes, masks of every second image, verified labels."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -66,6 +67,11 @@ def test_an_outline_holds_the_pixels_of_all_its_polygons():
     np.testing.assert_array_equal(drawn, expected)
 
 
+def test_an_outline_on_an_absurd_canvas_is_refused():
+    with pytest.raises(UserError, match="expected at most 64000000 pixels, found 1000000000 x 1000000000"):
+        outline([SQUARE], 10**9, 10**9)
+
+
 def test_a_second_run_does_nothing_unless_forced(tmp_path):
     convert(coco(tmp_path))
     mine = tmp_path / "open-images-mini" / "mine.txt"
@@ -83,6 +89,10 @@ def test_a_second_run_does_nothing_unless_forced(tmp_path):
         ({"segmentation": [[1.0, 2.0, 3.0, 4.0]]}, "expected polygons of three corners or more"),
         ({"bbox": [1, 2, 3]}, "mini-coco-det: expected the mini set of COCO, found a fault in"),
         ({"category_id": 5}, "mini-coco-det: expected the mini set of COCO, found a fault in 5"),
+        ({"bbox": [1, 2, math.nan, 4]}, "expected a finite box"),
+        ({"segmentation": [[1e30, 2.0, 3.0, 4.0, 5.0, 6.0]]}, "expected outlines of at most 1000000 px"),
+        ({"segmentation": [[1e9] * 6]}, "expected outlines of at most 1000000 px"),
+        ({"segmentation": {"counts": [10**9], "size": [4, 8]}}, "mini-coco-det: expected the mini set of COCO"),
     ],
 )
 def test_a_broken_set_leaves_nothing_behind(tmp_path, changes, reason):

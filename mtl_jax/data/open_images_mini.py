@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import shutil
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from mtl_jax.data.base import SPLITS, read_json
+from mtl_jax.data.base import SPLITS, file_in, read_bytes
+from mtl_jax.data.coco import read
 from mtl_jax.data.download import disk_errors
+from mtl_jax.data.images import MAX_PIXELS
 from mtl_jax.data.mini_sets import SETS
 from mtl_jax.data.open_images_csv import BOXES, CLASSES, MASKS, PRESENCES, SPLIT_NAMES
 from mtl_jax.data.staging import alone, staging
@@ -31,6 +33,7 @@ PRESENCE_COLUMNS = ("ImageID", "Source", "LabelName", "Confidence")
 MASK_COLUMNS = (
     "MaskPath", "ImageID", "LabelName", "BoxID", "BoxXMin", "BoxXMax", "BoxYMin", "BoxYMax", "PredictedIoU", "Clicks",
 )  # fmt: skip
+MAX_OUTLINE_PX = 1_000_000
 UNKNOWN = -1  # of the flags of a box
 
 
@@ -53,13 +56,13 @@ def convert(data_root: Path, *, force: bool = False) -> str:
     target, coco = data_root / FOLDER, data_root / SETS["coco"].folder
     if target.exists() and not force:
         return f"{target}: there already; --force makes it anew"
-    contents = {split: read_json(coco / "annotations" / f"instances_{split}.json") for split in SPLITS}
+    contents = {split: read(coco / "annotations" / f"instances_{split}.json") for split in SPLITS}
     with disk_errors(target), alone(data_root), staging(target) as folder:
         try:
             names = [(_mid(category), category["name"]) for category in contents[SPLITS[0]]["categories"]]
             _write_table(folder / CLASSES[0], (), names)
             images = [_write_split(folder, split, contents[split], coco / split) for split in SPLITS]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"{coco}: expected the mini set of COCO, found a fault in {error}: make it anew") from error
     return f"{target}: laid out from {coco.name} ({sum(images)} images)"
 
@@ -77,7 +80,8 @@ def _write_split(folder: Path, split: str, content: Mapping[str, Any], images: P
     rows: dict[str, list[Sequence[Any]]] = {BOXES[0]: [], PRESENCES[0]: [], MASKS[0]: []}
     for number, image in enumerate(content["images"]):
         name = Path(image["file_name"]).stem
-        shutil.copyfile(images / image["file_name"], copies / f"{name}.jpg")
+        with (copies / f"{name}.jpg").open("xb") as copy:  # images of one name in two folders would be one
+            copy.write(read_bytes(file_in(images, image["file_name"]), what="an image file"))
         found = objects[image["id"]]
         shown = {annotation["category_id"] for annotation in found}
         rows[PRESENCES[0]] += [(name, "verification", mid, int(category in shown)) for category, mid in mids.items()]
@@ -100,13 +104,20 @@ def outline(polygons: Sequence[Sequence[float]], height: int, width: int) -> Boo
     """Returns the pixels inside of any of COCO's polygons, each a list of x, y, x, y, … in px.
 
     Raises:
-        UserError: a polygon has fewer than three corners.
+        UserError: a polygon has fewer than three corners, or they lie absurdly far apart or outside.
     """
     from pycocotools import mask  # compiled, and needed here alone
 
-    if not polygons or any(len(polygon) < 6 for polygon in polygons):
+    corners = [np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons]
+    if not corners or any(len(polygon) < 3 for polygon in corners):
         raise UserError(f"expected polygons of three corners or more, found {polygons}: mend the annotations")
-    shapes: Any = polygons  # which the package's types do not know as lists of lists
+    steps = (np.abs(np.diff(polygon, axis=0, append=polygon[:1])).max(axis=1).sum() for polygon in corners)
+    # The package counts along the edges in numbers of 32 bits, unchecked.
+    if not sum(steps) <= MAX_OUTLINE_PX or max(np.abs(polygon).max() for polygon in corners) > MAX_OUTLINE_PX:
+        raise UserError(f"expected outlines of at most {MAX_OUTLINE_PX} px, found longer ones: mend the annotations")
+    if not 0 < height * width <= MAX_PIXELS:
+        raise UserError(f"expected at most {MAX_PIXELS} pixels, found {width} x {height}: mend the annotations")
+    shapes: Any = [polygon.ravel().tolist() for polygon in corners]  # which its types do not know as lists of lists
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it does not know the copy keyword of NumPy 2 yet
         return mask.decode(mask.merge(mask.frPyObjects(shapes, height, width))).astype(bool)
@@ -121,6 +132,8 @@ def _sides(bbox: Any, image: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """XMin, XMax, YMin, YMax as shares of the image, in the official number of digits."""
     x, y, width, height = bbox
     ends = ((x, image["width"]), (x + width, image["width"]), (y, image["height"]), (y + height, image["height"]))
+    if not all(math.isfinite(end) for end, _ in ends):
+        raise UserError(f"expected a finite box, found {bbox}: mend the annotations")
     left, right, top, bottom = (f"{min(max(end / length, 0.0), 1.0):.6f}" for end, length in ends)
     return left, right, top, bottom
 
