@@ -340,7 +340,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         tree = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"expected JSON in {path}, found {error}; delete it and train or evaluate again") from error
     if not isinstance(tree, dict):
         raise UserError(f"expected a JSON object in {path}, found {type(tree).__name__}; delete it and try again")

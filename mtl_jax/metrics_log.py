@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-FIELDS = ("step", "epoch", "stage", "split", "task", "name", "value", "time")
+NUMBER = (int, float)
+FIELDS: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "epoch": NUMBER,
+    "stage": (str,),
+    "split": (str,),
+    "task": (str, type(None)),
+    "name": (str,),
+    "value": (*NUMBER, type(None)),
+    "time": NUMBER,
+}
 
 
 class MetricsLog:
@@ -93,6 +103,11 @@ class MetricsLog:
         if self._tensorboard and finite is not None:
             self._event_files().add_scalar(f"{split}/{task or 'all'}/{name}", finite, step)
 
+    def flush(self) -> None:
+        """Writes what the event files hold back; lines of `metrics.jsonl` are never held back."""
+        if self._events is not None:
+            self._events.flush()
+
     def resume_from(self, step: int) -> None:
         """Forgets what was logged after a step, so that the resumed run logs it anew.
 
@@ -154,9 +169,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         event = json.loads(line)
-        valid = isinstance(event, dict) and event.keys() >= set(FIELDS) and type(event["step"]) is int
-        valid = valid and (event["value"] is None or type(event["value"]) in (int, float))
-    except ValueError:  # not JSON, or not UTF-8
+        valid = isinstance(event, dict) and all(
+            field in event and type(event[field]) in kinds for field, kinds in FIELDS.items()
+        )
+        valid = valid and all(math.isfinite(event[field] or 0) for field in ("epoch", "value", "time"))
+    except (ValueError, OverflowError, RecursionError):  # not JSON, or not UTF-8; or a number that no float can be
         valid = False
     if not valid:
         start = line[:40].decode(errors="replace")

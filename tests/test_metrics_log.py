@@ -174,3 +174,15 @@ def test_event_files_can_be_left_out(tmp_path):
     with plain_log(tmp_path) as log:
         log_steps(log, range(2))
     assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"value": float("nan")}, {"epoch": "1"}, {"stage": ["seg"]}, {"time": None}, {"value": 10**400}]
+)
+def test_a_line_with_a_value_that_was_never_logged_is_refused(tmp_path, change):
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.log(1, 0.5, "seg", "train", None, "loss", 1.0)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
+    with pytest.raises(UserError, match=r"in line 1 of .*metrics\.jsonl"):
+        read(path)
