@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -236,3 +238,43 @@ def test_depths_beyond_16_bits_are_refused():
     content = encoded(Image.fromarray(np.array([[1, 70_000]], np.int32)), "TIFF")
     with pytest.raises(UserError, match=r"d\.tif: expected a depth map of 8 or 16 bits, found 70000"):
         images.decode_depth(content, levels_per_metre=25.5, name="d.tif")
+
+
+def test_a_tiff_whose_tiles_exceed_the_image_and_the_limit_is_refused():
+    tags = ((256, 10), (257, 10), (258, 8), (259, 5), (262, 1), (277, 1), (322, 40_000), (323, 40_000), (324, 200))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (325, 16)))
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags) + 1) + entries + bytes(100)
+    with pytest.raises(UserError, match=r"t\.tif: expected at most 64000000 pixels"):
+        images.decode_image(content, name="t.tif")
+
+
+def test_a_jpeg_of_endless_scans_is_refused_unread(rgb):
+    content = encoded(Image.fromarray(rgb), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    assert images.decode_image(content).shape == rgb.shape
+    with pytest.raises(UserError, match=r"j\.jpg: expected at most 64 scans, found 109"):
+        images.decode_image(content[:last] + content[last:-2] * 100 + content[-2:], name="j.jpg")
+
+
+def png(*chunks: tuple[bytes, bytes], size=(4, 4)) -> bytes:
+    header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+    whole = ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in whole
+    )
+
+
+@pytest.mark.parametrize(("kind", "start"), [(b"iCCP", b"x\0\0"), (b"zTXt", b"x\0\0"), (b"iTXt", b"x\0\1\0\0\0")])
+def test_metadata_that_unpack_without_end_are_refused(kind, start):
+    bomb = start + zlib.compress(bytes(1 << 24))
+    with pytest.raises(UserError, match=r"b\.png: .*too large"):
+        images.decode_image(png((kind, bomb)), name="b.png")
+    assert images.decode_image(png()).shape == (4, 4, 3)
+
+
+def test_a_header_that_claims_billions_of_pixels_is_refused_for_masks_and_depths_too():
+    content = png(size=(60_000, 60_000))
+    with pytest.raises(UserError, match=r"m\.png: expected at most 64000000 pixels"):
+        images.decode_mask(content, class_count=2, name="m.png")
+    with pytest.raises(UserError, match=r"d\.png: expected at most 64000000 pixels"):
+        images.decode_depth(content, levels_per_metre=1.0, name="d.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,10 @@ from mtl_jax.errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 64_000_000  # decoded RGB of this size takes 192 MB; larger files are refused unread
 
+MAX_SCANS = 64  # of a JPEG: a progressive one has about 10, and each costs as much time as the whole image
+
+_SCAN = b"\xff\xda"  # JPEG's marker; inside of a scan no 255 is followed by it
+_TILE_TAGS = (322, 323)  # TIFF 6.0, section 15: a tile's width and length, which may exceed the image's
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
 _SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
 
@@ -204,10 +209,12 @@ def _open(file: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
         raise UserError(f"{name}: expected at most {max_pixels} pixels, found {error}: shrink it") from error
     except Exception as error:
         raise UserError(f"{name}: expected an image, found none ({error}): replace or remove it") from error
-    if not 0 < image.width * image.height <= max_pixels:
+    if not 0 < image.width * image.height <= max_pixels or _tile_pixels(image) > max_pixels:
         raise UserError(
             f"{name}: expected at most {max_pixels} pixels, found {image.width} x {image.height}: shrink it"
         )
+    if image.format in ("JPEG", "MPO") and content.count(_SCAN) > MAX_SCANS:
+        raise UserError(f"{name}: expected at most {MAX_SCANS} scans, found {content.count(_SCAN)}: save it anew")
     try:
         image.load()
     except Exception as error:
@@ -215,6 +222,12 @@ def _open(file: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
             f"{name}: expected a complete image, found {error or type(error).__name__}: replace or remove it"
         ) from error
     return image
+
+
+def _tile_pixels(image: Image.Image) -> int | float:
+    """Of a TIFF in tiles; 1 for others."""
+    sides = [getattr(image, "tag_v2", {}).get(tag, 1) for tag in _TILE_TAGS]
+    return math.prod(side if isinstance(side, int | float) else math.inf for side in sides)
 
 
 def _orientation_of(image: Image.Image) -> int:
