@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import logging
+import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
+
+METADATA = "metadata.json"  # written last: where it is, the rest is
+DIGESTS = "digests.json"  # of every other file, so that a damaged one is found and not trained on
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -49,22 +57,74 @@ def save(path: Path, parts: Mapping[str, PyTree], metadata: Mapping[str, Any]) -
         _wait_for_all(f"{path} may be written")
         ocp.save_checkpointables(fresh.absolute(), {name: _on_host(tree) for name, tree in parts.items()})
         if primary:
-            (fresh / "metadata.json").write_text(json.dumps(metadata, indent=1))
+            _seal(fresh, metadata)
             _replace(path, fresh)
         _wait_for_all(f"{path} is written")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}); earlier checkpoints are intact") from error
+    except (OSError, ValueError) as error:  # Orbax tells of a full disk by either
+        shutil.rmtree(fresh, ignore_errors=True)
+        reason = str(error).strip().splitlines()[0][:300]
+        raise CheckpointError(f"{path}: cannot be written ({reason}); earlier checkpoints are intact") from error
+
+
+def _seal(fresh: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes what a whole checkpoint is told by: its files' digests, and after them its metadata."""
+    text = json.dumps(metadata, indent=1)
+    digests = {name: _digest((fresh / name).read_bytes()) for name in _files(fresh)}
+    digests[METADATA] = _digest(text.encode())
+    (fresh / DIGESTS).write_text(json.dumps(digests, indent=1))
+    draft = fresh / f"{METADATA}.tmp"
+    draft.write_text(text)
+    os.replace(draft, fresh / METADATA)
+
+
+def _files(path: Path) -> list[str]:
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _replace(path: Path, fresh: Path) -> None:
-    if not path.exists():
-        fresh.rename(path)
-        return
     stale = path.with_name(path.name + ".old")
     shutil.rmtree(stale, ignore_errors=True)
-    path.rename(stale)
+    if path.exists():
+        path.rename(stale)
     fresh.rename(path)
     shutil.rmtree(stale, ignore_errors=True)
+
+
+def verify(path: Path) -> None:
+    """Checks that every file of a checkpoint is as it was written.
+
+    Raises:
+        CheckpointError: nothing complete is there, or a file is missing or damaged; it is named.
+    """
+    read_metadata(path)
+    digests = _read_json(path, DIGESTS)
+    for name, digest in digests.items():
+        try:
+            sound = _digest((path / name).read_bytes()) == digest
+        except OSError as error:
+            raise CheckpointError(f"{path}: {name} cannot be read ({error.strerror})") from error
+        if not sound:
+            raise CheckpointError(f"{path}: {name} is damaged, it is not what was written")
+
+
+def newest_sound(candidates: Iterable[Path]) -> Path | None:
+    """Returns the first checkpoint that is as it was written, and warns of each before it.
+
+    Args:
+        candidates: newest first.
+    """
+    for path in candidates:
+        try:
+            verify(path)
+        except CheckpointError as error:
+            _log.warning("%s; going on from the one before it", error)
+        else:
+            return path
+    return None
 
 
 def load(path: Path, abstract: Mapping[str, PyTree | None]) -> dict[str, PyTree]:
@@ -76,10 +136,10 @@ def load(path: Path, abstract: Mapping[str, PyTree | None]) -> dict[str, PyTree]
             part as it was saved (dicts of arrays).
 
     Raises:
-        CheckpointError: nothing complete is there, or a leaf is missing or has another shape.
+        CheckpointError: nothing complete is there, a file is damaged, or a leaf is missing or has another shape.
     """
     ocp = _orbax()
-    read_metadata(path)
+    verify(path)
     wanted = {name: None if tree is None else _host_like(tree) for name, tree in abstract.items()}
     try:
         with warnings.catch_warnings():
@@ -101,23 +161,57 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no complete checkpoint at `path`.
     """
+    return _read_json(path, METADATA)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads((path / "metadata.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        tree = json.loads((path / name).read_bytes())
+    except OSError as error:
         raise CheckpointError(
-            f"{path} holds no complete checkpoint ({type(error).__name__}); expected a folder like "
+            f"{path} holds no complete checkpoint ({name}: {error.strerror}); expected a folder like "
             "runs/seq/checkpoints/0-seg, written by scripts/train.py"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {name} is damaged ({error})") from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: {name} is damaged (it holds no JSON object)")
+    return tree
 
 
 def is_complete(path: Path) -> bool:
     """Whether a whole checkpoint lies at `path`."""
-    return (path / "metadata.json").is_file()
+    return (path / METADATA).is_file()
 
 
 def delete(path: Path) -> None:
     """Removes a checkpoint, if it is there."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def save_step(folder: Path, step: int, parts: Mapping[str, PyTree], metadata: Mapping[str, Any], *, keep: int) -> None:
+    """Writes the checkpoint of one step, and removes all but the newest ones.
+
+    Args:
+        folder: of the steps' checkpoints.
+        step: its number.
+        parts: as in `save`.
+        metadata: as in `save`.
+        keep: how many stay.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    save(folder / str(step), parts, metadata)
+    if jax.process_index() == 0:
+        for old in steps(folder)[keep:]:
+            delete(old)
+
+
+def steps(folder: Path) -> list[Path]:
+    """Lists the complete checkpoints that `save_step` has left in a folder, newest first."""
+    found = [path for path in folder.glob("*") if path.name.isdigit() and is_complete(path)]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
 
 
 def stages(workdir: Path) -> list[StageCheckpoint]:

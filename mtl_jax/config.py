@@ -16,6 +16,7 @@ BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
 IMPORTANCE_CHOICES = ("empirical", "sampled", "exact", "mas", "si")
 EWC_MODES = ("online", "separate")
 GRADIENT_SPACES = ("params", "features")
+ON_NAN = ("stop", "skip")
 UPDATES = ("forward", "mask", "weight")
 
 
@@ -33,6 +34,8 @@ def base() -> Any:
     config.loader_threads = 2  # threads that decode and augment
     config.log_every_steps = 10
     config.checkpoint_every_seconds = 120.0  # at most this much training is lost when a run is killed
+    config.keep_checkpoints = 2  # of the stage in training; the older one serves where the newer is damaged
+    config.on_nan = "stop"  # at a step whose loss or gradient is not finite; "skip" leaves it out and counts it
     # also evaluates every task before the first stage and right before its own, for the forward transfer
     config.forward_transfer = False
     config.example_images = 4  # predictions per task shown in report.html
@@ -247,6 +250,9 @@ def validate(config: Any) -> None:
     Raises:
         UserError: a stage without a stream, a stream without a task, a number out of range.
     """
+    _require_at_least("config", config, ("keep_checkpoints", "log_every_steps"), 1.0)
+    if config.on_nan not in ON_NAN:
+        raise UserError(f"config.on_nan is {config.on_nan!r}; expected one of {', '.join(ON_NAN)}")
     if not config.order:
         raise UserError("config.order is empty; expected the names of the stages to train, e.g. ('seg', 'det')")
     _require_names("config.order", config.order, "config.stages", config.stages)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtl_jax import experiment
 from mtl_jax.continual import der, ewc, mas, replay, si
-from mtl_jax.data import sources
+from mtl_jax.data import pipeline, sources
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.stage_plan import Learnt, StagePlan
@@ -71,7 +71,7 @@ def _importance(config: Any, parts: experiment.Experiment, stage: StagePlan, var
         else:
             functions = [{"empirical": labelled_loss, "sampled": sampled_loss}[kind](answer, tasks)]
         for function in functions:
-            examples = (data[position] for position in range(batches))
+            examples = (pipeline.without_ids(data[position]) for position in range(batches))
             if kind == "mas":
                 fresh = mas.importance(function, variables["params"], examples)
             else:

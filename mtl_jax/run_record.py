@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 
 from mtl_jax import contract
 from mtl_jax.errors import UserError
 
+RECORD = "config.json"
+LOCK = ".lock"
 # Settings that may differ between two starts of one run: where things are and how fast they go, not what is learnt.
 NOT_LEARNT_FROM = (
     "cache_gb",
@@ -22,7 +26,9 @@ NOT_LEARNT_FROM = (
     "data_root",
     "example_images",
     "forward_transfer",
+    "keep_checkpoints",
     "loader_threads",
+    "on_nan",
     "resume",
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pycocotools", "mtl_jax")
@@ -39,7 +45,7 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str) -> None:
     Raises:
         UserError: the folder cannot be made, holds another experiment, or holds a run that is not to be resumed.
     """
-    record = workdir / "config.json"
+    record = workdir / RECORD
     before = contract.read_json(record)
     if before is not None:
         if not config["resume"]:
@@ -47,7 +53,7 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str) -> None:
                 f"{workdir} holds a run already; name another --workdir, or leave --config.resume=False out to go on "
                 "with it"
             )
-        _refuse_another(workdir, before.get("config", {}), contract.without_nan(config))
+        refuse_another(workdir, before.get("config", {}), config)
     device = jax.devices()[0]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -62,13 +68,61 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str) -> None:
             },
         )
     except OSError as error:
+        raise _not_writable(workdir, error) from error
+
+
+def _not_writable(workdir: Path, error: OSError) -> UserError:
+    return UserError(f"work directory {workdir} cannot be written ({error.strerror}); name another --workdir")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of a work directory; the operating system lets go of it however the process ends.
+
+    Raises:
+        UserError: another process trains there, or the folder cannot be made.
+    """
+    lock = filelock.FileLock(workdir / LOCK, blocking=False)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
         raise UserError(
-            f"work directory {workdir} cannot be written ({error.strerror}); name another --workdir"
+            f"another process is training in {workdir}; wait for its end, or name another --workdir"
         ) from error
+    except OSError as error:
+        raise _not_writable(workdir, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _refuse_another(workdir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    old, new = _flat(before), _flat(now)
+def still_there(workdir: Path) -> None:
+    """Checks that nobody has taken the work directory away under a run.
+
+    Raises:
+        UserError: its `config.json` is gone.
+    """
+    if not (workdir / RECORD).is_file():
+        raise UserError(
+            f"{workdir / RECORD} is gone: the work directory was removed or moved during training; start again with "
+            "another --workdir, or put it back"
+        )
+
+
+def refuse_another(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Checks that two configurations train the same.
+
+    Args:
+        where: the first one was found, as the error names it.
+        before: the first one, as read.
+        now: the other one.
+
+    Raises:
+        UserError: names the settings that differ.
+    """
+    old, new = _flat(before), _flat(contract.without_nan(now))
     changed = sorted(
         name
         for name in old.keys() | new.keys()
@@ -78,7 +132,7 @@ def _refuse_another(workdir: Path, before: Mapping[str, Any], now: Mapping[str, 
         first = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise UserError(
-            f"{workdir} holds a run of another configuration ({first}{more}); name another --workdir, or set the old "
+            f"{where} holds a run of another configuration ({first}{more}); name another --workdir, or set the old "
             "values"
         )
 

@@ -38,7 +38,7 @@ def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
 
 
 def prepare(
-    parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, *, seed: int
+    parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, *, seed: int, skip_not_finite: bool = False
 ) -> tuple[train_step.TrainState, dict[int, train_step.Step], Memory]:
     """Builds a stage's state at step 0, its jitted steps by when each begins, and what they read of earlier stages."""
     settings, objective = stage.settings, stage.objectives[0]
@@ -87,6 +87,7 @@ def prepare(
             clip_norm=settings.clip_norm,
             ema_decay=settings.ema_decay,
             soft_sharing_strength=settings.soft_sharing,
+            skip_not_finite=skip_not_finite,
         )
         return jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import tempfile
@@ -36,6 +37,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory
 from mtl_jax.metrics_log import MetricsLog
 from mtl_jax.models import multi_task
+from mtl_jax.preemption import Preempted, Preemption
 from mtl_jax.progress import StageProgress
 from mtl_jax.stage_plan import Learnt, StagePlan
 
@@ -49,24 +51,38 @@ class Run(NamedTuple):
     workdir: Path  # shared by all processes of the run, and read by all
     written: Path  # where this process writes: the work directory, or a place of its own that is thrown away
     log: MetricsLog
+    preemption: Preemption
 
 
-def train_and_evaluate(config: Any, workdir: str | Path, *, command: str = "") -> dict[str, Any]:
+def train_and_evaluate(
+    config: Any, workdir: str | Path, *, command: str = "", preemption: Preemption | None = None
+) -> dict[str, Any]:
     """Trains every stage of a config, or what is left of it, and judges the contract.
 
     Args:
         config: from a page of `configs/`.
         workdir: where the run's files go; a run that is there already is continued.
         command: for the record in `config.json`.
+        preemption: asked after every step whether to save and end; None never ends early.
 
     Returns:
         The contract, as written to `contract.json`.
 
     Raises:
-        UserError: a setting, a dataset or a work directory that does not fit.
+        UserError: a setting, a dataset or a work directory that does not fit, or files that cannot be written.
         CheckpointError: a checkpoint that cannot be read or written.
+        Preempted: the run was asked to end, and has saved.
     """
-    workdir = Path(workdir)
+    try:
+        return _train_and_evaluate(config, Path(workdir), command, preemption or Preemption())
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror or error}; the checkpoints in {workdir} are intact, and the "
+            "same command goes on from the last"
+        ) from error
+
+
+def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Preemption) -> dict[str, Any]:
     config_lib.resolve(config)
     parts = experiment.build(config.to_dict(), data_root=config_lib.data_root(config))
     run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
@@ -75,9 +91,11 @@ def train_and_evaluate(config: Any, workdir: str | Path, *, command: str = "") -
         experiment.source(parts, stream, training=False)
     with contextlib.ExitStack() as stack:
         written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(run_record.locked(written))
         run_record.claim(written, config.to_dict(), command=command)
         log = stack.enter_context(MetricsLog(written))
-        run = Run(config, parts, evaluate.make_predict(parts.model, parts.tasks), workdir, written, log)
+        predict = evaluate.make_predict(parts.model, parts.tasks)
+        run = Run(config, parts, predict, workdir, written, log, preemption)
         learnt = _finished_stages(run) or _start(run)
         for index in range(len(learnt.stages), len(config.order)):
             learnt = _run_stage(run, index, learnt)
@@ -97,12 +115,12 @@ def _start(run: Run) -> Learnt:
 
 def _finished_stages(run: Run) -> Learnt | None:
     """Reads what the last finished stage left, if there is one."""
-    done = checkpoints.stages(run.workdir)
-    if not done:
+    path = checkpoints.newest_sound(stage.path for stage in reversed(checkpoints.stages(run.workdir)))
+    if path is None:
         return None
-    path = done[-1].path
-    loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(run.parts), "memory": None})
     record = checkpoints.read_metadata(path)
+    run_record.refuse_another(path, record["config"], run.config.to_dict())
+    loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(run.parts), "memory": None})
     return Learnt(
         variables=loaded["variables"],
         anchors=tuple(ewc.Anchor(**anchor) for _, anchor in sorted(loaded["memory"]["anchors"].items())),
@@ -113,29 +131,53 @@ def _finished_stages(run: Run) -> Learnt | None:
     )
 
 
+@dataclasses.dataclass
+class Course:
+    """How far a stage is."""
+
+    state: train_step.TrainState
+    done: int  # steps
+    saved: int  # the last of them that is on disk
+    started: float  # monotonic seconds, moved forward by every pause
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out of the stage's seconds what is not training."""
+        paused = time.monotonic()
+        yield
+        self.started += time.monotonic() - paused
+
+    @property
+    def seconds(self) -> float:
+        """That the stage has taken so far."""
+        return time.monotonic() - self.started
+
+
 def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     """Trains and evaluates one stage, and saves it with what the later ones need."""
     started = time.monotonic()
     stage = stage_plan.plan(run.config, run.parts, index, learnt)
-    state, steps, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed)
-    paused = time.monotonic()
-    before = _evaluate_before(run, stage, state) if run.config.forward_transfer else {}
-    started += time.monotonic() - paused
-    state, seconds_before = _resumed(run, stage, state)
-    run.log.resume_from(learnt.step + int(state.step))
+    skip = run.config.on_nan == "skip"
+    state, steps, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed, skip_not_finite=skip)
+    course = Course(state, done=0, saved=0, started=started)
+    with course.paused():
+        before = _evaluate_before(run, stage, state) if run.config.forward_transfer else {}
+    _resume(run, stage, course)
+    run.log.resume_from(learnt.step + course.done)
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
-    state, memory = devices.copy_everywhere((state, memory))
-    state, pauses = _train(run, stage, state, steps, memory, learnt.step, started - seconds_before)
-    variables = jax.device_get(stages.evaluated(state))
-    anchors = remember.anchors(run.config, run.parts, stage, learnt, state, variables)
-    buffers = remember.exemplars(run.config, run.parts, stage, learnt, variables)
-    seconds = seconds_before + time.monotonic() - started - pauses
-    metrics = _evaluate(run, variables, stage.learnt_tasks)
-    end = learnt.step + stage.total_steps
-    _log_metrics(run, stage, metrics, step=end)
-    history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before}]
-    after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end)
-    _save_stage(run, stage, after, state)
+    course.state, memory = devices.copy_everywhere((course.state, memory))
+    with run.preemption.unsaved(lambda: _save_partial(run, stage, course)):
+        _train(run, stage, course, steps, memory, learnt.step)
+        variables = jax.device_get(stages.evaluated(course.state))
+        anchors = remember.anchors(run.config, run.parts, stage, learnt, course.state, variables)
+        buffers = remember.exemplars(run.config, run.parts, stage, learnt, variables)
+        seconds = course.seconds
+        metrics = _evaluate(run, variables, stage.learnt_tasks)
+        end = learnt.step + stage.total_steps
+        _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
+        history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before}]
+        after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end)
+        _save_stage(run, stage, after, course.state)
     return after
 
 
@@ -143,78 +185,103 @@ def _partial(run: Run, stage: StagePlan) -> Path:
     return run.workdir / "partial" / f"{stage.index}-{stage.name}"
 
 
-def _resumed(run: Run, stage: StagePlan, state: train_step.TrainState) -> tuple[train_step.TrainState, float]:
-    """Returns the state of the stage's partial checkpoint, if there is one, and the seconds already spent."""
-    path = _partial(run, stage)
-    if not checkpoints.is_complete(path):
-        return state, 0.0
-    return checkpoints.load(path, {"state": state})["state"], checkpoints.read_metadata(path)["seconds"]
+def _resume(run: Run, stage: StagePlan, course: Course) -> None:
+    """Goes on from the newest of the stage's partial checkpoints, if there is one."""
+    path = checkpoints.newest_sound(checkpoints.steps(_partial(run, stage)))
+    if path is not None:
+        record = checkpoints.read_metadata(path)
+        run_record.refuse_another(path, record["config"], run.config.to_dict())
+        course.state = checkpoints.load(path, {"state": course.state})["state"]
+        course.done = course.saved = int(course.state.step)
+        course.started -= record["seconds"]
+
+
+def _save_partial(run: Run, stage: StagePlan, course: Course) -> None:
+    """Saves a stage that is not at its end, unless nothing has happened since it was saved."""
+    if course.done == course.saved:
+        return
+    run_record.still_there(run.written)
+    run.log.flush()
+    record = {"step": course.done, "seconds": course.seconds, "config": contract.without_nan(run.config.to_dict())}
+    folder, keep = _partial(run, stage), run.config.keep_checkpoints
+    checkpoints.save_step(folder, course.done, {"state": course.state}, record, keep=keep)
+    course.saved = course.done
 
 
 def _train(
     run: Run,
     stage: StagePlan,
-    state: train_step.TrainState,
+    course: Course,
     steps: Mapping[int, train_step.Step],
     memory: Memory,
     steps_before: int,
-    started: float,
-) -> tuple[train_step.TrainState, float]:
-    """Takes the stage's remaining steps; returns the state and the seconds spent on evaluations in between."""
-    first, pauses, saved = int(state.step), 0.0, time.monotonic()
+) -> None:
+    """Takes the stage's remaining steps."""
+    saved = time.monotonic()
     compiled: dict[tuple[int, tuple[str, ...]], Any] = {}  # for each phase of the stage, and the streams of a batch
     evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
     pending: Any = None
-    with StageProgress(
-        stage.name,
-        steps=stage.total_steps,
-        steps_per_epoch=stage.steps_per_epoch,
-        start_step=first,
-        quiet=not devices.is_primary(),
-    ) as progress:
-        for done, batch in enumerate(_batches(run, stage, first), start=first + 1):
-            program = (max(start for start in steps if start < done), tuple(batch))
+    with (
+        StageProgress(
+            stage.name,
+            steps=stage.total_steps,
+            steps_per_epoch=stage.steps_per_epoch,
+            start_step=course.done,
+            quiet=not devices.is_primary(),
+        ) as progress,
+        run.preemption.training(),
+    ):
+
+        def finish() -> None:
+            nonlocal pending
+            if pending is not None:
+                _finish_step(run, stage, progress, *pending, steps_before=steps_before)
+            pending = None
+
+        for batch, ids in _batches(run, stage, course.done):
+            program = (max(start for start in steps if start <= course.done), tuple(batch))
             if program not in compiled:
-                compiled[program] = compilation.ahead_of_time(steps[program[0]], state, memory, batch)
-            state, metrics = compiled[program](state, memory, batch)
-            images = sum(stage.batch_sizes[stream] for stream in batch)
-            if pending is not None:  # the step before is read while this one runs
-                _finish_step(run, stage, progress, *pending, steps_before=steps_before)
-            pending = (done, images, metrics)
-            if done == stage.total_steps:
+                finish()
+                with run.preemption.paused():
+                    compiled[program] = compilation.ahead_of_time(steps[program[0]], course.state, memory, batch)
+            course.state, metrics = compiled[program](course.state, memory, batch)
+            finish()  # the step before is read while this one runs
+            course.done += 1
+            pending = (course.done, ids, metrics)
+            if course.done == stage.total_steps:
                 break
-            save = time.monotonic() - saved > run.config.checkpoint_every_seconds
-            if jax.process_count() > 1:  # clocks differ, and asking at every step would slow them all
-                save = done % run.config.log_every_steps == 0 and devices.agreed(save)
-            evaluate_now = evaluate_every and done % evaluate_every == 0
-            if save or evaluate_now:
-                _finish_step(run, stage, progress, *pending, steps_before=steps_before)
-                pending = None
-            if evaluate_now:
-                paused = time.monotonic()
-                figures = _evaluate(run, jax.device_get(stages.evaluated(state)), stage.learnt_tasks)
-                _log_metrics(run, stage, figures, step=steps_before + done, done=done)
-                pauses += time.monotonic() - paused
-                progress.after_pause()
-            if save:
-                seconds = time.monotonic() - started - pauses
-                checkpoints.save(_partial(run, stage), {"state": state}, {"step": done, "seconds": seconds})
+            save, leave = time.monotonic() - saved > run.config.checkpoint_every_seconds, run.preemption.requested
+            if jax.process_count() > 1:  # clocks and signals differ, and asking at every step would slow them all
+                ask = course.done % run.config.log_every_steps == 0
+                save, leave = ask and devices.agreed(save), ask and devices.agreed(leave)
+            if save or leave:
+                finish()
+                _save_partial(run, stage, course)
                 saved = time.monotonic()
                 progress.after_pause()
-        if pending is not None:
-            _finish_step(run, stage, progress, *pending, steps_before=steps_before)
-    return state, pauses
+            if leave:
+                raise Preempted
+            if evaluate_every and course.done % evaluate_every == 0:
+                finish()
+                with course.paused(), run.preemption.paused():
+                    figures = _evaluate(run, jax.device_get(stages.evaluated(course.state)), stage.learnt_tasks)
+                    _log_metrics(run, stage, figures, step=steps_before + course.done, done=course.done)
+                progress.after_pause()
+        finish()
 
 
-def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[dict[str, Any]]:
-    """The stage's batches from step `first` on, split over the devices."""
+def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str, Any], dict[str, tuple[str, ...]]]]:
+    """The stage's batches after its first so many steps, split over the devices, and the ids of their samples."""
+    if first == stage.total_steps:
+        return
     streams = {
         name: pipeline.prefetch(batches, start=stage.batches_before(first, name), threads=run.config.loader_threads)
         for name, batches in stage.data.items()
     }
     for step in itertools.count(first):
         batch = {name: next(stream) for name, stream in streams.items() if stage.takes(step, name)}
-        yield devices.place(batch, stage.batch_sizes)
+        ids = {name: each.pop("ids") for name, each in batch.items()}
+        yield devices.place(batch, stage.batch_sizes), ids
 
 
 def _finish_step(
@@ -222,40 +289,65 @@ def _finish_step(
     stage: StagePlan,
     progress: StageProgress,
     done: int,
-    images: int,
+    ids: Mapping[str, tuple[str, ...]],
     metrics: Mapping[str, jax.Array],
     *,
     steps_before: int,
 ) -> None:
-    """Shows one step, logs it where its turn is, and stops where the loss is not finite."""
+    """Shows one step, logs it where its turn is, and stops, or tells, where it is not finite."""
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    images = sum(stage.batch_sizes[stream] for stream in ids)
     progress.advance(images=images, loss=values["all/loss"])
-    if not math.isfinite(values["all/loss"]):
-        culprits = ", ".join(name for name, value in values.items() if not math.isfinite(value))
-        raise UserError(
-            f"the loss of stage {stage.name} is {values['all/loss']} at step {done} ({culprits}); the checkpoints in "
-            f"{run.workdir} are of earlier steps and intact; try a smaller config.stages.{stage.name}.learning_rate"
-        )
+    if not math.isfinite(values["all/loss"]) or not math.isfinite(values["all/gradient_norm"]):
+        found = _not_finite(run, stage, done, ids, values)
+        if run.config.on_nan != "skip":
+            raise UserError(
+                f"{found}; the checkpoints in {run.workdir} are of earlier steps and intact"
+                f"{_last_checkpoint(run, stage)}; try a smaller config.stages.{stage.name}.learning_rate, mend the "
+                "samples, or leave such steps out with --config.on_nan=skip"
+            )
+        progress.note(f"{found}; the step is left out, the {values['all/skipped_steps']:.0f}th of the stage")
     if done % run.config.log_every_steps and done not in (1, stage.total_steps):
         return
     if progress.images_per_second is not None:
         values["all/images_per_second"] = progress.images_per_second
         values["all/step_ms"] = 1e3 * images / progress.images_per_second
+    if (memory := devices.memory_mb()) is not None:
+        values["all/memory_mb"] = memory
     for path, value in values.items():
         task, _, name = path.partition("/")
         epoch = done / stage.steps_per_epoch
         run.log.log(steps_before + done, epoch, stage.name, "train", None if task == "all" else task, name, value)
 
 
+def _not_finite(
+    run: Run, stage: StagePlan, done: int, ids: Mapping[str, tuple[str, ...]], values: Mapping[str, float]
+) -> str:
+    """Which step is not finite, and whose: of what tasks, streams and samples."""
+    figure = next(name for name in ("all/loss", "all/gradient_norm") if not math.isfinite(values[name]))
+    culprits = [name for name, value in values.items() if not math.isfinite(value) and not name.startswith("all/")]
+    tasks = {name.partition("/")[0] for name in culprits}
+    streams = [stream for stream in ids if tasks & set(_labels(run, stage, stream))] or list(ids)
+    samples = "; ".join(f"{stream}: {', '.join(ids[stream])}" for stream in streams)
+    return (
+        f"the {figure.removeprefix('all/').replace('_', ' ')} of stage {stage.name} is {values[figure]} at step {done} "
+        f"({', '.join(culprits) or 'of no single task'}; samples of stream {samples})"
+    )
+
+
+def _labels(run: Run, stage: StagePlan, stream: str) -> tuple[str, ...]:
+    return tuple(run.config.streams[stream.removesuffix("_replay")].labels)
+
+
+def _last_checkpoint(run: Run, stage: StagePlan) -> str:
+    places = checkpoints.steps(_partial(run, stage)) or [each.path for each in checkpoints.stages(run.workdir)[::-1]]
+    return f" (the last: {places[0]})" if places else ""
+
+
 def _log_metrics(
-    run: Run,
-    stage: StagePlan,
-    metrics: Mapping[str, Mapping[str, float]],
-    *,
-    step: int,
-    done: int | None = None,
+    run: Run, stage: StagePlan, metrics: Mapping[str, Mapping[str, float]], *, step: int, done: int
 ) -> None:
-    epoch = (stage.total_steps if done is None else done) / stage.steps_per_epoch
+    epoch = done / stage.steps_per_epoch
     for task, figures in metrics.items():
         for name, value in figures.items():
             run.log.log(step, epoch, stage.name, "val", task, name, value)
@@ -286,6 +378,8 @@ def _evaluate_before(run: Run, stage: StagePlan, state: train_step.TrainState) -
 
 
 def _save_stage(run: Run, stage: StagePlan, after: Learnt, state: train_step.TrainState) -> None:
+    run_record.still_there(run.written)
+    run.log.flush()
     checkpoints.save(
         run.workdir / "checkpoints" / f"{stage.index}-{stage.name}",
         {

@@ -23,6 +23,7 @@ class TrainState(NamedTuple):
     """All that a step changes."""
 
     step: Int[Array, ""]  # of the stage
+    skipped_steps: Int[Array, ""]  # that were left out because they were not finite
     params: PyTree
     batch_stats: PyTree
     balance_state: PyTree
@@ -64,6 +65,7 @@ def init_state(
     owned = by_owner(params, tasks)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        skipped_steps=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         balance_state=balance.init(shared),
@@ -82,6 +84,7 @@ def make_train_step(
     clip_norm: float = 0.0,
     ema_decay: float = 0.0,
     soft_sharing_strength: float = 0.0,
+    skip_not_finite: bool = False,
 ) -> Step:
     """Returns `(state, memory, batch) -> (state, metrics)`, to be jitted with `state` donated.
 
@@ -92,6 +95,7 @@ def make_train_step(
         clip_norm: largest norm of the gradient; of each task's where tasks share nothing. 0 does not clip.
         ema_decay: of the averaged weights; 0 keeps none.
         soft_sharing_strength: with which the tasks' branches draw each other near; 0 is off.
+        skip_not_finite: change nothing where the loss or the gradient is not finite, and count the step.
     """
     stage = problem.objective
 
@@ -119,6 +123,7 @@ def make_train_step(
         params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state, soft_weight)
         after = TrainState(
             step=state.step + 1,
+            skipped_steps=state.skipped_steps,
             params=params,
             batch_stats=found.batch_stats,
             balance_state=found.balance_state,
@@ -127,9 +132,20 @@ def make_train_step(
             path=None if state.path is None else si.update_path(state.path, found.grads, state.params, params),
             key=state.key,
         )
+        if skip_not_finite:
+            finite = jnp.isfinite(metrics["all/loss"]) & jnp.isfinite(metrics["all/gradient_norm"])
+            after = _unless(finite, after, state)
+            metrics["all/skipped_steps"] = after.skipped_steps
         return after, metrics
 
     return step
+
+
+def _unless(finite: Bool[Array, ""], after: TrainState, before: TrainState) -> TrainState:
+    """The state after a step that was finite; else the one before, with the step counted."""
+    skipped = before._replace(step=after.step, skipped_steps=before.skipped_steps + 1)
+    keep = after._replace(key=None), skipped._replace(key=None)  # keys are no numbers to choose between
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), *keep)._replace(key=before.key)
 
 
 def _updated(

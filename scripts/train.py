@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
     from mtl_jax import compilation, contract_table, devices
     from mtl_jax.checkpoints import CheckpointError
     from mtl_jax.errors import UserError
+    from mtl_jax.preemption import SAVED, Preempted, Preemption
     from mtl_jax.train_loop import train_and_evaluate
 
     logging.set_verbosity(logging.ERROR)
@@ -51,7 +52,13 @@ def main(arguments: list[str]) -> int:
     try:
         if together:
             devices.join(_COORDINATOR.value, process_count=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
-        contract = train_and_evaluate(config, workdir, command=" ".join(arguments))
+        with Preemption() as preemption:
+            contract = train_and_evaluate(config, workdir, command=" ".join(arguments), preemption=preemption)
+    except Preempted:
+        print(SAVED, file=sys.stderr, flush=True)
+        if together:
+            devices.leave(0)
+        return 0
     except (UserError, CheckpointError) as error:
         status = _fail(str(error))
         if together:

@@ -63,7 +63,7 @@ def train_batches(
         share: which part of every batch to make, and of how many equal parts that follow each other in the batch.
 
     Returns:
-        Elements {"image": f32[batch, height, width, 3] in 0..1, "labels": {task: labels}}.
+        Elements {"image": f32[batch, height, width, 3] in 0..1, "labels": {task: labels}, "ids": of the samples}.
 
     Raises:
         UserError: the source is empty or has no such label.
@@ -76,6 +76,11 @@ def train_batches(
     collate = functools.partial(_collate, labels=dict(labels), max_boxes=max_boxes)
     batches = samples.batch(batch_size // parts, batch_fn=collate)
     return batches if parts == 1 else batches[part::parts]
+
+
+def without_ids(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of a batch, which is what a jitted function takes."""
+    return {name: part for name, part in batch.items() if name != "ids"}
 
 
 def examples(
@@ -121,16 +126,10 @@ class EvalBatches(Sequence[EvalBatch]):
             return [self[i] for i in range(*index.indices(len(self)))]
         first = range(len(self))[index] * self._batch_size  # raises IndexError, counts negative ones from the end
         samples = [self._source[i] for i in range(first, min(first + self._batch_size, len(self._source)))]
-        placed = [letterbox(sample["image"], size=self._size) for sample in samples]
-        images = [image for image, _ in placed]
-        images += images[-1:] * (self._batch_size - len(images))
+        images = [sample["image"] for sample in samples]
+        batch, geometries = letterboxed(images, size=self._size, batch_size=self._batch_size)
         targets = [{task: sample["labels"][label] for task, label in self._labels.items()} for sample in samples]
-        return EvalBatch(
-            _unit_images(images),
-            [sample["id"] for sample in samples],
-            targets,
-            [where for _, where in placed],
-        )
+        return EvalBatch(batch, [sample["id"] for sample in samples], targets, geometries)
 
 
 def eval_batches(
@@ -155,6 +154,16 @@ def eval_batches(
     """
     _check(source, labels)
     return EvalBatches(cached(source, cache_bytes), labels, _pair(image_size), batch_size)
+
+
+def letterboxed(
+    images: Sequence[np.ndarray], *, size: tuple[int, int], batch_size: int
+) -> tuple[Float32[np.ndarray, "batch height width 3"], list[Geometry]]:
+    """Fits u8 RGB images into one batch, whose last one is repeated to fill it, and says where each went."""
+    placed = [letterbox(image, size=size) for image in images]
+    fitted = [image for image, _ in placed]
+    fitted += fitted[-1:] * (batch_size - len(fitted))
+    return _unit_images(fitted), [where for _, where in placed]
 
 
 def letterbox(image: np.ndarray, *, size: tuple[int, int]) -> tuple[np.ndarray, Geometry]:
@@ -209,7 +218,11 @@ def _collate(samples: Sequence[Sample], *, labels: Mapping[str, str], max_boxes:
     by_task = {
         task: _stack([sample["labels"][label] for sample in samples], max_boxes) for task, label in labels.items()
     }
-    return {"image": _unit_images([sample["image"] for sample in samples]), "labels": by_task}
+    return {
+        "image": _unit_images([sample["image"] for sample in samples]),
+        "labels": by_task,
+        "ids": tuple(sample["id"] for sample in samples),
+    }
 
 
 def _stack(fields: Sequence[Fields], max_boxes: int) -> Fields:
