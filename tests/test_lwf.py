@@ -36,8 +36,10 @@ TASK = Task(
     sampled_loss=unused,
     finish=unused,
     decode=unused,
+    meanings={},
     no_labels=lambda batch_size, image_size: {},
     new_metric=unused,
+    answer=unused,
     draw=unused,
 )
 TASKS = {

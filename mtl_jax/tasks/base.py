@@ -67,11 +67,20 @@ class Task:
     finish: Callable[[Array, ImageSize], Array]
     # (outputs) -> predictions of fixed size, inside jit.
     decode: Callable[[Array], dict[str, Array]]
+    # What each of these predictions is, for those who run an exported network.
+    meanings: Mapping[str, str] = dataclasses.field(hash=False)
     # (batch size, image_size) -> labels that say of every image that there are none.
     no_labels: Callable[[int, ImageSize], Labels]
     new_metric: Callable[[], Metric]
-    # (matplotlib axes that show the input image, one example's prediction) draws onto them.
-    draw: Callable[[Any, Mapping[str, np.ndarray]], None]
+    # (one example's prediction at its image's own resolution, least score or None for the kind's own) -> the answer in
+    # JSON's terms; a map [height, width] of u8 or u16 in it is for an image file.
+    answer: Callable[[Mapping[str, np.ndarray], float | None], dict[str, Any]]
+    # (matplotlib axes that show an image, the prediction in its pixels, least score or None) draws onto them.
+    draw: Callable[..., None]
+    # (one example's prediction, where its image went) -> the prediction in the pixels of the image.
+    at_original: Callable[[Mapping[str, np.ndarray], Geometry], Mapping[str, np.ndarray]] = lambda prediction, _: (
+        prediction
+    )
     # (raw) -> f32[b, answers], the log-probability of every answer; None where there are too many to list.
     log_probabilities: Callable[[Array], Float[Array, "batch answers"]] | None = None
 

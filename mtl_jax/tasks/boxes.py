@@ -162,7 +162,7 @@ def vote(
     """
     same = (label[:, None] == label[None, :]) & valid[None, :]
     near = same & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
-    weight = jnp.where(near, score[None, :], 0.0) + jnp.diag(jnp.where(near.diagonal(), 0.0, 1.0))
+    weight = jnp.where(near, score[None, :], jnp.eye(len(label)))
     return weight @ boxes_xyxy / weight.sum(axis=1, keepdims=True)
 
 

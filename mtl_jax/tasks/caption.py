@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
+CAPTION = "caption"  # how the one caption of a picture is found again
+
 
 def write(axes: Any, text: str) -> None:
-    """Writes lines into the image's upper left corner."""
+    """Writes lines into the image's upper left corner, below those of the tasks before."""
+    for earlier in axes.texts:
+        if earlier.get_gid() == CAPTION:
+            earlier.set_text(f"{earlier.get_text()}\n{text}")
+            return
     box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-    axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize="small", bbox=box)
+    axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize="small", bbox=box, gid=CAPTION, zorder=6)
+
+
+def ranked(classes: tuple[str, ...], probability: Float[np.ndarray, " classes"]) -> dict[str, float]:
+    """Returns {class: its probability}, the most probable first."""
+    values = np.asarray(probability, np.float64)
+    return {classes[index]: round(float(values[index]), 6) for index in np.argsort(-values, kind="stable")}

@@ -62,8 +62,10 @@ def make(
         log_probabilities=log_probabilities,
         finish=finish,
         decode=decode,
+        meanings={"probability": "of each class; they sum to 1"},
         no_labels=no_labels,
         new_metric=functools.partial(TopAccuracy, name=name, class_count=len(classes)),
+        answer=functools.partial(answer, classes=classes),
         draw=functools.partial(draw, classes=classes),
     )
 
@@ -151,8 +153,19 @@ class TopAccuracy:
         return {name: float(np.mean(ranks < k)) if len(ranks) else float("nan") for name, k in cut_offs.items()}
 
 
-def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
+def answer(
+    prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns "label", the most probable class, and {"probability": {class: its own}}, the most probable first."""
+    del threshold
+    ranked = caption.ranked(classes, prediction["probability"])
+    return {"label": next(iter(ranked)), "probability": ranked}
+
+
+def draw(
+    axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
+) -> None:
     """Writes the most probable classes into the image's corner."""
-    probability = np.asarray(prediction["probability"])
-    best = np.argsort(-probability, kind="stable")[:CAPTION_CLASSES]
-    caption.write(axes, "\n".join(f"{classes[i]} {probability[i]:.0%}" for i in best))
+    del threshold
+    best = list(caption.ranked(classes, prediction["probability"]).items())[:CAPTION_CLASSES]
+    caption.write(axes, "\n".join(f"{name} {probability:.0%}" for name, probability in best))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -71,3 +71,10 @@ def at_original(
     y = np.floor((np.arange(geometry.height) + 0.5) * geometry.scale_y + geometry.offset_y).astype(int)
     x = np.floor((np.arange(geometry.width) + 0.5) * geometry.scale_x + geometry.offset_x).astype(int)
     return prediction[np.ix_(np.clip(y, 0, rows - 1), np.clip(x, 0, columns - 1))]
+
+
+def fields_at_original(
+    prediction: Mapping[str, np.ndarray], geometry: Geometry
+) -> dict[str, Shaped[np.ndarray, "height width"]]:
+    """Looks every map of one image's prediction up for the pixels of the original."""
+    return {name: at_original(np.asarray(value), geometry) for name, value in prediction.items()}

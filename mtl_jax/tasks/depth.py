@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import dense
+from mtl_jax.tasks import caption, dense
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
 
 BERHU_SHARE = 0.2  # of the largest error, above which the cost is quadratic (Laina et al., 2016)
@@ -20,6 +20,7 @@ SCALE_INVARIANCE = 0.5  # lambda: 0 compares depths as they are, 1 only within a
 FIGURES = ("abs_error", "rel_error", "rmse", "delta_1", "delta_2", "delta_3")
 DELTA = 1.25  # delta_k counts the pixels whose depth is off by a factor below its k-th power
 OVERLAY_OPACITY = 0.8
+MAX_MILLIMETRES = 65535  # what 16 bits hold
 
 Map = Float[Array, "batch rows columns"]
 Valid = Bool[Array, "batch rows columns"]
@@ -76,9 +77,12 @@ def make(
         sampled_loss=functools.partial(sampled_loss, cost=cost, center=center),
         finish=functools.partial(finish, center=center, stride=strides[0], **span),
         decode=decode,
+        meanings={"depth": "of each pixel of the input, metres"},
         no_labels=no_labels,
         new_metric=functools.partial(DepthErrors, name=name, **span),
+        answer=answer,
         draw=functools.partial(draw, name=name),
+        at_original=dense.fields_at_original,
     )
 
 
@@ -240,10 +244,18 @@ class DepthErrors:
         return figures | {"rmse": figures["rmse"] ** 0.5}
 
 
-def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, name: str) -> None:
+def answer(prediction: Mapping[str, np.ndarray], threshold: float | None = None) -> dict[str, Any]:
+    """Returns "depth_mm", the depth of each pixel in whole millimetres, and "min_m", "median_m" and "max_m"."""
+    del threshold
+    depth = np.asarray(prediction["depth"], np.float64)
+    figures = {"min_m": depth.min(), "median_m": np.median(depth), "max_m": depth.max()}
+    millimetres = np.clip(np.rint(1000 * depth), 0, MAX_MILLIMETRES).astype(np.uint16)
+    return {name: round(float(value), 4) for name, value in figures.items()} | {"depth_mm": millimetres}
+
+
+def draw(axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, name: str) -> None:
     """Lays the depth over the image, from its nearest point to its farthest, and writes these two into the corner."""
+    del threshold
     depth = np.asarray(prediction["depth"])
     axes.imshow(depth, cmap="viridis", alpha=OVERLAY_OPACITY)
-    caption = f"{name} {depth.min():.2g} m (dark) to {depth.max():.2g} m (bright)"
-    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-    axes.text(0.03, 0.97, caption, transform=axes.transAxes, va="top", fontsize="small", bbox=box)
+    caption.write(axes, f"{name} {depth.min():.2g} m (dark) to {depth.max():.2g} m (bright)")

@@ -13,13 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import assignment, boxes
-from mtl_jax.tasks.base import ImageSize, Labels, Task
-from mtl_jax.tasks.mean_average_precision import MeanAveragePrecision
+from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.mean_average_precision import MeanAveragePrecision, to_original
 
 OBJECTNESS_PRIOR = 0.01  # of an untrained head, whose biases are zero (Lin et al., "Focal Loss", 2017)
 PRIOR_LOGIT = float(np.log(OBJECTNESS_PRIOR / (1 - OBJECTNESS_PRIOR)))
 BOX_CHANNELS, OBJECTNESS = 4, 4  # a cell's channels: 4 of the box, objectness, classes
-DRAW_MIN_SCORE = 0.3
+LABEL_ROOM = 0.05  # of the picture's height, above a box that its label stands on
+MIN_SCORE = 0.3  # of an answer; the tail below is there for mean average precision
 
 
 def make(
@@ -93,9 +94,17 @@ def make(
             candidates=candidates,
             max_detections=max_detections,
         ),
+        meanings={
+            "boxes_xyxy": "left, top, right, bottom of each detection, px of the input, best first; 0 if not valid",
+            "score": f"of each detection, 0 to 1; below about {MIN_SCORE} it says little",
+            "label": "the class index of each detection",
+            "valid": "whether there is a detection at all",
+        },
         no_labels=no_labels,
         new_metric=functools.partial(MeanAveragePrecision, name=name, classes=classes),
+        answer=functools.partial(answer, classes=classes),
         draw=functools.partial(draw, classes=classes),
+        at_original=at_original,
     )
 
 
@@ -334,7 +343,7 @@ def _decode_one(
     class_count = score.shape[1]
     score, index = jax.lax.top_k(score.reshape(-1), min(candidates, score.size))
     label = index % class_count
-    box = boxes.to_corners(outputs[index // class_count, :BOX_CHANNELS])
+    box = boxes.to_corners(outputs[:, :BOX_CHANNELS][index // class_count])
     valid = score >= score_threshold
     keep = boxes.suppress(box, label, valid, iou_threshold=nms_iou)
     box = boxes.vote(box, score, label, valid, iou_threshold=voting_iou)
@@ -346,15 +355,41 @@ def _decode_one(
     return {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
 
 
-def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
+def at_original(prediction: Mapping[str, np.ndarray], geometry: Geometry) -> dict[str, np.ndarray]:
+    """Moves one image's boxes to its own pixels, cut at its border."""
+    return {**prediction, "boxes_xyxy": to_original(np.asarray(prediction["boxes_xyxy"], np.float64), geometry)}
+
+
+def answer(
+    prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns "boxes_xyxy" in px, "label" (names) and "score" of the detections of a fair score, best first."""
+    found = _fair(prediction, threshold)
+    return {
+        "boxes_xyxy": np.asarray(prediction["boxes_xyxy"], np.float64)[found].round(2).tolist(),
+        "label": [classes[label] for label in np.asarray(prediction["label"])[found]],
+        "score": np.asarray(prediction["score"], np.float64)[found].round(6).tolist(),
+    }
+
+
+def _fair(prediction: Mapping[str, np.ndarray], threshold: float | None) -> np.ndarray:
+    least = MIN_SCORE if threshold is None else threshold
+    return np.flatnonzero(np.asarray(prediction["valid"]) & (np.asarray(prediction["score"]) >= least))
+
+
+def draw(
+    axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
+) -> None:
     """Frames every detection of a fair score, with its class and score."""
     from matplotlib.patches import Rectangle  # slow to import
 
-    shown = np.asarray(prediction["valid"]) & (np.asarray(prediction["score"]) >= DRAW_MIN_SCORE)
-    for index in np.flatnonzero(shown):
+    top, bottom = sorted(axes.get_ylim())
+    for index in _fair(prediction, threshold):
         x0, y0, x1, y1 = np.asarray(prediction["boxes_xyxy"])[index]
         label, score = int(prediction["label"][index]), float(prediction["score"][index])
         colour = f"C{label % 10}"
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5))
         style = {"fontsize": "x-small", "color": "white", "backgroundcolor": colour, "clip_on": True}
-        axes.text(x0, y0, f"{classes[label]} {score:.2f}", verticalalignment="bottom", **style)
+        # A label that would leave the picture goes into its box.
+        side = "bottom" if y0 - top > LABEL_ROOM * (bottom - top) else "top"
+        axes.text(x0, y0, f"{classes[label]} {score:.2f}", verticalalignment=side, **style)

@@ -58,8 +58,10 @@ def make(
         sampled_loss=sampled_loss,
         finish=finish,
         decode=decode,
+        meanings={"probability": "of each class by itself"},
         no_labels=functools.partial(no_labels, class_count=len(classes)),
         new_metric=functools.partial(AveragePrecisions, name=name, class_count=len(classes)),
+        answer=functools.partial(answer, classes=classes),
         draw=functools.partial(draw, classes=classes),
     )
 
@@ -176,9 +178,19 @@ def average_precision(score: Float[np.ndarray, "images"], positive: Bool[np.ndar
     return float(np.sum(np.diff(hits, prepend=0) * hits / (thresholds + 1)) / hits[-1])
 
 
-def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
+def answer(
+    prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns "tags", the classes said to be true, and "probability", every class; with probabilities, falling."""
+    ranked = caption.ranked(classes, prediction["probability"])
+    least = THRESHOLD if threshold is None else threshold
+    return {"tags": {name: value for name, value in ranked.items() if value > least}, "probability": ranked}
+
+
+def draw(
+    axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
+) -> None:
     """Writes the classes that are said to be true into the image's corner, the most probable first."""
-    probability = np.asarray(prediction["probability"])
-    said = [index for index in np.argsort(-probability, kind="stable") if probability[index] > THRESHOLD]
-    lines = [f"{classes[index]} {probability[index]:.0%}" for index in said]
-    caption.write(axes, "\n".join(lines) or f"no class above {THRESHOLD:.0%}")
+    tags = answer(prediction, threshold, classes=classes)["tags"]
+    lines = [f"{name} {probability:.0%}" for name, probability in tags.items()]
+    caption.write(axes, "\n".join(lines) or f"no class above {THRESHOLD if threshold is None else threshold:.0%}")

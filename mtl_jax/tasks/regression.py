@@ -66,8 +66,10 @@ def make(
         sampled_loss=functools.partial(sampled_loss, cost=cost),
         finish=functools.partial(finish, center=center, scale=scale),
         decode=decode,
+        meanings={"value": f"the number{unit and f', {unit}'}"},
         no_labels=no_labels,
         new_metric=Errors,
+        answer=functools.partial(answer, unit=unit),
         draw=functools.partial(draw, name=name, unit=unit),
     )
 
@@ -142,6 +144,15 @@ class Errors:
         return {"mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt(np.square(errors).mean()))}
 
 
-def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, name: str, unit: str) -> None:
+def answer(prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, unit: str) -> dict[str, Any]:
+    """Returns "value" and its "unit"."""
+    del threshold
+    return {"value": float(prediction["value"]), "unit": unit}
+
+
+def draw(
+    axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, name: str, unit: str
+) -> None:
     """Writes the value into the image's corner."""
+    del threshold
     caption.write(axes, f"{name} {float(prediction['value']):.4g} {unit}".rstrip())

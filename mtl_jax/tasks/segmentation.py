@@ -76,9 +76,12 @@ def make(
         sampled_loss=sampled_loss,
         finish=functools.partial(finish, stride=strides[0]),
         decode=decode,
+        meanings={"mask": "the class index of each pixel of the input"},
         no_labels=functools.partial(no_labels, ignore_label=ignore_label),
         new_metric=functools.partial(MeanIoU, name=name, classes=classes, ignore_label=ignore_label),
+        answer=functools.partial(answer, classes=classes),
         draw=functools.partial(draw, classes=classes),
+        at_original=dense.fields_at_original,
     )
 
 
@@ -240,10 +243,28 @@ def palette(count: int) -> Float[np.ndarray, "count 3"]:
     return colours / 255
 
 
-def draw(axes: Any, prediction: Mapping[str, np.ndarray], *, classes: tuple[str, ...]) -> None:
+def answer(
+    prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns {"classes": {name: {"pixels", "share"}}, the largest first, and "mask", the class index of each pixel."""
+    del threshold
+    mask = np.asarray(prediction["mask"]).astype(np.min_scalar_type(len(classes) - 1))
+    pixels = np.bincount(mask.ravel(), minlength=len(classes))
+    present = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+    shares = {
+        classes[index]: {"pixels": int(pixels[index]), "share": round(float(pixels[index] / mask.size), 6)}
+        for index in present
+    }
+    return {"classes": shares, "mask": mask}
+
+
+def draw(
+    axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
+) -> None:
     """Lays the mask over the image, with a legend of the classes in it; a class "background" stays clear."""
     from matplotlib.patches import Patch  # slow to import
 
+    del threshold
     mask: Int[np.ndarray, "height width"] = np.asarray(prediction["mask"])
     opacity = np.array([0.0 if name == "background" else OVERLAY_OPACITY for name in classes])
     colours = np.concatenate([palette(len(classes)), opacity[:, None]], axis=1)
