@@ -61,7 +61,7 @@ def evaluate(
 
 def example(predictions: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
     """Returns one example's predictions of a batch."""
-    return {field: value[index] for field, value in predictions.items()}
+    return {field: np.asarray(value[index]) for field, value in predictions.items()}
 
 
 def gigaflops(model: Any, variables: PyTree, tasks: Iterable[str], *, image_size: int) -> float | None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax import checkpoints, contract, evaluate, experiment
 from mtl_jax import config as config_lib
+from mtl_jax import contract, evaluate, experiment, trained
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 
@@ -28,45 +28,28 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
         UserError: an unknown task, or a dataset that is not there.
         CheckpointError: no checkpoint at `weights`.
     """
-    path = checkpoints.find(weights)
-    record = checkpoints.read_metadata(path)
-    config = record["config"]
     root = config_lib.data_root(ConfigDict({"data_root": data_root}))
-    parts = experiment.build(config, data_root=root)
-    names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
-    variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
-    predict = evaluate.make_predict(parts.model, parts.tasks)
+    network = trained.load(weights, tasks=tasks, data_root=root)
+    predict = evaluate.make_predict(network.parts.model, network.parts.tasks)
     figures: dict[str, dict[str, float]] = {}
-    for stream in config["streams"]:
+    for stream in network.config["streams"]:
         asked = {
             name: task
-            for name, task in experiment.stream_tasks(parts, stream).items()
-            if name in names and name not in figures
+            for name, task in experiment.stream_tasks(network.parts, stream).items()
+            if name in network.names and name not in figures
         }
         if asked:
-            figures |= evaluate.evaluate(predict, variables, experiment.eval_batches(parts, stream), asked)
-    size = config["contract"]["latency_image_size"]
+            batches = experiment.eval_batches(network.parts, stream)
+            figures |= evaluate.evaluate(predict, network.variables, batches, asked)
+    size = network.config["contract"]["latency_image_size"]
     return {
-        "checkpoint": str(path),
-        "stage": record["stage"],
-        "tasks": {name: figures[name] for name in names},
-        "params": sum(multi_task.parameter_count(variables["params"]).values()),
-        "latency_ms": evaluate.latency_ms(predict, variables, names, image_size=size),
+        "checkpoint": str(network.path),
+        "stage": network.stage,
+        "tasks": {name: figures[name] for name in network.names},
+        "params": sum(multi_task.parameter_count(network.variables["params"]).values()),
+        "latency_ms": evaluate.latency_ms(predict, network.variables, network.names, image_size=size),
         "latency_image_size": size,
     }
-
-
-def _names(tasks: str, *, learnt: tuple[str, ...]) -> tuple[str, ...]:
-    if tasks == "all":
-        return learnt
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    unknown = [name for name in names if name not in learnt]
-    if unknown or not names:
-        raise UserError(
-            f"--tasks names {', '.join(unknown) or 'nothing'}; this checkpoint has learnt {', '.join(learnt)}; ask for "
-            "some of them, separated by commas, or for all"
-        )
-    return names
 
 
 TITLES = {"map_50_95": "mAP 50-95", "map_50": "mAP 50", "miou": "mIoU", "top1": "Top-1", "top5": "Top-5"}

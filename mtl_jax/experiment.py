@@ -213,13 +213,24 @@ def train_image_size(experiment: Experiment, stream: str) -> int:
     return settings["train_image_size"] or settings["image_size"] or experiment.image_size
 
 
+def eval_image_size(experiment: Experiment, stream: str) -> int:
+    """Returns the side of a stream's validation images, px."""
+    return experiment.streams[stream]["image_size"] or experiment.image_size
+
+
+def task_image_size(experiment: Experiment, task: str) -> int:
+    """Returns the side of the images that a task is validated on, those of the first stream that labels it, px."""
+    streams = (name for name, settings in experiment.streams.items() if task in settings["labels"])
+    return next((eval_image_size(experiment, name) for name in streams), experiment.image_size)
+
+
 def eval_batches(experiment: Experiment, stream: str) -> Any:
     """Returns the validation batches of a stream."""
     settings = experiment.streams[stream]
     return pipeline.eval_batches(
         source(experiment, stream, training=False),
         labels=dict(settings["labels"]),
-        image_size=settings["image_size"] or experiment.image_size,
+        image_size=eval_image_size(experiment, stream),
         batch_size=settings["eval_batch_size"],
         cache_bytes=experiment.cache_bytes,
     )

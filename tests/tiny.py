@@ -1,8 +1,14 @@
 """A backbone of three convolutions that compiles in a second, for tests of everything around the network."""
 
+from pathlib import Path
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from mtl_jax import checkpoints, experiment
+from mtl_jax import config as config_lib
 from mtl_jax.models.layers import BatchNorm, ByBatch
 
 
@@ -30,3 +36,31 @@ class TinyBackbone(nn.Module):
 
 
 MODEL = {"backbone": "tiny", "neck_channels": 16, "head_channels": 16, "head_layers": 2}
+
+# One task of every kind, in one network.
+KINDS = {
+    "seg": {"kind": "segmentation", "classes": ("background", "cat", "dog")},
+    "det": {"kind": "detection", "classes": ("cup", "ball"), "strides": (8, 16), "candidates": 16, "max_detections": 8},
+    "cls": {"kind": "classification", "classes": ("indoors", "outdoors")},
+    "tags": {"kind": "multi_label", "classes": ("sun", "rain")},
+    "age": {"kind": "regression", "center": 30.0, "unit": "years"},
+    "depth": {"kind": "depth"},
+}
+
+
+def save_checkpoint(folder: Path, *, image_size: int = 64) -> Path:
+    """Writes the checkpoint of an untrained network with every kind of task, of which `cls` sees smaller images."""
+    config: Any = config_lib.base()
+    config.image_size = image_size
+    with config.ignore_type():
+        config.model.update(MODEL)
+        config.tasks.update(KINDS)
+    for name, size in (("scenes", 0), ("single", image_size // 2)):
+        labels = {"cls": "classification"} if size else {task: task for task in KINDS if task != "cls"}
+        config.streams[name] = config_lib.stream("digits", labels, image_size=size)
+    parts = experiment.build(config.to_dict(), data_root=Path())
+    variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
+    stages = [{"name": "all", "metrics": {task: {} for task in KINDS}}]
+    metadata = {"stage": "all", "stages": stages, "config": config.to_dict()}
+    checkpoints.save(folder, {"variables": variables}, metadata)
+    return folder

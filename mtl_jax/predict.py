@@ -1,0 +1,229 @@
+"""A trained network's answers about images, as JSON and drawn over them.
+
+python -m mtl_jax.predict --weights runs/seq --out predictions photo.jpg folder "more/*.png"
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from mtl_jax import compilation, evaluate, examples, experiment, trained
+from mtl_jax.checkpoints import CheckpointError
+from mtl_jax.data import pipeline
+from mtl_jax.data.image_folder import SUFFIXES
+from mtl_jax.data.images import decode_image, write_png
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Geometry, Task
+
+BATCH_SIZE = 8  # images that pass the network together, in one compiled program
+
+
+class Predicted(NamedTuple):
+    """What the tasks say of one image."""
+
+    path: Path
+    image: UInt8[np.ndarray, "height width 3"]  # RGB, upright
+    answers: dict[str, dict[str, Any]]  # task -> what its kind's `answer` says, at the image's own resolution
+    predictions: dict[str, Mapping[str, np.ndarray]]  # task -> decoded, for the network's input
+    geometries: dict[str, Geometry]  # task -> where the image went in that input
+    tasks: Mapping[str, Task]
+    threshold: float | None
+
+    def overlay(self) -> bytes:
+        """Returns a PNG file of the image with all answers drawn over it."""
+        return examples.overlay(self.tasks, self.image, self.predictions, self.geometries, threshold=self.threshold)
+
+
+def predict(
+    weights: str | Path,
+    images: Sequence[str | Path],
+    *,
+    tasks: str = "all",
+    threshold: float | None = None,
+    batch_size: int = BATCH_SIZE,
+    on_error: Callable[[UserError], None] | None = None,
+) -> Iterator[Predicted]:
+    """Asks a trained network about images, each task at the image size that it was validated at.
+
+    Args:
+        weights: a work directory (its last stage) or one stage's checkpoint.
+        images: image files.
+        tasks: "all" (that the stage had learnt), or names separated by commas.
+        threshold: least score of a box or a tag; each kind's own where None (0.3 for boxes, 0.5 for tags).
+        batch_size: most images that pass the network together.
+        on_error: is told of each image that cannot be read, which is then left out; None raises.
+
+    Yields:
+        One `Predicted` per image, in their order.
+
+    Raises:
+        UserError: an unknown task, or an image that cannot be read.
+        CheckpointError: no checkpoint at `weights`.
+
+    Example:
+        for predicted in predict("runs/seq", ["photo.jpg"]):
+            print(predicted.answers["det"]["label"], predicted.answers["det"]["boxes_xyxy"])
+    """
+    network = trained.load(Path(weights), tasks=tasks)
+    run = evaluate.make_predict(network.parts.model, network.tasks)
+    by_size: dict[int, list[str]] = {}
+    for name in network.names:
+        by_size.setdefault(experiment.task_image_size(network.parts, name), []).append(name)
+    batch_size = min(batch_size, len(images))
+    decoded = _decoded(images, on_error)
+    while batch := list(itertools.islice(decoded, batch_size)):
+        found: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
+        for size, names in by_size.items():
+            pixels, geometries = pipeline.letterboxed(
+                [image for _, image in batch], size=(size, size), batch_size=batch_size
+            )
+            outputs = jax.device_get(run(network.variables, pixels, names=tuple(names)))
+            for index, (predictions, places) in enumerate(found):
+                predictions |= {name: evaluate.example(outputs[name], index) for name in names}
+                places |= dict.fromkeys(names, geometries[index])
+        for (path, image), (predictions, places) in zip(batch, found, strict=True):
+            answers = {
+                name: task.answer(task.at_original(predictions[name], places[name]), threshold)
+                for name, task in network.tasks.items()
+            }
+            yield Predicted(path, image, answers, predictions, places, network.tasks, threshold)
+
+
+def _decoded(
+    images: Iterable[str | Path], on_error: Callable[[UserError], None] | None
+) -> Iterator[tuple[Path, np.ndarray]]:
+    for path in map(Path, images):
+        try:
+            image = decode_image(path)
+        except UserError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield path, image
+
+
+def find_images(places: Iterable[str]) -> list[Path]:
+    """Lists the images that files, folders and glob patterns name, each once.
+
+    Args:
+        places: a file is taken as it is, whether it is there or not; of a folder and of a pattern's matches the files
+            with an image's suffix, sorted.
+
+    Raises:
+        UserError: a folder or a pattern without images.
+    """
+    found: dict[Path, Path] = {}
+    for place in places:
+        path = Path(place).expanduser()
+        matches = [path]
+        if path.is_dir():
+            matches = _with_suffix(path.iterdir())
+        elif not path.exists() and glob.has_magic(place):
+            matches = _with_suffix(map(Path, glob.glob(str(path), recursive=True)))
+        if not matches:
+            raise UserError(
+                f"{place}: expected images ({', '.join(sorted(SUFFIXES))}), found none; name a file, a folder of "
+                'images or a pattern like "photos/*.jpg"'
+            )
+        found |= {match.resolve(): match for match in matches if match.resolve() not in found}
+    return list(found.values())
+
+
+def _with_suffix(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def names_for(paths: Sequence[Path]) -> list[str]:
+    """Returns a name for the files of each image: its own without suffix, numbered where an earlier one has it."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        numbered = (f"{path.stem}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([path.stem], numbered) if name not in taken))
+        taken.add(names[-1])
+    return names
+
+
+def write(predicted: Predicted, out: Path, name: str) -> Path:
+    """Writes <name>.json, the overlay <name>.png, and <name>.<task>.<map>.png for every map in the answers.
+
+    Returns:
+        The path of the JSON file.
+    """
+    height, width = predicted.image.shape[:2]
+    record: dict[str, Any] = {"image": str(predicted.path), "height": height, "width": width}
+    record |= {"overlay": f"{name}.png", "tasks": {}}
+    (out / f"{name}.png").write_bytes(predicted.overlay())
+    for task, answer in predicted.answers.items():
+        maps = {key: value for key, value in answer.items() if isinstance(value, np.ndarray)}
+        files = {key: f"{name}.{task}.{key}.png" for key in maps}
+        for key, value in maps.items():
+            write_png(out / files[key], value)
+        record["tasks"][task] = answer | files
+    path = out / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the answers about every image; returns 0, or 2 for a user's mistake or an image that cannot be read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mtl_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", required=True, type=Path, help="a work directory, or one stage's checkpoint in it")
+    parser.add_argument("--tasks", default="all", help="all, or names separated by commas")
+    parser.add_argument("--out", default=Path("predictions"), type=Path, help="folder of the answers")
+    parser.add_argument("--threshold", type=float, help="least score of a box (0.3 if not given) or a tag (0.5)")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a pattern in quotes")
+    options = parser.parse_args(arguments)
+    compilation.enable_cache()
+    unread: list[UserError] = []
+
+    def tell(error: UserError) -> None:
+        unread.append(error)
+        _print_error(error)
+
+    try:
+        paths = find_images(options.images)
+        names = dict(zip(paths, names_for(paths), strict=True))
+        _make_room(options.out, names)
+        found = predict(options.weights, paths, tasks=options.tasks, threshold=options.threshold, on_error=tell)
+        for predicted in found:
+            print(f"{predicted.path} -> {write(predicted, options.out, names[predicted.path])}")
+    except OSError as error:
+        _print_error(f"{options.out} cannot be written ({error.strerror}); name another folder with --out")
+        return 2
+    except (UserError, CheckpointError) as error:
+        _print_error(error)
+        return 2
+    return 2 if unread else 0
+
+
+def _make_room(out: Path, names: Mapping[Path, str]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    inputs = {path.resolve() for path in names}
+    for name in names.values():
+        if (out / f"{name}.png").resolve() in inputs:
+            raise UserError(
+                f"--out {out}: {name}.png there is one of the images and would be overwritten; name another"
+            )
+
+
+def _print_error(error: object) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""A trained network as a checkpoint holds it: what it was built from, what it has learnt, its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import PyTree
+
+from mtl_jax import checkpoints, experiment
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Task
+
+
+class Trained(NamedTuple):
+    """One stage's network."""
+
+    path: Path  # of the checkpoint
+    stage: str
+    config: Mapping[str, Any]  # resolved, as it was trained with
+    parts: experiment.Experiment
+    names: tuple[str, ...]  # of the tasks asked for
+    variables: PyTree
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks asked for."""
+        return {name: self.parts.tasks[name] for name in self.names}
+
+
+def load(weights: Path, *, tasks: str = "all", data_root: Path = Path()) -> Trained:
+    """Reads a checkpoint.
+
+    Args:
+        weights: a work directory (its last stage) or one stage's checkpoint.
+        tasks: "all" (that the stage had learnt), or names separated by commas.
+        data_root: folder of datasets, for those who want to measure the network.
+
+    Raises:
+        UserError: an unknown task.
+        CheckpointError: no checkpoint at `weights`.
+    """
+    path = checkpoints.find(weights)
+    record = checkpoints.read_metadata(path)
+    parts = experiment.build(record["config"], data_root=data_root)
+    names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
+    variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
+    return Trained(path, record["stage"], record["config"], parts, names, variables)
+
+
+def _names(tasks: str, *, learnt: tuple[str, ...]) -> tuple[str, ...]:
+    if tasks == "all":
+        return learnt
+    names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    unknown = [name for name in names if name not in learnt]
+    if unknown or not names:
+        raise UserError(
+            f"--tasks names {', '.join(unknown) or 'nothing'}; this checkpoint has learnt {', '.join(learnt)}; ask for "
+            "some of them, separated by commas, or for all"
+        )
+    return names

@@ -1,0 +1,170 @@
+"""Answers about images: at their own resolution, one set of files each, whatever stands beside them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import KINDS, save_checkpoint
+
+from mtl_jax import predict, tasks
+from mtl_jax.checkpoints import CheckpointError
+from mtl_jax.data.images import decode_image
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Geometry
+
+RECORDS = tasks.build(KINDS)
+HALF_WIDTH = Geometry(0.5, 0.5, 0.0, 16.0, 64, 128)  # an image of 128 x 64 px, in the middle of 64 x 64 px
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_backbone, tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints" / "0-all").parent.parent
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Two images of the same name, one of another, and a file that is no image."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a/x.jpg", (40, 90)), ("b/x.png", (70, 30)), ("b/y.png", (300, 200))):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(path)
+    (tmp_path / "b" / "broken.jpg").write_bytes(b"not an image")
+    (tmp_path / "b" / "notes.txt").write_text("not an image either")
+    return tmp_path
+
+
+def answer(name: str, prediction: dict, threshold: float | None = None) -> dict:
+    return RECORDS[name].answer(RECORDS[name].at_original(prediction, HALF_WIDTH), threshold)
+
+
+def test_masks_come_back_at_original_size_with_each_class_s_pixels():
+    mask = np.zeros((64, 64), np.int32)
+    mask[16:24, :32] = 2
+    found = answer("seg", {"mask": mask})
+    assert found["classes"] == {
+        "background": {"pixels": 128 * 64 - 16 * 64, "share": 0.875},
+        "dog": {"pixels": 16 * 64, "share": 0.125},
+    }
+    assert found["mask"].shape == (64, 128)
+    assert found["mask"].dtype == np.uint8
+    assert (found["mask"][:16, :64] == 2).all()
+
+
+def test_boxes_come_back_in_original_pixels_without_those_below_the_threshold():
+    prediction = {
+        "boxes_xyxy": np.array([[10.0, 20.0, 30.0, 60.0], [0.0, 0.0, 5.0, 40.0], [0.0] * 4]),
+        "score": np.array([0.9, 0.25, 0.0]),
+        "label": np.array([1, 0, 0]),
+        "valid": np.array([True, True, False]),
+    }
+    expected = {"boxes_xyxy": [[20.0, 8.0, 60.0, 64.0]], "label": ["ball"], "score": [0.9]}
+    assert answer("det", prediction) == expected
+    assert answer("det", prediction, 0.2)["label"] == ["ball", "cup"]
+    assert answer("det", prediction, 0.2)["boxes_xyxy"][1] == [0.0, 0.0, 10.0, 48.0]
+    assert answer("det", prediction, 0.0)["score"] == [0.9, 0.25]
+
+
+def test_answers_for_a_whole_image_have_names():
+    probability = {"probability": np.array([0.2, 0.6], np.float32)}
+    assert answer("cls", probability) == {"label": "outdoors", "probability": {"outdoors": 0.6, "indoors": 0.2}}
+    assert list(answer("cls", probability)["probability"]) == ["outdoors", "indoors"]
+    assert answer("tags", probability) == {"tags": {"rain": 0.6}, "probability": {"rain": 0.6, "sun": 0.2}}
+    assert answer("tags", probability, 0.1)["tags"] == {"rain": 0.6, "sun": 0.2}
+    assert answer("age", {"value": np.array(34.25)}) == {"value": 34.25, "unit": "years"}
+
+
+def test_depth_is_told_in_millimetres():
+    depth = np.full((64, 64), 1.2344, np.float32)
+    depth[20, 0] = 100.0
+    found = answer("depth", {"depth": depth})
+    assert found["depth_mm"].dtype == np.uint16
+    assert found["depth_mm"].shape == (64, 128)
+    assert (found["min_m"], found["median_m"], found["max_m"]) == (1.2344, 1.2344, 100.0)
+    assert sorted(set(found["depth_mm"].ravel().tolist())) == [1234, 65535]
+
+
+def test_every_image_gets_its_own_files_and_an_unreadable_one_is_told(weights, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    places = [str(photos / "a" / "*.jpg"), str(photos / "b"), str(photos / "missing.jpg")]
+    status = predict.main(["--weights", str(weights), "--out", str(out), *places])
+    errors = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert len(errors) == 2
+    assert errors[0].startswith(f"error: {photos / 'b' / 'broken.jpg'}: expected an image")
+    assert errors[1].startswith(f"error: {photos / 'missing.jpg'}: expected an image file, found No such file")
+    assert {path.name for path in out.glob("*.json")} == {"x.json", "x-2.json", "y.json"}
+    for name, source, size in (("x", "a/x.jpg", (40, 90)), ("x-2", "b/x.png", (70, 30)), ("y", "b/y.png", (300, 200))):
+        record = json.loads((out / f"{name}.json").read_text())
+        assert record["image"] == str(photos / source)
+        assert (record["height"], record["width"]) == size
+        assert list(record["tasks"]) == list(KINDS)
+        mask = np.asarray(Image.open(out / record["tasks"]["seg"]["mask"]))
+        assert mask.shape == size
+        assert sum(entry["pixels"] for entry in record["tasks"]["seg"]["classes"].values()) == mask.size
+        assert np.asarray(Image.open(out / record["tasks"]["depth"]["depth_mm"])).dtype == np.uint16
+        overlay = decode_image(out / record["overlay"])
+        side = 640 / max(size)  # and a panel for the mask beside one for depth
+        assert overlay.shape[:2] == pytest.approx((size[0] * side, 2 * size[1] * side), abs=1)
+
+
+def test_tasks_see_images_of_the_size_that_they_were_validated_at(weights, photos):
+    (found,) = predict.predict(weights, [photos / "a" / "x.jpg"], tasks="cls,age")
+    assert list(found.answers) == ["cls", "age"]
+    assert found.geometries["cls"].scale_x == pytest.approx(32 / 90)
+    assert found.geometries["age"].scale_x == pytest.approx(64 / 90)
+
+
+def test_what_an_image_is_told_does_not_depend_on_its_neighbours(weights, photos):
+    paths = [photos / "a" / "x.jpg", photos / "b" / "x.png", photos / "b" / "y.png"]
+    together = list(predict.predict(weights, paths, tasks="age", batch_size=2))
+    assert [found.path for found in together] == paths
+    (alone,) = predict.predict(weights, paths[-1:], tasks="age")
+    assert together[-1].answers["age"]["value"] == pytest.approx(alone.answers["age"]["value"], rel=1e-6)
+
+
+def test_without_a_listener_an_unreadable_image_raises(weights, photos):
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        list(predict.predict(weights, [photos / "b" / "broken.jpg"], tasks="age"))
+
+
+def test_images_are_found_once_in_order_and_nothing_found_is_told(photos):
+    found = predict.find_images([str(photos / "b"), str(photos / "b" / "y.png"), str(photos / "*" / "x.*")])
+    assert [str(path.relative_to(photos)) for path in found] == ["b/broken.jpg", "b/x.png", "b/y.png", "a/x.jpg"]
+    for nothing in (photos, photos / "*.gif"):
+        with pytest.raises(UserError, match=r"expected images .* found none"):
+            predict.find_images([str(nothing)])
+
+
+def test_names_stay_apart():
+    paths = [Path(name) for name in ("a/x.jpg", "a/x.png", "x-2.jpg", "b/x.jpg")]
+    assert predict.names_for(paths) == ["x", "x-2", "x-2-2", "x-3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tasks", "pose"], "--tasks names pose; this checkpoint has learnt seg, det, cls, tags, age, depth"),
+        (["--weights", "nowhere"], "neither a work directory"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_two(weights, photos, tmp_path, capsys, arguments, words):
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), *arguments, str(photos / "a")]
+    assert predict.main(flags) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_no_image_is_overwritten(weights, photos, capsys):
+    before = (photos / "b" / "x.png").read_bytes()
+    assert predict.main(["--weights", str(weights), "--out", str(photos / "b"), str(photos / "b")]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert (photos / "b" / "x.png").read_bytes() == before
+
+
+def test_a_missing_checkpoint_is_told_to_callers_too(photos, tmp_path):
+    with pytest.raises(CheckpointError, match="neither a work directory"):
+        next(predict.predict(tmp_path, [photos / "a" / "x.jpg"]))
