@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ IMPORTANCE_CHOICES = ("empirical", "sampled", "exact", "mas", "si")
 EWC_MODES = ("online", "separate")
 GRADIENT_SPACES = ("params", "features")
 ON_NAN = ("stop", "skip")
+MAX_SEED = 2.0**32 - 1  # what every generator takes
+MAX_NUMBER = 1e9  # of a setting that is not told to take infinity
 UPDATES = ("forward", "mask", "weight")
 
 
@@ -240,8 +243,8 @@ def resolve(config: Any) -> None:
     validate(config)
 
 
-def _split(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
+def _split(names: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(part.strip() for name in names for part in str(name).split(",") if part.strip())
 
 
 def validate(config: Any) -> None:
@@ -253,6 +256,13 @@ def validate(config: Any) -> None:
     _require_at_least("config", config, ("keep_checkpoints", "log_every_steps"), 1.0)
     if config.on_nan not in ON_NAN:
         raise UserError(f"config.on_nan is {config.on_nan!r}; expected one of {', '.join(ON_NAN)}")
+    _require_at_least("config", config, ("image_size", "log_every_steps"), 1.0)
+    _require_at_least("config", config, ("cache_gb", "loader_threads", "example_images"), 0.0)
+    _require_at_least("config", config, ("checkpoint_every_seconds",), 0.0, most=math.inf)
+    _require_at_least("config", config, ("seed",), 0.0, most=MAX_SEED)
+    _require_at_least("config.contract", config.contract, ("latency_image_size",), 1.0)
+    limits = ("max_drop_percent", "max_train_seconds", "max_latency_ms")
+    _require_at_least("config.contract", config.contract, limits, 0.0, most=math.inf)
     if not config.order:
         raise UserError("config.order is empty; expected the names of the stages to train, e.g. ('seg', 'det')")
     _require_names("config.order", config.order, "config.stages", config.stages)
@@ -264,15 +274,16 @@ def validate(config: Any) -> None:
         _require_names(f"{where}.loss_weights", settings.loss_weights, "config.tasks", config.tasks)
         _require_names(f"{where}.lwf_weights", settings.lwf_weights, "config.tasks", config.tasks)
         _require_at_least(where, settings, ("epochs",), 1e-9)
-        _require_at_least(where, settings, ("micro_batches",), 1.0)
+        _require_at_least(where, settings, ("micro_batches", "replay_max_side"), 1.0)
+        _require_at_least(where, settings, ("sampling_temperature", "soft_sharing"), 0.0, most=math.inf)
+        _require_at_least(where, settings, ("warmup_fraction", "momentum"), 0.0, most=1.0)
         _require_at_least(
             where,
             settings,
             (
                 "learning_rate",
                 "backbone_rate",
-                "sampling_temperature",
-                "soft_sharing",
+                "eval_every_epochs",
                 "weight_decay",
                 "clip_norm",
                 "ewc_strength",
@@ -306,6 +317,7 @@ def validate(config: Any) -> None:
             raise UserError(f"{where}.labels is empty; expected task -> label name, e.g. {{'seg': 'segmentation'}}")
         _require_names(f"{where}.labels", settings.labels, "config.tasks", config.tasks)
         _require_at_least(where, settings, ("batch_size", "eval_batch_size", "max_boxes"), 1.0)
+        _require_at_least(where, settings, ("image_size", "train_image_size"), 0.0)
     _require_names("config.contract.baseline_from", config.contract.baseline_from, "config.tasks", config.tasks)
 
 
@@ -315,8 +327,13 @@ def _require_names(where: str, names: Any, table: str, known: Any) -> None:
         raise UserError(f"{where} names {', '.join(unknown)}; {table} has {', '.join(known) or 'nothing'}")
 
 
-def _require_at_least(where: str, settings: Any, names: tuple[str, ...], least: float) -> None:
+def _require_at_least(
+    where: str, settings: Any, names: tuple[str, ...], least: float, *, most: float = MAX_NUMBER
+) -> None:
     for name in names:
-        if not settings[name] >= least:
-            found = f"{where}.{name} is {settings[name]}"
-            raise UserError(f"{found}; expected {'more than 0' if 0 < least < 1 else f'at least {least:g}'}")
+        if not least <= settings[name] <= most:
+            found, lowest = (
+                f"{where}.{name} is {settings[name]}",
+                "more than 0" if 0 < least < 1 else f"at least {least:g}",
+            )
+            raise UserError(f"{found}; expected {lowest}" + ("" if most == math.inf else f" and at most {most:g}"))

@@ -50,6 +50,13 @@ def test_a_config_whose_parts_name_each_other_is_valid(config):
         ("stages.seg.epochs", 0.0, "epochs is 0.0; expected more than 0"),
         ("stages.seg.learning_rate", -1.0, "learning_rate is -1.0; expected at least 0"),
         ("stages.seg.ema_decay", 1.0, "ema_decay is 1.0"),
+        ("stages.seg.epochs", float("inf"), "epochs is inf; expected more than 0 and at most 1e"),
+        ("stages.seg.eval_every_epochs", float("nan"), "eval_every_epochs is nan; expected at least 0"),
+        ("cache_gb", float("nan"), "config.cache_gb is nan; expected at least 0"),
+        ("log_every_steps", 0, "config.log_every_steps is 0; expected at least 1"),
+        ("image_size", -5, "config.image_size is -5; expected at least 1"),
+        ("seed", -1, "config.seed is -1; expected at least 0"),
+        ("contract.max_drop_percent", float("nan"), "config.contract.max_drop_percent is nan; expected at least 0"),
         (
             "stages.seg.ewc_importance",
             "guess",
@@ -74,6 +81,17 @@ def test_names_given_as_one_string_are_split(config):
     config.order = ("seg, again",)
     config_lib.resolve(config)
     assert config.order == ("seg", "again")
+
+
+def test_what_may_be_without_limit_may_be_infinite(config):
+    config.stages.seg.sampling_temperature = config.contract.max_latency_ms = float("inf")
+    config_lib.validate(config)
+
+
+def test_names_that_are_numbers_are_told_as_unknown(config):
+    config.order = (1,)
+    with pytest.raises(UserError, match=r"config\.order names 1"):
+        config_lib.resolve(config)
 
 
 def test_an_unknown_setting_of_a_stage_or_stream_is_refused():
