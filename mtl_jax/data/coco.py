@@ -86,12 +86,12 @@ class CocoDetection:
         self.class_names = {"detection": table, "multi_label": table}
         self.dropped_boxes: Counter[str] = Counter()
         self._images: list[Mapping[str, Any]] = content["images"]
-        self._boxes: dict[int, list[Box]] = {image["id"]: [] for image in self._images}
+        self._boxes: dict[int | str, list[Box]] = {image["id"]: [] for image in self._images}
         labels = {number: table.index(name) if name in table else None for number, name in names.items()}
         sizes = {image["id"]: (image["width"], image["height"]) for image in self._images}
         for annotation in content["annotations"]:
             self._add(annotation, labels, names, sizes, other_categories)
-        shown: dict[int, set[str]] = {number: set() for number in sizes}
+        shown: dict[int | str, set[str]] = {number: set() for number in sizes}
         for annotation in content["annotations"]:
             shown[annotation["image_id"]].add(names[annotation["category_id"]])
         self._images = [
@@ -109,7 +109,7 @@ class CocoDetection:
         annotation: Mapping[str, Any],
         labels: Mapping[int, int | None],
         names: Mapping[int, str],
-        sizes: Mapping[int, tuple[int, int]],
+        sizes: Mapping[int | str, tuple[int, int]],
         other_categories: str,
     ) -> None:
         where = f"{self.file}: annotation {annotation.get('id')}"
