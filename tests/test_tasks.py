@@ -118,3 +118,8 @@ def test_only_classes_of_a_whole_image_can_be_listed(key):
     assert [kind for kind, task in built.items() if task.log_probabilities] == ["classification"]
     listed = built["classification"].log_probabilities(jax.random.normal(key, (2, 3)))
     np.testing.assert_allclose(jnp.exp(listed).sum(axis=-1), 1.0, rtol=1e-6)
+
+
+def test_classes_that_are_no_names_are_refused():
+    with pytest.raises(UserError, match="task 'seg': expected names of classes, found 1"):
+        tasks.build({"seg": {"kind": "segmentation", "classes": (1, 2)}})

@@ -54,10 +54,13 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
     return KINDS[kind](name, **options)
 
 
-def _check_classes(name: str, classes: Sequence[str]) -> None:
+def _check_classes(name: str, classes: Sequence[Any]) -> None:
     where = f"task {name!r}: expected "
     if isinstance(classes, str):
         raise UserError(where + f"a list of class names, found {classes!r}; write [{classes!r}, ...]")
+    unnamed = [entry for entry in classes if not isinstance(entry, str)]
+    if unnamed:
+        raise UserError(where + f"names of classes, found {unnamed[0]!r}; correct tasks.{name}")
     twice = sorted({entry for entry in classes if list(classes).count(entry) > 1})
     if twice:
         raise UserError(where + f"each class once, found {', '.join(map(repr, twice))} again; correct tasks.{name}")
