@@ -19,6 +19,7 @@ EWC_MODES = ("online", "separate")
 GRADIENT_SPACES = ("params", "features")
 ON_NAN = ("stop", "skip")
 MAX_SEED = 2.0**32 - 1  # what every generator takes
+MAX_LAYERS = 100.0  # beyond, it takes minutes to find that the network is too large
 MAX_NUMBER = 1e9  # of a setting that is not told to take infinity
 UPDATES = ("forward", "mask", "weight")
 
@@ -260,6 +261,7 @@ def validate(config: Any) -> None:
     _require_at_least("config", config, ("cache_gb", "loader_threads", "example_images"), 0.0)
     _require_at_least("config", config, ("checkpoint_every_seconds",), 0.0, most=math.inf)
     _require_at_least("config", config, ("seed",), 0.0, most=MAX_SEED)
+    _require_at_least("config.model", config.model, ("head_layers", "experts"), 1.0, most=MAX_LAYERS)
     _require_at_least("config.contract", config.contract, ("latency_image_size",), 1.0)
     limits = ("max_drop_percent", "max_train_seconds", "max_latency_ms")
     _require_at_least("config.contract", config.contract, limits, 0.0, most=math.inf)

@@ -54,6 +54,7 @@ def test_a_config_whose_parts_name_each_other_is_valid(config):
         ("stages.seg.eval_every_epochs", float("nan"), "eval_every_epochs is nan; expected at least 0"),
         ("cache_gb", float("nan"), "config.cache_gb is nan; expected at least 0"),
         ("log_every_steps", 0, "config.log_every_steps is 0; expected at least 1"),
+        ("model.head_layers", 10**9, "config.model.head_layers is 1000000000; expected at least 1 and at most 100"),
         ("image_size", -5, "config.image_size is -5; expected at least 1"),
         ("seed", -1, "config.seed is -1; expected at least 0"),
         ("contract.max_drop_percent", float("nan"), "config.contract.max_drop_percent is nan; expected at least 0"),

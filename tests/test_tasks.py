@@ -123,3 +123,8 @@ def test_only_classes_of_a_whole_image_can_be_listed(key):
 def test_classes_that_are_no_names_are_refused():
     with pytest.raises(UserError, match="task 'seg': expected names of classes, found 1"):
         tasks.build({"seg": {"kind": "segmentation", "classes": (1, 2)}})
+
+
+def test_a_setting_of_another_type_is_refused():
+    with pytest.raises(UserError, match=r"task 'seg': expected settings of their types, found .*; mend tasks\.seg"):
+        tasks.build({"seg": {"kind": "segmentation", "classes": ("a", "b"), "class_weights": ("c", "d")}})

@@ -51,7 +51,10 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
     if missing:
         raise UserError(f"task {name!r}: expected {', '.join(missing)}, found none; add it to tasks.{name}")
     _check_classes(name, options.get("classes", ()))
-    return KINDS[kind](name, **options)
+    try:
+        return KINDS[kind](name, **options)
+    except TypeError as error:  # a word where a number belongs
+        raise UserError(f"task {name!r}: expected settings of their types, found {error}; mend tasks.{name}") from error
 
 
 def _check_classes(name: str, classes: Sequence[Any]) -> None:
