@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mtl_jax"
 LAYERS = (  # each may import those to its left, and its own
-    ("errors", "allocator", "patterns", "soft_sharing"),
+    ("errors", "allocator", "patterns", "preemption", "soft_sharing"),
     ("config", "freezing", "tasks", "balance", "checkpoints", "contract", "contract_table", "optimizer"),
     ("data", "models"),
     ("continual", "ownership"),
@@ -21,7 +21,8 @@ LAYERS = (  # each may import those to its left, and its own
     ("comparison",),
     ("stage_plan",),
     ("remember", "stages"),
-    ("train_loop", "evaluate_checkpoint"),
+    ("train_loop", "trained"),
+    ("evaluate_checkpoint", "export", "predict"),
     ("benchmarks",),
 )
 ONLY_IN = {
@@ -32,6 +33,8 @@ ONLY_IN = {
     "orbax": ("checkpoints.py",),
     "ml_collections": ("config.py", "evaluate_checkpoint.py"),
     "absl": (),
+    "onnx": ("export",),
+    "onnxruntime": ("export",),
 }
 
 

@@ -1,6 +1,9 @@
 """Depthwise convolution in three interchangeable forms, chosen per platform at trace time in `_run`."""
 
+import contextlib
+import contextvars
 import os
+from collections.abc import Iterator
 
 import jax
 from jaxtyping import Array, Float
@@ -11,6 +14,18 @@ from mtl_jax.models.bilinear import Part, bilinear
 from mtl_jax.models.depthwise_forms import Window, grouped, shifted
 
 FORMS = {"grouped": grouped, "shifted": shifted, "compiled": depthwise_cpu.run}
+
+_traced_form = contextvars.ContextVar("traced_form", default="")
+
+
+@contextlib.contextmanager
+def traced_in(form: str) -> Iterator[None]:
+    """Traces what is inside in one of `FORMS`, whatever the platform and the environment say."""
+    token = _traced_form.set(form)
+    try:
+        yield
+    finally:
+        _traced_form.reset(token)
 
 
 def depthwise_conv(
@@ -45,7 +60,7 @@ def depthwise_conv(
 def _run(part: Part, window: Window, first: Array, second: Array) -> Array:
     """Chooses the form. A window that was not compiled is summed tap by tap, even where the compiled form is forced."""
     on_cpu = jax.default_backend() == "cpu"
-    wanted = os.environ.get("MTL_JAX_DEPTHWISE") or "auto"
+    wanted = _traced_form.get() or os.environ.get("MTL_JAX_DEPTHWISE") or "auto"
     if wanted not in ("auto", *FORMS):
         expected = ", ".join(("auto", *FORMS))
         raise UserError(f"MTL_JAX_DEPTHWISE: expected one of {expected}, found {wanted!r}; unset it or choose one")

@@ -384,12 +384,13 @@ def draw(
     from matplotlib.patches import Rectangle  # slow to import
 
     top, bottom = sorted(axes.get_ylim())
-    for index in _fair(prediction, threshold):
+    for index in reversed(_fair(prediction, threshold)):  # the best lies on top
         x0, y0, x1, y1 = np.asarray(prediction["boxes_xyxy"])[index]
         label, score = int(prediction["label"][index]), float(prediction["score"][index])
         colour = f"C{label % 10}"
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5))
-        style = {"fontsize": "x-small", "color": "white", "backgroundcolor": colour, "clip_on": True}
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
+        style = {"fontsize": "x-small", "color": "white", "bbox": box, "clip_on": True}
         # A label that would leave the picture goes into its box.
         side = "bottom" if y0 - top > LABEL_ROOM * (bottom - top) else "top"
         axes.text(x0, y0, f"{classes[label]} {score:.2f}", verticalalignment=side, **style)

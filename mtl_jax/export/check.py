@@ -1,0 +1,66 @@
+"""How far an exported file is from the network that it came from, and how fast each of them is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.export.formats import Run
+from mtl_jax.export.network import OUTPUTS, answers, decoded
+from mtl_jax.trained import Trained
+
+MAX_DIFFERENCE = 1e-3  # of the largest magnitude of each output
+
+
+def reference(network: Trained) -> tuple[Run, Run]:
+    """Returns the network itself, jitted, as users of the package run it: its answers, and its outputs too."""
+    plain, full = (jax.jit(answers(network, with_outputs=more)) for more in (False, True))
+    return (lambda pixels: jax.device_get(plain(pixels))), (lambda pixels: jax.device_get(full(pixels)))
+
+
+def differences(network: Trained, expected: Run, found: Run, batches: Sequence[np.ndarray]) -> dict[str, float]:
+    """Returns the largest difference of each output, relative to its largest magnitude.
+
+    Outputs are compared with the network's own. What is decoded from them is compared with what the network's decoding
+    makes of the file's outputs: an index may jump where two scores are equal to the last digit but one.
+
+    Args:
+        network: the exported one.
+        expected: the network, with its outputs.
+        found: the file, with its outputs.
+        batches: images, letterboxed.
+    """
+    decode = jax.jit(lambda outputs: decoded(network, outputs))
+    largest: dict[str, float] = {}
+    apart: dict[str, float] = {}
+    for pixels in batches:
+        ours, theirs = expected(pixels), found(pixels)
+        outputs = {name: theirs[f"{name}/{OUTPUTS}"] for name in network.names}
+        ours |= jax.device_get(decode(outputs))
+        for name, value in ours.items():
+            value, other = np.asarray(value, np.float64), np.asarray(theirs[name], np.float64)
+            largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
+            apart[name] = max(apart.get(name, 0.0), float(np.abs(value - other).max()))
+    return {name: apart[name] / (largest[name] or 1.0) for name in apart}
+
+
+def latencies_ms(runs: Mapping[str, Run], pixels: np.ndarray, *, repeats: int) -> dict[str, float]:
+    """Returns the median time of each, in ms, after a first call; they take turns, so that a busy machine is fair.
+
+    Args:
+        runs: by name.
+        pixels: one batch.
+        repeats: timed calls of each.
+    """
+    seconds: dict[str, list[Any]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(pixels)
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}

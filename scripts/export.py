@@ -1,0 +1,118 @@
+"""Writes a trained network as files that run without this package, and checks them.
+
+python scripts/export.py --weights runs/seq --out exported --images "data/mini-coco-det/val/*.jpg"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mtl_jax import allocator
+
+REPEATS = 20  # timed calls
+
+
+def main(arguments: list[str]) -> int:
+    """Prints sizes, differences and latencies; returns 0, or 2 for a user's mistake or a file that differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, type=Path, help="a work directory, or one stage's checkpoint in it")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the files")
+    parser.add_argument("--format", default="stablehlo,onnx", help="one or both")
+    parser.add_argument("--tasks", default="all", help="all, or names separated by commas")
+    parser.add_argument("--image_size", type=int, default=0, help="px, a multiple of 32; the config's if not given")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
+    options = parser.parse_args(arguments)
+    # Imported after the flags: --help should not wait for JAX.
+    from mtl_jax import compilation
+    from mtl_jax.checkpoints import CheckpointError
+    from mtl_jax.errors import UserError
+
+    compilation.enable_cache()
+    try:
+        problem = _export(options)
+    except OSError as error:
+        problem = f"{options.out} cannot be written ({error.strerror}); name another folder with --out"
+    except (UserError, CheckpointError) as error:
+        problem = " ".join(str(error).split())
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _export(options: argparse.Namespace) -> str:
+    """Returns what is wrong with the files, or nothing."""
+    from mtl_jax import trained
+    from mtl_jax.export import check, formats, network
+
+    names = [name.strip() for name in options.format.split(",")]
+    if unknown := [name for name in names if name not in formats.FORMATS]:
+        return f"--format names {', '.join(unknown)}; expected some of {', '.join(formats.FORMATS)}"
+    if options.batch_size < 1:
+        return f"--batch_size is {options.batch_size}; expected 1 or more"
+    model = trained.load(options.weights, tasks=options.tasks)
+    image = network.input_shape(image_size=options.image_size or model.parts.image_size, batch_size=options.batch_size)
+    batches = list(_batches(options.images, image.shape))
+    options.out.mkdir(parents=True, exist_ok=True)
+    description = network.describe(model, image)
+    plain, full = check.reference(model)
+    rows, wrong = [], []
+    runs = {"the network in JAX": plain}
+    for name in names:
+        exported = formats.FORMATS[name](model, options.out, image)
+        apart = check.differences(model, full, exported.check, batches)
+        worst = max(apart, key=lambda key: apart[key])
+        wrong += [
+            f"{name}: {key} differs by {apart[key]:.1e}" for key in apart if not apart[key] <= check.MAX_DIFFERENCE
+        ]
+        runs[name] = exported.run
+        size = f"{exported.path.stat().st_size / 1e6:.1f}"
+        rows.append((name, str(exported.path), size, f"{apart[worst]:.1e} ({worst})"))
+    description["files"] = {name: Path(path).name for name, path, _, _ in rows}
+    (options.out / "model.json").write_text(json.dumps(description, indent=1) + "\n")
+    times = check.latencies_ms(runs, batches[0], repeats=REPEATS)
+    _show([("the network in JAX", "", "", ""), *rows], times)
+    for name, task in description["tasks"].items():
+        if task["validated_at_px"] != image.shape[1]:
+            print(f"note: {name} was validated at {task['validated_at_px']} px, the files take {image.shape[1]} px")
+    return f"{'; '.join(wrong)}: expected at most {check.MAX_DIFFERENCE} of the largest magnitude" if wrong else ""
+
+
+def _batches(places: list[str], shape: tuple[int, ...]) -> Iterator[Any]:
+    """Letterboxed images, or without any blotches of colour."""
+    import numpy as np
+
+    from mtl_jax import predict
+    from mtl_jax.data import pipeline
+    from mtl_jax.data.images import decode_image
+
+    size, count = shape[1:3], shape[0]
+    if not places:
+        blotches = np.random.default_rng(0).random((count, size[0] // 16, size[1] // 16, 3), np.float32)
+        yield blotches.repeat(16, axis=1).repeat(16, axis=2)
+        return
+    paths = predict.find_images(places)
+    for first in range(0, len(paths), count):
+        images = [decode_image(path) for path in paths[first : first + count]]
+        yield pipeline.letterboxed(images, size=(size[0], size[1]), batch_size=count)[0]
+
+
+def _show(rows: list[tuple[str, ...]], times: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("format", "file", "MB", "largest difference (of)", "median ms")
+    for row in rows:
+        table.add_row(*row, f"{times[row[0]]:.1f}")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    allocator.use_huge_pages()
+    sys.exit(main(sys.argv[1:]))

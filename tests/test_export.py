@@ -1,0 +1,195 @@
+"""Exported files: they answer as the network does, run without this package, and say what they take and give."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import KINDS, save_checkpoint
+
+from mtl_jax import trained
+from mtl_jax.errors import UserError
+from mtl_jax.export import check, formats, network
+
+SIZE = 64
+NAMES = {
+    *("seg/mask", "det/boxes_xyxy", "det/score", "det/label", "det/valid"),
+    *("cls/probability", "tags/probability", "age/value", "depth/depth"),
+}
+SERVED_ALONE = """
+import sys
+sys.modules["mtl_jax"] = sys.modules["flax"] = None  # importing them raises
+import jax, numpy
+with open(sys.argv[1], "rb") as file:
+    exported = jax.export.deserialize(bytearray(file.read()))
+print(exported.platforms, *(str(aval) for aval in exported.in_avals))
+found = exported.call(numpy.load(sys.argv[2]))
+numpy.savez(sys.argv[3], **{name.replace("/", "|"): value for name, value in found.items()})
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_backbone, tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints" / "0-all", image_size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def image() -> jax.ShapeDtypeStruct:
+    return network.input_shape(image_size=SIZE, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def pixels(image) -> np.ndarray:
+    return np.random.default_rng(0).random(image.shape, np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(weights, pixels) -> dict[str, np.ndarray]:
+    return jax.device_get(jax.jit(network.answers(trained.load(weights)))(pixels))
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("script_export", Path(__file__).parent.parent / "scripts/export.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def require_onnx() -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed: ONNX is not tested")
+    pytest.importorskip("onnx", reason="the extra `export` is not installed: ONNX is not tested")
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(expected) == NAMES
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_stablehlo_runs_where_this_package_is_not(weights, image, pixels, expected, tmp_path):
+    exported = formats.stablehlo(trained.load(weights), tmp_path, image)
+    np.save(tmp_path / "pixels.npy", pixels)
+    command = [sys.executable, "-I", "-c", SERVED_ALONE, *(str(exported.path), str(tmp_path / "pixels.npy"))]
+    done = subprocess.run([*command, str(tmp_path / "found.npz")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == f"('cpu', 'cuda') float32[2,{SIZE},{SIZE},3]"
+    with np.load(tmp_path / "found.npz") as found:
+        assert_same({name.replace("|", "/"): found[name] for name in found}, expected)
+
+
+def test_onnx_answers_as_the_network_does(weights, image, pixels, expected, tmp_path):
+    require_onnx()
+    exported = formats.onnx(trained.load(weights), tmp_path, image)
+    assert_same(exported.run(pixels), expected)
+    assert set(exported.check(pixels)) == NAMES | {f"{task}/outputs" for task in KINDS}
+
+
+def test_the_script_writes_checks_and_describes(weights, tmp_path, capsys):
+    flags = ["--weights", str(weights), "--out", str(tmp_path), "--format", "stablehlo", "--tasks", "det,cls"]
+    status = script().main(flags)
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert "stablehlo" in printed
+    assert "cls was validated at 32 px" in printed
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["files"] == {"stablehlo": "model.stablehlo"}
+    assert record["input"]["shape"] == [1, SIZE, SIZE, 3]
+    assert record["tasks"]["det"]["classes"] == ["cup", "ball"]
+    assert record["tasks"]["det"]["outputs"]["det/boxes_xyxy"]["shape"] == [1, 8, 4]
+
+
+def test_every_output_of_every_kind_is_explained(weights, image):
+    described = network.describe(trained.load(weights), image)["tasks"]
+    outputs = {name: each for task in described.values() for name, each in task["outputs"].items()}
+    assert set(outputs) == NAMES
+    assert all(each["meaning"] for each in outputs.values())
+
+
+def test_a_file_that_differs_is_told_by_name_with_status_two(weights, tmp_path, capsys, monkeypatch):
+    def wrong(model, folder, image):
+        del image
+        (folder / "model.wrong").write_text("")
+        full = check.reference(model)[1]
+        return formats.Exported(folder / "model.wrong", full, lambda pixels: full(pixels) | {"age/outputs": np.ones(1)})
+
+    monkeypatch.setitem(formats.FORMATS, "wrong", wrong)
+    flags = ["--weights", str(weights), "--out", str(tmp_path), "--format", "wrong", "--tasks", "age"]
+    assert script().main(flags) == 2
+    error = capsys.readouterr().err
+    assert "wrong: age/outputs differs by" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--format", "tflite"), "--format names tflite; expected some of stablehlo, onnx"),
+        (("--tasks", "pose"), "--tasks names pose"),
+        (("--image_size", "70"), "multiples of 32"),
+        (("--batch_size", "0"), "--batch_size is 0"),
+        (("--images", "nowhere/*.jpg"), "nowhere/*.jpg: expected images"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_two(weights, tmp_path, capsys, flags, words):
+    assert script().main(["--weights", str(weights), "--out", str(tmp_path), *flags]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_extra_is_named(weights, image, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"not installed: pip install -e '\.\[export\]'"):
+        formats.onnx(trained.load(weights, tasks="age"), tmp_path, image)
+
+
+def converted(function, *shape: int, dtype=jnp.float32):
+    """Runs a function through ONNX on numbers from -3 to 3."""
+    require_onnx()
+    import onnxruntime
+
+    from mtl_jax.export import onnx_model
+
+    given = jax.ShapeDtypeStruct(shape, dtype)
+    model = onnx_model.convert(lambda x: {"y": function(x)}, given, input_name="x")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).uniform(-3, 3, shape).astype(dtype)
+    return session.run(["y"], {"x": x})[0], np.asarray(function(jnp.asarray(x)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        jax.nn.hard_swish,
+        jax.nn.silu,
+        jax.nn.log_sigmoid,
+        jnp.tanh,
+        lambda x: jax.nn.softmax(x, axis=-1),
+        lambda x: jnp.where(x > 0, jax.lax.rsqrt(jnp.abs(x) + 1), x / 3),
+        lambda x: jnp.cumsum(x > 0, axis=1).astype(jnp.float32),
+        lambda x: jax.lax.top_k(x, 3)[1],
+        lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32) % 2,
+        lambda x: jnp.stack([x[:, ::2], x[:, 1::2]], axis=2),
+        lambda x: jax.image.resize(x.reshape(2, 2, 3, 1), (2, 8, 12, 1), "linear"),
+        lambda x: jax.lax.while_loop(lambda y: jnp.any(y < 9), lambda y: y + 1, x),
+        jax.vmap(lambda row: jax.lax.while_loop(lambda y: jnp.any(y < 9), lambda y: 2 * y + 7, row)),
+        jax.vmap(lambda row: jnp.zeros(4).at[jax.lax.top_k(row, 3)[1]].set(row[:3], mode="drop")),
+        jax.vmap(lambda row: row.reshape(3, 2)[jax.lax.top_k(row, 3)[1] // 2]),
+    ],
+)
+def test_operations_are_translated_exactly(function):
+    found, expected = converted(function, 2, 6)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_translated_is_refused():
+    with pytest.raises(UserError, match="the network computes sin, which is not translated; export it as stablehlo"):
+        converted(jnp.sin, 2)
