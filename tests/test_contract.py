@@ -99,6 +99,19 @@ def test_a_drop_of_exactly_the_limit_passes(baseline):
     assert not judge(baseline, baseline * 1.0501, higher=False)["passed"]
 
 
+@pytest.mark.parametrize("higher", [True, False])
+def test_with_a_limit_of_zero_what_stays_equal_passes_and_what_loses_anything_does_not(higher):
+    worse = 0.3999 if higher else 0.4001
+    assert judge(0.4, 0.4, higher=higher, max_drop_percent=0.0)["passed"]
+    assert not judge(0.4, worse, higher=higher, max_drop_percent=0.0)["passed"]
+
+
+@pytest.mark.parametrize("final", [math.nan, math.inf, None])
+def test_an_error_that_is_not_finite_at_the_end_cannot_pass(final):
+    entry = judge(8.0, final, higher=False)
+    assert (entry["final"], entry["drop_percent"], entry["passed"]) == (None, None, False)
+
+
 def test_one_broken_task_breaks_the_contract():
     tree = build(max_drop_percent=2.0)
     assert [task for task, entry in tree["tasks"].items() if not entry["passed"]] == ["seg"]

@@ -1,11 +1,19 @@
-"""Losses and metrics against independent implementations: PyTorch and scikit-learn."""
+"""Losses and metrics against independent implementations: PyTorch, scikit-learn and pycocotools' own readers."""
+
+import contextlib
+import io
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from mtl_jax.tasks import classification, segmentation
+from mtl_jax.data import sources
+from mtl_jax.tasks import classification, detection, segmentation
 from mtl_jax.tasks.base import Geometry
 
 CLASSES = [f"class {i}" for i in range(5)]
@@ -28,6 +36,88 @@ def test_mean_iou_equals_scikit_learns_confusion_matrix_and_jaccard_score():
     figures = metric.compute()
     np.testing.assert_allclose(figures["miou"], metrics.jaccard_score(truth, prediction, average="macro"))
     np.testing.assert_allclose(figures["pixel_accuracy"], metrics.accuracy_score(truth, prediction))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mean_iou_leaves_out_void_and_classes_that_occur_nowhere_as_scikit_learns_matrix_shows(seed):
+    metrics = pytest.importorskip("sklearn.metrics")
+    numbers = np.random.default_rng(seed)
+    shown, guessed = numbers.choice(5, 2, replace=False), numbers.choice(5, 3, replace=False)  # others are absent
+    metric = segmentation.make("seg", CLASSES).new_metric()
+    truths, predictions = [], []
+    for void in (0.0, 0.3, 1.0):  # the last image is void alone
+        truth = np.where(numbers.random((7, 8)) < void, 255, numbers.choice(shown, (7, 8)))
+        prediction = np.where(numbers.random((7, 8)) < 0.5, truth % 5, numbers.choice(guessed, (7, 8)))
+        metric.update({"mask": prediction}, {"mask": truth}, Geometry(1.0, 1.0, 0.0, 0.0, 7, 8))
+        truths.append(truth[truth != 255])
+        predictions.append(prediction[truth != 255])
+    matrix = metrics.confusion_matrix(np.concatenate(truths), np.concatenate(predictions), labels=range(5))
+    hits, union = np.diag(matrix), matrix.sum(axis=0) + matrix.sum(axis=1) - np.diag(matrix)
+    figures = metric.compute()
+    np.testing.assert_allclose(figures["miou"], np.mean(hits[union > 0] / union[union > 0]))
+    np.testing.assert_allclose(figures["pixel_accuracy"], hits.sum() / matrix.sum())
+    by_class = [figures[f"iou/{name}"] for name in CLASSES]
+    np.testing.assert_allclose(by_class, [h / u if u else np.nan for h, u in zip(hits, union, strict=True)])
+
+
+def random_coco(numbers: np.random.Generator) -> tuple[dict, list[dict]]:
+    """A COCO file and detections: crowds, images and a class without boxes, equal scores, over 100 detections."""
+    categories = [{"id": number, "name": f"kind {number}"} for number in (3, 18, 90)]  # of the last there is no box
+    images = [{"id": number, "file_name": f"{number}.png", "width": 200, "height": 120} for number in (5, 8, 13, 21)]
+    annotations, detections = [], []
+    for image in images[:-1]:
+        for _ in range(int(numbers.integers(3, 9))):
+            corner = numbers.uniform(0, 60, 2)
+            bbox = [*corner.tolist(), *numbers.uniform(4, 55, 2).tolist()]
+            crowd = int(numbers.random() < 0.25)
+            entry = {"image_id": image["id"], "category_id": int(numbers.choice([3, 18])), "bbox": bbox}
+            area = 0.7 * bbox[2] * bbox[3]  # as of an outline, which decides the size
+            annotations.append(entry | {"id": len(annotations) + 1, "iscrowd": crowd, "area": area})
+            for _ in range(20):
+                moved = np.maximum(np.array(bbox) + numbers.normal(0, 3, 4), 1).tolist()
+                score = float(numbers.choice([0.2, 0.5, 0.5, 0.9, numbers.random()]))
+                detections.append(entry | {"bbox": moved, "score": score})
+    extra = {"bbox": [1.0, 1.0, 30.0, 30.0], "score": 0.7}
+    detections += [{"image_id": 21, "category_id": 3, **extra}, {"image_id": 5, "category_id": 90, **extra}]
+    return {"images": images, "annotations": annotations, "categories": categories}, detections
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mean_average_precision_from_a_coco_file_equals_that_of_pycocotools_own_readers(seed, tmp_path):
+    content, detections = random_coco(np.random.default_rng(seed))
+    folder = tmp_path / "mini-coco-det"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val").mkdir()
+    file = folder / "annotations/instances_val.json"
+    file.write_text(json.dumps(content))
+    source = sources.build("coco_detection", data_root=tmp_path, split="val")
+    metric = detection.make("det", source.class_names["detection"]).new_metric()
+    labels = {category["id"]: label for label, category in enumerate(content["categories"])}
+    most = 0
+    for sample_index, image in enumerate(content["images"]):
+        Image.new("RGB", (200, 120)).save(folder / "val" / image["file_name"])
+        found = [entry for entry in detections if entry["image_id"] == image["id"]]
+        boxes = np.array([entry["bbox"] for entry in found]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        prediction = {
+            "boxes_xyxy": boxes,
+            "score": np.array([entry["score"] for entry in found]),
+            "label": np.array([labels[entry["category_id"]] for entry in found], int),
+            "valid": np.ones(len(found), bool),
+        }
+        most = max(most, len(found))
+        metric.update(prediction, source[sample_index]["labels"]["detection"], Geometry(1.0, 1.0, 0.0, 0.0, 120, 200))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(file))
+        judge = COCOeval(truth, truth.loadRes(detections), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    assert most > 100
+    assert any(entry["iscrowd"] for entry in content["annotations"])
+    expected = [np.nan if value < 0 else value for value in judge.stats[:6]]
+    assert expected[0] > 0.05
+    np.testing.assert_allclose(list(metric.compute().values()), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
