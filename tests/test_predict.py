@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import KINDS, save_checkpoint
 
@@ -84,6 +85,23 @@ def test_depth_is_told_in_millimetres():
     assert found["depth_mm"].shape == (64, 128)
     assert (found["min_m"], found["median_m"], found["max_m"]) == (1.2344, 1.2344, 100.0)
     assert sorted(set(found["depth_mm"].ravel().tolist())) == [1234, 65535]
+
+
+def test_words_about_the_whole_image_are_one_caption():
+    axes = Figure().add_subplot()
+    RECORDS["cls"].draw(axes, {"probability": np.array([0.25, 0.75])})
+    RECORDS["age"].draw(axes, {"value": np.array(34.25)})
+    assert [text.get_text() for text in axes.texts] == ["outdoors 75%\nindoors 25%\nage 34.25 years"]
+
+
+def test_a_label_that_would_leave_the_picture_stands_in_its_box():
+    axes = Figure().add_subplot()
+    axes.imshow(np.zeros((64, 64)))
+    boxes = np.array([[1.0, 1.0, 20.0, 40.0], [10.0, 30.0, 40.0, 60.0]])
+    shown = {"boxes_xyxy": boxes, "score": np.array([0.9, 0.2]), "label": np.array([0, 1]), "valid": np.ones(2, bool)}
+    RECORDS["det"].draw(axes, shown, 0.1)
+    sides = {text.get_text(): text.get_verticalalignment() for text in axes.texts}
+    assert sides == {"cup 0.90": "top", "ball 0.20": "bottom"}
 
 
 def test_every_image_gets_its_own_files_and_an_unreadable_one_is_told(weights, photos, tmp_path, capsys):
