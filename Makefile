@@ -1,5 +1,6 @@
 # make train   trains CONFIG (the quickstart on embedded data, if not set) and prints its contract
 # make test    runs the tests
+# make fuzz    feeds the readers CASES spoilt files, others than the tests do; SEED repeats a run
 # Both make the virtual environment .venv first, where it is missing or pyproject.toml has changed.
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.py
@@ -9,13 +10,19 @@ VENV := .venv
 STAMP = $(VENV)/installed-$(subst $(comma),-,$(1))
 comma := ,
 
-.PHONY: train test lint
+CASES ?= 4000
+SEED ?= $(shell date +%s)
+
+.PHONY: train test fuzz lint
 
 train: $(call STAMP,core)
 	$(VENV)/bin/python scripts/train.py --config $(CONFIG) --workdir $(WORKDIR) $(ARGS)
 
 test: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+fuzz: $(call STAMP,$(EXTRAS))
+	MTL_JAX_FUZZ_CASES=$(CASES) $(VENV)/bin/python -m pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) $(ARGS)
 
 lint: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/ruff check .
