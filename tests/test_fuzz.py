@@ -244,7 +244,7 @@ ODD_WORDS = (
     "a" * 99,
     "\ud800",
 )
-NOTHING_LEARNT = stage_plan.Learnt({"params": {"backbone": {}}}, (), {}, [], 0.0, 0)
+NOTHING_LEARNT = stage_plan.Learnt({"params": {"backbone": {"kernel": np.zeros(1)}}}, (), {}, [], 0.0, 0)
 
 
 def fields_of(tree, prefix=""):
@@ -254,7 +254,8 @@ def fields_of(tree, prefix=""):
 
 
 FIELDS = sorted(fields_of(config_lib.load_page(ROOT / "configs/quickstart.py").get_config()))
-WORDS = st.sampled_from((*NUMBER_WORDS, *ODD_WORDS)) | st.text(max_size=6)
+PLAIN_WORDS = st.integers(-2, 9).map(str) | st.floats(-1, 9).map(str)
+WORDS = PLAIN_WORDS | st.sampled_from(NUMBER_WORDS) | st.sampled_from(ODD_WORDS) | st.text(max_size=6)
 
 
 @cases(20)
