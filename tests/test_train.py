@@ -1,7 +1,9 @@
 """The whole job on a tiny network: files, resuming, refusals, exit statuses, and evaluation of what was saved."""
 
+import errno
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -225,13 +227,16 @@ def test_a_second_start_of_a_finished_run_trains_nothing_and_gives_the_same_cont
 
 def test_a_run_cut_between_two_stages_ends_like_an_uninterrupted_one(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
-    shutil.rmtree(copy / "checkpoints" / "1-cls")
+    (copy / "checkpoints" / "1-cls" / checkpoints.DIGESTS).unlink()  # as good as none
     train_loop.train_and_evaluate(tiny_config(), copy)
+    checkpoints.verify(copy / "checkpoints" / "1-cls")
     assert values(copy, "loss") == values(finished, "loss")
     assert values(copy, "miou", "val") == values(finished, "miou", "val")
 
 
-def test_a_run_cut_within_a_stage_goes_on_at_its_last_checkpoint_and_ends_alike(finished, tmp_path, monkeypatch):
+def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_alike(
+    finished, tmp_path, monkeypatch, caplog
+):
     config = tiny_config()
     config.checkpoint_every_seconds = 0.0
     finish_step, seen = train_loop._finish_step, []
@@ -248,8 +253,11 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_checkpoint_and_ends_alike(
         with pytest.raises(KeyboardInterrupt):
             train_loop.train_and_evaluate(config, workdir)
     assert seen == [1, 2, 3, 4, 5]
-    assert [path.name for path in checkpoints.steps(workdir / "partial" / "0-seg")] == ["5", "4"]
+    newest, older = checkpoints.steps(workdir / "partial" / "0-seg")
+    assert (newest.name, older.name) == ("5", "4")
+    (newest / checkpoints.DIGESTS).write_text("{")
     train_loop.train_and_evaluate(config, workdir)
+    assert f"{newest}: digests.json is damaged" in caplog.text
     assert values(workdir, "loss") == values(finished, "loss")
     assert values(workdir, "miou", "val") == values(finished, "miou", "val")
 
@@ -317,6 +325,45 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_explained(tiny_backbone,
     message = r"of stage seg is (nan|inf) at step 2 \(.*samples of stream masks: train-000.*learning_rate"
     with pytest.raises(UserError, match=message):
         train_loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_steps_that_are_not_finite_are_left_out_where_the_config_says_so(tiny_backbone, tmp_path, capsys):
+    config = tiny_config()
+    config.order, config.on_nan = ("seg",), "skip"
+    config.stages.seg = config_lib.stage(("masks",), epochs=1.0, learning_rate=1e30, warmup_fraction=0.0, clip_norm=0.0)
+    train_loop.train_and_evaluate(config, tmp_path / "run")
+    assert values(tmp_path / "run", "skipped_steps") == [0, 1, 2, 3]
+    assert "samples of stream masks: train-000" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(tiny_backbone, tmp_path, monkeypatch):
+    config = tiny_config()
+    config.order = ("seg",)
+
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run" / "report.html"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_loop.report, "write", full)
+        with pytest.raises(UserError, match=r"report.html: No space left on device; the checkpoints in .* are intact"):
+            train_loop.train_and_evaluate(config, tmp_path / "run")
+    train_loop.train_and_evaluate(config, tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_work_directory_that_is_taken_away_is_missed(tiny_backbone, tmp_path, monkeypatch):
+    config = tiny_config()
+    config.order, config.checkpoint_every_seconds = ("seg",), 0.0
+    save_step = checkpoints.save_step
+
+    def save_and_lose(folder, *arguments, **settings):
+        save_step(folder, *arguments, **settings)
+        shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(checkpoints, "save_step", save_and_lose)
+    with pytest.raises(UserError, match="was removed or moved during training"):
+        train_loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_dataset_is_told_before_anything_is_written(tiny_backbone, tmp_path):

@@ -83,6 +83,7 @@ def take_steps(
     path=False,
     backward=None,
     micro_batches=1,
+    skip_not_finite=False,
 ):
     """Takes some steps of plain SGD; returns the state before, the state after and the last metrics."""
     schedule = optax.constant_schedule(RATE)
@@ -105,8 +106,10 @@ def take_steps(
     )
     backward = backward or ("summed" if method == "sum" else "stacked")
     problem = Problem(model, TASKS, aim, balance.METHODS[method](), backward, micro_batches)
-    made = train_step.make_train_step(problem, tx=tx, schedule=schedule, ema_decay=ema_decay)
-    settings = (aim, method, backward, micro_batches, weight_decay, ema_decay)
+    made = train_step.make_train_step(
+        problem, tx=tx, schedule=schedule, ema_decay=ema_decay, skip_not_finite=skip_not_finite
+    )
+    settings = (aim, method, backward, micro_batches, weight_decay, ema_decay, skip_not_finite)
     step = compiled.setdefault(repr(settings), jax.jit(made))
     state, metrics = start, {}
     for _ in range(steps):
@@ -126,6 +129,21 @@ def moved(before, after):
 
 def assert_close(one, other, tolerance=1e-5):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), one, other)
+
+
+def test_a_step_that_is_not_finite_can_be_left_out_and_counted(run):
+    good, bad = batch("masks"), batch("masks", seed=1)
+    bad["image"] = bad["image"].at[0, 0, 0, 0].set(jnp.nan)
+    settings = {"skip_not_finite": True, "ema_decay": 0.9}
+    before, after, metrics = run(objective(), {"masks": bad}, **settings)
+    assert not np.isfinite(metrics["all/loss"])
+    assert metrics["all/skipped_steps"] == after.skipped_steps == after.step == 1
+    untouched = [(each.params, each.batch_stats, each.opt_state, each.ema) for each in (before, after)]
+    jax.tree.map(np.testing.assert_array_equal, *untouched)
+    _, plain, _ = run(objective(), {"masks": good}, ema_decay=0.9)
+    _, kept, metrics = run(objective(), {"masks": good}, **settings)
+    assert metrics["all/skipped_steps"] == 0
+    assert_close(kept.params, plain.params)
 
 
 def test_training_lowers_the_loss(run):
