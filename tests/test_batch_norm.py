@@ -107,3 +107,11 @@ def test_bfloat16_stays_bfloat16_with_float32_statistics():
     x, scale, bias, *_ = arrays((2, 6, 16))
     y, mean, variance = batch_norm.by_batch(x.astype(jnp.bfloat16), scale, bias, epsilon=1e-3, activation="relu")
     assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+
+
+@pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
+def test_what_is_not_a_number_stays_none(kernels, activation):
+    x, *channels = arrays((2, 3, 3, 16))
+    x = x.at[0, 0, 0, 0].set(jnp.nan)
+    found = batch_norm.by_statistics(x, *channels, epsilon=1e-3, activation=activation)
+    np.testing.assert_array_equal(jnp.isnan(found), jnp.isnan(x))

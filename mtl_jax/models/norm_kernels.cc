@@ -31,7 +31,7 @@ struct Identity {
   static Vec Slope(Vec z) { return z * 0 + 1; }
 };
 struct Relu {
-  static Vec Value(Vec z) { return z > 0 ? z : Vec{}; }
+  static Vec Value(Vec z) { return z < 0 ? Vec{} : z; }  // NaN stays NaN
   static Vec Slope(Vec z) { return z > 0 ? Vec{} + 1 : Vec{}; }
 };
 struct HardSwish {  // z * relu6(z + 3) / 6
