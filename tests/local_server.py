@@ -18,6 +18,7 @@ class LocalServer:
     ignore_range: bool = False
     wrong_range: bool = False
     without_length: bool = False
+    length: str | None = None  # told instead of the true one
     url: str = ""
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # (path, Range)
 
@@ -62,7 +63,7 @@ def _answer(handler: BaseHTTPRequestHandler, state: LocalServer) -> None:
         first = start + 1 if state.wrong_range else start
         handler.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
     if not state.without_length:
-        handler.send_header("Content-Length", str(len(body)))
+        handler.send_header("Content-Length", state.length or str(len(body)))
     handler.end_headers()
     cut = state.cut_after.pop(0) if state.cut_after else None
     handler.wfile.write(body[:cut])

@@ -105,6 +105,12 @@ def test_a_server_that_tells_no_length_is_believed(server: LocalServer, tmp_path
     assert totals == {None}
 
 
+@pytest.mark.parametrize("length", ["many", "-5"])
+def test_a_length_that_is_none_counts_as_not_told(server: LocalServer, tmp_path: Path, length: str) -> None:
+    server.length = length
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("part", [b"", b"of another file"])
 def test_a_wrong_checksum_removes_the_download(server: LocalServer, tmp_path: Path, part: bytes) -> None:
     (tmp_path / "archive.tar.part").write_bytes(part)
