@@ -11,9 +11,10 @@ STAMP = $(VENV)/installed-$(subst $(comma),-,$(1))
 comma := ,
 
 CASES ?= 4000
+KILLS ?= 20
 SEED ?= $(shell date +%s)
 
-.PHONY: train test fuzz lint
+.PHONY: train test fuzz torture lint
 
 train: $(call STAMP,core)
 	$(VENV)/bin/python scripts/train.py --config $(CONFIG) --workdir $(WORKDIR) $(ARGS)
@@ -23,6 +24,9 @@ test: $(call STAMP,$(EXTRAS))
 
 fuzz: $(call STAMP,$(EXTRAS))
 	MTL_JAX_FUZZ_CASES=$(CASES) $(VENV)/bin/python -m pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) $(ARGS)
+
+torture: $(call STAMP,$(EXTRAS))
+	MTL_JAX_KILLS=$(KILLS) MTL_JAX_KILL_SEED=$(SEED) $(VENV)/bin/python -m pytest tests/test_kill.py $(ARGS)
 
 lint: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/ruff check .

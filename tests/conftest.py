@@ -33,6 +33,16 @@ def data_root() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def no_report(monkeypatch) -> None:
+    """Spares a test that trains what a run does at its end: seconds of timing, counting and drawing."""
+    from mtl_jax import train_loop
+
+    monkeypatch.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
+    monkeypatch.setattr(train_loop.evaluate, "gigaflops", lambda *arguments, **settings: 1.0)
+    monkeypatch.setattr(train_loop.report, "write", lambda *arguments, **settings: None)
+
+
 @pytest.fixture(scope="module")
 def tiny_backbone() -> Iterator[None]:
     """Makes `backbone="tiny"` known."""

@@ -35,6 +35,7 @@ def test_neither_dataset_labels_what_the_other_looks_for(dual_head):
     assert streams.people.options.images_with == streams.things.options.images_without == ("person",)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_streams_take_turns_and_each_step_logs_its_own(tiny_backbone, tmp_path):
     config = joint_config("sum", sampling_temperature=1.0, update="weight", rates={"head/seg": 0.5, "backbone": 0.1})
     config.streams.masks.options.length = 48  # against 16: three steps of four

@@ -1,4 +1,4 @@
-"""Joint training: its pages, one step of it on images with several labels, and resuming a method's state."""
+"""Joint training: its pages, and images with several labels."""
 
 from pathlib import Path
 
@@ -60,29 +60,6 @@ def joint_config(balance, **changes):
     config.order = ("both",)
     config.forward_transfer = False
     return config
-
-
-def test_a_cut_run_goes_on_with_the_method_s_own_state(tiny_backbone, tmp_path, monkeypatch):
-    """GradVac keeps a key and running averages: both must come back to the bit."""
-    config = joint_config("gradvac")
-    train_loop.train_and_evaluate(config, tmp_path / "whole")
-    config.checkpoint_every_seconds = 0.0
-    finish_step = train_loop._finish_step
-
-    def killed_at_step_five(run, stage, progress, done, *others, **named):
-        if done == 5:
-            raise KeyboardInterrupt
-        finish_step(run, stage, progress, done, *others, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_loop, "_finish_step", killed_at_step_five)
-        with pytest.raises(KeyboardInterrupt):
-            train_loop.train_and_evaluate(config, tmp_path / "cut")
-    train_loop.train_and_evaluate(config, tmp_path / "cut")
-    for name in ("loss", "task_weight", "cosine/seg/cls"):
-        whole = values(tmp_path / "whole", name)
-        assert whole == values(tmp_path / "cut", name)
-        assert len(set(whole)) > 4
 
 
 @pytest.mark.parametrize("settings", [{"gradient_space": "features"}, {"micro_batches": 2}])

@@ -105,6 +105,7 @@ def test_forward_transfer_compares_right_before_a_task_s_stage_with_the_untraine
     assert told["cls"] == pytest.approx(before["cls"]["top1"] - untrained["cls"]["top1"])
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_branched_network_with_frozen_shared_stages_forgets_nothing(tmp_path):
     config = tiny_config()
     config.model.update({"backbone": "plain_cnn", "width_multiplier": 0.25, "share_until": "stage_2"})
@@ -124,7 +125,8 @@ def test_freezing_nothing_or_everything_is_refused(tiny_backbone, tmp_path, patt
         train_loop.train_and_evaluate(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("importance", "mode"), [("mas", "online"), ("si", "separate"), ("sampled", "online")])
+@pytest.mark.parametrize(("importance", "mode"), [("mas", "online"), ("si", "separate")])
+@pytest.mark.usefixtures("no_report")
 def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, importance, mode):
     config = tiny_config()
     config.stages.seg.ewc_importance, config.stages.seg.ewc_mode = importance, mode
@@ -136,6 +138,7 @@ def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, importa
 
 
 @pytest.mark.parametrize("selection", ["herding", "hard"])
+@pytest.mark.usefixtures("no_report")
 def test_exemplars_that_the_network_chose_come_back_with_the_outputs_they_had(tiny_backbone, tmp_path, selection):
     config = tiny_config()
     config.stages.seg.replay_selection = selection
@@ -155,6 +158,7 @@ def test_exemplars_that_the_network_chose_come_back_with_the_outputs_they_had(ti
     assert values(tmp_path / "run", "single_feature_distance")[-1] > 0
 
 
+@pytest.mark.usefixtures("no_report")
 def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path):
     config = tiny_config()
     config.order = ("seg",)
@@ -176,6 +180,7 @@ def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path):
     assert 0 < abs(late - frozen).mean() < abs(whole - frozen).mean()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_branch_may_start_from_that_of_an_earlier_task(tmp_path):
     config = tiny_config()
     config.model.update({"backbone": "plain_cnn", "width_multiplier": 0.25, "share_until": "stage_2"})
@@ -217,6 +222,7 @@ def test_every_mitigation_enters_the_second_stage_s_loss(finished):
     assert len(values(finished, "loss")) == 8 + 4
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_second_start_of_a_finished_run_trains_nothing_and_gives_the_same_contract(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     before = json.loads((copy / "contract.json").read_text())
@@ -225,6 +231,7 @@ def test_a_second_start_of_a_finished_run_trains_nothing_and_gives_the_same_cont
     assert len(values(copy, "loss")) == len(values(finished, "loss"))
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_cut_between_two_stages_ends_like_an_uninterrupted_one(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     (copy / "checkpoints" / "1-cls" / checkpoints.DIGESTS).unlink()  # as good as none
@@ -234,6 +241,7 @@ def test_a_run_cut_between_two_stages_ends_like_an_uninterrupted_one(finished, t
     assert values(copy, "miou", "val") == values(finished, "miou", "val")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_alike(
     finished, tmp_path, monkeypatch, caplog
 ):
@@ -306,6 +314,7 @@ def test_unknown_balancing_is_refused(tiny_backbone, tmp_path, changes, words):
         train_loop.train_and_evaluate(config, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_separate_run_can_give_the_baseline(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     config = tiny_config()
@@ -317,6 +326,7 @@ def test_a_separate_run_can_give_the_baseline(finished, tmp_path):
         train_loop.train_and_evaluate(config, copy)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_explained(tiny_backbone, tmp_path):
     config = tiny_config()
     config.order = ("seg",)
@@ -327,6 +337,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_explained(tiny_backbone,
         train_loop.train_and_evaluate(config, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_report")
 def test_steps_that_are_not_finite_are_left_out_where_the_config_says_so(tiny_backbone, tmp_path, capsys):
     config = tiny_config()
     config.order, config.on_nan = ("seg",), "skip"
@@ -351,6 +362,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(
     assert (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_work_directory_that_is_taken_away_is_missed(tiny_backbone, tmp_path, monkeypatch):
     config = tiny_config()
     config.order, config.checkpoint_every_seconds = ("seg",), 0.0
