@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
 from mtl_jax import (
-    checkpoints,
     compilation,
     contract,
     devices,
@@ -26,12 +24,12 @@ from mtl_jax import (
     remember,
     report,
     run_record,
+    stage_checkpoints,
     stage_plan,
     stages,
     train_step,
 )
 from mtl_jax import config as config_lib
-from mtl_jax.continual import ewc, replay
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory
@@ -39,19 +37,9 @@ from mtl_jax.metrics_log import MetricsLog
 from mtl_jax.models import multi_task
 from mtl_jax.preemption import Preempted, Preemption
 from mtl_jax.progress import StageProgress
+from mtl_jax.run import Run
+from mtl_jax.stage_checkpoints import Course
 from mtl_jax.stage_plan import Learnt, StagePlan
-
-
-class Run(NamedTuple):
-    """What every stage of one run shares."""
-
-    config: Any
-    parts: experiment.Experiment
-    predict: evaluate.Predict
-    workdir: Path  # shared by all processes of the run, and read by all
-    written: Path  # where this process writes: the work directory, or a place of its own that is thrown away
-    log: MetricsLog
-    preemption: Preemption
 
 
 def train_and_evaluate(
@@ -96,7 +84,7 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
         log = stack.enter_context(MetricsLog(written))
         predict = evaluate.make_predict(parts.model, parts.tasks)
         run = Run(config, parts, predict, workdir, written, log, preemption)
-        learnt = _finished_stages(run) or _start(run)
+        learnt = stage_checkpoints.finished(run) or _start(run)
         for index in range(len(learnt.stages), len(config.order)):
             learnt = _run_stage(run, index, learnt)
         return _conclude(run, learnt)
@@ -113,46 +101,6 @@ def _start(run: Run) -> Learnt:
     return Learnt(variables, anchors=(), replay={}, stages=[], train_seconds=0.0, step=0)
 
 
-def _finished_stages(run: Run) -> Learnt | None:
-    """Reads what the last finished stage left, if there is one."""
-    path = checkpoints.newest_sound(stage.path for stage in reversed(checkpoints.stages(run.workdir)))
-    if path is None:
-        return None
-    record = checkpoints.read_metadata(path)
-    run_record.refuse_another(path, record["config"], run.config.to_dict())
-    loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(run.parts), "memory": None})
-    return Learnt(
-        variables=loaded["variables"],
-        anchors=tuple(ewc.Anchor(**anchor) for _, anchor in sorted(loaded["memory"]["anchors"].items())),
-        replay={stream: replay.from_tree(tree) for stream, tree in loaded["memory"]["replay"].items()},
-        stages=record["stages"],
-        train_seconds=record["train_seconds"],
-        step=record["step"],
-    )
-
-
-@dataclasses.dataclass
-class Course:
-    """How far a stage is."""
-
-    state: train_step.TrainState
-    done: int  # steps
-    saved: int  # the last of them that is on disk
-    started: float  # monotonic seconds, moved forward by every pause
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves out of the stage's seconds what is not training."""
-        paused = time.monotonic()
-        yield
-        self.started += time.monotonic() - paused
-
-    @property
-    def seconds(self) -> float:
-        """That the stage has taken so far."""
-        return time.monotonic() - self.started
-
-
 def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     """Trains and evaluates one stage, and saves it with what the later ones need."""
     started = time.monotonic()
@@ -162,11 +110,11 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     course = Course(state, done=0, saved=0, started=started)
     with course.paused():
         before = _evaluate_before(run, stage, state) if run.config.forward_transfer else {}
-    _resume(run, stage, course)
+    stage_checkpoints.resume(run, stage, course)
     run.log.resume_from(learnt.step + course.done)
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
     course.state, memory = devices.copy_everywhere((course.state, memory))
-    with run.preemption.unsaved(lambda: _save_partial(run, stage, course)):
+    with run.preemption.unsaved(lambda: stage_checkpoints.save_partial(run, stage, course)):
         _train(run, stage, course, steps, memory, learnt.step)
         variables = jax.device_get(stages.evaluated(course.state))
         anchors = remember.anchors(run.config, run.parts, stage, learnt, course.state, variables)
@@ -177,35 +125,8 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
         _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
         history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before}]
         after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end)
-        _save_stage(run, stage, after, course.state)
+        stage_checkpoints.save(run, stage, after, course.state)
     return after
-
-
-def _partial(run: Run, stage: StagePlan) -> Path:
-    return run.workdir / "partial" / f"{stage.index}-{stage.name}"
-
-
-def _resume(run: Run, stage: StagePlan, course: Course) -> None:
-    """Goes on from the newest of the stage's partial checkpoints, if there is one."""
-    path = checkpoints.newest_sound(checkpoints.steps(_partial(run, stage)))
-    if path is not None:
-        record = checkpoints.read_metadata(path)
-        run_record.refuse_another(path, record["config"], run.config.to_dict())
-        course.state = checkpoints.load(path, {"state": course.state})["state"]
-        course.done = course.saved = int(course.state.step)
-        course.started -= record["seconds"]
-
-
-def _save_partial(run: Run, stage: StagePlan, course: Course) -> None:
-    """Saves a stage that is not at its end, unless nothing has happened since it was saved."""
-    if course.done == course.saved:
-        return
-    run_record.still_there(run.written)
-    run.log.flush()
-    record = {"step": course.done, "seconds": course.seconds, "config": contract.without_nan(run.config.to_dict())}
-    folder, keep = _partial(run, stage), run.config.keep_checkpoints
-    checkpoints.save_step(folder, course.done, {"state": course.state}, record, keep=keep)
-    course.saved = course.done
 
 
 def _train(
@@ -256,7 +177,7 @@ def _train(
                 save, leave = ask and devices.agreed(save), ask and devices.agreed(leave)
             if save or leave:
                 finish()
-                _save_partial(run, stage, course)
+                stage_checkpoints.save_partial(run, stage, course)
                 saved = time.monotonic()
                 progress.after_pause()
             if leave:
@@ -302,8 +223,8 @@ def _finish_step(
         found = _not_finite(run, stage, done, ids, values)
         if run.config.on_nan != "skip":
             raise UserError(
-                f"{found}; the checkpoints in {run.workdir} are of earlier steps and intact"
-                f"{_last_checkpoint(run, stage)}; try a smaller config.stages.{stage.name}.learning_rate, mend the "
+                f"{found}; the checkpoints in {run.workdir} are of earlier steps and intact (the last: "
+                f"{stage_checkpoints.newest(run, stage) or 'none yet'}); try a smaller config.stages.{stage.name}.learning_rate, mend the "
                 "samples, or leave such steps out with --config.on_nan=skip"
             )
         progress.note(f"{found}; the step is left out, the {values['all/skipped_steps']:.0f}th of the stage")
@@ -339,11 +260,6 @@ def _labels(run: Run, stage: StagePlan, stream: str) -> tuple[str, ...]:
     return tuple(run.config.streams[stream.removesuffix("_replay")].labels)
 
 
-def _last_checkpoint(run: Run, stage: StagePlan) -> str:
-    places = checkpoints.steps(_partial(run, stage)) or [each.path for each in checkpoints.stages(run.workdir)[::-1]]
-    return f" (the last: {places[0]})" if places else ""
-
-
 def _log_metrics(
     run: Run, stage: StagePlan, metrics: Mapping[str, Mapping[str, float]], *, step: int, done: int
 ) -> None:
@@ -375,38 +291,6 @@ def _evaluate_before(run: Run, stage: StagePlan, state: train_step.TrainState) -
         labelled = [task for stream in _streams(run.config) for task in run.config.streams[stream].labels]
         names = tuple(dict.fromkeys(labelled))
     return {"before": _evaluate(run, jax.device_get(stages.evaluated(state)), names)}
-
-
-def _save_stage(run: Run, stage: StagePlan, after: Learnt, state: train_step.TrainState) -> None:
-    run_record.still_there(run.written)
-    run.log.flush()
-    checkpoints.save(
-        run.workdir / "checkpoints" / f"{stage.index}-{stage.name}",
-        {
-            "variables": after.variables,
-            "training": {
-                "params": state.params,  # before averaging
-                "opt_state": state.opt_state,
-                "balance_state": state.balance_state,
-                "key": state.key,
-            },
-            "memory": {
-                "anchors": {str(number): anchor._asdict() for number, anchor in enumerate(after.anchors)},
-                "replay": {stream: replay.to_tree(buffer) for stream, buffer in after.replay.items()},
-            },
-        },
-        contract.without_nan(
-            {
-                "stage": stage.name,
-                "stages": after.stages,
-                "train_seconds": after.train_seconds,
-                "step": after.step,
-                "data_position": {name: stage.batches_before(stage.total_steps, name) for name in stage.data},
-                "config": run.config.to_dict(),
-            }
-        ),
-    )
-    checkpoints.delete(_partial(run, stage))
 
 
 def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:

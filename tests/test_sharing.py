@@ -1,6 +1,7 @@
 """Ways to share a network: what they emit, which parameters learn from which task, how they meet at their limits."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,19 @@ def image():
     return jax.random.uniform(jax.random.key(1), (2, SIZE, SIZE, 3))
 
 
+class Passed(NamedTuple):
+    """A network of one way, and what passing each task through it gave."""
+
+    way: str
+    variables: Any
+    parts: dict[str, Any]
+    grads: dict[str, Any]
+    losses: dict[str, tuple[Any, Any]]  # before and after a small step against the gradient
+
+
 @pytest.fixture(scope="module", params=[way for way in WAYS if way != "hard"])
 def gradients(request):
-    """A network, its outputs, and the gradients of each task's squared outputs."""
+    """Outputs, and gradients of each task's squared outputs."""
     model, variables = build(sharing=request.param)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -58,16 +69,21 @@ def gradients(request):
     # Zeros would hide what flows: adapters and laterals start there.
     params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])
     passed = {name: function(params, (name,)) for name in TRAINED}
-    return (
+    stepped = {
+        name: function(jax.tree.map(lambda leaf, grad: leaf - 1e-4 * grad, params, grads), (name,))
+        for name, (_, grads) in passed.items()
+    }
+    return Passed(
         request.param,
         variables,
-        {n: each[0][1] for n, each in passed.items()},
-        {n: each[1] for n, each in passed.items()},
+        {name: parts for name, ((_, parts), _) in passed.items()},
+        {name: grads for name, (_, grads) in passed.items()},
+        {name: (passed[name][0][0], stepped[name][0][0]) for name in TRAINED},
     )
 
 
 def test_each_way_emits_every_task_and_trains_what_is_its_own_and_no_other_task_s(gradients):
-    way, _, passed, grads = gradients
+    way, _, passed, grads, _ = gradients
     shapes = {"det": (2, 84, 8), "cls": (2, 3)}
     for name in TRAINED:
         assert passed[name].raw[name].shape == shapes[name]
@@ -83,8 +99,13 @@ def test_each_way_emits_every_task_and_trains_what_is_its_own_and_no_other_task_
             assert not shared
 
 
+def test_a_step_against_its_gradient_brings_each_task_nearer_to_its_aim(gradients):
+    for before, after in gradients.losses.values():
+        assert 0 < after < before
+
+
 def test_a_pass_for_one_task_leaves_the_statistics_of_the_others_alone(gradients):
-    way, variables, passed, _ = gradients
+    way, variables, passed, _, _ = gradients
     if way == "cross_stitch":  # one network, whose columns all see every image
         return
     before, after = (split_private(tree, NAMES)[1] for tree in (variables["batch_stats"], passed["det"].batch_stats))

@@ -1,0 +1,23 @@
+"""What every stage of one run shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtl_jax.evaluate import Predict
+from mtl_jax.experiment import Experiment
+from mtl_jax.metrics_log import MetricsLog
+from mtl_jax.preemption import Preemption
+
+
+class Run(NamedTuple):
+    """What every stage of one run shares."""
+
+    config: Any
+    parts: Experiment
+    predict: Predict
+    workdir: Path  # shared by all processes of the run, and read by all
+    written: Path  # where this process writes: the work directory, or a place of its own that is thrown away
+    log: MetricsLog
+    preemption: Preemption

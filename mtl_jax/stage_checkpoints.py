@@ -1,0 +1,120 @@
+"""What of a run is on disk: the stages that are finished, and the one in training as far as it is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mtl_jax import checkpoints, contract, experiment, run_record
+from mtl_jax.continual import ewc, replay
+from mtl_jax.run import Run
+from mtl_jax.stage_plan import Learnt, StagePlan
+from mtl_jax.train_step import TrainState
+
+
+@dataclasses.dataclass
+class Course:
+    """How far a stage is."""
+
+    state: TrainState
+    done: int  # steps
+    saved: int  # the last of them that is on disk
+    started: float  # monotonic seconds, moved forward by every pause
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out of the stage's seconds what is not training."""
+        paused = time.monotonic()
+        yield
+        self.started += time.monotonic() - paused
+
+    @property
+    def seconds(self) -> float:
+        """That the stage has taken so far."""
+        return time.monotonic() - self.started
+
+
+def finished(run: Run) -> Learnt | None:
+    """Reads what the last finished stage left, if there is one."""
+    path = checkpoints.newest_sound(stage.path for stage in reversed(checkpoints.stages(run.workdir)))
+    if path is None:
+        return None
+    record = checkpoints.read_metadata(path)
+    run_record.refuse_another(path, record["config"], run.config.to_dict())
+    loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(run.parts), "memory": None})
+    return Learnt(
+        variables=loaded["variables"],
+        anchors=tuple(ewc.Anchor(**anchor) for _, anchor in sorted(loaded["memory"]["anchors"].items())),
+        replay={stream: replay.from_tree(tree) for stream, tree in loaded["memory"]["replay"].items()},
+        stages=record["stages"],
+        train_seconds=record["train_seconds"],
+        step=record["step"],
+    )
+
+
+def save(run: Run, stage: StagePlan, after: Learnt, state: TrainState) -> None:
+    run_record.still_there(run.written)
+    run.log.flush()
+    checkpoints.save(
+        run.workdir / "checkpoints" / f"{stage.index}-{stage.name}",
+        {
+            "variables": after.variables,
+            "training": {
+                "params": state.params,  # before averaging
+                "opt_state": state.opt_state,
+                "balance_state": state.balance_state,
+                "key": state.key,
+            },
+            "memory": {
+                "anchors": {str(number): anchor._asdict() for number, anchor in enumerate(after.anchors)},
+                "replay": {stream: replay.to_tree(buffer) for stream, buffer in after.replay.items()},
+            },
+        },
+        contract.without_nan(
+            {
+                "stage": stage.name,
+                "stages": after.stages,
+                "train_seconds": after.train_seconds,
+                "step": after.step,
+                "data_position": {name: stage.batches_before(stage.total_steps, name) for name in stage.data},
+                "config": run.config.to_dict(),
+            }
+        ),
+    )
+    checkpoints.delete(_partial(run, stage))
+
+
+def _partial(run: Run, stage: StagePlan) -> Path:
+    return run.workdir / "partial" / f"{stage.index}-{stage.name}"
+
+
+def resume(run: Run, stage: StagePlan, course: Course) -> None:
+    """Goes on from the newest of the stage's partial checkpoints, if there is one."""
+    path = checkpoints.newest_sound(checkpoints.steps(_partial(run, stage)))
+    if path is not None:
+        record = checkpoints.read_metadata(path)
+        run_record.refuse_another(path, record["config"], run.config.to_dict())
+        course.state = checkpoints.load(path, {"state": course.state})["state"]
+        course.done = course.saved = int(course.state.step)
+        course.started -= record["seconds"]
+
+
+def save_partial(run: Run, stage: StagePlan, course: Course) -> None:
+    """Saves a stage that is not at its end, unless nothing has happened since it was saved."""
+    if course.done == course.saved:
+        return
+    run_record.still_there(run.written)
+    run.log.flush()
+    record = {"step": course.done, "seconds": course.seconds, "config": contract.without_nan(run.config.to_dict())}
+    folder, keep = _partial(run, stage), run.config.keep_checkpoints
+    checkpoints.save_step(folder, course.done, {"state": course.state}, record, keep=keep)
+    course.saved = course.done
+
+
+def newest(run: Run, stage: StagePlan) -> Path | None:
+    """Returns the last checkpoint of the run, if there is one."""
+    places = checkpoints.steps(_partial(run, stage)) or [each.path for each in checkpoints.stages(run.workdir)[::-1]]
+    return places[0] if places else None
