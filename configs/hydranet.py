@@ -25,6 +25,7 @@ def get_config(method: str = "sum") -> ConfigDict:
     config = base()
     config.name = "hydranet"
     config.image_size = 128
+    config.tolerated_leakage_percent = 0.5  # UTKFace has some faces twice, under two names
     config.pretrained = "mobilenet_v3_small_features.npz"
     config.model.batch_norm_momentum = 0.9
     config.model.head_layers = 1  # a face fills the image: what the heads share is the body
@@ -52,7 +53,8 @@ def get_config(method: str = "sum") -> ConfigDict:
         ("faces",),
         epochs=20.0,
         learning_rate=2e-3,
-        backbone_rate=0.3,
+        # Faces are not ImageNet's objects: at 0.3, on a split of the training faces, ages were half a year less exact.
+        backbone_rate=1.0,
         ema_decay=0.995,
         eval_every_epochs=5.0,
         balance=method,

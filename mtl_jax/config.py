@@ -36,6 +36,7 @@ def base() -> Any:
     config.pretrained = ""  # torchvision-layout .npz or .pth of backbone features; "" starts from random weights
     config.cache_gb = 2.0  # decoded training images kept in memory, GB over all streams of a stage
     config.loader_threads = 2  # threads that decode and augment
+    config.tolerated_leakage_percent = 0.0  # of the validation images that may be training images too
     config.log_every_steps = 10
     config.checkpoint_every_seconds = 120.0  # at most this much training is lost when a run is killed
     config.keep_checkpoints = 2  # of the stage in training; the older one serves where the newer is damaged

@@ -30,6 +30,7 @@ NOT_LEARNT_FROM = (
     "loader_threads",
     "on_nan",
     "resume",
+    "tolerated_leakage_percent",
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pycocotools", "mtl_jax")
 
@@ -160,7 +161,9 @@ def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
     for task, folder in runs.items():
         if not folder:
             continue
-        judged = (contract.read_json(Path(folder) / "contract.json") or {}).get("tasks", {})
+        judged = (contract.read_json(Path(folder) / "contract.json") or {}).get("tasks")
+        if not isinstance(judged, dict):
+            judged = {}
         if task not in judged:
             raise UserError(
                 f"contract.baseline_from names {folder} for task {task}; expected a finished run with that task, found "

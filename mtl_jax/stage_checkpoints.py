@@ -56,6 +56,7 @@ def finished(run: Run) -> Learnt | None:
 
 
 def save(run: Run, stage: StagePlan, after: Learnt, state: TrainState) -> None:
+    """Saves a finished stage with all that the later ones need, and removes what was saved on its way."""
     run_record.still_there(run.written)
     run.log.flush()
     checkpoints.save(

@@ -30,7 +30,7 @@ from mtl_jax import (
     train_step,
 )
 from mtl_jax import config as config_lib
-from mtl_jax.data import pipeline
+from mtl_jax.data import leakage, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory
 from mtl_jax.metrics_log import MetricsLog
@@ -74,9 +74,12 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
     config_lib.resolve(config)
     parts = experiment.build(config.to_dict(), data_root=config_lib.data_root(config))
     run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
-    for stream in _streams(config):  # a missing dataset is told before the first stage, not after it
-        experiment.source(parts, stream, training=True)
-        experiment.source(parts, stream, training=False)
+    # What is missing is told before the first stage, not after it.
+    trained, validated = (
+        {stream: experiment.source(parts, stream, training=training) for stream in _streams(config)}
+        for training in (True, False)
+    )
+    leakage.refuse(trained, validated, tolerated_percent=config.tolerated_leakage_percent)
     with contextlib.ExitStack() as stack:
         written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(run_record.locked(written))
@@ -224,8 +227,9 @@ def _finish_step(
         if run.config.on_nan != "skip":
             raise UserError(
                 f"{found}; the checkpoints in {run.workdir} are of earlier steps and intact (the last: "
-                f"{stage_checkpoints.newest(run, stage) or 'none yet'}); try a smaller config.stages.{stage.name}.learning_rate, mend the "
-                "samples, or leave such steps out with --config.on_nan=skip"
+                f"{stage_checkpoints.newest(run, stage) or 'none yet'}); try a smaller "
+                f"config.stages.{stage.name}.learning_rate, mend the samples, or leave such steps "
+                "out with --config.on_nan=skip"
             )
         progress.note(f"{found}; the step is left out, the {values['all/skipped_steps']:.0f}th of the stage")
     if done % run.config.log_every_steps and done not in (1, stage.total_steps):

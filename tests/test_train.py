@@ -388,6 +388,14 @@ def test_a_missing_dataset_is_told_before_anything_is_written(tiny_backbone, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_an_image_to_train_on_and_to_validate_with_is_told_before_anything_is_written(tiny_backbone, tmp_path):
+    config = tiny_config()
+    config.streams.masks.train_split = "val"
+    with pytest.raises(UserError, match="expected validation images that no stream trains on, found"):
+        train_loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_classes_that_are_not_the_dataset_s_are_refused(tiny_backbone, tmp_path):
     config = tiny_config()
     config.tasks.cls.classes = tuple("abcdefghij")
