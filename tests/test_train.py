@@ -21,6 +21,14 @@ from mtl_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 DIGITS = tuple("0123456789")
+# The first step goes so far that the second finds nothing finite.
+BURSTING = {
+    "optimizer": "sgd",
+    "learning_rate": 1e9,
+    "loss_weights": {"seg": 1e9},
+    "warmup_fraction": 0.0,
+    "clip_norm": 0.0,
+}
 
 
 def tiny_config() -> ConfigDict:
@@ -330,8 +338,7 @@ def test_a_separate_run_can_give_the_baseline(finished, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_explained(tiny_backbone, tmp_path):
     config = tiny_config()
     config.order = ("seg",)
-    config.stages.seg.learning_rate = 1e30
-    config.stages.seg.clip_norm = 0.0
+    config.stages.seg = config_lib.stage(("masks",), epochs=1.0, **BURSTING)
     message = r"of stage seg is (nan|inf) at step 2 \(.*samples of stream masks: train-000.*learning_rate"
     with pytest.raises(UserError, match=message):
         train_loop.train_and_evaluate(config, tmp_path / "run")
@@ -341,7 +348,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_explained(tiny_backbone,
 def test_steps_that_are_not_finite_are_left_out_where_the_config_says_so(tiny_backbone, tmp_path, capsys):
     config = tiny_config()
     config.order, config.on_nan = ("seg",), "skip"
-    config.stages.seg = config_lib.stage(("masks",), epochs=1.0, learning_rate=1e30, warmup_fraction=0.0, clip_norm=0.0)
+    config.stages.seg = config_lib.stage(("masks",), epochs=1.0, **BURSTING)
     train_loop.train_and_evaluate(config, tmp_path / "run")
     assert values(tmp_path / "run", "skipped_steps") == [0, 1, 2, 3]
     assert "samples of stream masks: train-000" in capsys.readouterr().err
