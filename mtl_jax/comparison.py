@@ -16,7 +16,7 @@ from mtl_jax import contract_table, metrics_log, report_page
 from mtl_jax.contract import read_json, relative_drop_percent, task_histories
 from mtl_jax.report import heat_cell
 from mtl_jax.report_balance import Conflict, conflicts
-from mtl_jax.report_figures import Cell, scatter_svg, spread_svg
+from mtl_jax.report_figures import Cell, scatter_svg, scatters_svg, spread_svg
 from mtl_jax.report_figures import heatmaps_svg as draw_heatmaps
 
 COSTS = {"params": "parameters", "latency_ms": "latency, ms", "train_seconds": "training, s", "step_ms": "step, ms"}
@@ -266,6 +266,29 @@ def heatmaps_svg(results: Sequence[Result]) -> str:
         {variant: _cells(runs) for variant, runs in by_variant(results).items()},
         limit_percent=results[0].contract["max_drop_percent"],
     )
+
+
+def tradeoffs_svg(results: Sequence[Result]) -> str:
+    """Every task's figure, and the largest drop of any, against inference time and parameters, in one image.
+
+    Args:
+        results: at least one.
+    """
+    groups, costs = by_variant(results), ("latency_ms", "params")
+    names = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
+    rows = [
+        (name.replace("_", " ", 1), [(COSTS[cost], _points(groups, cost, name)) for cost in costs]) for name in names
+    ]
+    drops = {variant: max(drop for run in runs for drop in _drops(run)) for variant, runs in groups.items()}
+    worst = [
+        (COSTS[cost], {name: (at, drops[name]) for name, (at, _) in _points(groups, cost, cost).items()})
+        for cost in costs
+    ]
+    return scatters_svg([*rows, ("largest drop, %", worst)])
+
+
+def _drops(run: Result) -> list[float]:
+    return [entry["drop_percent"] or 0.0 for entry in run.contract["tasks"].values()]
 
 
 def _cells(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[Cell | None]]]]:

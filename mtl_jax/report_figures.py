@@ -147,6 +147,40 @@ def scatter_svg(title: str, points: Mapping[str, tuple[float, float]], *, x: str
     return _drawn(title, draw, height=3.2)
 
 
+Points = Mapping[str, tuple[float, float]]  # (x, y) of each group, by its name
+
+
+def scatters_svg(rows: Sequence[tuple[str, Sequence[tuple[str, Points]]]]) -> str:
+    """Draws several scatter plots in rows, as an image that stands alone; a colour is a group.
+
+    Args:
+        rows: name of the vertical axis, and for each plot of the row the name of the horizontal one and its points.
+
+    Returns:
+        The text of an SVG file.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(len(plots) for _, plots in rows)
+    names = list(dict.fromkeys(name for _, plots in rows for _, points in plots for name in points))
+    colours = dict(zip(names, cycle(COLOURS), strict=False))
+    with _standing_alone():
+        figure = Figure(figsize=(3.4 * columns, 0.5 + 1.9 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), columns, squeeze=False, sharex="col", sharey="row")
+        for places, (y, plots) in zip(grid, rows, strict=True):
+            places[0].set_ylabel(y)
+            for place, (_, points) in zip(places, plots, strict=False):
+                for name, point in points.items():
+                    place.plot(*point, "o", color=colours[name], label=name)
+                place.margins(0.15)
+                place.grid(alpha=0.15, linewidth=0.6)
+        for place, (x, _) in zip(grid[-1], rows[-1][1], strict=False):
+            place.set_xlabel(x)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(names)), frameon=False)
+        return _alone(figure)
+
+
 class Cell(NamedTuple):
     """A task's figure after a stage."""
 
@@ -166,12 +200,11 @@ def heatmaps_svg(
     Returns:
         The text of an SVG file.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     columns = min(len(grids), 4)
     lines = -(-len(grids) // columns)
-    with rc_context({"svg.hashsalt": "mtl_jax", "text.parse_math": False, "font.family": "sans-serif", "font.size": 8}):
+    with _standing_alone():
         figure = Figure(figsize=(2.6 * columns, 0.5 + 1.45 * lines), layout="constrained")
         axes = list(figure.subplots(lines, columns, squeeze=False).flat)
         for place in axes:
@@ -190,8 +223,20 @@ def heatmaps_svg(
             for cell in table.get_celld().values():
                 cell.set_edgecolor("white")
             place.set_title(_shortened(variant, MAX_TITLE_LENGTH), fontsize=9, fontweight="bold")
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", facecolor="white", metadata=dict.fromkeys(("Date", "Creator")))
+        return _alone(figure)
+
+
+def _standing_alone() -> Any:
+    from matplotlib import rc_context
+
+    return rc_context(
+        {"svg.hashsalt": "mtl_jax", "text.parse_math": False, "font.family": "sans-serif", "font.size": 8}
+    )
+
+
+def _alone(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", facecolor="white", metadata=dict.fromkeys(("Date", "Creator")))
     return buffer.getvalue()
 
 

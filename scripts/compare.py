@@ -105,6 +105,7 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
         replace_text(out / "comparison.html", comparison.as_html(out.name, results))
         replace_text(out / "training_history.json", comparison.as_history(results))
         replace_text(out / "heatmaps.svg", comparison.heatmaps_svg(results))
+        replace_text(out / "tradeoffs.svg", comparison.tradeoffs_svg(results))
     if results:
         print(f"\n{comparison.as_markdown(results)}\n{out}/comparison.html")
     return 1 if failed else 0

@@ -132,3 +132,11 @@ def test_the_history_holds_losses_weights_norms_and_validation_figures_by_name()
     tree = json.loads(comparison.as_history(RESULTS))
     assert {variant: list(seeds) for variant, seeds in tree.items()} == {"none": ["0", "1"], "lwf": ["0"]}
     assert tree["lwf"]["0"]["cls/train/cls/loss"]["value"] == [2.0, 1.0]
+
+
+def test_the_tradeoffs_stand_alone_with_every_variant_and_axis():
+    svg = comparison.tradeoffs_svg(RESULTS)
+    assert svg.startswith("<?xml")
+    assert svg == comparison.tradeoffs_svg(RESULTS)
+    for text in ("seg miou", "largest drop, %", "latency, ms", "parameters", *comparison.by_variant(RESULTS)):
+        assert f"<!-- {text} -->" in svg
