@@ -2,10 +2,12 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-os.environ.setdefault("MPLBACKEND", "Agg")
+from compiling import QUICK
+
 # Compiling is the slow part of tiny models: XLA's costly passes are left out, and what is computed stays the same.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=2"
+os.environ.setdefault("MPLBACKEND", "Agg")
 
 from collections.abc import Iterator
 from pathlib import Path

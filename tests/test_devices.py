@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compiling import QUICK
 
 from mtl_jax import checkpoints, devices
 from mtl_jax.errors import UserError
@@ -30,7 +31,7 @@ SETTINGS = (
 def start(workdir: Path, *flags: str, device_count: int = 1) -> subprocess.Popen:
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={device_count}",
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={device_count}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     return subprocess.Popen(

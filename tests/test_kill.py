@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compiling import QUICK
 
 from mtl_jax import checkpoints, metrics_log
 
@@ -61,8 +62,7 @@ class Training:
         self.workdir = workdir
         self.log = workdir.with_suffix(".log")
         script = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(page), "--workdir", str(workdir)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        environment.pop("XLA_FLAGS", None)  # one device
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK}  # one device
         with self.log.open("w") as log:
             self.process = subprocess.Popen(script, stdout=log, stderr=log, env=environment, cwd=ROOT)
 
