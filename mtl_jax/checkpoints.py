@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+SPARE_BYTES = 2_000_000  # for what Orbax and we write about the arrays
 METADATA = "metadata.json"  # written last: where it is, the rest is
 DIGESTS = "digests.json"  # of every other file, so that a damaged one is found and not trained on
 
@@ -53,7 +55,8 @@ def save(path: Path, parts: Mapping[str, PyTree], metadata: Mapping[str, Any]) -
     try:
         if primary:
             path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(fresh, ignore_errors=True)
+            _remove_drafts(fresh)
+            _require_room(path.parent, parts)
         _wait_for_all(f"{path} may be written")
         ocp.save_checkpointables(fresh.absolute(), {name: _on_host(tree) for name, tree in parts.items()})
         if primary:
@@ -61,9 +64,25 @@ def save(path: Path, parts: Mapping[str, PyTree], metadata: Mapping[str, Any]) -
             _replace(path, fresh)
         _wait_for_all(f"{path} is written")
     except (OSError, ValueError) as error:  # Orbax tells of a full disk by either
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove_drafts(fresh)
         reason = str(error).strip().splitlines()[0][:300]
         raise CheckpointError(f"{path}: cannot be written ({reason}); earlier checkpoints are intact") from error
+
+
+def _remove_drafts(fresh: Path) -> None:
+    """Removes what a write that did not end has left, Orbax's own drafts included."""
+    for draft in fresh.parent.glob(f"{fresh.name}*"):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _require_room(folder: Path, parts: Mapping[str, PyTree]) -> None:
+    """Asks before writing: where the room ends within a write, Orbax's threads speak before they fail."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(parts)))
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise OSError(
+            errno.ENOSPC, f"about {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free", str(folder)
+        )
 
 
 def _seal(fresh: Path, metadata: Mapping[str, Any]) -> None:
@@ -204,8 +223,10 @@ def save_step(folder: Path, step: int, parts: Mapping[str, PyTree], metadata: Ma
     """
     save(folder / str(step), parts, metadata)
     if jax.process_index() == 0:
-        for old in steps(folder)[keep:]:
-            delete(old)
+        kept = steps(folder)[:keep]
+        for other in folder.iterdir():
+            if other not in kept:
+                delete(other)
 
 
 def steps(folder: Path) -> list[Path]:
@@ -248,7 +269,7 @@ def _orbax() -> Any:
 
     from orbax.checkpoint import v1 as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what goes wrong is raised too
     return ocp
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -97,6 +98,15 @@ def test_what_cannot_be_written_leaves_the_earlier_one_and_nothing_else(saved, m
             checkpoints.save(saved, PARTS, {"stage": "new"})
     assert checkpoints.read_metadata(saved) == {"stage": "seg"}
     checkpoints.verify(saved)
+    assert [path.name for path in saved.parent.iterdir()] == ["0-seg"]
+
+
+def test_a_disk_that_is_too_full_is_told_before_anything_is_written(saved, monkeypatch):
+    (saved.parent / "0-seg.new.orbax-checkpoint-tmp").mkdir()  # of a write that was killed
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(CheckpointError, match=r"about 0 MB are needed, 0 MB are free.*earlier checkpoints are intact"):
+        checkpoints.save(saved, PARTS, {"stage": "new"})
+    assert checkpoints.read_metadata(saved) == {"stage": "seg"}
     assert [path.name for path in saved.parent.iterdir()] == ["0-seg"]
 
 
