@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import logging
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import jax
 
+from mtl_jax import devices
 from mtl_jax.models import cpu_kernels
 
 MAX_BYTES = 4 * 2**30  # the least recently used programs go first
@@ -65,7 +65,5 @@ def ahead_of_time(function: Any, *arguments: Any) -> Any:
         The compiled function, for arguments of these shapes, types and places only.
     """
     compiled = function.lower(*arguments).compile()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries of C give memory back themselves
-    if trim is not None:
-        trim(0)
+    devices.give_back_memory()
     return compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Mapping
@@ -125,6 +126,13 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def give_back_memory() -> None:
+    """Gives what was freed back to the machine: compilers, evaluations and checkpoints leave a lot behind."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other libraries of C do so themselves
+    if trim is not None:
+        trim(0)
 
 
 def memory_mb() -> float | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtl_jax import checkpoints, contract, experiment, run_record
+from mtl_jax import checkpoints, contract, devices, experiment, run_record
 from mtl_jax.continual import ewc, replay
 from mtl_jax.run import Run
 from mtl_jax.stage_plan import Learnt, StagePlan
@@ -113,6 +113,7 @@ def save_partial(run: Run, stage: StagePlan, course: Course) -> None:
     folder, keep = _partial(run, stage), run.config.keep_checkpoints
     checkpoints.save_step(folder, course.done, {"state": course.state}, record, keep=keep)
     course.saved = course.done
+    devices.give_back_memory()
 
 
 def newest(run: Run, stage: StagePlan) -> Path | None:

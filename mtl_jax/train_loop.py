@@ -285,6 +285,7 @@ def _evaluate(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, 
         if tasks:
             batches = experiment.eval_batches(run.parts, stream)
             metrics |= evaluate.evaluate(run.predict, variables, batches, tasks)
+    devices.give_back_memory()
     return {name: metrics[name] for name in names}
 
 
