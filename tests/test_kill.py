@@ -143,7 +143,7 @@ def test_a_run_that_was_asked_to_end_saves_and_one_that_was_killed_at_random_goe
     assert "stopped by SIGTERM" in training.log.read_text()
     killed, rounds = 0, 0
     while killed < KILLS:
-        events = chance.randrange(logged(workdir), len(whole["events"]) + 5)
+        events = chance.randint(logged(workdir), logged(page.parent / "whole"))
         if Training(page, workdir).kill_at(events, chance.uniform(0.0, 0.5)):
             killed += 1
         else:  # it came to its end: compare, and begin again
