@@ -289,6 +289,16 @@ def test_a_work_directory_of_another_config_is_refused_and_the_difference_named(
         train_loop.train_and_evaluate(config, finished)
 
 
+def test_a_checkpoint_of_another_config_is_refused_and_the_difference_named(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "config.json").unlink()
+    config = tiny_config()
+    config.stages.seg.learning_rate = 0.5
+    message = r"1-cls holds a run of another configuration \(stages.seg.learning_rate was 0.001, is 0.5\)"
+    with pytest.raises(UserError, match=message):
+        train_loop.train_and_evaluate(config, copy)
+
+
 def test_evaluating_the_checkpoint_gives_the_contract_s_figures(finished):
     contract = json.loads((finished / "contract.json").read_text())
     figures = evaluate_checkpoint.run(finished)
