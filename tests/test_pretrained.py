@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from published_backbones import NETWORKS, shapes
 
+from mtl_jax import tasks
 from mtl_jax.errors import UserError
-from mtl_jax.models import pretrained
+from mtl_jax.models import multi_task, pretrained
 from mtl_jax.models.efficientnet import EfficientNetB0Classifier
 from mtl_jax.models.mobilenet_v3 import MobileNetV3LargeClassifier, MobileNetV3Small, MobileNetV3SmallClassifier
+from mtl_jax.models.sharing import WAYS, has_branches
 
 
 def zeros_like_init(module, **kwargs):
@@ -85,6 +87,18 @@ def test_every_branch_gets_its_stages_and_shared_ones_are_given_once(file, state
     jax.tree.map(np.testing.assert_array_equal, loaded["params"]["branch_seg"], loaded["params"]["branch_cls"])
     blocks = loaded["params"]["branch_cls"]["backbone"]
     np.testing.assert_array_equal(blocks["last"]["norm"]["scale"], state["features.12.1.weight"])
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "hard"])
+def test_every_way_to_share_takes_the_features_into_all_its_backbones(way, file):
+    records = tasks.build({name: {"kind": "classification", "classes": ("a", "b")} for name in ("one", "two")})
+    model = multi_task.build({"sharing": way}, records)
+    shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
+    loaded = pretrained.load(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), file)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(loaded["params"])}
+    stems = [path for path in leaves if "['backbone']['stem']['conv']" in path]
+    assert len(stems) == (2 if has_branches({"share_until": "all", "sharing": way}) else 1)
+    assert all(leaves[path].any() for path in stems)
 
 
 def test_kernels_are_turned_from_oihw_to_the_layout_of_their_layer(variables, file, state):

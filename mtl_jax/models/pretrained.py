@@ -207,7 +207,7 @@ def _torchvision_names(paths: list[TreePath], architecture: Architecture) -> dic
 
 def _inside_backbone(path: TreePath) -> TreePath:
     """The path below the backbone, or the part of it in a task's branch; empty for other variables."""
-    depth = next((depth for depth in (1, 2) if path[depth] in ("backbone", "features")), None)
+    depth = next((depth for depth, name in enumerate(path[:3]) if name in ("backbone", "features")), None)
     return () if depth is None else path[depth + 1 :]
 
 
