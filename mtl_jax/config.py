@@ -255,10 +255,9 @@ def validate(config: Any) -> None:
     Raises:
         UserError: a stage without a stream, a stream without a task, a number out of range.
     """
-    _require_at_least("config", config, ("keep_checkpoints", "log_every_steps"), 1.0)
     if config.on_nan not in ON_NAN:
         raise UserError(f"config.on_nan is {config.on_nan!r}; expected one of {', '.join(ON_NAN)}")
-    _require_at_least("config", config, ("image_size", "log_every_steps"), 1.0)
+    _require_at_least("config", config, ("image_size", "log_every_steps", "keep_checkpoints"), 1.0)
     _require_at_least("config", config, ("cache_gb", "loader_threads", "example_images"), 0.0)
     _require_at_least("config", config, ("checkpoint_every_seconds",), 0.0, most=math.inf)
     _require_at_least("config", config, ("seed",), 0.0, most=MAX_SEED)

@@ -232,7 +232,6 @@ def eval_batches(experiment: Experiment, stream: str) -> Any:
         labels=dict(settings["labels"]),
         image_size=eval_image_size(experiment, stream),
         batch_size=settings["eval_batch_size"],
-        cache_bytes=0,  # they are read once
     )
 
 

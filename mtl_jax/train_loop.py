@@ -231,7 +231,7 @@ def _finish_step(
                 f"config.stages.{stage.name}.learning_rate, mend the samples, or leave such steps "
                 "out with --config.on_nan=skip"
             )
-        progress.note(f"{found}; the step is left out, the {values['all/skipped_steps']:.0f}th of the stage")
+        progress.note(f"{found}; the step is left out ({values['all/skipped_steps']:.0f} in this stage so far)")
     if done % run.config.log_every_steps and done not in (1, stage.total_steps):
         return
     if progress.images_per_second is not None:
@@ -252,7 +252,7 @@ def _not_finite(
     figure = next(name for name in ("all/loss", "all/gradient_norm") if not math.isfinite(values[name]))
     culprits = [name for name, value in values.items() if not math.isfinite(value) and not name.startswith("all/")]
     tasks = {name.partition("/")[0] for name in culprits}
-    streams = [stream for stream in ids if tasks & set(_labels(run, stage, stream))] or list(ids)
+    streams = [stream for stream in ids if tasks & set(_labels(run, stream))] or list(ids)
     samples = "; ".join(f"{stream}: {', '.join(ids[stream])}" for stream in streams)
     return (
         f"the {figure.removeprefix('all/').replace('_', ' ')} of stage {stage.name} is {values[figure]} at step {done} "
@@ -260,7 +260,7 @@ def _not_finite(
     )
 
 
-def _labels(run: Run, stage: StagePlan, stream: str) -> tuple[str, ...]:
+def _labels(run: Run, stream: str) -> tuple[str, ...]:
     return tuple(run.config.streams[stream.removesuffix("_replay")].labels)
 
 
