@@ -114,6 +114,9 @@ def stream(source: str, labels: Mapping[str, str], **changes: Any) -> Any:
             "val_split": "val",
             "image_size": 0,  # px; 0 means config.image_size
             "train_image_size": 0,  # px; 0 means image_size. Smaller crops make a step cheaper.
+            # True shows an image's largest square, False the whole image between grey bars; True is usual for classes,
+            # and only for labels of whole images
+            "crop": False,
             "batch_size": 8,
             "eval_batch_size": 4,
             "max_boxes": 64,  # per image; the largest are kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, PyTree
@@ -18,6 +18,13 @@ from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Task
 
 SMOKE_EXAMPLES = 8  # images of each split that a smoke run touches
+
+
+class View(NamedTuple):
+    """How an image is shown to the network."""
+
+    image_size: int  # px, both sides
+    crop: bool  # its largest square, instead of the whole image between grey bars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,7 @@ def build(config: Mapping[str, Any], *, data_root: Path) -> Experiment:
         UserError: a section that does not fit its factory.
     """
     tasks = tasks_lib.build(config["tasks"])
+    _check_crops(config["streams"], tasks)
     return Experiment(
         tasks=tasks,
         model=multi_task.build(config["model"], tasks),
@@ -53,6 +61,16 @@ def build(config: Mapping[str, Any], *, data_root: Path) -> Experiment:
         cache_bytes=int(config["cache_gb"] * 1e9),
         smoke=config["smoke"],
     )
+
+
+def _check_crops(streams: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]) -> None:
+    for name, settings in streams.items():
+        located = [task for task in settings["labels"] if task in tasks and tasks[task].readout != "pooled"]
+        if settings["crop"] and located:
+            raise UserError(
+                f"config.streams.{name}.crop leaves parts of images away, in which task {located[0]} has "
+                f"{tasks[located[0]].kind} labels; set it to False: it is for labels of whole images"
+            )
 
 
 def init_variables(experiment: Experiment, *, key: Array, pretrained_path: str) -> PyTree:
@@ -172,8 +190,9 @@ def train_batches(
     """
     settings = experiment.streams[stream]
     count: int = batch_size or settings["batch_size"]
+    changes = settings["augment"] if augmented else {}
     try:
-        augment = transforms.Augment(**settings["augment"]) if augmented else transforms.Augment()
+        augment = transforms.Augment(**changes, crop=settings["crop"])
     except TypeError as error:
         fields = ", ".join(field.name for field in dataclasses.fields(transforms.Augment))
         raise UserError(f"config.streams.{stream}.augment: {error}; it has {fields}") from error
@@ -204,6 +223,7 @@ def examples(experiment: Experiment, stream: str, data: sources.Source) -> Itera
         labels=dict(settings["labels"]),
         image_size=train_image_size(experiment, stream),
         max_boxes=settings["max_boxes"],
+        crop=settings["crop"],
     )
 
 
@@ -213,25 +233,27 @@ def train_image_size(experiment: Experiment, stream: str) -> int:
     return settings["train_image_size"] or settings["image_size"] or experiment.image_size
 
 
-def eval_image_size(experiment: Experiment, stream: str) -> int:
-    """Returns the side of a stream's validation images, px."""
-    return experiment.streams[stream]["image_size"] or experiment.image_size
+def view(experiment: Experiment, stream: str) -> View:
+    """Returns how a stream's validation images are shown to the network."""
+    settings = experiment.streams[stream]
+    return View(settings["image_size"] or experiment.image_size, settings["crop"])
 
 
-def task_image_size(experiment: Experiment, task: str) -> int:
-    """Returns the side of the images that a task is validated on, those of the first stream that labels it, px."""
+def task_view(experiment: Experiment, task: str) -> View:
+    """Returns how the images that a task is validated on are shown, those of the first stream that labels it."""
     streams = (name for name, settings in experiment.streams.items() if task in settings["labels"])
-    return next((eval_image_size(experiment, name) for name in streams), experiment.image_size)
+    return next((view(experiment, name) for name in streams), View(experiment.image_size, crop=False))
 
 
 def eval_batches(experiment: Experiment, stream: str) -> Any:
     """Returns the validation batches of a stream."""
-    settings = experiment.streams[stream]
+    settings, (image_size, crop) = experiment.streams[stream], view(experiment, stream)
     return pipeline.eval_batches(
         source(experiment, stream, training=False),
         labels=dict(settings["labels"]),
-        image_size=eval_image_size(experiment, stream),
+        image_size=image_size,
         batch_size=settings["eval_batch_size"],
+        crop=crop,
     )
 
 

@@ -54,7 +54,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
     on_error: Callable[[UserError], None] | None = None,
 ) -> Iterator[Predicted]:
-    """Asks a trained network about images, each task at the image size that it was validated at.
+    """Asks a trained network about images, each task shown as it was validated: size and crop.
 
     Args:
         weights: a work directory (its last stage) or one stage's checkpoint.
@@ -77,17 +77,16 @@ def predict(
     """
     network = trained.load(Path(weights), tasks=tasks)
     run = evaluate.make_predict(network.parts.model, network.tasks)
-    by_size: dict[int, list[str]] = {}
+    by_view: dict[experiment.View, list[str]] = {}
     for name in network.names:
-        by_size.setdefault(experiment.task_image_size(network.parts, name), []).append(name)
+        by_view.setdefault(experiment.task_view(network.parts, name), []).append(name)
     batch_size = min(batch_size, len(images))
     decoded = _decoded(images, on_error)
     while batch := list(itertools.islice(decoded, batch_size)):
         found: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
-        for size, names in by_size.items():
-            pixels, geometries = pipeline.letterboxed(
-                [image for _, image in batch], size=(size, size), batch_size=batch_size
-            )
+        pictures = [image for _, image in batch]
+        for (size, crop), names in by_view.items():
+            pixels, geometries = pipeline.fitted(pictures, size=(size, size), batch_size=batch_size, crop=crop)
             outputs = jax.device_get(run(network.variables, pixels, names=tuple(names)))
             for index, (predictions, places) in enumerate(found):
                 predictions |= {name: evaluate.example(outputs[name], index) for name in names}

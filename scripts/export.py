@@ -79,8 +79,9 @@ def _export(options: argparse.Namespace) -> str:
     times = check.latencies_ms(runs, batches[0], repeats=REPEATS)
     _show([("the network in JAX", "", "", ""), *rows], times)
     for name, task in description["tasks"].items():
-        if task["validated_at_px"] != image.shape[1]:
-            print(f"note: {name} was validated at {task['validated_at_px']} px, the files take {image.shape[1]} px")
+        seen = task["validated_on"], task["validated_at_px"]
+        if seen != ("the whole image", image.shape[1]):
+            print(f"note: {name} was validated on {seen[0]} at {seen[1]} px, the files take {image.shape[1]} px")
     return f"{'; '.join(wrong)}: expected at most {check.MAX_DIFFERENCE} of the largest magnitude" if wrong else ""
 
 
@@ -100,7 +101,7 @@ def _batches(places: list[str], shape: tuple[int, ...]) -> Iterator[Any]:
     paths = predict.find_images(places)
     for first in range(0, len(paths), count):
         images = [decode_image(path) for path in paths[first : first + count]]
-        yield pipeline.letterboxed(images, size=(size[0], size[1]), batch_size=count)[0]
+        yield pipeline.fitted(images, size=(size[0], size[1]), batch_size=count)[0]
 
 
 def _show(rows: list[tuple[str, ...]], times: dict[str, float]) -> None:

@@ -60,7 +60,7 @@ def _quarter(
     height, width = sample["image"].shape[:2]
     space_y = size[0] - middle[0] if bottom else middle[0]
     space_x = size[1] - middle[1] if right else middle[1]
-    scale_x, scale_y = random_scales(rng, fit(height, width, size=size).scale_x, augment)
+    scale_x, scale_y = random_scales(rng, fit(height, width, size=size, crop=augment.crop).scale_x, augment)
     slack_x, slack_y = space_x - width * scale_x, space_y - height * scale_y
     offset_x = slack_x * (rng.random() if slack_x < 0 else 1 - right)
     offset_y = slack_y * (rng.random() if slack_y < 0 else 1 - bottom)

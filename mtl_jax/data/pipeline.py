@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class EvalBatch(NamedTuple):
-    """Letterboxed images, with the labels at original resolution; `len(ids)` of the images are real."""
+    """Fitted images, with the labels at original resolution; `len(ids)` of the images are real."""
 
     image: Float32[np.ndarray, "batch height width 3"]  # the last one is repeated to fill the batch
     ids: list[str]
@@ -84,15 +84,21 @@ def without_ids(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def examples(
-    source: Source, *, labels: Mapping[str, str], image_size: int | tuple[int, int], max_boxes: int = 64
+    source: Source,
+    *,
+    labels: Mapping[str, str],
+    image_size: int | tuple[int, int],
+    max_boxes: int = 64,
+    crop: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yields a source's examples in its order, whole and unchanged, without a batch axis.
+    """Yields a source's examples in its order, unchanged but for their size, without a batch axis.
 
     Args:
         source: of samples.
         labels: task name -> the source's label name.
         image_size: height and width of the network's input, px.
         max_boxes: rows of a detection label; the largest boxes stay.
+        crop: images fill the input, instead of lying whole between grey bars.
 
     Raises:
         UserError: the source is empty or has no such label.
@@ -100,7 +106,7 @@ def examples(
     _check(source, labels)
     generator = np.random.default_rng(0)  # draws nothing: every augmentation is off
     for index in range(len(source)):
-        sample = apply(source[index], generator, size=_pair(image_size), augment=Augment())
+        sample = apply(source[index], generator, size=_pair(image_size), augment=Augment(crop=crop))
         batch = _collate([sample], labels=labels, max_boxes=max_boxes)
         by_task = {task: {name: field[0] for name, field in fields.items()} for task, fields in batch["labels"].items()}
         yield {"image": batch["image"][0], "labels": by_task}
@@ -109,8 +115,11 @@ def examples(
 class EvalBatches(Sequence[EvalBatch]):
     """Batches over a whole source in its order."""
 
-    def __init__(self, source: Source, labels: Mapping[str, str], size: tuple[int, int], batch_size: int) -> None:
-        self._source, self._labels, self._size, self._batch_size = source, dict(labels), size, batch_size
+    def __init__(
+        self, source: Source, labels: Mapping[str, str], size: tuple[int, int], batch_size: int, crop: bool
+    ) -> None:
+        self._source, self._labels, self._batch_size = source, dict(labels), batch_size
+        self._size, self._crop = size, crop
 
     def __len__(self) -> int:
         return -(-len(self._source) // self._batch_size)
@@ -127,7 +136,7 @@ class EvalBatches(Sequence[EvalBatch]):
         first = range(len(self))[index] * self._batch_size  # raises IndexError, counts negative ones from the end
         samples = [self._source[i] for i in range(first, min(first + self._batch_size, len(self._source)))]
         images = [sample["image"] for sample in samples]
-        batch, geometries = letterboxed(images, size=self._size, batch_size=self._batch_size)
+        batch, geometries = fitted(images, size=self._size, batch_size=self._batch_size, crop=self._crop)
         targets = [{task: sample["labels"][label] for task, label in self._labels.items()} for sample in samples]
         return EvalBatch(batch, [sample["id"] for sample in samples], targets, geometries)
 
@@ -138,6 +147,7 @@ def eval_batches(
     labels: Mapping[str, str],
     image_size: int | tuple[int, int],
     batch_size: int,
+    crop: bool = False,
     cache_bytes: int = 0,
 ) -> EvalBatches:
     """Returns the batches of one pass over a source, in its order, without augmentation.
@@ -147,30 +157,25 @@ def eval_batches(
         labels: task name -> the source's label name.
         image_size: height and width of the network's input, px.
         batch_size: images per batch; the last batch is filled by repeating its last image.
+        crop: images fill the input, instead of lying whole between grey bars.
         cache_bytes: limit of the memory for decoded samples.
 
     Raises:
         UserError: the source is empty or has no such label.
     """
     _check(source, labels)
-    return EvalBatches(cached(source, cache_bytes), labels, _pair(image_size), batch_size)
+    return EvalBatches(cached(source, cache_bytes), labels, _pair(image_size), batch_size, crop)
 
 
-def letterboxed(
-    images: Sequence[np.ndarray], *, size: tuple[int, int], batch_size: int
+def fitted(
+    images: Sequence[np.ndarray], *, size: tuple[int, int], batch_size: int, crop: bool = False
 ) -> tuple[Float32[np.ndarray, "batch height width 3"], list[Geometry]]:
     """Fits u8 RGB images into one batch, whose last one is repeated to fill it, and says where each went."""
-    placed = [letterbox(image, size=size) for image in images]
-    fitted = [image for image, _ in placed]
-    fitted += fitted[-1:] * (batch_size - len(fitted))
-    return _unit_images(fitted), [where for _, where in placed]
-
-
-def letterbox(image: np.ndarray, *, size: tuple[int, int]) -> tuple[np.ndarray, Geometry]:
-    """Fits a u8 RGB image into `size` (height, width), and says where it went."""
-    height, width = image.shape[:2]
-    placement = fit(height, width, size=size)
-    return warp(image, placement, size=size), Geometry(*placement, height, width)
+    placements = [fit(*image.shape[:2], size=size, crop=crop) for image in images]
+    placed = [warp(image, placement, size=size) for image, placement in zip(images, placements, strict=True)]
+    placed += placed[-1:] * (batch_size - len(placed))
+    geometries = [Geometry(*where, *image.shape[:2]) for image, where in zip(images, placements, strict=True)]
+    return _unit_images(placed), geometries
 
 
 def prefetch(

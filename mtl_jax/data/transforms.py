@@ -24,7 +24,8 @@ _CROP_ATTEMPTS = 10  # to find a crop of the drawn area and aspect inside the im
 class Augment:
     """Random changes of a training sample; every default is "off".
 
-    Scales are relative to the largest that fits the whole image into the output.
+    Scales are relative to the largest that fits the whole image into the output, or with `crop` to the least at which
+    the image fills it.
     """
 
     scale_min: float = 1.0
@@ -38,6 +39,7 @@ class Augment:
     saturation: float = 0.0
     hue: float = 0.0  # of the whole colour circle, at most 0.5
     mosaic_probability: float = 0.0  # of composing four images into one
+    crop: bool = False  # the image fills the output, instead of lying whole between grey bars
     min_visible: float = 0.2  # share of a box's area that must be left inside a crop for the box to stay
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ def random_placement(
     if augment.crop_area_min > 0:
         placement = _random_crop(height, width, rng, size, augment)
     else:
-        base = fit(height, width, size=size)
+        base = fit(height, width, size=size, crop=augment.crop)
         scale_x, scale_y = random_scales(rng, base.scale_x, augment)
         share_x, share_y = rng.random(2) if augment.random_position else (0.5, 0.5)
         offset_x = (size[1] - width * scale_x) * share_x

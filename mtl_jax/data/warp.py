@@ -27,9 +27,12 @@ class Placement(NamedTuple):
     offset_y: float
 
 
-def fit(height: int, width: int, *, size: tuple[int, int]) -> Placement:
-    """Returns the letterbox: the whole image, aspect kept, centred in `size` (height, width)."""
-    scale = min(size[0] / height, size[1] / width)
+def fit(height: int, width: int, *, size: tuple[int, int], crop: bool = False) -> Placement:
+    """Returns the letterbox: the whole image, aspect kept, centred in `size` (height, width).
+
+    With `crop`, the image fills `size`, and what stands out of it is left away.
+    """
+    scale = (max if crop else min)(size[0] / height, size[1] / width)
     return Placement(scale, scale, (size[1] - width * scale) / 2, (size[0] - height * scale) / 2)
 
 

@@ -66,11 +66,13 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct) -> dict[str, Any]:
         image: from `input_shape`.
     """
     shapes = jax.eval_shape(answers(network), image)
+    views = {name: experiment.task_view(network.parts, name) for name in network.tasks}
     tasks = {
         name: {
             "kind": task.kind,
             "classes": list(task.classes),
-            "validated_at_px": experiment.task_image_size(network.parts, name),
+            "validated_at_px": views[name].image_size,
+            "validated_on": "the largest square" if views[name].crop else "the whole image",
             "outputs": {
                 f"{name}/{field}": {
                     "shape": list(shapes[f"{name}/{field}"].shape),
