@@ -44,8 +44,8 @@ def same(first, second):
 class Levels:
     """Flat images whose level is their index, class likewise."""
 
-    def __init__(self, count):
-        self.count = count
+    def __init__(self, count, shape=(8, 8)):
+        self.count, self.shape = count, shape
         self.class_names = {"classification": tuple(str(i) for i in range(count))}
 
     def __len__(self):
@@ -53,7 +53,7 @@ class Levels:
 
     def __getitem__(self, index):
         return {
-            "image": np.full((8, 8, 3), index, np.uint8),
+            "image": np.full((*self.shape, 3), index, np.uint8),
             "labels": {"classification": {"label": np.array(index, np.int32)}},
             "id": str(index),
         }
@@ -203,6 +203,19 @@ def test_geometry_leads_from_the_original_into_the_input():
     assert np.allclose(batch.image[0, :, :16], 114 / 255)
     inside = batch.image[0, :, 16:80].mean(axis=(0, 1))
     np.testing.assert_allclose(inside, sample["image"].mean(axis=(0, 1)) / 255, atol=0.01)
+
+
+def test_what_is_cropped_looks_alike_in_training_evaluation_and_examples():
+    source, labels = Levels(2, shape=(20, 40)), {"cls": "classification"}
+    evaluated = pipeline.eval_batches(source, labels=labels, image_size=16, batch_size=2, crop=True)[0].image
+    trained = pipeline.train_batches(
+        source, labels=labels, image_size=16, batch_size=2, augment=Augment(crop=True), seed=0
+    )[0]
+    examples = [example["image"] for example in pipeline.examples(source, labels=labels, image_size=16, crop=True)]
+    order = [int(name) for name in trained["ids"]]
+    np.testing.assert_array_equal(trained["image"], evaluated[order])
+    np.testing.assert_array_equal(examples, evaluated)
+    assert not np.isclose(evaluated, 114 / 255).any()
 
 
 def test_evaluation_batches_can_be_prefetched():

@@ -64,6 +64,11 @@ def test_letterbox_keeps_the_aspect_and_centres():
     assert warp.fit(200, 100, size=(100, 100)) == Placement(0.5, 0.5, 25.0, 0.0)
 
 
+def test_a_crop_fills_the_output_with_the_middle():
+    assert warp.fit(100, 200, size=(400, 400), crop=True) == Placement(4.0, 4.0, -200.0, 0.0)
+    assert warp.fit(200, 100, size=(100, 100), crop=True) == Placement(1.0, 1.0, 0.0, -50.0)
+
+
 def test_stretch_fills_the_output():
     assert warp.stretch(100, 200, size=(50, 50)) == Placement(0.25, 0.5, 0.0, 0.0)
 

@@ -49,7 +49,7 @@ KINDS = {
 
 
 def save_checkpoint(folder: Path, *, image_size: int = 64) -> Path:
-    """Writes the checkpoint of an untrained network with every kind of task, of which `cls` sees smaller images."""
+    """Writes the checkpoint of an untrained network with every kind of task, of which `cls` sees smaller images, cropped."""
     config: Any = config_lib.base()
     config.image_size = image_size
     with config.ignore_type():
@@ -57,7 +57,7 @@ def save_checkpoint(folder: Path, *, image_size: int = 64) -> Path:
         config.tasks.update(KINDS)
     for name, size in (("scenes", 0), ("single", image_size // 2)):
         labels = {"cls": "classification"} if size else {task: task for task in KINDS if task != "cls"}
-        config.streams[name] = config_lib.stream("digits", labels, image_size=size)
+        config.streams[name] = config_lib.stream("digits", labels, image_size=size, crop=bool(size))
     parts = experiment.build(config.to_dict(), data_root=Path())
     variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
     stages = [{"name": "all", "metrics": {task: {} for task in KINDS}}]

@@ -1,0 +1,32 @@
+"""From a config to its parts: what does not fit together is told before any data is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import KINDS, MODEL
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.errors import UserError
+
+
+def settings(labels: tuple[str, ...], **changes: Any) -> dict[str, Any]:
+    config: Any = config_lib.base()
+    with config.ignore_type():
+        config.model.update(MODEL)
+        config.tasks.update(KINDS)
+    config.streams.photos = config_lib.stream("digits", {task: task for task in labels}, **changes)
+    return config.to_dict()
+
+
+@pytest.mark.parametrize("task", ["det", "seg", "depth"])
+def test_what_has_a_place_in_the_image_is_not_cropped(tiny_backbone, task):
+    with pytest.raises(UserError, match=rf"config\.streams\.photos\.crop .* task {task} has"):
+        experiment.build(settings(("cls", task), crop=True), data_root=Path())
+
+
+def test_a_task_is_shown_images_as_its_stream_says_and_whole_without_one(tiny_backbone):
+    parts = experiment.build(settings(("cls", "tags", "age"), crop=True, image_size=96), data_root=Path())
+    assert experiment.task_view(parts, "age") == (96, True)
+    assert experiment.task_view(parts, "seg") == (parts.image_size, False)
