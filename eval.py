@@ -35,5 +35,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    allocator.use_huge_pages()
+    allocator.tune()
     sys.exit(main(sys.argv[1:]))

@@ -89,5 +89,5 @@ def _machine() -> dict[str, Any]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["balance"]:  # which computes in this process, as training does
-        allocator.use_huge_pages()
+        allocator.tune()
     sys.exit(main(sys.argv[1:]))

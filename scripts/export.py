@@ -115,5 +115,5 @@ def _show(rows: list[tuple[str, ...]], times: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    allocator.use_huge_pages()
+    allocator.tune()
     sys.exit(main(sys.argv[1:]))

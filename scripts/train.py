@@ -103,5 +103,5 @@ def _fail(message: str, status: int = EXIT_USER_ERROR) -> int:
 
 
 if __name__ == "__main__":
-    allocator.use_huge_pages()
+    allocator.tune()
     sys.exit(main(sys.argv))

@@ -49,7 +49,7 @@ KINDS = {
 
 
 def save_checkpoint(folder: Path, *, image_size: int = 64) -> Path:
-    """Writes the checkpoint of an untrained network with every kind of task, of which `cls` sees smaller images, cropped."""
+    """Writes the checkpoint of an untrained network with every kind of task; `cls` sees smaller images, cropped."""
     config: Any = config_lib.base()
     config.image_size = image_size
     with config.ignore_type():
