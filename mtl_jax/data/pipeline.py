@@ -148,23 +148,21 @@ def eval_batches(
     image_size: int | tuple[int, int],
     batch_size: int,
     crop: bool = False,
-    cache_bytes: int = 0,
 ) -> EvalBatches:
     """Returns the batches of one pass over a source, in its order, without augmentation.
 
     Args:
-        source: of samples. A `cache.CachedSource` keeps its own limit.
+        source: of samples.
         labels: task name -> the source's label name.
         image_size: height and width of the network's input, px.
         batch_size: images per batch; the last batch is filled by repeating its last image.
         crop: images fill the input, instead of lying whole between grey bars.
-        cache_bytes: limit of the memory for decoded samples.
 
     Raises:
         UserError: the source is empty or has no such label.
     """
     _check(source, labels)
-    return EvalBatches(cached(source, cache_bytes), labels, _pair(image_size), batch_size, crop)
+    return EvalBatches(source, labels, _pair(image_size), batch_size, crop)
 
 
 def fitted(
