@@ -26,6 +26,9 @@ class View(NamedTuple):
     image_size: int  # px, both sides
     crop: bool  # its largest square, instead of the whole image between grey bars
 
+    def __str__(self) -> str:
+        return f"{'the largest square' if self.crop else 'the whole image'} at {self.image_size} px"
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder of the files")
     parser.add_argument("--format", default="stablehlo,onnx", help="one or both")
     parser.add_argument("--tasks", default="all", help="all, or names separated by commas")
-    parser.add_argument("--image_size", type=int, default=0, help="px, a multiple of 32; the config's if not given")
+    parser.add_argument("--image_size", type=int, default=0, help="px, a multiple of 32; as validated if not given")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
     options = parser.parse_args(arguments)
@@ -57,8 +57,10 @@ def _export(options: argparse.Namespace) -> str:
     if options.batch_size < 1:
         return f"--batch_size is {options.batch_size}; expected 1 or more"
     model = trained.load(options.weights, tasks=options.tasks)
-    image = network.input_shape(image_size=options.image_size or model.parts.image_size, batch_size=options.batch_size)
-    batches = list(_batches(options.images, image.shape))
+    view = network.input_view(model)
+    view = view._replace(image_size=options.image_size or view.image_size)
+    image = network.input_shape(image_size=view.image_size, batch_size=options.batch_size)
+    batches = list(_batches(options.images, image.shape, crop=view.crop))
     options.out.mkdir(parents=True, exist_ok=True)
     description = network.describe(model, image)
     plain, full = check.reference(model)
@@ -79,14 +81,13 @@ def _export(options: argparse.Namespace) -> str:
     times = check.latencies_ms(runs, batches[0], repeats=REPEATS)
     _show([("the network in JAX", "", "", ""), *rows], times)
     for name, task in description["tasks"].items():
-        seen = task["validated_on"], task["validated_at_px"]
-        if seen != ("the whole image", image.shape[1]):
-            print(f"note: {name} was validated on {seen[0]} at {seen[1]} px, the files take {image.shape[1]} px")
+        if task["validated_on"] != str(view):
+            print(f"note: {name} was validated on {task['validated_on']}, the files take {view}")
     return f"{'; '.join(wrong)}: expected at most {check.MAX_DIFFERENCE} of the largest magnitude" if wrong else ""
 
 
-def _batches(places: list[str], shape: tuple[int, ...]) -> Iterator[Any]:
-    """Letterboxed images, or without any blotches of colour."""
+def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterator[Any]:
+    """Images as the files take them, or without any blotches of colour."""
     import numpy as np
 
     from mtl_jax import predict
@@ -101,7 +102,7 @@ def _batches(places: list[str], shape: tuple[int, ...]) -> Iterator[Any]:
     paths = predict.find_images(places)
     for first in range(0, len(paths), count):
         images = [decode_image(path) for path in paths[first : first + count]]
-        yield pipeline.fitted(images, size=(size[0], size[1]), batch_size=count)[0]
+        yield pipeline.fitted(images, size=(size[0], size[1]), batch_size=count, crop=crop)[0]
 
 
 def _show(rows: list[tuple[str, ...]], times: dict[str, float]) -> None:

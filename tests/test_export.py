@@ -96,7 +96,7 @@ def test_the_script_writes_checks_and_describes(weights, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert status == 0
     assert "stablehlo" in printed
-    assert "cls was validated at 32 px" in printed
+    assert "cls was validated on the largest square at 32 px, the files take the whole image at 64 px" in printed
     record = json.loads((tmp_path / "model.json").read_text())
     assert record["files"] == {"stablehlo": "model.stablehlo"}
     assert record["input"]["shape"] == [1, SIZE, SIZE, 3]
@@ -109,6 +109,14 @@ def test_every_output_of_every_kind_is_explained(weights, image):
     outputs = {name: each for task in described.values() for name, each in task["outputs"].items()}
     assert set(outputs) == NAMES
     assert all(each["meaning"] for each in outputs.values())
+
+
+def test_a_file_takes_what_its_tasks_were_validated_on(weights):
+    alone, all_tasks = trained.load(weights, tasks="cls"), trained.load(weights)
+    assert network.input_view(alone) == (SIZE // 2, True)
+    assert network.input_view(all_tasks) == (SIZE, False)
+    shape = network.input_shape(image_size=SIZE // 2, batch_size=1)
+    assert network.describe(alone, shape)["input"]["placement"].startswith("scale = max(")
 
 
 def test_a_file_that_differs_is_told_by_name_with_status_two(weights, tmp_path, capsys, monkeypatch):

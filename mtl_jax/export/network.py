@@ -12,16 +12,19 @@ from jaxtyping import Array, Float
 
 from mtl_jax import experiment
 from mtl_jax.data.warp import PADDING_GREY
+from mtl_jax.experiment import View
 from mtl_jax.models import multi_task
 from mtl_jax.trained import Trained
 
 INPUT = "image"
 OUTPUTS = "outputs"  # what a task says before it is decoded; only the check asks for it
-LETTERBOX = (
-    "scale = min(height / image_height, width / image_width); the image is resized by scale (bilinear; averaged down "
-    "first where scale < 0.5) and centred: offset_x = (width - image_width * scale) / 2, offset_y likewise; the rest "
-    f"is grey, {PADDING_GREY} / 255. Back to the image: image_x = (x - offset_x) / scale; pixel i covers [i, i + 1)."
+PLACEMENT = (
+    "scale = {}(height / image_height, width / image_width); the image is resized by scale (bilinear; averaged down "
+    "first where scale < 0.5) and centred: offset_x = (width - image_width * scale) / 2, offset_y likewise; {}. "
+    "Back to the image: image_x = (x - offset_x) / scale; pixel i covers [i, i + 1)."
 )
+LETTERBOX = PLACEMENT.format("min", f"the rest is grey, {PADDING_GREY} / 255")
+CROP = PLACEMENT.format("max", "what stands out is left away")
 
 Answers = Callable[[Float[Array, "batch height width 3"]], dict[str, Array]]
 
@@ -53,6 +56,12 @@ def decoded(network: Trained, outputs: dict[str, Array]) -> dict[str, Array]:
     }
 
 
+def input_view(network: Trained) -> View:
+    """Returns how images are shown to the exported function: as the tasks were validated, where they agree."""
+    views = {experiment.task_view(network.parts, name) for name in network.names}
+    return views.pop() if len(views) == 1 else View(network.parts.image_size, crop=False)
+
+
 def input_shape(*, image_size: int, batch_size: int) -> jax.ShapeDtypeStruct:
     """Returns what the exported function takes."""
     return jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.float32)
@@ -71,8 +80,7 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct) -> dict[str, Any]:
         name: {
             "kind": task.kind,
             "classes": list(task.classes),
-            "validated_at_px": views[name].image_size,
-            "validated_on": "the largest square" if views[name].crop else "the whole image",
+            "validated_on": str(views[name]),
             "outputs": {
                 f"{name}/{field}": {
                     "shape": list(shapes[f"{name}/{field}"].shape),
@@ -91,7 +99,7 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct) -> dict[str, Any]:
             "axes": ["batch", "height", "width", "RGB"],
             "dtype": str(image.dtype),
             "range": [0.0, 1.0],
-            "letterbox": LETTERBOX,
+            "placement": CROP if input_view(network).crop else LETTERBOX,
         },
         "decoded": "the file decodes: non-maximum suppression, softmax and the like are part of it",
         "tasks": tasks,
