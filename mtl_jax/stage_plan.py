@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +63,18 @@ class StagePlan(NamedTuple):
         return sum(self.takes(earlier, stream) for earlier in range(step)) if self.drawn else step
 
 
+class _Feeds(NamedTuple):
+    """The streams of a stage, replayed ones included, each by its name."""
+
+    data: dict[str, Any]  # endless batches
+    tasks: dict[str, tuple[str, ...]]  # that it labels
+    weights: dict[str, float]  # of its losses
+    batch_sizes: dict[str, int]
+    sizes: dict[str, int]  # images of the stage's own streams
+    # streams that pass the network together, by the first of them
+    groups: dict[str, tuple[str, ...]]
+
+
 def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) -> StagePlan:
     """Decides what a stage trains on: its own streams, replayed exemplars, distillation from the network before.
 
@@ -73,52 +85,89 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
         learnt: what the stages before it left.
     """
     name = config.order[index]
-    settings = config.stages[name]
-    data, objective_streams, weights = {}, {}, {}
+    settings, where = config.stages[name], f"config.stages.{name}"
     seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
-    batch_sizes, sizes, groups = {}, {}, {}
+    feeds = _feeds(config, parts, settings, learnt, seeds)
+    steps_per_epoch, steps, drawn = _length(config, settings, feeds, seeds, where=where)
+    own, old = _tasks(config, (name,)), _tasks(config, config.order[:index])
+    objective = _objective(settings, feeds, own=own, old=old, where=where)
+    phases = _phases(parts, settings, learnt.variables["params"], steps_per_epoch, steps, where=where)
+    return StagePlan(
+        index=index,
+        name=name,
+        settings=settings,
+        data=feeds.data,
+        objectives={
+            first: dataclasses.replace(
+                objective, frozen=frozen, train_batch_norm=_batch_norm(parts, settings, frozen, own=own, old=old)
+            )
+            for first, frozen in phases.items()
+        },
+        own_tasks=own,
+        consolidated=any(config.stages[later].ewc_strength for later in config.order[index + 1 :]),
+        learnt_tasks=tuple(dict.fromkeys([*old, *own])),
+        batch_sizes=feeds.batch_sizes,
+        rates=_rates(parts, settings, learnt.variables["params"], where=where),
+        drawn=drawn,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps,
+    )
+
+
+def _feeds(config: Any, parts: experiment.Experiment, settings: Any, learnt: Learnt, seeds: Iterator[int]) -> _Feeds:
+    """The stage's own streams, then exemplars of old ones, which pass the network beside one of the same size."""
+    feeds = _Feeds({}, {}, {}, {}, {}, {})
     for stream in settings.streams:
         source = experiment.source(parts, stream, training=True)
-        data[stream] = experiment.train_batches(parts, stream, source, seed=next(seeds), shared=True)
-        objective_streams[stream], weights[stream] = tuple(config.streams[stream].labels), 1.0
-        groups[stream] = (stream,)
-        batch_sizes[stream], sizes[stream] = config.streams[stream].batch_size, len(source)
+        feeds.data[stream] = experiment.train_batches(parts, stream, source, seed=next(seeds), shared=True)
+        feeds.tasks[stream], feeds.weights[stream] = tuple(config.streams[stream].labels), 1.0
+        feeds.batch_sizes[stream], feeds.sizes[stream] = config.streams[stream].batch_size, len(source)
+        feeds.groups[stream] = (stream,)
     for stream, buffer in learnt.replay.items():
-        if settings.replay_batch_size and stream not in settings.streams:
-            replayed, size = f"{stream}_replay", settings.replay_batch_size
-            # Outputs were stored for whole images, so those come back as they were.
-            extra = _stored_outputs(config, stream, buffer) if settings.der_weight else {}
-            data[replayed] = experiment.train_batches(
-                parts,
-                stream,
-                buffer,
-                seed=next(seeds),
-                batch_size=size,
-                shared=True,
-                augmented=not extra,
-                extra_labels=extra,
-            )
-            objective_streams[replayed] = tuple(config.streams[stream].labels)
-            weights[replayed] = settings.replay_weight
-            size_px = experiment.train_image_size(parts, stream)
-            host = next(
-                (name for name in settings.streams if experiment.train_image_size(parts, name) == size_px), None
-            )
-            groups[host or replayed] = (*groups.get(host, ()), replayed)
-            batch_sizes[replayed] = size
-    own = _tasks(config, (name,))
-    old = _tasks(config, config.order[:index])
-    where = f"config.stages.{name}"
-    steps_per_epoch = pipeline.steps_per_epoch(sizes[settings.streams[0]], batch_sizes[settings.streams[0]])
+        if not settings.replay_batch_size or stream in settings.streams:
+            continue
+        replayed = f"{stream}_replay"
+        # Outputs were stored for whole images, so those come back as they were.
+        extra = _stored_outputs(config, stream, buffer) if settings.der_weight else {}
+        feeds.data[replayed] = experiment.train_batches(
+            parts,
+            stream,
+            buffer,
+            seed=next(seeds),
+            batch_size=settings.replay_batch_size,
+            shared=True,
+            augmented=not extra,
+            extra_labels=extra,
+        )
+        feeds.tasks[replayed], feeds.weights[replayed] = tuple(config.streams[stream].labels), settings.replay_weight
+        feeds.batch_sizes[replayed] = settings.replay_batch_size
+        size = experiment.train_image_size(parts, stream)
+        same_size = (own for own in settings.streams if experiment.train_image_size(parts, own) == size)
+        host = next(same_size, replayed)
+        feeds.groups[host] = (*feeds.groups.get(host, ()), replayed)
+    return feeds
+
+
+def _length(
+    config: Any, settings: Any, feeds: _Feeds, seeds: Iterator[int], *, where: str
+) -> tuple[int, int, tuple[str, ...]]:
+    """Returns the steps of an epoch and of the stage, and whose turn each is where streams take turns."""
+    first = settings.streams[0]
+    steps_per_epoch = pipeline.steps_per_epoch(feeds.sizes[first], feeds.batch_sizes[first])
     if temperature := settings.sampling_temperature:
         _check_turns(settings, where=where)
-        steps_per_epoch = math.ceil(steps_per_epoch / sampling.shares(sizes, temperature)[settings.streams[0]])
+        steps_per_epoch = math.ceil(steps_per_epoch / sampling.shares(feeds.sizes, temperature)[first])
     steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
-    drawn = sampling.draw(sizes, temperature, steps=steps, seed=next(seeds)) if temperature else ()
-    objective = Objective(
-        streams=objective_streams,
-        groups=tuple(groups.values()),
-        stream_weights=weights,
+    drawn = sampling.draw(feeds.sizes, temperature, steps=steps, seed=next(seeds)) if temperature else ()
+    return steps_per_epoch, steps, drawn
+
+
+def _objective(settings: Any, feeds: _Feeds, *, own: tuple[str, ...], old: tuple[str, ...], where: str) -> Objective:
+    """The losses that the stage sums, while nothing is frozen."""
+    return Objective(
+        streams=feeds.tasks,
+        groups=tuple(feeds.groups.values()),
+        stream_weights=feeds.weights,
         loss_weights=dict(settings.loss_weights),
         distilled={
             task: settings.lwf_weight * settings.lwf_weights.get(task, 1.0)
@@ -129,41 +178,39 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
         feature_weight=settings.lwf_feature_weight,
         der_weight=settings.der_weight,
         ewc_strength=settings.ewc_strength,
-        reference_tasks=_reference_tasks(settings, objective_streams, own=own, old=old, where=where),
+        reference_tasks=_reference_tasks(settings, feeds.tasks, own=own, old=old, where=where),
         spectators=own if settings.update != "forward" else (),
         spectator_weight=0.0 if settings.update == "weight" else 1.0,
     )
-    named = (*settings.freeze, *settings.rates)
-    parts_of_backbone = multi_task.backbone_stages(parts.model) if any("stage_" in each for each in named) else {}
-    rules = [freezing.parse(rule, where=f"{where}.freeze") for rule in settings.freeze]
-    rules = [rule._replace(pattern=each) for rule in rules for each in expanded(rule.pattern, parts_of_backbone)]
+
+
+def _phases(
+    parts: experiment.Experiment, settings: Any, params: PyTree, steps_per_epoch: int, steps: int, *, where: str
+) -> dict[int, tuple[str, ...]]:
+    """From which step on which patterns of parameters are frozen."""
+    where = f"{where}.freeze"
+    rules = [freezing.parse(rule, where=where) for rule in settings.freeze]
+    stages = _backbone_stages(parts, settings.freeze)
+    rules = [rule._replace(pattern=each) for rule in rules for each in expanded(rule.pattern, stages)]
     phases = freezing.phases(rules, steps_per_epoch=steps_per_epoch, total_steps=steps)
-    _check_frozen(phases, learnt.variables["params"], where=f"{where}.freeze")
+    _check_frozen(phases, params, where=where)
+    return phases
+
+
+def _rates(parts: experiment.Experiment, settings: Any, params: PyTree, *, where: str) -> dict[str, float]:
+    """Pattern of parameters -> factor on the learning rate."""
     rates = {"backbone": settings.backbone_rate, "*/backbone": settings.backbone_rate}
+    stages = _backbone_stages(parts, settings.rates)
     for pattern, factor in dict(settings.rates).items():
-        for each in expanded(pattern, parts_of_backbone):
+        for each in expanded(pattern, stages):
             rates[each] = rates.get(each, 1.0) * factor
-    _check_rates(rates, learnt.variables["params"], where=f"{where}.rates")
-    return StagePlan(
-        index=index,
-        name=name,
-        settings=settings,
-        data=data,
-        objectives={
-            first: dataclasses.replace(
-                objective, frozen=frozen, train_batch_norm=_batch_norm(parts, settings, frozen, own=own, old=old)
-            )
-            for first, frozen in phases.items()
-        },
-        own_tasks=own,
-        consolidated=any(config.stages[later].ewc_strength for later in config.order[index + 1 :]),
-        learnt_tasks=tuple(dict.fromkeys([*old, *own])),
-        batch_sizes=batch_sizes,
-        rates=rates,
-        drawn=drawn,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps,
-    )
+    _check_rates(rates, params, where=f"{where}.rates")
+    return rates
+
+
+def _backbone_stages(parts: experiment.Experiment, patterns: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """What patterns may call stages of the backbone; nothing where none does."""
+    return multi_task.backbone_stages(parts.model) if any("stage_" in pattern for pattern in patterns) else {}
 
 
 def _stored_outputs(config: Any, stream: str, buffer: replay.ReplayBuffer) -> dict[str, str]:
