@@ -120,7 +120,7 @@ def get_config(sharing: str = "branched") -> ConfigDict:
         rates["replay_images"] = 10
         later = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
     config.stages.seg = stage(("voc",), epochs=40.0, **rates)
-    config.stages.det = stage(("coco",), epochs=160.0, **{**rates, "backbone_rate": 0.3}, **later)
+    config.stages.det = stage(("coco",), epochs=100.0, **{**rates, "backbone_rate": 0.3}, **later)
     if sharing == "branched":
         config.stages.det.warm_start = "seg"  # masks teach where things end
     config.stages.cls = stage(("imagenette",), epochs=24.0, **{**rates, "backbone_rate": 0.05}, **later)
