@@ -38,18 +38,19 @@ def shrink(config: Any) -> None:
         config.streams[name].update({"image_size": size, "train_image_size": train_size})
 
 
-def get_config(sharing: str = "branched") -> ConfigDict:
+def get_config(variant: str = "branched") -> ConfigDict:
     """Returns the configuration.
 
     Args:
-        sharing: "branched", or "all": one backbone, neck and head for all tasks, which `--config configs/seq.py:all`
-            asks for, and which has to keep old tasks by distillation and replay.
+        variant: "branched"; "small", the same at a quarter of the pixels; or "all", one backbone, neck and head for all
+            tasks, which `--config configs/seq.py:all` asks for, and which has to keep old tasks by distillation and
+            replay.
 
     Raises:
-        UserError: sharing is something else.
+        UserError: an unknown variant.
     """
-    if sharing not in ("branched", "all"):
-        raise UserError(f"configs/seq.py:{sharing}: expected configs/seq.py:branched or configs/seq.py:all")
+    if variant not in ("branched", "small", "all"):
+        raise UserError(f"configs/seq.py:{variant}: expected branched, small or all after the colon")
     config = base()
     config.name = "seq"
     config.image_size = 512
@@ -106,13 +107,12 @@ def get_config(sharing: str = "branched") -> ConfigDict:
     )
 
     rates: dict[str, Any] = {"learning_rate": 2e-3, "backbone_rate": 0.2, "ema_decay": 0.995, "eval_every_epochs": 10.0}
-    if sharing == "branched":
+    if variant != "all":
         # Shared up to stride 8; above it each task has stages, neck and head of its own. No stage changes the shared
         # ones, whose ImageNet features serve every task as well as trained ones would, and so no task is forgotten.
         config.model.share_until = "stage_2"
         config.model.neck_channels = config.model.head_channels = 64
-        wide = {"neck_channels": 128, "head_channels": 128}
-        config.model.branches = {"seg": wide, "cls": {**wide, "head_layers": 2}}
+        config.model.branches = {"seg": {"neck_channels": 128, "head_channels": 128}, "cls": {"head_layers": 2}}
         rates["freeze"] = ("backbone",)
         later = {}
     else:
@@ -121,8 +121,10 @@ def get_config(sharing: str = "branched") -> ConfigDict:
         later = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
     config.stages.seg = stage(("voc",), epochs=40.0, **rates)
     config.stages.det = stage(("coco",), epochs=100.0, **{**rates, "backbone_rate": 0.3}, **later)
-    if sharing == "branched":
+    if variant != "all":
         config.stages.det.warm_start = "seg"  # masks teach where things end
     config.stages.cls = stage(("imagenette",), epochs=24.0, **{**rates, "backbone_rate": 0.05}, **later)
     config.order = ("seg", "det", "cls")
+    if variant == "small":
+        shrink(config)
     return config
