@@ -213,6 +213,26 @@ def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
     return settings
 
 
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration that was saved, with the defaults of settings that have come since.
+
+    Args:
+        saved: a resolved configuration, as plain values.
+    """
+    defaults = base().to_dict()
+    config = {**defaults, **saved}
+    for section in ("model", "contract"):
+        config[section] = _filled(config[section], defaults[section])
+    for section, default in (("streams", stream("", {})), ("stages", stage(()))):
+        if isinstance(config[section], Mapping):
+            config[section] = {name: _filled(each, default.to_dict()) for name, each in config[section].items()}
+    return config
+
+
+def _filled(section: Any, defaults: Mapping[str, Any]) -> Any:
+    return {**defaults, **section} if isinstance(section, Mapping) else section
+
+
 def load_page(path: Path) -> Any:
     """Imports a configuration page, for its `get_config` and constants.
 

@@ -13,6 +13,7 @@ from typing import Any
 import filelock
 import jax
 
+from mtl_jax import config as config_lib
 from mtl_jax import contract
 from mtl_jax.errors import UserError
 
@@ -123,7 +124,7 @@ def refuse_another(where: Path, before: Mapping[str, Any], now: Mapping[str, Any
     Raises:
         UserError: names the settings that differ.
     """
-    old, new = _flat(before), _flat(contract.without_nan(now))
+    old, new = (_flat(contract.without_nan(config_lib.completed(each))) for each in (before, now))
     changed = sorted(
         name
         for name in old.keys() | new.keys()

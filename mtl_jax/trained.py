@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jaxtyping import PyTree
 
 from mtl_jax import checkpoints, experiment
+from mtl_jax import config as config_lib
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Task
 
@@ -18,7 +19,7 @@ class Trained(NamedTuple):
 
     path: Path  # of the checkpoint
     stage: str
-    config: Mapping[str, Any]  # resolved, as it was trained with
+    config: Mapping[str, Any]  # resolved, as it was trained with; what has come since has its default
     parts: experiment.Experiment
     names: tuple[str, ...]  # of the tasks asked for
     variables: PyTree
@@ -43,10 +44,11 @@ def load(weights: Path, *, tasks: str = "all", data_root: Path = Path()) -> Trai
     """
     path = checkpoints.find(weights)
     record = checkpoints.read_metadata(path)
-    parts = experiment.build(record["config"], data_root=data_root)
+    config = config_lib.completed(record["config"])
+    parts = experiment.build(config, data_root=data_root)
     names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
     variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
-    return Trained(path, record["stage"], record["config"], parts, names, variables)
+    return Trained(path, record["stage"], config, parts, names, variables)
 
 
 def _names(tasks: str, *, learnt: tuple[str, ...]) -> tuple[str, ...]:

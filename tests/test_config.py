@@ -109,3 +109,14 @@ def test_data_root_is_the_config_s_then_the_variable_s_then_data(config, monkeyp
     assert config_lib.data_root(config) == Path("/datasets")
     config.data_root = "/mine"
     assert config_lib.data_root(config) == Path("/mine")
+
+
+def test_what_was_saved_before_a_setting_came_has_its_default(config):
+    config_lib.resolve(config)
+    saved = config.to_dict()
+    older = {name: value for name, value in saved.items() if name != "on_nan"}
+    older["streams"] = {
+        name: {key: value for key, value in each.items() if key != "crop"} for name, each in saved["streams"].items()
+    }
+    assert config_lib.completed(older) == config_lib.completed(saved) == saved
+    assert config_lib.completed({"streams": "not a section"})["streams"] == "not a section"
