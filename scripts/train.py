@@ -91,13 +91,14 @@ def _parse(arguments: list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    lines = text.strip().splitlines() or [type(error).__name__]
     if "Error whilst parsing config file" in lines[0]:  # a page's own error stands below its traceback
         return lines[-1].rpartition("mtl_jax.errors.UserError: ")[2]
     if "has no attribute 'get_config'" in lines[0]:
         return "the page of --config has no function get_config; expected a page like configs/seq.py"
     if isinstance(error, AttributeError | KeyError):
-        return "the config has no field " + lines[0].strip("\"'")
+        return "the config has no field " + "; ".join(lines).replace("'", "")
     return lines[0]
 
 
