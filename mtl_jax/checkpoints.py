@@ -120,14 +120,17 @@ def verify(path: Path) -> None:
         CheckpointError: nothing complete is there, or a file is missing or damaged; it is named.
     """
     read_metadata(path)
-    digests = _read_json(path, DIGESTS)
-    for name, digest in digests.items():
-        try:
-            sound = _digest((path / name).read_bytes()) == digest
-        except OSError as error:
-            raise CheckpointError(f"{path}: {name} cannot be read ({error.strerror})") from error
-        if not sound:
-            raise CheckpointError(f"{path}: {name} is damaged, it is not what was written")
+    for name, digest in _read_json(path, DIGESTS).items():
+        _require_sound(path, name, digest)
+
+
+def _require_sound(path: Path, name: str, digest: Any) -> None:
+    try:
+        sound = _digest((path / name).read_bytes()) == digest
+    except OSError as error:
+        raise CheckpointError(f"{path}: {name} cannot be read ({error.strerror})") from error
+    if not sound:
+        raise CheckpointError(f"{path}: {name} is damaged, it is not what was written")
 
 
 def newest_sound(candidates: Iterable[Path]) -> Path | None:
@@ -178,9 +181,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Returns the JSON saved with a checkpoint.
 
     Raises:
-        CheckpointError: there is no complete checkpoint at `path`.
+        CheckpointError: there is no complete checkpoint at `path`, or the file is damaged.
     """
-    return _read_json(path, METADATA)
+    metadata = _read_json(path, METADATA)
+    _require_sound(path, METADATA, _read_json(path, DIGESTS).get(METADATA))
+    return metadata
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

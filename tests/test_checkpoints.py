@@ -56,6 +56,9 @@ def test_damage_is_found_and_named(saved, damage):
         victim.write_bytes(content)
     with pytest.raises(CheckpointError, match=victim.name):
         checkpoints.load(saved, {"state": None})
+    if damage == "metadata":
+        with pytest.raises(CheckpointError, match=r"metadata\.json is damaged"):
+            checkpoints.read_metadata(saved)
 
 
 def test_a_folder_without_metadata_is_no_checkpoint(saved):
