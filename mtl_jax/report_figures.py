@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, product
 from typing import Any, NamedTuple
 
 MAX_POINTS = 300  # per curve; longer ones are averaged, which keeps a page small and a noisy loss readable
@@ -17,6 +17,7 @@ COLOURS = (
     "#8468cf",
     "#7d8a2e",
 )  # legible on white and on near-black
+MARKERS = "osD^v"  # the next where all colours are taken
 TEXT_COLOUR = "#010203"  # stands for the page's own text colour, and is replaced by it
 MAX_NAMED_SPANS = 6  # the names of more stages would overlap
 MAX_SPAN_LENGTH, MAX_LABEL_LENGTH, MAX_TITLE_LENGTH = 12, 28, 44  # characters that fit a panel
@@ -136,8 +137,8 @@ def scatter_svg(title: str, points: Mapping[str, tuple[float, float]], *, x: str
     """
 
     def draw(axes: Any) -> None:
-        for colour, (name, point) in zip(cycle(COLOURS), points.items(), strict=False):
-            axes.plot(*point, "o", color=colour, label=_shortened(name.lstrip("_") or "-", MAX_LABEL_LENGTH))
+        for look, (name, point) in zip(looks(), points.items(), strict=False):
+            axes.plot(*point, **look, label=_shortened(name.lstrip("_") or "-", MAX_LABEL_LENGTH))
         axes.legend(frameon=False, fontsize=7)
         axes.margins(0.15)
         axes.grid(color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
@@ -147,11 +148,17 @@ def scatter_svg(title: str, points: Mapping[str, tuple[float, float]], *, x: str
     return _drawn(title, draw, height=3.2)
 
 
+def looks() -> Iterator[dict[str, str]]:
+    """Yields Matplotlib's settings of points, of as many groups as there are."""
+    for marker, colour in cycle(product(MARKERS, COLOURS)):
+        yield {"linestyle": "", "marker": marker, "color": colour}
+
+
 Points = Mapping[str, tuple[float, float]]  # (x, y) of each group, by its name
 
 
 def scatters_svg(rows: Sequence[tuple[str, Sequence[tuple[str, Points]]]]) -> str:
-    """Draws several scatter plots in rows, as an image that stands alone; a colour is a group.
+    """Draws several scatter plots in rows, as an image that stands alone; each group has its colour and marker.
 
     Args:
         rows: name of the vertical axis, and for each plot of the row the name of the horizontal one and its points.
@@ -163,7 +170,7 @@ def scatters_svg(rows: Sequence[tuple[str, Sequence[tuple[str, Points]]]]) -> st
 
     columns = max(len(plots) for _, plots in rows)
     names = list(dict.fromkeys(name for _, plots in rows for _, points in plots for name in points))
-    colours = dict(zip(names, cycle(COLOURS), strict=False))
+    look = dict(zip(names, looks(), strict=False))
     with _standing_alone():
         figure = Figure(figsize=(3.4 * columns, 0.5 + 1.9 * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), columns, squeeze=False, sharex="col", sharey="row")
@@ -171,7 +178,7 @@ def scatters_svg(rows: Sequence[tuple[str, Sequence[tuple[str, Points]]]]) -> st
             places[0].set_ylabel(y)
             for place, (_, points) in zip(places, plots, strict=False):
                 for name, point in points.items():
-                    place.plot(*point, "o", color=colours[name], label=name)
+                    place.plot(*point, **look[name], label=name)
                 place.margins(0.15)
                 place.grid(alpha=0.15, linewidth=0.6)
         for place, (x, _) in zip(grid[-1], rows[-1][1], strict=False):

@@ -2,12 +2,13 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 
 import pytest
 
-from mtl_jax import comparison
+from mtl_jax import comparison, report_figures
 from mtl_jax.report_balance import Conflict
 
 
@@ -132,6 +133,11 @@ def test_the_history_holds_losses_weights_norms_and_validation_figures_by_name()
     tree = json.loads(comparison.as_history(RESULTS))
     assert {variant: list(seeds) for variant, seeds in tree.items()} == {"none": ["0", "1"], "lwf": ["0"]}
     assert tree["lwf"]["0"]["cls/train/cls/loss"]["value"] == [2.0, 1.0]
+
+
+def test_a_dozen_variants_look_different_each():
+    found = [tuple(look.values()) for look in itertools.islice(report_figures.looks(), 12)]
+    assert len(set(found)) == 12
 
 
 def test_the_tradeoffs_stand_alone_with_every_variant_and_axis():
