@@ -21,6 +21,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
 
 
+LONGEST = ("test_train.py", "test_train_step.py")  # start first, so that no worker is left alone with them at the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; `make test` hands files to workers in this order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
