@@ -82,7 +82,7 @@ def _parse(arguments: list[str]) -> str:
     except OSError as error:
         return f"--config: {str(error).strip().splitlines()[-1].strip()}; expected a page like configs/seq.py"
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
-        return f"{_first_line(error)} ({USAGE})"
+        return f"{_one_line(error)} ({USAGE})"
     if len(rest) > 1:
         return f"unexpected argument {rest[1]}; {USAGE}"
     if _CONFIG.value is None:
@@ -90,7 +90,7 @@ def _parse(arguments: list[str]) -> str:
     return ""
 
 
-def _first_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     lines = text.strip().splitlines() or [type(error).__name__]
     if "Error whilst parsing config file" in lines[0]:  # a page's own error stands below its traceback
