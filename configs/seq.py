@@ -1,4 +1,4 @@
-"""The flagship: PASCAL VOC segmentation, then COCO boxes, then Imagenette classes, in one network at 512 px.
+"""The flagship: PASCAL VOC segmentation, then COCO boxes, then Imagenette classes, in one network.
 
 python scripts/train.py --config configs/seq.py --workdir runs/seq --config.data_root=data
 """
@@ -87,14 +87,12 @@ def get_config(variant: str = "branched") -> ConfigDict:
         image_size=384,
         augment={**augment, "mosaic_probability": 0.5},
     )
-    # The images are 160 px on their short side: 512 px would show nothing more. Validation shows things at the mean scale
-    # of training, 224 px times 1.3.
+    # The images are 160 px on their short side: 512 px would show nothing more.
     config.streams.imagenette = stream(
         "image_folder",
         {"cls": "classification"},
         options={"folder": "imagenette-160"},
-        image_size=288,
-        train_image_size=224,
+        image_size=224,
         batch_size=16,
         eval_batch_size=20,
         # Evaluation shows whole images between grey bars, so training must too: crops that fill the input made the
