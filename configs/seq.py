@@ -62,7 +62,7 @@ def get_config(variant: str = "branched") -> ConfigDict:
     config.tasks.cls = {"kind": "classification", "classes": IMAGENETTE_CLASSES, "label_smoothing": 0.1}
     config.contract.baseline_from = dict.fromkeys(config.tasks, "")
 
-    # Crops of 384 px from images scaled around the 512 px of evaluation (384 px times 0.8 to 2.0): a step costs half.
+    # Crops of 384 px from images scaled around 512 px (384 px times 0.8 to 2.0): a step costs half.
     augment = {
         "scale_min": 0.8,
         "scale_max": 2.0,
