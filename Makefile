@@ -1,7 +1,7 @@
 # make train   trains CONFIG (the quickstart on embedded data, if not set) and prints its contract
 # make test    runs the tests
 # make fuzz    feeds the readers CASES spoilt files, others than the tests do; SEED repeats a run
-# Both make the virtual environment .venv first, where it is missing or pyproject.toml has changed.
+# All make the virtual environment .venv first, where it is missing or pyproject.toml has changed.
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
