@@ -164,6 +164,11 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def reading(self) -> sources.Reading:
+        """What the whole source found on reading."""
+        return sources.reading_of(self.whole)
+
     def __getitem__(self, index: int) -> sources.Sample:
         return self.whole[self.indices[index]]
 

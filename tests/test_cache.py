@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mtl_jax.data.base import Reading
 from mtl_jax.data.cache import CachedSource, cached
 
 SAMPLE_BYTES = 4 * 4 * 3 + 16
@@ -52,3 +53,10 @@ def test_kept_arrays_cannot_be_spoilt():
 def test_a_cache_is_not_put_into_a_cache():
     source = CachedSource(Plain(), limit_bytes=7)
     assert cached(source, 10**6) is source
+
+
+def test_what_was_found_on_reading_is_passed_on():
+    source = Plain()
+    assert CachedSource(source, limit_bytes=0).reading == Reading()
+    source.reading = Reading({"images": 10}, ("Mask 3 looks empty: check it.",))
+    assert CachedSource(source, limit_bytes=0).reading == source.reading

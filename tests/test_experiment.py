@@ -8,6 +8,7 @@ from tiny import KINDS, MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.data.base import Reading
 from mtl_jax.errors import UserError
 
 
@@ -30,3 +31,20 @@ def test_a_task_is_shown_images_as_its_stream_says_and_whole_without_one(tiny_ba
     parts = experiment.build(settings(("cls", "tags", "age"), crop=True, image_size=96), data_root=Path())
     assert experiment.task_view(parts, "age") == (96, True)
     assert experiment.task_view(parts, "seg") == (parts.image_size, False)
+
+
+class Whole:
+    """A source of one's own."""
+
+    class_names = {}  # noqa: RUF012  the protocol's own form
+    reading = Reading({"images": 2}, ("Image 1 is all black: look at it.",))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return index
+
+
+def test_a_part_of_a_source_says_what_the_whole_found_on_reading():
+    assert experiment.Subset(Whole(), [0]).reading == Whole.reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from collections.abc import Iterable, Mapping
@@ -34,9 +35,27 @@ class Sample(TypedDict):
     id: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a source found in its files beside the samples: what it merged, changed or left out, and what looks wrong.
+
+    Attributes:
+        counts: by name, in the order in which they are told, such as {"images": 240, "boxes": 793,
+            "boxes dropped: degenerate": 2, "files skipped: .txt": 1}.
+        notes: warnings, each a whole sentence that names the first example and what to do.
+    """
+
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 @runtime_checkable
 class Source(Protocol):
-    """Random access to samples."""
+    """Random access to samples.
+
+    A source may also have an attribute `reading` (see `Reading` and `reading_of`), which may look at every file when it
+    is first asked for, and a method `image_origin(index)`, the file of an image.
+    """
 
     @property
     def class_names(self) -> Mapping[str, tuple[str, ...]]:
@@ -46,6 +65,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+def reading_of(source: object) -> Reading:
+    """Returns what a source found on reading; nothing where it does not say."""
+    return getattr(source, "reading", None) or Reading()
 
 
 def check_split(split: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mtl_jax.data.base import Sample, Source
+from mtl_jax.data.base import Reading, Sample, Source, reading_of
 
 
 class CachedSource:
@@ -32,6 +32,11 @@ class CachedSource:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def reading(self) -> Reading:
+        """What the source found on reading."""
+        return reading_of(self.source)
 
     def __getitem__(self, index: int) -> Sample:
         held = self._held.get(index)

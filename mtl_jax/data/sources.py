@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.data.base import Sample, Source
+from mtl_jax.data.base import Reading, Sample, Source, reading_of
 from mtl_jax.data.coco import CocoDetection
 from mtl_jax.data.digits import DigitScenes
 from mtl_jax.data.image_folder import ImageFolder
@@ -18,7 +18,7 @@ from mtl_jax.data.utkface import UTKFace
 from mtl_jax.data.voc import VocSegmentation
 from mtl_jax.errors import UserError
 
-__all__ = ["SOURCES", "Sample", "Source", "build"]
+__all__ = ["SOURCES", "Reading", "Sample", "Source", "build", "reading_of"]
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "voc_segmentation": VocSegmentation,
