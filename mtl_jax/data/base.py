@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
+from mtl_jax.data import opened
 from mtl_jax.errors import UserError
 
 VOID = 255  # of a mask: pixels that nobody labelled; PASCAL VOC's convention
@@ -129,12 +130,14 @@ def read_bytes(path: Path, *, what: str) -> bytes:
       UserError: it is not there, is not a file or may not be read.
     """
     try:
-        content = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
+        status = path.stat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
     except (OSError, ValueError) as error:  # ValueError: a name that no path can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: expected {what}, found {reason}: mend the path") from error
     if content is None:
         raise UserError(f"{path}: expected {what}, found a folder or device: mend the path")
+    opened.note(path, status, content)
     return content
 
 
