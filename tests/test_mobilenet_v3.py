@@ -130,3 +130,13 @@ def test_drawn_kernels_have_the_spread_that_their_layers_ask_for(key):
     assert abs(np.corrcoef(drawn["a"]["kernel"].ravel()[:2048], drawn["b"]["kernel"].ravel())[0, 1]) < 0.1
     assert (drawn["a"]["bias"] == 0).all()
     assert (drawn["b"]["scale"] == 1).all()
+
+
+def test_a_kernels_noise_is_its_own_whatever_lies_beside_it(key):
+    kernel = {"kernel": jnp.ones((64, 40))}
+    alone = layers.draw_kernels({"b": kernel}, key=key)["b"]["kernel"]
+    beside = layers.draw_kernels({"a": {"kernel": jnp.ones((7, 100))}, "b": kernel, "c": kernel}, key=key)
+    np.testing.assert_array_equal(beside["b"]["kernel"], alone)
+    assert (beside["c"]["kernel"] != alone).all()
+    blocks = alone.reshape(-1, layers.BLOCK)
+    assert len(np.unique(blocks, axis=0)) == len(blocks)

@@ -165,6 +165,15 @@ def test_fresh_weights_depend_on_the_key_alone(model, variables):
     assert (stem[0] != stem[1]).all()
 
 
+def test_another_task_changes_no_other_parameters_start(variables):
+    fewer = multi_task.build(SMALL, {name: TASKS[name] for name in ("det", "seg")})
+    alone = jax.tree_util.tree_leaves_with_path(multi_task.init_variables(fewer, key=jax.random.key(0)))
+    together = dict(jax.tree_util.tree_leaves_with_path(variables))
+    assert len(alone) < len(together)
+    for path, leaf in alone:
+        np.testing.assert_array_equal(leaf, together[path], err_msg=jax.tree_util.keystr(path))
+
+
 def test_outputs_are_finished_at_the_images_size(evaluated):
     raw, finished = evaluated
     assert {name: value.shape for name, value in raw.items()} == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,11 +10,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt32
 
 from mtl_jax.models import batch_norm
 from mtl_jax.models.convolution import dense_conv, pointwise_conv
 from mtl_jax.models.depthwise import depthwise_conv
+
+BLOCK = 512  # numbers of noise that a key gives; most kernels are smaller, or a multiple
 
 # Where batch norm normalises by the batch and moves its running statistics: everywhere, nowhere, or in the layers whose
 # path, such as "backbone/block_4/expand/norm", the function accepts.
@@ -39,7 +43,7 @@ def spread(variance: float) -> nn.initializers.Initializer:
     """Initializes a kernel to its standard deviation everywhere: `draw_kernels` makes the noise.
 
     Drawing every kernel inside its own layer compiles one generator per kernel, which takes 20 s for this
-    network on a CPU; a single draw takes two or three.
+    network on a CPU; one generator for all takes two or three.
 
     Args:
         variance: Of the fresh weights.
@@ -51,7 +55,9 @@ def spread(variance: float) -> nn.initializers.Initializer:
 
 
 def draw_kernels(params: Mapping[str, Any], *, key: Key[Array, ""]) -> dict[str, Any]:
-    """Multiplies every kernel by standard normal noise, all of it from one draw.
+    """Multiplies every kernel by standard normal noise, which depends on the key and the kernel's own path alone.
+
+    So another task, or another layer, changes no other parameter's start.
 
     Args:
         params: Parameters as the modules initialize them, kernels by `spread`.
@@ -61,13 +67,34 @@ def draw_kernels(params: Mapping[str, Any], *, key: Key[Array, ""]) -> dict[str,
         Fresh parameters.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    is_kernel = [path[-1].key == "kernel" for path, _ in leaves]
-    sizes = [leaf.size if kernel else 0 for kernel, (_, leaf) in zip(is_kernel, leaves, strict=True)]
-    noise, fresh, start = jax.random.normal(key, (sum(sizes),)), [], 0
-    for size, (_, leaf) in zip(sizes, leaves, strict=True):
-        fresh.append(leaf * noise[start : start + size].reshape(leaf.shape) if size else leaf)
-        start += size
+    blocks = [-(-leaf.size // BLOCK) if path[-1].key == "kernel" else 0 for path, leaf in leaves]
+    names = np.repeat(np.array([_path_number(path) for path, _ in leaves], np.uint32), blocks)
+    numbers = np.concatenate([np.arange(count, dtype=np.uint32) for count in blocks])
+    noise, fresh, start = _noise(key, names, numbers), [], 0
+    for count, (_, leaf) in zip(blocks, leaves, strict=True):
+        own = noise[start : start + count].reshape(-1)[: leaf.size]
+        fresh.append(leaf * own.reshape(leaf.shape) if count else leaf)
+        start += count
     return jax.tree_util.tree_unflatten(structure, fresh)
+
+
+def _path_number(path: tuple[Any, ...]) -> int:
+    """A number of a parameter's path, the same in every process."""
+    text = "/".join(str(part.key) for part in path)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def _noise(
+    key: Key[Array, ""], names: UInt32[np.ndarray, " blocks"], numbers: UInt32[np.ndarray, " blocks"]
+) -> Float[Array, "blocks block"]:
+    """Blocks of noise, each of its own key; one generator makes them all, as many would take long to compile."""
+
+    def block(position: tuple[Array, Array]) -> Array:
+        name, number = position
+        return jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, name), number), (BLOCK,))
+
+    # A loop, because its body is compiled alike for any number of blocks, and so rounds alike.
+    return jax.lax.map(block, (jnp.asarray(names), jnp.asarray(numbers)))
 
 
 def make_divisible(channels: float | int, divisor: int = 8) -> int:
