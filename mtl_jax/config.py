@@ -198,6 +198,10 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "replay_batch_size": 0,  # images of each old stream added to every step of this stage; 0 is off
             "replay_weight": 1.0,  # of the loss on replayed labels
             "der_weight": 0.0,  # of replayed images' distance from the outputs that they were kept with; 0 is off
+            # share of the energy of this stage's features that later stages' updates leave alone, e.g. 0.95; 0 is off
+            "gpm_energy": 0.0,
+            "gpm_images": 100,  # training images that it is measured on, at the stage's end
+            "gpm_layers": ("*",),  # patterns of the shared parameters that are held; later stages freeze the others
             "agem": False,  # replayed images only bar the way to gradients that would raise the old tasks' losses
         }
     )
@@ -265,6 +269,7 @@ def resolve(config: Any) -> None:
     for settings in config.stages.values():
         settings.streams = _split(settings.streams)
         settings.freeze = _split(settings.freeze)
+        settings.gpm_layers = _split(settings.gpm_layers)
     validate(config)
 
 
@@ -299,9 +304,9 @@ def validate(config: Any) -> None:
         _require_names(f"{where}.loss_weights", settings.loss_weights, "config.tasks", config.tasks)
         _require_names(f"{where}.lwf_weights", settings.lwf_weights, "config.tasks", config.tasks)
         _require_at_least(where, settings, ("epochs",), 1e-9)
-        _require_at_least(where, settings, ("micro_batches", "replay_max_side"), 1.0)
+        _require_at_least(where, settings, ("micro_batches", "replay_max_side", "gpm_images"), 1.0)
         _require_at_least(where, settings, ("sampling_temperature", "soft_sharing"), 0.0, most=math.inf)
-        _require_at_least(where, settings, ("warmup_fraction", "momentum"), 0.0, most=1.0)
+        _require_at_least(where, settings, ("warmup_fraction", "momentum", "gpm_energy"), 0.0, most=1.0)
         _require_at_least(
             where,
             settings,

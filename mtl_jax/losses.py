@@ -23,6 +23,7 @@ class Memory(NamedTuple):
 
     teacher: Any  # variables of the network before the stage
     anchors: tuple[ewc.Anchor, ...]  # that hold the parameters
+    bases: dict[str, Any] | None = None  # kernel -> the space of its inputs that updates leave alone
 
 
 @dataclasses.dataclass(frozen=True)

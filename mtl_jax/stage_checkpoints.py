@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtl_jax import checkpoints, contract, devices, experiment, run_record
-from mtl_jax.continual import ewc, replay
+from mtl_jax.continual import ewc, gpm, replay
 from mtl_jax.run import Run
 from mtl_jax.stage_plan import Learnt, StagePlan
 from mtl_jax.train_step import TrainState
@@ -52,6 +52,7 @@ def finished(run: Run) -> Learnt | None:
         stages=record["stages"],
         train_seconds=record["train_seconds"],
         step=record["step"],
+        held=gpm.from_tree(loaded["memory"].get("gpm", {})),
     )
 
 
@@ -72,6 +73,7 @@ def save(run: Run, stage: StagePlan, after: Learnt, state: TrainState) -> None:
             "memory": {
                 "anchors": {str(number): anchor._asdict() for number, anchor in enumerate(after.anchors)},
                 "replay": {stream: replay.to_tree(buffer) for stream, buffer in after.replay.items()},
+                "gpm": gpm.to_tree(after.held),
             },
         },
         contract.without_nan(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mtl_jax import experiment, freezing
-from mtl_jax.continual import der, ewc, replay
+from mtl_jax.continual import der, ewc, gpm, replay
 from mtl_jax.data import pipeline, sampling
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Objective
@@ -30,6 +30,7 @@ class Learnt(NamedTuple):
     stages: list[dict[str, Any]]  # {"name", "metrics"} of every finished stage: the baselines so far
     train_seconds: float
     step: int  # over all stages
+    held: gpm.Held = gpm.NOTHING  # what updates leave alone
 
 
 class StagePlan(NamedTuple):
@@ -49,6 +50,7 @@ class StagePlan(NamedTuple):
     drawn: tuple[str, ...]  # the stream whose turn each step is; empty where every step takes a batch of all
     steps_per_epoch: int
     total_steps: int
+    held_layers: tuple[str, ...]  # patterns of what later stages leave alone as far as the stage's tasks read it
 
     def takes(self, step: int, stream: str) -> bool:
         """Whether a step takes a batch of a stream: replayed ones have no turns."""
@@ -92,17 +94,21 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
     own, old = _tasks(config, (name,)), _tasks(config, config.order[:index])
     objective = _objective(settings, feeds, own=own, old=old, where=where)
     phases = _phases(parts, settings, learnt.variables["params"], steps_per_epoch, steps, where=where)
+    objectives = {
+        first: dataclasses.replace(
+            objective,
+            frozen=(*frozen, *learnt.held.whole),
+            train_batch_norm=_batch_norm(parts, settings, frozen, own=own, old=old),
+        )
+        for first, frozen in phases.items()
+    }
+    _require_still(config, parts, index, learnt, objectives, where=where)
     return StagePlan(
         index=index,
         name=name,
         settings=settings,
         data=feeds.data,
-        objectives={
-            first: dataclasses.replace(
-                objective, frozen=frozen, train_batch_norm=_batch_norm(parts, settings, frozen, own=own, old=old)
-            )
-            for first, frozen in phases.items()
-        },
+        objectives=objectives,
         own_tasks=own,
         consolidated=any(config.stages[later].ewc_strength for later in config.order[index + 1 :]),
         learnt_tasks=tuple(dict.fromkeys([*old, *own])),
@@ -111,6 +117,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
         drawn=drawn,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
+        held_layers=_held_layers(parts, settings, learnt.variables["params"], where=where),
     )
 
 
@@ -206,6 +213,41 @@ def _rates(parts: experiment.Experiment, settings: Any, params: PyTree, *, where
             rates[each] = rates.get(each, 1.0) * factor
     _check_rates(rates, params, where=f"{where}.rates")
     return rates
+
+
+def _held_layers(parts: experiment.Experiment, settings: Any, params: PyTree, *, where: str) -> tuple[str, ...]:
+    """Patterns of the parameters that the stage's tasks hold in the later stages."""
+    if not settings.gpm_energy:
+        return ()
+    stages = _backbone_stages(parts, settings.gpm_layers)
+    patterns = tuple(each for pattern in settings.gpm_layers for each in expanded(pattern, stages))
+    return gpm.shared_layers(params, patterns, tuple(parts.tasks), where=f"{where}.gpm")
+
+
+def _require_still(
+    config: Any,
+    parts: experiment.Experiment,
+    index: int,
+    learnt: Learnt,
+    objectives: Mapping[int, Objective],
+    *,
+    where: str,
+) -> None:
+    """Refuses a stage that changes what held kernels read."""
+    for earlier in config.order[:index]:
+        layers = _held_layers(
+            parts, config.stages[earlier], learnt.variables["params"], where=f"config.stages.{earlier}"
+        )
+        for objective in objectives.values() if layers else ():
+            gpm.require_still(
+                learnt.held,
+                learnt.variables,
+                layers=layers,
+                frozen=objective.frozen,
+                train_batch_norm=objective.train_batch_norm,
+                tasks=tuple(parts.tasks),
+                where=where,
+            )
 
 
 def _backbone_stages(parts: experiment.Experiment, patterns: Iterable[str]) -> Mapping[str, tuple[str, ...]]:

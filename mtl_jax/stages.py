@@ -94,6 +94,7 @@ def prepare(
     memory = Memory(
         teacher=learnt.variables if objective.distilled or objective.holding else None,
         anchors=learnt.anchors if settings.ewc_strength else (),
+        bases=learnt.held.bases or None,
     )
     return state, {first: jitted(each) for first, each in stage.objectives.items()}, memory
 

@@ -122,12 +122,13 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
         variables = jax.device_get(stages.evaluated(course.state))
         anchors = remember.anchors(run.config, run.parts, stage, learnt, course.state, variables)
         buffers = remember.exemplars(run.config, run.parts, stage, learnt, variables)
+        held = remember.held(run.config, run.parts, stage, learnt, variables)
         seconds = course.seconds
         metrics = _evaluate(run, variables, stage.learnt_tasks)
         end = learnt.step + stage.total_steps
         _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
         history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before}]
-        after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end)
+        after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end, held)
         stage_checkpoints.save(run, stage, after, course.state)
     return after
 

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from mtl_jax import optimizer, soft_sharing, task_gradients
-from mtl_jax.continual import agem, ewc, si
+from mtl_jax.continual import agem, ewc, gpm, si
 from mtl_jax.losses import Memory, Objective
 from mtl_jax.models.layers import branch_name
 from mtl_jax.ownership import SHARED, by_owner, join_private, split_private
@@ -120,7 +120,7 @@ def make_train_step(
         metrics["all/gradient_norm"] = optax.tree.norm(grads)
         metrics["all/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         soft_weight = soft_sharing_strength * jnp.asarray(schedule(state.step)) if soft_sharing_strength else None
-        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state, soft_weight)
+        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state, soft_weight, memory.bases)
         after = TrainState(
             step=state.step + 1,
             skipped_steps=state.skipped_steps,
@@ -156,6 +156,7 @@ def _updated(
     grads: PyTree,
     state: TrainState,
     soft_weight: Float[Array, ""] | None,
+    bases: dict[str, Array] | None,
 ) -> tuple[PyTree, dict[str, PyTree]]:
     """The parameters and the optimizer's states after a step.
 
@@ -171,6 +172,7 @@ def _updated(
     for owner, gradient in zip(active, clipped, strict=True):
         updates, opt_state[owner] = tx.update(gradient, opt_state[owner], params[owner])
         updates = change_where(jnp.zeros_like, updates, objective.frozen)
+        updates = gpm.project(updates, bases) if bases else updates
         params[owner] = optax.apply_updates(params[owner], updates)
     if soft_weight is not None:
         branches = {task: params[task][branch_name(task)] for task in active if task != SHARED}

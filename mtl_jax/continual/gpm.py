@@ -1,0 +1,228 @@
+"""Gradient projection memory: later updates stay out of the space in which old tasks' features lie."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from mtl_jax.errors import UserError
+from mtl_jax.models.kernel_inputs import by_group, from_groups
+from mtl_jax.models.layers import ByBatch
+from mtl_jax.ownership import owner_of
+from mtl_jax.patterns import matches, path_of, paths
+
+ROUNDING = 1e-12  # of an energy, relative: what is left of it below this is the error of a sum in float64
+
+Basis = Float[np.ndarray, "groups inputs _"]  # orthonormal columns; zeros fill up groups that hold fewer
+
+
+class Held(NamedTuple):
+    """What the later stages leave alone: of kernels a space of inputs, of other parameters all."""
+
+    bases: dict[str, Basis]  # path of a kernel -> a basis of the space
+    whole: tuple[str, ...]  # paths of biases, batch norms and other parameters that the old tasks read
+
+
+NOTHING = Held({}, ())
+
+
+def extend(basis: Basis | None, covariance: Float[np.ndarray, "groups inputs inputs"], *, energy: float) -> Basis:
+    """Adds the fewest directions with which a basis holds a share of the energy of what a kernel reads.
+
+    With k directions more, it holds the energy that it held already and the k largest eigenvalues of what it did not.
+
+    Args:
+        basis: of the stages before; None for none.
+        covariance: uncentred, of the kernel's inputs; its trace is their energy.
+        energy: the share to hold, above 0 and up to 1. 1 holds all that was seen, to the precision of the covariance.
+
+    Returns:
+        The basis, whose first columns in each group are those given.
+
+    References:
+        Saha, Garg, Roy, "Gradient Projection Memory for Continual Learning", 2021, equations 5 to 9.
+    """
+    before = np.zeros((*covariance.shape[:2], 0)) if basis is None else basis
+    seen = covariance.astype(np.float64)
+    extended = [_extend_one(before[group], seen[group], energy) for group in range(len(seen))]
+    widest = max(each.shape[1] for each in extended)
+    return np.stack([np.pad(each, ((0, 0), (0, widest - each.shape[1]))) for each in extended]).astype(np.float32)
+
+
+def _extend_one(
+    basis: Float[np.ndarray, "inputs padded"], covariance: Float[np.ndarray, "inputs inputs"], energy: float
+) -> Float[np.ndarray, "inputs held"]:
+    basis = basis[:, basis.any(axis=0)].astype(np.float64)
+    free = np.eye(len(covariance)) - basis @ basis.T
+    left = free @ covariance @ free
+    eigenvalues, directions = np.linalg.eigh(left)  # rising
+    eigenvalues, directions = np.maximum(eigenvalues[::-1], 0.0), directions[:, ::-1]
+    total = np.trace(covariance)
+    reached = total - np.trace(left) + np.cumsum(np.append(0.0, eigenvalues))
+    count = int((reached < energy * total * (1 - ROUNDING)).sum())
+    count = min(count, len(covariance) - basis.shape[1])
+    if not count:
+        return basis
+    # Directions of little energy are orthogonal to the basis up to rounding only.
+    added = np.linalg.qr(np.hstack([basis, directions[:, :count]]))[0][:, basis.shape[1] :]
+    return np.hstack([basis, added])
+
+
+def remember(
+    held: Held,
+    covariances: Mapping[str, Float[np.ndarray, "calls groups inputs inputs"]],
+    others: Iterable[str],
+    *,
+    energy: float,
+) -> Held:
+    """What is held after one more stage.
+
+    Each use that the stage's tasks make of a kernel, such as on each level of the neck, is held to the same share.
+
+    Args:
+        held: after the stages before.
+        covariances: of what each kernel reads, by its path.
+        others: paths of the other parameters that the stage's tasks read.
+        energy: the share that is held.
+    """
+    bases = dict(held.bases)
+    for path, calls in covariances.items():
+        for covariance in calls:
+            bases[path] = extend(bases.get(path), covariance, energy=energy)
+    used = {path: basis for path, basis in bases.items() if basis.shape[-1]}
+    return Held(used, tuple(dict.fromkeys([*held.whole, *others])))
+
+
+def project(updates: PyTree, bases: Mapping[str, Float[Array | np.ndarray, "groups inputs held"]]) -> PyTree:
+    """Removes what of an update would change a kernel's outputs for inputs in the held space: u - U U^T u.
+
+    Args:
+        updates: of parameters.
+        bases: by the paths of kernels; the other leaves stay as they are.
+
+    References:
+        Saha, Garg, Roy, "Gradient Projection Memory for Continual Learning", 2021, equation 8. There the gradient is
+        projected, and plain gradient descent follows it; weight decay and Adam would leave the space again.
+    """
+
+    def projected(path: tuple, update: Array) -> Array:
+        basis = bases.get(path_of(path))
+        return update if basis is None else _outside(update, jnp.asarray(basis))
+
+    return jax.tree_util.tree_map_with_path(projected, updates)
+
+
+def _outside(update: Float[Array, "..."], basis: Float[Array, "groups inputs held"]) -> Float[Array, "..."]:
+    matrices = by_group(update, basis.shape[0])
+    exact = jax.lax.Precision.HIGHEST  # accelerators would round a product's factors to 8 or 11 bits
+    inside = jnp.einsum("gih,gio->gho", basis, matrices, precision=exact)
+    return from_groups(matrices - jnp.einsum("gih,gho->gio", basis, inside, precision=exact), update.shape)
+
+
+def shared_layers(params: PyTree, patterns: tuple[str, ...], tasks: tuple[str, ...], *, where: str) -> tuple[str, ...]:
+    """Checks that patterns name parameters that tasks share.
+
+    Args:
+        params: of the network.
+        patterns: to check.
+        tasks: of the network.
+        where: the settings, for the error.
+
+    Returns:
+        The patterns.
+
+    Raises:
+        UserError: one of them names none.
+    """
+    shared = [path for path in paths(params) if owner_of(tuple(path.split("/")), tasks) is None]
+    for pattern in patterns:
+        if not any(matches(path, (pattern,)) for path in shared):
+            raise UserError(
+                f"{where}_layers has {pattern!r}, which matches no parameter that tasks share; "
+                + (
+                    f"they lie in {', '.join(dict.fromkeys(path.split('/')[0] for path in shared))}"
+                    if shared
+                    else f"there is none, so leave {where}_energy at 0"
+                )
+            )
+    return patterns
+
+
+def require_still(
+    held: Held,
+    variables: Mapping[str, PyTree],
+    *,
+    layers: tuple[str, ...],
+    frozen: tuple[str, ...],
+    train_batch_norm: ByBatch,
+    tasks: tuple[str, ...],
+    where: str,
+) -> None:
+    """Checks that a stage leaves as it is what held kernels read.
+
+    Args:
+        held: by the stages before.
+        variables: at the stage's beginning.
+        layers: patterns of the parameters that are held.
+        frozen: patterns that the stage leaves as they are from its first step to its last.
+        train_batch_norm: of the stage.
+        tasks: of the network.
+        where: the stage's settings, for the error.
+
+    Raises:
+        UserError: shared parameters beside the held ones are trained, or running statistics move; it says which
+            setting helps.
+    """
+    if not held.bases and not held.whole:
+        return
+    for path in paths(variables["params"]):
+        if owner_of(tuple(path.split("/")), tasks) is None and not matches(path, (*layers, *frozen)):
+            raise UserError(
+                f"{where} trains {path}, and what it changes reaches the kernels that gpm_energy of an earlier stage "
+                f'holds; freeze it with {where}.freeze, or hold it too with gpm_layers=("*",) of that stage'
+            )
+    for path in paths(variables["batch_stats"]):
+        layer = path.rpartition("/")[0]
+        moves = train_batch_norm(layer) if callable(train_batch_norm) else train_batch_norm
+        if moves and f"{layer}/scale" in held.whole:
+            raise UserError(
+                f"{where} moves the running statistics of {layer}, and with them what the kernels read that gpm_energy "
+                f'of an earlier stage holds; set {where}.train_batch_norm="new_levels" (or "nowhere"), or give each '
+                "task batch norms of its own (model.batch_norm_per_task)"
+            )
+
+
+def to_tree(held: Held) -> dict[str, np.ndarray]:
+    """Everything as one array of bytes, for a checkpoint.
+
+    Args:
+        held: to be saved.
+
+    Returns:
+        {"npz": u8[bytes]}
+    """
+    archive = io.BytesIO()
+    whole = np.frombuffer(json.dumps(held.whole).encode(), np.uint8)
+    np.savez(archive, allow_pickle=False, **held.bases, whole=whole)  # pyright: ignore[reportArgumentType]
+    return {"npz": np.frombuffer(archive.getvalue(), dtype=np.uint8)}
+
+
+def from_tree(tree: Mapping[str, Any]) -> Held:
+    """The inverse of `to_tree`, exact; nothing is held where the tree is empty.
+
+    Args:
+        tree: as restored from a checkpoint.
+    """
+    if not tree:
+        return NOTHING
+    with np.load(io.BytesIO(np.asarray(tree["npz"]).tobytes()), allow_pickle=False) as archive:
+        arrays = {path: archive[path] for path in archive.files}
+    whole = json.loads(arrays.pop("whole").tobytes().decode())
+    return Held(arrays, tuple(whole))
