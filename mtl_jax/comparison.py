@@ -18,6 +18,7 @@ from mtl_jax.report import heat_cell
 from mtl_jax.report_balance import Conflict, conflicts
 from mtl_jax.report_figures import Cell, scatter_svg, scatters_svg, spread_svg
 from mtl_jax.report_figures import heatmaps_svg as draw_heatmaps
+from mtl_jax.tasks import TITLES
 
 COSTS = {"params": "parameters", "latency_ms": "latency, ms", "train_seconds": "training, s", "step_ms": "step, ms"}
 COSTS |= {"peak_memory_mb": "peak memory, MB", "gigaflops": "GFLOP an image"}
@@ -139,7 +140,10 @@ def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
 def _head(name: str) -> str:
     if name == DELTA_M:
         return "delta_m, %"
-    return COSTS.get(name, name.replace("_drop_percent", " drop, %").replace("_", " ", 1))
+    for figure in sorted(TITLES, key=len, reverse=True):
+        if name.endswith(f"_{figure}"):
+            return f"{name.removesuffix(f'_{figure}')} {TITLES[figure]}"
+    return COSTS.get(name, name.replace("_drop_percent", " drop, %"))
 
 
 def _cell(values: Sequence[float | None], name: str) -> str:
@@ -197,9 +201,9 @@ def as_html(title: str, results: Sequence[Result]) -> str:
     heads, rows = table(results)
     groups = by_variant(results)
     accuracies = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
-    spreads = [spread_svg(name.replace("_", " ", 1), found) for name in accuracies if (found := _known(groups, name))]
+    spreads = [spread_svg(_head(name), found) for name in accuracies if (found := _known(groups, name))]
     scatters = [
-        scatter_svg(f"{name.replace('_', ' ', 1)} against {COSTS[cost]}", points, x=COSTS[cost], y=name)
+        scatter_svg(f"{_head(name)} against {COSTS[cost]}", points, x=COSTS[cost], y=_head(name))
         for name in accuracies
         for cost in ("latency_ms", "params", "gigaflops", "step_ms", "peak_memory_mb")
         if (points := _points(groups, cost, name))
@@ -276,9 +280,7 @@ def tradeoffs_svg(results: Sequence[Result]) -> str:
     """
     groups, costs = by_variant(results), ("latency_ms", "params")
     names = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
-    rows = [
-        (name.replace("_", " ", 1), [(COSTS[cost], _points(groups, cost, name)) for cost in costs]) for name in names
-    ]
+    rows = [(_head(name), [(COSTS[cost], _points(groups, cost, name)) for cost in costs]) for name in names]
     drops = {variant: max(drop for run in runs for drop in _drops(run)) for variant, runs in groups.items()}
     worst = [
         (COSTS[cost], {name: (at, drops[name]) for name, (at, _) in _points(groups, cost, cost).items()})

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
+from mtl_jax.tasks import title
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -28,7 +30,7 @@ def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             task,
-            entry["metric"] + ("" if entry["higher_is_better"] else " (lower is better)"),
+            title(entry["metric"]) + ("" if entry["higher_is_better"] else " (lower is better)"),
             figure(entry["baseline"]),
             figure(entry["final"]),
             percent(entry["drop_percent"]),

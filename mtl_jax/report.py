@@ -12,6 +12,7 @@ from mtl_jax import contract_table, metrics_log, report_balance, report_page
 from mtl_jax.contract import read_json, relative_drop_percent, replace_text, task_histories
 from mtl_jax.errors import UserError
 from mtl_jax.report_figures import Span, curves_by, panel_svg
+from mtl_jax.tasks import title
 
 FILE_NAME = "report.html"
 RUN_FIELDS = ("command", "device", "seed", "versions")  # of config.json, shown apart from the configuration
@@ -131,16 +132,16 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
 
 
 def _matrix(contract: Mapping[str, Any] | None) -> str:
-    title = "Every task after every stage"
+    heading = "Every task after every stage"
     if contract is None or not contract["stages"] or not contract["tasks"]:
-        return report_page.section(title, report_page.paragraph("No stage has been evaluated yet."))
+        return report_page.section(heading, report_page.paragraph("No stage has been evaluated yet."))
     tasks = contract["tasks"]
     histories = task_histories(
         contract["stages"],
         {task: (entry["metric"], entry["higher_is_better"]) for task, entry in tasks.items()},
     )
     head = "".join(
-        f"<th>{escape(task)}<br><small>{escape(entry['metric'])}</small></th>" for task, entry in tasks.items()
+        f"<th>{escape(task)}<br><small>{escape(title(entry['metric']))}</small></th>" for task, entry in tasks.items()
     )
     rows = []
     for index, stage in enumerate(contract["stages"]):
@@ -161,7 +162,7 @@ def _matrix(contract: Mapping[str, Any] | None) -> str:
         + "\n</tbody></table></div>\n"
     )
     lead = "Small print: the change since the baseline. Red: more was lost than the contract allows."
-    return report_page.section(title, grid + _forgetting(contract), lead=lead)
+    return report_page.section(heading, grid + _forgetting(contract), lead=lead)
 
 
 def heat_cell(value: float | None, entry: Mapping[str, Any], max_drop_percent: float, *, is_baseline: bool) -> str:
@@ -216,14 +217,14 @@ def _validation_panels(events: Events, spans: Sequence[Span], contract: Mapping[
         entry = judged.get(task)
         main = [event for event in found if entry and event["name"] == entry["metric"]]
         if contract is None or entry is None or not main:
-            figures.append(panel_svg(task, curves_by(found, lambda event: event["name"]), spans))
+            figures.append(panel_svg(task, curves_by(found, lambda event: title(event["name"])), spans))
             continue
         baseline = entry["baseline"]
         share = contract["max_drop_percent"] / 100
         sign = -1 if entry["higher_is_better"] else 1
         floor = None if baseline is None else baseline * (1 + sign * share)
-        curves = curves_by(main, lambda event: event["name"])
-        figures.append(panel_svg(f"{task}: {entry['metric']}", curves, spans, baseline=baseline, floor=floor))
+        curves = curves_by(main, lambda event: title(event["name"]))
+        figures.append(panel_svg(f"{task}: {title(entry['metric'])}", curves, spans, baseline=baseline, floor=floor))
     return figures
 
 

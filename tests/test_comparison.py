@@ -43,10 +43,10 @@ def test_the_table_has_mean_and_sample_deviation_over_seeds():
     none, lwf = (dict(zip(heads, row, strict=True)) for row in rows)
     assert none["variant"] == "none"
     assert none["seeds"] == "2"
-    assert none["seg miou"] == "0.25 ± 0.071"
+    assert none["seg mIoU"] == "0.25 ± 0.071"
     assert none["seg drop, %"] == "45.00 ± 7.07"
     assert none["contract kept"] == "0 of 2"
-    assert lwf["seg miou"] == "0.4"
+    assert lwf["seg mIoU"] == "0.4"
     assert lwf["contract kept"] == "1 of 1"
     assert lwf["peak memory, MB"] == "-"
 
@@ -55,7 +55,7 @@ def test_a_missing_figure_is_counted_and_not_averaged():
     broken = result("none", 2, 0.2)
     broken.contract["tasks"]["seg"]["final"] = None
     heads, rows = comparison.table([*RESULTS[:2], broken])
-    assert rows[0][heads.index("seg miou")] == "0.25 ± 0.071 (2 of 3)"
+    assert rows[0][heads.index("seg mIoU")] == "0.25 ± 0.071 (2 of 3)"
 
 
 def test_the_csv_has_a_line_for_every_run_in_full_precision():
@@ -144,5 +144,5 @@ def test_the_tradeoffs_stand_alone_with_every_variant_and_axis():
     svg = comparison.tradeoffs_svg(RESULTS)
     assert svg.startswith("<?xml")
     assert svg == comparison.tradeoffs_svg(RESULTS)
-    for text in ("seg miou", "largest drop, %", "latency, ms", "parameters", *comparison.by_variant(RESULTS)):
+    for text in ("seg mIoU", "largest drop, %", "latency, ms", "parameters", *comparison.by_variant(RESULTS)):
         assert f"<!-- {text} -->" in svg

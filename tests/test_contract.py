@@ -236,9 +236,9 @@ def test_the_text_is_aligned_and_tells_all():
             "contract BROKEN: no task may lose more than 2 %",
             "",
             "task  metric     baseline  final     drop  verdict",
-            "seg   miou            0.4   0.39   2.50 %  BROKEN",
-            "det   map_50_95       0.2   0.21  -5.00 %  passed",
-            "cls   top1            0.9    0.9   0.00 %  passed",
+            "seg   mIoU            0.4   0.39   2.50 %  BROKEN",
+            "det   mAP 50-95       0.2   0.21  -5.00 %  passed",
+            "cls   Top-1           0.9    0.9   0.00 %  passed",
             "",
             "budget                 measured      limit  verdict",
             "params                3,000,000  8,000,000  passed",
@@ -250,7 +250,7 @@ def test_the_text_is_aligned_and_tells_all():
 
 def test_a_reason_is_shown_beside_the_verdict():
     tree = build([], {"seg": ("miou", False)}, {})
-    assert "miou (lower is better)" in contract.as_text(tree)
+    assert "mIoU (lower is better)" in contract.as_text(tree)
     assert "BROKEN: never evaluated" in contract.as_text(tree)
 
 
@@ -272,7 +272,7 @@ def test_the_terminal_s_table_holds_the_same_words_and_takes_no_markup_from_name
     console.print(contract.table(tree))
     shown = console.file.getvalue()
     assert "[red]x" in shown
-    for word in ("contract BROKEN", "map_50_95", "2.50 %", "8,000,000", "never evaluated", "at 512 px"):
+    for word in ("contract BROKEN", "mAP 50-95", "2.50 %", "8,000,000", "never evaluated", "at 512 px"):
         assert word in shown
 
 

@@ -129,7 +129,7 @@ def test_an_empty_work_directory_says_what_is_missing(tmp_path):
 def test_a_run_without_a_contract_shows_every_validation_figure(tmp_path):
     (fill(tmp_path) / "contract.json").unlink()
     text = report.write(tmp_path, examples={"seg": []}).read_text(encoding="utf-8")
-    assert "pixel_accuracy" in text
+    assert "pixel accuracy" in text
 
 
 def test_a_kept_contract_is_passed(tmp_path):

@@ -128,3 +128,15 @@ def test_classes_that_are_no_names_are_refused():
 def test_a_setting_of_another_type_is_refused():
     with pytest.raises(UserError, match=r"task 'seg': expected settings of their types, found .*; mend tasks\.seg"):
         tasks.build({"seg": {"kind": "segmentation", "classes": ("a", "b"), "class_weights": ("c", "d")}})
+
+
+@pytest.mark.parametrize("kind", tasks.KINDS)
+def test_every_figure_of_a_kind_has_a_title(kind):
+    figures = tasks.build({"t": CONFIG[kind]})["t"].new_metric().compute()
+    assert [name for name in figures if tasks.title(name) == name] == []
+
+
+def test_a_title_is_of_the_figure_and_its_class():
+    assert tasks.title("map_75") == "mAP 75"
+    assert tasks.title("iou/potted plant") == "IoU potted plant"
+    assert tasks.title("loss") == "loss"

@@ -18,6 +18,21 @@ KINDS: dict[str, Callable[..., Task]] = {
     "regression": regression.make,
     "depth": depth.make,
 }
+# What people read for a figure's name, in every table, report and comparison.
+TITLES: dict[str, str] = {
+    **segmentation.TITLES,
+    **detection.TITLES,
+    **classification.TITLES,
+    **multi_label.TITLES,
+    **regression.TITLES,
+    **depth.TITLES,
+}
+
+
+def title(figure: str) -> str:
+    """Returns what people read for a figure's name; "iou/cat" is "IoU cat", and an unknown one stays as it is."""
+    name, slash, of = figure.partition("/")
+    return f"IoU {of}" if slash and name == "iou" else TITLES.get(figure, figure)
 
 
 def build(tasks_config: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:

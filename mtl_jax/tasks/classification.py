@@ -17,6 +17,7 @@ from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
 from mtl_jax.tasks.distillation import softened_divergence
 
 CAPTION_CLASSES = 3
+TITLES = {"top1": "Top-1", "top5": "Top-5"}
 
 
 def make(

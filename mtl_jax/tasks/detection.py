@@ -20,6 +20,14 @@ OBJECTNESS_PRIOR = 0.01  # of an untrained head, whose biases are zero (Lin et a
 PRIOR_LOGIT = float(np.log(OBJECTNESS_PRIOR / (1 - OBJECTNESS_PRIOR)))
 BOX_CHANNELS, OBJECTNESS = 4, 4  # a cell's channels: 4 of the box, objectness, classes
 LABEL_ROOM = 0.05  # of the picture's height, above a box that its label stands on
+TITLES = {
+    "map_50_95": "mAP 50-95",
+    "map_50": "mAP 50",
+    "map_75": "mAP 75",
+    "map_small": "mAP small",
+    "map_medium": "mAP medium",
+    "map_large": "mAP large",
+}
 MIN_SCORE = 0.3  # of an answer; the tail below is there for mean average precision
 
 

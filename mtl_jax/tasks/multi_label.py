@@ -16,6 +16,7 @@ from mtl_jax.tasks import caption
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
 
 THRESHOLD = 0.5  # above it a class is said to be true
+TITLES = {"map": "mAP", "f1": "F1"}
 
 
 def make(

@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
-from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task
+
+TITLES = {"mae": "mean absolute error", "rmse": "RMSE"}
 
 # How far a prediction is from its label, both in units of `scale`, and noise under which that is a -log-likelihood.
 COSTS: dict[str, Callable[[Array], Array]] = {"l1": jnp.abs, "l2": jnp.square}

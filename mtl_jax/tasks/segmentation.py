@@ -17,6 +17,7 @@ from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
 from mtl_jax.tasks.distillation import softened_divergence
 
 OVERLAY_OPACITY = 0.6
+TITLES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
 
 def make(
