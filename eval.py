@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mtl_jax import allocator
+from mtl_jax.errors import UserError, print_any_name
 
 
 def main(arguments: list[str]) -> int:
@@ -14,16 +15,19 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", required=True, type=Path, help="a work directory, or one stage's checkpoint in it")
     parser.add_argument("--tasks", default="all", help="all, or names separated by commas")
-    parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; else $MTL_JAX_DATA, ./data")
+    parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; else the run's own")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
+    print_any_name()
     # Imported after the flags: --help should not wait for JAX.
     from mtl_jax import compilation, evaluate_checkpoint
     from mtl_jax.checkpoints import CheckpointError
-    from mtl_jax.errors import UserError
 
     compilation.enable_cache()
     try:
+        if options.json:
+            options.json = options.json.expanduser()
+            evaluate_checkpoint.require_writable(options.json)
         figures = evaluate_checkpoint.run(options.weights, tasks=options.tasks, data_root=options.data_root)
         evaluate_checkpoint.show(figures)
         if options.json:

@@ -348,7 +348,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replaces a file's text at once: whoever reads finds the old text or the new."""
+    """Replaces a file's text at once: whoever reads finds the old text or the new.
+
+    What is no text, as in file names that are not UTF-8, is written as JSON escapes it.
+    """
     draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(draft, path)

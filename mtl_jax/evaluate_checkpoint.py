@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from mtl_jax import config as config_lib
 from mtl_jax import contract, evaluate, experiment, trained
+from mtl_jax import tasks as tasks_lib
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 
@@ -19,44 +18,44 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
     Args:
         weights: a work directory (its last stage) or one stage's checkpoint.
         tasks: "all" (that the stage had learnt), or names separated by commas.
-        data_root: folder of datasets; "" means $MTL_JAX_DATA, or else ./data.
+        data_root: folder of datasets; "" means the one that the run recorded, or else $MTL_JAX_DATA, or else ./data.
 
     Returns:
-        {"checkpoint", "stage", "tasks": {task: {figure: value}}, "params", "latency_ms", "latency_image_size"}.
+        {"checkpoint", "stage", "tasks": {task: {figure: value}}, "measured_on": {task: what the figures are of},
+        "other_streams": {task: {stream: {figure: value}}} where several streams of the order label a task, "params",
+        "latency_ms", "latency_image_size"}.
 
     Raises:
         UserError: an unknown task, or a dataset that is not there.
         CheckpointError: no checkpoint at `weights`.
     """
-    root = config_lib.data_root(ConfigDict({"data_root": data_root}))
-    network = trained.load(weights, tasks=tasks, data_root=root)
-    predict = evaluate.make_predict(network.parts.model, network.parts.tasks)
-    figures: dict[str, dict[str, float]] = {}
-    for stream in network.config["streams"]:
-        asked = {
-            name: task
-            for name, task in experiment.stream_tasks(network.parts, stream).items()
-            if name in network.names and name not in figures
-        }
+    network = trained.load(weights, tasks=tasks, data_root=Path(data_root).expanduser() if data_root else None)
+    parts, names = network.parts, network.names
+    predict = evaluate.make_predict(parts.model, parts.tasks)
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}  # by task and stream
+    for stream in parts.used_streams:
+        asked = {name: task for name, task in experiment.stream_tasks(parts, stream).items() if name in names}
         if asked:
-            batches = experiment.eval_batches(network.parts, stream)
-            figures |= evaluate.evaluate(predict, network.variables, batches, asked)
+            batches = experiment.eval_batches(parts, stream)
+            for name, figures in evaluate.evaluate(predict, network.variables, batches, asked).items():
+                found[name][stream] = figures
+    first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
+    others = {name: {at: each for at, each in found[name].items() if at != first[name]} for name in names}
     size = network.config["contract"]["latency_image_size"]
     return {
         "checkpoint": str(network.path),
         "stage": network.stage,
-        "tasks": {name: figures[name] for name in network.names},
+        "tasks": {name: found[name][first[name]] for name in names},
+        "measured_on": {name: experiment.validation_data(parts, first[name]) for name in names},
+        "other_streams": {name: figures for name, figures in others.items() if figures},
         "params": sum(multi_task.parameter_count(network.variables["params"]).values()),
-        "latency_ms": evaluate.latency_ms(predict, network.variables, network.names, image_size=size),
+        "latency_ms": evaluate.latency_ms(predict, network.variables, names, image_size=size),
         "latency_image_size": size,
     }
 
 
-TITLES = {"map_50_95": "mAP 50-95", "map_50": "mAP 50", "miou": "mIoU", "top1": "Top-1", "top5": "Top-5"}
-
-
 def show(figures: dict[str, Any]) -> None:
-    """Prints the figures as a table."""
+    """Prints the figures as a table, and below it what they were measured on."""
     from rich.console import Console
     from rich.table import Table
 
@@ -64,14 +63,42 @@ def show(figures: dict[str, Any]) -> None:
     table.add_column("task")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    for task, values in figures["tasks"].items():
+    rows = [(task, values) for task, values in figures["tasks"].items()]
+    rows += [
+        (f"{task} ({stream})", values)
+        for task, each in figures["other_streams"].items()
+        for stream, values in each.items()
+    ]
+    for label, values in rows:
         for name, value in values.items():
             if "/" not in name:  # per-class figures are in the JSON
-                table.add_row(task, TITLES.get(name, name), f"{value:.4f}")
+                table.add_row(label, tasks_lib.title(name), f"{value:.4f}")
     table.add_row("", "parameters", f"{figures['params']:,}")
     size = figures["latency_image_size"]
     table.add_row("", f"latency, 1 image of {size} px, ms", f"{figures['latency_ms']:.1f}")
     Console().print(table)
+    for task, data in figures["measured_on"].items():
+        print(
+            f"{task}: {data['images']} images of stream {data['stream']} (split {data['split']} of {data['source']}, "
+            f"{data['shown']}), data root {data['data_root']}"
+        )
+
+
+def require_writable(path: Path) -> None:
+    """Checks, before anything takes long, that a file can be written.
+
+    Raises:
+        UserError: its folder is missing or cannot be written to, or it is a folder itself.
+    """
+    reason = ""
+    if not path.parent.is_dir():
+        reason = f"there is no folder {path.parent}"
+    elif path.is_dir():
+        reason = "it is a folder"
+    elif not os.access(path.parent, os.W_OK):
+        reason = f"{path.parent} is read-only"
+    if reason:
+        raise UserError(f"{path} cannot be written ({reason}); name another file with --json")
 
 
 def write(figures: dict[str, Any], path: Path) -> None:

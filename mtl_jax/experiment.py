@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Experiment:
     tasks: Mapping[str, Task]
     model: Any
     streams: Mapping[str, Mapping[str, Any]]
+    used_streams: tuple[str, ...]  # those of the order's stages, as it comes to them
     data_root: Path
     image_size: int
     cache_bytes: int
@@ -59,11 +60,18 @@ def build(config: Mapping[str, Any], *, data_root: Path) -> Experiment:
         tasks=tasks,
         model=multi_task.build(config["model"], tasks),
         streams=config["streams"],
+        used_streams=_used_streams(config),
         data_root=data_root,
         image_size=config["image_size"],
         cache_bytes=int(config["cache_gb"] * 1e9),
         smoke=config["smoke"],
     )
+
+
+def _used_streams(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The streams that the order trains on; all of a config without an order."""
+    named = (stream for stage in config["order"] for stream in config["stages"][stage]["streams"])
+    return tuple(dict.fromkeys(named if config["order"] else config["streams"]))
 
 
 def _check_crops(streams: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]) -> None:
@@ -247,10 +255,41 @@ def view(experiment: Experiment, stream: str) -> View:
     return View(settings["image_size"] or experiment.image_size, settings["crop"])
 
 
+def labelling_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
+    """Returns the streams of the order that label a task.
+
+    The first of them is the one that stands for the task: it is measured on its validation images, and predicts and is
+    exported as these are shown.
+    """
+    return tuple(name for name in experiment.used_streams if task in experiment.streams[name]["labels"])
+
+
+def measured_streams(experiment: Experiment, tasks: Iterable[str]) -> dict[str, dict[str, Task]]:
+    """Returns, by stream, those of the tasks that are measured on it (`labelling_streams`)."""
+    found: dict[str, dict[str, Task]] = {}
+    for task in tasks:
+        for stream in labelling_streams(experiment, task)[:1]:
+            found.setdefault(stream, {})[task] = experiment.tasks[task]
+    return found
+
+
 def task_view(experiment: Experiment, task: str) -> View:
-    """Returns how the images that a task is validated on are shown, those of the first stream that labels it."""
-    streams = (name for name, settings in experiment.streams.items() if task in settings["labels"])
-    return next((view(experiment, name) for name in streams), View(experiment.image_size, crop=False))
+    """Returns how the images that a task is measured on are shown; whole ones where no stream labels it."""
+    streams = labelling_streams(experiment, task)
+    return view(experiment, streams[0]) if streams else View(experiment.image_size, crop=False)
+
+
+def validation_data(experiment: Experiment, stream: str) -> dict[str, Any]:
+    """Returns what a stream's figures are measured on: "stream", "source", "split", "images", "shown", "data_root"."""
+    settings = experiment.streams[stream]
+    return {
+        "stream": stream,
+        "source": settings["source"],
+        "split": settings["val_split"],
+        "images": len(source(experiment, stream, training=False)),
+        "shown": str(view(experiment, stream)),
+        "data_root": str(experiment.data_root),
+    }
 
 
 def eval_batches(experiment: Experiment, stream: str) -> Any:

@@ -72,11 +72,12 @@ def train_and_evaluate(
 
 def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Preemption) -> dict[str, Any]:
     config_lib.resolve(config)
-    parts = experiment.build(config.to_dict(), data_root=config_lib.data_root(config))
+    config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
+    parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
     run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
     # What is missing is told before the first stage, not after it.
     trained, validated = (
-        {stream: experiment.source(parts, stream, training=training) for stream in _streams(config)}
+        {stream: experiment.source(parts, stream, training=training) for stream in parts.used_streams}
         for training in (True, False)
     )
     leakage.refuse(trained, validated, tolerated_percent=config.tolerated_leakage_percent)
@@ -91,10 +92,6 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
         for index in range(len(learnt.stages), len(config.order)):
             learnt = _run_stage(run, index, learnt)
         return _conclude(run, learnt)
-
-
-def _streams(config: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(stream for stage in config.order for stream in config.stages[stage].streams))
 
 
 def _start(run: Run) -> Learnt:
@@ -275,17 +272,10 @@ def _log_metrics(
 
 
 def _evaluate(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Measures tasks on the validation data of the first stream that labels them."""
+    """Measures tasks on the validation data of their streams."""
     metrics: dict[str, dict[str, float]] = {}
-    for stream in _streams(run.config):
-        tasks = {
-            name: task
-            for name, task in experiment.stream_tasks(run.parts, stream).items()
-            if name in names and name not in metrics
-        }
-        if tasks:
-            batches = experiment.eval_batches(run.parts, stream)
-            metrics |= evaluate.evaluate(run.predict, variables, batches, tasks)
+    for stream, tasks in experiment.measured_streams(run.parts, names).items():
+        metrics |= evaluate.evaluate(run.predict, variables, experiment.eval_batches(run.parts, stream), tasks)
     devices.give_back_memory()
     return {name: metrics[name] for name in names}
 
@@ -294,7 +284,7 @@ def _evaluate_before(run: Run, stage: StagePlan, state: train_step.TrainState) -
     """Measures what the stage will teach before it does; before the first one, every task of the run."""
     names = stage.learnt_tasks
     if stage.index == 0:
-        labelled = [task for stream in _streams(run.config) for task in run.config.streams[stream].labels]
+        labelled = [task for stream in run.parts.used_streams for task in run.config.streams[stream].labels]
         names = tuple(dict.fromkeys(labelled))
     return {"before": _evaluate(run, jax.device_get(stages.evaluated(state)), names)}
 
@@ -331,13 +321,8 @@ def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
     )
     contract.write_json(run.written / "contract.json", verdict)
     shown = {}
-    for stream in _streams(run.config):
-        shown |= examples.render(
-            run.predict,
-            learnt.variables,
-            experiment.eval_batches(run.parts, stream),
-            {name: task for name, task in experiment.stream_tasks(run.parts, stream).items() if name not in shown},
-            count=run.config.example_images,
-        )
+    for stream, asked in experiment.measured_streams(run.parts, names).items():
+        batches = experiment.eval_batches(run.parts, stream)
+        shown |= examples.render(run.predict, learnt.variables, batches, asked, count=run.config.example_images)
     report.write(run.written, examples=shown)
     return verdict

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from mtl_jax import checkpoints, experiment
 from mtl_jax import config as config_lib
@@ -30,25 +31,32 @@ class Trained(NamedTuple):
         return {name: self.parts.tasks[name] for name in self.names}
 
 
-def load(weights: Path, *, tasks: str = "all", data_root: Path = Path()) -> Trained:
+def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) -> Trained:
     """Reads a checkpoint.
 
     Args:
         weights: a work directory (its last stage) or one stage's checkpoint.
         tasks: "all" (that the stage had learnt), or names separated by commas.
-        data_root: folder of datasets, for those who want to measure the network.
+        data_root: folder of datasets, for those who want to measure the network; None for the one that the run
+            recorded, or where that is not there, $MTL_JAX_DATA, or else ./data.
 
     Raises:
         UserError: an unknown task.
         CheckpointError: no checkpoint at `weights`.
     """
-    path = checkpoints.find(weights)
+    path = checkpoints.find(weights.expanduser())
     record = checkpoints.read_metadata(path)
     config = config_lib.completed(record["config"])
-    parts = experiment.build(config, data_root=data_root)
+    parts = experiment.build(config, data_root=data_root or _recorded_root(config))
     names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
     variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
     return Trained(path, record["stage"], config, parts, names, variables)
+
+
+def _recorded_root(config: Mapping[str, Any]) -> Path:
+    recorded = config["data_root"]
+    there = bool(recorded) and Path(recorded).expanduser().is_dir()
+    return config_lib.data_root(ConfigDict({"data_root": recorded if there else ""}))
 
 
 def _names(tasks: str, *, learnt: tuple[str, ...]) -> tuple[str, ...]:

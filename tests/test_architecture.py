@@ -31,7 +31,7 @@ ONLY_IN = {
     "cv2": ("data",),
     "PIL": ("data",),
     "orbax": ("checkpoints.py",),
-    "ml_collections": ("config.py", "evaluate_checkpoint.py"),
+    "ml_collections": ("config.py", "trained.py"),
     "absl": (),
     "onnx": ("export",),
     "onnxruntime": ("export",),

@@ -1,8 +1,12 @@
 """A message is one printable line, whatever is in it."""
 
+import io
+import os
+import sys
+
 import pytest
 
-from mtl_jax.errors import MAX_CHARACTERS, UserError
+from mtl_jax.errors import MAX_CHARACTERS, UserError, print_any_name
 
 
 @pytest.mark.parametrize(
@@ -19,3 +23,11 @@ def test_a_message_is_one_printable_line(message, line):
 
 def test_a_message_has_an_end():
     assert len(str(UserError("x" * 10**7))) == MAX_CHARACTERS + 2
+
+
+def test_a_file_name_that_is_no_text_is_printed_with_escapes(monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
+    print_any_name()
+    print(os.fsdecode(b"caf\xe9 \xc3\xa9.png"), flush=True)
+    assert printed.getvalue().decode() == "caf\\udce9 é.png\n"

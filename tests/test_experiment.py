@@ -48,3 +48,31 @@ class Whole:
 
 def test_a_part_of_a_source_says_what_the_whole_found_on_reading():
     assert experiment.Subset(Whole(), [0]).reading == Whole.reading
+
+
+def two_streams(order: tuple[str, ...]) -> experiment.Experiment:
+    config: Any = config_lib.base()
+    with config.ignore_type():
+        config.model.update(MODEL)
+        config.tasks.update({name: KINDS[name] for name in ("cls", "tags")})
+    config.streams.archive = config_lib.stream("digits", {"cls": "classification"}, image_size=32, crop=True)
+    config.streams.site = config_lib.stream("digits", {"cls": "classification", "tags": "multi_label"}, image_size=128)
+    config.stages.old = config_lib.stage(("archive",))
+    config.stages.new = config_lib.stage(("site",))
+    config.order = order
+    return experiment.build(config.to_dict(), data_root=Path())
+
+
+@pytest.mark.parametrize(
+    ("order", "streams"), [(("new",), ("site",)), (("new", "old"), ("site", "archive")), (("old",), ("archive",))]
+)
+def test_a_task_is_measured_and_shown_as_the_first_stream_of_the_order_that_labels_it(tiny_backbone, order, streams):
+    parts = two_streams(order)
+    assert experiment.labelling_streams(parts, "cls") == streams
+    assert list(experiment.measured_streams(parts, ("cls",))) == [streams[0]]
+    assert experiment.task_view(parts, "cls") == experiment.view(parts, streams[0])
+
+
+def test_each_task_is_measured_on_one_stream(tiny_backbone):
+    measured = experiment.measured_streams(two_streams(("old", "new")), ("cls", "tags"))
+    assert {stream: list(tasks) for stream, tasks in measured.items()} == {"archive": ["cls"], "site": ["tags"]}

@@ -434,7 +434,20 @@ def test_eval_prints_and_writes_the_figures(finished, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert status == 0
     assert all(word in printed for word in ("mIoU", "Top-1", "parameters", "latency"))
-    assert set(json.loads(out.read_text())["tasks"]) == {"seg", "cls"}
+    record = json.loads(out.read_text())
+    assert set(record["tasks"]) == {"seg", "cls"}
+    assert record["measured_on"]["seg"]["images"] == 16
+    assert record["measured_on"]["seg"]["split"] == "val"
+    assert f"seg: 16 images of stream {record['measured_on']['seg']['stream']}" in printed
+
+
+@pytest.mark.parametrize(("place", "why"), [("missing/out.json", "there is no folder"), ("", "it is a folder")])
+def test_a_file_that_cannot_be_written_is_told_before_the_evaluation(
+    finished, tmp_path, capsys, monkeypatch, place, why
+):
+    monkeypatch.setattr(evaluate_checkpoint, "run", lambda *arguments, **settings: pytest.fail("evaluated"))
+    assert script("eval.py").main(["--weights", str(finished), "--json", str(tmp_path / place)]) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_eval_tells_a_mistake_in_one_line_with_status_two(tmp_path, capsys):
