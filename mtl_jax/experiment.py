@@ -135,7 +135,7 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> sources.So
         UserError: the dataset is not there, or its classes differ from the task's.
     """
     settings = experiment.streams[stream]
-    options = dict(settings["options"])
+    options = _ignore_label(experiment, stream) | dict(settings["options"])
     found = sources.build(
         settings["source"],
         data_root=experiment.data_root,
@@ -152,9 +152,33 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> sources.So
         if names and names != tuple(experiment.tasks[task].classes):
             raise UserError(
                 f"task {task} has classes {_short(experiment.tasks[task].classes)}, but stream {stream} labels "
-                f"{_short(names)}; set config.tasks.{task}.classes to the dataset's, in its order"
+                f"{_short(names)}; {_advice(task, stream, settings)}"
             )
     return Subset(found, range(min(SMOKE_EXAMPLES, len(found)))) if experiment.smoke else found
+
+
+def _advice(task: str, stream: str, settings: Mapping[str, Any]) -> str:
+    """Which of the two tables to change: both splits have the stream's, so either leads to an end."""
+    to_the_stream_s = f"set config.tasks.{task}.classes to the stream's, in its order"
+    if "classes" not in sources.options_of(settings["source"]):
+        return to_the_stream_s
+    return (
+        f"they must be the same names in the same order: set config.streams.{stream}.options.classes to the task's, if "
+        f"these are what the files show, or {to_the_stream_s}"
+    )
+
+
+def _ignore_label(experiment: Experiment, stream: str) -> dict[str, Any]:
+    """What the task of a stream's masks calls void, for a source that asks."""
+    found = list(ignore_labels(experiment, stream).values())
+    is_asked = "ignore_label" in sources.options_of(experiment.streams[stream]["source"])
+    return {"ignore_label": found[0]} if found and is_asked else {}
+
+
+def ignore_labels(experiment: Experiment, stream: str) -> dict[str, int]:
+    """Returns what the tasks of a stream call void in their masks."""
+    found = {task: experiment.tasks[task].ignore_label for task in experiment.streams[stream]["labels"]}
+    return {task: value for task, value in found.items() if value is not None}
 
 
 def _short(names: Sequence[str]) -> str:
@@ -222,6 +246,7 @@ def train_batches(
         seed=seed,
         max_boxes=settings["max_boxes"],
         cache_bytes=experiment.cache_bytes,
+        ignore_labels=ignore_labels(experiment, stream),
     )
 
 
@@ -240,6 +265,7 @@ def examples(experiment: Experiment, stream: str, data: sources.Source) -> Itera
         image_size=train_image_size(experiment, stream),
         max_boxes=settings["max_boxes"],
         crop=settings["crop"],
+        ignore_labels=ignore_labels(experiment, stream),
     )
 
 
@@ -301,6 +327,7 @@ def eval_batches(experiment: Experiment, stream: str) -> Any:
         image_size=image_size,
         batch_size=settings["eval_batch_size"],
         crop=crop,
+        ignore_labels=ignore_labels(experiment, stream),
     )
 
 

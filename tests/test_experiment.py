@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import KINDS, MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.data import images
 from mtl_jax.data.base import Reading
 from mtl_jax.errors import UserError
 
@@ -76,3 +78,35 @@ def test_a_task_is_measured_and_shown_as_the_first_stream_of_the_order_that_labe
 def test_each_task_is_measured_on_one_stream(tiny_backbone):
     measured = experiment.measured_streams(two_streams(("old", "new")), ("cls", "tags"))
     assert {stream: list(tasks) for stream, tasks in measured.items()} == {"archive": ["cls"], "site": ["tags"]}
+
+
+def masked(root: Path, classes: tuple[str, ...], value: int, **task: Any) -> experiment.Experiment:
+    """One image whose mask holds 0, 1 and a value, as the task `task` describes it."""
+    folder = root / "masks"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    images.write_png(folder / "JPEGImages/a.png", np.full((1, 3), 90, np.uint8))
+    images.write_png(folder / "SegmentationClass/a.png", np.array([[0, 1, value]], np.uint8))
+    (folder / "ImageSets/Segmentation/val.txt").write_text("a\n")
+    config: Any = config_lib.base()
+    with config.ignore_type():
+        config.model.update(MODEL)
+        config.tasks.seg = {"kind": "segmentation", "classes": ("ground", "thing"), **task}
+    options = {"folder": "masks", "classes": classes}
+    config.streams.photos = config_lib.stream("voc_segmentation", {"seg": "segmentation"}, options=options)
+    return experiment.build(config.to_dict(), data_root=root)
+
+
+@pytest.mark.parametrize("value", [255, 7])
+def test_what_files_and_task_call_void_reaches_the_metric_as_the_task_s_void(tiny_backbone, tmp_path, value):
+    parts = masked(tmp_path, ("ground", "thing"), value, ignore_label=7)
+    target = experiment.eval_batches(parts, "photos")[0].targets[0]["seg"]["mask"]
+    assert target.tolist() == [[0, 1, 7]]
+
+
+def test_other_names_of_classes_are_refused_with_both_ways_out(tiny_backbone, tmp_path):
+    parts = masked(tmp_path, ("earth", "thing"), 255)
+    with pytest.raises(
+        UserError, match=r"set config\.streams\.photos\.options\.classes .* or set config\.tasks\.seg\."
+    ):
+        experiment.source(parts, "photos", training=False)

@@ -160,11 +160,13 @@ def test_without_labels_of_whole_images_there_is_no_multi_label(tmp_path):
     assert list(opened(tmp_path).class_names) == ["detection", "segmentation"]
 
 
-def test_more_classes_than_a_mask_can_hold_give_none(tmp_path):
+def test_masks_of_more_than_255_classes_have_16_bits(tmp_path):
     make(tmp_path, [CAT], classes="LabelName,DisplayName\n" + "".join(f"/m/{i},name {i}\n" for i in range(255)))
     source = opened(tmp_path)
     assert len(source.class_names["detection"]) == 255
-    assert list(source[0]["labels"]) == list(source.class_names) == ["detection"]
+    mask = source[0]["labels"]["segmentation"]["mask"]
+    assert mask.dtype == np.uint16
+    assert set(np.unique(mask)) == {0, 1 + source.class_names["detection"].index("name 1")}
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,44 @@ def test_cached_real_images_come_faster_than_a_small_network_trains(data_root):
     start = time.thread_time()
     assert dataset[8]["labels"]["seg"]["mask"].shape == (8, 512, 512)
     assert time.thread_time() - start < 0.5  # s of one core; a training step on two cores takes about 1 s
+
+
+class Masked:
+    """One image of 4 x 8 px with a mask, which an augmentation or a letterbox to a square moves away from its edges."""
+
+    def __init__(self, mask):
+        self.mask = mask
+        self.class_names = {"segmentation": ("a", "b", "c")}
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        image = np.zeros((*self.mask.shape, 3), np.uint8)
+        return {"image": image, "labels": {"segmentation": {"mask": self.mask.copy()}}, "id": "m"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "void", "values"),
+    [(np.uint8, 255, (0, 2)), (np.uint16, 65535, (255, 299)), (np.int32, -1, (255, 299))],
+)
+def test_void_is_what_the_task_calls_it_from_the_file_and_beside_the_image(dtype, void, values):
+    mask = np.tile(np.array([values[0], values[1], void, void]), (4, 2)).astype(dtype)
+    labels, told = {"seg": "segmentation"}, {"seg": 1000}
+    (example,) = pipeline.examples(Masked(mask), labels=labels, image_size=8, ignore_labels=told)
+    for augment in (Augment(), Augment(mosaic_probability=1.0)):
+        batch = batches(Masked(mask), labels=labels, augment=augment, ignore_labels=told, image_size=8)[0]
+        assert set(np.unique(batch["labels"]["seg"]["mask"])) == {*values, 1000}
+    target = pipeline.eval_batches(Masked(mask), labels=labels, image_size=8, batch_size=1, ignore_labels=told)
+    expected = np.where(mask == void, np.int32(1000), mask)
+    np.testing.assert_array_equal(target[0].targets[0]["seg"]["mask"], expected)
+    padded = np.full((8, 8), 1000)
+    padded[2:6] = expected
+    np.testing.assert_array_equal(example["labels"]["seg"]["mask"], padded)
+
+
+def test_void_stays_255_without_a_task_s_word():
+    mask = np.full((4, 8), 255, np.uint8)
+    for kind in (np.uint8, np.int32):
+        (example,) = pipeline.examples(Masked(mask.astype(kind)), labels={"seg": "segmentation"}, image_size=8)
+        assert set(np.unique(example["labels"]["seg"]["mask"])) == {255}

@@ -236,3 +236,12 @@ def test_the_overlay_shows_the_classes_present_and_leaves_background_clear():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["dog"]
     make().draw(axes, {"mask": np.zeros((2, 2), int)})
     plt.close(figure)
+
+
+def test_void_is_255_unless_255_is_a_class():
+    assert segmentation.make("seg", ("a", "b")).ignore_label == 255
+    many = segmentation.make("seg", [str(number) for number in range(256)])
+    assert many.ignore_label == 65535
+    metric = many.new_metric()
+    metric.update({"mask": np.array([[255, 0]])}, {"mask": np.array([[255, 65535]], np.uint16)}, identity(1, 2))
+    assert metric.compute()["pixel_accuracy"] == 1

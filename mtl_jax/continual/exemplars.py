@@ -8,7 +8,7 @@ from itertools import zip_longest
 import numpy as np
 from jaxtyping import Float, Int
 
-from mtl_jax.data.base import VOID, Sample
+from mtl_jax.data.base import VOID, Sample, missing
 
 
 def random(total: int, count: int, *, generator: np.random.Generator) -> Int[np.ndarray, "chosen"]:
@@ -178,7 +178,9 @@ def sample_classes(sample: Sample, label_name: str | None = None) -> set[int]:
         if label_name not in (None, name):
             continue
         if "mask" in fields:
-            classes |= set(np.unique(fields["mask"]).tolist()) - {VOID}
+            mask = fields["mask"]
+            void = missing(mask) if mask.dtype.kind == "u" else VOID
+            classes |= {value for value in np.unique(mask).tolist() if value >= 0} - {void}
         elif "boxes_xyxy" in fields:
             crowd = fields.get("crowd", np.zeros(np.shape(fields["label"]), dtype=bool))
             known = np.isfinite(fields["boxes_xyxy"]).all(axis=-1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import logging
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,9 +17,10 @@ from mtl_jax.data import opened
 from mtl_jax.errors import UserError
 
 VOID = 255  # of a mask: pixels that nobody labelled; PASCAL VOC's convention
-# Fields with a value for every pixel, which move with the image, and what a pixel without a label has.
-PIXEL_FIELDS = {"mask": VOID, "depth": np.nan}
+PIXEL_FIELDS = ("mask", "depth")  # with a value for every pixel, which move with the image
 SPLITS = ("train", "val")
+
+log = logging.getLogger(__name__)
 
 Fields = dict[str, np.ndarray]
 
@@ -25,7 +28,8 @@ Fields = dict[str, np.ndarray]
 class Sample(TypedDict):
     """One image with its labels, at original resolution.
 
-    `labels` by the source's own label name: "segmentation" {"mask": u8[h, w]}; "detection" {"boxes_xyxy":
+    `labels` by the source's own label name: "segmentation" {"mask": u8[h, w], or u16 of more than 255 classes; see
+    `missing`}; "detection" {"boxes_xyxy":
     f32[n, 4], "label": i32[n], "crowd": bool[n], "area": f32[n]}, crowd boxes included; "classification"
     {"label": i32[]}; "multi_label" {"label": f32[classes]}, NaN = unknown; a number {"value": f32[]}; "depth" {"depth":
     f32[h, w]} in metres, NaN where missing.
@@ -34,6 +38,15 @@ class Sample(TypedDict):
     image: np.ndarray  # u8[height, width, 3] RGB
     labels: dict[str, Fields]
     id: str
+
+
+def missing(pixels: np.ndarray) -> int | float:
+    """The value of a pixel without a label, by the type of its map: NaN of a depth map, 255 of a u8 and 65535 of a u16
+    mask, -1 of a mask with signs.
+    """
+    if pixels.dtype.kind == "f":
+        return np.nan
+    return int(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +84,12 @@ class Source(Protocol):
 def reading_of(source: object) -> Reading:
     """Returns what a source found on reading; nothing where it does not say."""
     return getattr(source, "reading", None) or Reading()
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs a warning once, however often a run opens the dataset."""
+    log.warning(message)
 
 
 def check_split(split: str) -> str:

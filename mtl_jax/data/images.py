@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
-from mtl_jax.data.base import VOID, read_bytes
+from mtl_jax.data.base import read_bytes
+from mtl_jax.data.masks import class_indices
+from mtl_jax.data.orientation import Header
 from mtl_jax.errors import UserError
 
 # Of Pillow's formats those that datasets come in: others run programs (EPS) or hold images of a size that their header
@@ -44,6 +46,11 @@ class Decoded(NamedTuple):
 
     stored: UInt8[np.ndarray, "stored_height stored_width 3"]
     orientation: int  # EXIF: 1 is upright
+
+    @property
+    def header(self) -> Header:
+        """Its size and orientation."""
+        return Header(self.stored.shape[1], self.stored.shape[0], self.orientation)
 
     @property
     def upright(self) -> UInt8[np.ndarray, "height width 3"]:
@@ -85,14 +92,31 @@ def read_image(file: str | Path | bytes, *, name: str | None = None, max_pixels:
     return Decoded(_to_rgb(image, name), _orientation_of(image))
 
 
+def read_header(file: str | Path) -> Header:
+    """Reads an image's size and orientation without decoding its pixels.
+
+    Raises:
+      UserError: missing, or not an image.
+    """
+    name = str(file)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return Header(image.width, image.height, _orientation_of(image))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{name}: expected an image, found none ({error}): replace or remove it") from error
+
+
 def decode_mask(
     file: str | Path | bytes,
     *,
     image: Decoded | None = None,
     class_count: int,
+    void: Collection[int] | None = None,
+    binary: bool = False,
+    stored: bool = False,
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> UInt8[np.ndarray, "height width"]:
+) -> UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]:
     """Reads a mask of class indices from a palette or greyscale file.
 
     The mask follows its image: it is taken as upright, unless only the image's stored (unrotated) size fits
@@ -101,12 +125,32 @@ def decode_mask(
     Args:
       file: a path, or the bytes of a file.
       image: the image it belongs to; its size is checked where given.
-      class_count: indices must be below it, or 255 (void); 0 checks nothing.
+      class_count: indices must be below it, or void; 0 checks nothing.
+      void: values of pixels that nobody labelled; by default 255, or 65535 of more than 255 classes.
+      binary: the values are 0 and 255, which stand for class 0 and class 1.
+      stored: where the size fits both, the mask is as stored.
       name: what errors call it; the path by default.
       max_pixels: larger masks are refused before they are decoded.
 
+    Returns:
+      Class indices, `base.missing` where void: u8, or u16 of more than 255 classes.
+
     Raises:
       UserError: unreadable, in colour, of another size, or with an index outside the class table.
+    """
+    name = _name_of(file, name)
+    values = mask_values(file, name=name, max_pixels=max_pixels)
+    mask = class_indices(values, class_count=class_count, void=void, binary=binary, name=name)
+    return mask if image is None else follow_image(mask, image, stored=stored, what="mask", name=name)
+
+
+def mask_values(
+    file: str | Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Int[np.ndarray, "height width"]:
+    """Reads a palette or greyscale file as the numbers that it holds.
+
+    Raises:
+      UserError: unreadable, or in colour.
     """
     name = _name_of(file, name)
     opened = _open(file, name, max_pixels)
@@ -115,10 +159,7 @@ def decode_mask(
             f"{name}: expected a palette or greyscale mask of class indices, found mode {opened.mode}: "
             "save class indices, not colours"
         )
-    mask = np.asarray(opened).astype(np.int64)
-    check_class_indices(mask, class_count=class_count, name=name)
-    mask = mask.astype(np.uint8)
-    return mask if image is None else _follow_image(mask, image, "mask", name)
+    return np.asarray(opened).astype(np.int64)
 
 
 def decode_depth(
@@ -126,6 +167,7 @@ def decode_depth(
     *,
     image: Decoded | None = None,
     levels_per_metre: float,
+    stored: bool = False,
     name: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Float32[np.ndarray, "height width"]:
@@ -137,6 +179,7 @@ def decode_depth(
       file: a path, or the bytes of a file.
       image: the image it belongs to; its size is checked where given.
       levels_per_metre: steps of grey; 1000 where the file holds millimetres.
+      stored: where the size fits both, the map is as stored.
       name: what errors call it; the path by default.
       max_pixels: larger maps are refused before they are decoded.
 
@@ -153,7 +196,16 @@ def decode_depth(
     if levels.max() > np.iinfo(np.uint16).max:
         raise UserError(f"{name}: expected a depth map of 8 or 16 bits, found {levels.max():.0f}: save it so")
     depth = np.where(levels > 0, levels / np.float32(levels_per_metre), np.float32(np.nan))
-    return depth if image is None else _follow_image(depth, image, "depth map", name)
+    return depth if image is None else follow_image(depth, image, stored=stored, what="depth map", name=name)
+
+
+def mask_palette(file: str | Path) -> bytes | None:
+    """Returns the colours of a palette file, RGB in a row; None of another."""
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            return bytes(opened.getpalette() or ()) if opened.mode == "P" else None
+    except (OSError, ValueError, SyntaxError):
+        return None
 
 
 def write_png(path: Path, pixels: UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]) -> None:
@@ -161,30 +213,28 @@ def write_png(path: Path, pixels: UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, 
     Image.fromarray(pixels).save(path, format="PNG")
 
 
-def check_class_indices(mask: Int[np.ndarray, "height width"], *, class_count: int, name: str) -> None:
-    """Refuses a mask with values that are neither a class nor void.
+def follow_image(labels: np.ndarray, image: Decoded, *, stored: bool, what: str, name: str) -> np.ndarray:
+    """Turns the pixels' labels with their image: those of the stored size, unless the upright size fits as well.
+
+    Args:
+      labels: of every pixel.
+      image: that they belong to.
+      stored: where both sizes fit, they are as stored.
+      what: they are, as the error tells it.
+      name: of the labels' file.
 
     Raises:
-      UserError: names the values.
+      UserError: they fit neither.
     """
-    limit = class_count if class_count > 0 else VOID
-    wrong = np.unique(mask[((mask < 0) | (mask >= limit)) & (mask != VOID)])
-    if wrong.size:
-        raise UserError(
-            f"{name}: expected class indices 0 to {limit - 1} or {VOID} (void), found {wrong[:5].tolist()}: "
-            "mend the mask or the class table"
-        )
-
-
-def _follow_image(labels: np.ndarray, image: Decoded, what: str, name: str) -> np.ndarray:
-    if labels.shape == image.upright.shape[:2]:
-        return labels
-    if labels.shape == image.stored.shape[:2]:
+    width, height = image.header.upright_size
+    fits_upright, fits_stored = labels.shape == (height, width), labels.shape == image.stored.shape[:2]
+    if fits_stored and (stored or not fits_upright):
         return turn_upright(labels, image.orientation)
-    height, width = image.upright.shape[:2]
+    if fits_upright:
+        return labels
     raise UserError(
         f"{name}: expected a {what} of the image's size {width} x {height} px, found {labels.shape[1]} x "
-        f"{labels.shape[0]} px: make it anew from the image"
+        f"{labels.shape[0]} px: make it from the image again"
     )
 
 

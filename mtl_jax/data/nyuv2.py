@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
-from mtl_jax.data.base import VOID, Sample, check_split, file_in, find_first, read_text
+from mtl_jax.data.base import VOID, Reading, Sample, check_split, find_first
 from mtl_jax.data.images import decode_depth, decode_mask, read_image
-from mtl_jax.errors import UserError
+from mtl_jax.data.listed import ListedImages
 
 # In the official order, which the masks' values count from 0.
 NYUV2_CLASSES = (
@@ -28,6 +29,8 @@ class NYUv2:
         data_root: the folder of all datasets.
         split: "train" or "val"; {folder}/{split}.txt lists one image name per line.
         folder: the dataset's folder below `data_root`; nyu_images, nyu_labels40 and nyu_depths are inside it.
+        annotated_on: masks and depths of images that EXIF turns are of the "upright" or the "stored" pixels where their
+            size does not tell; "auto" follows those where it does.
 
     Raises:
         UserError: no dataset there, or an empty list of images.
@@ -38,27 +41,35 @@ class NYUv2:
         (the 40 classes), 2013.
     """
 
-    def __init__(self, *, data_root: str | Path, split: str, folder: str = "nyuv2") -> None:
-        check_split(split)
+    def __init__(self, *, data_root: str | Path, split: str, folder: str = "nyuv2", annotated_on: str = "auto") -> None:
         self.folder = Path(data_root).expanduser() / folder
-        index = find_first([self.folder / f"{split}.txt"], what="an NYUv2 dataset", data_root=data_root)
+        index = find_first([self.folder / f"{check_split(split)}.txt"], what="an NYUv2 dataset", data_root=data_root)
         self.class_names = {"segmentation": NYUV2_CLASSES[:OTHERPROP], "depth": ()}
-        self._stems = read_text(index).split()
-        if not self._stems:
-            raise UserError(f"{index}: expected one image name per line, found none: use a complete copy")
+        self._files = ListedImages(
+            index,
+            images=self.folder / "nyu_images",
+            maps={"mask": self.folder / "nyu_labels40", "depth": self.folder / "nyu_depths"},
+            annotated_on=annotated_on,
+        )
 
     def __len__(self) -> int:
-        return len(self._stems)
+        return len(self._files)
 
     def image_origin(self, index: int) -> Path:
         """Returns the image's file."""
-        return file_in(self.folder / "nyu_images", f"{self._stems[index]}.jpg")
+        return self._files.image(index)
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What was found on reading; looks at the head of every image."""
+        return self._files.reading()
 
     def __getitem__(self, index: int) -> Sample:
-        stem = self._stems[index]
         image = read_image(self.image_origin(index))
-        mask = decode_mask(self.folder / "nyu_labels40" / f"{stem}.png", image=image, class_count=len(NYUV2_CLASSES))
+        stored = self._files.is_stored(image.header)
+        mask = decode_mask(self._files.map("mask", index), image=image, class_count=len(NYUV2_CLASSES), stored=stored)
         mask[mask == OTHERPROP] = VOID
-        depth = decode_depth(self.folder / "nyu_depths" / f"{stem}.png", image=image, levels_per_metre=LEVELS_PER_METRE)
+        depth_file = self._files.map("depth", index)
+        depth = decode_depth(depth_file, image=image, levels_per_metre=LEVELS_PER_METRE, stored=stored)
         labels = {"segmentation": {"mask": mask}, "depth": {"depth": depth}}
-        return {"image": image.upright, "labels": labels, "id": stem}
+        return {"image": image.upright, "labels": labels, "id": self._files.names[index]}

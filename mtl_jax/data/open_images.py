@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer
 
 from mtl_jax.data import open_images_csv as tables
-from mtl_jax.data.base import VOID, Fields, Sample, check_split, find_first
+from mtl_jax.data.base import Fields, Sample, check_split, find_first, warn_once
 from mtl_jax.data.images import decode_image, decode_mask
+from mtl_jax.data.masks import mask_dtype
 from mtl_jax.data.open_images_csv import Box
 from mtl_jax.data.warp import stretch, warp_nearest
 from mtl_jax.errors import UserError
 
 MASK_TOLERANCE = 0.005  # of the image's side, between an object's corners in the tables of boxes and of masks
-
-log = logging.getLogger(__name__)
 
 
 class OpenImages:
@@ -75,7 +73,7 @@ class OpenImages:
         if presences:
             self.class_names["multi_label"] = table
             self._add_presences(presences, labels)
-        if len(table) < VOID:
+        if len(table) < np.iinfo(np.uint16).max:
             self.class_names["segmentation"] = ("background", *table)
             masks = _first(tables.places(base, tables.MASKS, split))
             if masks and self.mask_folder.is_dir():
@@ -119,11 +117,11 @@ class OpenImages:
             )
         if self._missing:
             missing, listed = len(self._missing), len(self._missing) + len(self._ids)
-            _tell(f"{self.folder}: {missing} of {listed} annotated images are missing and skipped")
+            warn_once(f"{self.folder}: {missing} of {listed} annotated images are missing and skipped")
         masks = [box.mask is not None for boxes in self._objects.values() for box in boxes]
         if "segmentation" in self.class_names and not all(masks):
             drawn, filled = sum(masks), len(masks) - sum(masks)
-            _tell(f"{self.file}: {drawn} objects have a mask, {filled} fill their box instead")
+            warn_once(f"{self.file}: {drawn} objects have a mask, {filled} fill their box instead")
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -144,14 +142,9 @@ class OpenImages:
                 label[number] = present
             labels["multi_label"] = {"label": label}
         if "segmentation" in self.class_names:
-            labels["segmentation"] = {"mask": _painted(boxes, self.mask_folder, size)}
+            mask = np.zeros(size, mask_dtype(len(self.class_names["segmentation"])))
+            labels["segmentation"] = {"mask": _painted(mask, boxes, self.mask_folder)}
         return {"image": image, "labels": labels, "id": name}
-
-
-@functools.cache
-def _tell(message: str) -> None:
-    """Logs a message once, however often a run opens the split."""
-    log.warning(message)
 
 
 def _class_table(file: Path, classes: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -198,10 +191,11 @@ def _fields(boxes: Sequence[Box], size: tuple[int, int]) -> Fields:
     }
 
 
-def _painted(boxes: Sequence[Box], mask_folder: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
+def _painted(
+    mask: Integer[np.ndarray, "height width"], boxes: Sequence[Box], mask_folder: Path
+) -> Integer[np.ndarray, "height width"]:
     """Draws the objects over each other, the largest first."""
-    height, width = size
-    mask = np.zeros(size, np.uint8)
+    height, width = size = (mask.shape[0], mask.shape[1])
     for box in sorted(boxes, key=lambda box: box.area, reverse=True):
         if box.mask is None:
             left, top, right, bottom = box.corners

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, overload
 
 import grain
 import numpy as np
 from jaxtyping import Float32
 
-from mtl_jax.data.base import Fields, Sample, Source
+from mtl_jax.data.base import VOID, Fields, Sample, Source, missing
 from mtl_jax.data.boxes import pad_boxes
 from mtl_jax.data.cache import cached
 from mtl_jax.data.mosaic import mosaic
@@ -19,6 +20,8 @@ from mtl_jax.data.transforms import Augment, apply
 from mtl_jax.data.warp import fit, warp
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry
+
+NO_IGNORE_LABELS: Mapping[str, int] = MappingProxyType({})
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ def train_batches(
     seed: int,
     max_boxes: int = 64,
     cache_bytes: int = 0,
+    ignore_labels: Mapping[str, int] = NO_IGNORE_LABELS,
     share: tuple[int, int] = (0, 1),
 ) -> grain.MapDataset:
     """Returns endless, random-access batches; every sample comes once before any comes again.
@@ -60,6 +64,7 @@ def train_batches(
         seed: of order and augmentation; element i is a function of (seed, i), whatever the threads.
         max_boxes: rows of a detection label; the largest boxes stay.
         cache_bytes: limit of the memory for decoded samples.
+        ignore_labels: task name -> the value of void pixels in its masks; 255 (65535 of u16 masks) by default.
         share: which part of every batch to make, and of how many equal parts that follow each other in the batch.
 
     Returns:
@@ -73,7 +78,7 @@ def train_batches(
     order_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     part, parts = share
     samples = grain.MapDataset.range(len(source)).shuffle(seed=order_seed).repeat().random_map(load, seed=augment_seed)
-    collate = functools.partial(_collate, labels=dict(labels), max_boxes=max_boxes)
+    collate = functools.partial(_collate, labels=dict(labels), max_boxes=max_boxes, ignore_labels=dict(ignore_labels))
     batches = samples.batch(batch_size // parts, batch_fn=collate)
     return batches if parts == 1 else batches[part::parts]
 
@@ -90,6 +95,7 @@ def examples(
     image_size: int | tuple[int, int],
     max_boxes: int = 64,
     crop: bool = False,
+    ignore_labels: Mapping[str, int] = NO_IGNORE_LABELS,
 ) -> Iterator[dict[str, Any]]:
     """Yields a source's examples in its order, unchanged but for their size, without a batch axis.
 
@@ -99,6 +105,7 @@ def examples(
         image_size: height and width of the network's input, px.
         max_boxes: rows of a detection label; the largest boxes stay.
         crop: images fill the input, instead of lying whole between grey bars.
+        ignore_labels: as for `train_batches`.
 
     Raises:
         UserError: the source is empty or has no such label.
@@ -107,7 +114,7 @@ def examples(
     generator = np.random.default_rng(0)  # draws nothing: every augmentation is off
     for index in range(len(source)):
         sample = apply(source[index], generator, size=_pair(image_size), augment=Augment(crop=crop))
-        batch = _collate([sample], labels=labels, max_boxes=max_boxes)
+        batch = _collate([sample], labels=labels, max_boxes=max_boxes, ignore_labels=ignore_labels)
         by_task = {task: {name: field[0] for name, field in fields.items()} for task, fields in batch["labels"].items()}
         yield {"image": batch["image"][0], "labels": by_task}
 
@@ -116,9 +123,16 @@ class EvalBatches(Sequence[EvalBatch]):
     """Batches over a whole source in its order."""
 
     def __init__(
-        self, source: Source, labels: Mapping[str, str], size: tuple[int, int], batch_size: int, crop: bool
+        self,
+        source: Source,
+        labels: Mapping[str, str],
+        size: tuple[int, int],
+        batch_size: int,
+        crop: bool,
+        ignore_labels: Mapping[str, int] = NO_IGNORE_LABELS,
     ) -> None:
         self._source, self._labels, self._batch_size = source, dict(labels), batch_size
+        self._ignore_labels = dict(ignore_labels)
         self._size, self._crop = size, crop
 
     def __len__(self) -> int:
@@ -137,7 +151,13 @@ class EvalBatches(Sequence[EvalBatch]):
         samples = [self._source[i] for i in range(first, min(first + self._batch_size, len(self._source)))]
         images = [sample["image"] for sample in samples]
         batch, geometries = fitted(images, size=self._size, batch_size=self._batch_size, crop=self._crop)
-        targets = [{task: sample["labels"][label] for task, label in self._labels.items()} for sample in samples]
+        targets = [
+            {
+                task: _with_void(sample["labels"][label], self._ignore_labels.get(task))
+                for task, label in self._labels.items()
+            }
+            for sample in samples
+        ]
         return EvalBatch(batch, [sample["id"] for sample in samples], targets, geometries)
 
 
@@ -148,6 +168,7 @@ def eval_batches(
     image_size: int | tuple[int, int],
     batch_size: int,
     crop: bool = False,
+    ignore_labels: Mapping[str, int] = NO_IGNORE_LABELS,
 ) -> EvalBatches:
     """Returns the batches of one pass over a source, in its order, without augmentation.
 
@@ -157,12 +178,13 @@ def eval_batches(
         image_size: height and width of the network's input, px.
         batch_size: images per batch; the last batch is filled by repeating its last image.
         crop: images fill the input, instead of lying whole between grey bars.
+        ignore_labels: as for `train_batches`.
 
     Raises:
         UserError: the source is empty or has no such label.
     """
     _check(source, labels)
-    return EvalBatches(source, labels, _pair(image_size), batch_size, crop)
+    return EvalBatches(source, labels, _pair(image_size), batch_size, crop, ignore_labels)
 
 
 def fitted(
@@ -217,15 +239,27 @@ class _Load:
         return {"image": sample["image"], "labels": labels, "id": sample["id"]}
 
 
-def _collate(samples: Sequence[Sample], *, labels: Mapping[str, str], max_boxes: int) -> dict[str, Any]:
+def _collate(
+    samples: Sequence[Sample], *, labels: Mapping[str, str], max_boxes: int, ignore_labels: Mapping[str, int]
+) -> dict[str, Any]:
     by_task = {
-        task: _stack([sample["labels"][label] for sample in samples], max_boxes) for task, label in labels.items()
+        task: _stack([_with_void(sample["labels"][label], ignore_labels.get(task)) for sample in samples], max_boxes)
+        for task, label in labels.items()
     }
     return {
         "image": _unit_images([sample["image"] for sample in samples]),
         "labels": by_task,
         "ids": tuple(sample["id"] for sample in samples),
     }
+
+
+def _with_void(fields: Fields, ignore_label: int | None) -> Fields:
+    """Marks the void pixels of a mask as its task does; a mask with signs has -1 where augmentation moved it away."""
+    if "mask" not in fields:
+        return fields
+    mask, void = fields["mask"], missing(fields["mask"])
+    value = ignore_label if ignore_label is not None else void if void >= 0 else VOID
+    return {**fields, "mask": mask if value == void else np.where(mask == void, np.int32(value), mask)}
 
 
 def _stack(fields: Sequence[Fields], max_boxes: int) -> Fields:

@@ -18,7 +18,7 @@ from mtl_jax.data.utkface import UTKFace
 from mtl_jax.data.voc import VocSegmentation
 from mtl_jax.errors import UserError
 
-__all__ = ["SOURCES", "Reading", "Sample", "Source", "build", "reading_of"]
+__all__ = ["SOURCES", "Reading", "Sample", "Source", "build", "options_of", "reading_of"]
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "voc_segmentation": VocSegmentation,
@@ -30,6 +30,11 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "tfds": Tfds,
     "digits": DigitScenes,
 }
+
+
+def options_of(kind: str) -> tuple[str, ...]:
+    """Returns the keyword arguments of a source; none of a kind that there is not."""
+    return tuple(inspect.signature(SOURCES[kind]).parameters) if kind in SOURCES else ()
 
 
 def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any) -> Source:
@@ -46,7 +51,7 @@ def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any
     """
     if kind not in SOURCES:
         raise UserError(f"expected a source among {', '.join(SOURCES)}, found {kind!r}: choose one of them")
-    known = inspect.signature(SOURCES[kind]).parameters
+    known = options_of(kind)
     unknown = [name for name in options if name not in known]
     if unknown:
         raise UserError(f"source {kind}: expected options among {', '.join(known)}, found {', '.join(unknown)}")

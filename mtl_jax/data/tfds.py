@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.base import Fields, Sample, check_split
-from mtl_jax.data.images import check_class_indices, decode_mask, read_image
+from mtl_jax.data import masks, orientation
+from mtl_jax.data.base import Fields, Reading, Sample, check_split, warn_once
+from mtl_jax.data.images import Decoded, follow_image, mask_values, read_image
 from mtl_jax.errors import UserError
 
 FIELDS = {"image", "segmentation", "detection", "classification"}
@@ -31,6 +34,11 @@ class Tfds:
         splits: "train" and "val" -> the dataset's split, slices allowed ("train[90%:]").
         data_dir: TFDS's folder below `data_root`.
         classes: label name -> class names, where the dataset has none of its own.
+        void: the only mask value of pixels that nobody labelled; by default 255 (65535 of more than 255 classes) and
+            `ignore_label`. Without it, masks of two classes that hold 0 and 255 alone are read as the two classes.
+        ignore_label: what the task calls void.
+        annotated_on: boxes of images that EXIF turns, and masks whose size does not tell, are of the "upright" or the
+            "stored" pixels; "auto" is upright.
 
     Raises:
         UserError: not prepared there, no such split, or no such field.
@@ -46,6 +54,9 @@ class Tfds:
         splits: Mapping[str, str] | None = None,
         data_dir: str = "tensorflow_datasets",
         classes: Mapping[str, Sequence[str]] | None = None,
+        void: int | None = None,
+        ignore_label: int | None = None,
+        annotated_on: str = "auto",
     ) -> None:
         check_split(split)
         self.name = name
@@ -59,6 +70,11 @@ class Tfds:
             for label, path in self._fields.items()
             if label != "image"
         }
+        self._mask_classes = len(self.class_names.get("segmentation", ()))
+        self._void = masks.void_values(void, ignore_label, self._mask_classes)
+        self._may_be_binary = void is None and self._mask_classes == 2
+        self._stored = orientation.check(annotated_on) == "stored"
+        self._is_read = False  # whether somebody has asked for `reading`
 
     def __len__(self) -> int:
         return len(self._data)
@@ -72,21 +88,57 @@ class Tfds:
         where = f"{self.name} {self._split} example {index}"
         example = self._data[index]
         content = _get(example, self._fields["image"], where)
-        if isinstance(content, bytes):
-            decoded = read_image(content, name=where)
-            image, of_mask = decoded.upright, decoded
-        else:
-            image, of_mask = _as_rgb(np.asarray(content), where), None
+        image = (
+            read_image(content, name=where)
+            if isinstance(content, bytes)
+            else Decoded(_as_rgb(np.asarray(content), where), 1)
+        )
         labels: dict[str, Fields] = {}
         for label, path in self._fields.items():
             if label == "segmentation":
-                mask = _get(example, path, where)
-                labels[label] = {"mask": _mask(mask, of_mask, len(self.class_names[label]), image, where)}
+                labels[label] = {"mask": self._mask(_get(example, path, where), image, where)}
             elif label == "detection":
-                labels[label] = _boxes(example, path, image.shape[:2], where)
+                labels[label], _ = _boxes(example, path, image.header, self._stored, where)
             elif label != "image":
                 labels[label] = {"label": np.asarray(_get(example, path, where), np.int32)}
-        return {"image": image, "labels": labels, "id": f"{self._split}/{index}"}
+        return {"image": image.upright, "labels": labels, "id": f"{self._split}/{index}"}
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What was found on reading; looks at the boxes of every example, and at every mask of two classes."""
+        self._is_read = True
+        counts = Counter({"images": len(self)})
+        for index in range(len(self)) if "detection" in self._fields else ():
+            where = f"{self.name} {self._split} example {index}"
+            unit = orientation.Header(1, 1, 1)
+            kept, dropped = _boxes(self._data[index], self._fields["detection"], unit, False, where)
+            counts += Counter({"boxes": len(kept["label"]), "boxes dropped: degenerate": dropped})
+            counts["crowds among them"] += int(kept["crowd"].sum())
+        return Reading({name: count for name, count in counts.items() if count}, tuple(self._mask_notes()))
+
+    def _mask_notes(self) -> Iterator[str]:
+        if self._is_binary:
+            yield masks.binary_note(f"{self.name} {self._split} example 0", self.class_names["segmentation"])
+
+    @functools.cached_property
+    def _is_binary(self) -> bool:
+        if not self._may_be_binary:
+            return False
+        found = masks.is_binary((self._mask_values(index) for index in range(len(self))), 2)
+        if found and not self._is_read:
+            warn_once(masks.binary_note(f"{self.name} {self._split} example 0", self.class_names["segmentation"]))
+        return found
+
+    def _mask_values(self, index: int) -> np.ndarray:
+        where = f"{self.name} {self._split} example {index}"
+        return _numbers(_get(self._data[index], self._fields["segmentation"], where), f"{where} mask")
+
+    def _mask(self, content: Any, image: Decoded, where: str) -> np.ndarray:
+        values = _numbers(content, f"{where} mask")
+        mask = masks.class_indices(
+            values, class_count=self._mask_classes, void=self._void, binary=self._is_binary, name=f"{where} mask"
+        )
+        return follow_image(mask, image, stored=self._stored, what="mask", name=where)
 
 
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,22 +213,21 @@ def _as_rgb(pixels: np.ndarray, where: str) -> np.ndarray:
     return pixels
 
 
-def _mask(content: Any, of_mask: Any, class_count: int, image: np.ndarray, where: str) -> np.ndarray:
+def _numbers(content: Any, where: str) -> np.ndarray:
     if isinstance(content, bytes):
-        mask = decode_mask(content, image=of_mask, class_count=class_count, name=f"{where} mask")
-    else:
-        values = np.asarray(content)
-        values = values[:, :, 0] if values.ndim == 3 else values
-        check_class_indices(values.astype(np.int64), class_count=class_count, name=f"{where} mask")
-        mask = values.astype(np.uint8)
-    if mask.shape != image.shape[:2]:
-        raise UserError(f"{where}: expected a mask of the image's size {image.shape[:2]}, found {mask.shape}")
-    return mask
+        return mask_values(content, name=where)
+    values = np.asarray(content)
+    return (values[:, :, 0] if values.ndim == 3 else values).astype(np.int64)
 
 
-def _boxes(example: Any, paths: Mapping[str, str], size: tuple[int, int], where: str) -> Fields:
-    """TFDS boxes are ymin, xmin, ymax, xmax as fractions of the image; ours are pixels, x first."""
-    height, width = size
+def _boxes(
+    example: Any, paths: Mapping[str, str], image: orientation.Header, stored: bool, where: str
+) -> tuple[Fields, int]:
+    """Returns boxes, and how many had no area.
+
+    TFDS boxes are ymin, xmin, ymax, xmax as fractions of the image; ours are pixels, x first.
+    """
+    width, height = (image.width, image.height) if stored else image.upright_size
     fractions = np.asarray(_get(example, paths["boxes"], where), np.float32).reshape(-1, 4)
     boxes = fractions[:, [1, 0, 3, 2]].clip(0, 1) * np.array([[width, height, width, height]], np.float32)
     label = np.asarray(_get(example, paths["label"], where), np.int32).reshape(-1)
@@ -184,4 +235,6 @@ def _boxes(example: Any, paths: Mapping[str, str], size: tuple[int, int], where:
     sides = boxes[:, 2:] - boxes[:, :2]
     area = np.asarray(_get(example, paths["area"], where), np.float32) if "area" in paths else sides.prod(axis=1)
     keep = (sides > 0).all(axis=1)  # False for NaN as well
-    return {"boxes_xyxy": boxes[keep], "label": label[keep], "crowd": crowd[keep], "area": area[keep]}
+    turned = orientation.turn_boxes(boxes[keep], image) if stored else boxes[keep]
+    kept = {"boxes_xyxy": turned, "label": label[keep], "crowd": crowd[keep], "area": area[keep]}
+    return kept, int(len(boxes) - keep.sum())

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mtl_jax.data.base import PIXEL_FIELDS, Fields, Sample
+from mtl_jax.data.base import PIXEL_FIELDS, Fields, Sample, missing
 from mtl_jax.data.boxes import areas, clip_boxes, place_boxes
 from mtl_jax.data.warp import Placement, fit, mirror, warp, warp_nearest
 from mtl_jax.errors import UserError
@@ -168,8 +168,8 @@ def _random_crop(
 
 def _place_fields(fields: Fields, placement: Placement, size: tuple[int, int], min_visible: float) -> Fields:
     maps = {
-        name: warp_nearest(fields[name], placement, size=size, missing=missing)
-        for name, missing in PIXEL_FIELDS.items()
+        name: warp_nearest(fields[name], placement, size=size, missing=missing(fields[name]))
+        for name in PIXEL_FIELDS
         if name in fields
     }
     if maps:

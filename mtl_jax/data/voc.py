@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mtl_jax.data.base import Sample, check_split, file_in, find_first, read_text
-from mtl_jax.data.images import decode_mask, read_image
-from mtl_jax.errors import UserError
+from mtl_jax.data import masks
+from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, find_first, warn_once
+from mtl_jax.data.images import decode_mask, mask_palette, mask_values, read_image
+from mtl_jax.data.listed import ListedImages
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -19,11 +21,18 @@ VOC_CLASSES = (
 class VocSegmentation:
     """Images with masks; label "segmentation".
 
+    Images and masks may have any suffix that is read; a name with two files in one folder is refused.
+
     Args:
         data_root: the folder of all datasets.
         split: "train" or "val"; the list ImageSets/Segmentation/{split}.txt.
         folder: the dataset's folder below `data_root`; VOC2012 or VOCdevkit/VOC2012 inside it is found too.
         classes: names of the mask values, from 0.
+        void: the only mask value of pixels that nobody labelled; by default 255 (65535 of more than 255 classes) and
+            `ignore_label`. Without it, masks of two classes that hold 0 and 255 alone are read as the two classes.
+        ignore_label: what the task calls void.
+        annotated_on: the masks of images that EXIF turns are of the "upright" or the "stored" pixels where their size
+            does not tell; "auto" follows those where it does.
 
     Raises:
         UserError: no dataset there, or an empty list of images.
@@ -40,34 +49,93 @@ class VocSegmentation:
         split: str,
         folder: str = "mini-voc-seg",
         classes: Sequence[str] = VOC_CLASSES,
+        void: int | None = None,
+        ignore_label: int | None = None,
+        annotated_on: str = "auto",
     ) -> None:
-        check_split(split)
         base = Path(data_root).expanduser() / folder
         tails = ("", "VOC2012", "VOCdevkit/VOC2012")
         index = find_first(
-            [base / tail / "ImageSets/Segmentation" / f"{split}.txt" for tail in tails],
+            [base / tail / "ImageSets/Segmentation" / f"{check_split(split)}.txt" for tail in tails],
             what="a VOC segmentation dataset",
             data_root=data_root,
         )
         self.folder = index.parents[2]
         self.class_names = {"segmentation": tuple(classes)}
-        self._stems = read_text(index).split()
-        if not self._stems:
-            raise UserError(f"{index}: expected one image name per line, found none: use a complete copy")
+        count = len(self.class_names["segmentation"])
+        self._void = masks.void_values(void, ignore_label, count)
+        self._may_be_binary = void is None and count == 2
+        self._files = _listed(index, self.folder, annotated_on)
 
     def __len__(self) -> int:
-        return len(self._stems)
+        return len(self._files)
 
     def image_origin(self, index: int) -> Path:
         """Returns the image's file."""
-        return file_in(self.folder / "JPEGImages", f"{self._stems[index]}.jpg")
+        return self._files.image(index)
 
     def __getitem__(self, index: int) -> Sample:
-        stem = self._stems[index]
         image = read_image(self.image_origin(index))
         mask = decode_mask(
-            file_in(self.folder / "SegmentationClass", f"{stem}.png"),
+            self._files.map("mask", index),
             image=image,
             class_count=len(self.class_names["segmentation"]),
+            void=self._void,
+            binary=self._is_binary,
+            stored=self._files.is_stored(image.header),
         )
-        return {"image": image.upright, "labels": {"segmentation": {"mask": mask}}, "id": stem}
+        return {"image": image.upright, "labels": {"segmentation": {"mask": mask}}, "id": self._files.names[index]}
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What was found on reading; looks at the head of every file, and at every mask of two classes."""
+        self._files.is_read = True
+        notes = [*self._palettes()]
+        if self._is_binary:
+            notes.append(masks.binary_note(self._files.map("mask", 0), self.class_names["segmentation"]))
+        return self._files.reading(tuple(notes))
+
+    @functools.cached_property
+    def _is_binary(self) -> bool:
+        """The training masks decide for both splits, so that one value means one class."""
+        if not self._may_be_binary:
+            return False
+        training = self._files.file.with_name(f"{SPLITS[0]}.txt")
+        decides = training if training.exists() else self._files.file
+        # Both change when files come or go, so that a run looks once at masks that it opens many times.
+        changed_ns = tuple(path.stat().st_mtime_ns for path in (decides, self.folder / "SegmentationClass"))
+        found = _are_binary(decides, self.folder, changed_ns)
+        if found and not self._files.is_read:
+            warn_once(masks.binary_note(self._files.map("mask", 0), self.class_names["segmentation"]))
+        return found
+
+    def _palettes(self) -> Iterator[str]:
+        """Yields a note where one value has two colours."""
+        seen: tuple[Path, bytes] | None = None
+        for index in range(len(self)):
+            file = self._files.map("mask", index)
+            palette = mask_palette(file)
+            if palette is None:
+                continue
+            file_before, before = seen = seen or (file, palette)
+            count = min(len(before), len(palette), 3 * len(self.class_names["segmentation"]))
+            if before[:count] != palette[:count]:
+                value = next(i for i in range(count) if before[i] != palette[i]) // 3
+                yield (
+                    f"Value {value} has another colour in the palette of {file} than in that of {file_before}: values "
+                    "are read, not colours; look whether it is the same class, or export all masks with one palette."
+                )
+                return
+
+
+def _listed(file: Path, folder: Path, annotated_on: str) -> ListedImages:
+    maps = {"mask": folder / "SegmentationClass"}
+    return ListedImages(file, images=folder / "JPEGImages", maps=maps, annotated_on=annotated_on)
+
+
+@functools.lru_cache(maxsize=16)
+def _are_binary(file: Path, folder: Path, changed_ns: tuple[int, ...]) -> bool:
+    """Whether the masks of a list hold 0 and 255 alone; `changed_ns` tells one state of the folder from another."""
+    del changed_ns
+    files = _listed(file, folder, "auto")
+    return masks.is_binary((mask_values(files.map("mask", index)) for index in range(len(files))), 2)

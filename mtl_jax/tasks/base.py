@@ -81,6 +81,7 @@ class Task:
     at_original: Callable[[Mapping[str, np.ndarray], Geometry], Mapping[str, np.ndarray]] = lambda prediction, _: (
         prediction
     )
+    ignore_label: int | None = None  # of a mask: the value of void pixels in the labels
     # (raw) -> f32[b, answers], the log-probability of every answer; None where there are too many to list.
     log_probabilities: Callable[[Array], Float[Array, "batch answers"]] | None = None
 

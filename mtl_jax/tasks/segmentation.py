@@ -18,6 +18,8 @@ from mtl_jax.tasks.distillation import softened_divergence
 
 OVERLAY_OPACITY = 0.6
 TITLES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+IGNORE_LABEL = 255  # PASCAL VOC's
+IGNORE_LABEL_OF_MANY = 65535  # where 255 is a class
 
 
 def make(
@@ -27,7 +29,7 @@ def make(
     strides: Sequence[int] = (8,),
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
-    ignore_label: int = 255,
+    ignore_label: int | None = None,
     loss_stride: int = 4,
     dice_weight: float = 0.0,
     distillation_temperature: float = 2.0,
@@ -40,7 +42,7 @@ def make(
         strides: px per cell of the one level that the head reads.
         label_smoothing: share of the target that is spread over all classes, 0 to 1.
         class_weights: weight of each class in the loss; all 1 if None.
-        ignore_label: mask value of void pixels, which count nowhere.
+        ignore_label: mask value of void pixels, which count nowhere; 255 if None, or 65535 of more than 255 classes.
         loss_stride: px between the pixels that the loss compares; the cost falls with its square. It divides
             the level's stride.
         dice_weight: of the soft Dice loss, which is added to the cross-entropy and counts every class of a batch
@@ -51,6 +53,8 @@ def make(
         UserError: a setting is outside its range.
     """
     classes, strides = tuple(classes), tuple(strides)
+    if ignore_label is None:
+        ignore_label = IGNORE_LABEL if len(classes) <= IGNORE_LABEL else IGNORE_LABEL_OF_MANY
     dense.check_strides(name, "segmentation", strides, loss_stride)
     _check_settings(name, classes, label_smoothing, class_weights, ignore_label)
     if dice_weight < 0:
@@ -83,6 +87,7 @@ def make(
         answer=functools.partial(answer, classes=classes),
         draw=functools.partial(draw, classes=classes),
         at_original=dense.fields_at_original,
+        ignore_label=ignore_label,
     )
 
 
@@ -101,7 +106,7 @@ def _check_settings(
     if class_weights is not None and (len(class_weights) != len(classes) or min(class_weights) < 0):
         raise UserError(where + f"{len(classes)} class_weights >= 0, found {list(class_weights)}; give one per class")
     if 0 <= ignore_label < len(classes):
-        raise UserError(where + f"ignore_label outside the classes, found {ignore_label}; 255 is usual")
+        raise UserError(where + f"ignore_label outside the classes, found {ignore_label}; leave it out or take -1")
 
 
 def loss(
@@ -212,10 +217,11 @@ class MeanIoU:
         dense.check_size(self._name, "mask", truth, geometry)
         labelled = truth != self._ignore_label
         count = len(self._classes)
-        if labelled.any() and not 0 <= truth[labelled].min() <= truth[labelled].max() < count:
+        wrong = np.unique(truth[labelled & ((truth < 0) | (truth >= count))])
+        if wrong.size:
             raise UserError(
                 f"task {self._name!r}: expected mask values below {count} or {self._ignore_label} (void), "
-                f"found {truth[labelled].max()}; list every class in the config"
+                f"found {wrong[-1]}; list every class in the config, or set the task's ignore_label"
             )
         predicted = dense.at_original(np.asarray(prediction["mask"]), geometry).astype(np.int64)
         pairs = truth[labelled] * count + predicted[labelled]

@@ -1,0 +1,71 @@
+"""The images that a list names, each with maps of the same name in other folders: masks, depths."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mtl_jax.data import orientation
+from mtl_jax.data.base import Reading, warn_once
+from mtl_jax.data.files import ImageFolderIndex, read_names
+from mtl_jax.data.images import read_header
+
+
+class ListedImages:
+    """Files by their number in a list.
+
+    Args:
+        file: the list, one name per line, with or without suffix.
+        images: folder of the images.
+        maps: kind of a map -> its folder; the first tells by its size how images that EXIF turns are meant.
+        annotated_on: one of `orientation.ANNOTATED_ON`.
+
+    Raises:
+        UserError: the list cannot be read or is empty.
+    """
+
+    def __init__(self, file: Path, *, images: Path, maps: Mapping[str, Path], annotated_on: str) -> None:
+        self.file = file
+        self.names, self._repeated = read_names(file)
+        self._images = ImageFolderIndex(images)
+        self._maps = {kind: ImageFolderIndex(folder) for kind, folder in maps.items()}
+        self._annotated_on = orientation.check(annotated_on)
+        self.is_read = False  # whether somebody has asked for `reading`; until then doubts are logged as they are met
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> Path:
+        """Returns the file of an image."""
+        return self._images.find(self.names[index])
+
+    def map(self, kind: str, index: int) -> Path:
+        """Returns the file of a map, whose suffix need not be its image's."""
+        return self._maps[kind].find(str(Path(self.names[index]).with_name(self.image(index).stem)))
+
+    def is_stored(self, header: orientation.Header) -> bool:
+        """Whether the maps of an image are taken as stored, where their size fits the upright image too."""
+        return header.is_turned and self._convention.stored
+
+    def reading(self, notes: tuple[str, ...] = ()) -> Reading:
+        """Returns what was found, with more notes; looks at the head of every image."""
+        self.is_read = True
+        counts = {"images": len(self), "names listed twice": self._repeated, "images turned": self._convention.turned}
+        return Reading({name: count for name, count in counts.items() if count}, (*self._convention.notes, *notes))
+
+    @functools.cached_property
+    def _convention(self) -> orientation.Convention:
+        what = " and ".join(f"{kind}s" for kind in self._maps)
+        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what=what)
+        for note in () if self.is_read else found.notes:
+            warn_once(note)
+        return found
+
+    def _sizes(self) -> Iterator[tuple[str, orientation.Header, tuple[int, int] | None]]:
+        kind = next(iter(self._maps))
+        for index, name in enumerate(self.names):
+            header = read_header(self.image(index))
+            if header.is_turned:
+                of_map = read_header(self.map(kind, index))
+                yield name, header, (of_map.width, of_map.height)

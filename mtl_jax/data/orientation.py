@@ -1,0 +1,120 @@
+"""Decides, once for a dataset, whether its labels count in the pixels as stored or turned upright as EXIF asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from mtl_jax.errors import UserError
+
+ANNOTATED_ON = ("auto", "upright", "stored")
+
+# Where a corner (x, y) of the stored pixels goes, by the value of the EXIF tag.
+_CORNERS = {
+    2: lambda x, y, width, height: (width - x, y),
+    3: lambda x, y, width, height: (width - x, height - y),
+    4: lambda x, y, width, height: (x, height - y),
+    5: lambda x, y, width, height: (y, x),
+    6: lambda x, y, width, height: (height - y, x),
+    7: lambda x, y, width, height: (height - y, width - x),
+    8: lambda x, y, width, height: (y, width - x),
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class Header(NamedTuple):
+    """What a file says of its pixels."""
+
+    width: int  # px, as stored
+    height: int
+    orientation: int  # EXIF: 1 is upright
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether it is stored in another way than it is shown."""
+        return self.orientation in _CORNERS
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height as a viewer shows them."""
+        return (self.height, self.width) if self.orientation in _SIDEWAYS else (self.width, self.height)
+
+
+class Convention(NamedTuple):
+    """How the labels of turned images are meant, and why."""
+
+    stored: bool  # where the size does not tell: in the stored pixels
+    turned: int = 0  # images that EXIF turns
+    unclear: int = 0  # of these: both readings fit
+    notes: tuple[str, ...] = ()
+
+
+def check(annotated_on: str) -> str:
+    """Returns the setting.
+
+    Raises:
+        UserError: it is none of `ANNOTATED_ON`.
+    """
+    if annotated_on not in ANNOTATED_ON:
+        raise UserError(f"expected annotated_on among {', '.join(ANNOTATED_ON)}, found {annotated_on!r}: choose one")
+    return annotated_on
+
+
+def is_stored(header: Header, annotated: tuple[int, int]) -> bool | None:
+    """Whether labels count in the stored pixels by their size alone; None where both readings fit, or neither does.
+
+    Args:
+        header: of the image.
+        annotated: width and height that the labels were made for, px.
+    """
+    stored_size = (header.width, header.height)
+    if not header.is_turned or header.upright_size == stored_size:
+        return None
+    return {header.upright_size: False, stored_size: True}.get(annotated)
+
+
+def judge(images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annotated_on: str, what: str) -> Convention:
+    """Judges by the images whose size tells how those are meant whose size does not.
+
+    Args:
+        images: name, header, and the size (width, height) that the labels were made for, None where unknown.
+        annotated_on: "upright" or "stored" decides; "auto" follows the majority, and is upright without any.
+        what: the labels, as the notes name them, such as "boxes".
+    """
+    by_size: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for name, header, annotated in images:
+        if header.is_turned:
+            by_size[None if annotated is None else is_stored(header, annotated)].append(name)
+    stored, upright, unclear = by_size[True], by_size[False], by_size[None]
+    decided = len(stored) > len(upright) if annotated_on == "auto" else annotated_on == "stored"
+    reading = "as stored" if decided else "upright"
+    notes: list[str] = []
+    if unclear and annotated_on == "auto":
+        why = f"like {max(len(stored), len(upright))} whose size does" if stored or upright else "as viewers show them"
+        notes.append(
+            f"EXIF turns {len(unclear)} images (first: {unclear[0]}) whose size does not tell whether {what} are of "
+            f"the pixels as stored or upright: taken {reading}, {why}; set the stream's options.annotated_on to "
+            "'stored' or 'upright' to decide."
+        )
+    odd = upright if decided else stored
+    if odd and (len(odd) < len(stored) + len(upright) or annotated_on != "auto"):
+        notes.append(
+            f"The size of {len(odd)} images (first: {odd[0]}) fits their {what} only "
+            f"{'upright' if decided else 'as stored'}, unlike the rest of the dataset ({reading}): they are read so; "
+            "look whether two exports were mixed."
+        )
+    return Convention(decided, len(stored) + len(upright) + len(unclear), len(unclear), tuple(notes))
+
+
+def turn_boxes(boxes_xyxy: Float32[np.ndarray, "boxes 4"], header: Header) -> Float32[np.ndarray, "boxes 4"]:
+    """Moves boxes from the stored pixels to the upright ones."""
+    turn = _CORNERS.get(header.orientation)
+    if turn is None:
+        return boxes_xyxy
+    first = turn(boxes_xyxy[:, 0], boxes_xyxy[:, 1], header.width, header.height)
+    second = turn(boxes_xyxy[:, 2], boxes_xyxy[:, 3], header.width, header.height)
+    corners = np.stack([np.stack(first, axis=1), np.stack(second, axis=1)])
+    return np.concatenate([corners.min(axis=0), corners.max(axis=0)], axis=1).astype(np.float32)
