@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
-from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
 
 TITLES = {"mae": "mean absolute error", "rmse": "RMSE"}
 
