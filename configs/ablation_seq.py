@@ -14,6 +14,7 @@ from mtl_jax.config import load_page
 from mtl_jax.errors import UserError
 
 METHODS = ("ewc", "lwf", "replay")
+MORE = ("gpm", "balanced")  # which no page without a choice trains; "balanced" is LwF with classes balanced
 VARIANTS = ("none", "ewc", "lwf", "replay", "ewc+lwf", "ewc+replay", "lwf+replay", "ewc+lwf+replay")
 DATA = ("digits", "minis")
 
@@ -30,8 +31,8 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
     """
     data, _, methods = variant.rpartition("/")
     chosen = () if methods == "none" else tuple(methods.split("+"))
-    if set(chosen) - set(METHODS) or (data or "digits") not in DATA:
-        expected = f"none or some of {', '.join(METHODS)} joined by +, after minis/ for the real sets"
+    if set(chosen) - {*METHODS, *MORE} or (data or "digits") not in DATA:
+        expected = f"none or some of {', '.join((*METHODS, *MORE))} joined by +, after minis/ for the real sets"
         raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}")
     page = load_page(Path(__file__).with_name("seq.py" if data == "minis" else "quickstart.py"))
     config: Any = page.get_config("all") if data == "minis" else page.get_config()
@@ -53,14 +54,16 @@ def switch(config: Any, methods: tuple[str, ...]) -> None:
             config.stages[name].update(ON[method])
         if methods:  # statistics that follow the new images undo whatever holds the parameters
             config.stages[name].train_batch_norm = "new_levels"
-    if "replay" in methods:
-        for name in config.order[:-1]:
-            config.stages[name].replay_images = 10
+    for name in config.order[:-1]:
+        config.stages[name].replay_images = 10 if "replay" in methods else 0
+        config.stages[name].gpm_energy = 0.95 if "gpm" in methods else 0.0
 
 
 OFF = {
     "train_batch_norm": "everywhere",
     "lwf_weight": 0.0,
+    "lwf_balance": "mean",
+    "gpm_energy": 0.0,
     "ewc_strength": 0.0,
     "replay_images": 0,
     "replay_batch_size": 0,
@@ -71,5 +74,7 @@ ON: dict[str, dict[str, Any]] = {
     # information of all of them, about 2,000 here.
     "ewc": {"ewc_strength": 1e4},
     "lwf": {"lwf_weight": 4.0},
+    "balanced": {"lwf_weight": 4.0, "lwf_balance": "classes"},
     "replay": {"replay_batch_size": 4},
+    "gpm": {},  # a setting of the stages before
 }

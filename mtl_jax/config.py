@@ -16,6 +16,7 @@ from mtl_jax.errors import UserError
 BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
 IMPORTANCE_CHOICES = ("empirical", "sampled", "exact", "mas", "si")
 EWC_MODES = ("online", "separate")
+LWF_BALANCES = ("mean", "classes")
 GRADIENT_SPACES = ("params", "features")
 ON_NAN = ("stop", "skip")
 MAX_SEED = 2.0**32 - 1  # what every generator takes
@@ -189,6 +190,9 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "ewc_decay": 1.0,  # of the older stages' importance, online
             "lwf_weight": 0.0,  # of distillation from the network as the stage found it; 0 is off
             "lwf_weights": {},  # task -> factor on lwf_weight; 1 where absent
+            # "mean": all cells of a task alike; "classes": what the network before rarely saw counts as much as what it
+            # often saw, and more at the borders of masks
+            "lwf_balance": "mean",
             "lwf_feature_weight": 0.0,  # of the same for the features that tasks share; 0 is off
             "replay_images": 0,  # kept of each stream of this stage for the later ones; 0 keeps none
             # or "random", "reservoir", "herding" (near the mean feature), "diverse" (far apart), "hard" (large loss)
@@ -334,6 +338,7 @@ def validate(config: Any) -> None:
             ("train_batch_norm", BATCH_NORM_CHOICES),
             ("ewc_importance", IMPORTANCE_CHOICES),
             ("ewc_mode", EWC_MODES),
+            ("lwf_balance", LWF_BALANCES),
             ("gradient_space", GRADIENT_SPACES),
             ("update", UPDATES),
         ):

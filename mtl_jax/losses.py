@@ -36,6 +36,7 @@ class Objective:
     stream_weights: Mapping[str, float]
     loss_weights: Mapping[str, float]  # task -> factor
     distilled: Mapping[str, float] = dataclasses.field(default_factory=dict)  # old task -> weight of its distillation
+    lwf_balance: str = "mean"  # or "classes": what a teacher rarely sees counts as much as what it often sees
     old_tasks: tuple[str, ...] = ()  # of the stages before; they carry the distillation of features
     feature_weight: float = 0.0
     der_weight: float = 0.0  # of the distance from the outputs that replayed images were stored with
@@ -159,7 +160,8 @@ def group_losses(
             for task in objective.holding:
                 values[task] += objective.feature_weight * distance / len(objective.holding)
             metrics[f"all/{group[0]}_feature_distance"] = distance
-        _, parts = lwf.distillation(tasks, raw, teacher_raw, image_size=image_size, weights=objective.distilled)
+        weighed = {"weights": objective.distilled, "balance": objective.lwf_balance}
+        _, parts = lwf.distillation(tasks, raw, teacher_raw, image_size=image_size, **weighed)
         for task, loss in parts.items():
             values[task] += objective.distilled[task] * loss
             metrics[f"{task}/{group[0]}_distillation"] = loss

@@ -181,6 +181,7 @@ def _objective(settings: Any, feeds: _Feeds, *, own: tuple[str, ...], old: tuple
             for task in old
             if settings.lwf_weight and task not in own
         },
+        lwf_balance=settings.lwf_balance,
         old_tasks=old,
         feature_weight=settings.lwf_feature_weight,
         der_weight=settings.der_weight,

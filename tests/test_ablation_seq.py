@@ -42,6 +42,15 @@ def test_a_variant_switches_on_what_it_names_and_nothing_else(page, data):
         assert bool(config.stages[config.order[0]].replay_images) == ("replay" in variant)
 
 
+def test_projected_updates_and_balanced_distillation_join_the_others(page):
+    config = page.get_config("gpm+balanced+replay")
+    config_lib.validate(config)
+    seg, det, cls = (config.stages[name] for name in config.order)
+    assert (seg.gpm_energy, det.gpm_energy, cls.gpm_energy) == (0.95, 0.95, 0)
+    assert (seg.lwf_weight, cls.lwf_weight, cls.lwf_balance, cls.ewc_strength) == (0, 4, "classes", 0)
+    assert page.get_config("lwf").stages.cls.lwf_balance == "mean"
+
+
 def test_an_unknown_method_is_refused(page):
     for variant in ("magic", "lwf+magic", "other/none"):
         with pytest.raises(UserError, match="expected none or some of ewc, lwf, replay"):

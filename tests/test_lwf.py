@@ -58,6 +58,17 @@ def test_the_term_is_the_weighted_sum_over_the_tasks_of_the_teacher():
     assert float(total) == 7.0
 
 
+def test_balanced_distillation_is_taken_where_a_kind_has_it():
+    tasks = TASKS | {"seg": dataclasses.replace(TASK, balanced_distillation_loss=lambda *_: jnp.float32(9.0))}
+
+    def terms(**settings):
+        parts = lwf.distillation(tasks, RAW, TEACHER_RAW, image_size=IMAGE_SIZE, weights=WEIGHTS, **settings)[1]
+        return {name: float(part) for name, part in parts.items()}
+
+    assert terms(balance="classes") == {"seg": 9.0, "det": 0.5}
+    assert terms() == {"seg": 2.0, "det": 0.5}
+
+
 def test_without_old_tasks_the_term_is_zero():
     total, parts = lwf.distillation(TASKS, RAW, {}, image_size=IMAGE_SIZE, weights={})
     assert (float(total), parts) == (0.0, {})

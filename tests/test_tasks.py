@@ -75,12 +75,14 @@ def test_images_without_labels_cost_nothing_and_teach_nothing(kind, key):
     assert not np.any(gradient)
 
 
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("kind", tasks.KINDS)
-def test_a_student_equal_to_its_teacher_has_no_distillation_loss(kind, key):
+def test_a_student_equal_to_its_teacher_has_no_distillation_loss(kind, balanced, key):
     task = tasks.build(CONFIG)[kind]
+    loss = (task.balanced_distillation_loss if balanced else None) or task.distillation_loss
     raw = raw_of(task, 2, key)
     other = raw_of(task, 2, jax.random.fold_in(key, 1))
-    distil = jax.jit(jax.value_and_grad(lambda raw, teacher: task.distillation_loss(raw, teacher, image_size=SIZE)))
+    distil = jax.jit(jax.value_and_grad(lambda raw, teacher: loss(raw, teacher, SIZE)))
     value, gradient = distil(raw, raw)
     np.testing.assert_allclose(value, 0, atol=1e-5)
     np.testing.assert_allclose(gradient, 0, atol=1e-5)

@@ -19,6 +19,7 @@ def distillation(
     *,
     image_size: ImageSize,
     weights: Mapping[str, float],
+    balance: str = "mean",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The distillation term over all tasks for which the teacher has outputs.
 
@@ -29,6 +30,8 @@ def distillation(
             it.
         image_size: height and width of the images, px.
         weights: of each old task's term; entries for other tasks are ignored.
+        balance: "mean": all cells of a task count alike; "classes": what the teacher rarely sees counts as much as what
+            it often sees, where a kind of task knows how.
 
     Returns:
         The weighted sum, zero without old tasks, and each task's term before weighting.
@@ -46,10 +49,11 @@ def distillation(
                 f"expected {words} for every task of the teacher, found none for {', '.join(missing)}: "
                 f"given are {', '.join(sorted(given)) or 'none'}"
             )
-    parts = {
-        name: tasks[name].distillation_loss(raw[name], jax.lax.stop_gradient(teacher_output), image_size)
-        for name, teacher_output in teacher_raw.items()
-    }
+    parts: dict[str, Array] = {}
+    for name, teacher_output in teacher_raw.items():
+        balanced = tasks[name].balanced_distillation_loss if balance == "classes" else None
+        term = balanced or tasks[name].distillation_loss
+        parts[name] = term(raw[name], jax.lax.stop_gradient(teacher_output), image_size)
     total = sum((weights[name] * part for name, part in parts.items()), start=jnp.float32(0.0))
     return total, parts
 

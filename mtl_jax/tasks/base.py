@@ -82,6 +82,8 @@ class Task:
         prediction
     )
     ignore_label: int | None = None  # of a mask: the value of void pixels in the labels
+    # As `distillation_loss`, but what the teacher rarely sees counts as much as what it often sees; None: all is alike.
+    balanced_distillation_loss: Callable[[Array, Array, ImageSize], Float[Array, ""]] | None = None
     # (raw) -> f32[b, answers], the log-probability of every answer; None where there are too many to list.
     log_probabilities: Callable[[Array], Float[Array, "batch answers"]] | None = None
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
-from mtl_jax.tasks.distillation import softened_divergence
+from mtl_jax.tasks.distillation import by_class, softened_divergence
 
 CAPTION_CLASSES = 3
 TITLES = {"top1": "Top-1", "top5": "Top-5"}
@@ -59,6 +59,9 @@ def make(
         higher_is_better=True,
         loss=functools.partial(loss, label_smoothing=label_smoothing),
         distillation_loss=functools.partial(softened_divergence, temperature=distillation_temperature),
+        balanced_distillation_loss=functools.partial(
+            softened_divergence, temperature=distillation_temperature, weigh=by_class
+        ),
         sampled_loss=sampled_loss,
         log_probabilities=log_probabilities,
         finish=finish,

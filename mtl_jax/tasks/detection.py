@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import assignment, boxes
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.distillation import rarity
 from mtl_jax.tasks.mean_average_precision import MeanAveragePrecision, to_original
 
 OBJECTNESS_PRIOR = 0.01  # of an untrained head, whose biases are zero (Lin et al., "Focal Loss", 2017)
@@ -92,6 +93,7 @@ def make(
             focal_exponent=focal_exponent,
         ),
         distillation_loss=functools.partial(distillation_loss, strides=strides),
+        balanced_distillation_loss=functools.partial(distillation_loss, strides=strides, balanced=True),
         sampled_loss=functools.partial(sampled_loss, strides=strides),
         finish=functools.partial(finish, strides=strides),
         decode=functools.partial(
@@ -249,16 +251,19 @@ def distillation_loss(
     image_size: ImageSize,
     *,
     strides: tuple[int, ...],
+    balanced: bool = False,
 ) -> Float[Array, ""]:
     """How far the student's cells are from the teacher's, most of all where the teacher sees an object.
 
     The sum of KL(teacher || student) of the objectness on every cell, and, weighted by the teacher's
     objectness, that of each class, the smooth-L1 distance of the raw box and the generalised-IoU loss, over
-    the teacher's total objectness.
+    the teacher's total objectness. Balanced, the cells with an object are weighed by the rarity of its class,
+    and the objectness of the background counts by its mean, as that of the objects does.
 
     References:
         Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", 2017. Hinton,
-        Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
+        Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015. Guo et al., "Distilling Object
+        Detectors via Decoupled Features", 2021 (objects and background apart).
     """
     student, teacher = (finish(array, image_size, strides=strides) for array in (raw, teacher_raw))
     weight = jax.nn.sigmoid(teacher[..., OBJECTNESS])
@@ -268,8 +273,13 @@ def distillation_loss(
     overlap = boxes.generalised_iou(
         boxes.to_corners(student[..., :BOX_CHANNELS]), boxes.to_corners(teacher[..., :BOX_CHANNELS])
     )
-    cost = kl[..., 0] + weight * (kl[..., 1:].sum(axis=-1) + smooth_l1.sum(axis=-1) + 1 - overlap)
-    return cost.sum() / jnp.maximum(weight.sum(), 1.0)
+    of_object = kl[..., 1:].sum(axis=-1) + smooth_l1.sum(axis=-1) + 1 - overlap
+    if balanced:
+        rare = rarity(teacher[..., OBJECTNESS + 1 :].argmax(axis=-1), weight, teacher.shape[-1] - OBJECTNESS - 1)
+        rare *= weight.sum() / jnp.maximum((rare * weight).sum(), 1.0)
+        background = ((1 - weight) * kl[..., 0]).sum() / jnp.maximum((1 - weight).sum(), 1.0)
+        return (weight * rare * (kl[..., 0] + of_object)).sum() / jnp.maximum(weight.sum(), 1.0) + background
+    return (kl[..., 0] + weight * of_object).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
 def sampled_loss(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.distillation import of_both_sides
 
 THRESHOLD = 0.5  # above it a class is said to be true
 TITLES = {"map": "mAP", "f1": "F1"}
@@ -56,6 +57,7 @@ def make(
         higher_is_better=True,
         loss=functools.partial(loss, positive_weight=positive_weight),
         distillation_loss=distillation_loss,
+        balanced_distillation_loss=functools.partial(distillation_loss, balanced=True),
         sampled_loss=sampled_loss,
         finish=finish,
         decode=decode,
@@ -92,12 +94,17 @@ def no_labels(batch_size: int, image_size: ImageSize, *, class_count: int) -> La
 
 
 def distillation_loss(
-    raw: Float[Array, "batch classes"], teacher_raw: Float[Array, "batch classes"], image_size: ImageSize
+    raw: Float[Array, "batch classes"],
+    teacher_raw: Float[Array, "batch classes"],
+    image_size: ImageSize,
+    *,
+    balanced: bool = False,
 ) -> Float[Array, ""]:
-    """KL(teacher || student) of every class of every image, averaged."""
+    """KL(teacher || student) of every class of every image, averaged; balanced, of a class's yes and no alike."""
     del image_size
     probability = jax.nn.sigmoid(teacher_raw.astype(jnp.float32))
-    return jnp.mean(_cross_entropy(raw, probability) - _cross_entropy(teacher_raw, probability))
+    divergence = _cross_entropy(raw, probability) - _cross_entropy(teacher_raw, probability)
+    return jnp.mean(0.5 * of_both_sides(divergence, probability, (0,)) if balanced else divergence)
 
 
 def sampled_loss(raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import dense
 from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
-from mtl_jax.tasks.distillation import softened_divergence
+from mtl_jax.tasks.distillation import by_class_and_border, softened_divergence
 
 OVERLAY_OPACITY = 0.6
 TITLES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
@@ -78,6 +78,9 @@ def make(
             class_weights=None if class_weights is None else tuple(map(float, class_weights)),
         ),
         distillation_loss=functools.partial(softened_divergence, temperature=distillation_temperature),
+        balanced_distillation_loss=functools.partial(
+            softened_divergence, temperature=distillation_temperature, weigh=by_class_and_border
+        ),
         sampled_loss=sampled_loss,
         finish=functools.partial(finish, stride=strides[0]),
         decode=decode,
