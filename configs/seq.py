@@ -1,8 +1,11 @@
-"""The flagship: PASCAL VOC segmentation, then COCO boxes, then Imagenette classes, in one network.
+"""The flagship: PASCAL VOC segmentation, then COCO boxes, then Imagenette classes: one backbone, one neck, one head.
 
 python scripts/train.py --config configs/seq.py --workdir runs/seq --config.data_root=data
+python scripts/train.py --config configs/seq.py:alone_det --workdir runs/alone_det --config.data_root=data
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -31,19 +34,35 @@ def shrink(config: Any) -> None:
         config.streams[name].update({"image_size": size, "train_image_size": train_size})
 
 
-def get_config(variant: str = "branched") -> ConfigDict:
+def get_config(variant: str = "shared") -> ConfigDict:
     """Returns the configuration.
 
     Args:
-        variant: "branched"; "small", the same at a quarter of the pixels; or "all", one backbone, neck and head for all
-            tasks, which `--config configs/seq.py:all` asks for, and which has to keep old tasks by distillation and
-            replay.
+        variant: words joined by "-". A network: "shared", kernels that all tasks use, with batch norms and patches of
+            each task's own; "branched", a backbone above stride 8, neck and head for each; "plain" (once "all"),
+            nothing of a task's own but its slice of the head; "alone_seg", "alone_det" or "alone_cls", the shared
+            network for one task, all its kernels free. Beside it "small", a quarter of the pixels, and for the shared
+            network what is left out of its recipe: "no_" and a key of `WITHOUT`.
 
     Raises:
         UserError: an unknown variant.
     """
-    if variant not in ("branched", "small", "all"):
-        raise UserError(f"configs/seq.py:{variant}: expected branched, small or all after the colon")
+    words = variant.split("-")
+    network = next((word for word in words if word in NETWORKS), "shared")
+    changes = {"small": shrink}
+    if network == "shared":
+        changes |= {f"no_{part}": change for part, change in WITHOUT.items()}
+    others = [word for word in words if word != network]
+    if not set(others) <= set(changes) or len(set(words)) < len(words):
+        expected = f"one of {', '.join(NETWORKS)}, small, and with shared {', '.join(f'no_{part}' for part in WITHOUT)}"
+        raise UserError(f"configs/seq.py:{variant}: expected {expected}, joined by -")
+    config = _data_and_tasks()
+    for change in (NETWORKS[network], *(changes[word] for word in others)):
+        change(config)
+    return config
+
+
+def _data_and_tasks() -> Any:
     config = base()
     config.name = "seq"
     config.image_size = 512
@@ -100,25 +119,123 @@ def get_config(variant: str = "branched") -> ConfigDict:
         augment={"scale_min": 0.8, "scale_max": 1.8, "random_position": True, "aspect": 1.2, "flip_probability": 0.5},
     )
 
-    rates: dict[str, Any] = {"learning_rate": 2e-3, "backbone_rate": 0.2, "ema_decay": 0.995, "eval_every_epochs": 10.0}
-    if variant != "all":
-        # Shared up to stride 8; above it each task has stages, neck and head of its own. No stage changes the shared
-        # ones, whose ImageNet features serve every task as well as trained ones would, and so no task is forgotten.
-        config.model.share_until = "stage_2"
-        config.model.neck_channels = config.model.head_channels = 64
-        config.model.branches = {"seg": {"neck_channels": 128, "head_channels": 128}, "cls": {"head_layers": 2}}
-        rates["freeze"] = ("backbone",)
-        later = {}
-    else:
-        # The first stage is free; the later ones keep its statistics, ten of its images, and its outputs.
-        rates["replay_images"] = 10
-        later = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
-    config.stages.seg = stage(("voc",), epochs=40.0, **rates)
-    config.stages.det = stage(("coco",), epochs=100.0, **{**rates, "backbone_rate": 0.3}, **later)
-    if variant != "all":
-        config.stages.det.warm_start = "seg"  # masks teach where things end
-    config.stages.cls = stage(("imagenette",), epochs=24.0, **{**rates, "backbone_rate": 0.05}, **later)
     config.order = ("seg", "det", "cls")
-    if variant == "small":
-        shrink(config)
     return config
+
+
+RATES = {"learning_rate": 2e-3, "ema_decay": 0.995, "eval_every_epochs": 10.0}
+EPOCHS = {"seg": 40.0, "det": 100.0, "cls": 24.0}
+FREE_BACKBONE = {"seg": 0.2, "det": 0.3, "cls": 0.05}  # times the learning rate, where its kernels are trained
+STREAM = {"seg": "voc", "det": "coco", "cls": "imagenette"}
+IMAGENET = ("backbone/until_8", "backbone/kernels")
+EXEMPLARS = 10  # images that a stage leaves
+KEPT = {"lwf_weight": 2.0, "replay_batch_size": 2}
+
+
+def _shared(config: Any) -> None:
+    """Boxes may move the kernels of neck and head, held by distillation and replay; classes leave them as they are.
+
+    ImageNet's kernels serve every task under batch norms of its own, and stay; so tasks meet in neck and head alone.
+    """
+    _shared_network(config)
+    _stages(
+        config,
+        seg={"freeze": IMAGENET, "replay_images": EXEMPLARS},
+        det={"freeze": IMAGENET, **KEPT},
+        cls={"freeze": (*IMAGENET, "neck/kernels", "head/kernels")},
+    )
+
+
+def _shared_network(config: Any) -> None:
+    config.model.update(
+        {
+            "norms_from": 8,
+            "head_convolution": "separable",
+            "head_kernel": 5,
+            "patches": {"neck": 16, "head": 16},
+            "depthwise_patches": {"head": True},
+        }
+    )
+    # The images of classes fill the square: with frozen kernels, grey bars beside them cost several points.
+    config.streams.imagenette.crop = True
+
+
+def _alone(config: Any, task: str) -> None:
+    """All kernels free, for the steps that the task has in its turn; a patch would have nothing to add."""
+    _shared_network(config)
+    WITHOUT["patches"](config)
+    _stages(config, **{task: {"backbone_rate": FREE_BACKBONE[task]}})
+    config.order = (task,)
+
+
+def _branched(config: Any) -> None:
+    """Shared up to stride 8; above it each task has stages, neck and head of its own.
+
+    No stage changes the shared ones, whose ImageNet features serve every task as well as trained ones would, and so no
+    task is forgotten.
+    """
+    config.model.share_until = "stage_2"
+    config.model.neck_channels = config.model.head_channels = 64
+    config.model.branches = {"seg": {"neck_channels": 128, "head_channels": 128}, "cls": {"head_layers": 2}}
+    own = {name: {"backbone_rate": rate, "freeze": ("backbone",)} for name, rate in FREE_BACKBONE.items()}
+    _stages(config, **own)
+    config.stages.det.warm_start = "seg"  # masks teach where things end
+
+
+def _plain(config: Any) -> None:
+    """The first stage is free; the later ones keep its statistics, ten of its images, and its outputs."""
+    kept = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
+    stages = {name: {"backbone_rate": rate, "replay_images": EXEMPLARS} for name, rate in FREE_BACKBONE.items()}
+    _stages(config, seg=stages["seg"], det=stages["det"] | kept, cls=stages["cls"] | kept)
+
+
+def _stages(config: Any, **changes: dict[str, Any]) -> None:
+    for name, own in changes.items():
+        config.stages[name] = stage((STREAM[name],), epochs=EPOCHS[name], **{**RATES, **own})
+
+
+NETWORKS: dict[str, Callable[[Any], None]] = {
+    "shared": _shared,
+    "branched": _branched,
+    "plain": _plain,
+    "all": _plain,  # its former name
+    "alone_seg": partial(_alone, task="seg"),
+    "alone_det": partial(_alone, task="det"),
+    "alone_cls": partial(_alone, task="cls"),
+}
+VARIANTS = (*NETWORKS, "small", "branched-small", "plain-small", "alone_det-small")
+
+
+def _no_patches(config: Any) -> None:
+    config.model.patches.update({"neck": 0, "head": 0})
+    config.model.depthwise_patches.head = False
+
+
+def _no_own_norms(config: Any) -> None:
+    """Those of neck and head stay, as patches need them; the backbone's keep their statistics after the first stage."""
+    config.model.norms_from = 32
+    for name in config.order[1:]:
+        config.stages[name].train_batch_norm = "new_levels"
+
+
+def _no_frozen_backbone(config: Any) -> None:
+    for name, rate in FREE_BACKBONE.items():
+        frozen = tuple(pattern for pattern in config.stages[name].freeze if pattern not in IMAGENET)
+        config.stages[name].update({"backbone_rate": rate, "freeze": frozen})
+
+
+def _no_locked_head(config: Any) -> None:
+    config.stages.det.replay_images = EXEMPLARS
+    config.stages.cls.update({"freeze": IMAGENET, **KEPT})
+
+
+WITHOUT: dict[str, Callable[[Any], None]] = {
+    "patches": _no_patches,
+    "own_norms": _no_own_norms,
+    "frozen_backbone": _no_frozen_backbone,
+    "locked_head": _no_locked_head,
+    "lwf": lambda config: config.stages.det.update({"lwf_weight": 0.0}),
+    "replay": lambda config: config.stages.det.update({"replay_batch_size": 0}),
+    "separable": lambda config: config.model.update({"head_convolution": "dense", "head_kernel": 3}),
+    "squares": lambda config: config.streams.imagenette.update({"crop": False}),
+}

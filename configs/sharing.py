@@ -17,7 +17,8 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hard": ({}, {}),
     "own_norms": ({"batch_norm_per_task": True}, {}),
     "branches": ({"share_until": "stage_2"}, {}),
-    "adapters": ({"sharing": "adapters"}, {}),
+    "series_adapters": ({"sharing": "series_adapters"}, {}),
+    "patches": ({"norms_from": 8, "patches": {"neck": 16, "head": 16}}, {}),
     "attention": ({"sharing": "attention"}, {}),
     "mmoe": ({"sharing": "mmoe"}, {}),
     "cgc": ({"sharing": "cgc"}, {}),
@@ -27,6 +28,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "independent": ({"sharing": "independent"}, {}),
 }
 VARIANTS = tuple(WAYS)
+FORMER_NAMES = {"adapters": "series_adapters"}
 
 
 def get_config(way: str = "hard") -> ConfigDict:
@@ -38,6 +40,7 @@ def get_config(way: str = "hard") -> ConfigDict:
     Raises:
         UserError: an unknown way.
     """
+    way = FORMER_NAMES.get(way, way)
     if way not in WAYS:
         raise UserError(f"configs/sharing.py:{way}: expected one of {', '.join(WAYS)}")
     config = load_page(Path(__file__).with_name("joint.py")).get_config("sum")

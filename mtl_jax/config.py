@@ -60,7 +60,7 @@ def base() -> Any:
             "output_stride": 32,  # px; 16 or 8 keep resolution by dilation (neck "two_conv")
             # "hard", the same layers for all tasks, as far as share_until says; or a backbone, neck and head for each
             # task: "independent", "cross_stitch" or "progressive"; or one network that each task reads in its own
-            # way: "adapters", "attention", "mmoe", "cgc" (docs/sharing.md)
+            # way: "series_adapters", "attention", "mmoe", "cgc" (docs/sharing.md)
             "sharing": "hard",
             "experts": 3,  # necks that tasks mix, of "mmoe" and "cgc"
             # the last backbone stage that all tasks share, "stage_0" (stride 2 px) to "stage_3" (16 px): above it each
@@ -69,15 +69,26 @@ def base() -> Any:
             "neck": "fpn",  # one FPN layer at strides 8, 16, 32, or "two_conv" at the output stride
             "neck_channels": 96,
             "head_channels": 96,
-            "head_layers": 3,  # the shared 3x3 layers and the last 1x1, which is split by task
-            # what tasks tell each other in the place of the head's last 3x3 layer: "attention" lets every task take in
-            # the others' features, "refinement" corrects its answers by theirs
+            "head_layers": 3,  # the shared layers and the last 1x1, which is split by task
+            # the head's shared layers: "dense", or "separable", a depthwise convolution and a 1x1 one: an eighth of the
+            # operations, with head_kernel 5
+            "head_convolution": "dense",
+            "head_kernel": 3,  # cells, side of the shared layers' window
+            # what tasks tell each other in the place of the head's last shared layer: "attention" lets every task take
+            # in the others' features, "refinement" corrects its answers by theirs
             "head_exchange": "none",
             "dropout_rate": 0.1,
             # task -> neck_channels, head_channels, head_layers or dropout_rate of its branch; not where all is shared
             "branches": {},
-            # True: every task has its own batch norms in all shared layers, and so a forward pass of its own
-            "batch_norm_per_task": False,
+            # px; above this stride of the backbone, and in neck and head, every batch norm is a task's own, and so each
+            # task a pass of its own; up to it one pass serves all. 0: no norm is; 1: all are; 32: neck's and head's
+            "norms_from": 0,
+            "batch_norm_per_task": False,  # True is the same as norms_from=1
+            # rank of what each task adds of its own to every shared 1x1 and dense kernel above norms_from, by part; it
+            # is zero at first, so that a new task starts from what is shared. Rank 0 adds nothing
+            "patches": {"backbone": 0, "neck": 0, "head": 0},
+            # the same for depthwise kernels, whole, of the backbone and of a separable head
+            "depthwise_patches": {"backbone": False, "neck": False, "head": False},
             # Share of the backbone's running statistics that a step keeps: torchvision's. A network that starts from
             # random weights and trains a few hundred steps wants 0.9.
             "batch_norm_momentum": 0.99,
@@ -151,7 +162,9 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "learning_rate": 1e-3,  # peak
             "backbone_rate": 1.0,  # times learning_rate
             # pattern of parameters -> factor on learning_rate, beside backbone_rate: "branch_seg", "head/det", "neck",
-            # "backbone/stage_[01]" (the backbone's stages, by the stride of their end as in model.share_until)
+            # "backbone/stage_[01]" (the backbone's stages, by the stride of their end as in model.share_until),
+            # "backbone/until_8" (its stages up to 8 px), "backbone/kernels", "neck/kernels", "head/kernels" (what tasks
+            # share but for batch norms), "patches", "norms", "head/norms"
             "rates": {},
             "schedule": "cosine",  # or "constant", "linear"
             "warmup_fraction": 0.05,  # of the stage's steps
@@ -170,9 +183,10 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             # "everywhere"; or "new_levels": only in the head's layers of levels that no earlier task has read, which
             # keeps all other statistics as the stage found them; or "nowhere"
             "train_batch_norm": "everywhere",
-            # an earlier task, from whose branch the branches of this stage's tasks start, where shapes agree; "" is off
+            # an earlier task, from whose branch, norms and patches those of this stage's tasks start, where shapes
+            # agree; "" is off
             "warm_start": "",
-            # patterns of parameters that stay as they are, statistics too: "backbone", "head/conv_*"; with epochs,
+            # patterns of parameters that stay as they are, statistics too: "backbone", "head/kernels"; with epochs,
             # "backbone@:5" until the fifth (gradual unfreezing), "backbone/stage_0@2.5:" from then on (progressive)
             "freeze": (),
             # of the squared distances between the tasks' branches, or their networks with model.sharing="independent";

@@ -11,6 +11,7 @@ import jax
 from jaxtyping import PyTree
 
 from mtl_jax.models.layers import branch_name
+from mtl_jax.models.patches import patch_name
 
 SHARED = "shared"  # no task may have this name
 
@@ -18,7 +19,7 @@ SHARED = "shared"  # no task may have this name
 def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, dict[str, PyTree]]:
     """Splits params, or gradients like them, into what tasks share and what is one task's own.
 
-    A task's own are its branch, its slice of the head, and its batch norms where tasks have their own.
+    A task's own are its branch, its slice of the head, and where tasks have their own, its batch norms and patches.
 
     Returns:
         The shared leaves, and {task: its leaves}, each in their places.
@@ -34,9 +35,19 @@ def owner_of(path: tuple[str, ...], tasks: tuple[str, ...]) -> str | None:
     for task in tasks:
         own_norm = any(name == task and above.startswith("norm") for above, name in itertools.pairwise(path))
         own_readout = any(pair == ("head", task) for pair in itertools.pairwise(path))
-        if branch_name(task) in path or own_readout or own_norm:
+        if branch_name(task) in path or patch_name(task) in path or own_readout or own_norm:
             return task
     return None
+
+
+def counterpart(path: tuple[str, ...], task: str, other: str) -> tuple[str, ...]:
+    """Returns where another task has the same branch, batch norm or patch; a slice of the head has no counterpart."""
+    names = {branch_name(task): branch_name(other), patch_name(task): patch_name(other)}
+    renamed = [names.get(name, name) for name in path]
+    for position, (above, name) in enumerate(itertools.pairwise(path), start=1):
+        if name == task and above.startswith("norm"):
+            renamed[position] = other
+    return tuple(renamed)
 
 
 def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Parameters by their paths: "backbone" names all that lies below it, "head/conv_*" what fits."""
+"""Parameters by their paths: "backbone" names all below it, "head/conv_*" what fits, "head/kernels" those of a kind."""
 
 from __future__ import annotations
 
@@ -20,8 +20,41 @@ def path_of(path: tuple) -> str:
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
-    """Whether a layer or parameter, such as "backbone/block_4/expand/conv", lies at or below one of the patterns."""
-    return any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}/*") for pattern in patterns)
+    """Whether a layer or parameter, such as "backbone/block_4/expand/conv", lies at or below one of the patterns.
+
+    A pattern that ends in "kernels", "norms" or "patches" names the parameters of that kind at or below the rest of it.
+    """
+    return any(_matches(path, pattern) for pattern in patterns)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    above, _, last = pattern.rpartition("/")
+    if last in KINDS:
+        return KINDS[last](path.split("/")) and (not above or _lies_in(path, above))
+    return _lies_in(path, pattern)
+
+
+def _lies_in(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}/*")
+
+
+def _is_norm(names: Sequence[str]) -> bool:
+    return any(name == "norm" or name.startswith("norm_") for name in names)
+
+
+def _is_patch(names: Sequence[str]) -> bool:
+    return any(name.startswith("patch_") for name in names)
+
+
+def _is_kernel(names: Sequence[str]) -> bool:
+    """Whether it is a kernel that is no patch and no task's slice of the head, or a bias beside one."""
+    below_head = names[names.index("head") + 1 :] if "head" in names else ()
+    shared = not below_head or below_head[0].startswith(HEAD_LAYERS)
+    return shared and not _is_norm(names) and not _is_patch(names)
+
+
+HEAD_LAYERS = ("conv_", "attention")  # beside norms, patches and the tasks' slices
+KINDS = {"kernels": _is_kernel, "norms": _is_norm, "patches": _is_patch}
 
 
 def change_where(change: Callable[[Array], Array], params: PyTree, patterns: tuple[str, ...]) -> PyTree:
@@ -34,13 +67,23 @@ def change_where(change: Callable[[Array], Array], params: PyTree, patterns: tup
 def expanded(pattern: str, parts: Mapping[str, Sequence[str]]) -> list[str]:
     """Puts the layers of a part in its place: "backbone/stage_[01]" becomes the path of each layer of both stages.
 
+    "backbone/until_8" stands for all stages up to the one that ends at stride 8 px.
+
     Args:
         pattern: to read.
         parts: "stage_0" and so on -> the names of its layers.
     """
     names = pattern.split("/")
     for position, name in enumerate(names):
-        layers = [layer for part, own in parts.items() if fnmatch.fnmatchcase(part, name) for layer in own]
-        if name.startswith("stage_") and layers:
+        layers = [layer for part, own in parts.items() if _is_part(part, name) for layer in own]
+        if layers:
             return ["/".join([*names[:position], layer, *names[position + 1 :]]) for layer in layers]
     return [pattern]
+
+
+def _is_part(part: str, name: str) -> bool:
+    """Whether a stage, such as "stage_2", is one that a name stands for."""
+    stride = name.removeprefix("until_")
+    if name != stride and stride.isdigit():
+        return 2 ** (int(part.removeprefix("stage_")) + 1) <= int(stride)
+    return name.startswith("stage_") and fnmatch.fnmatchcase(part, name)

@@ -16,6 +16,7 @@ from mtl_jax.data import pipeline, sampling
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Objective
 from mtl_jax.models import multi_task
+from mtl_jax.ownership import owner_of
 from mtl_jax.patterns import expanded, matches, paths
 
 SMOKE_STEPS = 2  # per stage of a smoke run
@@ -253,7 +254,8 @@ def _require_still(
 
 def _backbone_stages(parts: experiment.Experiment, patterns: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
     """What patterns may call stages of the backbone; nothing where none does."""
-    return multi_task.backbone_stages(parts.model) if any("stage_" in pattern for pattern in patterns) else {}
+    named = any(name in pattern for pattern in patterns for name in ("stage_", "until_"))
+    return multi_task.backbone_stages(parts.model) if named else {}
 
 
 def _stored_outputs(config: Any, stream: str, buffer: replay.ReplayBuffer) -> dict[str, str]:
@@ -272,9 +274,13 @@ def _batch_norm(
     """What `train_batch_norm` of a stage, and what is frozen, mean for the network's layers."""
     where = settings.train_batch_norm
     if parts.model.norms_by_task and where != "nowhere":
-        # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
-        others = set(parts.tasks) - set(own)
-        return lambda path: path.split("/")[-1] not in others and not matches(path, frozen)
+
+        def in_own_pass(path: str) -> bool:
+            # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
+            owner = owner_of(tuple(path.split("/")), tuple(parts.tasks))
+            return not matches(path, frozen) and (where == "everywhere" if owner is None else owner in own)
+
+        return in_own_pass
     if where == "nowhere" or (where == "everywhere" and not frozen):
         return where == "everywhere"
     seen = {level for task in old for level in parts.tasks[task].levels}

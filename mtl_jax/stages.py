@@ -12,29 +12,37 @@ from mtl_jax import balancing, devices, experiment, optimizer, train_step
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory, Objective
 from mtl_jax.models.layers import branch_name
+from mtl_jax.ownership import counterpart, owner_of
 from mtl_jax.stage_plan import Learnt, StagePlan
 from mtl_jax.task_gradients import Problem
 
 
 def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
-    """Fills the branches of the stage's own tasks from that of an earlier one, wherever path and shape agree."""
-    if not stage.settings.warm_start:
+    """Fills branch, norms and patches of the stage's own tasks from an earlier one's, wherever path and shape agree."""
+    source, where = stage.settings.warm_start, f"config.stages.{stage.name}.warm_start"
+    if not source:
         return variables
-    source, where = branch_name(stage.settings.warm_start), f"config.stages.{stage.name}.warm_start"
-    own = [branch_name(task) for task in stage.own_tasks]
-    if source not in variables["params"] or source in own:
-        raise UserError(f"{where} is {stage.settings.warm_start!r}; expected another task that has a branch")
+    given = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    copied = 0
 
-    def filled(collection: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        given = dict(jax.tree_util.tree_leaves_with_path(collection[source]))
+    def fill(path: tuple, leaf: Any) -> Any:
+        nonlocal copied
+        owner = owner_of(_names(path), stage.own_tasks)
+        there = _names(path) if owner is None else counterpart(_names(path), owner, source)
+        found = given.get(there)
+        if there == _names(path) or found is None or found.shape != leaf.shape:
+            return leaf
+        copied += 1
+        return found
 
-        def fill(path: tuple, leaf: Any) -> Any:
-            found = given.get(path)
-            return found if found is not None and found.shape == leaf.shape else leaf
+    filled = jax.tree_util.tree_map_with_path(fill, variables)
+    if source in stage.own_tasks or not copied:
+        raise UserError(f"{where} is {source!r}; expected another task that has a branch, norms or patches of its own")
+    return filled
 
-        return {**collection, **{name: jax.tree_util.tree_map_with_path(fill, collection[name]) for name in own}}
 
-    return {name: filled(collection) for name, collection in variables.items()}
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(entry.key for entry in path)
 
 
 def prepare(

@@ -1,7 +1,7 @@
 """Trains several configurations over several seeds and puts them side by side.
 
 python scripts/compare.py --out runs/ablation --seeds 0,1,2 configs/ablation_seq.py
-python scripts/compare.py --out runs/sharing configs/seq.py "shared=configs/seq.py:all" -- --config.data_root=data
+python scripts/compare.py --out runs/ways configs/seq.py "branched=configs/seq.py:branched" -- --config.data_root=data
 
 What stands after -- is for every run; {seed} in it, or in a variant's overrides, becomes the run's seed.
 """

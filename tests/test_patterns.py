@@ -1,6 +1,7 @@
 """Patterns of parameters: what lies below a name, and the backbone's stages in place of their layers."""
 
 import jax
+import pytest
 
 from mtl_jax import patterns, tasks
 from mtl_jax.models import multi_task
@@ -24,6 +25,39 @@ def test_stages_become_their_layers():
         "backbone/block_3/conv",
     ]
     assert patterns.expanded("head/norm_0_stage", STAGES) == ["head/norm_0_stage"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("backbone/kernels", {"stem", "excite"}),
+        ("neck/kernels", {"lateral"}),
+        ("head/kernels", {"conv"}),
+        ("kernels", {"stem", "excite", "lateral", "conv"}),
+        ("patches", {"neck_patch", "head_patch"}),
+        ("head/patches", {"head_patch"}),
+        ("norms", {"norm", "head_norm"}),
+        ("head/norms", {"head_norm"}),
+    ],
+)
+def test_a_kind_of_parameter_has_a_name(pattern, expected):
+    given = {
+        "stem": "backbone/stem/conv/kernel",
+        "excite": "backbone/block_1/squeeze_excite/reduce/bias",
+        "norm": "backbone/block_1/expand/norm/seg/scale",
+        "lateral": "neck/lateral_8/bias",
+        "neck_patch": "neck/lateral_8/patch_seg/down/kernel",
+        "conv": "head/conv_0/depthwise/kernel",
+        "head_patch": "head/conv_0/depthwise/patch_seg/whole/kernel",
+        "head_norm": "head/norm_0_stride_8/seg/scale",
+        "readout": "head/seg/kernel",
+    }
+    assert {name for name, path in given.items() if patterns.matches(path, (pattern,))} == expected
+
+
+def test_stages_up_to_a_stride_have_a_name():
+    assert patterns.expanded("backbone/until_4/conv", STAGES) == ["backbone/stem/conv", "backbone/block_1/conv"]
+    assert patterns.expanded("backbone/until_8", STAGES)[-1] == "backbone/block_3"
 
 
 def test_the_stages_of_a_backbone_hold_every_layer_once():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,6 +19,18 @@ FIRST_TAP_STRIDE = 8  # px; finer features are too shallow to be read from
 
 # Each with its stride, in cells of what it reads, and made when it is its turn: layers left out have no parameters.
 Layers = list[tuple[int, Callable[[], Callable[..., Array]]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneMaker:
+    """Makes a backbone, or some of its stages, of settings that are decided; equal where what it makes is."""
+
+    kind: Callable[..., nn.Module]
+    settings: tuple[Any, ...]  # the first fields of the backbone, in their order
+
+    def __call__(self, **changes: Any) -> nn.Module:
+        """Returns the backbone; `after` and `until`, strides in px, leave stages out."""
+        return self.kind(*self.settings, **changes)
 
 
 class Backbone(nn.Module):

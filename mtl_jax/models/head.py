@@ -9,11 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models.exchange import CrossTaskAttention, Refinement
-from mtl_jax.models.layers import BatchNorm, Conv, Dense, Norming, branch_name
+from mtl_jax.models.layers import BatchNorm, Conv, Dense, Norming, SeparableConv, branch_name
 from mtl_jax.tasks.base import Task
 
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
 READOUT_VARIANCE = 1e-4
+
+
+def _dense(channels: int, kernel_size: int, dtype: jnp.dtype, *, name: str) -> Conv:
+    return Conv(channels, kernel_size, dtype=dtype, name=name)
+
+
+CONVOLUTIONS = {"dense": _dense, "separable": SeparableConv}
 
 
 class Head(nn.Module):
@@ -30,10 +37,12 @@ class Head(nn.Module):
 
     tasks: tuple[Task, ...]
     channels: int
-    layers: int  # hidden 3x3 layers and the last 1x1
+    layers: int  # hidden layers and the last 1x1
     dropout_rate: float
     dtype: jnp.dtype = jnp.dtype("float32")
-    exchange: str = "none"  # one of `EXCHANGES`, which takes the place of the last 3x3 layer
+    exchange: str = "none"  # one of `EXCHANGES`, which takes the place of the last hidden layer
+    convolution: str = "dense"  # of the hidden layers, one of `CONVOLUTIONS`
+    kernel_size: int = 3  # of the same
 
     @nn.compact
     def __call__(
@@ -61,10 +70,10 @@ class Head(nn.Module):
         strides = sorted({stride for task in asked.values() for stride in task.levels})
         features = {stride: levels[stride] for stride in strides}
         for number in range(self.layers - (1 if self.exchange == "none" else 2)):
-            conv = Conv(self.channels, 3, dtype=self.dtype, name=f"conv_{number}")
+            conv = CONVOLUTIONS[self.convolution](self.channels, self.kernel_size, self.dtype, name=f"conv_{number}")
             for stride in strides:
                 norm = BatchNorm("relu", name=f"norm_{number}_stride_{stride}")
-                features[stride] = norm(conv(features[stride]), by_batch=train_batch_norm)
+                features[stride] = norm(conv(features[stride], norming=train_batch_norm), by_batch=train_batch_norm)
         # Whole channels are dropped: neighbours would give single cells away, and the mask costs nothing.
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)
         features = read({stride: dropout(x) for stride, x in features.items()})

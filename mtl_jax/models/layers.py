@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key, UInt32
 from mtl_jax.models import batch_norm
 from mtl_jax.models.convolution import dense_conv, pointwise_conv
 from mtl_jax.models.depthwise import depthwise_conv
+from mtl_jax.models.patches import NO_PATCHES, Patches, patched
 
 BLOCK = 512  # numbers of noise that a key gives; most kernels are smaller, or a multiple
 
@@ -25,10 +26,11 @@ ByBatch = bool | Callable[[str], bool]
 
 
 class PerTask(NamedTuple):
-    """Stands in for `ByBatch` where each task has batch norms of its own: which to use, and where by the batch."""
+    """Stands in for `ByBatch` in a pass for one task alone: which batch norms and patches to use, and how."""
 
     task: str
     by_batch: ByBatch
+    patches: Patches = NO_PATCHES  # of the part of the network that is passed
 
 
 Norming = ByBatch | PerTask
@@ -115,7 +117,10 @@ def make_divisible(channels: float | int, divisor: int = 8) -> int:
 
 
 class Conv(nn.Module):
-    """A convolution without bias; `features=None` makes it depthwise, with as many outputs as inputs."""
+    """A convolution without bias; `features=None` makes it depthwise, with as many outputs as inputs.
+
+    Passed for one task, it adds that task's patch to its kernel.
+    """
 
     features: int | None
     kernel_size: int = 1
@@ -125,9 +130,9 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"]
+        self, x: Float[Array, "batch height width channels"], *, norming: Norming = False
     ) -> Float[Array, "batch out_height out_width features"]:
-        """Convolves `x`, computing in `dtype`."""
+        """Convolves `x`, computing in `dtype`; `norming` says for which task."""
         size, channels = self.kernel_size, x.shape[-1]
         pointwise = self.features is not None and size == 1 and self.stride == 1
         if self.features is None:
@@ -136,7 +141,8 @@ class Conv(nn.Module):
             shape = (channels, self.features) if pointwise else (size, size, channels, self.features)
             fan_out = size * size * self.features
         # He et al., "Delving Deep into Rectifiers", 2015, in the fan-out form that torchvision uses.
-        kernel = self.param("kernel", spread(2 / fan_out), shape).astype(self.dtype)
+        kernel = self.param("kernel", spread(2 / fan_out), shape)
+        kernel = _for_task(kernel, norming, depthwise=self.features is None).astype(self.dtype)
         x = x.astype(self.dtype)
         if pointwise:
             return pointwise_conv(x, kernel)
@@ -153,17 +159,47 @@ class Dense(nn.Module):
     variance: float | None = None  # of the fresh kernel; 1 / channels where None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*cells channels"]) -> Float[Array, "*cells features"]:
-        """Applies the layer, computing in `dtype`."""
+    def __call__(
+        self, x: Float[Array, "*cells channels"], *, norming: Norming = False
+    ) -> Float[Array, "*cells features"]:
+        """Applies the layer, computing in `dtype`; passed for one task, `norming`, with that task's patch."""
         channels = x.shape[-1]
         # LeCun et al., "Efficient BackProp", 1998: what goes in at variance 1 comes out at variance 1.
         variance = 1 / channels if self.variance is None else self.variance
         kernel = self.param("kernel", spread(variance), (channels, self.features))
+        kernel = _for_task(kernel, norming)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         output_dtype = self.output_dtype or self.dtype
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         product = jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=output_dtype)
         return product + jnp.broadcast_to(bias.astype(output_dtype), product.shape)
+
+
+def _for_task(kernel: Array, norming: Norming, *, depthwise: bool = False) -> Array:
+    """What a shared kernel is in a task's pass."""
+    if not isinstance(norming, PerTask):
+        return kernel
+    return patched(kernel, norming.patches, task=norming.task, depthwise=depthwise)
+
+
+class SeparableConv(nn.Module):
+    """A depthwise convolution and a 1x1 convolution, in place of a dense one.
+
+    References:
+        Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", 2017.
+    """
+
+    features: int
+    kernel_size: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, norming: Norming = False
+    ) -> Float[Array, "batch height width features"]:
+        """Convolves `x`; as `Conv`."""
+        x = Conv(None, self.kernel_size, dtype=self.dtype, name="depthwise")(x, norming=norming)
+        return Conv(self.features, dtype=self.dtype, name="pointwise")(x, norming=norming)
 
 
 class BatchNorm(nn.Module):
@@ -225,4 +261,5 @@ class ConvNorm(nn.Module):
     ) -> Float[Array, "batch out_height out_width features"]:
         """Applies the block; `train_batch_norm` normalises by the batch and moves the running statistics."""
         conv = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.dtype, name="conv")
-        return BatchNorm(self.activation, self.epsilon, self.momentum, name="norm")(conv(x), by_batch=train_batch_norm)
+        norm = BatchNorm(self.activation, self.epsilon, self.momentum, name="norm")
+        return norm(conv(x, norming=train_batch_norm), by_batch=train_batch_norm)

@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, Key
 
 from mtl_jax.config import base
 from mtl_jax.errors import UserError
-from mtl_jax.models import sharing
-from mtl_jax.models.backbone import OUTPUT_STRIDES
+from mtl_jax.models import own_parts, sharing
+from mtl_jax.models.backbone import OUTPUT_STRIDES, BackboneMaker
 from mtl_jax.models.csp_darknet import YoloV8N
 from mtl_jax.models.efficientnet import EfficientNetB0
 from mtl_jax.models.exchange import EXCHANGES
 from mtl_jax.models.fast_scnn import FastSCNN
-from mtl_jax.models.head import Head
+from mtl_jax.models.head import CONVOLUTIONS, Head
 from mtl_jax.models.layers import ByBatch, draw_kernels
 from mtl_jax.models.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
 from mtl_jax.models.neck import NECKS
@@ -79,16 +79,17 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
     neck = NECKS[settings["neck"]]
     _check_tasks(tasks, neck_name=settings["neck"], strides=neck.strides(settings["output_stride"]))
     dtype = jnp.dtype(settings["compute_dtype"])
-    sizes = settings["width_multiplier"], settings["output_stride"]
+    sizes = settings["width_multiplier"], settings["output_stride"], dtype, settings["batch_norm_momentum"]
 
     def make_neck(own: Mapping[str, Any]) -> Any:
         return neck(own["neck_channels"], dtype, parent=None)
 
     def make_head(own: Mapping[str, Any], records: tuple[Task, ...]) -> Head:
         sizes = {"channels": own["head_channels"], "layers": own["head_layers"], "dropout_rate": own["dropout_rate"]}
-        return Head(records, **sizes, dtype=dtype, exchange=settings["head_exchange"], parent=None)
+        layers = {"convolution": settings["head_convolution"], "kernel_size": settings["head_kernel"]}
+        return Head(records, **sizes, dtype=dtype, exchange=settings["head_exchange"], **layers, parent=None)
 
-    backbone = functools.partial(BACKBONES[settings["backbone"]], *sizes, dtype, settings["batch_norm_momentum"])
+    backbone = BackboneMaker(BACKBONES[settings["backbone"]], sizes)
     makers = sharing.Makers(backbone, make_neck, make_head)
     model = sharing.wire(settings, _checked_branches(settings, tasks), makers, tuple(tasks.values()))
     count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
@@ -312,6 +313,7 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
     if unknown:
         raise UserError(f"model: expected the keys {', '.join(defaults)}, found {', '.join(unknown)}: remove them")
     settings = defaults | dict(model_config)
+    settings["sharing"] = sharing.FORMER_NAMES.get(settings["sharing"], settings["sharing"])
     choices = {
         "backbone": BACKBONES,
         "neck": NECKS,
@@ -319,6 +321,7 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
         "compute_dtype": COMPUTE_DTYPES,
         "sharing": WAYS,
         "head_exchange": EXCHANGES,
+        "head_convolution": CONVOLUTIONS,
         "share_until": SHARE_CHOICES,
     }
     for name, allowed in choices.items():
@@ -328,7 +331,7 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
     _check_numbers(settings, where="model")
     if settings["head_exchange"] != "none" and settings["head_layers"] < 2:
         raise UserError("model.head_exchange takes the place of a layer of the head: set head_layers to 2 or more")
-    return settings
+    return settings | own_parts.checked(settings)
 
 
 def _check_numbers(settings: dict[str, Any], *, where: str) -> None:
@@ -366,9 +369,9 @@ def _check_tasks(tasks: Mapping[str, Task], *, neck_name: str, strides: tuple[in
     if not tasks:
         raise UserError("tasks: expected at least one task, found none: name one in the configuration")
     for name, task in tasks.items():
-        if name != task.name or name.startswith(("conv_", "norm_")) or name in RESERVED:
+        if name != task.name or name.startswith(("conv_", "norm_", "patch_")) or name in RESERVED:
             raise UserError(
-                "tasks: expected the task's own name, not beginning with conv_ or norm_ (the head's shared "
+                "tasks: expected the task's own name, not beginning with conv_, norm_ or patch_ (the head's "
                 f"layers), found {name!r} for the task {task.name!r}: rename it"
             )
         missing = [stride for stride in task.strides if stride not in strides]

@@ -51,12 +51,12 @@ class Fpn(nn.Module):
         self, features: Mapping[int, Float[Array, "batch _ _ _"]], *, train_batch_norm: Norming
     ) -> dict[int, Float[Array, "batch _ _ channels"]]:
         """Returns {stride: features}; every stride must be twice the next finer one."""
-        del train_batch_norm  # the layer is linear
         whole_image = features[max(features)].mean(axis=(1, 2), keepdims=True)
-        coarser = Dense(self.channels, self.dtype, name="context")(whole_image)
+        coarser = Dense(self.channels, self.dtype, name="context")(whole_image, norming=train_batch_norm)
         levels = {}
         for stride in sorted(features, reverse=True):
-            lateral = Dense(self.channels, self.dtype, name=f"lateral_{stride}")(features[stride])
+            lateral = Dense(self.channels, self.dtype, name=f"lateral_{stride}")
+            lateral = lateral(features[stride], norming=train_batch_norm)
             coarser = lateral + (upsample_2x(coarser) if levels else coarser)
             levels[stride] = coarser
         return levels

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mtl_jax.models.divided import DividedBackbone
 from mtl_jax.models.head import Head
-from mtl_jax.models.layers import ByBatch, Norming, PerTask, branch_name
+from mtl_jax.models.layers import ByBatch, PerTask, branch_name
+from mtl_jax.models.patches import NO_PATCHES, Patches
 from mtl_jax.tasks.base import Task
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1, of the images that the published weights were trained on
@@ -22,14 +25,27 @@ SHARED, OFFSETS = "shared", "offsets"  # names of what `_shared_features` leaves
 Levels = dict[int, Float[Array, "batch _ _ _"]]  # by stride in px
 
 
-class MultiTaskNetwork(nn.Module):
-    """Backbone, neck and head, shared by all tasks but for each one's slice of the head's last layer."""
+class PartPatches(NamedTuple):
+    """The patches of each part of a network."""
 
-    backbone: nn.Module
+    backbone: Patches = NO_PATCHES
+    neck: Patches = NO_PATCHES
+    head: Patches = NO_PATCHES
+
+
+class MultiTaskNetwork(nn.Module):
+    """Backbone, neck and head, shared by all tasks but for each one's slice of the head's last layer.
+
+    Or also for its batch norms, and its patches, above a stride: up to it one pass serves all tasks, and above it each
+    has a pass of its own through the shared kernels.
+    """
+
+    backbone: DividedBackbone
     neck: nn.Module
     head: Head
     tasks: tuple[Task, ...]
-    norms_by_task: bool = False  # every batch norm is a task's own, and so each task a pass of its own
+    norms_by_task: bool = False  # batch norms above the backbone's division are a task's own
+    patches: PartPatches = PartPatches()
 
     def __call__(
         self,
@@ -42,31 +58,31 @@ class MultiTaskNetwork(nn.Module):
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
         if not self.norms_by_task:
             read = functools.partial(_shared_features, self)
-            return self._pass(image, tasks, train, train_batch_norm, read=read)
-        outputs = {}
-        for name in tasks:
-            outputs |= self._pass(image, (name,), train, PerTask(name, train_batch_norm), shown=f"{name}_")
-        return outputs
+            features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
+            levels = self.neck(features, train_batch_norm=train_batch_norm)
+            show_features(self, levels)
+            return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm, read=read)
+        shared = self.backbone.lower(normalised(image), train_batch_norm=train_batch_norm)
+        return {task.name: self._own(task, shared, train, train_batch_norm) for task in self._asked(tasks)}
 
     @property
     def shares_features(self) -> bool:
         """Whether there are features that all tasks read."""
         return not self.norms_by_task
 
-    def _pass(
-        self,
-        image: Float[Array, "batch height width 3"],
-        tasks: tuple[str, ...],
-        train: bool,
-        train_batch_norm: Norming,
-        *,
-        shown: str = "",
-        read: Callable[[Levels], Levels] = dict,
-    ) -> dict[str, Float[Array, "batch ..."]]:
-        features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
-        levels = self.neck(features, train_batch_norm=train_batch_norm)
-        show_features(self, levels, prefix=shown)
-        return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm, read=read)
+    def _asked(self, names: tuple[str, ...]) -> list[Task]:
+        records = {task.name: task for task in self.tasks}
+        return [records[name] for name in names]
+
+    def _own(self, task: Task, shared: Levels, train: bool, by_batch: ByBatch) -> Float[Array, "batch ..."]:
+        """A task's raw outputs, by its own batch norms and patches, from what the shared stages give."""
+        backbone, neck, head = (PerTask(task.name, by_batch, patches) for patches in self.patches)
+        features = self.backbone.upper(shared, train_batch_norm=backbone)
+        if self.patches.neck.rank:  # a level that the task does not read is none to patch
+            features = {stride: x for stride, x in features.items() if stride >= min(task.levels)}
+        levels = self.neck(features, train_batch_norm=neck)
+        show_features(self, levels, prefix=f"{task.name}_")
+        return self.head(levels, tasks=(task.name,), train=train, train_batch_norm=head)[task.name]
 
 
 class Branch(nn.Module):

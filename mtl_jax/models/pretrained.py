@@ -200,7 +200,7 @@ def _torchvision_names(paths: list[TreePath], architecture: Architecture) -> dic
     for path in paths:
         if path[1] in architecture.classifier:
             names[path] = f"{architecture.classifier[path[1]]}.{LEAVES[path[-1]]}"
-        elif rest := inside[path]:
+        elif (rest := inside[path]) and not any(name.startswith("patch_") for name in rest):
             names[path] = f"features.{_feature_name(rest, parts, architecture)}.{LEAVES[path[-1]]}"
     return names
 

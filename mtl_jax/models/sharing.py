@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from mtl_jax.errors import UserError
+from mtl_jax.models.backbone import BackboneMaker
 from mtl_jax.models.columns import ColumnsNetwork, CrossStitchNetwork, ProgressiveNetwork
+from mtl_jax.models.divided import DividedBackbone
 from mtl_jax.models.head import Head
 from mtl_jax.models.network import BranchedNetwork, MultiTaskNetwork
 from mtl_jax.models.taskwise import AdapterNetwork, AttentionNetwork, ExpertsNetwork, TaskwiseNetwork
@@ -24,7 +26,7 @@ SHARE_CHOICES = (SHARE_ALL, "stage_0", "stage_1", "stage_2", "stage_3")  # stage
 class Makers(NamedTuple):
     """Make the parts of a network."""
 
-    backbone: Callable[..., nn.Module]  # takes `after` and `until`, strides in px
+    backbone: BackboneMaker
     neck: Callable[[Mapping[str, Any]], nn.Module]  # takes the network's settings, or those of a branch
     head: Callable[[Mapping[str, Any], tuple[Task, ...]], Head]
 
@@ -46,7 +48,7 @@ def wire(
     sharing = settings["sharing"]
     if sharing == "hard":
         return _hard(settings, branches, makers, tasks)
-    for name, plain in (("share_until", SHARE_ALL), ("batch_norm_per_task", False)):
+    for name, plain in (("share_until", SHARE_ALL), ("norms_from", 0)):
         if settings[name] != plain:
             raise UserError(
                 f"model.{name}: expected {plain!r} where model.sharing is {sharing!r}, found {settings[name]!r}: it "
@@ -64,7 +66,8 @@ def wire(
 
 COLUMNS = {"independent": ColumnsNetwork, "cross_stitch": CrossStitchNetwork, "progressive": ProgressiveNetwork}
 EXPERTS = {"mmoe": ExpertsNetwork, "cgc": ExpertsNetwork}
-TASKWISE = {"adapters": AdapterNetwork, "attention": AttentionNetwork, **EXPERTS}
+TASKWISE = {"series_adapters": AdapterNetwork, "attention": AttentionNetwork, **EXPERTS}
+FORMER_NAMES = {"adapters": "series_adapters"}  # of old pages and checkpoints
 WAYS = ("hard", *COLUMNS, *TASKWISE)
 
 
@@ -77,10 +80,15 @@ def _hard(
     settings: Mapping[str, Any], branches: Mapping[str, Mapping[str, Any]], makers: Makers, tasks: tuple[Task, ...]
 ) -> Network:
     if settings["share_until"] == SHARE_ALL:
-        parts = makers.backbone(), makers.neck(settings), makers.head(settings, tasks)
-        return MultiTaskNetwork(*parts, tasks, settings["batch_norm_per_task"])
-    if settings["batch_norm_per_task"]:
-        raise UserError("model.batch_norm_per_task: the branches have batch norms of their own; share all, or neither")
+        divided = settings["norms_from"]
+        backbone = DividedBackbone(makers.backbone, divided or 1, parent=None)
+        parts = backbone, makers.neck(settings), makers.head(settings, tasks)
+        return MultiTaskNetwork(*parts, tasks, divided > 0, settings["patches"])
+    if settings["norms_from"]:
+        raise UserError(
+            "model.norms_from, model.batch_norm_per_task: the branches have batch norms of their own; share all, or "
+            "set neither"
+        )
     stride = 2 ** SHARE_CHOICES.index(settings["share_until"])
     if stride >= settings["output_stride"]:
         raise UserError(
@@ -99,5 +107,5 @@ def _hard(
 def whole_backbone(model: Network) -> nn.Module:
     """Returns the backbone that a network is made of, by itself."""
     if isinstance(model, MultiTaskNetwork):
-        return model.backbone.clone(parent=None)
+        return model.backbone.make_backbone()
     return model.upper(after=1) if isinstance(model, BranchedNetwork) else model.make_backbone()
