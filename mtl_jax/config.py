@@ -37,6 +37,7 @@ def base() -> Any:
     config.pretrained = ""  # torchvision-layout .npz or .pth of backbone features; "" starts from random weights
     config.cache_gb = 2.0  # decoded training images kept in memory, GB over all streams of a stage
     config.loader_threads = 2  # threads that decode and augment
+    config.survey_images = 0  # of each split that are decoded before the first step, to find what is wrong; 0 means all
     config.tolerated_leakage_percent = 0.0  # of the validation images that may be training images too
     config.log_every_steps = 10
     config.checkpoint_every_seconds = 120.0  # at most this much training is lost when a run is killed
@@ -304,7 +305,7 @@ def validate(config: Any) -> None:
     if config.on_nan not in ON_NAN:
         raise UserError(f"config.on_nan is {config.on_nan!r}; expected one of {', '.join(ON_NAN)}")
     _require_at_least("config", config, ("image_size", "log_every_steps", "keep_checkpoints"), 1.0)
-    _require_at_least("config", config, ("cache_gb", "loader_threads", "example_images"), 0.0)
+    _require_at_least("config", config, ("cache_gb", "loader_threads", "example_images", "survey_images"), 0.0)
     _require_at_least("config", config, ("checkpoint_every_seconds",), 0.0, most=math.inf)
     _require_at_least("config", config, ("seed",), 0.0, most=MAX_SEED)
     _require_at_least("config.model", config.model, ("head_layers", "experts"), 1.0, most=MAX_LAYERS)

@@ -31,6 +31,7 @@ NOT_LEARNT_FROM = (
     "loader_threads",
     "on_nan",
     "resume",
+    "survey_images",
     "tolerated_leakage_percent",
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pycocotools", "mtl_jax")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from jaxtyping import PyTree
 from mtl_jax import (
     compilation,
     contract,
+    data_record,
     devices,
     evaluate,
     examples,
@@ -30,16 +32,18 @@ from mtl_jax import (
     train_step,
 )
 from mtl_jax import config as config_lib
-from mtl_jax.data import leakage, pipeline
+from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory
 from mtl_jax.metrics_log import MetricsLog
-from mtl_jax.models import multi_task
+from mtl_jax.models import cpu_kernels, multi_task
 from mtl_jax.preemption import Preempted, Preemption
 from mtl_jax.progress import StageProgress
 from mtl_jax.run import Run
 from mtl_jax.stage_checkpoints import Course
 from mtl_jax.stage_plan import Learnt, StagePlan
+
+LOOKING_TOLD_SECONDS = 10.0  # between two lines while data is looked at
 
 
 def train_and_evaluate(
@@ -75,16 +79,12 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
     config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
     parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
     run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
-    # What is missing is told before the first stage, not after it.
-    trained, validated = (
-        {stream: experiment.source(parts, stream, training=training) for stream in parts.used_streams}
-        for training in (True, False)
-    )
-    leakage.refuse(trained, validated, tolerated_percent=config.tolerated_leakage_percent)
+    data = _examine(config, parts)
     with contextlib.ExitStack() as stack:
         written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(run_record.locked(written))
         run_record.claim(written, config.to_dict(), command=command)
+        data.write(written)
         log = stack.enter_context(MetricsLog(written))
         predict = evaluate.make_predict(parts.model, parts.tasks)
         run = Run(config, parts, predict, workdir, written, log, preemption)
@@ -92,6 +92,29 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
         for index in range(len(learnt.stages), len(config.order)):
             learnt = _run_stage(run, index, learnt)
         return _conclude(run, learnt)
+
+
+def _examine(config: Any, parts: experiment.Experiment) -> data_record.DataRecord:
+    """Looks at all data and says what is there: what is wrong is told before the first stage, not after it."""
+    told = print if devices.is_primary() else lambda *_, **__: None
+    asked = time.monotonic()
+
+    def still_looking(done: int, total: int) -> None:
+        nonlocal asked
+        if time.monotonic() - asked > LOOKING_TOLD_SECONDS:
+            asked = time.monotonic()
+            told(f"data: {done} of {total} images looked at", file=sys.stderr, flush=True)
+
+    record = data_record.examine(
+        parts,
+        most=config.survey_images,
+        tolerated_leakage_percent=config.tolerated_leakage_percent,
+        cache=cpu_kernels.cache_dir() / "data",
+        on_progress=still_looking,
+    )
+    for line in record.lines():
+        told(f"data: {line}", file=sys.stderr, flush=True)
+    return record
 
 
 def _start(run: Run) -> Learnt:

@@ -18,7 +18,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("balancing", "task_gradients"),
     ("train_step", "evaluate", "metrics_log", "progress", "compilation", "devices"),
     ("examples", "experiment", "report", "report_balance", "report_figures", "report_page", "run_record"),
-    ("comparison",),
+    ("comparison", "data_record"),
     ("run", "stage_plan"),
     ("remember", "stage_checkpoints", "stages"),
     ("train_loop", "trained"),

@@ -53,6 +53,8 @@ class DigitScenes:
         Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
     """
 
+    embedded = True  # scenes follow from the program and the options alone
+
     def __init__(
         self,
         *,

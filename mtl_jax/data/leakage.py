@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from mtl_jax.data.base import Source, read_bytes
+from mtl_jax.data.facts import SampleFacts
 from mtl_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,19 +45,26 @@ class _Content(NamedTuple):
     digest: bytes  # where there is no file
 
 
-def refuse(training: Mapping[str, Source], validation: Mapping[str, Source], *, tolerated_percent: float = 0.0) -> None:
-    """Refuses streams of which one validates with images that one trains on; see `find`.
+def refuse(
+    training: Mapping[str, Source],
+    validation: Mapping[str, Source],
+    *,
+    leaks: Sequence[Leak] | None = None,
+    tolerated_percent: float = 0.0,
+) -> None:
+    """Refuses streams of which one validates with images that one trains on.
 
     Args:
         training: stream -> its training split.
         validation: stream -> its validation split.
+        leaks: what `find_seen` has found; by default, `find` looks for them.
         tolerated_percent: of the validation images of all streams; up to so many are logged instead, as published
             datasets hold some images twice.
 
     Raises:
         UserError: there are more; names the first in both splits. Or an image is not there.
     """
-    leaks = find(training, validation)
+    leaks = find(training, validation) if leaks is None else leaks
     if not leaks:
         return
     validated, trained = leaks[0]
@@ -102,6 +110,37 @@ def find(training: Mapping[str, Source], validation: Mapping[str, Source]) -> li
     for place, digest in digests(trained):
         first.setdefault(digest, place)
     return [Leak(place, first[digest]) for place, digest in digests(validated) if digest in first]
+
+
+def find_seen(
+    training: Mapping[str, Sequence[SampleFacts]], validation: Mapping[str, Sequence[SampleFacts]]
+) -> list[Leak]:
+    """Compares images that were all looked at, by their files and by their pixels.
+
+    So a copy in another format is found too. Images of a single colour are the same only where their files are.
+
+    Args:
+        training: stream -> what was seen of every image of its training split.
+        validation: stream -> the same of its validation split.
+
+    Returns:
+        As `find`.
+    """
+    first: dict[str, Place] = {}
+    for stream, samples in training.items():
+        for index, sample in enumerate(samples):
+            for digest in _seen_digests(sample):
+                first.setdefault(digest, Place(stream, index))
+    leaks = []
+    for stream, samples in validation.items():
+        for index, sample in enumerate(samples):
+            same = [first[digest] for digest in _seen_digests(sample) if digest in first]
+            leaks += [Leak(Place(stream, index), same[0])] if same else []
+    return leaks
+
+
+def _seen_digests(sample: SampleFacts) -> list[str]:
+    return [digest for digest in (sample.content, "" if sample.one_colour else sample.pixels) if digest]
 
 
 def _contents(sources: Mapping[str, Source]) -> Iterator[tuple[Place, _Content]]:

@@ -1,0 +1,64 @@
+"""What there is to know about one sample without keeping its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax.data.base import Fields, Sample
+from mtl_jax.data.label_kinds import KINDS, kind_of
+from mtl_jax.data.opened import Opened, digest
+
+
+class SampleFacts(NamedTuple):
+    """One sample, as JSON can hold it."""
+
+    id: str
+    height: int  # px
+    width: int
+    one_colour: bool  # all pixels alike
+    content: str  # digest of the image's file, or of what the source makes it of; "" where that is not known
+    pixels: str  # digest of the decoded image
+    labels: dict[str, dict[str, Any]]  # label name -> "kind", "digest", and what `KINDS` observes
+
+
+def facts_of(sample: Sample, *, files: Sequence[Opened] = (), origin: Path | bytes | None = None) -> SampleFacts:
+    """Looks at one sample.
+
+    Args:
+        sample: decoded.
+        files: that were read for it.
+        origin: which of them is the image's, or what the image is made of.
+    """
+    image = sample["image"]
+    if isinstance(origin, bytes):
+        content = digest(origin)
+    else:
+        content = next((file.digest for file in files if origin and file.path == str(origin.absolute())), "")
+    return SampleFacts(
+        id=sample["id"],
+        height=image.shape[0],
+        width=image.shape[1],
+        one_colour=bool((image == image[:1, :1]).all()),
+        content=content,
+        pixels=_array_digest(image),
+        labels={name: _label_facts(fields) for name, fields in sample["labels"].items()},
+    )
+
+
+def _label_facts(fields: Fields) -> dict[str, Any]:
+    kind = kind_of(fields)
+    together = "".join(f"{name} {_array_digest(_plain(fields[name]))} " for name in sorted(fields))
+    return {"kind": kind, "digest": digest(together.encode()), **KINDS[kind].observe(fields)}
+
+
+def _plain(field: np.ndarray) -> np.ndarray:
+    """Whole numbers of another width are the same label."""
+    return field.astype(np.int32) if field.dtype.kind in "iub" else field
+
+
+def _array_digest(array: np.ndarray) -> str:
+    return digest(repr(array.shape).encode() + array.tobytes())

@@ -1,0 +1,221 @@
+"""What a survey shows: the figures of a split, what is wrong with it, and one line about it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from mtl_jax.data.facts import SampleFacts
+from mtl_jax.data.label_kinds import KINDS
+from mtl_jax.data.survey import Survey
+
+NAMED = 20  # broken files in one message; the others are counted
+EXAMPLES = 5  # of images that are alike or of one colour
+FEW_NAMES = 6  # classes in one sentence
+
+
+def figures(survey: Survey, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Returns all figures of a split, as JSON has them.
+
+    Args:
+        survey: of the split.
+        classes: label name -> names of its classes, for the labels that are used.
+    """
+    samples = survey.samples
+    twice = alike(samples)
+    return {
+        "images": survey.images,
+        "looked_at": survey.looked_at,
+        "digest": survey.digest(tuple(classes)),
+        "width_px": _spread([sample.width for sample in samples]),
+        "height_px": _spread([sample.height for sample in samples]),
+        "labels": {label: label_figures(survey, label, names) for label, names in classes.items()},
+        "read": dict(survey.reading.counts),
+        "notes": list(survey.reading.notes),
+        "stored_twice": {"images": len(twice), "examples": [list(pair) for pair in twice[:EXAMPLES]]},
+        "one_colour": _counted([sample.id for sample in samples if sample.one_colour]),
+    }
+
+
+def label_figures(survey: Survey, label: str, names: Sequence[str]) -> dict[str, Any]:
+    """Returns what all labels of one name hold together."""
+    facts = [sample.labels[label] for sample in survey.samples]
+    if not facts:
+        return {"kind": "", "labelled": 0, "unlabelled": 0}
+    kind = facts[0]["kind"]
+    return {"kind": kind, **KINDS[kind].total(facts, names)}
+
+
+def alike(samples: Sequence[SampleFacts]) -> list[tuple[str, str]]:
+    """Returns the ids of each image that equals an earlier one, and of that one."""
+    first: dict[str, str] = {}
+    pairs = []
+    for sample in samples:
+        other = first.setdefault(sample.pixels, sample.id)
+        if other is not sample.id and not sample.one_colour:
+            pairs.append((sample.id, other))
+    return pairs
+
+
+def unlike_labels(samples: Sequence[SampleFacts], label: str) -> list[tuple[str, str]]:
+    """Returns the ids of images that equal an earlier one and are labelled otherwise, and of that one."""
+    known = {sample.id: sample.labels[label]["digest"] for sample in samples}
+    return [(later, earlier) for later, earlier in alike(samples) if known[later] != known[earlier]]
+
+
+def _spread(values: Sequence[int]) -> dict[str, Any]:
+    return {"min": min(values), "median": median(values), "max": max(values)} if values else {}
+
+
+def _counted(ids: Sequence[str]) -> dict[str, Any]:
+    return {"images": len(ids), "examples": list(ids[:EXAMPLES])}
+
+
+def never_shown(figures: Mapping[str, Any]) -> list[str]:
+    """Returns the classes of a label that no image shows."""
+    return [name for name, count in figures.get("classes", {}).items() if not count["images"]]
+
+
+def broken(errors: Sequence[str]) -> str:
+    """Returns one message about all that cannot be read: what is wrong with several files is said once.
+
+    Args:
+        errors: messages that begin with the file that they are about.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    files, named, wrong = [error.partition(": ") for error in errors], 0, []
+    folder = _common_folder([file for file, _, _ in files])
+    groups: dict[str, list[str]] = {}
+    for file, _, reason in files:
+        groups.setdefault(reason, []).append(file.removeprefix(folder))
+    for reason, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+        if named < NAMED:
+            wrong.append(f"{', '.join(names[: NAMED - named])}: {reason}")
+            named += len(names[: NAMED - named])
+    more = f"; and {len(errors) - named} more" if len(errors) > named else ""
+    inside = f" in {folder}" if folder else ""
+    return f"expected files that can be read, found {len(errors)} problems{inside}: {'; '.join(wrong)}{more}"
+
+
+def _common_folder(files: Sequence[str]) -> str:
+    if not all(file.startswith(os.sep) for file in files):
+        return ""
+    return os.path.join(os.path.commonpath([os.path.dirname(file) for file in files]), "")
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first of some names, and how many more there are."""
+    more = f" and {len(names) - FEW_NAMES} more" if len(names) > FEW_NAMES else ""
+    return ", ".join(map(str, names[:FEW_NAMES])) + more
+
+
+def line(figures: Mapping[str, Any]) -> str:
+    """Returns what a reader of a log wants to know of a split, in one line."""
+    images = f"{figures['images']} images"
+    if figures["looked_at"] < figures["images"]:
+        images += f" ({figures['looked_at']} looked at)"
+    width, height = figures["width_px"], figures["height_px"]
+    parts = [images]
+    if width:
+        sizes = [f"{width[which]:g} x {height[which]:g}" for which in ("min", "median", "max")]
+        parts = [f"{images} of {sizes[1]} px" + (f" ({sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else "")]
+    parts += [f"{label}: {label_line(each)}" for label, each in figures["labels"].items()]
+    parts += [f"{count} {what}" for what, count in figures["read"].items() if what not in _SAID]
+    return "; ".join(parts)
+
+
+_SAID = ("images", "boxes")  # counts of a source that the line has by itself
+
+
+def label_line(figures: Mapping[str, Any]) -> str:
+    """Returns what all labels of one name hold together, in a few words."""
+    noun = KINDS[figures["kind"]].noun if figures["kind"] else "labels"
+    classes = figures.get("classes", {})
+    missing = figures["unlabelled"]
+    if figures["kind"] == "boxes":
+        text = f"{figures['labelled']} boxes"
+        text += f", {missing} crowds" if missing else ""
+        text += f", {figures['images_without']} images without boxes" if figures["images_without"] else ""
+    elif noun == "pixels":
+        total = figures["labelled"] + missing
+        text = f"{100 * figures['labelled'] / max(1, total):.3g} % of pixels labelled"
+    else:
+        text = f"{figures['labelled']} {noun} labelled" + (f", {missing} not" if missing else "")
+    if "min" in figures:
+        text += f", from {figures['min']:g} to {figures['max']:g}"
+    if classes:
+        shown = {name: each["images"] for name, each in classes.items() if each["images"]}
+        text += f", {len(shown)} of {len(classes)} classes"
+        if shown:
+            fewest = min(shown, key=lambda name: shown[name])
+            text += f", fewest {fewest} ({shown[fewest]} images)"
+    return text
+
+
+OBJECT = {"mask": "mask", "boxes": "box", "depth": "depth map"}  # what shows a class; an image, of other kinds
+
+
+def nothing_to_learn(figures: Mapping[str, Any], *, task: str, label: str, where: str) -> str:
+    """Returns what to say where no training image has a label of a task; else nothing."""
+    of_label = figures["labels"][label]
+    if of_label["labelled"]:
+        return ""
+    return (
+        f"{where}: expected labels to learn task {task} from, found none in the {figures['looked_at']} training images "
+        f"({label_line(of_label)}): check the labels, or take the task out of the stream's labels"
+    )
+
+
+def classes_never_shown(training: Sequence[Mapping[str, Any]], *, task: str) -> str:
+    """Returns what to say where no training image of any stream shows a class of a task; else nothing.
+
+    Args:
+        training: figures of the task's label in every stream that labels it.
+        task: its name.
+    """
+    missing = [name for name in never_shown(training[0]) if all(name in never_shown(each) for each in training)]
+    if not missing:
+        return ""
+    shows = OBJECT.get(training[0]["kind"], "image")
+    return (
+        f"task {task}: no training {shows} shows {len(missing)} of {len(training[0]['classes'])} classes "
+        f"({some(missing)}), which cannot be learnt: check the labels and the list of classes"
+    )
+
+
+def hardly_measured(figures: Mapping[str, Any], *, task: str, label: str, where: str) -> str:
+    """Returns what to say where validation images cannot tell how well a task, or a class of it, is learnt."""
+    of_label = figures["labels"][label]
+    classes = of_label.get("classes", {})
+    missing = never_shown(of_label)
+    shown = [name for name in classes if name not in missing]
+    shows = OBJECT.get(of_label["kind"], "image")
+    if not of_label["labelled"]:
+        what = f"none of the {figures['looked_at']} validation images has a label: the task cannot be measured"
+    elif of_label["kind"] == "mask" and len(shown) == 1:
+        what = f"no validation mask shows anything but {shown[0]}: its figure says nothing"
+    elif missing:
+        what = f"no validation {shows} shows {len(missing)} of {len(classes)} classes ({some(missing)}): not measured"
+    else:
+        return ""
+    return f"{where}: task {task}: {what}; choose other validation images"
+
+
+def odd_images(survey: Survey, labels: Sequence[str], *, where: str) -> list[str]:
+    """Returns what to say of images that are stored twice or show nothing."""
+    said = []
+    twice = alike(survey.samples)
+    if twice:
+        otherwise = next((pair for label in labels for pair in unlike_labels(survey.samples, label)), None)
+        pair, how = (otherwise, " with other labels") if otherwise else (twice[0], "")
+        said.append(
+            f"{where}: {len(twice)} images are there more than once, such as {pair[0]} and {pair[1]}{how}: they count "
+            "twice; remove copies"
+        )
+    plain = [sample.id for sample in survey.samples if sample.one_colour]
+    if plain:
+        said.append(f"{where}: {len(plain)} images are of a single colour ({some(plain)}): look whether they are whole")
+    return said
