@@ -216,6 +216,7 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
             "replay_max_mb": 0.0,  # of the kept images of a stream with their labels, decoded; 0 sets no limit
             "replay_batch_size": 0,  # images of each old stream added to every step of this stage; 0 is off
             "replay_weight": 1.0,  # of the loss on replayed labels
+            "replay_paste": 0.0,  # share of replayed samples whose objects are laid onto new images; 0 is off
             "der_weight": 0.0,  # of replayed images' distance from the outputs that they were kept with; 0 is off
             # share of the energy of this stage's features that later stages' updates leave alone, e.g. 0.95; 0 is off
             "gpm_energy": 0.0,
@@ -325,7 +326,7 @@ def validate(config: Any) -> None:
         _require_at_least(where, settings, ("epochs",), 1e-9)
         _require_at_least(where, settings, ("micro_batches", "replay_max_side", "gpm_images"), 1.0)
         _require_at_least(where, settings, ("sampling_temperature", "soft_sharing"), 0.0, most=math.inf)
-        _require_at_least(where, settings, ("warmup_fraction", "momentum", "gpm_energy"), 0.0, most=1.0)
+        _require_at_least(where, settings, ("warmup_fraction", "momentum", "gpm_energy", "replay_paste"), 0.0, most=1.0)
         _require_at_least(
             where,
             settings,

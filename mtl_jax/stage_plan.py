@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mtl_jax import experiment, freezing
-from mtl_jax.continual import der, ewc, gpm, replay
+from mtl_jax.continual import der, ewc, gpm, paste, replay
 from mtl_jax.data import pipeline, sampling
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Objective
@@ -90,7 +90,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
     name = config.order[index]
     settings, where = config.stages[name], f"config.stages.{name}"
     seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
-    feeds = _feeds(config, parts, settings, learnt, seeds)
+    feeds = _feeds(config, parts, settings, learnt, seeds, where=where)
     steps_per_epoch, steps, drawn = _length(config, settings, feeds, seeds, where=where)
     own, old = _tasks(config, (name,)), _tasks(config, config.order[:index])
     objective = _objective(settings, feeds, own=own, old=old, where=where)
@@ -122,7 +122,9 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
     )
 
 
-def _feeds(config: Any, parts: experiment.Experiment, settings: Any, learnt: Learnt, seeds: Iterator[int]) -> _Feeds:
+def _feeds(
+    config: Any, parts: experiment.Experiment, settings: Any, learnt: Learnt, seeds: Iterator[int], *, where: str
+) -> _Feeds:
     """The stage's own streams, then exemplars of old ones, which pass the network beside one of the same size."""
     feeds = _Feeds({}, {}, {}, {}, {}, {})
     for stream in settings.streams:
@@ -137,6 +139,14 @@ def _feeds(config: Any, parts: experiment.Experiment, settings: Any, learnt: Lea
         replayed = f"{stream}_replay"
         # Outputs were stored for whole images, so those come back as they were.
         extra = _stored_outputs(config, stream, buffer) if settings.der_weight else {}
+        if settings.replay_paste and settings.der_weight:
+            raise UserError(
+                f"{where}.der_weight compares replayed images with the outputs that were stored for them, and "
+                "replay_paste changes the images; set one of them to 0"
+            )
+        if settings.replay_paste:
+            scenes = experiment.source(parts, settings.streams[0], training=True)
+            buffer = paste.PastedReplay(buffer, scenes, share=settings.replay_paste, seed=config.seed)
         feeds.data[replayed] = experiment.train_batches(
             parts,
             stream,

@@ -1,0 +1,108 @@
+"""Pasted replay: objects of exemplars are laid onto new images, and nothing else has a label there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from mtl_jax.data import transforms
+from mtl_jax.data.base import Fields, Sample, Source, missing
+from mtl_jax.data.warp import Placement, warp_nearest
+
+SCENES = 16  # that an exemplar is replayed in: new images, and itself
+
+
+class PastedReplay:
+    """Exemplars, some of them on new images: a source like the exemplars'.
+
+    References:
+        Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", 2021 (there
+        between labelled images).
+    """
+
+    def __init__(self, exemplars: Source, scenes: Source, *, share: float, seed: int) -> None:
+        """Keeps the sources.
+
+        Args:
+            exemplars: of an old stream.
+            scenes: new images; their labels are not read.
+            share: of the samples that are laid onto new images.
+            seed: of the choice of images and places; a sample depends on it and on its index alone.
+        """
+        self._exemplars, self._scenes, self._share, self._seed = exemplars, scenes, share, seed
+        self.class_names = exemplars.class_names
+
+    def __len__(self) -> int:
+        return SCENES * len(self._exemplars)
+
+    def __getitem__(self, index: int) -> Sample:
+        exemplar = self._exemplars[index % len(self._exemplars)]
+        generator = np.random.default_rng([self._seed, index])
+        if generator.random() >= self._share:
+            return exemplar
+        scene = self._scenes[int(generator.integers(len(self._scenes)))]["image"]
+        return paste(exemplar, scene, self.class_names, generator=generator)
+
+
+def paste(
+    sample: Sample,
+    scene: UInt8[np.ndarray, "height width 3"],
+    class_names: Mapping[str, tuple[str, ...]],
+    *,
+    generator: np.random.Generator,
+) -> Sample:
+    """Lays the objects of a sample onto an image, at a random place, as large as they are or as there is room.
+
+    Args:
+        sample: with masks or boxes; one whose labels outline no object comes back as it is.
+        scene: the image.
+        class_names: by label; masks whose first class is "background" outline the others.
+        generator: of the place.
+
+    Returns:
+        The image with the objects. Masks are void but for them, and all else in it is a crowd to boxes: what the
+        image shows beside them nobody has said.
+    """
+    outlined = _objects(sample, class_names)
+    if outlined is None or not outlined.any():
+        return sample
+    (height, width), (rows, columns) = scene.shape[:2], outlined.shape
+    scale = min(1.0, height / rows, width / columns)
+    left, top = np.floor(generator.uniform(0, [width - columns * scale + 1, height - rows * scale + 1])).tolist()
+    placement = Placement(scale, scale, left, top)
+    moved = transforms.place(sample, placement, size=(height, width))
+    there = warp_nearest(outlined.astype(np.uint8), placement, size=(height, width), missing=0).astype(bool)
+    labels = {name: _alone(fields, there) for name, fields in moved["labels"].items()}
+    return {"image": np.where(there[..., None], moved["image"], scene), "labels": labels, "id": sample["id"]}
+
+
+def _objects(sample: Sample, class_names: Mapping[str, tuple[str, ...]]) -> Bool[np.ndarray, "height width"] | None:
+    """The pixels of what the labels outline; None where a label is of the image as a whole."""
+    outlined = np.zeros(sample["image"].shape[:2], bool)
+    for name, fields in sample["labels"].items():
+        if "mask" in fields:
+            mask, has_background = fields["mask"], class_names[name][:1] == ("background",)
+            outlined |= (mask != missing(mask)) & ((mask != 0) | (not has_background))
+        elif "boxes_xyxy" in fields:
+            corners = np.nan_to_num(fields["boxes_xyxy"][~fields["crowd"]]).round().astype(int).clip(min=0)
+            for left, top, right, bottom in corners:
+                outlined[top:bottom, left:right] = True
+        else:
+            return None
+    return outlined
+
+
+def _alone(fields: Fields, there: Bool[np.ndarray, "height width"]) -> Fields:
+    """A label without what it says of pixels beside the objects."""
+    if "mask" in fields:
+        return {**fields, "mask": np.where(there, fields["mask"], missing(fields["mask"])).astype(fields["mask"].dtype)}
+    height, width = there.shape
+    rest = {
+        "boxes_xyxy": np.array([[0, 0, width, height]], np.float32),
+        "label": np.zeros(1, fields["label"].dtype),
+        "crowd": np.ones(1, bool),
+        "area": np.array([height * width], np.float32),
+    }
+    return {name: np.concatenate([fields[name], rest[name]]) for name in rest}
