@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mtl_jax import contract, experiment
+from mtl_jax import contract, devices, experiment
 from mtl_jax.data import findings, leakage, opened, survey
 from mtl_jax.data.sources import Source
 from mtl_jax.data.survey import Survey
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import Experiment
+from mtl_jax.models import cpu_kernels
 
 FILE = "data.json"
 SMOKE_IMAGES = 256  # of each split that a smoke run looks at
 TOLD = 12  # warnings in the log; the file has them all
+TOLD_SECONDS = 10.0  # between two lines while the images of a split are looked at
 SPLITS = {"train": True, "val": False}  # -> whether it is for training
 
 
@@ -169,3 +173,39 @@ def _warnings(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> It
             yield findings.hardly_measured(val.figures, task=task, label=label, where=f"stream {stream}")
     for task, figures in trained.items():
         yield findings.classes_never_shown(figures, task=task)
+
+
+def look(config: Any, parts: Experiment) -> DataRecord:
+    """Looks at all data of a run, and says in the log what is there.
+
+    Args:
+        config: resolved.
+        parts: what it describes.
+
+    Raises:
+        UserError: as `examine`.
+    """
+    asked = time.monotonic()
+
+    def still_looking(done: int, total: int) -> None:
+        nonlocal asked
+        if time.monotonic() - asked > TOLD_SECONDS:
+            asked = time.monotonic()
+            tell(f"{done} of {total} images looked at")
+
+    record = examine(
+        parts,
+        most=config.survey_images,
+        tolerated_leakage_percent=config.tolerated_leakage_percent,
+        cache=cpu_kernels.cache_dir() / "data",
+        on_progress=still_looking,
+    )
+    for line in record.lines():
+        tell(line)
+    return record
+
+
+def tell(line: str) -> None:
+    """Says something of the data in the log, in the first process of a run alone."""
+    if devices.is_primary():
+        print(f"data: {line}", file=sys.stderr, flush=True)

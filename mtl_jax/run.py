@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,3 +22,4 @@ class Run(NamedTuple):
     written: Path  # where this process writes: the work directory, or a place of its own that is thrown away
     log: MetricsLog
     preemption: Preemption
+    data: Mapping[str, Any]  # stream -> split -> number of images and digest, as a checkpoint keeps them

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mtl_jax import checkpoints, contract, devices, experiment, run_record
 from mtl_jax.continual import ewc, gpm, replay
@@ -40,8 +41,11 @@ class Course:
 def finished(run: Run) -> Learnt | None:
     """Reads what the last finished stage left, if there is one."""
     path = checkpoints.newest_sound(stage.path for stage in reversed(checkpoints.stages(run.workdir)))
-    if path is None:
-        return None
+    return None if path is None else read(run, path)
+
+
+def read(run: Run, path: Path) -> Learnt:
+    """Reads what a finished stage left."""
     record = checkpoints.read_metadata(path)
     run_record.refuse_another(path, record["config"], run.config.to_dict())
     loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(run.parts), "memory": None})
@@ -94,15 +98,17 @@ def _partial(run: Run, stage: StagePlan) -> Path:
     return run.workdir / "partial" / f"{stage.index}-{stage.name}"
 
 
-def resume(run: Run, stage: StagePlan, course: Course) -> None:
-    """Goes on from the newest of the stage's partial checkpoints, if there is one."""
+def resume(run: Run, stage: StagePlan, course: Course) -> dict[str, Any]:
+    """Goes on from the newest of the stage's partial checkpoints, if there is one, and returns the data that it saw."""
     path = checkpoints.newest_sound(checkpoints.steps(_partial(run, stage)))
-    if path is not None:
-        record = checkpoints.read_metadata(path)
-        run_record.refuse_another(path, record["config"], run.config.to_dict())
-        course.state = checkpoints.load(path, {"state": course.state})["state"]
-        course.done = course.saved = int(course.state.step)
-        course.started -= record["seconds"]
+    if path is None:
+        return {}
+    record = checkpoints.read_metadata(path)
+    run_record.refuse_another(path, record["config"], run.config.to_dict())
+    course.state = checkpoints.load(path, {"state": course.state})["state"]
+    course.done = course.saved = int(course.state.step)
+    course.started -= record["seconds"]
+    return record.get("data", {})
 
 
 def save_partial(run: Run, stage: StagePlan, course: Course) -> None:
@@ -112,6 +118,7 @@ def save_partial(run: Run, stage: StagePlan, course: Course) -> None:
     run_record.still_there(run.written)
     run.log.flush()
     record = {"step": course.done, "seconds": course.seconds, "config": contract.without_nan(run.config.to_dict())}
+    record["data"] = run.data
     folder, keep = _partial(run, stage), run.config.keep_checkpoints
     checkpoints.save_step(folder, course.done, {"state": course.state}, record, keep=keep)
     course.saved = course.done

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import PyTree
 
 from mtl_jax import (
     compilation,
@@ -23,8 +21,10 @@ from mtl_jax import (
     evaluate,
     examples,
     experiment,
+    measure,
     remember,
     report,
+    restart,
     run_record,
     stage_checkpoints,
     stage_plan,
@@ -36,14 +36,12 @@ from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory
 from mtl_jax.metrics_log import MetricsLog
-from mtl_jax.models import cpu_kernels, multi_task
+from mtl_jax.models import multi_task
 from mtl_jax.preemption import Preempted, Preemption
 from mtl_jax.progress import StageProgress
 from mtl_jax.run import Run
 from mtl_jax.stage_checkpoints import Course
 from mtl_jax.stage_plan import Learnt, StagePlan
-
-LOOKING_TOLD_SECONDS = 10.0  # between two lines while data is looked at
 
 
 def train_and_evaluate(
@@ -79,7 +77,7 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
     config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
     parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
     run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
-    data = _examine(config, parts)
+    data = data_record.look(config, parts)  # what is wrong is told before the first stage, not after it
     with contextlib.ExitStack() as stack:
         written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(run_record.locked(written))
@@ -87,34 +85,12 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
         data.write(written)
         log = stack.enter_context(MetricsLog(written))
         predict = evaluate.make_predict(parts.model, parts.tasks)
-        run = Run(config, parts, predict, workdir, written, log, preemption)
-        learnt = stage_checkpoints.finished(run) or _start(run)
+        run = Run(config, parts, predict, workdir, written, log, preemption, data.digests())
+        learnt = stage_checkpoints.finished(run)
+        learnt = _start(run) if learnt is None else restart.with_this_data(run, learnt, lambda: _start(run))
         for index in range(len(learnt.stages), len(config.order)):
             learnt = _run_stage(run, index, learnt)
         return _conclude(run, learnt)
-
-
-def _examine(config: Any, parts: experiment.Experiment) -> data_record.DataRecord:
-    """Looks at all data and says what is there: what is wrong is told before the first stage, not after it."""
-    told = print if devices.is_primary() else lambda *_, **__: None
-    asked = time.monotonic()
-
-    def still_looking(done: int, total: int) -> None:
-        nonlocal asked
-        if time.monotonic() - asked > LOOKING_TOLD_SECONDS:
-            asked = time.monotonic()
-            told(f"data: {done} of {total} images looked at", file=sys.stderr, flush=True)
-
-    record = data_record.examine(
-        parts,
-        most=config.survey_images,
-        tolerated_leakage_percent=config.tolerated_leakage_percent,
-        cache=cpu_kernels.cache_dir() / "data",
-        on_progress=still_looking,
-    )
-    for line in record.lines():
-        told(f"data: {line}", file=sys.stderr, flush=True)
-    return record
 
 
 def _start(run: Run) -> Learnt:
@@ -132,8 +108,9 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     state, steps, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed, skip_not_finite=skip)
     course = Course(state, done=0, saved=0, started=started)
     with course.paused():
-        before = _evaluate_before(run, stage, state) if run.config.forward_transfer else {}
-    stage_checkpoints.resume(run, stage, course)
+        before = measure.before(run, stage, state) if run.config.forward_transfer else {}
+    then = stage_checkpoints.resume(run, stage, course)
+    restart.tell_other_images(run, stage, course.done, then=then)
     run.log.resume_from(learnt.step + course.done)
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
     course.state, memory = devices.copy_everywhere((course.state, memory))
@@ -144,10 +121,10 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
         buffers = remember.exemplars(run.config, run.parts, stage, learnt, variables)
         held = remember.held(run.config, run.parts, stage, learnt, variables)
         seconds = course.seconds
-        metrics = _evaluate(run, variables, stage.learnt_tasks)
+        metrics = measure.tasks(run, variables, stage.learnt_tasks)
         end = learnt.step + stage.total_steps
         _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
-        history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before}]
+        history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before, "data": run.data}]
         after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end, held)
         stage_checkpoints.save(run, stage, after, course.state)
     return after
@@ -209,7 +186,7 @@ def _train(
             if evaluate_every and course.done % evaluate_every == 0:
                 finish()
                 with course.paused(), run.preemption.paused():
-                    figures = _evaluate(run, jax.device_get(stages.evaluated(course.state)), stage.learnt_tasks)
+                    figures = measure.tasks(run, jax.device_get(stages.evaluated(course.state)), stage.learnt_tasks)
                     _log_metrics(run, stage, figures, step=steps_before + course.done, done=course.done)
                 progress.after_pause()
         finish()
@@ -292,24 +269,6 @@ def _log_metrics(
     for task, figures in metrics.items():
         for name, value in figures.items():
             run.log.log(step, epoch, stage.name, "val", task, name, value)
-
-
-def _evaluate(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Measures tasks on the validation data of their streams."""
-    metrics: dict[str, dict[str, float]] = {}
-    for stream, tasks in experiment.measured_streams(run.parts, names).items():
-        metrics |= evaluate.evaluate(run.predict, variables, experiment.eval_batches(run.parts, stream), tasks)
-    devices.give_back_memory()
-    return {name: metrics[name] for name in names}
-
-
-def _evaluate_before(run: Run, stage: StagePlan, state: train_step.TrainState) -> dict[str, Any]:
-    """Measures what the stage will teach before it does; before the first one, every task of the run."""
-    names = stage.learnt_tasks
-    if stage.index == 0:
-        labelled = [task for stream in run.parts.used_streams for task in run.config.streams[stream].labels]
-        names = tuple(dict.fromkeys(labelled))
-    return {"before": _evaluate(run, jax.device_get(stages.evaluated(state)), names)}
 
 
 def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
