@@ -163,10 +163,14 @@ def test_image_of_another_size_than_annotated_is_refused(tmp_path):
         opened(tmp_path)[0]
 
 
-@pytest.mark.parametrize("size", [(40, 30), (30, 40)])
-def test_rotated_image_is_turned_only_where_the_annotator_saw_it_so(tmp_path, size):
+@pytest.mark.parametrize(
+    ("size", "shape", "box"), [((40, 30), (40, 30, 3), [24, 1, 28, 4]), ((30, 40), (30, 40, 3), [1, 2, 4, 6])]
+)
+def test_boxes_turn_with_an_image_that_the_annotator_did_not_see_upright(tmp_path, size, shape, box):
     make_coco(tmp_path, [annotation([1, 2, 3, 4])], size=size, orientation=6)
-    assert opened(tmp_path)[0]["image"].shape == (30, 40, 3)
+    sample = opened(tmp_path)[0]
+    assert sample["image"].shape == shape
+    assert sample["labels"]["detection"]["boxes_xyxy"].tolist() == [box]
 
 
 @pytest.mark.parametrize(("split", "images", "boxes", "crowds"), [("train", 240, 793, 13), ("val", 60, 167, 1)])
@@ -236,3 +240,173 @@ def test_json_nested_without_end_is_refused(tmp_path):
     file.write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"instances_train\.json: expected a JSON file"):
         opened(tmp_path)
+
+
+def noted(source):
+    return " ".join(source.reading.notes)
+
+
+def test_what_was_read_clipped_and_dropped_is_counted(tmp_path):
+    boxes = ([-5, 20, 100, 100], [1, 2, 3, 4], [1, 2, 3, 4], [5, 5, 0, 4], [50, 5, 4, 4])
+    make_coco(tmp_path, [*(annotation(bbox) for bbox in boxes), annotation([1, 2, 3, 4], iscrowd=1)])
+    source = opened(tmp_path)
+    assert source.reading.counts == {
+        "images": 2,
+        "boxes": 3,
+        "crowds among them": 1,
+        "images without boxes": 1,
+        "boxes clipped": 1,
+        "boxes dropped: listed twice": 1,
+        "boxes dropped: degenerate": 1,
+        "boxes dropped: outside": 1,
+    }
+    assert not source.reading.notes
+
+
+@pytest.mark.parametrize(
+    ("annotations", "words"),
+    [
+        ([annotation([5, 5, 0, 0])], r"no box is that of an object (1 dropped as degenerate); correct the file"),
+        ([annotation([5, 5, 9, 9], iscrowd=1)], "(1 with iscrowd=1, which stand for groups)"),
+        ([annotation([5, 5, 9, 0.5])], "(1 smaller than 1 px)"),
+        ([], "(the file has none)"),
+        (
+            [annotation([30, 20, 38, 26]), annotation([3, 2, 20, 12])],
+            "1 of 2 boxes (first: [30.0, 20.0, 38.0, 26.0] of an image of 40 x 30 px) end outside",
+        ),
+    ],
+)
+def test_boxes_that_look_wrong_are_noted(tmp_path, annotations, words):
+    make_coco(tmp_path, annotations)
+    assert words in noted(opened(tmp_path))
+
+
+def test_boxes_beyond_the_image_are_no_corners_where_one_would_not_fit(tmp_path):
+    make_coco(tmp_path, [annotation([30, 20, 38, 26]), annotation([30, 20, 10, 10])])
+    assert not opened(tmp_path).reading.notes
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_shares_of_the_image_are_refused(tmp_path, split):
+    make_coco(tmp_path, [annotation([0.1, 0.2, 0.3, 1]), annotation([0, 0, 1, 1])], split=split)
+    with pytest.raises(
+        UserError, match=r"in pixels, found no number above 1 in 2 boxes .*, as shares of the image are"
+    ):
+        opened(tmp_path, split)
+
+
+def test_entries_of_one_file_are_one_image_with_all_boxes(tmp_path):
+    def change(content):
+        content["images"].append({"id": 8, "file_name": "./7.jpg", "width": 40, "height": 30})
+        content["annotations"] += [annotation([5, 6, 7, 8], image_id=8), annotation([1, 2, 3, 4], image_id=8)]
+
+    rewritten(tmp_path, change)
+    source = opened(tmp_path)
+    assert [sample["id"] for sample in (source[0], source[1])] == ["7.jpg", "9.jpg"]
+    assert source[0]["labels"]["detection"]["boxes_xyxy"].tolist() == [[1, 2, 4, 6], [5, 6, 12, 14]]
+    assert source.dropped_boxes == {"listed_twice": 1}
+    assert source.reading.counts["image entries merged"] == 1
+    assert "lists 1 images more than once (first: 7.jpg)" in noted(source)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"id": 8, "file_name": "7.jpg", "width": 30, "height": 40},
+            "expected one size of 7.jpg, found 40 x 30 and 30",
+        ),
+        ({"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}, "found 7 more often, for 7.jpg and a.jpg"),
+        ({"id": 8, "file_name": "a.jpg", "width": 0, "height": 40}, "expected the size of a.jpg in px, found 0 x 40"),
+    ],
+)
+def test_entries_that_contradict_each_other_are_refused(tmp_path, change, reason):
+    rewritten(tmp_path, lambda content: content["images"].append(change))
+    with pytest.raises(UserError, match=reason):
+        opened(tmp_path)
+
+
+def test_ids_may_be_numbers_in_quotes_and_names(tmp_path):
+    def change(content):
+        content["categories"] = [{"id": "1", "name": "person"}, {"id": "07", "name": "cup"}]
+        content["annotations"] = [annotation([1, 2, 3, 4], 1, "7"), annotation([5, 6, 7, 8], "07")]
+
+    rewritten(tmp_path, change)
+    source = opened(tmp_path)
+    assert source.class_names["detection"] == ("person", "cup")
+    assert source[0]["labels"]["detection"]["label"].tolist() == [0, 1]
+    rewritten(tmp_path, lambda content: content["annotations"][0].update(category_id="01"))
+    with pytest.raises(UserError, match="expected a category of the file, found id '01'"):
+        opened(tmp_path)
+
+
+def test_categories_of_the_splits_are_the_same_by_name(tmp_path):
+    other = [{"id": 1, "name": "teddy bear"}, {"id": 2, "name": "person"}]
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])])
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])], split="val", categories=other)
+    train, val = opened(tmp_path), opened(tmp_path, "val")
+    assert train.class_names == val.class_names == dict.fromkeys(train.class_names, ("person", "teddy bear"))
+    assert val[0]["labels"]["detection"]["label"].tolist() == [1]
+
+
+def test_a_split_may_lack_a_category(tmp_path):
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])])
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])], split="val", categories=CATEGORIES[1:])
+    for options in ({}, {"classes": ("teddy bear", "person")}):
+        names = opened(tmp_path, **options).class_names
+        assert opened(tmp_path, "val", **options).class_names == names
+
+
+def test_a_category_of_the_validation_split_alone_is_refused_where_it_is_used(tmp_path):
+    more = [*CATEGORIES, {"id": 3, "name": "cup"}]
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])])
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])], split="val", categories=more)
+    assert opened(tmp_path, "val").class_names == opened(tmp_path).class_names
+    make_coco(tmp_path, [annotation([1, 2, 3, 4], 3)], split="val", categories=more)
+    with pytest.raises(
+        UserError, match=r"found category 'cup': add it to the stream's options\.classes and to the task"
+    ):
+        opened(tmp_path, "val")
+
+
+def test_the_other_file_is_read_whole_where_its_categories_are_not_to_be_found_at_once(tmp_path):
+    folder = make_coco(tmp_path, [annotation([1, 2, 3, 4], note='"categories": [1]')])
+    make_coco(tmp_path, [annotation([1, 2, 3, 4], 88)], split="val")
+    file = folder / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({"info": {"categories": [1]}, **content}))
+    assert opened(tmp_path, "val").class_names["detection"] == ("person", "teddy bear")
+
+
+def turned(root, tags, **options):
+    """Images of 40 x 30 px with a red box, 30 x 20 px from the corner of the stored pixels, each with an EXIF tag."""
+    folder = make_coco(root, [annotation([4, 2, 10, 6], image_id=number) for number in (7, 9)])
+    for number, tag in zip((7, 9), tags, strict=True):
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        pixels = np.full((30, 40, 3), 60, np.uint8)
+        pixels[2:8, 4:14] = (250, 0, 0)
+        Image.fromarray(pixels).save(folder / f"train/{number}.jpg", format="PNG", exif=exif)
+    return opened(root, **options)
+
+
+def red_in_box(sample):
+    left, top, right, bottom = sample["labels"]["detection"]["boxes_xyxy"][0].astype(int).tolist()
+    inside = sample["image"][top:bottom, left:right, 0]
+    return inside.size == 60 and (inside == 250).all()
+
+
+def test_an_image_whose_size_tells_decides_for_those_whose_size_does_not(tmp_path, caplog):
+    source = turned(tmp_path, (6, 3))
+    assert red_in_box(source[0])
+    assert not caplog.text
+    assert red_in_box(source[1])
+    assert "EXIF turns 1 images (first: 9.jpg)" in caplog.text
+    assert source.reading.counts["images turned"] == 2
+
+
+@pytest.mark.parametrize(("annotated_on", "right"), [("auto", False), ("upright", False), ("stored", True)])
+def test_where_no_size_tells_the_setting_decides_or_it_is_said(tmp_path, annotated_on, right):
+    source = turned(tmp_path, (3, 3), annotated_on=annotated_on)
+    assert bool(source.reading.notes) == (annotated_on == "auto")
+    assert red_in_box(source[0]) == right

@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.base import Fields, Sample, check_split, file_in, find_first, read_json
-from mtl_jax.data.images import read_image
+from mtl_jax.data import coco_boxes, coco_file, orientation
+from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, file_in, find_first, warn_once
+from mtl_jax.data.images import Decoded, read_header, read_image
 from mtl_jax.errors import UserError
-
-FAR_PX = 1e9  # no image is so large: a coordinate beyond is as good as infinite
-NUMBER_OR_NAME = (int, str)
-# What the entries of the file's lists must have, and of which types.
-SECTIONS: dict[str, dict[str, tuple[type, ...]]] = {
-    "images": {"id": NUMBER_OR_NAME, "file_name": (str,), "width": (int,), "height": (int,)},
-    "annotations": {"image_id": NUMBER_OR_NAME, "category_id": (int,)},
-    "categories": {"id": (int,), "name": (str,)},
-}
-
-
-class Box(NamedTuple):
-    """One annotated object, clipped to its image."""
-
-    xyxy: tuple[float, float, float, float]
-    label: int
-    crowd: bool
-    area: float  # px², of the object's outline where the file gives it
 
 
 class CocoDetection:
     """Images with boxes; labels "detection", and "multi_label": which classes an image shows, crowds included.
 
-    Images without objects stay, with zero boxes.
+    Images without objects stay, with zero boxes. A file that has several entries is one image with the boxes of all.
 
-    Boxes partly outside their image are clipped. Degenerate ones and those wholly outside are dropped and
-    counted in `dropped_boxes` by reason. Category ids are sparse; a label is the index in `classes`.
+    Boxes partly outside their image are clipped. Degenerate ones, those wholly outside and equal ones of an image are
+    dropped and counted in `dropped_boxes` by reason. Category ids are sparse; a label is the index in `classes`.
 
     Args:
         data_root: the folder of all datasets.
         split: "train" or "val": annotations/instances_{split}.json with {split}/, or else
             instances_{split}2017.json with {split}2017/.
         folder: the dataset's folder below `data_root`.
-        classes: category names, in the order of their labels; by default the file's own, ordered by id.
+        classes: category names, in the order of their labels; by default those of the training file (of the split's
+            own, where there is none), ordered by id. Categories of the two files are the same by name, not by id.
         other_categories: what an annotation of a category outside `classes` is: an "error", or "ignore"d and
             counted.
         images_with: category names; only images that show one of them are kept. Empty keeps all.
         images_without: category names; images that show one of them are left out.
+        annotated_on: boxes of images that EXIF turns count in the "upright" or the "stored" pixels where the size in
+            the file does not tell; "auto" follows those where it does.
 
     Raises:
-        UserError: no dataset there, an annotation that names no known category or image, or no image left.
+        UserError: no dataset there, an annotation that names no known category or image, no image left, or boxes as
+            shares of the image.
 
     References:
         Lin, Maire, Belongie et al., "Microsoft COCO: Common Objects in Context", 2014.
@@ -68,166 +55,155 @@ class CocoDetection:
         other_categories: str = "error",
         images_with: Sequence[str] = (),
         images_without: Sequence[str] = (),
+        annotated_on: str = "auto",
     ) -> None:
         check_split(split)
         if other_categories not in ("error", "ignore"):
             raise UserError(f"expected other_categories 'error' or 'ignore', found {other_categories!r}")
+        self._annotated_on = orientation.check(annotated_on)
         base = Path(data_root).expanduser() / folder
-        self.file = find_first(
-            [base / "annotations" / f"instances_{name}.json" for name in (split, f"{split}2017")],
-            what="a COCO dataset",
-            data_root=data_root,
-        )
+        self.file = find_first(_places(base, split), what="a COCO dataset", data_root=data_root)
         self.image_folder = base / self.file.stem.removeprefix("instances_")
-        content = read(self.file)
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        table = tuple(dict.fromkeys(names[number] for number in sorted(names)) if classes is None else classes)
-        _check_table((*table, *images_with, *images_without), names, self.file)
+        content = coco_file.read(self.file)
+        names = coco_file.names_of(content)
+        others = [file for other in SPLITS if other != split for file in _places(base, other) if file.exists()][:1]
+        table = tuple(_default_table(split, names, others) if classes is None else classes)
+        _check_table((*table, *images_with, *images_without), names, self.file, others)
         self.class_names = {"detection": table, "multi_label": table}
-        self.dropped_boxes: Counter[str] = Counter()
-        self._images: list[Mapping[str, Any]] = content["images"]
-        self._boxes: dict[int | str, list[Box]] = {image["id"]: [] for image in self._images}
-        labels = {number: table.index(name) if name in table else None for number, name in names.items()}
-        sizes = {image["id"]: (image["width"], image["height"]) for image in self._images}
+        found = coco_file.images_of(content, self.file)
+        self._repeated, self._is_read = found.repeated, False
+        self._images, boxes = found.entries, coco_boxes.Boxes(len(found.entries))
+        shown: list[set[str]] = [set() for _ in self._images]
         for annotation in content["annotations"]:
-            self._add(annotation, labels, names, sizes, other_categories)
-        shown: dict[int | str, set[str]] = {number: set() for number in sizes}
-        for annotation in content["annotations"]:
-            shown[annotation["image_id"]].add(names[annotation["category_id"]])
-        self._images = [
-            image
-            for image in self._images
-            if (not images_with or shown[image["id"]] & set(images_with))
-            and not shown[image["id"]] & set(images_without)
+            number = self._add(annotation, boxes, names, found.number, other_categories)
+            shown[number].add(names[annotation["category_id"]])
+        boxes.check(self.file)
+        self._boxes, self.dropped_boxes = boxes, boxes.dropped
+        self._kept = [
+            number
+            for number, of_image in enumerate(shown)
+            if (not images_with or of_image & set(images_with)) and not of_image & set(images_without)
         ]
-        if not self._images:
-            found = f"images with {tuple(images_with)}, without {tuple(images_without)}"
-            raise UserError(f"{self.file}: expected {found}, found none: choose other categories")
+        if not self._kept:
+            wanted = f"images with {tuple(images_with)}, without {tuple(images_without)}"
+            raise UserError(f"{self.file}: expected {wanted}, found none: choose other categories")
 
     def _add(
         self,
         annotation: Mapping[str, Any],
-        labels: Mapping[int, int | None],
-        names: Mapping[int, str],
-        sizes: Mapping[int | str, tuple[int, int]],
+        boxes: coco_boxes.Boxes,
+        names: Mapping[coco_file.Id, str],
+        numbers: Mapping[coco_file.Id, int],
         other_categories: str,
-    ) -> None:
-        where = f"{self.file}: annotation {annotation.get('id')}"
+    ) -> int:
+        """Adds an annotation's box, and returns the number of its image."""
+        where = f"{self.file}: annotation {annotation.get('id')!r}"
         category, image = annotation["category_id"], annotation["image_id"]
-        if category not in labels:
-            raise UserError(f"{where}: expected a category of the file, found id {category}: mend the file")
-        if image not in sizes:
-            raise UserError(f"{where}: expected an image of the file, found id {image}: mend the file")
-        label = labels[category]
-        if label is None:
-            if other_categories == "error":
-                raise UserError(
-                    f"{where}: expected one of classes, found category {names[category]!r}: add it, or set "
-                    "other_categories='ignore'"
-                )
-            self.dropped_boxes["other_category"] += 1
-            return
-        xyxy = _clipped(annotation.get("bbox"), sizes[image], where)
-        if isinstance(xyxy, str):
-            self.dropped_boxes[xyxy] += 1
-            return
-        area = annotation.get("area", (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1]))
-        if type(area) not in (int, float) or not 0 <= area < FAR_PX**2:
-            raise UserError(f"{where}: expected an area in px², found {area!r}: mend the file")
-        crowd = annotation.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}: mend the file")
-        self._boxes[image].append(Box(xyxy, label, bool(crowd), float(area)))
+        if category not in names:
+            raise UserError(f"{where}: expected a category of the file, found id {category!r}: correct the file")
+        if image not in numbers:
+            raise UserError(f"{where}: expected an image of the file, found id {image!r}: correct the file")
+        number, table = numbers[image], self.class_names["detection"]
+        if names[category] in table:
+            size = (self._images[number]["width"], self._images[number]["height"])
+            boxes.add(annotation, image=number, label=table.index(names[category]), size=size, where=where)
+        elif other_categories == "ignore":
+            boxes.dropped["other_category"] += 1
+        else:
+            raise UserError(
+                f"{where}: expected one of the classes {', '.join(table)}, found category {names[category]!r}: add it "
+                "to the stream's options.classes and to the task's, or set options.other_categories='ignore'"
+            )
+        return number
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._kept)
 
     def image_origin(self, index: int) -> Path:
         """Returns the image's file."""
-        return file_in(self.image_folder, self._images[index]["file_name"])
+        return file_in(self.image_folder, self._images[self._kept[index]]["file_name"])
 
     def __getitem__(self, index: int) -> Sample:
-        image = self._images[index]
-        pixels = _pixels_as_annotated(self.image_origin(index), image)
-        boxes = _fields(self._boxes[image["id"]])
-        shown = np.isin(np.arange(len(self.class_names["multi_label"])), boxes["label"]).astype(np.float32)
+        entry = self._images[self._kept[index]]
+        file = self.image_origin(index)
+        image = read_image(file)
+        detection = coco_boxes.fields(self._boxes.of_image[self._kept[index]])
+        if self._counts_as_stored(image, (entry["width"], entry["height"]), file):
+            detection["boxes_xyxy"] = orientation.turn_boxes(detection["boxes_xyxy"], image.header)
+        shown = np.isin(np.arange(len(self.class_names["multi_label"])), detection["label"]).astype(np.float32)
         return {
-            "image": pixels,
-            "labels": {"detection": boxes, "multi_label": {"label": shown}},
-            "id": image["file_name"],
+            "image": image.upright,
+            "labels": {"detection": detection, "multi_label": {"label": shown}},
+            "id": entry["file_name"],
         }
 
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What was found on reading; looks at the head of every image."""
+        self._is_read = True
+        counts = {"images": len(self), "image entries merged": len(self._repeated), **self._boxes.counts(self._kept)}
+        counts["images turned"] = self._convention.turned
+        notes = [*self._boxes.notes(self.file), *self._convention.notes]
+        if self._repeated:
+            notes.append(
+                f"{self.file} lists {len(self._repeated)} images more than once (first: {self._repeated[0]}): each is "
+                "one image with the boxes of all its entries; look whether two exports were joined."
+            )
+        return Reading({name: count for name, count in counts.items() if count or name == "boxes"}, tuple(notes))
 
-def read(file: Path) -> dict[str, Any]:
-    """Returns the content of an annotation file, whose lists have what `SECTIONS` says.
+    def _counts_as_stored(self, image: Decoded, annotated: tuple[int, int], file: Path) -> bool:
+        """Whether the boxes of an image count in its stored pixels.
 
-    Raises:
-        UserError: it cannot be read, or lacks something.
-    """
-    content = read_json(file)
-    for key, needed in SECTIONS.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{file}: expected a COCO file with a list {key!r}, found none: check the file")
-        for entry in content[key]:
-            missing = [name for name in needed if not isinstance(entry, dict) or name not in entry]
-            if missing:
-                raise UserError(f"{file}: expected {missing} in each of {key!r}, found {entry}: mend the file")
-            wrong = [name for name, kinds in needed.items() if type(entry[name]) not in kinds]
-            if wrong:
-                raise UserError(
-                    f"{file}: expected numbers and names in {key!r}, found {wrong} in {entry}: mend the file"
-                )
-        ids = Counter(entry["id"] for entry in content[key] if "id" in needed)
-        twice = [number for number, count in ids.items() if count > 1]
-        if twice:
-            raise UserError(f"{file}: expected every id of {key!r} once, found {twice[0]!r} more often: mend the file")
-    if not content["images"]:
-        raise UserError(f"{file}: expected images, found an empty list: check the file")
-    return content
+        Raises:
+            UserError: they are of another size than the image.
+        """
+        header = image.header
+        if annotated not in (header.upright_size, (header.width, header.height)):
+            width, height = header.upright_size
+            raise UserError(
+                f"{file}: expected {annotated[0]} x {annotated[1]} px as annotated, found {width} x {height}: "
+                "use the image that the annotations were made on"
+            )
+        by_size = orientation.is_stored(header, annotated)
+        return by_size if by_size is not None else header.is_turned and self._convention.stored
+
+    @functools.cached_property
+    def _convention(self) -> orientation.Convention:
+        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what="boxes")
+        for note in () if self._is_read else found.notes:
+            warn_once(f"{self.file}: {note}")
+        return found
+
+    def _sizes(self) -> Iterator[tuple[str, orientation.Header, tuple[int, int] | None]]:
+        for index, number in enumerate(self._kept):
+            entry = self._images[number]
+            try:
+                header = read_header(self.image_origin(index))
+            except UserError:
+                continue  # is told when the image is read
+            yield entry["file_name"], header, (entry["width"], entry["height"])
 
 
-def _check_table(table: Sequence[str], names: Mapping[int, str], file: Path) -> None:
+def _places(base: Path, split: str) -> list[Path]:
+    return [base / "annotations" / f"instances_{name}.json" for name in (split, f"{split}2017")]
+
+
+def _default_table(
+    split: str, names: Mapping[coco_file.Id, str], others: Sequence[Path]
+) -> tuple[str, ...] | dict[str, None]:
+    """The training file names the classes, so that labels agree between splits."""
+    if split == SPLITS[0] or not others:
+        return dict.fromkeys(names.values())
+    return coco_file.read_names(others[0])
+
+
+def _check_table(table: Sequence[str], names: Mapping[coco_file.Id, str], file: Path, others: Sequence[Path]) -> None:
+    """A class may be in the other split's file alone: a converter lists the categories that occur."""
     unknown = [name for name in table if name not in names.values()]
+    elsewhere = [name for other in others for name in coco_file.read_names(other)] if unknown else []
+    unknown = [name for name in unknown if name not in elsewhere]
     if unknown:
         raise UserError(
             f"{file}: expected the classes among the file's categories, found no {unknown}: the file has "
             f"{', '.join(names.values())}"
         )
-
-
-def _clipped(bbox: Any, size: tuple[int, int], where: str) -> tuple[float, float, float, float] | str:
-    """Returns the corners inside the image, or the reason to drop the box."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
-        raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}: mend the file")
-    if not all(abs(value) < FAR_PX for value in bbox) or min(bbox[2:]) <= 0:  # NaN is not below it either
-        return "degenerate"
-    x, y, width, height = map(float, bbox)
-    left, top = max(x, 0.0), max(y, 0.0)
-    right, bottom = min(x + width, float(size[0])), min(y + height, float(size[1]))
-    if right <= left or bottom <= top:
-        return "outside"
-    return left, top, right, bottom
-
-
-def _pixels_as_annotated(file: Path, image: Mapping[str, Any]) -> np.ndarray:
-    """Boxes count in the pixels that the annotator saw: upright, or as stored where only that size fits."""
-    decoded = read_image(file)
-    size = (image["height"], image["width"])
-    if decoded.upright.shape[:2] == size:
-        return decoded.upright
-    if decoded.stored.shape[:2] == size:
-        return decoded.stored
-    height, width = decoded.upright.shape[:2]
-    raise UserError(
-        f"{file}: expected {image['width']} x {image['height']} px as annotated, found {width} x {height}: "
-        "use the image that the annotations were made on"
-    )
-
-
-def _fields(boxes: Sequence[Box]) -> Fields:
-    return {
-        "boxes_xyxy": np.array([box.xyxy for box in boxes], np.float32).reshape(-1, 4),
-        "label": np.array([box.label for box in boxes], np.int32),
-        "crowd": np.array([box.crowd for box in boxes], bool),
-        "area": np.array([box.area for box in boxes], np.float32),
-    }

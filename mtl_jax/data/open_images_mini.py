@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from PIL import Image
 
 from mtl_jax.data.base import SPLITS, file_in, read_bytes
-from mtl_jax.data.coco import read
+from mtl_jax.data.coco_file import read
 from mtl_jax.data.download import disk_errors
 from mtl_jax.data.images import MAX_PIXELS
 from mtl_jax.data.mini_sets import SETS
