@@ -405,8 +405,15 @@ def test_an_image_whose_size_tells_decides_for_those_whose_size_does_not(tmp_pat
     assert source.reading.counts["images turned"] == 2
 
 
-@pytest.mark.parametrize(("annotated_on", "right"), [("auto", False), ("upright", False), ("stored", True)])
-def test_where_no_size_tells_the_setting_decides_or_it_is_said(tmp_path, annotated_on, right):
+@pytest.mark.parametrize(("annotated_on", "right"), [("upright", False), ("stored", True)])
+def test_where_no_size_tells_the_setting_decides(tmp_path, annotated_on, right):
     source = turned(tmp_path, (3, 3), annotated_on=annotated_on)
-    assert bool(source.reading.notes) == (annotated_on == "auto")
     assert red_in_box(source[0]) == right
+    assert not source.reading.notes
+
+
+def test_where_nothing_tells_the_image_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"7\.jpg: .* found none here .* 2 turned images: set the stream's options\.annotated_on"
+    ):
+        turned(tmp_path, (3, 3))[0]

@@ -28,13 +28,13 @@ def test_the_size_tells_only_of_images_on_their_side():
 @pytest.mark.parametrize(
     ("found", "stored", "words"),
     [
-        ([STORED, *UNCLEAR], True, ["EXIF turns 2 images (first: m)", "taken as stored, like 1 whose size does"]),
+        ([STORED, *UNCLEAR], True, ["EXIF turns 2 images (first: m)", "taken as stored, like 1 whose", "annotated_on"]),
         ([UPRIGHT, *UNCLEAR], False, ["taken upright, like 1 whose size does"]),
         ([STORED, STORED, UPRIGHT, *UNCLEAR], True, ["like 2 whose size", "1 images (first: u) fits their boxes only"]),
-        (UNCLEAR, False, ["EXIF turns 2 images (first: m)", "taken upright, as viewers show them", "annotated_on"]),
+        (UNCLEAR, None, []),
         ([STORED], True, []),
         ([UPRIGHT], False, []),
-        (UNCLEAR[2:], False, []),
+        (UNCLEAR[2:], None, []),
     ],
 )  # fmt: skip
 def test_the_majority_decides_what_the_size_does_not_tell_and_says_so(found, stored, words):
@@ -43,6 +43,11 @@ def test_the_majority_decides_what_the_size_does_not_tell_and_says_so(found, sto
     assert bool(convention.notes) == bool(words)
     for word in words:
         assert word in " ".join(convention.notes)
+
+
+def test_without_any_size_that_tells_nothing_is_guessed():
+    with pytest.raises(UserError, match=r"x\.jpg: .* found none here .* 2 turned images: set the stream"):
+        judged(UNCLEAR).decided("x.jpg", "boxes")
 
 
 def test_a_setting_decides_without_a_word():

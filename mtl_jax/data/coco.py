@@ -155,7 +155,7 @@ class CocoDetection:
         """Whether the boxes of an image count in its stored pixels.
 
         Raises:
-            UserError: they are of another size than the image.
+            UserError: they are of another size than the image, or nothing tells.
         """
         header = image.header
         if annotated not in (header.upright_size, (header.width, header.height)):
@@ -165,7 +165,9 @@ class CocoDetection:
                 "use the image that the annotations were made on"
             )
         by_size = orientation.is_stored(header, annotated)
-        return by_size if by_size is not None else header.is_turned and self._convention.stored
+        if by_size is not None or not header.is_turned:
+            return bool(by_size)
+        return self._convention.decided(file, "boxes")
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:

@@ -131,8 +131,8 @@ class Boxes:
         if self._beyond and self._beyond >= SUSPICIOUS_SHARE * self._sized and self._fit_as_corners:
             yield (
                 f"{file}: {self._beyond} of {self._sized} boxes (first: {self._first_beyond}) end outside their image "
-                "and are clipped, but all would fit as corners: bbox is x, y, width, height; if the last two numbers are a "
-                "corner, subtract the first two from them."
+                "and are clipped, but all would fit as corners: bbox is x, y, width, height; if the last two numbers "
+                "are a corner, subtract the first two from them."
             )
 
     def counts(self, images: Iterable[int]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from mtl_jax.data import orientation
 from mtl_jax.data.base import Reading, warn_once
 from mtl_jax.data.files import ImageFolderIndex, read_names
 from mtl_jax.data.images import read_header
+from mtl_jax.errors import UserError
 
 
 class ListedImages:
@@ -30,6 +32,7 @@ class ListedImages:
         self.names, self._repeated = read_names(file)
         self._images = ImageFolderIndex(images)
         self._maps = {kind: ImageFolderIndex(folder) for kind, folder in maps.items()}
+        self._what = " and ".join(f"{kind}s" for kind in maps)
         self._annotated_on = orientation.check(annotated_on)
         self.is_read = False  # whether somebody has asked for `reading`; until then doubts are logged as they are met
 
@@ -44,9 +47,15 @@ class ListedImages:
         """Returns the file of a map, whose suffix need not be its image's."""
         return self._maps[kind].find(str(Path(self.names[index]).with_name(self.image(index).stem)))
 
-    def is_stored(self, header: orientation.Header) -> bool:
-        """Whether the maps of an image are taken as stored, where their size fits the upright image too."""
-        return header.is_turned and self._convention.stored
+    def is_stored(self, header: orientation.Header, index: int) -> bool:
+        """Whether the maps of an image are taken as stored, where their size fits the upright image too.
+
+        Raises:
+            UserError: nothing tells.
+        """
+        if not header.is_turned or header.upright_size != (header.width, header.height):
+            return False
+        return self._convention.decided(self.image(index), self._what)
 
     def reading(self, notes: tuple[str, ...] = ()) -> Reading:
         """Returns what was found, with more notes; looks at the head of every image."""
@@ -56,8 +65,7 @@ class ListedImages:
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:
-        what = " and ".join(f"{kind}s" for kind in self._maps)
-        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what=what)
+        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what=self._what)
         for note in () if self.is_read else found.notes:
             warn_once(note)
         return found
@@ -65,7 +73,15 @@ class ListedImages:
     def _sizes(self) -> Iterator[tuple[str, orientation.Header, tuple[int, int] | None]]:
         kind = next(iter(self._maps))
         for index, name in enumerate(self.names):
-            header = read_header(self.image(index))
-            if header.is_turned:
-                of_map = read_header(self.map(kind, index))
-                yield name, header, (of_map.width, of_map.height)
+            try:
+                header = read_header(self.image(index))
+                of_map = read_header(self.map(kind, index)) if header.is_turned else header
+            except UserError:
+                continue  # is told when the image is read
+            yield name, header, (of_map.width, of_map.height)
+
+    def maps(self, kind: str) -> Iterator[Path]:
+        """Yields the files of a kind of map, those that are there."""
+        for index in range(len(self)):
+            with contextlib.suppress(UserError):  # is told when the map is read
+                yield self.map(kind, index)

@@ -66,7 +66,7 @@ class NYUv2:
 
     def __getitem__(self, index: int) -> Sample:
         image = read_image(self.image_origin(index))
-        stored = self._files.is_stored(image.header)
+        stored = self._files.is_stored(image.header, index)
         mask = decode_mask(self._files.map("mask", index), image=image, class_count=len(NYUV2_CLASSES), stored=stored)
         mask[mask == OTHERPROP] = VOID
         depth_file = self._files.map("depth", index)

@@ -44,12 +44,30 @@ class Header(NamedTuple):
 
 
 class Convention(NamedTuple):
-    """How the labels of turned images are meant, and why."""
+    """How the labels of turned images are meant whose size does not tell."""
 
-    stored: bool  # where the size does not tell: in the stored pixels
+    stored: bool | None  # in the stored pixels; None where neither a setting nor another image tells
     turned: int = 0  # images that EXIF turns
     unclear: int = 0  # of these: both readings fit
     notes: tuple[str, ...] = ()
+
+    def decided(self, name: object, what: str) -> bool:
+        """Returns `stored`.
+
+        Args:
+            name: of the image that asks.
+            what: its labels, as the error names them.
+
+        Raises:
+            UserError: nothing tells.
+        """
+        if self.stored is None:
+            raise UserError(
+                f"{name}: expected a size that tells whether {what} are of the pixels as stored or turned upright as "
+                f"EXIF asks, found none here and in none of the dataset's {self.turned} turned images: set the stream's "
+                "options.annotated_on to 'stored' or 'upright'"
+            )
+        return self.stored
 
 
 def check(annotated_on: str) -> str:
@@ -81,7 +99,7 @@ def judge(images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annot
 
     Args:
         images: name, header, and the size (width, height) that the labels were made for, None where unknown.
-        annotated_on: "upright" or "stored" decides; "auto" follows the majority, and is upright without any.
+        annotated_on: "upright" or "stored" decides; "auto" follows the majority.
         what: the labels, as the notes name them, such as "boxes".
     """
     by_size: dict[bool | None, list[str]] = {True: [], False: [], None: []}
@@ -89,15 +107,17 @@ def judge(images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annot
         if header.is_turned:
             by_size[None if annotated is None else is_stored(header, annotated)].append(name)
     stored, upright, unclear = by_size[True], by_size[False], by_size[None]
+    turned = len(stored) + len(upright) + len(unclear)
+    if annotated_on == "auto" and not stored and not upright:
+        return Convention(None, turned, turned)
     decided = len(stored) > len(upright) if annotated_on == "auto" else annotated_on == "stored"
     reading = "as stored" if decided else "upright"
     notes: list[str] = []
     if unclear and annotated_on == "auto":
-        why = f"like {max(len(stored), len(upright))} whose size does" if stored or upright else "as viewers show them"
         notes.append(
             f"EXIF turns {len(unclear)} images (first: {unclear[0]}) whose size does not tell whether {what} are of "
-            f"the pixels as stored or upright: taken {reading}, {why}; set the stream's options.annotated_on to "
-            "'stored' or 'upright' to decide."
+            f"the pixels as stored or upright: taken {reading}, like {max(len(stored), len(upright))} whose size does; "
+            "set the stream's options.annotated_on to 'stored' or 'upright' to decide."
         )
     odd = upright if decided else stored
     if odd and (len(odd) < len(stored) + len(upright) or annotated_on != "auto"):
@@ -106,7 +126,7 @@ def judge(images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annot
             f"{'upright' if decided else 'as stored'}, unlike the rest of the dataset ({reading}): they are read so; "
             "look whether two exports were mixed."
         )
-    return Convention(decided, len(stored) + len(upright) + len(unclear), len(unclear), tuple(notes))
+    return Convention(decided, turned, len(unclear), tuple(notes))
 
 
 def turn_boxes(boxes_xyxy: Float32[np.ndarray, "boxes 4"], header: Header) -> Float32[np.ndarray, "boxes 4"]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from mtl_jax.data import masks
 from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, find_first, warn_once
 from mtl_jax.data.images import decode_mask, mask_palette, mask_values, read_image
 from mtl_jax.data.listed import ListedImages
+from mtl_jax.errors import UserError
 
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -82,7 +86,7 @@ class VocSegmentation:
             class_count=len(self.class_names["segmentation"]),
             void=self._void,
             binary=self._is_binary,
-            stored=self._files.is_stored(image.header),
+            stored=self._files.is_stored(image.header, index),
         )
         return {"image": image.upright, "labels": {"segmentation": {"mask": mask}}, "id": self._files.names[index]}
 
@@ -112,8 +116,7 @@ class VocSegmentation:
     def _palettes(self) -> Iterator[str]:
         """Yields a note where one value has two colours."""
         seen: tuple[Path, bytes] | None = None
-        for index in range(len(self)):
-            file = self._files.map("mask", index)
+        for file in self._files.maps("mask"):
             palette = mask_palette(file)
             if palette is None:
                 continue
@@ -138,4 +141,10 @@ def _are_binary(file: Path, folder: Path, changed_ns: tuple[int, ...]) -> bool:
     """Whether the masks of a list hold 0 and 255 alone; `changed_ns` tells one state of the folder from another."""
     del changed_ns
     files = _listed(file, folder, "auto")
-    return masks.is_binary((mask_values(files.map("mask", index)) for index in range(len(files))), 2)
+    return masks.is_binary(_readable(files.maps("mask")), 2)
+
+
+def _readable(files: Iterable[Path]) -> Iterator[np.ndarray]:
+    for file in files:
+        with contextlib.suppress(UserError):  # is told when the mask is read
+            yield mask_values(file)
