@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from mtl_jax import compilation, evaluate, examples, experiment, trained
 from mtl_jax.checkpoints import CheckpointError
 from mtl_jax.data import pipeline
-from mtl_jax.data.image_folder import SUFFIXES
+from mtl_jax.data.files import SUFFIXES, is_image
 from mtl_jax.data.images import decode_image, write_png
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry, Task
@@ -141,7 +141,7 @@ def find_images(places: Iterable[str]) -> list[Path]:
 
 
 def _with_suffix(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in paths if is_image(path) and path.is_file())
 
 
 def names_for(paths: Sequence[Path]) -> list[str]:

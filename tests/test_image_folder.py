@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mtl_jax.data import sources
+from mtl_jax.data.base import Reading
 from mtl_jax.errors import UserError
 
 
@@ -77,3 +78,54 @@ def test_a_table_of_names_that_is_no_object_and_a_split_that_is_a_file_are_refus
         sources.build("image_folder", data_root=tmp_path, split="train")
     with pytest.raises(UserError, match="val: expected a folder of images by class, found a file"):
         sources.build("image_folder", data_root=tmp_path, split="val")
+
+
+def grey(file):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (5, 4), 7).save(file, format="PNG")
+
+
+def test_every_readable_suffix_and_every_folder_below_a_class_are_read(tmp_path):
+    base = tmp_path / "imagenette-160/train"
+    names = ("a.jfif", "b.jpe", "c.PPM", "d.jp2", "e.avif", "f.tiff", "part 1/deep/g.png")
+    for name in names:
+        grey(base / "cat" / name)
+    grey(base / "emu/part1/0.png")  # a class whose images all lie deeper
+    source = sources.build("image_folder", data_root=tmp_path, split="train")
+    assert [source[index]["id"] for index in range(len(source))] == [
+        *(f"cat/{name}" for name in names),
+        "emu/part1/0.png",
+    ]
+    assert source.reading == Reading({"images": 8, "images in deeper folders": 2})
+
+
+def test_what_is_not_read_is_counted_and_said(tmp_path):
+    base = tmp_path / "imagenette-160/train"
+    for name in ("cat/a.png", "cat/.DS_Store", "cat/._a.png", "cat/Thumbs.db", "stray.png", "__MACOSX/cat/a.png"):
+        grey(base / name)
+    for name in ("cat/notes.txt", "cat/more.txt", "cat/film.mp4", "cat/README", "desktop.ini"):
+        (base / name).write_text("no image")
+    for name in ("cat/@eaDir/a.png", "cat/.ipynb_checkpoints/a.png", "lost+found/a.png"):
+        grey(base / name)
+    (base / "dog").mkdir()
+    source = sources.build("image_folder", data_root=tmp_path, split="train")
+    assert source.class_names == {"classification": ("cat", "dog")}
+    assert source.reading.counts == {
+        "images": 1,
+        "files skipped: a system's own": 6,
+        "files skipped: .mp4": 1,
+        "files skipped: .png": 1,
+        "files skipped: .txt": 2,
+        "files skipped: no suffix": 1,
+    }
+    stray, others, empty = source.reading.notes
+    assert "1 images lie beside the class folders" in stray
+    assert "4 files are no images by their suffix" in others
+    assert "1 classes have no image (first: dog)" in empty
+
+
+def test_a_folder_that_leads_back_into_itself_is_read_once(tmp_path):
+    base = tmp_path / "imagenette-160/train"
+    grey(base / "cat/a.png")
+    (base / "cat/again").symlink_to(base / "cat")
+    assert len(sources.build("image_folder", data_root=tmp_path, split="train")) == 1

@@ -55,6 +55,13 @@ def test_malformed_names_are_skipped_counted_and_told(tmp_path, caplog):
     assert [int(sample["labels"][name]["label"]) for name in ("gender", "ethnicity")] == [0, 0]
 
 
+def test_names_listed_twice_are_read_once_and_counted(tmp_path):
+    write(tmp_path, ["7_1_3_a b.jpg", "7_1_3_a b.jpg", "80_0_0_c.jpg"])
+    source = UTKFace(data_root=tmp_path, split="train")
+    assert [source[index]["id"] for index in range(len(source))] == ["7_1_3_a b.jpg", "80_0_0_c.jpg"]
+    assert source.reading.counts == {"images": 2, "names listed twice": 1}
+
+
 def test_a_list_of_other_names_is_refused(tmp_path):
     write(tmp_path, ["cat.jpg"])
     with pytest.raises(UserError, match=r"train.txt: expected names like 25_0_2.*found none among 1"):

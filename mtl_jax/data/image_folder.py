@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.base import SPLITS, Sample, check_split, find_first, read_json
+from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, find_first, read_json
+from mtl_jax.data.files import is_image, is_system, skipped, walk
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 NAMES_FILE = "wnid_to_name.json"  # optional: folder name -> readable class name
 
 IMAGENETTE_NAMES = {
@@ -33,7 +33,7 @@ class ImageFolder:
 
     Args:
         data_root: the folder of all datasets.
-        split: "train" or "val"; images are in {folder}/{split}/{class}/.
+        split: "train" or "val"; images are in {folder}/{split}/{class}/ and the folders below it.
         folder: the dataset's folder below `data_root`.
         classes: names of the class folders, in the order of their labels; by default those of train (or of
             the split, where there is no train), sorted.
@@ -61,15 +61,20 @@ class ImageFolder:
                     f"{self.folder / name}: expected a class of the table ({', '.join(table[:5])}, …), found "
                     f"{name!r}: add it to classes or to the train folder"
                 )
-        self._files = [
-            (file, table.index(name))
-            for name in found
-            for file in sorted((self.folder / name).iterdir())
-            if file.suffix.lower() in SUFFIXES
-        ]
+        files = {name: list(walk(self.folder / name)) for name in found}
+        self._files = [(file, table.index(name)) for name, inside in files.items() for file in inside if is_image(file)]
         if not self._files:
-            raise UserError(f"{self.folder}: expected images in one folder per class, found none: mend folder")
+            raise UserError(f"{self.folder}: expected images in one folder per class, found none: correct folder")
         self.class_names = {"classification": _readable(base, table)}
+        beside = [path for path in sorted(self.folder.iterdir()) if not path.is_dir() or is_system(path)]
+        left_out = [file for inside in files.values() for file in inside if not is_image(file)]
+        deeper = sum(file.parent.parent != self.folder for file, _ in self._files)
+        counts = {"images": len(self._files), "images in deeper folders": deeper, **skipped([*left_out, *beside])}
+        empty = [name for name in table if not any(map(is_image, files.get(name, [])))]
+        self.reading = Reading(
+            {name: count for name, count in counts.items() if count},
+            tuple(_notes(self.folder, [*left_out, *beside], empty)),
+        )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -83,14 +88,28 @@ class ImageFolder:
         return {
             "image": decode_image(file),
             "labels": {"classification": {"label": np.array(label, np.int32)}},
-            "id": f"{file.parent.name}/{file.name}",
+            "id": file.relative_to(self.folder).as_posix(),
         }
 
 
 def _folders_in(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder of images by class, found a file: mend folder")
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        raise UserError(f"{folder}: expected a folder of images by class, found a file: correct folder")
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_system(entry))
+
+
+def _notes(folder: Path, left_out: Sequence[Path], empty: Sequence[str]) -> Iterator[str]:
+    images = [file for file in left_out if file.parent == folder and is_image(file)]
+    if images:
+        yield (
+            f"{len(images)} images lie beside the class folders (first: {images[0]}) and are not read: move each into "
+            "the folder of its class."
+        )
+    others = [file for file in left_out if not is_system(file) and file not in images]
+    if others:
+        yield f"{len(others)} files are no images by their suffix (first: {others[0]}) and are not read."
+    if empty:
+        yield f"{folder}: {len(empty)} classes have no image (first: {empty[0]}): add images or remove the folder."
 
 
 def _class_folders(base: Path, split: str) -> tuple[str, ...]:
@@ -103,5 +122,5 @@ def _readable(base: Path, table: Sequence[str]) -> tuple[str, ...]:
     file = base / NAMES_FILE
     names = read_json(file) if file.exists() else IMAGENETTE_NAMES
     if not isinstance(names, dict):
-        raise UserError(f"{file}: expected a JSON object, folder -> name, found another value: mend or remove it")
+        raise UserError(f"{file}: expected a JSON object, folder -> name, found another value: correct or remove it")
     return tuple(str(names.get(folder, folder)) for folder in table)

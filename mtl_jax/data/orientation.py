@@ -64,8 +64,8 @@ class Convention(NamedTuple):
         if self.stored is None:
             raise UserError(
                 f"{name}: expected a size that tells whether {what} are of the pixels as stored or turned upright as "
-                f"EXIF asks, found none here and in none of the dataset's {self.turned} turned images: set the stream's "
-                "options.annotated_on to 'stored' or 'upright'"
+                f"EXIF asks, found none here and in none of the dataset's {self.turned} turned images: set the "
+                "stream's options.annotated_on to 'stored' or 'upright'"
             )
         return self.stored
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.base import Sample, check_split, file_in, find_first, read_text
+from mtl_jax.data.base import Reading, Sample, check_split, find_first
+from mtl_jax.data.files import ImageFolderIndex, read_names
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError
 
@@ -41,9 +42,10 @@ class UTKFace:
         base = Path(data_root).expanduser() / folder
         index = find_first([base / f"{split}.txt"], what="a UTKFace dataset", data_root=data_root)
         self.folder = base / "UTKFace"
+        self._images = ImageFolderIndex(self.folder)
         self.class_names = {"age": (), "gender": GENDERS, "ethnicity": ETHNICITIES}
-        names = read_text(index).splitlines()
-        read = [(name.strip(), parse(name.strip())) for name in names if name.strip()]
+        names, repeated = read_names(index)
+        read = [(name, parse(name)) for name in names]
         self._files = [(name, labels) for name, labels in read if labels is not None]
         self.skipped = len(read) - len(self._files)
         if not self._files:
@@ -54,13 +56,15 @@ class UTKFace:
         if self.skipped:
             first = next(name for name, labels in read if labels is None)
             log.warning("%s: %d malformed names skipped, the first %s", index, self.skipped, first)
+        counts = {"images": len(self._files), "names listed twice": repeated, "names skipped: malformed": self.skipped}
+        self.reading = Reading({name: count for name, count in counts.items() if count})
 
     def __len__(self) -> int:
         return len(self._files)
 
     def image_origin(self, index: int) -> Path:
         """Returns the image's file."""
-        return file_in(self.folder, self._files[index][0])
+        return self._images.find(self._files[index][0])
 
     def __getitem__(self, index: int) -> Sample:
         name, (age, gender, ethnicity) = self._files[index]
