@@ -294,9 +294,10 @@ def _why_not_judged(baseline: Baseline | None, before: float | None, final: floa
 
 def _judge_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
     entry = {"value": None, "limit": None} | dict(budget)
-    value, limit = _finite_or_none(entry["value"]), entry["limit"]
+    limit = entry["limit"]
     if limit is None:
         return entry | {"passed": True}
+    value = _finite_or_none(entry["value"])
     if value is None:
         return entry | {"passed": False, "reason": "not measured"}
     return entry | {"passed": value <= float(limit)}

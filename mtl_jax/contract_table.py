@@ -45,7 +45,7 @@ def budget_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             name + (f" at {entry['image_size']} px" if "image_size" in entry else ""),
-            figure(entry["value"]),
+            _measured(entry["value"]),
             "none" if entry["limit"] is None else figure(entry["limit"]),
             _verdict(entry),
         )
@@ -60,6 +60,13 @@ def figure(value: SupportsFloat | None) -> str:
         return "-"
     whole = number == int(number) and abs(number) >= 1
     return f"{number:,.0f}" if whole or abs(number) >= 1000 else f"{number:.4g}"
+
+
+def _measured(value: Any) -> str:
+    """A budget's value for people: a figure, or several by name."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {figure(each)}" for name, each in value.items())
+    return figure(value)
 
 
 def percent(value: SupportsFloat | None) -> str:

@@ -123,12 +123,21 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
             contract_table.budget_rows(contract),
             numbers=contract_table.BUDGET_NUMBERS,
         )
+    body += _owners(contract["budgets"].get("params_by_owner"))
     allowed = f"{contract['max_drop_percent']:g} %"
     lead = f"No task may lose more than {allowed} of its metric, relative to its baseline."
     gain = contract.get("delta_m_percent")
     if gain is not None:
         lead += f" Against networks of one task each, delta_m is {gain:+.2f} %."
     return report_page.section("Contract", body, lead=lead)
+
+
+def _owners(budget: Mapping[str, Any] | None) -> str:
+    """Whose the parameters are, as a bar."""
+    if not budget or not budget["value"]:
+        return ""
+    counts = {name: count for name, count in budget["value"].items() if count}
+    return report_page.paragraph("Parameters, by whose outputs depend on them:") + report_page.bar(counts)
 
 
 def _matrix(contract: Mapping[str, Any] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 STYLE = """
@@ -53,6 +53,9 @@ table.heat small { display: block; opacity: .8; font-weight: 400; }
 .panels svg text { font-family: inherit !important; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 45%), 1fr)); gap: .6rem; }
 .images img { display: block; width: 100%; height: auto; border-radius: 4px; }
+.bar { display: flex; height: 1.4rem; max-width: 46rem; gap: 2px; }
+.bar span { background: var(--quiet); opacity: .55; }
+.bar span:first-child { background: var(--good); opacity: .9; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; color: var(--quiet); }
 pre { overflow-x: auto; background: var(--card); border-radius: 8px; padding: .8rem; }
@@ -129,6 +132,18 @@ def definitions(pairs: Iterable[tuple[str, str]]) -> str:
     """Names with their values."""
     items = "".join(f"<dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd>\n" for name, value in pairs)
     return f"<dl>\n{items}</dl>\n"
+
+
+def bar(parts: Mapping[str, int]) -> str:
+    """One bar of parts as long as their numbers, the first in another colour, and what each is."""
+    total = sum(parts.values())
+    shares = {name: 100 * count / total for name, count in parts.items()}
+    blocks = "".join(
+        f'<span style="flex: {share:.3f}" title="{escape(name)}: {parts[name]:,}"></span>'
+        for name, share in shares.items()
+    )
+    pairs = [(name, f"{parts[name]:,} ({share:.1f} %)") for name, share in shares.items()]
+    return f'<div class="bar">{blocks}</div>\n{definitions(pairs)}'
 
 
 def panels(figures: Iterable[str]) -> str:

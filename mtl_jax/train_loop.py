@@ -36,7 +36,7 @@ from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Memory
 from mtl_jax.metrics_log import MetricsLog
-from mtl_jax.models import multi_task
+from mtl_jax.models import dependence, multi_task
 from mtl_jax.preemption import Preempted, Preemption
 from mtl_jax.progress import StageProgress
 from mtl_jax.run import Run
@@ -293,6 +293,9 @@ def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
         "limit": None,
         "image_size": size,
     }
+    owners = dependence.params_by_owner(run.parts.model)
+    budgets["shared_percent"] = {"value": dependence.shared_percent(owners), "limit": None}
+    budgets["params_by_owner"] = {"value": owners, "limit": None}
     budgets["peak_memory_mb"] = {"value": devices.peak_memory_mb(), "limit": None}
     verdict = contract.build(
         learnt.stages,

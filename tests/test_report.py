@@ -48,6 +48,16 @@ def parse(html):
     return checker
 
 
+def test_a_bar_shows_whose_the_parameters_are():
+    budgets = {"params_by_owner": {"value": {"shared": 900, "<seg>": 100, "det": 0}, "limit": None}}
+    tree = contract.build([], {}, budgets, max_drop_percent=5.0)
+    page = report.html("run", None, [], tree, {})
+    assert 'style="flex: 90.000" title="shared: 900"' in page
+    assert "&lt;seg&gt;: 100" in page
+    assert "shared 900, &lt;seg&gt; 100, det 0" in page  # in the table
+    assert 'title="det' not in page
+
+
 def fill(workdir, task="seg", stage="det"):
     """A work directory of two stages, the first task having lost a quarter."""
     workdir.mkdir(exist_ok=True)

@@ -101,6 +101,10 @@ def test_the_contract_compares_the_end_with_each_task_s_own_stage(finished):
     assert contract["tasks"]["cls"]["drop_percent"] in (0.0, None)
     assert contract["budgets"]["latency_ms"]["image_size"] == contract["budgets"]["gigaflops"]["image_size"] == 64
     assert contract["budgets"]["train_seconds"]["value"] > 0
+    owners = contract["budgets"]["params_by_owner"]["value"]
+    assert sum(owners.values()) == contract["budgets"]["params"]["value"]
+    share = {"value": 100 * owners["shared"] / sum(owners.values()), "limit": None, "passed": True}
+    assert contract["budgets"]["shared_percent"] == share
 
 
 def test_forward_transfer_compares_right_before_a_task_s_stage_with_the_untrained_network(finished):

@@ -39,7 +39,7 @@ BACKBONES = {
 COMPUTE_DTYPES = ("float32", "bfloat16")
 IMAGE_STRIDE = 32  # px; the backbone halves the image five times
 INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
-RESERVED = ("scale", "bias", "mean", "var", "shared")  # no names of tasks
+RESERVED = ("scale", "bias", "mean", "var", "shared", "unread")  # no names of tasks
 BRANCH_KEYS = ("neck_channels", "head_channels", "head_layers", "dropout_rate")
 
 Variables = Mapping[str, Any]
