@@ -169,6 +169,47 @@ def test_masks_of_more_than_255_classes_have_16_bits(tmp_path):
     assert set(np.unique(mask)) == {0, 1 + source.class_names["detection"].index("name 1")}
 
 
+def test_what_was_read_and_dropped_is_counted(tmp_path):
+    group = box("0,1,0,0.5", group=1)
+    boxes = [CAT, CAT, group, box("0.75,0.25,1,0.5"), box("0.5,0.5,0,1"), box("0,1,0,1", "gone")]
+    rows = ["a,verification,/m/1,1", "a,verification,/m/2,0", "a,crowd,/m/2,1", "b,verification,/m/1,0"]
+    make(tmp_path, boxes, rows)
+    source = opened(tmp_path)
+    np.testing.assert_array_equal(source[0]["labels"]["multi_label"]["label"], [1, np.nan, np.nan])
+    assert source.reading.counts == {
+        "images": 2,
+        "images missing": 1,
+        "boxes": 2,
+        "crowds among them": 1,
+        "boxes dropped: listed twice": 1,
+        "boxes dropped: degenerate": 2,
+        "labels of whole images": 2,
+        "labels that contradict each other": 1,
+    }
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG"])
+def test_images_may_have_any_suffix(tmp_path, suffix):
+    folder = make(tmp_path, [CAT])
+    (folder / "train/a.jpg").rename(folder / f"train/a{suffix}")
+    assert opened(tmp_path)[0]["image"].shape == (4, 8, 3)
+
+
+def test_boxes_and_masks_of_stored_pixels_turn_with_their_image(tmp_path):
+    folder = make(tmp_path, [CAT])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 4)).save(folder / "train/a.jpg", exif=exif)
+    with pytest.raises(UserError, match=r"a\.jpg: expected a size that tells .* boxes and masks .*annotated_on"):
+        opened(tmp_path)[0]
+    for annotated_on, corners in (("upright", [1, 4, 3, 8]), ("stored", [0, 2, 2, 6])):
+        sample = opened(tmp_path, annotated_on=annotated_on)[0]
+        assert sample["image"].shape == (8, 4, 3)
+        assert sample["labels"]["detection"]["boxes_xyxy"].tolist() == [corners]
+        rows, columns = np.nonzero(sample["labels"]["segmentation"]["mask"])
+        assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == corners
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [

@@ -86,6 +86,10 @@ class ImageFolderIndex:
         self.folder = folder
         self._stems = functools.cache(_stems)
 
+    def names(self) -> set[str]:
+        """Returns the images' names without suffix."""
+        return set(self._stems(self.folder))
+
     def find(self, name: str) -> Path:
         """Returns the file that a name means: itself, or the one that has it as its stem.
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer
 
 from mtl_jax.data import open_images_csv as tables
-from mtl_jax.data.base import Fields, Sample, check_split, find_first, warn_once
-from mtl_jax.data.images import decode_image, decode_mask
+from mtl_jax.data import orientation
+from mtl_jax.data.base import Fields, Reading, Sample, check_split, find_first, warn_once
+from mtl_jax.data.files import ImageFolderIndex
+from mtl_jax.data.images import decode_mask, read_header, read_image, turn_upright
 from mtl_jax.data.masks import mask_dtype
 from mtl_jax.data.open_images_csv import Box
 from mtl_jax.data.warp import stretch, warp_nearest
@@ -38,6 +41,8 @@ class OpenImages:
         split: "train" or "val"; tables and folders are named after Open Images' train and validation.
         folder: the dataset's folder below `data_root`.
         classes: names, in the order of their labels; by default all of the dataset.
+        annotated_on: boxes and masks of images that EXIF turns are of the "upright" or the "stored" pixels; "auto"
+            refuses such images, of which no size tells, as corners are shares.
 
     Raises:
         UserError: no dataset there, a broken table, an unknown class, or no annotated image.
@@ -54,7 +59,9 @@ class OpenImages:
         split: str,
         folder: str = "open-images-mini",
         classes: Sequence[str] | None = None,
+        annotated_on: str = "auto",
     ) -> None:
+        self._annotated_on = orientation.check(annotated_on)
         base, names = Path(data_root).expanduser() / folder, tables.SPLIT_NAMES[check_split(split)]
         find = functools.partial(find_first, what="an Open Images dataset", data_root=data_root)
         classes_file = find(tables.places(base, tables.CLASSES))
@@ -64,10 +71,11 @@ class OpenImages:
         table, labels = _class_table(classes_file, classes)
         self.class_names = {"detection": table}
         self.dropped: Counter[str] = Counter()
-        self._stems = {name.removesuffix(".jpg") for name in _names_in(self.folder) if name.endswith(".jpg")}
+        self._images = ImageFolderIndex(self.folder)
+        self._stems = self._images.names()
         self._missing: set[str] = set()
         self._objects: dict[str, list[Box]] = {}
-        self._presences: dict[str, dict[int, bool]] = {}
+        self._presences: dict[str, dict[int, bool | None]] = {}
         self._add_boxes(labels)
         presences = _first(tables.places(base, tables.PRESENCES, split))
         if presences:
@@ -83,14 +91,17 @@ class OpenImages:
 
     def _add_boxes(self, labels: dict[str, int]) -> None:
         for image, box in tables.read_boxes(self.file, labels, self._is_there):
-            if box.area > 0:
-                self._objects.setdefault(image, []).append(box)
-            else:
+            if box.area == 0:
                 self.dropped["degenerate"] += 1
+            elif box in self._objects.get(image, ()):
+                self.dropped["listed_twice"] += 1
+            else:
+                self._objects.setdefault(image, []).append(box)
 
     def _add_presences(self, file: Path, labels: dict[str, int]) -> None:
         for image, label, present in tables.read_presences(file, labels, self._is_there):
-            self._presences.setdefault(image, {})[label] = present
+            known = self._presences.setdefault(image, {})
+            known[label] = present if known.get(label, present) == present else None  # rows that contradict each other
 
     def _add_masks(self, file: Path, labels: dict[str, int]) -> None:
         files = _names_in(self.mask_folder)
@@ -128,23 +139,56 @@ class OpenImages:
 
     def image_origin(self, index: int) -> Path:
         """Returns the image's file."""
-        return self.folder / f"{self._ids[index]}.jpg"
+        return self._images.find(self._ids[index])
 
     def __getitem__(self, index: int) -> Sample:
         name = self._ids[index]
-        image = decode_image(self.image_origin(index))
-        size = (image.shape[0], image.shape[1])
+        image = read_image(self.image_origin(index))
+        header = image.header
+        stored = header.is_turned and self._convention.decided(self.image_origin(index), "boxes and masks")
+        width, height = (header.width, header.height) if stored else header.upright_size
         boxes = self._objects.get(name, [])
-        labels: dict[str, Fields] = {"detection": _fields(boxes, size)}
+        detection = _fields(boxes, (height, width))
+        if stored:
+            detection["boxes_xyxy"] = orientation.turn_boxes(detection["boxes_xyxy"], header)
+        labels: dict[str, Fields] = {"detection": detection}
         if "multi_label" in self.class_names:
             label = np.full(len(self.class_names["multi_label"]), np.nan, np.float32)
             for number, present in self._presences.get(name, {}).items():
-                label[number] = present
+                label[number] = np.nan if present is None else present
             labels["multi_label"] = {"label": label}
         if "segmentation" in self.class_names:
-            mask = np.zeros(size, mask_dtype(len(self.class_names["segmentation"])))
-            labels["segmentation"] = {"mask": _painted(mask, boxes, self.mask_folder)}
-        return {"image": image, "labels": labels, "id": name}
+            blank = np.zeros((height, width), mask_dtype(len(self.class_names["segmentation"])))
+            mask = _painted(blank, boxes, self.mask_folder)
+            labels["segmentation"] = {"mask": turn_upright(mask, header.orientation) if stored else mask}
+        return {"image": image.upright, "labels": labels, "id": name}
+
+    @functools.cached_property
+    def reading(self) -> Reading:
+        """What was found on reading; looks at the head of every image."""
+        boxes = [box for name in self._ids for box in self._objects.get(name, [])]
+        known = [present for name in self._ids for present in self._presences.get(name, {}).values()]
+        counts = {
+            "images": len(self),
+            "images missing": len(self._missing),
+            "images turned": self._convention.turned,
+            "boxes": len(boxes),
+            "crowds among them": sum(box.crowd for box in boxes),
+            "boxes with a mask": sum(box.mask is not None for box in boxes),
+            **{f"boxes dropped: {reason.replace('_', ' ')}": count for reason, count in self.dropped.items()},
+            "labels of whole images": sum(present is not None for present in known),
+            "labels that contradict each other": sum(present is None for present in known),
+        }
+        return Reading({name: count for name, count in counts.items() if count}, self._convention.notes)
+
+    @functools.cached_property
+    def _convention(self) -> orientation.Convention:
+        return orientation.judge(self._headers(), annotated_on=self._annotated_on, what="boxes and masks")
+
+    def _headers(self) -> Iterator[tuple[str, orientation.Header, None]]:
+        for index, name in enumerate(self._ids):
+            with contextlib.suppress(UserError):  # is told when the image is read
+                yield name, read_header(self.image_origin(index)), None
 
 
 def _class_table(file: Path, classes: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, int]]:

@@ -35,8 +35,8 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> float:
-        """Share of the image."""
-        return (self.corners[2] - self.corners[0]) * (self.corners[3] - self.corners[1])
+        """Share of the image; 0 where a corner is not left of and above the other."""
+        return max(0.0, self.corners[2] - self.corners[0]) * max(0.0, self.corners[3] - self.corners[1])
 
 
 def places(base: Path, tables: Sequence[str], split: str | None = None) -> list[Path]:

@@ -62,9 +62,10 @@ class Convention(NamedTuple):
             UserError: nothing tells.
         """
         if self.stored is None:
+            among = f" and in none of the dataset's {self.turned} turned images" if self.turned else ""
             raise UserError(
                 f"{name}: expected a size that tells whether {what} are of the pixels as stored or turned upright as "
-                f"EXIF asks, found none here and in none of the dataset's {self.turned} turned images: set the "
+                f"EXIF asks, found none here{among}: set the "
                 "stream's options.annotated_on to 'stored' or 'upright'"
             )
         return self.stored

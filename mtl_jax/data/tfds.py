@@ -38,7 +38,7 @@ class Tfds:
             `ignore_label`. Without it, masks of two classes that hold 0 and 255 alone are read as the two classes.
         ignore_label: what the task calls void.
         annotated_on: boxes of images that EXIF turns, and masks whose size does not tell, are of the "upright" or the
-            "stored" pixels; "auto" is upright.
+            "stored" pixels; "auto" refuses those of which no size tells.
 
     Raises:
         UserError: not prepared there, no such split, or no such field.
@@ -73,7 +73,7 @@ class Tfds:
         self._mask_classes = len(self.class_names.get("segmentation", ()))
         self._void = masks.void_values(void, ignore_label, self._mask_classes)
         self._may_be_binary = void is None and self._mask_classes == 2
-        self._stored = orientation.check(annotated_on) == "stored"
+        self._annotated_on = orientation.check(annotated_on)
         self._is_read = False  # whether somebody has asked for `reading`
 
     def __len__(self) -> int:
@@ -98,7 +98,8 @@ class Tfds:
             if label == "segmentation":
                 labels[label] = {"mask": self._mask(_get(example, path, where), image, where)}
             elif label == "detection":
-                labels[label], _ = _boxes(example, path, image.header, self._stored, where)
+                stored = image.header.is_turned and self._convention.decided(where, "boxes")
+                labels[label], _ = _boxes(example, path, image.header, stored, where)
             elif label != "image":
                 labels[label] = {"label": np.asarray(_get(example, path, where), np.int32)}
         return {"image": image.upright, "labels": labels, "id": f"{self._split}/{index}"}
@@ -115,6 +116,11 @@ class Tfds:
             counts += Counter({"boxes": len(kept["label"]), "boxes dropped: degenerate": dropped})
             counts["crowds among them"] += int(kept["crowd"].sum())
         return Reading({name: count for name, count in counts.items() if count}, tuple(self._mask_notes()))
+
+    @functools.cached_property
+    def _convention(self) -> orientation.Convention:
+        known = {"stored": True, "upright": False}
+        return orientation.Convention(known.get(self._annotated_on))
 
     def _mask_notes(self) -> Iterator[str]:
         if self._is_binary:
@@ -138,7 +144,10 @@ class Tfds:
         mask = masks.class_indices(
             values, class_count=self._mask_classes, void=self._void, binary=self._is_binary, name=f"{where} mask"
         )
-        return follow_image(mask, image, stored=self._stored, what="mask", name=where)
+        header = image.header
+        size_tells = not header.is_turned or header.upright_size != (header.width, header.height)
+        stored = not size_tells and self._convention.decided(where, "masks")
+        return follow_image(mask, image, stored=stored, what="mask", name=where)
 
 
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
