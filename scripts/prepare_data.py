@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mtl_jax.data.prepare import prepare
+from mtl_jax.data.prepared import describe
 from mtl_jax.errors import UserError
 
 EXAMPLES = """examples:
@@ -78,10 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         names = [name.strip() for name in flags.sets.split(",") if name.strip()]
         base_urls = dict(_base_url(argument) for argument in flags.base_url)
-        for line in prepare(
+        done = prepare(
             names, data_root=flags.data_root, from_dir=flags.from_dir, base_urls=base_urls, force=flags.force
-        ):
+        )
+        for line, name in zip(done, names, strict=True):
             print(line)
+            for seen in describe(name, data_root=flags.data_root):
+                print(f"  {seen}")
     except UserError as error:
         print(f"prepare_data: {error}", file=sys.stderr)
         return 2

@@ -44,7 +44,10 @@ def boxes(root, *, train, val):
         annotations = []
         for index, labels in enumerate(images):
             write(root / f"coco/{split}/{index}.png", (9, len(split), index))
-            annotations += [{"image_id": index, "category_id": label, "bbox": [1, 1, 4, 4]} for label in labels]
+            annotations += [
+                {"image_id": index, "category_id": label, "bbox": [1 + place, 1, 4, 4]}
+                for place, label in enumerate(labels)
+            ]
         tree = {
             "images": [{"id": i, "file_name": f"{i}.png", "width": 12, "height": 8} for i in range(len(images))],
             "annotations": annotations,
@@ -141,16 +144,15 @@ def test_twenty_are_named_and_the_others_counted(tmp_path):
 )
 def test_a_class_that_no_training_label_shows_is_named(tmp_path, stream, train, said):
     {"masks": masks, "boxes": boxes}[stream](tmp_path, train=train, val=[[0, 1]])
-    (warning,) = examine(tmp_path, stream).warnings
-    assert warning.startswith(said)
+    assert any(warning.startswith(said) for warning in examine(tmp_path, stream).warnings)
 
 
 def test_a_class_folder_without_images_is_named(tmp_path):
     folders(tmp_path)
     shutil.rmtree(tmp_path / "set/train/red")
     (tmp_path / "set/train/red").mkdir()
-    (warning,) = examine(tmp_path, "classes").warnings
-    assert warning.startswith("task cls: no training image shows 1 of 2 classes (red)")
+    warnings = examine(tmp_path, "classes").warnings
+    assert any(warning.startswith("task cls: no training image shows 1 of 2 classes (red)") for warning in warnings)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +178,7 @@ def test_a_stream_that_teaches_nothing_is_refused(tmp_path, stream, train, said)
 )
 def test_validation_that_measures_nothing_is_named(tmp_path, stream, val, said):
     {"masks": masks, "boxes": boxes}[stream](tmp_path, train=[[0, 1]], val=val)
-    (warning,) = examine(tmp_path, stream).warnings
-    assert warning.startswith(said)
+    assert any(warning.startswith(said) for warning in examine(tmp_path, stream).warnings)
 
 
 def test_an_image_of_both_splits_is_refused_in_a_smoke_run_too_wherever_it_is(tmp_path):

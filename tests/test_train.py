@@ -420,7 +420,7 @@ def test_an_image_to_train_on_and_to_validate_with_is_told_before_anything_is_wr
 def test_classes_that_are_not_the_dataset_s_are_refused(tiny_backbone, tmp_path):
     config = tiny_config()
     config.tasks.cls.classes = tuple("abcdefghij")
-    with pytest.raises(UserError, match=r"set config\.tasks\.cls\.classes to the dataset's"):
+    with pytest.raises(UserError, match=r"set config\.tasks\.cls\.classes to the stream's"):
         train_loop.train_and_evaluate(config, tmp_path / "run")
 
 

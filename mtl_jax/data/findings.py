@@ -127,7 +127,8 @@ def line(figures: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-_SAID = ("images", "boxes")  # counts of a source that the line has by itself
+# Counts of a source that the line has by itself.
+_SAID = ("images", "boxes", "crowds among them", "images without boxes")
 
 
 def label_line(figures: Mapping[str, Any]) -> str:
