@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtl_jax import config_checks
 from mtl_jax.errors import UserError
-
-BATCH_NORM_CHOICES = ("everywhere", "new_levels", "nowhere")
-IMPORTANCE_CHOICES = ("empirical", "sampled", "exact", "mas", "si")
-EWC_MODES = ("online", "separate")
-LWF_BALANCES = ("mean", "classes")
-GRADIENT_SPACES = ("params", "features")
-ON_NAN = ("stop", "skip")
-MAX_SEED = 2.0**32 - 1  # what every generator takes
-MAX_LAYERS = 100.0  # beyond, it takes minutes to find that the network is too large
-MAX_NUMBER = 1e9  # of a setting that is not told to take infinity
-UPDATES = ("forward", "mask", "weight")
 
 
 def base() -> Any:
@@ -298,93 +287,9 @@ def _split(names: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def validate(config: Any) -> None:
-    """Checks that the parts of the config name each other.
+    """Checks names, types, ranges and choices, and that the parts of the config name each other.
 
     Raises:
         UserError: a stage without a stream, a stream without a task, a number out of range.
     """
-    if config.on_nan not in ON_NAN:
-        raise UserError(f"config.on_nan is {config.on_nan!r}; expected one of {', '.join(ON_NAN)}")
-    _require_at_least("config", config, ("image_size", "log_every_steps", "keep_checkpoints"), 1.0)
-    _require_at_least("config", config, ("cache_gb", "loader_threads", "example_images", "survey_images"), 0.0)
-    _require_at_least("config", config, ("checkpoint_every_seconds",), 0.0, most=math.inf)
-    _require_at_least("config", config, ("seed",), 0.0, most=MAX_SEED)
-    _require_at_least("config.model", config.model, ("head_layers", "experts"), 1.0, most=MAX_LAYERS)
-    _require_at_least("config.contract", config.contract, ("latency_image_size",), 1.0)
-    limits = ("max_drop_percent", "max_train_seconds", "max_latency_ms")
-    _require_at_least("config.contract", config.contract, limits, 0.0, most=math.inf)
-    if not config.order:
-        raise UserError("config.order is empty; expected the names of the stages to train, e.g. ('seg', 'det')")
-    _require_names("config.order", config.order, "config.stages", config.stages)
-    for stage_name in config.order:
-        where, settings = f"config.stages.{stage_name}", config.stages[stage_name]
-        if not settings.streams:
-            raise UserError(f"{where}.streams is empty; expected names of config.streams")
-        _require_names(f"{where}.streams", settings.streams, "config.streams", config.streams)
-        _require_names(f"{where}.loss_weights", settings.loss_weights, "config.tasks", config.tasks)
-        _require_names(f"{where}.lwf_weights", settings.lwf_weights, "config.tasks", config.tasks)
-        _require_at_least(where, settings, ("epochs",), 1e-9)
-        _require_at_least(where, settings, ("micro_batches", "replay_max_side", "gpm_images"), 1.0)
-        _require_at_least(where, settings, ("sampling_temperature", "soft_sharing"), 0.0, most=math.inf)
-        _require_at_least(where, settings, ("warmup_fraction", "momentum", "gpm_energy", "replay_paste"), 0.0, most=1.0)
-        _require_at_least(
-            where,
-            settings,
-            (
-                "learning_rate",
-                "backbone_rate",
-                "eval_every_epochs",
-                "weight_decay",
-                "clip_norm",
-                "ewc_strength",
-                "ewc_examples",
-                "lwf_weight",
-                "lwf_feature_weight",
-                "replay_images",
-                "replay_max_mb",
-                "replay_batch_size",
-                "replay_weight",
-                "der_weight",
-            ),
-            0.0,
-        )
-        if settings.warm_start:
-            _require_names(f"{where}.warm_start", (settings.warm_start,), "config.tasks", config.tasks)
-        for choice, allowed in (
-            ("train_batch_norm", BATCH_NORM_CHOICES),
-            ("ewc_importance", IMPORTANCE_CHOICES),
-            ("ewc_mode", EWC_MODES),
-            ("lwf_balance", LWF_BALANCES),
-            ("gradient_space", GRADIENT_SPACES),
-            ("update", UPDATES),
-        ):
-            if settings[choice] not in allowed:
-                raise UserError(f"{where}.{choice} is {settings[choice]!r}; expected one of {', '.join(allowed)}")
-        if not 0 <= settings.ema_decay < 1:
-            raise UserError(f"{where}.ema_decay is {settings.ema_decay}; expected 0 <= ema_decay < 1")
-    for stream_name, settings in config.streams.items():
-        where = f"config.streams.{stream_name}"
-        if not settings.labels:
-            raise UserError(f"{where}.labels is empty; expected task -> label name, e.g. {{'seg': 'segmentation'}}")
-        _require_names(f"{where}.labels", settings.labels, "config.tasks", config.tasks)
-        _require_at_least(where, settings, ("batch_size", "eval_batch_size", "max_boxes"), 1.0)
-        _require_at_least(where, settings, ("image_size", "train_image_size"), 0.0)
-    _require_names("config.contract.baseline_from", config.contract.baseline_from, "config.tasks", config.tasks)
-
-
-def _require_names(where: str, names: Any, table: str, known: Any) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UserError(f"{where} names {', '.join(unknown)}; {table} has {', '.join(known) or 'nothing'}")
-
-
-def _require_at_least(
-    where: str, settings: Any, names: tuple[str, ...], least: float, *, most: float = MAX_NUMBER
-) -> None:
-    for name in names:
-        if not least <= settings[name] <= most:
-            found, lowest = (
-                f"{where}.{name} is {settings[name]}",
-                "more than 0" if 0 < least < 1 else f"at least {least:g}",
-            )
-            raise UserError(f"{found}; expected {lowest}" + ("" if most == math.inf else f" and at most {most:g}"))
+    config_checks.check(config, base(), stream("", {}), stage(()))

@@ -84,6 +84,17 @@ def _importance(config: Any, parts: experiment.Experiment, stage: StagePlan, var
     return total
 
 
+def check(parts: experiment.Experiment, stage: StagePlan) -> None:
+    """Checks before a stage is trained that its importance can be computed.
+
+    Raises:
+        UserError: the stage's tasks do not have what its `ewc_importance` needs.
+    """
+    if stage.consolidated and stage.settings.ewc_importance == "exact":
+        for task in stage.own_tasks:
+            _reader(parts.tasks[task])
+
+
 Answers = Callable[[PyTree, Mapping[str, Any], tuple[str, ...]], dict[str, Array]]
 
 
@@ -137,17 +148,21 @@ def log_probabilities(answer: Answers, task: Task) -> Callable[..., Float[Array,
     Raises:
         UserError: the task's answers are too many to list.
     """
-    read = task.log_probabilities
-    if read is None:
-        raise UserError(
-            f'ewc_importance="exact" needs a task whose answers can be listed, and {task.name} ({task.kind}) is none; '
-            'use "sampled", which estimates the same'
-        )
+    read = _reader(task)
 
     def function(params: PyTree, example: Mapping[str, Any]) -> Float[Array, " answers"]:
         return read(answer(params, example, (task.name,))[task.name])[0]
 
     return function
+
+
+def _reader(task: Task) -> Callable[[Array], Array]:
+    if task.log_probabilities is None:
+        raise UserError(
+            f'ewc_importance="exact" needs a task whose answers can be listed, and {task.name} ({task.kind}) is none; '
+            'use "sampled", which estimates the same'
+        )
+    return task.log_probabilities
 
 
 def _size(example: Mapping[str, Any]) -> tuple[int, int]:

@@ -49,7 +49,7 @@ def _measured_again(run: Run, learnt: Learnt, start: Learnt) -> Learnt:
     """Repeats for every finished stage what was measured before and after it."""
     previous, history = start, []
     for stage, place in zip(learnt.stages, checkpoints.stages(run.workdir), strict=False):
-        then = stage_checkpoints.read(run, place.path)
+        then = stage_checkpoints.read(place.path, run.config, run.parts)
         again = {"metrics": measure.tasks(run, then.variables, tuple(stage["metrics"]))}
         if "before" in stage:
             planned = stage_plan.plan(run.config, run.parts, len(history), previous)

@@ -13,63 +13,45 @@ from typing import Any
 import filelock
 import jax
 
-from mtl_jax import config as config_lib
 from mtl_jax import contract
 from mtl_jax.errors import UserError
 
 RECORD = "config.json"
 LOCK = ".lock"
-# Settings that may differ between two starts of one run: where things are and how fast they go, not what is learnt.
-NOT_LEARNT_FROM = (
-    "cache_gb",
-    "checkpoint_every_seconds",
-    "contract",
-    "data_root",
-    "example_images",
-    "forward_transfer",
-    "keep_checkpoints",
-    "loader_threads",
-    "on_nan",
-    "resume",
-    "survey_images",
-    "tolerated_leakage_percent",
-)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pycocotools", "mtl_jax")
 
 
-def claim(workdir: Path, config: Mapping[str, Any], *, command: str) -> None:
-    """Writes `config.json`, or checks that the one there is of the same experiment.
+def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: bool) -> None:
+    """Writes `config.json`; of a run that is only judged again, the record of its training stays.
 
     Args:
         workdir: made if it is missing.
-        config: the resolved configuration, as plain values.
+        config: the resolved configuration, as plain values, which is known to go on with what is there.
         command: that started the run.
+        trains: whether anything is left to train.
 
     Raises:
-        UserError: the folder cannot be made, holds another experiment, or holds a run that is not to be resumed.
+        UserError: the folder cannot be made, or holds a run that is not to be resumed.
     """
     record = workdir / RECORD
     before = contract.read_json(record)
-    if before is not None:
-        if not config["resume"]:
-            raise UserError(
-                f"{workdir} holds a run already; name another --workdir, or leave --config.resume=False out to go on "
-                "with it"
-            )
-        refuse_another(workdir, before.get("config", {}), config)
+    if before is not None and not config["resume"]:
+        raise UserError(
+            f"{workdir} holds a run already; name another --workdir, or leave --config.resume=False out to go on "
+            "with it"
+        )
     device = jax.devices()[0]
+    of_training = {
+        "seed": config["seed"],
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}, {platform.machine()})",
+        "command": command or " ".join(sys.argv),
+        "versions": {"python": platform.python_version()} | {name: packages.version(name) for name in PACKAGES},
+    }
+    if before is not None and not trains:
+        of_training |= before
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        contract.write_json(
-            record,
-            {
-                "config": config,
-                "seed": config["seed"],
-                "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}, {platform.machine()})",
-                "command": command or " ".join(sys.argv),
-                "versions": {"python": platform.python_version()} | {name: packages.version(name) for name in PACKAGES},
-            },
-        )
+        contract.write_json(record, of_training | {"config": config})
     except OSError as error:
         raise _not_writable(workdir, error) from error
 
@@ -114,39 +96,6 @@ def still_there(workdir: Path) -> None:
         )
 
 
-def refuse_another(where: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Checks that two configurations train the same.
-
-    Args:
-        where: the first one was found, as the error names it.
-        before: the first one, as read.
-        now: the other one.
-
-    Raises:
-        UserError: names the settings that differ.
-    """
-    old, new = (_flat(contract.without_nan(config_lib.completed(each))) for each in (before, now))
-    changed = sorted(
-        name
-        for name in old.keys() | new.keys()
-        if old.get(name) != new.get(name) and name.split(".")[0] not in NOT_LEARNT_FROM
-    )
-    if changed:
-        first = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed[:4])
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise UserError(
-            f"{where} holds a run of another configuration ({first}{more}); name another --workdir, or set the old "
-            "values"
-        )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, branch in tree.items():
-        flat |= _flat(branch, f"{prefix}{name}.") if isinstance(branch, Mapping) else {f"{prefix}{name}": branch}
-    return flat
-
-
 def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
     """Reads the baselines of tasks that separate runs give.
 
@@ -163,7 +112,7 @@ def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
     for task, folder in runs.items():
         if not folder:
             continue
-        judged = (contract.read_json(Path(folder) / "contract.json") or {}).get("tasks")
+        judged = (contract.read_json(Path(folder).expanduser() / "contract.json") or {}).get("tasks")
         if not isinstance(judged, dict):
             judged = {}
         if task not in judged:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import checkpoints, contract, devices, experiment, run_record
+from mtl_jax import checkpoints, continuation, contract, data_changes, devices, experiment, run_record
 from mtl_jax.continual import ewc, gpm, replay
+from mtl_jax.errors import UserError
 from mtl_jax.run import Run
 from mtl_jax.stage_plan import Learnt, StagePlan
 from mtl_jax.train_step import TrainState
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -38,17 +42,32 @@ class Course:
         return time.monotonic() - self.started
 
 
-def finished(run: Run) -> Learnt | None:
-    """Reads what the last finished stage left, if there is one."""
-    path = checkpoints.newest_sound(stage.path for stage in reversed(checkpoints.stages(run.workdir)))
-    return None if path is None else read(run, path)
+def finished(workdir: Path, config: Any, parts: experiment.Experiment) -> Learnt | None:
+    """Reads what the last finished stage left, if there is one.
 
+    Args:
+        workdir: of the run.
+        config: the resolved configuration.
+        parts: what it describes.
 
-def read(run: Run, path: Path) -> Learnt:
-    """Reads what a finished stage left."""
+    Raises:
+        UserError: the finished stages were trained with other settings.
+    """
+    path = checkpoints.newest_sound(stage.path for stage in reversed(checkpoints.stages(workdir)))
+    if path is None:
+        return None
     record = checkpoints.read_metadata(path)
-    run_record.refuse_another(path, record["config"], run.config.to_dict())
-    loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(run.parts), "memory": None})
+    later = continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
+    if later:
+        _log.warning("going on from %s with other settings of what follows: %s", path, "; ".join(later))
+    return read(path, config, parts)
+
+
+def read(path: Path, config: Any, parts: experiment.Experiment) -> Learnt:
+    """Reads what a finished stage left; the arguments and errors are those of `finished`."""
+    record = checkpoints.read_metadata(path)
+    continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
+    loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(parts), "memory": None})
     return Learnt(
         variables=loaded["variables"],
         anchors=tuple(ewc.Anchor(**anchor) for _, anchor in sorted(loaded["memory"]["anchors"].items())),
@@ -57,7 +76,26 @@ def read(run: Run, path: Path) -> Learnt:
         train_seconds=record["train_seconds"],
         step=record["step"],
         held=gpm.from_tree(loaded["memory"].get("gpm", {})),
+        peak_memory_mb=record.get("peak_memory_mb"),
     )
+
+
+def refuse_another_in_training(workdir: Path, config: Any, *, done: int) -> None:
+    """Checks that a stage which is partly trained is the one to train next, with the same settings.
+
+    Args:
+        workdir: of the run.
+        config: the resolved configuration.
+        done: how many stages are finished.
+
+    Raises:
+        UserError: it is another, or its settings differ.
+    """
+    for folder in (workdir / "partial").glob(f"{done}-*"):
+        path = checkpoints.newest_sound(checkpoints.steps(folder))
+        if path is not None:
+            before = checkpoints.read_metadata(path)["config"]
+            continuation.refuse_another(path, before, config.to_dict(), stages=done + 1, partly=True)
 
 
 def save(run: Run, stage: StagePlan, after: Learnt, state: TrainState) -> None:
@@ -85,6 +123,7 @@ def save(run: Run, stage: StagePlan, after: Learnt, state: TrainState) -> None:
                 "stage": stage.name,
                 "stages": after.stages,
                 "train_seconds": after.train_seconds,
+                "peak_memory_mb": after.peak_memory_mb,
                 "step": after.step,
                 "data_position": {name: stage.batches_before(stage.total_steps, name) for name in stage.data},
                 "config": run.config.to_dict(),
@@ -99,16 +138,27 @@ def _partial(run: Run, stage: StagePlan) -> Path:
 
 
 def resume(run: Run, stage: StagePlan, course: Course) -> dict[str, Any]:
-    """Goes on from the newest of the stage's partial checkpoints, if there is one, and returns the data that it saw."""
+    """Goes on from the newest of the stage's partial checkpoints, if there is one, and returns the data that it saw.
+
+    Raises:
+        UserError: of the stage's data so little is left that it is past its end.
+    """
     path = checkpoints.newest_sound(checkpoints.steps(_partial(run, stage)))
     if path is None:
         return {}
     record = checkpoints.read_metadata(path)
-    run_record.refuse_another(path, record["config"], run.config.to_dict())
+    then = record.get("data", {})
+    if record["step"] > stage.total_steps:
+        changed = data_changes.others(then, run.data, "train", stage.settings.streams)
+        raise UserError(
+            f"{path} is past the end of stage {stage.name}, which now has {stage.total_steps} steps "
+            f"({'; '.join(changed.values()) or 'its images or their number have changed'}); put the images back, or "
+            f"remove {path.parent} to train the stage from its start"
+        )
     course.state = checkpoints.load(path, {"state": course.state})["state"]
     course.done = course.saved = int(course.state.step)
     course.started -= record["seconds"]
-    return record.get("data", {})
+    return then
 
 
 def save_partial(run: Run, stage: StagePlan, course: Course) -> None:

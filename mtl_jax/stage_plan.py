@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from mtl_jax import experiment, freezing
 from mtl_jax.continual import der, ewc, gpm, paste, replay
-from mtl_jax.data import pipeline, sampling
+from mtl_jax.data import pipeline, sampling, sources
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Objective
 from mtl_jax.models import multi_task
@@ -27,11 +27,12 @@ class Learnt(NamedTuple):
 
     variables: PyTree
     anchors: tuple[ewc.Anchor, ...]  # parameters and their importance for the tasks so far
-    replay: dict[str, replay.ReplayBuffer]  # stream -> exemplars
+    replay: Mapping[str, replay.ReplayBuffer]  # stream -> exemplars
     stages: list[dict[str, Any]]  # {"name", "metrics"} of every finished stage: the baselines so far
     train_seconds: float
     step: int  # over all stages
     held: gpm.Held = gpm.NOTHING  # what updates leave alone
+    peak_memory_mb: float | None = None  # of the processes that trained them
 
 
 class StagePlan(NamedTuple):
@@ -136,7 +137,7 @@ def _feeds(
     for stream, buffer in learnt.replay.items():
         if not settings.replay_batch_size or stream in settings.streams:
             continue
-        replayed = f"{stream}_replay"
+        replayed = _name_of_replayed(stream, taken=config.streams)
         # Outputs were stored for whole images, so those come back as they were.
         extra = _stored_outputs(config, stream, buffer) if settings.der_weight else {}
         if settings.replay_paste and settings.der_weight:
@@ -164,6 +165,14 @@ def _feeds(
         host = next(same_size, replayed)
         feeds.groups[host] = (*feeds.groups.get(host, ()), replayed)
     return feeds
+
+
+def _name_of_replayed(stream: str, *, taken: Collection[str]) -> str:
+    """A name for a stream's exemplars, in batches and in the log, that no stream of the config has."""
+    name = f"{stream}_replay"
+    while name in taken:
+        name += "_replay"
+    return name
 
 
 def _length(
@@ -268,7 +277,7 @@ def _backbone_stages(parts: experiment.Experiment, patterns: Iterable[str]) -> M
     return multi_task.backbone_stages(parts.model) if named else {}
 
 
-def _stored_outputs(config: Any, stream: str, buffer: replay.ReplayBuffer) -> dict[str, str]:
+def _stored_outputs(config: Any, stream: str, buffer: sources.Source) -> dict[str, str]:
     names = [der.label_name(task) for task in config.streams[stream].labels]
     return {name: name for name in names if name in buffer.class_names}
 

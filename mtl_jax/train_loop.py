@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from mtl_jax import (
+    checkpoints,
     compilation,
     contract,
     data_record,
@@ -22,6 +23,7 @@ from mtl_jax import (
     examples,
     experiment,
     measure,
+    rehearsal,
     remember,
     report,
     restart,
@@ -64,7 +66,7 @@ def train_and_evaluate(
         Preempted: the run was asked to end, and has saved.
     """
     try:
-        return _train_and_evaluate(config, Path(workdir), command, preemption or Preemption())
+        return _train_and_evaluate(config, Path(workdir).expanduser(), command, preemption or Preemption())
     except OSError as error:
         raise UserError(
             f"{error.filename or workdir}: {error.strerror or error}; the checkpoints in {workdir} are intact, and the "
@@ -77,26 +79,32 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
     config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
     parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
     run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
+    rehearsal.check_sizes(config)
     data = data_record.look(config, parts)  # what is wrong is told before the first stage, not after it
+    rehearsal.rehearse(config, parts)
+    fresh = None if checkpoints.stages(workdir) else _start(config, parts)  # weights to start from may be missing too
     with contextlib.ExitStack() as stack:
         written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(run_record.locked(written))
-        run_record.claim(written, config.to_dict(), command=command)
+        learnt = stage_checkpoints.finished(workdir, config, parts)
+        done = 0 if learnt is None else len(learnt.stages)
+        stage_checkpoints.refuse_another_in_training(workdir, config, done=done)
+        run_record.claim(written, config.to_dict(), command=command, trains=done < len(config.order))
         data.write(written)
         log = stack.enter_context(MetricsLog(written))
         predict = evaluate.make_predict(parts.model, parts.tasks)
         run = Run(config, parts, predict, workdir, written, log, preemption, data.digests())
-        learnt = stage_checkpoints.finished(run)
-        learnt = _start(run) if learnt is None else restart.with_this_data(run, learnt, lambda: _start(run))
+        if learnt is None:
+            learnt = fresh or _start(config, parts)
+        else:
+            learnt = restart.with_this_data(run, learnt, lambda: _start(config, parts))
         for index in range(len(learnt.stages), len(config.order)):
             learnt = _run_stage(run, index, learnt)
         return _conclude(run, learnt)
 
 
-def _start(run: Run) -> Learnt:
-    variables = experiment.init_variables(
-        run.parts, key=jax.random.key(run.config.seed), pretrained_path=run.config.pretrained
-    )
+def _start(config: Any, parts: experiment.Experiment) -> Learnt:
+    variables = experiment.init_variables(parts, key=jax.random.key(config.seed), pretrained_path=config.pretrained)
     return Learnt(variables, anchors=(), replay={}, stages=[], train_seconds=0.0, step=0)
 
 
@@ -125,7 +133,8 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
         end = learnt.step + stage.total_steps
         _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
         history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before, "data": run.data}]
-        after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end, held)
+        peak = max(learnt.peak_memory_mb or 0.0, devices.peak_memory_mb() or 0.0) or None
+        after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end, held, peak)
         stage_checkpoints.save(run, stage, after, course.state)
     return after
 
@@ -221,7 +230,7 @@ def _finish_step(
     images = sum(stage.batch_sizes[stream] for stream in ids)
     progress.advance(images=images, loss=values["all/loss"])
     if not math.isfinite(values["all/loss"]) or not math.isfinite(values["all/gradient_norm"]):
-        found = _not_finite(run, stage, done, ids, values)
+        found = _not_finite(stage, done, ids, values)
         if run.config.on_nan != "skip":
             raise UserError(
                 f"{found}; the checkpoints in {run.workdir} are of earlier steps and intact (the last: "
@@ -243,23 +252,17 @@ def _finish_step(
         run.log.log(steps_before + done, epoch, stage.name, "train", None if task == "all" else task, name, value)
 
 
-def _not_finite(
-    run: Run, stage: StagePlan, done: int, ids: Mapping[str, tuple[str, ...]], values: Mapping[str, float]
-) -> str:
+def _not_finite(stage: StagePlan, done: int, ids: Mapping[str, tuple[str, ...]], values: Mapping[str, float]) -> str:
     """Which step is not finite, and whose: of what tasks, streams and samples."""
     figure = next(name for name in ("all/loss", "all/gradient_norm") if not math.isfinite(values[name]))
     culprits = [name for name, value in values.items() if not math.isfinite(value) and not name.startswith("all/")]
     tasks = {name.partition("/")[0] for name in culprits}
-    streams = [stream for stream in ids if tasks & set(_labels(run, stream))] or list(ids)
+    streams = [stream for stream in ids if tasks & set(stage.objectives[0].streams[stream])] or list(ids)
     samples = "; ".join(f"{stream}: {', '.join(ids[stream])}" for stream in streams)
     return (
         f"the {figure.removeprefix('all/').replace('_', ' ')} of stage {stage.name} is {values[figure]} at step {done} "
         f"({', '.join(culprits) or 'of no single task'}; samples of stream {samples})"
     )
-
-
-def _labels(run: Run, stream: str) -> tuple[str, ...]:
-    return tuple(run.config.streams[stream.removesuffix("_replay")].labels)
 
 
 def _log_metrics(
@@ -296,7 +299,7 @@ def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
     owners = dependence.params_by_owner(run.parts.model)
     budgets["shared_percent"] = {"value": dependence.shared_percent(owners), "limit": None}
     budgets["params_by_owner"] = {"value": owners, "limit": None}
-    budgets["peak_memory_mb"] = {"value": devices.peak_memory_mb(), "limit": None}
+    budgets["peak_memory_mb"] = {"value": learnt.peak_memory_mb, "limit": None}
     verdict = contract.build(
         learnt.stages,
         {name: (tasks[name].main_metric, tasks[name].higher_is_better) for name in names},

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from mtl_jax import config as config_lib
-from mtl_jax import run_record, train_loop
+from mtl_jax import continuation, train_loop
 from mtl_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +85,8 @@ def test_without_mitigation_the_first_task_falls_and_with_the_default_it_keeps_t
         return train_loop.train_and_evaluate(config, workdir)["tasks"]["cls"]
 
     kept = trained(page.METHODS, tmp_path / "all")
-    monkeypatch.setattr(run_record, "refuse_another", lambda *configs: None)  # of what is shared, all is the same
+    # Of what is shared, all is the same.
+    monkeypatch.setattr(continuation, "refuse_another", lambda *configs, **stages: None)
     shutil.copytree(tmp_path / "all" / "checkpoints" / "0-cls", tmp_path / "none" / "checkpoints" / "0-cls")
     free = trained((), tmp_path / "none")
     assert free["baseline"] == kept["baseline"] > 0.4

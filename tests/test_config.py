@@ -1,12 +1,16 @@
 """A config is checked before anything is trained, and its mistakes are told by name."""
 
+import functools
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from mtl_jax import config as config_lib
+from mtl_jax import config_checks, optimizer
+from mtl_jax.continual import replay
 from mtl_jax.errors import UserError
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -63,18 +67,52 @@ def test_a_config_whose_parts_name_each_other_is_valid(config):
             "guess",
             "ewc_importance is 'guess'; expected one of empirical, sampled, exact, mas, si",
         ),
+        ("order", ("seg", "seg"), "config.order names seg twice; expected each stage once"),
+        ("image_size", 64.0, "config.image_size is 64.0; expected a whole number"),
+        ("name", 5, "config.name is 5; expected text"),
+        ("smoke", 1, "config.smoke is 1; expected True or False"),
+        ("stages.seg.freeze", (5,), "config.stages.seg.freeze is (5,); expected a tuple of names"),
+        ("stages.seg.loss_weights", {"seg": "high"}, "loss_weights.seg is 'high'; expected a number"),
+        ("stages.seg.loss_weights", {"seg": float("nan")}, "loss_weights.seg is nan; expected at least 0"),
+        ("stages.seg.rates", {"neck": -1.0}, "config.stages.seg.rates.neck is -1.0; expected at least 0"),
+        ("stages.seg.lwf_weight", float("inf"), "lwf_weight is inf; expected at least 0 and at most 1e"),
+        ("stages.seg.optimiser", "sgd", "config.stages.seg has no setting optimiser; did you mean optimizer?"),
+        ("stages.seg.optimizer", "adm", "optimizer is 'adm'; expected one of adamw, sgd"),
+        ("stages.seg.replay_selection", "bst", "replay_selection is 'bst'; expected one of random, reservoir"),
         ("stages.seg.train_batch_norm", "never", "train_batch_norm is 'never'; expected one of everywhere"),
         ("streams.scenes.batch_size", 0, "batch_size is 0; expected at least 1"),
         ("streams.scenes.labels", ConfigDict({"mask": "segmentation"}), "names mask; config.tasks has seg"),
     ],
 )
 def test_a_mistake_is_told_by_field_and_value(config, field, value, words):
-    with config.ignore_type():
-        config.update_from_flattened_dict({field: value})
-        if isinstance(value, ConfigDict):
-            config.streams.scenes.labels = value
-    with pytest.raises(UserError, match=words.replace(".", r"\.")):
+    *above, name = field.split(".")
+    with config.ignore_type(), config.unlocked():
+        section = functools.reduce(lambda part, each: part[each], above, config)
+        section[name] = value
+    with pytest.raises(UserError, match=re.escape(words)):
         config_lib.validate(config)
+
+
+@pytest.mark.parametrize("table", ["tasks", "streams", "stages"])
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "-a", "é", "a,b", "a@1", "x" * 65])
+def test_a_name_that_no_file_or_flag_takes_is_refused(config, table, name):
+    with config.ignore_type():
+        config[table] = {**config[table], name: next(iter(config[table].values()))}
+    with pytest.raises(UserError, match=f"config.{table} has the name"):
+        config_lib.validate(config)
+
+
+@pytest.mark.parametrize("name", ["all", "shared", "attention", "conv_0", "branch_seg"])
+def test_a_task_s_name_has_no_meaning_of_its_own(config, name):
+    config.tasks[name] = dict(config.tasks.seg)
+    with pytest.raises(UserError, match="which has a meaning of its own"):
+        config_lib.validate(config)
+
+
+def test_choices_are_those_of_the_parts_that_take_them():
+    assert config_checks.CHOICES["optimizer"] == optimizer.RULES
+    assert config_checks.CHOICES["schedule"] == optimizer.SCHEDULES
+    assert config_checks.CHOICES["replay_selection"] == replay.SELECTIONS
 
 
 def test_names_given_as_one_string_are_split(config):

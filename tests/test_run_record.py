@@ -1,5 +1,7 @@
 """A work directory belongs to one experiment, and to one process at a time."""
 
+import json
+
 import pytest
 
 from mtl_jax import run_record
@@ -8,13 +10,18 @@ from mtl_jax.errors import UserError
 CONFIG = {"seed": 0, "resume": True, "data_root": "a", "stages": {"seg": {"epochs": 1.0}}}
 
 
-def test_a_claimed_directory_takes_the_same_experiment_again_from_another_place(tmp_path):
-    run_record.claim(tmp_path, CONFIG, command="one")
-    run_record.claim(tmp_path, CONFIG | {"data_root": "b"}, command="two")
-    with pytest.raises(UserError, match=r"stages\.seg\.epochs was 1\.0, is 2\.0"):
-        run_record.claim(tmp_path, CONFIG | {"stages": {"seg": {"epochs": 2.0}}}, command="three")
+def test_the_record_is_of_the_last_start_that_trained(tmp_path):
+    def claim(command, **changes):
+        run_record.claim(tmp_path, CONFIG | changes, command=command, trains=command != "judge")
+        return json.loads((tmp_path / run_record.RECORD).read_text())
+
+    claim("one")
+    assert claim("two", data_root="b")["command"] == "two"
+    judged = claim("judge", data_root="c")
+    assert judged["command"] == "two"
+    assert judged["config"]["data_root"] == "c"
     with pytest.raises(UserError, match="holds a run already"):
-        run_record.claim(tmp_path, CONFIG | {"resume": False}, command="four")
+        claim("four", resume=False)
 
 
 def test_a_locked_directory_is_refused_until_it_is_let_go(tmp_path):
@@ -38,7 +45,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path):
 
 
 def test_a_directory_that_was_taken_away_is_told(tmp_path):
-    run_record.claim(tmp_path / "run", CONFIG, command="")
+    run_record.claim(tmp_path / "run", CONFIG, command="", trains=True)
     run_record.still_there(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="was removed or moved during training"):

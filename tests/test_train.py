@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import MODEL
 
-from mtl_jax import checkpoints, evaluate_checkpoint, metrics_log, run_record, train_loop
+from mtl_jax import checkpoints, evaluate_checkpoint, metrics_log, train_loop
 from mtl_jax import config as config_lib
 from mtl_jax.checkpoints import CheckpointError
 from mtl_jax.continual import replay
@@ -217,14 +217,12 @@ def test_a_branch_may_start_from_that_of_an_earlier_task(tmp_path):
         ({"replay_batch_size": 2, "balance": "pcgrad"}, "takes the place of balance"),
     ],
 )
-def test_a_gem_without_its_parts_is_refused(finished, tmp_path, monkeypatch, changes, words):
-    copy = shutil.copytree(finished, tmp_path / "copy")
-    shutil.rmtree(copy / "checkpoints" / "1-cls")
-    monkeypatch.setattr(run_record, "refuse_another", lambda *configs: None)  # spares training the first stage again
+def test_a_gem_without_its_parts_is_refused_before_the_first_stage(tiny_backbone, tmp_path, changes, words):
     config = tiny_config()
     config.stages.cls = config_lib.stage(("single",), epochs=1.0, agem=True, **changes)
     with pytest.raises(UserError, match=words):
-        train_loop.train_and_evaluate(config, copy)
+        train_loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_mitigation_enters_the_second_stage_s_loss(finished):
@@ -238,8 +236,11 @@ def test_every_mitigation_enters_the_second_stage_s_loss(finished):
 def test_a_second_start_of_a_finished_run_trains_nothing_and_gives_the_same_contract(finished, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     before = json.loads((copy / "contract.json").read_text())
-    again = train_loop.train_and_evaluate(tiny_config(), copy)
+    again = train_loop.train_and_evaluate(tiny_config(), copy, command="another")
     assert again["tasks"] == before["tasks"]
+    assert again["budgets"]["train_seconds"] == before["budgets"]["train_seconds"]
+    assert again["budgets"]["peak_memory_mb"] == before["budgets"]["peak_memory_mb"]
+    assert json.loads((copy / "config.json").read_text())["command"] == "a test"
     assert len(values(copy, "loss")) == len(values(finished, "loss"))
 
 
@@ -280,6 +281,19 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_
     assert f"{newest}: digests.json is damaged" in caplog.text
     assert values(workdir, "loss") == values(finished, "loss")
     assert values(workdir, "miou", "val") == values(finished, "miou", "val")
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_corrected_later_stage_goes_on_from_the_finished_one(finished, tmp_path, caplog):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / "1-cls")
+    config = tiny_config()
+    config.stages.cls = config_lib.stage(("single",), epochs=0.5, schedule="linear")
+    contract = train_loop.train_and_evaluate(config, copy)
+    assert "schedule was 'cosine', is 'linear'" in caplog.text
+    assert [stage["name"] for stage in contract["stages"]] == ["seg", "cls"]
+    assert values(copy, "loss")[:8] == values(finished, "loss")[:8]
+    assert len(values(copy, "loss")) == 8 + 2
 
 
 def test_a_work_directory_of_another_config_is_refused_and_the_difference_named(finished):

@@ -1,0 +1,113 @@
+"""Every stage planned and prepared from shapes alone, so that a mistake in the last is told before the first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax import experiment, remember, stage_plan, stages
+from mtl_jax.continual import der, gpm
+from mtl_jax.data import sources
+from mtl_jax.errors import UserError
+from mtl_jax.models import multi_task
+from mtl_jax.patterns import matches, paths
+from mtl_jax.stage_plan import Learnt
+
+
+def rehearse(config: Any, parts: experiment.Experiment) -> None:
+    """Goes through all stages without compiling or training anything.
+
+    Args:
+        config: the resolved configuration.
+        parts: what it describes.
+
+    Raises:
+        UserError: a setting of any stage, stream or task that does not fit the others.
+    """
+    check_sizes(config)
+    trained = {stream: experiment.source(parts, stream, training=True) for stream in parts.used_streams}
+    for stream, source in trained.items():
+        _check_labels(parts, stream, source)
+    variables = experiment.abstract_variables(parts)
+    replay: dict[str, Any] = {}
+    held = gpm.NOTHING
+    for index in range(len(config.order)):
+        learnt = Learnt(variables, anchors=(), replay=replay, stages=[], train_seconds=0.0, step=0)
+        stage = stage_plan.plan(config, parts, index, learnt._replace(held=held))
+        jax.eval_shape(lambda given, stage=stage, learnt=learnt: _state(parts, stage, learnt, given), variables)
+        remember.check(parts, stage)
+        if stage.held_layers:
+            names = (path for path in paths(variables["params"]) if matches(path, stage.held_layers))
+            held = held._replace(whole=(*held.whole, *names))
+        if stage.settings.replay_images:
+            replay |= {stream: _Expected(parts, stream, trained[stream]) for stream in stage.settings.streams}
+
+
+def _state(parts: experiment.Experiment, stage: stage_plan.StagePlan, learnt: Learnt, variables: Any) -> Any:
+    return stages.prepare(parts, stage, learnt._replace(variables=variables), seed=0)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expected:
+    """Stands in for the exemplars that a stage will leave of a stream."""
+
+    parts: experiment.Experiment
+    stream: str
+    source: sources.Source
+
+    @property
+    def class_names(self) -> Mapping[str, tuple[str, ...]]:
+        stored = {der.label_name(task): () for task in self.parts.streams[self.stream]["labels"]}
+        return {**self.source.class_names, **stored}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> sources.Sample:
+        return self.source[index]
+
+
+def check_sizes(config: Any) -> None:
+    """Checks that the network can take images of every size that the config names.
+
+    Raises:
+        UserError: a size that is no multiple of the network's stride.
+    """
+    sizes = {"config.image_size": config.image_size}
+    sizes["config.contract.latency_image_size"] = config.contract.latency_image_size
+    for name, settings in config.streams.items():
+        for setting in ("image_size", "train_image_size"):
+            sizes[f"config.streams.{name}.{setting}"] = settings[setting]
+    for where, size in sizes.items():
+        if size % multi_task.IMAGE_STRIDE:
+            near = max(1, round(size / multi_task.IMAGE_STRIDE)) * multi_task.IMAGE_STRIDE
+            raise UserError(
+                f"{where} is {size}; expected a multiple of {multi_task.IMAGE_STRIDE} px, such as {near}: the network "
+                "halves an image five times"
+            )
+
+
+def _check_labels(parts: experiment.Experiment, stream: str, source: sources.Source) -> None:
+    """Looks at one sample: whether its labels are of the kind that the tasks learn from."""
+    example = next(experiment.examples(parts, stream, experiment.Subset(source, [0])))
+    size = example["image"].shape[:2]
+    for task, label in parts.streams[stream]["labels"].items():
+        wanted = parts.tasks[task].no_labels(1, size)
+        if not _kinds(wanted, 1).items() <= _kinds(example["labels"][task], 0).items():
+            raise UserError(
+                f"config.streams.{stream}.labels gives task {task} ({parts.tasks[task].kind}) the label {label!r}, "
+                f"which holds {', '.join(example['labels'][task])} where the task learns from "
+                f"{', '.join(wanted)}; name another label or kind"
+            )
+
+
+def _kinds(fields: Mapping[str, Any], batch_axes: int) -> dict[str, tuple[str, int]]:
+    """Of every field, the kind of its numbers, and its axes beside the batch."""
+    return {
+        name: (np.asarray(field).dtype.kind.replace("u", "i"), np.ndim(field) - batch_axes)
+        for name, field in fields.items()
+    }
