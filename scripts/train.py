@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_flags
 
-from mtl_jax import allocator
+from mtl_jax import allocator, overrides
+from mtl_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
+flags.DEFINE_string(  # for --help; `overrides` reads it
     "config", None, "A page of configs/; single settings are changed with --config.some.field=value."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run leaves its files; runs/<name of the config> by default.")
@@ -32,23 +34,22 @@ def main(arguments: list[str]) -> int:
         shown = [flags.FLAGS[name] for name in SHOWN]
         print(USAGE, __doc__, *(f"  --{flag.name}: {flag.help}" for flag in shown), sep="\n")
         return 0
-    problem = _parse(arguments)
-    if problem:
-        return _fail(problem)
+    try:
+        config = _parse(arguments)
+    except UserError as error:
+        return _fail(str(error))
     # Imported after the flags: a typing error should not wait for JAX.
     from rich.console import Console
 
     from mtl_jax import compilation, contract_table, devices
     from mtl_jax.checkpoints import CheckpointError
-    from mtl_jax.errors import UserError
     from mtl_jax.preemption import SAVED, Preempted, Preemption
     from mtl_jax.train_loop import train_and_evaluate
 
     logging.set_verbosity(logging.ERROR)
     together = bool(_DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value >= 0)
     compilation.enable_cache()
-    config = _CONFIG.value
-    workdir = _WORKDIR.value or f"runs/{config.name}"
+    workdir = Path(_WORKDIR.value or f"runs/{config.name}").expanduser()
     try:
         if together:
             devices.join(_COORDINATOR.value, process_count=_NUM_PROCESSES.value, process_id=_PROCESS_ID.value)
@@ -73,33 +74,22 @@ def main(arguments: list[str]) -> int:
     return EXIT_CONTRACT_BROKEN if _ENFORCE.value and not contract["passed"] else 0
 
 
-def _parse(arguments: list[str]) -> str:
-    """Parses the command line; returns what is wrong with it, or nothing."""
+def _parse(arguments: list[str]) -> Any:
+    """Reads the command line; returns the config, and leaves the other flags in absl's.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    page, changes, others = overrides.split(arguments[1:])
     try:
-        rest = flags.FLAGS(arguments)
-        if _CONFIG.value is not None:
-            _ = _CONFIG.value.name  # a page that could not be loaded says so only now
-    except OSError as error:
-        return f"--config: {str(error).strip().splitlines()[-1].strip()}; expected a page like configs/seq.py"
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
-        return f"{_one_line(error)} ({USAGE})"
+        rest = flags.FLAGS([arguments[0], *others])
+    except flags.Error as error:
+        raise UserError(f"{error}; {USAGE}") from error
     if len(rest) > 1:
-        return f"unexpected argument {rest[1]}; {USAGE}"
-    if _CONFIG.value is None:
-        return f"--config is missing; {USAGE}"
-    return ""
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    lines = text.strip().splitlines() or [type(error).__name__]
-    if "Error whilst parsing config file" in lines[0]:  # a page's own error stands below its traceback
-        return lines[-1].rpartition("mtl_jax.errors.UserError: ")[2]
-    if "has no attribute 'get_config'" in lines[0]:
-        return "the page of --config has no function get_config; expected a page like configs/seq.py"
-    if isinstance(error, AttributeError | KeyError):
-        return "the config has no field " + "; ".join(lines).replace("'", "")
-    return lines[0]
+        raise UserError(f"unexpected argument {rest[1]}; {USAGE}")
+    if not page:
+        raise UserError(f"--config is missing; {USAGE}")
+    return overrides.load(page, changes)
 
 
 def _fail(message: str, status: int = EXIT_USER_ERROR) -> int:
