@@ -251,14 +251,26 @@ def stages(workdir: Path) -> list[StageCheckpoint]:
 
 
 def find(weights: Path) -> Path:
-    """Returns the checkpoint that `--weights` means: the folder itself, or the last stage of a work directory.
+    """Returns the checkpoint that `--weights` means: the last stage of a work directory, or the folder of a stage.
+
+    Args:
+        weights: either of them, the work directory's folder `checkpoints`, or anything that lies in a stage's folder.
 
     Raises:
-        CheckpointError: neither is there.
+        CheckpointError: neither is there, or it is a checkpoint within a stage, which no stage has finished.
     """
-    if is_complete(weights):
-        return weights
-    done = stages(weights)
+    weights = weights.expanduser()
+    done = stages(weights.absolute().parent if weights.name == "checkpoints" else weights)
+    if not done and weights.exists():
+        around = (weights, *weights.absolute().parents)
+        inside = next((path for path in around if is_complete(path) and (path / DIGESTS).is_file()), None)
+        if inside is not None and inside.name.isdigit() and inside.parent.parent.name == "partial":
+            raise CheckpointError(
+                f"{weights} is the state within a stage, to go on from; name the work directory "
+                f"{inside.parent.parent.parent} (its last finished stage), or a folder in its checkpoints"
+            )
+        if inside is not None:
+            return inside
     if not done:
         raise CheckpointError(
             f"{weights} is neither a work directory with finished stages (checkpoints/0-…) nor a stage's checkpoint; "

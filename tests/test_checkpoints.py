@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ PARTS = {"state": {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "ste
 
 @pytest.fixture
 def saved(tmp_path):
-    path = tmp_path / "0-seg"
+    path = tmp_path / "run" / "checkpoints" / "0-seg"
     checkpoints.save(path, PARTS, {"stage": "seg"})
     return path
 
@@ -116,3 +117,21 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(saved, monke
 def test_another_structure_is_refused(saved):
     with pytest.raises(CheckpointError, match=r"weights.*has shape \(2, 3\); this network's has \(3, 3\)"):
         checkpoints.load(saved, {"state": {**PARTS["state"], "weights": np.zeros((3, 3), np.float32)}})
+
+
+def test_weights_are_a_work_directory_or_whatever_lies_in_a_stage_s_folder(saved, monkeypatch):
+    workdir = saved.parent.parent
+    monkeypatch.setenv("HOME", str(workdir.parent))
+    for weights in (workdir, saved, saved.parent, saved / checkpoints.METADATA, Path("~") / workdir.name):
+        assert checkpoints.find(weights) == saved
+
+
+def test_the_state_within_a_stage_is_no_weights(tmp_path):
+    checkpoints.save_step(tmp_path / "partial" / "0-seg", 5, PARTS, {"step": 5}, keep=1)
+    for weights in (tmp_path / "partial" / "0-seg" / "5", tmp_path / "partial" / "0-seg" / "5" / checkpoints.METADATA):
+        with pytest.raises(
+            CheckpointError, match="is the state within a stage, to go on from; name the work"
+        ):
+            checkpoints.find(weights)
+    with pytest.raises(CheckpointError, match="is neither a work directory"):
+        checkpoints.find(tmp_path / "partial")
