@@ -110,6 +110,12 @@ def abstract_variables(experiment: Experiment) -> PyTree:
     return jax.eval_shape(lambda key: multi_task.init_variables(experiment.model, key=key), jax.random.key(0))
 
 
+def backbone_stages(experiment: Experiment, patterns: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """Returns what patterns may call stages of the backbone, by `patterns.expanded`; nothing where none does."""
+    named = any(name in pattern for pattern in patterns for name in ("stage_", "until_"))
+    return multi_task.backbone_stages(experiment.model) if named else {}
+
+
 def find_weights(path: str, data_root: Path) -> Path:
     """Returns where a pretrained file lies.
 

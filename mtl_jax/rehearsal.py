@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax import experiment, remember, stage_plan, stages
+from mtl_jax import experiment, holding, remember, stage_plan, stages
 from mtl_jax.continual import der, gpm
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.patterns import matches, paths
 from mtl_jax.stage_plan import Learnt
 
 
@@ -40,9 +39,7 @@ def rehearse(config: Any, parts: experiment.Experiment) -> None:
         stage = stage_plan.plan(config, parts, index, learnt._replace(held=held))
         jax.eval_shape(lambda given, stage=stage, learnt=learnt: _state(parts, stage, learnt, given), variables)
         remember.check(parts, stage)
-        if stage.held_layers:
-            names = (path for path in paths(variables["params"]) if matches(path, stage.held_layers))
-            held = held._replace(whole=(*held.whole, *names))
+        held = holding.expected(config, parts, index, held, variables)
         if stage.settings.replay_images:
             replay |= {stream: _Expected(parts, stream, trained[stream]) for stream in stage.settings.streams}
 

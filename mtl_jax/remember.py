@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,12 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax import experiment
-from mtl_jax.continual import der, ewc, gpm, mas, replay, si
+from mtl_jax.continual import der, ewc, mas, replay, si
 from mtl_jax.data import pipeline, sources
 from mtl_jax.errors import UserError
-from mtl_jax.models import kernel_inputs, multi_task
-from mtl_jax.ownership import owner_of
-from mtl_jax.patterns import matches
+from mtl_jax.models import multi_task
 from mtl_jax.stage_plan import Learnt, StagePlan
 from mtl_jax.tasks.base import Task
 from mtl_jax.train_step import TrainState
@@ -167,40 +164,6 @@ def _reader(task: Task) -> Callable[[Array], Array]:
 
 def _size(example: Mapping[str, Any]) -> tuple[int, int]:
     return example["image"].shape[0], example["image"].shape[1]
-
-
-def held(
-    config: Any, parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, variables: Mapping[str, PyTree]
-) -> gpm.Held:
-    """Returns what later updates leave alone: what was held before, and of what the stage's tasks read its share.
-
-    Args:
-        config: the resolved configuration.
-        parts: what it describes.
-        stage: that has just been trained.
-        learnt: what the stages before it left.
-        variables: that are kept of it.
-    """
-    found, settings = learnt.held, stage.settings
-    if not stage.held_layers or stage.index == len(config.order) - 1:
-        return found
-    names = tuple(parts.tasks)
-
-    def chosen(path: str) -> bool:
-        return owner_of(tuple(path.split("/")), names) is None and matches(path, stage.held_layers)
-
-    for stream in settings.streams:
-        tasks = tuple(experiment.stream_tasks(parts, stream))
-        read = jax.jit(functools.partial(kernel_inputs.covariances, parts.model, tasks=tasks, chosen=chosen))
-        source = experiment.source(parts, stream, training=True)
-        data = experiment.train_batches(parts, stream, source, seed=config.seed, augmented=False)
-        batches = max(1, min(settings.gpm_images, len(source)) // config.streams[stream].batch_size)
-        total: dict[str, np.ndarray] = {}
-        for position in range(batches):
-            passed = jax.device_get(read(variables, data[position]["image"]))
-            total = {path: total.get(path, 0.0) + sums.astype(np.float64) for path, sums in passed.covariances.items()}
-        found = gpm.remember(found, total, passed.others, energy=settings.gpm_energy)
-    return found
 
 
 def exemplars(

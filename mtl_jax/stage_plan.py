@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
 
-from mtl_jax import experiment, freezing
+from mtl_jax import experiment, freezing, holding
 from mtl_jax.continual import der, ewc, gpm, paste, replay
 from mtl_jax.data import pipeline, sampling, sources
 from mtl_jax.errors import UserError
 from mtl_jax.losses import Objective
-from mtl_jax.models import multi_task
 from mtl_jax.ownership import owner_of
 from mtl_jax.patterns import expanded, matches, paths
 
@@ -52,7 +51,6 @@ class StagePlan(NamedTuple):
     drawn: tuple[str, ...]  # the stream whose turn each step is; empty where every step takes a batch of all
     steps_per_epoch: int
     total_steps: int
-    held_layers: tuple[str, ...]  # patterns of what later stages leave alone as far as the stage's tasks read it
 
     def takes(self, step: int, stream: str) -> bool:
         """Whether a step takes a batch of a stream: replayed ones have no turns."""
@@ -104,7 +102,8 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
         )
         for first, frozen in phases.items()
     }
-    _require_still(config, parts, index, learnt, objectives, where=where)
+    holding.layers(parts, settings, learnt.variables["params"], where=where)
+    holding.require_still(config, parts, index, learnt.held, learnt.variables, objectives.values())
     return StagePlan(
         index=index,
         name=name,
@@ -119,7 +118,6 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
         drawn=drawn,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
-        held_layers=_held_layers(parts, settings, learnt.variables["params"], where=where),
     )
 
 
@@ -218,7 +216,7 @@ def _phases(
     """From which step on which patterns of parameters are frozen."""
     where = f"{where}.freeze"
     rules = [freezing.parse(rule, where=where) for rule in settings.freeze]
-    stages = _backbone_stages(parts, settings.freeze)
+    stages = experiment.backbone_stages(parts, settings.freeze)
     rules = [rule._replace(pattern=each) for rule in rules for each in expanded(rule.pattern, stages)]
     phases = freezing.phases(rules, steps_per_epoch=steps_per_epoch, total_steps=steps)
     _check_frozen(phases, params, where=where)
@@ -228,53 +226,12 @@ def _phases(
 def _rates(parts: experiment.Experiment, settings: Any, params: PyTree, *, where: str) -> dict[str, float]:
     """Pattern of parameters -> factor on the learning rate."""
     rates = {"backbone": settings.backbone_rate, "*/backbone": settings.backbone_rate}
-    stages = _backbone_stages(parts, settings.rates)
+    stages = experiment.backbone_stages(parts, settings.rates)
     for pattern, factor in dict(settings.rates).items():
         for each in expanded(pattern, stages):
             rates[each] = rates.get(each, 1.0) * factor
     _check_rates(rates, params, where=f"{where}.rates")
     return rates
-
-
-def _held_layers(parts: experiment.Experiment, settings: Any, params: PyTree, *, where: str) -> tuple[str, ...]:
-    """Patterns of the parameters that the stage's tasks hold in the later stages."""
-    if not settings.gpm_energy:
-        return ()
-    stages = _backbone_stages(parts, settings.gpm_layers)
-    patterns = tuple(each for pattern in settings.gpm_layers for each in expanded(pattern, stages))
-    return gpm.shared_layers(params, patterns, tuple(parts.tasks), where=f"{where}.gpm")
-
-
-def _require_still(
-    config: Any,
-    parts: experiment.Experiment,
-    index: int,
-    learnt: Learnt,
-    objectives: Mapping[int, Objective],
-    *,
-    where: str,
-) -> None:
-    """Refuses a stage that changes what held kernels read."""
-    for earlier in config.order[:index]:
-        layers = _held_layers(
-            parts, config.stages[earlier], learnt.variables["params"], where=f"config.stages.{earlier}"
-        )
-        for objective in objectives.values() if layers else ():
-            gpm.require_still(
-                learnt.held,
-                learnt.variables,
-                layers=layers,
-                frozen=objective.frozen,
-                train_batch_norm=objective.train_batch_norm,
-                tasks=tuple(parts.tasks),
-                where=where,
-            )
-
-
-def _backbone_stages(parts: experiment.Experiment, patterns: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-    """What patterns may call stages of the backbone; nothing where none does."""
-    named = any(name in pattern for pattern in patterns for name in ("stage_", "until_"))
-    return multi_task.backbone_stages(parts.model) if named else {}
 
 
 def _stored_outputs(config: Any, stream: str, buffer: sources.Source) -> dict[str, str]:

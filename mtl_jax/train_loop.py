@@ -22,6 +22,7 @@ from mtl_jax import (
     evaluate,
     examples,
     experiment,
+    holding,
     measure,
     rehearsal,
     remember,
@@ -127,7 +128,7 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
         variables = jax.device_get(stages.evaluated(course.state))
         anchors = remember.anchors(run.config, run.parts, stage, learnt, course.state, variables)
         buffers = remember.exemplars(run.config, run.parts, stage, learnt, variables)
-        held = remember.held(run.config, run.parts, stage, learnt, variables)
+        held = holding.measured(run.config, run.parts, index, learnt.held, variables)
         seconds = course.seconds
         metrics = measure.tasks(run, variables, stage.learnt_tasks)
         end = learnt.step + stage.total_steps

@@ -21,6 +21,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("continuation", "run_record"),
     ("examples", "experiment", "report", "report_balance", "report_figures", "report_page"),
     ("comparison", "data_changes", "data_record"),
+    ("holding",),
     ("run", "stage_plan"),
     ("measure", "remember", "restart", "stage_checkpoints", "stages"),
     ("rehearsal",),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_train import tiny_config
 
-from mtl_jax import checkpoints, experiment, stage_plan, train_loop
+from mtl_jax import checkpoints, experiment, holding, stage_plan, train_loop
 from mtl_jax import config as config_lib
 from mtl_jax.continual import gpm
 from mtl_jax.errors import UserError
@@ -129,7 +129,7 @@ def test_a_later_stage_moves_shared_kernels_and_leaves_old_outputs_also_after_a_
 @pytest.fixture(scope="module")
 def network(tiny_backbone):
     parts = experiment.build(held_config().to_dict(), data_root=Path())
-    return parts, experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
+    return parts, experiment.abstract_variables(parts)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +147,16 @@ def network(tiny_backbone):
 def test_what_would_not_hold_is_refused(network, first, later, words):
     config, (parts, variables) = held_config(**later), network
     config.stages.seg.update(first)
-    held = gpm.Held({}, ("head/norm_0_stride_8/scale", "neck/lateral_8/bias"))
-    plan = functools.partial(stage_plan.plan, config, parts, 1, stage_plan.Learnt(variables, (), {}, [], 0.0, 0, held))
+
+    def plan():
+        held = holding.expected(config, parts, 0, gpm.NOTHING, variables)
+        return held, stage_plan.plan(config, parts, 1, stage_plan.Learnt(variables, (), {}, [], 0.0, 0, held))
+
     if words:
         with pytest.raises(UserError, match=words):
             plan()
     else:
-        assert all(set(held.whole) <= set(objective.frozen) for objective in plan().objectives.values())
+        held, stage = plan()
+        assert "head/conv_0/kernel" in held.bases
+        assert "head/norm_0_stride_8/scale" in held.whole
+        assert all(set(held.whole) <= set(objective.frozen) for objective in stage.objectives.values())

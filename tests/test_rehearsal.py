@@ -14,11 +14,13 @@ DIGITS = tuple("0123456789")
 KEPT = {"replay_images": 3}
 
 
-def rehearse(first: dict[str, Any], second: dict[str, Any], **stream: Any) -> None:
+def rehearse(
+    first: dict[str, Any], second: dict[str, Any], *, batch_norm_per_task: bool = False, **stream: Any
+) -> None:
     config: Any = config_lib.base()
     config.image_size = config.contract.latency_image_size = 64
     with config.ignore_type():
-        config.model.update(MODEL)
+        config.model.update(MODEL | {"batch_norm_per_task": batch_norm_per_task})
     config.tasks.seg = {"kind": "segmentation", "classes": ("background", *DIGITS)}
     config.tasks.cls = {"kind": "classification", "classes": DIGITS}
     options = {"labels": "segmentation", "size": 64, "length": 16}
@@ -37,6 +39,8 @@ def rehearse(first: dict[str, Any], second: dict[str, Any], **stream: Any) -> No
 @pytest.mark.usefixtures("tiny_backbone")
 def test_what_fits_passes():
     rehearse(KEPT, {"replay_batch_size": 2, "der_weight": 1.0, "lwf_weight": 1.0, "agem": True, "ewc_strength": 1.0})
+    rehearse({"gpm_energy": 0.9}, {"train_batch_norm": "new_levels"})  # a level that the first stage did not read
+    rehearse({"gpm_energy": 0.9}, {}, batch_norm_per_task=True)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,14 @@ def test_what_fits_passes():
         ({}, {"micro_batches": 3}, {}, "config.stages.cls.micro_batches is 3"),
         ({}, {"gradient_space": "features"}, {}, "config.stages.cls.gradient_space"),
         ({}, {"soft_sharing": 1.0}, {}, "config.stages.cls.soft_sharing needs branches"),
+        ({"gpm_energy": 0.9}, {}, {}, "config.stages.cls moves the running statistics"),
+        ({"gpm_energy": 0.9, "gpm_layers": ("head",)}, {}, {}, "config.stages.cls trains backbone"),
+        (
+            KEPT,
+            {"replay_batch_size": 2, "replay_paste": 0.5, "der_weight": 1.0},
+            {},
+            "config.stages.cls.der_weight comp",
+        ),
         ({}, {"agem": True}, {}, "config.stages.cls.agem needs exemplars"),
         ({"ewc_importance": "exact"}, {"ewc_strength": 1.0}, {}, 'ewc_importance="exact" needs a task whose'),
         ({}, {}, {"image_size": 100}, "config.streams.single.image_size is 100; expected a multiple of 32 px"),
