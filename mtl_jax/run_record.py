@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,7 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: boo
         "seed": config["seed"],
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}, {platform.machine()})",
         "command": command or " ".join(sys.argv),
+        "code": code_digest(),
         "versions": {"python": platform.python_version()} | {name: packages.version(name) for name in PACKAGES},
     }
     if before is not None and not trains:
@@ -54,6 +56,15 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: boo
         contract.write_json(record, of_training | {"config": config})
     except OSError as error:
         raise _not_writable(workdir, error) from error
+
+
+def code_digest() -> str:
+    """Returns a digest of the package's source, which a version number alone does not tell apart."""
+    package = Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _not_writable(workdir: Path, error: OSError) -> UserError:

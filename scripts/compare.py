@@ -4,20 +4,25 @@ python scripts/compare.py --out runs/ablation --seeds 0,1,2 configs/ablation_seq
 python scripts/compare.py --out runs/ways configs/seq.py "branched=configs/seq.py:branched" -- --config.data_root=data
 
 What stands after -- is for every run; {seed} in it, or in a variant's overrides, becomes the run's seed.
+A run is known by its resolved configuration, its code and its data: where page, flags or data have changed, it is
+trained again, and the old one kept beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
+import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TRAIN = Path(__file__).with_name("train.py")
 
@@ -37,6 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the comparison")
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
     options = parser.parse_args(arguments[:cut])
+    options.out = options.out.expanduser()
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
         variants = [variant for text in options.variants for variant in parse(text)]
@@ -112,12 +118,22 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
 
 
 def train(workdir: Path, arguments: tuple[str, ...]) -> str:
-    """Runs train.py, unless the same arguments have been run to the end; returns what went wrong, or nothing."""
-    record = workdir.with_name(f"{workdir.name}.json")
-    log = workdir.with_name(f"{workdir.name}.log")
-    done = record.is_file() and json.loads(record.read_text()) == list(arguments)
-    if done and (workdir / "contract.json").is_file():
+    """Trains a run, unless it is finished with the same settings and data; returns what went wrong, or nothing."""
+    from mtl_jax.contract import write_json
+    from mtl_jax.errors import UserError
+
+    try:
+        found = look(workdir, arguments)
+    except UserError as error:
+        return str(error)
+    if found.changed:
+        place = _set_aside(workdir)
+        print(f"  trained again ({'; '.join(found.changed[:3])}); the old run is kept in {place}", flush=True)
+    if found.is_done and not found.changed:
+        if found.other_code:
+            print(f"  was trained with other code of the package; remove {workdir} to train it again", flush=True)
         return ""
+    log = workdir.with_name(f"{workdir.name}.log")
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         command = [sys.executable, str(TRAIN), *arguments, f"--workdir={workdir}"]
@@ -125,8 +141,74 @@ def train(workdir: Path, arguments: tuple[str, ...]) -> str:
     if status:
         lines = [line for line in log.read_text().splitlines() if line.strip()]
         return f"{lines[-1] if lines else 'nothing was printed'} (exit status {status}, {log})"
-    record.write_text(json.dumps(list(arguments)) + "\n")
+    write_json(_record(workdir), {"arguments": list(arguments), "data": found.data})
     return ""
+
+
+class Found(NamedTuple):
+    """What a work directory holds, beside what is asked of it."""
+
+    is_done: bool  # finished, and judged by the limits that are asked for
+    changed: list[str]  # what of the settings or data is other than when it was trained
+    other_code: bool
+    data: str  # a digest of the data of now
+
+
+def look(workdir: Path, arguments: tuple[str, ...]) -> Found:
+    """Compares a run with what is asked of it: its resolved configuration, its code and its data.
+
+    Raises:
+        UserError: the page or a setting is wrong, or a file of the run is damaged.
+    """
+    from mtl_jax import config as config_lib
+    from mtl_jax import continuation, overrides, run_record
+    from mtl_jax.contract import read_json, without_nan
+
+    page, changes, _ = overrides.split(arguments)
+    config = overrides.load(page, changes)
+    config_lib.resolve(config)
+    asked, data = without_nan(config.to_dict()), data_digest(config)
+    trained = read_json(workdir / run_record.RECORD)
+    if trained is None:
+        return Found(is_done=False, changed=[], other_code=False, data=data)
+    before = without_nan(config_lib.completed(trained.get("config", {})))
+    changed = continuation.differences(continuation.learnt_from(before), continuation.learnt_from(asked))
+    record = json.loads(_record(workdir).read_text()) if _record(workdir).is_file() else {}
+    if isinstance(record, dict) and record.get("data", data) != data:
+        changed.append("files of its datasets have changed")
+    is_done = (workdir / "contract.json").is_file() and before["contract"] == asked["contract"]
+    return Found(is_done, changed, trained.get("code") != run_record.code_digest(), data)
+
+
+def data_digest(config: Any) -> str:
+    """Digests names and sizes of the files below the folders that a configuration's sources read."""
+    from mtl_jax import config as config_lib
+
+    root, digest = config_lib.data_root(config), hashlib.sha256()
+    for name, stream in sorted(config.streams.items()):
+        given = {**_defaults(stream.source), **stream.options.to_dict()}.values()
+        folders = {root / value for value in given if isinstance(value, str) and value and (root / value).is_dir()}
+        for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
+            digest.update(os.fsencode(f"{name}/{path.relative_to(root)}:{path.stat().st_size}\n"))
+    return digest.hexdigest()[:16]
+
+
+def _defaults(source: str) -> dict[str, Any]:
+    from mtl_jax.data.sources import SOURCES
+
+    parameters = inspect.signature(SOURCES[source]).parameters.values() if source in SOURCES else ()
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def _record(workdir: Path) -> Path:
+    return workdir.with_name(f"{workdir.name}.json")
+
+
+def _set_aside(workdir: Path) -> Path:
+    places = (workdir.with_name(f"{workdir.name}.old-{number}") for number in itertools.count(1))
+    place = next(each for each in places if not each.exists())
+    _record(workdir).unlink(missing_ok=True)
+    return workdir.rename(place)
 
 
 def _folder(label: str) -> str:
