@@ -1,6 +1,6 @@
 # make train   trains CONFIG (the quickstart on embedded data, if not set) and prints its contract
 # make test    runs the tests
-# make fuzz    feeds the readers CASES spoilt files, others than the tests do; SEED repeats a run
+# make fuzz    feeds the readers CASES spoilt and misleading files, others than the tests do; SEED repeats a run
 # All make the virtual environment .venv first, where it is missing or pyproject.toml has changed.
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.py
@@ -23,7 +23,7 @@ test: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: $(call STAMP,$(EXTRAS))
-	MTL_JAX_FUZZ_CASES=$(CASES) $(VENV)/bin/python -m pytest tests/test_fuzz.py --hypothesis-seed=$(SEED) $(ARGS)
+	MTL_JAX_FUZZ_CASES=$(CASES) $(VENV)/bin/python -m pytest tests/test_fuzz.py tests/test_fuzz_meaning.py --hypothesis-seed=$(SEED) $(ARGS)
 
 torture: $(call STAMP,$(EXTRAS))
 	MTL_JAX_KILLS=$(KILLS) MTL_JAX_KILL_SEED=$(SEED) $(VENV)/bin/python -m pytest tests/test_kill.py $(ARGS)

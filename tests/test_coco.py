@@ -274,6 +274,16 @@ def test_what_was_read_clipped_and_dropped_is_counted(tmp_path):
             [annotation([30, 20, 38, 26]), annotation([3, 2, 20, 12])],
             "1 of 2 boxes (first: [30.0, 20.0, 38.0, 26.0] of an image of 40 x 30 px) end outside",
         ),
+        (
+            [annotation([30, 20, 38, 26]), annotation([3, 2, 20, 12]), annotation([1, 1, 5, 4])],
+            "1 of 3 boxes (first: [30.0, 20.0, 38.0, 26.0] of an image of 40 x 30 px) end outside their image and are "
+            "clipped, but all would fit as corners",
+        ),
+        (
+            [annotation([30, 20, 38, 26]), annotation([30, 20, 20, 20]), annotation([30, 20, 4, 4])],
+            "2 of 3 boxes (first: [30.0, 20.0, 38.0, 26.0] of an image of 40 x 30 px) end outside their image and are "
+            "clipped or dropped: look whether they are in pixels",
+        ),
     ],
 )
 def test_boxes_that_look_wrong_are_noted(tmp_path, annotations, words):

@@ -15,7 +15,7 @@ from mtl_jax.errors import UserError
 FAR_PX = 1e9  # no image is so large: a coordinate beyond is as good as infinite
 SLACK_PX = 1.0  # by which rounded numbers may leave an image
 LEAST_SIDE_PX = 1.0  # of a box that anything can be learnt from
-SUSPICIOUS_SHARE = 0.5  # of boxes that leave their image, which as corners fit
+SUSPICIOUS_SHARE = 0.5  # of boxes that leave their image
 
 
 Numbers = tuple[float, float, float, float]
@@ -128,12 +128,14 @@ class Boxes:
             } | {f"dropped as {reason.replace('_', ' ')}": count for reason, count in self.dropped.items()}
             told = ", ".join(f"{count} {what}" for what, count in found.items() if count) or "the file has none"
             yield f"{file}: no box is that of an object ({told}); correct the file."
-        if self._beyond and self._beyond >= SUSPICIOUS_SHARE * self._sized and self._fit_as_corners:
+        beyond = f"{file}: {self._beyond} of {self._sized} boxes (first: {self._first_beyond}) end outside their image"
+        if self._beyond and self._fit_as_corners:  # of sizes, hardly all are larger than their box's corner
             yield (
-                f"{file}: {self._beyond} of {self._sized} boxes (first: {self._first_beyond}) end outside their image "
-                "and are clipped, but all would fit as corners: bbox is x, y, width, height; if the last two numbers "
-                "are a corner, subtract the first two from them."
+                f"{beyond} and are clipped, but all would fit as corners: bbox is x, y, width, height; if the last two "
+                "numbers are a corner, subtract the first two from them."
             )
+        elif self._beyond > SUSPICIOUS_SHARE * self._sized:
+            yield f"{beyond} and are clipped or dropped: look whether they are in pixels of these images."
 
     def counts(self, images: Iterable[int]) -> dict[str, int]:
         """Returns what was read of some images, and what of all was clipped and dropped, by name."""
