@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtl_jax.data.base import Reading
+from mtl_jax.data.base import Reading, reading_of, warn_once
 from mtl_jax.data.cache import CachedSource, cached
 
 SAMPLE_BYTES = 4 * 4 * 3 + 16
@@ -60,3 +60,12 @@ def test_what_was_found_on_reading_is_passed_on():
     assert CachedSource(source, limit_bytes=0).reading == Reading()
     source.reading = Reading({"images": 10}, ("Mask 3 looks empty: check it.",))
     assert CachedSource(source, limit_bytes=0).reading == source.reading
+
+
+def test_who_asks_what_was_found_tells_it_instead_of_the_log(caplog):
+    source = Plain()
+    source.reading = Reading({}, ("Mask 7 looks empty: check it.",))
+    reading_of(source)
+    for message in ("Mask 7 looks empty: check it.", "Mask 8 looks empty: check it.", "Mask 8 looks empty: check it."):
+        warn_once(message)
+    assert [record.message for record in caplog.records] == ["Mask 8 looks empty: check it."]

@@ -82,6 +82,12 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     assert decoded[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_grey_of_fewer_bits_than_its_file_has_is_as_bright(bits):
+    levels = np.array([[0, 2 ** (bits - 1), 2**bits - 1]], np.uint16)
+    assert images.decode_image(cv2.imencode(".png", levels)[1].tobytes())[0, :, 0].tolist() == [0, 128, 255]
+
+
 def test_sixteen_bit_colour_is_scaled_not_clipped():
     levels = np.array([[[0, 32896, 65535]]], np.uint16)  # OpenCV writes blue first
     assert images.decode_image(cv2.imencode(".png", levels)[1].tobytes()).tolist() == [[[255, 128, 0]]]

@@ -15,7 +15,7 @@ UNCLEAR = [("m", MIRRORED, (6, 4)), ("q", SQUARE, (4, 4)), ("p", Header(6, 4, 1)
 
 
 def judged(found, annotated_on="auto"):
-    return orientation.judge(found, annotated_on=annotated_on, what="boxes")
+    return orientation.judge(found, annotated_on=annotated_on, what="boxes", where="x.json")
 
 
 def test_the_size_tells_only_of_images_on_their_side():
@@ -29,7 +29,7 @@ def test_the_size_tells_only_of_images_on_their_side():
     ("found", "stored", "words"),
     [
         ([STORED, *UNCLEAR], True, ["EXIF turns 2 images (first: m)", "taken as stored, like 1 whose", "annotated_on"]),
-        ([UPRIGHT, *UNCLEAR], False, ["taken upright, like 1 whose size does"]),
+        ([UPRIGHT, *UNCLEAR], False, ["taken upright, like 1 whose size"]),
         ([STORED, STORED, UPRIGHT, *UNCLEAR], True, ["like 2 whose size", "1 images (first: u) fits their boxes only"]),
         (UNCLEAR, None, []),
         ([STORED], True, []),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import stat
@@ -21,6 +20,7 @@ PIXEL_FIELDS = ("mask", "depth")  # with a value for every pixel, which move wit
 SPLITS = ("train", "val")
 
 log = logging.getLogger(__name__)
+_told: set[str] = set()  # warnings of this process
 
 Fields = dict[str, np.ndarray]
 
@@ -82,14 +82,17 @@ class Source(Protocol):
 
 
 def reading_of(source: object) -> Reading:
-    """Returns what a source found on reading; nothing where it does not say."""
-    return getattr(source, "reading", None) or Reading()
+    """Returns what a source found on reading, for the caller to tell; nothing where it does not say."""
+    reading = getattr(source, "reading", None) or Reading()
+    _told.update(reading.notes)
+    return reading
 
 
-@functools.cache
 def warn_once(message: str) -> None:
-    """Logs a warning once, however often a run opens the dataset."""
-    log.warning(message)
+    """Logs a warning once, however often a run opens the dataset, unless `reading_of` gave it to somebody to tell."""
+    if message not in _told:
+        _told.add(message)
+        log.warning(message)
 
 
 def check_split(split: str) -> str:

@@ -171,9 +171,9 @@ class CocoDetection:
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:
-        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what="boxes")
+        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what="boxes", where=self.file)
         for note in () if self._is_read else found.notes:
-            warn_once(f"{self.file}: {note}")
+            warn_once(note)
         return found
 
     def _sizes(self) -> Iterator[tuple[str, orientation.Header, tuple[int, int] | None]]:

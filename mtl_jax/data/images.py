@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
-from mtl_jax.data.base import read_bytes
+from mtl_jax.data.base import read_bytes, warn_once
 from mtl_jax.data.masks import class_indices
 from mtl_jax.data.orientation import Header
 from mtl_jax.errors import UserError
@@ -27,7 +27,7 @@ MAX_SCANS = 64  # of a JPEG: a progressive one has about 10, and each costs as m
 _SCAN = b"\xff\xda"  # JPEG's marker; inside of a scan no 255 is followed by it
 _TILE_TAGS = (322, 323)  # TIFF 6.0, section 15: a tile's width and length, which may exceed the image's
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
-_SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
+_GREY_BITS = (10, 12, 14, 16)  # of a camera's or a scanner's levels, which files of 16 bits hold
 
 # How stored pixels are turned upright, by the value of the EXIF tag; other values mean upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -69,7 +69,8 @@ def decode_image(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes an image to upright 8-bit RGB.
 
-    Greyscale, palette and CMYK are converted, transparency is laid over white, 16-bit values are scaled.
+    Greyscale, palette and CMYK are converted, transparency is laid over white, 16-bit values are scaled, by the 10, 12,
+    14 or 16 bits that they need.
 
     Args:
       file: a path, or the bytes of a file.
@@ -302,11 +303,17 @@ def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _scale_to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """16-bit greyscale to RGB by scaling; Pillow's own conversion would clip at 255."""
+    """Greyscale of 10 to 16 bits to RGB by scaling; Pillow's own conversion would clip at 255.
+
+    Levels of fewer bits than the file has room for would be nearly black: the fewest bits that hold them count.
+    """
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise UserError(
             f"{name}: expected 8- or 16-bit pixels, found {values.dtype} from {values.min()} to "
             f"{values.max()}: convert it to 8-bit RGB"
         )
-    grey = np.round(values / _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8)
+    bits = next(bits for bits in _GREY_BITS if values.max() < 2**bits)
+    if bits < max(_GREY_BITS):
+        warn_once(f"Greyscale files of 16 bits whose levels need {bits} bits or fewer are read as {bits}-bit images.")
+    grey = np.round(values * (255 / (2**bits - 1))).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)

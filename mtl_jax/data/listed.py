@@ -65,7 +65,7 @@ class ListedImages:
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:
-        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what=self._what)
+        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what=self._what, where=self.file)
         for note in () if self.is_read else found.notes:
             warn_once(note)
         return found

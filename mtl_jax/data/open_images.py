@@ -183,7 +183,9 @@ class OpenImages:
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:
-        return orientation.judge(self._headers(), annotated_on=self._annotated_on, what="boxes and masks")
+        return orientation.judge(
+            self._headers(), annotated_on=self._annotated_on, what="boxes and masks", where=self.file
+        )
 
     def _headers(self) -> Iterator[tuple[str, orientation.Header, None]]:
         for index, name in enumerate(self._ids):

@@ -95,13 +95,16 @@ def is_stored(header: Header, annotated: tuple[int, int]) -> bool | None:
     return {header.upright_size: False, stored_size: True}.get(annotated)
 
 
-def judge(images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annotated_on: str, what: str) -> Convention:
+def judge(
+    images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annotated_on: str, what: str, where: object
+) -> Convention:
     """Judges by the images whose size tells how those are meant whose size does not.
 
     Args:
         images: name, header, and the size (width, height) that the labels were made for, None where unknown.
         annotated_on: "upright" or "stored" decides; "auto" follows the majority.
         what: the labels, as the notes name them, such as "boxes".
+        where: the dataset is, as the notes say.
     """
     by_size: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for name, header, annotated in images:
@@ -116,14 +119,14 @@ def judge(images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annot
     notes: list[str] = []
     if unclear and annotated_on == "auto":
         notes.append(
-            f"EXIF turns {len(unclear)} images (first: {unclear[0]}) whose size does not tell whether {what} are of "
-            f"the pixels as stored or upright: taken {reading}, like {max(len(stored), len(upright))} whose size does; "
-            "set the stream's options.annotated_on to 'stored' or 'upright' to decide."
+            f"{where}: EXIF turns {len(unclear)} images (first: {unclear[0]}) whose size does not tell whether {what} "
+            f"are of the pixels as stored or upright: taken {reading}, like {max(len(stored), len(upright))} whose "
+            "size does; set the stream's options.annotated_on to 'stored' or 'upright' to decide."
         )
     odd = upright if decided else stored
     if odd and (len(odd) < len(stored) + len(upright) or annotated_on != "auto"):
         notes.append(
-            f"The size of {len(odd)} images (first: {odd[0]}) fits their {what} only "
+            f"{where}: the size of {len(odd)} images (first: {odd[0]}) fits their {what} only "
             f"{'upright' if decided else 'as stored'}, unlike the rest of the dataset ({reading}): they are read so; "
             "look whether two exports were mixed."
         )

@@ -96,7 +96,7 @@ class VocSegmentation:
         self._files.is_read = True
         notes = [*self._palettes()]
         if self._is_binary:
-            notes.append(masks.binary_note(self._files.map("mask", 0), self.class_names["segmentation"]))
+            notes.append(self._binary_note())
         return self._files.reading(tuple(notes))
 
     @functools.cached_property
@@ -110,8 +110,11 @@ class VocSegmentation:
         changed_ns = tuple(path.stat().st_mtime_ns for path in (decides, self.folder / "SegmentationClass"))
         found = _are_binary(decides, self.folder, changed_ns)
         if found and not self._files.is_read:
-            warn_once(masks.binary_note(self._files.map("mask", 0), self.class_names["segmentation"]))
+            warn_once(self._binary_note())
         return found
+
+    def _binary_note(self) -> str:
+        return masks.binary_note(next(self._files.maps("mask"), "none"), self.class_names["segmentation"])
 
     def _palettes(self) -> Iterator[str]:
         """Yields a note where one value has two colours."""
