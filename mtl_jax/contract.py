@@ -1,4 +1,4 @@
-"""The contract of a run: no task may lose more than a stated share of its metric, within stated budgets.
+"""The contract of a run: every task learns something, none loses more than a stated share of it, within budgets.
 
 Judging is pure. What cannot be judged (no baseline, not evaluated, not measured) cannot pass.
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, SupportsFloat
 
 from mtl_jax.contract_table import as_markdown, as_text, figure, table
 from mtl_jax.errors import UserError
+from mtl_jax.learning import judge as judge_learning
 
 __all__ = [
     "Baseline",
@@ -187,7 +188,7 @@ def build(
 
     Args:
         stages: in the order they were trained: {"name": …, "metrics": {task: {metric: value}}}; also "before" the
-            stage, likewise, where forward transfer is to be told.
+            stage, likewise, and "constant", of the tasks that the stage teaches, which say what there is to beat.
         judged: by task, the metric that counts and whether higher is better.
         budgets: by name, {"value": … or None, "limit": … or None, and more to keep, as "image_size"}. Without
             a limit it passes; with one but no finite value it was not measured, which breaks the contract.
@@ -204,7 +205,8 @@ def build(
     for task, (metric, higher) in judged.items():
         baseline = (baselines or {}).get(task) or _own_baseline(task, metric, stages)
         final = histories[task][-1] if stages else None
-        tasks[task] = _judge_task(metric, higher, baseline, final, limit)
+        learning = judge_learning(task, metric, stages, higher_is_better=higher)
+        tasks[task] = _judge_task(metric, higher, baseline, final, limit, learning)
     checked = {name: _judge_budget(budget) for name, budget in budgets.items()}
     signs = {task: higher for task, (_, higher) in judged.items()}
     tree = {
@@ -264,7 +266,12 @@ def _own_baseline(task: str, metric: str, stages: Sequence[Mapping[str, Any]]) -
 
 
 def _judge_task(
-    metric: str, higher_is_better: bool, baseline: Baseline | None, final: float | None, limit: float
+    metric: str,
+    higher_is_better: bool,
+    baseline: Baseline | None,
+    final: float | None,
+    limit: float,
+    learning: Mapping[str, Any],
 ) -> dict[str, Any]:
     before = _finite_or_none(baseline.value) if baseline else None
     drop = relative_drop_percent(before, final, higher_is_better)
@@ -275,9 +282,12 @@ def _judge_task(
         "baseline_from": baseline.source if baseline else None,
         "final": final,
         "drop_percent": drop,
-        "passed": drop is not None and drop <= limit + ROUNDING_PERCENT,
+        **{name: learning[name] for name in ("untrained", "constant", "to_beat", "learnt")},
+        "passed": drop is not None and drop <= limit + ROUNDING_PERCENT and learning["learnt"] is not False,
     }
-    if drop is None:
+    if learning["learnt"] is False:
+        entry["reason"] = learning["not_learnt_because"]
+    elif drop is None:
         entry["reason"] = _why_not_judged(baseline, before, final)
     return entry
 

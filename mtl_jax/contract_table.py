@@ -11,8 +11,8 @@ from mtl_jax.tasks import title
 if TYPE_CHECKING:
     from rich.table import Table
 
-TASK_COLUMNS = ("task", "metric", "baseline", "final", "drop", "verdict")
-TASK_NUMBERS = (2, 3, 4)  # the columns aligned to the right
+TASK_COLUMNS = ("task", "metric", "to beat", "baseline", "final", "drop", "verdict")
+TASK_NUMBERS = (2, 3, 4, 5)  # the columns aligned to the right
 BUDGET_COLUMNS = ("budget", "measured", "limit", "verdict")
 BUDGET_NUMBERS = (1, 2)
 
@@ -22,7 +22,9 @@ def headline(contract: Mapping[str, Any]) -> str:
     verdict = "PASSED" if contract["passed"] else "BROKEN"
     gain = contract.get("delta_m_percent")
     against = "" if gain is None else f"; delta_m {gain:+.2f} % against single-task networks"
-    return f"contract {verdict}: no task may lose more than {contract['max_drop_percent']:g} %{against}"
+    idle = [task for task, entry in contract["tasks"].items() if entry.get("learnt") is False]
+    learnt = f"validation shows nothing learnt by {', '.join(idle)}; " if idle else ""
+    return f"contract {verdict}: {learnt}no task may lose more than {contract['max_drop_percent']:g} %{against}"
 
 
 def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -31,6 +33,7 @@ def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             task,
             title(entry["metric"]) + ("" if entry["higher_is_better"] else " (lower is better)"),
+            figure(entry.get("to_beat")),
             figure(entry["baseline"]),
             figure(entry["final"]),
             percent(entry["drop_percent"]),

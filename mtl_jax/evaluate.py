@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.models import cpu_kernels, multi_task
-from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.base import Metric, Task
 
 Predict = Callable[..., dict[str, dict[str, Array]]]
 
@@ -50,13 +50,18 @@ def evaluate(
     Returns:
         Task -> figure by name.
     """
+    return {name: metric.compute() for name, metric in filled(predict, variables, batches, tasks).items()}
+
+
+def filled(predict: Predict, variables: PyTree, batches: Iterable[Any], tasks: Mapping[str, Task]) -> dict[str, Metric]:
+    """Returns, by task, the metric that has seen the network's predictions for a validation stream; as `evaluate`."""
     metrics = {name: task.new_metric() for name, task in tasks.items()}
     for batch in batches:
         predictions = jax.device_get(predict(variables, batch.image, names=tuple(tasks)))
         for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):
             for name, metric in metrics.items():
                 metric.update(example(predictions[name], index), target[name], geometry)
-    return {name: metric.compute() for name, metric in metrics.items()}
+    return metrics
 
 
 def example(predictions: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:

@@ -9,7 +9,8 @@ from jaxtyping import PyTree
 
 from mtl_jax import devices, evaluate, experiment, stages
 from mtl_jax.run import Run
-from mtl_jax.stage_plan import StagePlan
+from mtl_jax.stage_plan import Learnt, StagePlan
+from mtl_jax.tasks.base import Metric
 from mtl_jax.train_step import TrainState
 
 
@@ -31,19 +32,34 @@ def tasks(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, dict
     return {name: metrics[name] for name in names}
 
 
-def before(run: Run, stage: StagePlan, state: TrainState) -> dict[str, Any]:
-    """Measures what a stage will teach before it does; before the first one, every task of the run.
+def before(run: Run, stage: StagePlan, learnt: Learnt, state: TrainState) -> dict[str, Any]:
+    """Measures what a stage will teach, before it does, and what constant answers reach: what there is to beat.
+
+    For forward transfer, older tasks are measured too, and before the first stage every task of the run.
 
     Args:
         run: of the stage.
         stage: not trained yet.
+        learnt: what the stages before it left.
         state: that it starts with.
 
     Returns:
-        "before" -> task -> figures by name.
+        "before" -> task -> figures by name; "constant" -> task -> the fields of `Constant`.
     """
-    names = stage.learnt_tasks
-    if stage.index == 0:
-        labelled = [task for stream in run.parts.used_streams for task in run.config.streams[stream].labels]
-        names = tuple(dict.fromkeys(labelled))
-    return {"before": tasks(run, jax.device_get(stages.evaluated(state)), names)}
+    known = {task for earlier in learnt.stages for task in earlier["metrics"]}
+    new = [task for task in stage.learnt_tasks if task not in known]
+    asked = new
+    if run.config.forward_transfer:
+        asked = list(stage.learnt_tasks if stage.index else run.parts.tasks)
+    # With the tasks that are measured beside them after the stage, so that no other program is compiled.
+    together = experiment.measured_streams(run.parts, dict.fromkeys([*stage.learnt_tasks, *asked]))
+    variables = jax.device_get(stages.evaluated(state))
+    metrics: dict[str, Metric] = {}
+    for stream, beside in together.items():
+        if set(beside) & set(asked):
+            metrics |= evaluate.filled(run.predict, variables, experiment.eval_batches(run.parts, stream), beside)
+    devices.give_back_memory()
+    return {
+        "before": {task: metrics[task].compute() for task in asked if task in metrics},
+        "constant": {task: metrics[task].constant()._asdict() for task in new},
+    }

@@ -54,7 +54,7 @@ def _measured_again(run: Run, learnt: Learnt, start: Learnt) -> Learnt:
         if "before" in stage:
             planned = stage_plan.plan(run.config, run.parts, len(history), previous)
             state, _, _ = stages.prepare(run.parts, planned, previous, seed=run.config.seed)
-            again |= measure.before(run, planned, state)
+            again |= measure.before(run, planned, previous, state)
         again["data"] = data_changes.measured_now(stage["data"], run.data)
         history.append({**stage, **again})
         previous = then._replace(stages=list(history))

@@ -95,6 +95,7 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
         log = stack.enter_context(MetricsLog(written))
         predict = evaluate.make_predict(parts.model, parts.tasks)
         run = Run(config, parts, predict, workdir, written, log, preemption, data.digests())
+        _tell_unmeasured(parts)
         if learnt is None:
             learnt = fresh or _start(config, parts)
         else:
@@ -102,6 +103,16 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
         for index in range(len(learnt.stages), len(config.order)):
             learnt = _run_stage(run, index, learnt)
         return _conclude(run, learnt)
+
+
+def _tell_unmeasured(parts: experiment.Experiment) -> None:
+    """Says which streams label a task that is measured on another's images."""
+    for task in parts.tasks:
+        first, *others = experiment.labelling_streams(parts, task) or ("",)
+        if others:
+            data_record.tell(
+                f"{task} is measured on stream {first}, not on {', '.join(others)}; eval.py measures on all"
+            )
 
 
 def _start(config: Any, parts: experiment.Experiment) -> Learnt:
@@ -117,7 +128,7 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
     state, steps, memory = stages.prepare(run.parts, stage, learnt, seed=run.config.seed, skip_not_finite=skip)
     course = Course(state, done=0, saved=0, started=started)
     with course.paused():
-        before = measure.before(run, stage, state) if run.config.forward_transfer else {}
+        before = measure.before(run, stage, learnt, state)
     then = stage_checkpoints.resume(run, stage, course)
     restart.tell_other_images(run, stage, course.done, then=then)
     run.log.resume_from(learnt.step + course.done)
@@ -308,6 +319,8 @@ def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
         max_drop_percent=limits.max_drop_percent,
         baselines=run_record.baselines(limits.baseline_from.to_dict()),
     )
+    for name, entry in verdict["tasks"].items():
+        entry["stream"], *entry["streams_not_measured"] = experiment.labelling_streams(run.parts, name)
     contract.write_json(run.written / "contract.json", verdict)
     shown = {}
     for stream, asked in experiment.measured_streams(run.parts, names).items():

@@ -82,6 +82,10 @@ def test_a_kept_contract_has_the_documented_keys():
         "baseline_from": "stage seg",
         "final": 0.39,
         "drop_percent": pytest.approx(2.5),
+        "untrained": None,
+        "constant": None,
+        "to_beat": None,
+        "learnt": None,
         "passed": True,
     }
     assert tree["tasks"]["cls"]["baseline_from"] == "stage cls"
@@ -235,10 +239,10 @@ def test_the_text_is_aligned_and_tells_all():
         [
             "contract BROKEN: no task may lose more than 2 %",
             "",
-            "task  metric     baseline  final     drop  verdict",
-            "seg   mIoU            0.4   0.39   2.50 %  BROKEN",
-            "det   mAP 50-95       0.2   0.21  -5.00 %  passed",
-            "cls   Top-1           0.9    0.9   0.00 %  passed",
+            "task  metric     to beat  baseline  final     drop  verdict",
+            "seg   mIoU             -       0.4   0.39   2.50 %  BROKEN",
+            "det   mAP 50-95        -       0.2   0.21  -5.00 %  passed",
+            "cls   Top-1            -       0.9    0.9   0.00 %  passed",
             "",
             "budget                 measured      limit  verdict",
             "params                3,000,000  8,000,000  passed",
@@ -258,7 +262,7 @@ def test_every_line_of_a_markdown_table_is_as_long_as_the_others_and_pipes_are_e
     tree = build(judged=JUDGED | {"a|b": ("miou", True)})
     lines = [line for line in contract.as_markdown(tree).splitlines() if line.startswith("|")]
     assert lines[1].startswith("|------")
-    assert lines[1].count(":|") == 3
+    assert lines[1].count(":|") == 4
     assert "a\\|b" in lines[5]
     assert {len(line) for line in lines[:6]} == {len(lines[0])}
     assert {len(line) for line in lines[6:]} == {len(lines[6])}

@@ -49,13 +49,13 @@ def test_after_a_change_all_figures_are_of_the_images_that_are_there_now(tmp_pat
     shutil.rmtree(tmp_path / "run/checkpoints/1-second")  # as if the run had been stopped before
     measured = []
     with pytest.MonkeyPatch.context() as patch:
-        evaluated = evaluate.evaluate
+        filled = evaluate.filled
 
         def note(predict, variables, batches, tasks):
             measured.append((sum(len(batch.ids) for batch in batches), *tasks))
-            return evaluated(predict, variables, batches, tasks)
+            return filled(predict, variables, batches, tasks)
 
-        patch.setattr(train_loop.evaluate, "evaluate", note)
+        patch.setattr(train_loop.evaluate, "filled", note)
         after = folder_run()
     assert "the finished stages are measured again" in capfd.readouterr().err
     # The first stage, and the network before it; then before and after the second.

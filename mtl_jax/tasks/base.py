@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -28,6 +28,26 @@ class Geometry(NamedTuple):
     width: int
 
 
+class Constant(NamedTuple):
+    """What the best answer that is the same for every image reaches on the data that a metric has seen."""
+
+    figure: float  # of the task's main metric; NaN where nothing is labelled
+    standard_error: float  # of that figure, over other data of the same kind and size
+    count: int  # of what is labelled
+    counted: str  # what that is, e.g. "labelled image"
+
+
+def share_error(share: float, count: int) -> float:
+    """Returns the standard error of a share of `count` things, which is not 0 for a share of 0 or 1.
+
+    References:
+        Agresti and Coull, "Approximate is Better than Exact for Interval Estimation of Binomial Proportions", 1998.
+    """
+    smoothed = (share * count + 1) / (count + 2)
+    return float(np.sqrt(smoothed * (1 - smoothed) / (count + 2)))
+
+
+@runtime_checkable
 class Metric(Protocol):
     """Accumulates over the examples of a dataset, at their original resolution."""
 
@@ -37,6 +57,10 @@ class Metric(Protocol):
 
     def compute(self) -> dict[str, float]:
         """Returns every figure by name; the task's `main_metric` is among them."""
+        ...
+
+    def constant(self) -> Constant:
+        """Returns what the best constant answer would have reached: what a network has to beat."""
         ...
 
 

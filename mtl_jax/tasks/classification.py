@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
-from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task, share_error
 from mtl_jax.tasks.distillation import by_class, softened_divergence
 
 CAPTION_CLASSES = 3
@@ -132,6 +132,7 @@ class TopAccuracy:
     def __init__(self, *, name: str, class_count: int) -> None:
         self._name, self._class_count = name, class_count
         self._ranks: list[int] = []  # of the true class, 0 = most probable
+        self._labels: list[int] = []
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
         """Adds one image.
@@ -149,12 +150,19 @@ class TopAccuracy:
         if label >= 0:
             order = np.argsort(-np.asarray(prediction["probability"]), kind="stable")
             self._ranks.append(int(np.flatnonzero(order == label)[0]))
+            self._labels.append(label)
 
     def compute(self) -> dict[str, float]:
         """Returns "top1" and, where it says something, "top5"."""
         ranks = np.array(self._ranks)
         cut_offs = {"top1": 1} | ({"top5": 5} if self._class_count > 5 else {})
         return {name: float(np.mean(ranks < k)) if len(ranks) else float("nan") for name, k in cut_offs.items()}
+
+    def constant(self) -> Constant:
+        """Returns what the most frequent class reaches."""
+        count = len(self._labels)
+        share = float(np.bincount(self._labels).max() / count) if count else float("nan")
+        return Constant(share, share_error(share, count), count, "labelled image")
 
 
 def answer(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption, dense
-from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task
 
 BERHU_SHARE = 0.2  # of the largest error, above which the cost is quadratic (Laina et al., 2016)
 SCALE_INVARIANCE = 0.5  # lambda: 0 compares depths as they are, 1 only within an image (Eigen et al., 2014)
@@ -229,6 +229,8 @@ class DepthErrors:
     def __init__(self, *, name: str, min_depth: float, max_depth: float) -> None:
         self._name, self._min_depth, self._max_depth = name, min_depth, max_depth
         self._pixels, self._sums = 0, np.zeros(len(FIGURES))
+        self._edges = np.linspace(min_depth, max_depth, BINS + 1)
+        self._histograms: list[np.ndarray] = []  # of each image's depths
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
         """Adds one image.
@@ -245,12 +247,25 @@ class DepthErrors:
         of_pixels = (error, error / truth, np.square(error), *(factor < DELTA**power for power in (1, 2, 3)))
         self._pixels += truth.size
         self._sums += [each.sum() for each in of_pixels]
+        if truth.size:
+            self._histograms.append(np.histogram(truth, self._edges)[0])
 
     def compute(self) -> dict[str, float]:
         """Returns each of `FIGURES`."""
         means = self._sums / (self._pixels or np.nan)
         figures = dict(zip(FIGURES, means.tolist(), strict=True))
         return figures | {"rmse": figures["rmse"] ** 0.5}
+
+    def constant(self) -> Constant:
+        """Returns what the median depth reaches, to half a bin of the histogram."""
+        images, unit = len(self._histograms), "image with a labelled pixel"
+        if not images:
+            return Constant(float("nan"), float("nan"), 0, unit)
+        pixels, centres = np.array(self._histograms), (self._edges[1:] + self._edges[:-1]) / 2
+        whole = pixels.sum(axis=0)
+        errors = np.abs(centres - centres[np.searchsorted(np.cumsum(whole), whole.sum() / 2)])
+        of_images = pixels @ errors / pixels.sum(axis=1)
+        return Constant(float(whole @ errors / whole.sum()), float(of_images.std() / np.sqrt(images)), images, unit)
 
 
 def answer(prediction: Mapping[str, np.ndarray], threshold: float | None = None) -> dict[str, Any]:

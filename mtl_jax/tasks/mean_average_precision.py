@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks.base import Geometry, Labels
+from mtl_jax.tasks.base import Constant, Geometry, Labels, share_error
 
 FIGURES = ("map_50_95", "map_50", "map_75", "map_small", "map_medium", "map_large")  # in COCOeval's order
+CONSTANT_CLASSES = 8  # the most frequent ones, whose mean box is the constant answer: the others would add little
 
 
 class MeanAveragePrecision:
@@ -64,12 +66,33 @@ class MeanAveragePrecision:
 
     def compute(self) -> dict[str, float]:
         """Returns the precision over IoU 0.50 to 0.95, at 0.50, at 0.75, and by size of the objects."""
+        return self._judged(self._detections)
+
+    def constant(self) -> Constant:
+        """Returns what the same boxes in every image reach: each class's median one, scored by its frequency."""
+        sides = {image["id"]: np.array([image["width"], image["height"]] * 2) for image in self._images}
+        relative: dict[int, list[np.ndarray]] = {}
+        for entry in self._objects:
+            if not entry["iscrowd"]:
+                box = np.array(entry["bbox"]) / sides[entry["image_id"]]
+                relative.setdefault(entry["category_id"], []).append(box)
+        frequent = sorted(relative, key=lambda category: -len(relative[category]))[:CONSTANT_CLASSES]
+        medians = {category: np.median(relative[category], axis=0) for category in frequent}
+        detections = [
+            {"id": number, "image_id": image, "category_id": category, "bbox": (medians[category] * size).tolist()}
+            | {"area": float(np.prod((medians[category] * size)[2:])), "iscrowd": 0, "score": len(relative[category])}
+            for number, ((image, size), category) in enumerate(itertools.product(sides.items(), frequent), 1)
+        ]
+        figure, count = self._judged(detections)[FIGURES[0]], sum(map(len, relative.values()))
+        return Constant(figure, share_error(figure, count), count, "object")
+
+    def _judged(self, detections: list[dict[str, Any]]) -> dict[str, float]:
         if not any(not entry["iscrowd"] for entry in self._objects):
             return dict.fromkeys(FIGURES, float("nan"))
         from pycocotools.cocoeval import COCOeval  # compiled, and needed for this metric alone
 
         with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress by print
-            judge = COCOeval(self._dataset(self._objects), self._dataset(self._detections), "bbox")
+            judge = COCOeval(self._dataset(self._objects), self._dataset(detections), "bbox")
             judge.evaluate()
             judge.accumulate()
             judge.summarize()

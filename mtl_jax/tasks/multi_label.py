@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
-from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task, share_error
 from mtl_jax.tasks.distillation import of_both_sides
 
 THRESHOLD = 0.5  # above it a class is said to be true
@@ -171,6 +171,14 @@ class AveragePrecisions:
             "map": float(np.mean(precisions)) if precisions else float("nan"),
             "f1": float(2 * hits / answers) if answers else float("nan"),
         }
+
+    def constant(self) -> Constant:
+        """Returns what equal probabilities for every image reach: the share of images that each class is true of."""
+        labels = np.array(self._labels).reshape(-1, self._class_count)
+        shares = [np.mean(column[np.isfinite(column)] == 1) for column in labels.T if (column == 1).any()]
+        figure = float(np.mean(shares)) if shares else float("nan")
+        count = int((labels == 1).any(axis=1).sum())
+        return Constant(figure, share_error(figure, count), count, "image that a class is true of")
 
 
 def average_precision(score: Float[np.ndarray, "images"], positive: Bool[np.ndarray, "images"]) -> float:

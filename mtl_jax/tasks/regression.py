@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
-from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task
 
 TITLES = {"mae": "mean absolute error", "rmse": "RMSE"}
 
@@ -132,6 +132,7 @@ class Errors:
 
     def __init__(self) -> None:
         self._errors: list[float] = []
+        self._values: list[float] = []  # the labels
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
         """Adds one image."""
@@ -139,11 +140,20 @@ class Errors:
         error = float(prediction["value"]) - float(target["value"])
         if not np.isnan(float(target["value"])):
             self._errors.append(error)
+            self._values.append(float(target["value"]))
 
     def compute(self) -> dict[str, float]:
         """Returns "mae" and "rmse"."""
         errors = np.array(self._errors or [np.nan])
         return {"mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt(np.square(errors).mean()))}
+
+    def constant(self) -> Constant:
+        """Returns what the median reaches, which no other value beats in the mean absolute error."""
+        values = np.array(self._values or [np.nan])
+        errors = np.abs(values - np.median(values))
+        return Constant(
+            float(errors.mean()), float(errors.std() / np.sqrt(len(errors))), len(self._values), "labelled image"
+        )
 
 
 def answer(prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, unit: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import dense
-from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task, share_error
 from mtl_jax.tasks.distillation import by_class_and_border, softened_divergence
 
 OVERLAY_OPACITY = 0.6
@@ -209,6 +209,7 @@ class MeanIoU:
     def __init__(self, *, name: str, classes: tuple[str, ...], ignore_label: int) -> None:
         self._name, self._classes, self._ignore_label = name, classes, ignore_label
         self.confusion = np.zeros((len(classes), len(classes)), np.int64)  # [target, prediction]
+        self._images = 0  # with a labelled pixel
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
         """Adds one image.
@@ -228,6 +229,7 @@ class MeanIoU:
             )
         predicted = dense.at_original(np.asarray(prediction["mask"]), geometry).astype(np.int64)
         pairs = truth[labelled] * count + predicted[labelled]
+        self._images += bool(labelled.any())
         self.confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
 
     def compute(self) -> dict[str, float]:
@@ -241,6 +243,12 @@ class MeanIoU:
             "pixel_accuracy": float(hits.sum() / total) if total else float("nan"),
         }
         return figures | {f"iou/{name}": float(value) for name, value in zip(self._classes, iou, strict=True)}
+
+    def constant(self) -> Constant:
+        """Returns what the most frequent class reaches, mostly the background: its share, by the classes."""
+        pixels = self.confusion.sum(axis=1)
+        figure = float(pixels.max() / pixels.sum() / np.count_nonzero(pixels)) if pixels.any() else float("nan")
+        return Constant(figure, share_error(figure, self._images), self._images, "image with a labelled pixel")
 
 
 def palette(count: int) -> Float[np.ndarray, "count 3"]:
