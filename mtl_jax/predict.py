@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import glob
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +17,13 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from mtl_jax import compilation, evaluate, examples, experiment, trained
+from mtl_jax import compilation, evaluate, examples, experiment, predicted_files, trained
 from mtl_jax.checkpoints import CheckpointError
 from mtl_jax.data import pipeline
 from mtl_jax.data.files import SUFFIXES, is_image
-from mtl_jax.data.images import decode_image, write_png
-from mtl_jax.errors import UserError
+from mtl_jax.data.images import decode_image
+from mtl_jax.errors import UserError, print_any_name
+from mtl_jax.predicted_files import names_for
 from mtl_jax.tasks.base import Geometry, Task
 
 BATCH_SIZE = 8  # images that pass the network together, in one compiled program
@@ -75,11 +75,21 @@ def predict(
         for predicted in predict("runs/seq", ["photo.jpg"]):
             print(predicted.answers["det"]["label"], predicted.answers["det"]["boxes_xyxy"])
     """
+    _check_threshold(threshold)
     network = trained.load(Path(weights), tasks=tasks)
+    yield from _predict(network, images, threshold=threshold, batch_size=batch_size, on_error=on_error)
+
+
+def _predict(
+    network: trained.Trained,
+    images: Sequence[str | Path],
+    *,
+    threshold: float | None,
+    batch_size: int = BATCH_SIZE,
+    on_error: Callable[[UserError], None] | None,
+) -> Iterator[Predicted]:
     run = evaluate.make_predict(network.parts.model, network.tasks)
-    by_view: dict[experiment.View, list[str]] = {}
-    for name in network.names:
-        by_view.setdefault(experiment.task_view(network.parts, name), []).append(name)
+    by_view = _by_view(network)
     batch_size = min(batch_size, len(images))
     decoded = _decoded(images, on_error)
     while batch := list(itertools.islice(decoded, batch_size)):
@@ -97,6 +107,19 @@ def predict(
                 for name, task in network.tasks.items()
             }
             yield Predicted(path, image, answers, predictions, places, network.tasks, threshold)
+
+
+def _by_view(network: trained.Trained) -> dict[experiment.View, list[str]]:
+    """The tasks that are shown images alike, and so share a pass."""
+    views: dict[experiment.View, list[str]] = {}
+    for name in network.names:
+        views.setdefault(experiment.task_view(network.parts, name), []).append(name)
+    return views
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"--threshold is {threshold}; expected a score from 0 to 1")
 
 
 def _decoded(
@@ -118,7 +141,7 @@ def find_images(places: Iterable[str]) -> list[Path]:
 
     Args:
         places: a file is taken as it is, whether it is there or not; of a folder and of a pattern's matches the files
-            with an image's suffix, sorted.
+            with an image's suffix, sorted, but for pictures that earlier predictions wrote.
 
     Raises:
         UserError: a folder or a pattern without images.
@@ -141,18 +164,8 @@ def find_images(places: Iterable[str]) -> list[Path]:
 
 
 def _with_suffix(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if is_image(path) and path.is_file())
-
-
-def names_for(paths: Sequence[Path]) -> list[str]:
-    """Returns a name for the files of each image: its own without suffix, numbered where an earlier one has it."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        numbered = (f"{path.stem}-{number}" for number in itertools.count(2))
-        names.append(next(name for name in itertools.chain([path.stem], numbered) if name not in taken))
-        taken.add(names[-1])
-    return names
+    images = (path for path in paths if is_image(path) and path.is_file())
+    return sorted(path for path in images if not predicted_files.is_prediction(path))
 
 
 def write(predicted: Predicted, out: Path, name: str) -> Path:
@@ -161,19 +174,14 @@ def write(predicted: Predicted, out: Path, name: str) -> Path:
     Returns:
         The path of the JSON file.
     """
-    height, width = predicted.image.shape[:2]
-    record: dict[str, Any] = {"image": str(predicted.path), "height": height, "width": width}
-    record |= {"overlay": f"{name}.png", "tasks": {}}
-    (out / f"{name}.png").write_bytes(predicted.overlay())
-    for task, answer in predicted.answers.items():
-        maps = {key: value for key, value in answer.items() if isinstance(value, np.ndarray)}
-        files = {key: f"{name}.{task}.{key}.png" for key in maps}
-        for key, value in maps.items():
-            write_png(out / files[key], value)
-        record["tasks"][task] = answer | files
-    path = out / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
+    return predicted_files.write(
+        out,
+        name,
+        image=predicted.path,
+        size=predicted.image.shape[:2],
+        overlay=predicted.overlay(),
+        answers=predicted.answers,
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -187,37 +195,31 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threshold", type=float, help="least score of a box (0.3 if not given) or a tag (0.5)")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a pattern in quotes")
     options = parser.parse_args(arguments)
+    print_any_name()
     compilation.enable_cache()
-    unread: list[UserError] = []
+    out, unread = options.out.expanduser(), []
 
     def tell(error: UserError) -> None:
         unread.append(error)
         _print_error(error)
 
     try:
+        _check_threshold(options.threshold)
         paths = find_images(options.images)
-        names = dict(zip(paths, names_for(paths), strict=True))
-        _make_room(options.out, names)
-        found = predict(options.weights, paths, tasks=options.tasks, threshold=options.threshold, on_error=tell)
-        for predicted in found:
-            print(f"{predicted.path} -> {write(predicted, options.out, names[predicted.path])}")
+        network = trained.load(options.weights, tasks=options.tasks)
+        names = dict(zip(paths, names_for(paths, network.names), strict=True))
+        predicted_files.make_room(out, names, network.names)
+        for view, tasks in _by_view(network).items():
+            print(f"{network.path}, stage {network.stage}: {', '.join(tasks)} see {view}")
+        for predicted in _predict(network, paths, threshold=options.threshold, on_error=tell):
+            print(f"{predicted.path} -> {write(predicted, out, names[predicted.path])}")
     except OSError as error:
-        _print_error(f"{options.out} cannot be written ({error.strerror}); name another folder with --out")
+        _print_error(f"{out} cannot be written ({error.strerror}); name another folder with --out")
         return 2
     except (UserError, CheckpointError) as error:
         _print_error(error)
         return 2
     return 2 if unread else 0
-
-
-def _make_room(out: Path, names: Mapping[Path, str]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    inputs = {path.resolve() for path in names}
-    for name in names.values():
-        if (out / f"{name}.png").resolve() in inputs:
-            raise UserError(
-                f"--out {out}: {name}.png there is one of the images and would be overwritten; name another"
-            )
 
 
 def _print_error(error: object) -> None:

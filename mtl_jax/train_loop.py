@@ -110,9 +110,7 @@ def _tell_unmeasured(parts: experiment.Experiment) -> None:
     for task in parts.tasks:
         first, *others = experiment.labelling_streams(parts, task) or ("",)
         if others:
-            data_record.tell(
-                f"{task} is measured on stream {first}, not on {', '.join(others)}; eval.py measures on all"
-            )
+            data_record.tell(f"{task} is measured on {first}, not on {', '.join(others)}: eval.py measures on all")
 
 
 def _start(config: Any, parts: experiment.Experiment) -> Learnt:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mtl_jax"
 LAYERS = (  # each may import those to its left, and its own
     ("errors", "allocator", "patterns", "preemption", "soft_sharing"),
     ("config_checks",),
-    ("config", "freezing", "tasks", "balance", "checkpoints", "contract", "contract_table", "optimizer"),
+    ("config", "freezing", "tasks", "balance", "checkpoints", "contract", "contract_table", "learning", "optimizer"),
     ("data", "models", "overrides"),
     ("continual", "ownership"),
     ("losses",),
@@ -26,6 +26,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("measure", "remember", "restart", "stage_checkpoints", "stages"),
     ("rehearsal",),
     ("train_loop", "trained"),
+    ("predicted_files",),
     ("evaluate_checkpoint", "export", "predict"),
     ("benchmarks",),
 )

@@ -1,6 +1,10 @@
 """Answers about images: at their own resolution, one set of files each, whatever stands beside them."""
 
+import io
 import json
+import math
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +185,65 @@ def test_no_image_is_overwritten(weights, photos, capsys):
     assert predict.main(["--weights", str(weights), "--out", str(photos / "b"), str(photos / "b")]) == 2
     assert "would be overwritten" in capsys.readouterr().err
     assert (photos / "b" / "x.png").read_bytes() == before
+
+
+LABELME = '{"version": "5.4", "shapes": [{"label": "cat", "points": [[1, 2], [30, 40]]}], "imagePath": "x.jpg"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.json", LABELME), ("x.json", "[1, 2"), ("x.seg.mask.png", "a mask of one's own"), ("x.png", "another picture")],
+)
+def test_files_of_other_programs_are_not_overwritten_and_named_before_the_start(
+    weights, photos, capsys, monkeypatch, name, content
+):
+    (photos / "a" / name).write_text(content)
+    monkeypatch.setattr(predict, "_predict", lambda *arguments, **settings: pytest.fail("started"))
+    assert predict.main(["--weights", str(weights), "--out", str(photos / "a"), str(photos / "a" / "x.jpg")]) == 2
+    error = capsys.readouterr().err
+    assert f"{name} there did not come from predictions and would be overwritten" in error
+    assert error.count("\n") == 1
+    assert (photos / "a" / name).read_text() == content
+
+
+def test_predictions_beside_their_images_are_replaced_and_not_looked_at(weights, photos, capsys):
+    flags = ["--weights", str(weights), "--tasks", "seg,age", "--out", str(photos / "a"), str(photos / "a")]
+    for _ in range(2):
+        assert predict.main(flags) == 0
+        assert capsys.readouterr().out.count(" -> ") == 1
+    assert {path.name for path in (photos / "a").iterdir()} == {"x.jpg", "x.json", "x.png", "x.seg.mask.png"}
+
+
+def test_a_name_that_is_not_utf_8_is_an_image_like_another(weights, photos, tmp_path, monkeypatch):
+    odd = os.fsdecode(b"caf\xe9.jpg")
+    (photos / "a" / "x.jpg").rename(photos / "a" / odd)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict", write_through=True))
+    flags = ["--weights", str(weights), "--tasks", "age", "--out", str(tmp_path / "out"), str(photos / "a")]
+    assert predict.main(flags) == 0
+    assert b"caf\\udce9.jpg -> " in printed.getvalue()
+    (record,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(record.read_bytes())["image"] == str(photos / "a" / odd)
+
+
+def test_names_do_not_meet_another_s_maps_or_differ_in_case_alone():
+    paths = [Path(name) for name in ("x.jpg", "x.seg.mask.png", "X.png", "y.seg.mask.png", "y.jpg")]
+    assert predict.names_for(paths, ["seg"]) == ["x", "x.seg.mask-2", "X-2", "y.seg.mask", "y-2"]
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(weights, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(weights)
+    assert predict.main(["--weights", "~/run", "--tasks", "age", "--out", "~/found", "~/a/*.jpg"]) == 0
+    assert (tmp_path / "found" / "x.json").is_file()
+
+
+@pytest.mark.parametrize("threshold", [math.nan, -0.1, 1.5])
+def test_a_threshold_that_is_no_score_is_refused(weights, photos, capsys, threshold):
+    assert predict.main(["--weights", str(weights), "--threshold", str(threshold), str(photos / "a")]) == 2
+    assert "expected a score from 0 to 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="expected a score from 0 to 1"):
+        next(predict.predict(weights, [photos / "a" / "x.jpg"], threshold=threshold))
 
 
 def test_a_missing_checkpoint_is_told_to_callers_too(photos, tmp_path):
