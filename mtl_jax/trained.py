@@ -53,6 +53,12 @@ def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) ->
     return Trained(path, record["stage"], config, parts, names, variables)
 
 
+def computing_in(network: Trained, dtype: str) -> Trained:
+    """Returns the same network, whose weights are float32 in any case, with `model.compute_dtype` of another kind."""
+    config = {**network.config, "model": {**network.config["model"], "compute_dtype": dtype}}
+    return network._replace(config=config, parts=experiment.build(config, data_root=network.parts.data_root))
+
+
 def _recorded_root(config: Mapping[str, Any]) -> Path:
     recorded = config["data_root"]
     there = bool(recorded) and Path(recorded).expanduser().is_dir()

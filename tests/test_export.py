@@ -132,6 +132,35 @@ def test_a_file_that_differs_is_told_by_name_with_status_two(weights, tmp_path, 
     error = capsys.readouterr().err
     assert "wrong: age/outputs differs by" in error
     assert error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_failed_export_leaves_what_was_there_and_nothing_else(weights, tmp_path, monkeypatch):
+    def failing(model, folder, image):
+        del model, image
+        (folder / "model.stablehlo").write_text("half a file")
+        raise UserError("failed")
+
+    (tmp_path / "model.stablehlo").write_text("an earlier one")
+    monkeypatch.setitem(formats.FORMATS, "wrong", failing)
+    for out in (tmp_path, tmp_path / "new"):
+        assert script().main(["--weights", str(weights), "--out", str(out), "--format", "wrong"]) == 2
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model.stablehlo": "an earlier one"}
+
+
+def test_a_network_that_computes_in_bfloat16_is_exported(weights, tmp_path, capsys):
+    half = trained.computing_in(trained.load(weights), "bfloat16")
+    image = network.input_shape(image_size=SIZE, batch_size=1)
+    (rows, wrong, runs) = script()._make(["stablehlo"], half, tmp_path, image, [np.full((1, SIZE, SIZE, 3), 0.5)])
+    assert (len(rows), wrong, list(runs)) == (1, "", ["the network in JAX", "stablehlo"])
+
+
+def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, pixels, expected, tmp_path):
+    require_onnx()
+    half = trained.computing_in(trained.load(weights), "bfloat16")
+    exported = formats.onnx(half, tmp_path, image)
+    assert exported.network.config["model"]["compute_dtype"] == "float32"
+    assert_same(exported.run(pixels), expected)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +169,7 @@ def test_a_file_that_differs_is_told_by_name_with_status_two(weights, tmp_path, 
         (("--format", "tflite"), "--format names tflite; expected some of stablehlo, onnx"),
         (("--tasks", "pose"), "--tasks names pose"),
         (("--image_size", "70"), "multiples of 32"),
+        (("--image_size", "-64"), "--image_size is -64"),
         (("--batch_size", "0"), "--batch_size is 0"),
         (("--images", "nowhere/*.jpg"), "nowhere/*.jpg: expected images"),
     ],
@@ -153,8 +183,12 @@ def test_a_mistake_is_one_line_and_status_two(weights, tmp_path, capsys, flags, 
 
 def test_a_missing_extra_is_named(weights, image, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"not installed: pip install -e '\.\[export\]'"):
+    monkeypatch.setitem(sys.modules, "onnx", sys)
+    with pytest.raises(UserError, match=r"onnxruntime, which is not installed: pip install -e '\.\[export\]'"):
         formats.onnx(trained.load(weights, tasks="age"), tmp_path, image)
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(UserError, match=r"flatbuffers, which is not installed: pip install -e \.,"):
+        formats.stablehlo(trained.load(weights, tasks="age"), tmp_path, image)
 
 
 def converted(function, *shape: int, dtype=jnp.float32):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ import numpy as np
 from mtl_jax.errors import UserError
 from mtl_jax.export.network import INPUT, OUTPUTS, answers
 from mtl_jax.models import cpu_kernels, depthwise
-from mtl_jax.trained import Trained
+from mtl_jax.trained import Trained, computing_in
 
 PLATFORMS = ("cpu", "cuda")  # of the StableHLO file
+
+PACKAGES = {"stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}  # beside JAX, what writes and runs a format
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -25,6 +28,23 @@ class Exported(NamedTuple):
     path: Path
     run: Run  # as a user of the file does
     check: Run  # the same, and "<task>/outputs"
+    network: Trained | None = None  # what it is compared with, where that is not the exported one as it was trained
+
+
+def require_packages(name: str) -> None:
+    """Checks that what a format needs is installed.
+
+    Raises:
+        UserError: names the package and how to install it.
+    """
+    try:
+        for package in PACKAGES.get(name, ()):
+            importlib.import_module(package)
+    except ImportError as error:
+        extra = "'.[export]'" if name == "onnx" else "."
+        raise UserError(
+            f"{name} needs {error.name}, which is not installed: pip install -e {extra}, or choose with --format"
+        ) from error
 
 
 def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Exported:
@@ -34,7 +54,11 @@ def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Ex
         network: to export.
         folder: gets the file.
         image: what the function takes.
+
+    Raises:
+        UserError: a package is not installed.
     """
+    require_packages("stablehlo")
     # Depthwise sums tap by tap, because XLA's grouped convolutions are slow on CPUs.
     with cpu_kernels.left_out(), depthwise.traced_in("shifted"):
         served, checked = (
@@ -50,6 +74,8 @@ def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Ex
 def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Exported:
     """Writes model.onnx, checked and run by onnxruntime on the CPU.
 
+    It computes in float32 also where the network was trained in bfloat16, of which onnxruntime lacks most operations.
+
     Args:
         network: to export.
         folder: gets the file.
@@ -58,13 +84,13 @@ def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Exporte
     Raises:
         UserError: the packages are not installed, or the network computes what is not translated.
     """
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"onnx needs {error.name}, which is not installed: pip install -e '.[export]'") from error
+    require_packages("onnx")
+    import onnx
+    import onnxruntime
+
     from mtl_jax.export import onnx_model
 
+    network = computing_in(network, "float32")
     with cpu_kernels.left_out(), depthwise.traced_in("grouped"):
         model = onnx_model.convert(answers(network, with_outputs=True), image, input_name=INPUT)
     checked: Any = model.SerializeToString()
@@ -76,7 +102,7 @@ def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Exporte
         names = [output.name for output in opened.get_outputs()]
         return lambda pixels: dict(zip(names, opened.run(names, {INPUT: pixels}), strict=True))
 
-    return Exported(path, session(str(path)), session(checked))
+    return Exported(path, session(str(path)), session(checked), network)
 
 
 def _on_host(function: Callable[..., Any]) -> Run:
