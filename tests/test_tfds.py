@@ -37,6 +37,7 @@ def examples(count, box):
             {
                 "image": png(np.full((20, 30, 3), i, np.uint8)),
                 "mask": png(np.full((20, 30), i, np.uint8)),
+                "outline": png(np.full((20, 30), 255 * (i % 2), np.uint8)),
                 "label": i % 2,
                 "objects": boxes,
             },
@@ -63,6 +64,7 @@ def prepared(tmp_path_factory):
             content = {
                 "image": features.Image(shape=(None, None, 3)),
                 "mask": features.Image(shape=(None, None, 1)),
+                "outline": features.Image(shape=(None, None, 1)),
                 "label": features.ClassLabel(names=["cat", "dog"]),
                 "objects": features.Sequence(box),
             }
@@ -124,6 +126,21 @@ def test_mask_value_outside_the_given_classes_is_refused(prepared):
     source = opened(prepared, classes={"segmentation": ("a", "b")})
     with pytest.raises(UserError, match=r"tiny_scenes train example \d mask: expected class indices 0 to 1"):
         by_level(source)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("void", "value"), [(None, 1), (255, 255)])
+def test_masks_of_0_and_255_are_two_classes_unless_255_is_named_void(prepared, split, void, value):
+    fields = {"image": "image", "segmentation": "outline"}
+    source = opened(prepared, split, fields=fields, classes={"segmentation": ("out", "in")}, void=void)
+    assert [source.class_names["segmentation"][0] in note for note in source.reading.notes] == [True] * (void is None)
+    found = [np.unique(sample["labels"]["segmentation"]["mask"]).tolist() for sample in by_level(source)]
+    assert found == [[value if level % 2 else 0] for level in range(len(source))]
+
+
+def test_what_was_read_is_counted(prepared):
+    counts = {"images": 3, "boxes": 3, "boxes dropped: degenerate": 3, "crowds among them": 1}
+    assert opened(prepared).reading.counts == counts
 
 
 @pytest.mark.parametrize(

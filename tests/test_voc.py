@@ -106,6 +106,15 @@ def test_masks_of_0_and_255_are_two_classes_in_both_splits_and_it_is_said(tmp_pa
     assert mask_of(sources.build("voc_segmentation", data_root=tmp_path, split="val", classes=("a", "b"))) == [[0, 1]]
 
 
+def test_a_split_that_differs_from_the_training_masks_is_noted(tmp_path):
+    ones = np.array([[0, 1]], np.uint8)
+    make_masks(tmp_path, [ones, HALF], split_of=lambda number: ("train", "val")[number])
+    val = sources.build("voc_segmentation", data_root=tmp_path, split="val", classes=("a", "b"))
+    assert mask_of(val) == [[0, 255]]
+    (note,) = val.reading.notes
+    assert "but the training masks do not: 255 is void" in note
+
+
 def test_whoever_reads_such_masks_without_asking_is_told(tmp_path, caplog):
     make_masks(tmp_path, [HALF])[0]
     assert "The masks hold 0 and 255 alone" in caplog.text

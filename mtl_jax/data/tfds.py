@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data import masks, orientation
-from mtl_jax.data.base import Fields, Reading, Sample, check_split, warn_once
+from mtl_jax.data.base import SPLITS, Fields, Reading, Sample, check_split, warn_once
 from mtl_jax.data.images import Decoded, follow_image, mask_values, read_image
 from mtl_jax.errors import UserError
 
@@ -74,6 +74,12 @@ class Tfds:
         self._void = masks.void_values(void, ignore_label, self._mask_classes)
         self._may_be_binary = void is None and self._mask_classes == 2
         self._annotated_on = orientation.check(annotated_on)
+        training = dict(splits or DEFAULT_SPLITS).get(SPLITS[0])
+        self._deciding = (
+            functools.partial(_open, name, training, folder, self._fields)
+            if training is not None and split != SPLITS[0]
+            else None
+        )
         self._is_read = False  # whether somebody has asked for `reading`
 
     def __len__(self) -> int:
@@ -128,16 +134,16 @@ class Tfds:
 
     @functools.cached_property
     def _is_binary(self) -> bool:
+        """The training masks decide for both splits, so that one value means one class."""
         if not self._may_be_binary:
             return False
-        found = masks.is_binary((self._mask_values(index) for index in range(len(self))), 2)
+        data = self._data if self._deciding is None else self._deciding()
+        path = self._fields["segmentation"]
+        values = (_numbers(_get(data[index], path, self.name), self.name) for index in range(len(data)))
+        found = masks.is_binary(values, 2)
         if found and not self._is_read:
             warn_once(masks.binary_note(f"{self.name} {self._split} example 0", self.class_names["segmentation"]))
         return found
-
-    def _mask_values(self, index: int) -> np.ndarray:
-        where = f"{self.name} {self._split} example {index}"
-        return _numbers(_get(self._data[index], self._fields["segmentation"], where), f"{where} mask")
 
     def _mask(self, content: Any, image: Decoded, where: str) -> np.ndarray:
         values = _numbers(content, f"{where} mask")

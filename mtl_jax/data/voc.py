@@ -97,6 +97,11 @@ class VocSegmentation:
         notes = [*self._palettes()]
         if self._is_binary:
             notes.append(self._binary_note())
+        elif self._may_be_binary and self._hold_0_and_255(self._files.file):
+            notes.append(
+                f"The masks of this split hold 0 and 255 alone (first: {next(self._files.maps('mask'), 'none')}), but "
+                "the training masks do not: 255 is void, as there; export both splits alike if it is a class."
+            )
         return self._files.reading(tuple(notes))
 
     @functools.cached_property
@@ -106,12 +111,15 @@ class VocSegmentation:
             return False
         training = self._files.file.with_name(f"{SPLITS[0]}.txt")
         decides = training if training.exists() else self._files.file
-        # Both change when files come or go, so that a run looks once at masks that it opens many times.
-        changed_ns = tuple(path.stat().st_mtime_ns for path in (decides, self.folder / "SegmentationClass"))
-        found = _are_binary(decides, self.folder, changed_ns)
+        found = self._hold_0_and_255(decides)
         if found and not self._files.is_read:
             warn_once(self._binary_note())
         return found
+
+    def _hold_0_and_255(self, names: Path) -> bool:
+        # Both change when files come or go, so that a run looks once at masks that it opens many times.
+        changed_ns = tuple(path.stat().st_mtime_ns for path in (names, self.folder / "SegmentationClass"))
+        return _are_binary(names, self.folder, changed_ns)
 
     def _binary_note(self) -> str:
         return masks.binary_note(next(self._files.maps("mask"), "none"), self.class_names["segmentation"])
