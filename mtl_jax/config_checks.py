@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mtl_jax.errors import UserError
@@ -60,6 +61,30 @@ def check(config: Any, defaults: Any, stream: Any, stage: Any) -> None:
         _check_types(f"config.stages.{name}", settings, stage)
         _check_stage(config, f"config.stages.{name}", settings)
     _require_names("config.contract.baseline_from", config.contract.baseline_from, "config.tasks", config.tasks)
+
+
+def check_arguments(where: str, given: Any, factory: Callable[..., Any]) -> None:
+    """Checks that keyword arguments have the types of the function's defaults; names are the function's to check.
+
+    Args:
+        where: the arguments' place, for the error.
+        given: name -> value.
+        factory: that takes them.
+
+    Raises:
+        UserError: a value of another type, or that is not a number where one belongs.
+    """
+    parameters = inspect.signature(factory).parameters
+    for name in parameters.keys() & given.keys():
+        value, default = given[name], parameters[name].default
+        if isinstance(default, int) and not isinstance(default, bool) and "float" in str(parameters[name].annotation):
+            default = float(default)
+        if isinstance(default, tuple) and not isinstance(value, tuple | list):
+            raise UserError(f"{where}.{name} is {value!r}; expected several values, such as {default!r}")
+        if isinstance(default, int | float):
+            _check_type(f"{where}.{name}", value, default)
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{where}.{name} is nan; expected a number")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -159,6 +159,8 @@ def _literal(text: str) -> Any:
     """A number, tuple or dict as Python writes it, or else the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if text.lower() in ("nan", "inf", "-inf"):
+        return float(text)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax import experiment, holding, remember, stage_plan, stages
+from mtl_jax import balance, config_checks, experiment, holding, remember, stage_plan, stages, tasks
 from mtl_jax.continual import der, gpm
-from mtl_jax.data import sources
+from mtl_jax.data import sources, transforms
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.stage_plan import Learnt
@@ -66,6 +66,28 @@ class _Expected:
 
     def __getitem__(self, index: int) -> sources.Sample:
         return self.source[index]
+
+
+def check_arguments(config: Any) -> None:
+    """Checks the types in tables of keyword arguments: of tasks, sources, augmentation and balancing.
+
+    Raises:
+        UserError: a value of another type than the argument's.
+    """
+    tables: list[tuple[str, str, str, Any]] = [
+        ("tasks", name, "", tasks.KINDS.get(task.get("kind"))) for name, task in config.tasks.items()
+    ]
+    for name, stream in config.streams.items():
+        tables.append(("streams", name, "augment", transforms.Augment))
+        tables.append(("streams", name, "options", sources.SOURCES.get(stream.source)))
+    tables += [
+        ("stages", name, "balance_options", balance.METHODS.get(stage.balance)) for name, stage in config.stages.items()
+    ]
+    for section, name, table, factory in tables:
+        settings = config[section][name]
+        if factory is not None:  # an unknown choice is refused where it is made
+            where = ".".join(part for part in ("config", section, name, table) if part)
+            config_checks.check_arguments(where, settings[table] if table else settings, factory)
 
 
 def check_sizes(config: Any) -> None:

@@ -77,10 +77,11 @@ def train_and_evaluate(
 
 def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Preemption) -> dict[str, Any]:
     config_lib.resolve(config)
+    rehearsal.check_arguments(config)
+    rehearsal.check_sizes(config)
     config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
     parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
     run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
-    rehearsal.check_sizes(config)
     data = data_record.look(config, parts)  # what is wrong is told before the first stage, not after it
     rehearsal.rehearse(config, parts)
     fresh = None if checkpoints.stages(workdir) else _start(config, parts)  # weights to start from may be missing too

@@ -79,3 +79,34 @@ def test_what_fits_passes():
 def test_a_mistake_of_the_second_stage_is_told_before_the_first(first, second, stream, words):
     with pytest.raises(UserError, match=words):
         rehearse(first, second, **stream)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("tasks.cls.label_smoothing", "high", "config.tasks.cls.label_smoothing is 'high'; expected a number"),
+        ("tasks.cls.label_smoothing", float("nan"), "config.tasks.cls.label_smoothing is nan"),
+        ("tasks.cls.strides", 8, "config.tasks.cls.strides is 8; expected several values, such as (32,)"),
+        ("streams.single.options.size", "big", "config.streams.single.options.size is 'big'; expected a whole number"),
+        ("streams.single.augment.hue", "high", "config.streams.single.augment.hue is 'high'; expected a number"),
+        ("streams.single.augment.random_position", 2, "augment.random_position is 2; expected True or False"),
+        ("stages.cls.balance_options.c", "high", "config.stages.cls.balance_options.c is 'high'; expected a number"),
+    ],
+)
+def test_arguments_have_the_types_of_their_functions(field, value, words):
+    config: Any = config_lib.base()
+    config.tasks.cls = {"kind": "classification", "classes": ("cat", "dog")}
+    config.streams.single = config_lib.stream(
+        "digits", {"cls": "classification"}, augment={"hue": 0}, options={"size": 64}
+    )
+    config.stages.cls = config_lib.stage(("single",), balance="cagrad", balance_options={"c": 1})
+    rehearsal.check_arguments(config)
+    *above, name = field.split(".")
+    with config.ignore_type(), config.unlocked():
+        section = config
+        for part in above:
+            section = section[part]
+        section[name] = value
+    with pytest.raises(UserError) as raised:
+        rehearsal.check_arguments(config)
+    assert words in str(raised.value)

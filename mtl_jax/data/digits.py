@@ -47,7 +47,7 @@ class DigitScenes:
         length: number of scenes; by default 2000 to train and 200 to validate.
 
     Raises:
-        UserError: an unknown split or label, or a size under 32 px.
+        UserError: an unknown split or label, a size under 32 px, or no scenes.
 
     References:
         Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -72,6 +72,8 @@ class DigitScenes:
             raise UserError(f"expected labels among {', '.join(CLASS_NAMES)}, found {unknown}: choose some of them")
         if size < 32:
             raise UserError(f"expected scenes of at least 32 px, found {size}: digits would be unreadable")
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise UserError(f"expected a number of scenes from 1, found length={length!r}: leave it out")
         self.size = size
         self._single = "classification" in self.labels
         self.class_names = {label: CLASS_NAMES[label] for label in self.labels}
