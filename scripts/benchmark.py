@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=10, help="timed computations of each side")
     parser.add_argument("--data_root", type=Path, default=Path(os.environ.get("MTL_JAX_DATA", "data")))
     parser.add_argument("--methods", default="", help="of `balance`: names with commas between; all by default")
+    parser.add_argument("--runs", default="", help="of `sharing`: finished trainings, shared=DIR,plain=DIR")
+    parser.add_argument("--svg", type=Path, help="of `sharing`: draw what the runs reached against what networks cost")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = vars(parser.parse_args(arguments))
     what, path = options.pop("what"), options.pop("json")

@@ -143,23 +143,37 @@ def test_every_backbone_is_counted_and_timed(monkeypatch):
     ]
 
 
-def test_sharing_more_takes_fewer_parameters(monkeypatch):
+def test_sharing_is_timed_counted_and_set_against_what_runs_reached(monkeypatch, tmp_path):
     from mtl_jax import config as config_lib
     from mtl_jax import experiment
-    from mtl_jax.benchmarks import sharing
+    from mtl_jax.benchmarks import commands, sharing
 
     config = config_lib.base()
     config.model.update({"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8})
     for name in ("one", "two"):
         config.tasks[name] = {"kind": "classification", "classes": ("a", "b")}
 
-    def build(data_root, *, share_until):
-        config.model.share_until = share_until
-        return experiment.build(config.to_dict(), data_root=data_root)
+    def build(data_root, variant, **changes):
+        settings = config.to_dict()
+        return experiment.build({**settings, "model": settings["model"] | changes}, data_root=data_root)
 
     monkeypatch.setattr(sharing.flagship, "build", build)
-    monkeypatch.setattr(sharing, "SHARE_CHOICES", ("all", "stage_3"))
-    rows = sharing.measure(Path(), image_size=64, repeats=1)
-    assert [row["share_until"] for row in rows] == ["all", "stage_3"]
-    assert rows[0]["params"] < rows[1]["params"]
-    assert all(row["ratio"] > 0 for row in rows)
+    monkeypatch.setattr(sharing, "NETWORKS", {"plain": ("plain", {}), "apart": ("plain", {"sharing": "independent"})})
+    for seed, drop in enumerate((2.0, 6.0)):
+        entry = {"metric": "top1", "final": 0.5 + seed / 10, "drop_percent": drop, "higher_is_better": True}
+        tree = {"passed": True, "tasks": {"one": entry}, "budgets": {}, "stages": []}
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "contract.json").write_text(json.dumps(tree))
+    runs = f"plain={tmp_path}/0,plain={tmp_path}/1"
+    options = commands.Options(image_size=64, repeats=1, runs=runs, svg=tmp_path / "frontier.svg")
+    plain, apart = commands.sharing(options)
+    assert plain["params"] < apart["params"]
+    assert plain["shared_percent"] > 90
+    assert apart["shared_percent"] == 0
+    assert plain["ratio"] > 0
+    assert (plain["one_top1"], plain["largest_drop_percent"]) == pytest.approx((0.55, 4.0))
+    assert "largest drop percent" in (tmp_path / "frontier.svg").read_text()
+    with pytest.raises(UserError, match=r"no contract\.json in nowhere"):
+        commands.sharing(dataclasses.replace(options, runs="plain=nowhere"))
+    with pytest.raises(UserError, match="--runs names hard; expected some of plain, apart"):
+        commands.sharing(dataclasses.replace(options, runs="hard=nowhere"))

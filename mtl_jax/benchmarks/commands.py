@@ -31,6 +31,8 @@ class Options:
     repeats: int = 10
     data_root: Path = Path("data")
     methods: str = ""  # names of balancing methods with commas between; "" is all of them
+    runs: str = ""  # of `sharing`: network=work directory, with commas between
+    svg: Path | None = None  # of `sharing`: gets the frontier
 
 
 def step(options: Options) -> Rows:
@@ -129,10 +131,18 @@ def evaluate(options: Options) -> Rows:
 
 
 def sharing(options: Options) -> Rows:
-    """Times one image through each wiring of the flagship, every task alone and all together, and counts parameters."""
+    """Times one image through each wiring of the flagship, counts parameters; --runs and --svg draw the frontier."""
     from mtl_jax.benchmarks import sharing
 
-    return sharing.measure(options.data_root, image_size=options.image_size, repeats=options.repeats)
+    runs: dict[str, list[Path]] = {}
+    for name, equals, folder in (each.partition("=") for each in options.runs.split(",") if each):
+        if not equals:
+            raise UserError(f"--runs has {name!r}; expected a network and a work directory, as in shared=runs/seq")
+        runs.setdefault(name, []).append(Path(folder))
+    rows = sharing.measure(options.data_root, image_size=options.image_size, repeats=options.repeats, runs=runs)
+    if options.svg:
+        options.svg.write_text(sharing.frontier_svg(rows))
+    return rows
 
 
 def hydra(options: Options) -> Rows:

@@ -12,16 +12,14 @@ from mtl_jax.errors import UserError
 PAGE = Path(__file__).parents[2] / "configs" / "seq.py"
 
 
-def build(data_root: Path, **model_changes: Any) -> experiment.Experiment:
-    """Returns the flagship's experiment, with some settings of its network changed.
+def build(data_root: Path, variant: str = "shared", **model_changes: Any) -> experiment.Experiment:
+    """Returns the experiment of a variant of the flagship's page, with some settings of its network changed.
 
     Raises:
         UserError: its configuration page is not there: the package was installed without the repository.
     """
     if not PAGE.is_file():
         raise UserError(f"the flagship's page {PAGE} is missing; run the benchmark from a clone of the repository")
-    page = load_page(PAGE)
-    shared = model_changes.get("share_until") == "all"  # which has no branches, and a page of its own
-    config = page.get_config("all" if shared else "branched").to_dict()
+    config = load_page(PAGE).get_config(variant).to_dict()
     config["model"] |= model_changes
     return experiment.build(config, data_root=data_root)

@@ -1,47 +1,121 @@
-"""What sharing saves: time and parameters of the flagship, from everything shared to a branch right after the stem."""
+"""What sharing saves and costs: time and parameters of each wiring of the flagship, beside what runs reached."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mtl_jax import evaluate, experiment
+from mtl_jax import comparison, evaluate, experiment
 from mtl_jax.benchmarks import flagship
-from mtl_jax.models import multi_task
-from mtl_jax.models.sharing import SHARE_CHOICES
+from mtl_jax.errors import UserError
+from mtl_jax.models import dependence
+from mtl_jax.report_figures import scatters_svg
+
+# Variant of the flagship's page, and what else its network has.
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("plain", {}),
+    "shared": ("shared", {}),
+    "branched at stage_3": ("branched", {"share_until": "stage_3"}),
+    "branched": ("branched", {}),
+    "branched at stage_1": ("branched", {"share_until": "stage_1"}),
+    "independent": ("plain", {"sharing": "independent"}),
+}
+COSTS = {"shared_percent": "shared parameters, %", "params": "parameters", "all_ms": "all tasks, ms"}
+LARGEST_DROP = "largest_drop_percent"
+
+Rows = list[dict[str, Any]]
 
 
-def measure(data_root: Path, *, image_size: int, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    data_root: Path, *, image_size: int, repeats: int, runs: Mapping[str, Sequence[Path]] | None = None
+) -> Rows:
     """Returns, for each wiring, its parameters and the ms of one image: each task alone, and all of them.
 
-    The wirings take turns, so that a busy minute of the machine falls on all of them. The ratio is that of all tasks to
-    the slowest task alone, which is what one single-task network of the same layers takes.
+    The ratio is that of all tasks to the slowest task alone, which is what one single-task network of the same layers
+    takes.
+
+    Args:
+        data_root: folder of datasets.
+        image_size: px.
+        repeats: turns, after a first one that compiles.
+        runs: name of a wiring -> work directories of finished trainings, whose mean figures stand beside its costs.
     """
-    networks = {}
-    for share in SHARE_CHOICES:
-        parts = flagship.build(data_root, share_until=share)
-        variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
-        networks[share] = (evaluate.make_predict(parts.model, parts.tasks), variables, tuple(parts.tasks))
-    asked = {"all": networks["all"][2], **{task: (task,) for task in networks["all"][2]}}
-    timings: dict[tuple[str, str], list[float]] = {}
+    reached = {name: _reached(name, folders) for name, folders in (runs or {}).items()}
+    networks = {name: flagship.build(data_root, variant, **more) for name, (variant, more) in NETWORKS.items()}
+    times, rows = _times(networks, image_size=image_size, repeats=repeats), []
+    for name, parts in networks.items():
+        counts = dependence.params_by_owner(parts.model)
+        costs = {"params": sum(counts.values()), "shared_percent": dependence.shared_percent(counts)}
+        ratio = times[name]["all_ms"] / max(times[name][f"{task}_ms"] for task in parts.tasks)
+        rows.append({"network": name, **costs, **times[name], "ratio": ratio, **reached.get(name, {})})
+    return rows
+
+
+def _times(
+    networks: Mapping[str, experiment.Experiment], *, image_size: int, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Median ms of all tasks and of each; the networks take turns, so that a busy minute falls on all of them."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in networks}
+    ready = {
+        name: (
+            evaluate.make_predict(parts.model, parts.tasks),
+            experiment.init_variables(parts, key=jax.random.key(0), pretrained_path=""),
+            {"all": tuple(parts.tasks), **{task: (task,) for task in parts.tasks}},
+        )
+        for name, parts in networks.items()
+    }
     for turn in range(repeats + 1):
-        for share, (predict, variables, _) in networks.items():
-            for name, tasks in asked.items():
+        for name, (predict, variables, asked) in ready.items():
+            for label, tasks in asked.items():
                 milliseconds = evaluate.latency_ms(predict, variables, tasks, image_size=image_size, repeats=3)
                 if turn:  # the first one compiles
-                    timings.setdefault((share, name), []).append(milliseconds)
-    rows = []
-    for share, (_, variables, tasks) in networks.items():
-        medians = {name: float(np.median(timings[share, name])) for name in asked}
-        rows.append(
-            {
-                "share_until": share,
-                "params": sum(multi_task.parameter_count(variables["params"]).values()),
-                **{f"{name}_ms": value for name, value in medians.items()},
-                "ratio": medians["all"] / max(medians[task] for task in tasks),
-            }
+                    found[name].setdefault(f"{label}_ms", []).append(milliseconds)
+    return {name: {label: float(np.median(each)) for label, each in times.items()} for name, times in found.items()}
+
+
+def _reached(name: str, folders: Sequence[Path]) -> dict[str, float]:
+    """Mean of each task's figure over runs, and the largest of the tasks' mean drops."""
+    if name not in NETWORKS:
+        raise UserError(f"--runs names {name}; expected some of {', '.join(NETWORKS)}")
+    found = [comparison.read(name, number, folder) for number, folder in enumerate(folders)]
+    unfinished = [str(folder) for folder, run in zip(folders, found, strict=True) if run is None]
+    if unfinished:
+        raise UserError(f"--runs: expected finished trainings, found no contract.json in {', '.join(unfinished)}")
+    figures = [comparison.figures(run) for run in found if run]
+    drops = [name for name in figures[0] if name.endswith("_drop_percent")]
+    main = [f"{task}_{entry['metric']}" for run in found[:1] if run for task, entry in run.contract["tasks"].items()]
+    means = {each: statistics.fmean(run[each] or 0.0 for run in figures) for each in (*main, *drops)}
+    return {each: means[each] for each in main} | {LARGEST_DROP: max(means[drop] for drop in drops)}
+
+
+def frontier_svg(rows: Rows) -> str:
+    """What each network reached and lost, against what it shares, its parameters and its time: an image by itself.
+
+    Args:
+        rows: from `measure`, of which those without runs are left out.
+
+    Raises:
+        UserError: no row has runs.
+    """
+    known = {row["network"]: row for row in rows if LARGEST_DROP in row}
+    if not known:
+        raise UserError(
+            "a frontier needs what networks reached; name finished trainings with --runs shared=DIR,plain=DIR"
         )
-    return rows
+    first, costs = next(iter(known.values())), {"network", "ratio", *COSTS}
+    return scatters_svg(
+        [
+            (reached.replace("_", " "), [(title, _points(known, cost, reached)) for cost, title in COSTS.items()])
+            for reached in first
+            if reached not in costs and not reached.endswith("_ms")
+        ]
+    )
+
+
+def _points(rows: Mapping[str, Mapping[str, Any]], x: str, y: str) -> dict[str, tuple[float, float]]:
+    return {name: (float(row[x]), float(row[y])) for name, row in rows.items()}

@@ -272,7 +272,7 @@ def backbone_stages(model: Network) -> dict[str, tuple[str, ...]]:
     for number in range(int(math.log2(IMAGE_STRIDE))):
         part = whole.clone(until=2 ** (number + 1))
         init = functools.partial(part.init, train_batch_norm=False)
-        layers = jax.eval_shape(init, jax.random.key(0), image)["params"]
+        layers = jax.eval_shape(init, jax.random.key(0), image).get("params", {})
         stages[f"stage_{number}"] = tuple(name for name in layers if name not in seen)
         seen |= set(layers)
     return stages
