@@ -35,7 +35,7 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
         expected = f"none or some of {', '.join((*METHODS, *MORE))} joined by +, after minis/ for the real sets"
         raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}")
     page = load_page(Path(__file__).with_name("seq.py" if data == "minis" else "quickstart.py"))
-    config: Any = page.get_config("all") if data == "minis" else page.get_config()
+    config: Any = page.get_config("plain") if data == "minis" else page.get_config()
     config.name = "ablation_seq"
     if data == "minis":  # shorter and smaller than configs/seq.py: eight variants are to be trained
         page.shrink(config)

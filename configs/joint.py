@@ -42,7 +42,7 @@ def get_config(method: str = "sum") -> ConfigDict:
 
 def _minis() -> Any:
     page = load_page(Path(__file__).with_name("seq.py"))
-    config: Any = page.get_config("all")
+    config: Any = page.get_config("plain")
     page.shrink(config)  # many methods are to be compared
     settings = stage(
         ("voc", "coco", "imagenette"),

@@ -84,7 +84,6 @@ def test_norms_and_patches_start_from_the_earlier_task_s(learnt, tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
         patched.setattr(train_loop.report, "write", lambda *arguments, **settings: None)
-        patched.setattr(train_loop.run_record, "refuse_another", lambda *configs: None)
         train_loop.train_and_evaluate(settings, copy)
     after = variables(copy, "1-cls")
     for path in ("neck/lateral_32/patch_{}/up/kernel", "backbone/norm_32/{}/bias"):
@@ -102,7 +101,7 @@ def test_a_run_that_was_cut_between_its_stages_ends_alike(learnt, tmp_path):
 
 
 def test_an_exported_network_answers_alike(learnt, tmp_path):
-    pytest.importorskip("flatbuffers", reason="the extra `export` is not installed: StableHLO files are not tested")
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed: StableHLO files are not tested")
     ready = trained.load(learnt)
     image = network.input_shape(image_size=64, batch_size=1)
     pixels = np.random.default_rng(0).random(image.shape, np.float32)

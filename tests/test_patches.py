@@ -12,7 +12,7 @@ from mtl_jax import tasks
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.ownership import by_owner, counterpart, owner_of
-from mtl_jax.patterns import matches, path_of
+from mtl_jax.patterns import change_where, expanded, matches, path_of
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(
@@ -138,6 +138,37 @@ def test_shared_stages_are_passed_once_for_all_tasks():
     for number in range(5):
         for layer in stages[f"stage_{number}"]:
             assert passes[f"backbone/{layer}"] == (1 if number <= 2 else len(NAMES))
+
+
+def test_what_is_frozen_takes_no_backward_pass():
+    model, variables = build()
+    stages = multi_task.backbone_stages(model)
+
+    def operations(*frozen, differentiated=True):
+        patterns = tuple(each for pattern in frozen for each in expanded(pattern, stages))
+
+        def loss(params):
+            params = change_where(jax.lax.stop_gradient, params, patterns)
+            passed = multi_task.train_raw(
+                model,
+                params,
+                variables["batch_stats"],
+                IMAGE,
+                tasks=NAMES,
+                key=jax.random.key(0),
+                train_batch_norm=lambda path: not matches(path, patterns),
+            )
+            return sum(jnp.square(each).sum() for each in passed.raw.values())
+
+        program = jax.grad(loss) if differentiated else loss
+        text = jax.jit(program).lower(variables["params"]).as_text()
+        return sum(text.count(name) for name in ("stablehlo.convolution", "stablehlo.dot_general", "custom_call"))
+
+    everything = ("backbone", "neck", "kernels", "norms")
+    whole, lower, kernels = operations(), operations("backbone/until_8"), operations("backbone/until_8", "kernels")
+    assert whole > lower > kernels
+    # Left are the gradients of the two slices' kernels.
+    assert operations(*everything) == operations(*everything, differentiated=False) + len(NAMES)
 
 
 def test_all_norms_are_the_case_of_the_first_stride():

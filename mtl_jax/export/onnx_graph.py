@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ class Graph:
         self.helper: Any = onnx.helper
         self.nodes: list[Any] = []
         self.initializers: dict[str, np.ndarray] = parent.initializers if parent else {}
+        self.constants: dict[tuple[Any, ...], str] = parent.constants if parent else {}  # by what they hold
         self.numbers: Any = parent.numbers if parent else itertools.count()
 
     def fresh(self, what: str) -> str:
@@ -40,9 +42,12 @@ class Graph:
         """Returns the name of a value, of which an array becomes an initializer."""
         if isinstance(value, Tensor):
             return value.name
-        name = self.fresh("constant")
-        self.initializers[name] = np.ascontiguousarray(value).reshape(value.shape)
-        return name
+        whole = np.ascontiguousarray(value).reshape(value.shape)
+        key = str(whole.dtype), whole.shape, hashlib.sha256(whole.data).digest()
+        if key not in self.constants:  # tasks pass through the same kernels, which the file holds once
+            self.constants[key] = self.fresh("constant")
+            self.initializers[self.constants[key]] = whole
+        return self.constants[key]
 
     def node(
         self, op: str, *inputs: Value, shape: Sequence[int], dtype: Any, outputs: int = 1, **attributes: Any
