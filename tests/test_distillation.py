@@ -27,7 +27,7 @@ def logits(label, sharpness=3.0):
 
 def detected(found, label):
     """Sixteen cells whose box is that of an untrained head; `found` says where the teacher sees an object."""
-    objectness = jnp.where(jnp.asarray(found), 20.0, -20.0) - tasks.detection.PRIOR_LOGIT
+    objectness = jnp.where(jnp.asarray(found), 4.0, -4.0) - tasks.detection.PRIOR_LOGIT
     return jnp.concatenate([jnp.zeros((1, 16, 4)), objectness[None, :, None], logits(label)[None]], axis=-1)
 
 
@@ -70,6 +70,21 @@ def test_the_gradient_of_what_the_teacher_rarely_sees_grows(name, key):
     common = {"seg": np.s_[0, 3, 3], "cls": np.s_[0], "tags": np.s_[0, 1], "det": np.s_[0, 4, 5:]}[name]
     assert balanced[rare].max() > 1.2 * plain[rare].max()
     assert balanced[common].max() < plain[common].max()
+
+
+def test_the_background_of_detection_costs_no_more_than_the_objects():
+    teacher = detected(np.arange(16) == 3, np.zeros(16))
+
+    def gradient(shift):
+        student = teacher.at[..., 4].add(shift)
+        return [
+            jax.grad(lambda student, row=row: both("det", teacher, student)[row])(student)[0, :, 4] for row in range(2)
+        ]
+
+    plain, balanced = gradient(0.01)
+    rest = np.arange(16) != 3
+    assert plain[rest].sum() > 5 * plain[3]
+    assert 0.5 * balanced[3] < balanced[rest].sum() < 2 * balanced[3]
 
 
 def test_cells_at_borders_weigh_more_than_their_like():

@@ -257,8 +257,9 @@ def distillation_loss(
 
     The sum of KL(teacher || student) of the objectness on every cell, and, weighted by the teacher's
     objectness, that of each class, the smooth-L1 distance of the raw box and the generalised-IoU loss, over
-    the teacher's total objectness. Balanced, the cells with an object are weighed by the rarity of its class,
-    and the objectness of the background counts by its mean, as that of the objects does.
+    the teacher's total objectness. Balanced, the cells with an object are weighed by the rarity of its class, and
+    the background, which is most of the cells, so that an error of its objectness costs no more than one of the
+    objects'.
 
     References:
         Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", 2017. Hinton,
@@ -277,9 +278,14 @@ def distillation_loss(
     if balanced:
         rare = rarity(teacher[..., OBJECTNESS + 1 :].argmax(axis=-1), weight, teacher.shape[-1] - OBJECTNESS - 1)
         rare *= weight.sum() / jnp.maximum((rare * weight).sum(), 1.0)
-        background = ((1 - weight) * kl[..., 0]).sum() / jnp.maximum((1 - weight).sum(), 1.0)
-        return (weight * rare * (kl[..., 0] + of_object)).sum() / jnp.maximum(weight.sum(), 1.0) + background
-    return (kl[..., 0] + weight * of_object).sum() / jnp.maximum(weight.sum(), 1.0)
+        # What a small error of the logit costs is p (1 - p): of all objects together, and of all the background.
+        information = weight * (1 - weight)
+        of_objects, of_rest = (weight * information).sum(), ((1 - weight) * information).sum()
+        rest = (1 - weight) * jnp.minimum(of_objects / jnp.maximum(of_rest, 1e-6), 1.0)
+        cost = weight * rare * (kl[..., 0] + of_object) + rest * kl[..., 0]
+    else:
+        cost = kl[..., 0] + weight * of_object
+    return cost.sum() / jnp.maximum(weight.sum(), 1.0)
 
 
 def sampled_loss(
