@@ -154,13 +154,23 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> sources.So
                 f"stream {stream} gives task {task} the label {label!r}, which source {settings['source']} does not "
                 f"have; it has {', '.join(found.class_names)}"
             )
-        names = tuple(found.class_names[label])
-        if names and names != tuple(experiment.tasks[task].classes):
-            raise UserError(
-                f"task {task} has classes {_short(experiment.tasks[task].classes)}, but stream {stream} labels "
-                f"{_short(names)}; {_advice(task, stream, settings)}"
-            )
+        _check_names(experiment, stream, task, label, tuple(found.class_names[label]))
     return Subset(found, range(min(SMOKE_EXAMPLES, len(found)))) if experiment.smoke else found
+
+
+def _check_names(experiment: Experiment, stream: str, task: str, label: str, names: tuple[str, ...]) -> None:
+    """Refuses a stream whose numbers mean other classes than the task's, or none that it can tell."""
+    settings, classes = experiment.streams[stream], tuple(experiment.tasks[task].classes)
+    if not names and classes and "classes" in sources.options_of(settings["source"]):
+        raise UserError(
+            f"stream {stream} labels task {task} by numbers without names; set config.streams.{stream}.options.classes "
+            f"to {{{label!r}: {_short(classes)}}}, the task's classes in the order of the numbers"
+        )
+    if names and names != classes:
+        raise UserError(
+            f"task {task} has classes {_short(classes)}, but stream {stream} labels {_short(names)}; "
+            f"{_advice(task, stream, settings)}"
+        )
 
 
 def _advice(task: str, stream: str, settings: Mapping[str, Any]) -> str:

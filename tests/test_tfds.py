@@ -8,7 +8,10 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import MODEL
 
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
 
@@ -136,6 +139,27 @@ def test_masks_of_0_and_255_are_two_classes_unless_255_is_named_void(prepared, s
     assert [source.class_names["segmentation"][0] in note for note in source.reading.notes] == [True] * (void is None)
     found = [np.unique(sample["labels"]["segmentation"]["mask"]).tolist() for sample in by_level(source)]
     assert found == [[value if level % 2 else 0] for level in range(len(source))]
+
+
+def test_a_class_outside_the_given_table_is_refused(prepared):
+    for label, path in (
+        ("classification", "label"),
+        ("detection", {"boxes": "objects/bbox", "label": "objects/label"}),
+    ):
+        source = opened(prepared, fields={"image": "image", label: path}, classes={label: ("only",)})
+        with pytest.raises(UserError, match=rf"{label}: expected classes .* to 0, found 1: list every class"):
+            by_level(source)
+
+
+def test_labels_without_names_are_refused_for_a_task_that_has_classes(prepared, tiny_backbone):
+    config = config_lib.base()
+    with config.ignore_type():
+        config.model.update(MODEL)
+        config.tasks.seg = {"kind": "segmentation", "classes": ("a", "b", "c")}
+    options = {"name": "tiny_scenes", "fields": {"image": "image", "segmentation": "mask"}}
+    config.streams.s = config_lib.stream("tfds", {"seg": "segmentation"}, options=options)
+    with pytest.raises(UserError, match=r"set config\.streams\.s\.options\.classes to {'segmentation': 3 \(a, b, c\)}"):
+        experiment.source(experiment.build(config.to_dict(), data_root=prepared), "s", training=True)
 
 
 def test_what_was_read_is_counted(prepared):

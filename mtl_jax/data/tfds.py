@@ -108,6 +108,9 @@ class Tfds:
                 labels[label], _ = _boxes(example, path, image.header, stored, where)
             elif label != "image":
                 labels[label] = {"label": np.asarray(_get(example, path, where), np.int32)}
+            if label in ("detection", "classification"):
+                least = 0 if label == "detection" else -1  # which is missing
+                _check_classes(labels[label]["label"], least, self.class_names[label], f"{where} {label}")
         return {"image": image.upright, "labels": labels, "id": f"{self._split}/{index}"}
 
     @functools.cached_property
@@ -226,6 +229,15 @@ def _as_rgb(pixels: np.ndarray, where: str) -> np.ndarray:
             f"{where}: expected u8[height, width, 3] or an encoded image, found {pixels.dtype}{pixels.shape}"
         )
     return pixels
+
+
+def _check_classes(label: np.ndarray, least: int, names: Sequence[str], where: str) -> None:
+    wrong = label[(label < least) | ((label >= len(names)) & bool(names))]
+    if wrong.size:
+        raise UserError(
+            f"{where}: expected classes {least} to {len(names) - 1}, found {wrong.ravel()[0]}: list every class in the "
+            "stream's options.classes"
+        )
 
 
 def _numbers(content: Any, where: str) -> np.ndarray:
