@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-Digests = Mapping[str, Mapping[str, Mapping[str, Any]]]  # stream -> split -> "images" and "digest"
+from mtl_jax import contract
+from mtl_jax.errors import UserError
+
+Digests = Mapping[str, Mapping[str, Mapping[str, Any]]]  # stream -> split -> `data_record.KEPT`
 
 
 def others(then: Digests, now: Digests, split: str, streams: Iterable[str] | None = None) -> dict[str, str]:
@@ -20,11 +24,46 @@ def others(then: Digests, now: Digests, split: str, streams: Iterable[str] | Non
     changed = {}
     for stream in now if streams is None else streams:
         old, new = then.get(stream, {}).get(split), now.get(stream, {}).get(split)
-        if old and new and old["digest"] != new["digest"]:
+        if old and new and not _same(old, new, "digest"):
             same = old["images"] == new["images"]
             counts = f"{new['images']}, of which some differ" if same else f"{old['images']} then, {new['images']} now"
             changed[stream] = f"stream {stream}: {counts}"
     return changed
+
+
+def _same(old: Mapping[str, Any], new: Mapping[str, Any], digest: str) -> bool:
+    """Whether two splits have one digest; of other shares of a split, digests tell nothing."""
+    if old["images"] == new["images"] and old["looked_at"] != new["looked_at"]:
+        return True
+    return old[digest] == new[digest]
+
+
+def refuse_other_baselines(runs: Mapping[str, str], measured: Mapping[str, str], now: Digests) -> None:
+    """Refuses baselines of other validation images than those of now; of runs that kept no digests nothing is known.
+
+    Args:
+        runs: task -> work directory of the run whose figure is the baseline; "" for none.
+        measured: task -> the stream on which this run measures it.
+        now: today's digests.
+
+    Raises:
+        UserError: names the task and the run.
+    """
+    for task, folder in runs.items():
+        judged = contract.read_json(Path(folder) / "contract.json") if folder and task in measured else None
+        then = ((judged or {}).get("stages") or [{}])[-1].get("data", {})
+        splits = [each["val"] for each in then.values() if task in each["val"]["tasks"]]
+        ours = now[measured[task]]["val"] if splits else {}
+        if splits and not any(_same(_of(each, task), _of(ours, task), "task") for each in splits):
+            raise UserError(
+                f"contract.baseline_from names {folder} for task {task}; expected a figure of the {ours['images']} "
+                f"validation images of stream {measured[task]}, found one of others ({splits[0]['images']}): train "
+                "that run again on these images, or leave baseline_from out"
+            )
+
+
+def _of(split: Mapping[str, Any], task: str) -> dict[str, Any]:
+    return {"images": split["images"], "looked_at": split["looked_at"], "task": split["tasks"][task]}
 
 
 def trained_on_others(
@@ -39,7 +78,7 @@ def trained_on_others(
     """
     said = []
     for stage in stages:
-        changed = others(stage.get("data", {}), now, "train", streams[stage["name"]])
+        changed = others(stage.get("data", {}), now, "train", streams.get(stage["name"], ()))
         if changed:
             said.append(
                 f"stage {stage['name']} was trained on other images than are there now ({'; '.join(changed.values())})"

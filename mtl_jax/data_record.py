@@ -19,6 +19,7 @@ from mtl_jax.models import cpu_kernels
 
 FILE = "data.json"
 SMOKE_IMAGES = 256  # of each split that a smoke run looks at
+KEPT = ("images", "looked_at", "digest", "tasks")  # in a checkpoint: numbers, and digests of all and for each task
 TOLD = 12  # warnings in the log; the file has them all
 TOLD_SECONDS = 10.0  # between two lines while the images of a split are looked at
 SPLITS = {"train": True, "val": False}  # -> whether it is for training
@@ -48,9 +49,9 @@ class DataRecord(NamedTuple):
         return [*told, f"{more} more warnings are in {FILE}"] if more > 0 else told
 
     def digests(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Returns stream -> split -> number of images and digest, which a checkpoint keeps."""
+        """Returns stream -> split -> `KEPT`, which a checkpoint keeps."""
         return {
-            stream: {split: {"images": each["images"], "digest": each["digest"]} for split, each in splits.items()}
+            stream: {split: {name: figures[name] for name in KEPT} for split, figures in splits.items()}
             for stream, splits in self.streams.items()
         }
 
@@ -102,6 +103,8 @@ def examine(
             found = looked[survey_name]
             errors += found.errors
             figures = findings.figures(found, _classes(parts, stream, source))
+            labels = parts.streams[stream]["labels"]
+            figures["tasks"] = {task: found.digest([label]) for task, label in labels.items()}
             seen.setdefault(stream, {})[split] = _Split(source, found, figures)
     if errors:
         raise UserError(findings.broken(list(dict.fromkeys(errors))))

@@ -55,7 +55,7 @@ def _measured_again(run: Run, learnt: Learnt, start: Learnt) -> Learnt:
             planned = stage_plan.plan(run.config, run.parts, len(history), previous)
             state, _, _ = stages.prepare(run.parts, planned, previous, seed=run.config.seed)
             again |= measure.before(run, planned, previous, state)
-        again["data"] = data_changes.measured_now(stage["data"], run.data)
+        again["data"] = data_changes.measured_now(stage.get("data", {}), run.data)
         history.append({**stage, **again})
         previous = then._replace(stages=list(history))
     return learnt._replace(stages=history)

@@ -17,6 +17,7 @@ from mtl_jax import (
     checkpoints,
     compilation,
     contract,
+    data_changes,
     data_record,
     devices,
     evaluate,
@@ -83,6 +84,7 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
     parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
     run_record.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
     data = data_record.look(config, parts)  # what is wrong is told before the first stage, not after it
+    _refuse_other_baselines(config, parts, data)
     rehearsal.rehearse(config, parts)
     fresh = None if checkpoints.stages(workdir) else _start(config, parts)  # weights to start from may be missing too
     with contextlib.ExitStack() as stack:
@@ -92,7 +94,8 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
         done = 0 if learnt is None else len(learnt.stages)
         stage_checkpoints.refuse_another_in_training(workdir, config, done=done)
         run_record.claim(written, config.to_dict(), command=command, trains=done < len(config.order))
-        data.write(written)
+        if done < len(config.order):  # else the data there is what the figures are of
+            data.write(written)
         log = stack.enter_context(MetricsLog(written))
         predict = evaluate.make_predict(parts.model, parts.tasks)
         run = Run(config, parts, predict, workdir, written, log, preemption, data.digests())
@@ -112,6 +115,13 @@ def _tell_unmeasured(parts: experiment.Experiment) -> None:
         first, *others = experiment.labelling_streams(parts, task) or ("",)
         if others:
             data_record.tell(f"{task} is measured on {first}, not on {', '.join(others)}: eval.py measures on all")
+
+
+def _refuse_other_baselines(config: Any, parts: experiment.Experiment, data: data_record.DataRecord) -> None:
+    if not config.smoke:  # which measures on a few images, to try everything out
+        streams = experiment.measured_streams(parts, parts.tasks)
+        measured = {task: stream for stream, tasks in streams.items() for task in tasks}
+        data_changes.refuse_other_baselines(config.contract.baseline_from.to_dict(), measured, data.digests())
 
 
 def _start(config: Any, parts: experiment.Experiment) -> Learnt:

@@ -2,11 +2,15 @@
 
 import pytest
 
-from mtl_jax import data_changes
+from mtl_jax import contract, data_changes
+from mtl_jax.errors import UserError
 
 
 def splits(train="a", val="b", images=(4, 2)):
-    return {"train": {"images": images[0], "digest": train}, "val": {"images": images[1], "digest": val}}
+    return {
+        split: {"images": count, "looked_at": count, "digest": digest, "tasks": {"seg": f"seg of {digest}"}}
+        for split, count, digest in (("train", images[0], train), ("val", images[1], val))
+    }
 
 
 NOW = {"one": splits(), "two": splits("c", "d")}
@@ -43,3 +47,25 @@ def test_measured_again_a_stage_has_the_validation_images_of_now_and_the_trainin
     stages[0]["data"] = data_changes.measured_now(then, NOW)
     assert data_changes.measured_on_others(stages, NOW) == ""
     assert stages[0]["data"] == {"one": splits("x", "b"), "gone": splits()}
+
+
+def test_where_another_share_was_looked_at_nothing_is_known_to_have_changed():
+    then = {"one": splits(val="x")}
+    then["one"]["val"]["looked_at"] = 1
+    assert data_changes.others(then, NOW, "val") == {}
+    then["one"]["val"]["images"] = 9
+    assert list(data_changes.others(then, NOW, "val")) == ["one"]
+
+
+def test_a_baseline_of_other_validation_images_is_refused(tmp_path):
+    def judge(data):
+        contract.write_json(tmp_path / "contract.json", {"stages": [{"name": "seg", "data": data}]})
+        data_changes.refuse_other_baselines({"seg": str(tmp_path), "det": ""}, {"seg": "one", "det": "two"}, NOW)
+
+    judge({})
+    judge({"another name": splits(train="x")})
+    with pytest.raises(UserError, match=r"for task seg; expected a figure of the 2 .* stream one, found one of others"):
+        judge({"one": splits(val="x")})
+    other_tasks = {"one": splits(val="x")}
+    other_tasks["one"]["val"]["tasks"]["seg"] = NOW["one"]["val"]["tasks"]["seg"]
+    judge(other_tasks)
