@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax import allocator
+from mtl_jax.errors import print_any_name
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", default="", help="of `sharing`: finished trainings, shared=DIR,plain=DIR")
     parser.add_argument("--svg", type=Path, help="of `sharing`: draw what the runs reached against what networks cost")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    print_any_name()
     options = vars(parser.parse_args(arguments))
     what, path = options.pop("what"), options.pop("json")
     try:

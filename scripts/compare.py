@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtl_jax.errors import print_any_name
+
 TRAIN = Path(__file__).with_name("train.py")
 
 
@@ -41,6 +43,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("variants", nargs="+", help='"[label=]page.py[:argument] [--config.field=value …]"')
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the comparison")
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
+    print_any_name()
     options = parser.parse_args(arguments[:cut])
     options.out = options.out.expanduser()
     try:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.prepared import describe
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, print_any_name
 
 EXAMPLES = """examples:
   python scripts/prepare_data.py --data_root data                          all three, downloaded
@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 2 for a mistake that the user can mend, 130 after Ctrl-C.
     """
+    print_any_name()
     flags = _parser().parse_args(arguments)
     try:
         names = [name.strip() for name in flags.sets.split(",") if name.strip()]

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags, logging
 
 from mtl_jax import allocator, overrides
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, print_any_name
 
 flags.DEFINE_string(  # for --help; `overrides` reads it
     "config", None, "A page of configs/; single settings are changed with --config.some.field=value."
@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
         shown = [flags.FLAGS[name] for name in SHOWN]
         print(USAGE, __doc__, *(f"  --{flag.name}: {flag.help}" for flag in shown), sep="\n")
         return 0
+    print_any_name()
     try:
         config = _parse(arguments)
     except UserError as error:

@@ -1,6 +1,7 @@
 """The training script as a user meets it: help, mistakes in one line with status 2, and a smoke run."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,18 @@ def test_a_smoke_run_of_one_stage_writes_every_file_and_a_broken_contract_can_be
     assert json.loads((workdir / "contract.json").read_text())["budgets"]["latency_ms"]["passed"] is False
     for name in ("config.json", "metrics.jsonl", "report.html", "checkpoints/0-seg", "tensorboard"):
         assert (workdir / name).exists()
+
+
+def test_every_command_prints_names_that_are_no_text():
+    commands = [*(ROOT / "scripts").glob("*.py"), ROOT / "eval.py", ROOT / "mtl_jax" / "predict.py"]
+    assert [path.name for path in commands if "    print_any_name()\n" not in path.read_text()] == []
+
+
+def test_a_data_folder_whose_name_is_no_text_is_told_in_one_line(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", "configs/seq.py"]
+    flags = [os.fsencode(f"--config.data_root={tmp_path}/") + b"caf\xe9", "--workdir", str(tmp_path / "run")]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([*command, *flags], capture_output=True, cwd=ROOT, env=env, check=False)
+    assert done.returncode == 2
+    assert b"caf\\udce9" in done.stderr
+    assert b"Traceback" not in done.stderr
