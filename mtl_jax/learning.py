@@ -82,6 +82,6 @@ def _why(found: Mapping[str, Any], reached: float | None, perfect: float) -> str
     if found["constant"] == perfect:
         return "the same answer for every validation image is perfect, so that they cannot show learning"
     return (
-        f"learnt nothing: {figure(reached)} after its own stage, {figure(found['untrained'])} untrained, "
-        f"{figure(found['constant'])} with the same answer for every image; expected {figure(found['to_beat'])}"
+        f"learnt nothing: {figure(reached)} after its own stage, expected {figure(found['to_beat'])} (untrained "
+        f"{figure(found['untrained'])}, a constant answer {figure(found['constant'])})"
     )
