@@ -2,7 +2,6 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +19,10 @@ from random_sets import (
     write_map,
     write_photo,
 )
+from tiny import MODEL
 
-from mtl_jax import experiment, predict, tasks
+from mtl_jax import config as config_lib
+from mtl_jax import experiment, predict
 from mtl_jax.data import sources
 
 BOTH_WAYS = pytest.mark.parametrize("flip", [False, True])
@@ -223,18 +224,17 @@ def perfect(pixels, names):
     return {name: {"seg": {"mask": 250 + grey // 10}, "det": boxes}[name] for name in names}
 
 
-def test_predicted_masks_and_boxes_lie_on_the_photo_as_viewers_show_it(tmp_path, rng, monkeypatch):
-    """Photos of stripes of grey, of 20 and more px each, so that only pixels beside an edge blend."""
-    kinds = {
-        "seg": {"kind": "segmentation", "classes": tuple(f"c{i}" for i in range(300))},
-        "det": {"kind": "detection", "classes": ("dark", "light")},
-    }
-    network = SimpleNamespace(
-        parts=SimpleNamespace(model=None), tasks=tasks.build(kinds), names=("seg", "det"), variables=None
-    )
+def test_predicted_masks_and_boxes_lie_on_the_photo_as_viewers_show_it(tmp_path, rng, monkeypatch, tiny_backbone):
+    config = config_lib.base()
+    config.image_size = 96
+    with config.ignore_type():
+        config.model.update(MODEL)
+        config.tasks.seg = {"kind": "segmentation", "classes": tuple(f"c{i}" for i in range(300))}
+        config.tasks.det = {"kind": "detection", "classes": ("dark", "light")}
+    parts = experiment.build(config.to_dict(), data_root=tmp_path)
+    network = predict.trained.Trained(tmp_path, "all", {}, parts, ("seg", "det"), None)
     monkeypatch.setattr(predict.trained, "load", lambda *_, **__: network)
     monkeypatch.setattr(predict.evaluate, "make_predict", lambda *_: lambda _, pixels, names: perfect(pixels, names))
-    monkeypatch.setattr(predict.experiment, "task_view", lambda *_: experiment.View(96, crop=False))
     known = {}
     for number in range(6):
         height, width = size(rng)

@@ -173,11 +173,11 @@ def test_names_may_hold_spaces_and_are_read_once(tmp_path):
     for kind in ("JPEGImages", "SegmentationClass"):
         for number, name in enumerate(("cat", "1", "cat 1")):
             (folder / kind / f"{number}.png").rename(folder / kind / f"{name}.png")
-    (folder / "ImageSets/Segmentation/train.txt").write_text(" cat 1 \n\ncat 1\ncat.png\n")
+    (folder / "ImageSets/Segmentation/train.txt").write_text(" cat 1 \n\ncat 1\ncat.png\ncat\n./cat 1.png\n")
     source = sources.build("voc_segmentation", data_root=tmp_path, split="train", classes=("a", "b"))
     assert [sample["id"] for sample in (source[0], source[1])] == ["cat 1", "cat.png"]
     assert (mask_of(source), mask_of(source, 1)) == ([[0, 0]], [[0, 1]])
-    assert source.reading.counts == {"images": 2, "names listed twice": 1}
+    assert source.reading.counts == {"images": 2, "names listed twice": 3}
 
 
 def test_a_name_with_two_images_or_none_is_refused(tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mtl_jax.data import orientation
 from mtl_jax.data.base import Reading, warn_once
-from mtl_jax.data.files import ImageFolderIndex, read_names
+from mtl_jax.data.files import SUFFIXES, ImageFolderIndex, read_names
 from mtl_jax.data.images import read_header
 from mtl_jax.errors import UserError
 
@@ -29,8 +30,10 @@ class ListedImages:
 
     def __init__(self, file: Path, *, images: Path, maps: Mapping[str, Path], annotated_on: str) -> None:
         self.file = file
-        self.names, self._repeated = read_names(file)
         self._images = ImageFolderIndex(images)
+        names, repeated = read_names(file)
+        self.names = _once(names, self._images)
+        self._repeated = repeated + len(names) - len(self.names)
         self._maps = {kind: ImageFolderIndex(folder) for kind, folder in maps.items()}
         self._what = " and ".join(f"{kind}s" for kind in maps)
         self._annotated_on = orientation.check(annotated_on)
@@ -85,3 +88,24 @@ class ListedImages:
         for index in range(len(self)):
             with contextlib.suppress(UserError):  # is told when the map is read
                 yield self.map(kind, index)
+
+
+def _once(names: Sequence[str], images: ImageFolderIndex) -> tuple[str, ...]:
+    """Leaves out names that mean the file of an earlier one, as "a" and "a.jpg" do."""
+    spellings = Counter(_bare(name) for name in names)
+    kept: list[str] = []
+    files: set[Path] = set()
+    for name in names:
+        if spellings[_bare(name)] > 1:
+            with contextlib.suppress(UserError):  # is told when the image is read
+                file = images.find(name)
+                if file in files:
+                    continue
+                files.add(file)
+        kept.append(name)
+    return tuple(kept)
+
+
+def _bare(name: str) -> Path:
+    path = Path(name)
+    return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
