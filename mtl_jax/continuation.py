@@ -28,6 +28,7 @@ NOT_LEARNT_FROM = (
     "tolerated_leakage_percent",
 )
 IMPORTANCE = "importance of parameters (ewc_strength of a later stage)"
+NEW_TASKS = "; a network that a stage has trained keeps its tasks: name those of later stages in config.tasks at once"
 SHOWN = 4  # differences that an error lists
 
 
@@ -55,10 +56,12 @@ def refuse_another(
         *_left_out(before, now, stages, partly=partly),
     ]
     if changed:
+        hint = "" if before["tasks"].keys() == now["tasks"].keys() else NEW_TASKS
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise UserError(
             f"{path} holds a run of another configuration ({'; '.join(changed[:SHOWN])}{more}); name another "
-            f"--workdir, set the old values, or remove {path.parent if partly else path} to train its last stage again"
+            f"--workdir, set the old values, or remove {path.parent if partly else path} to train its last stage "
+            f"again{hint}"
         )
     return differences(learnt_from(before), learnt_from(now))
 

@@ -29,7 +29,7 @@ def with_this_data(run: Run, learnt: Learnt, start: Callable[[], Learnt]) -> Lea
     trained = data_changes.trained_on_others(learnt.stages, streams, run.data)
     measured = data_changes.measured_on_others(learnt.stages, run.data)
     if len(learnt.stages) == len(run.config.order):
-        tell("every stage is finished already: nothing was trained")
+        tell("every stage is finished already: nothing was trained; config.order may get further stages at its end")
         if trained or measured:
             tell(
                 f"the data has changed since ({'; '.join([*trained, *([measured] if measured else [])])}): all figures "

@@ -48,11 +48,15 @@ def main(arguments: list[str]) -> int:
     options.out = options.out.expanduser()
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"--seeds is {options.seeds}; expected different whole numbers from 0, such as 0,1,2")
         variants = [variant for text in options.variants for variant in parse(text)]
         labels = [_folder(variant.label) for variant in variants]
         repeated = {label for label in labels if labels.count(label) > 1}
         if repeated:
             raise ValueError(f"several variants are called {', '.join(sorted(repeated))}; label them: name=page.py")
+        for variant in variants:  # a mistake in the last is told before the first is trained
+            resolved(_arguments(variant, seeds[0], tuple(arguments[cut + 1 :])))
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -96,8 +100,7 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
         workdir = out / _folder(variant.label) / f"seed_{seed}"
         minutes = (time.monotonic() - started) / 60
         print(f"[{number}/{len(runs)}] {variant.label}, seed {seed} ({minutes:.0f} min so far)", flush=True)
-        given = [word.replace("{seed}", str(seed)) for word in (*variant.arguments, *common)]
-        problem = train(workdir, (*given, f"--config.seed={seed}"))
+        problem = train(workdir, _arguments(variant, seed, common))
         try:
             result = None if problem else comparison.read(variant.label, seed, workdir)
         except UserError as error:
@@ -118,6 +121,11 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
     if results:
         print(f"\n{comparison.as_markdown(results)}\n{out}/comparison.html")
     return 1 if failed else 0
+
+
+def _arguments(variant: Variant, seed: int, common: tuple[str, ...]) -> tuple[str, ...]:
+    given = [word.replace("{seed}", str(seed)) for word in (*variant.arguments, *common)]
+    return (*given, f"--config.seed={seed}")
 
 
 def train(workdir: Path, arguments: tuple[str, ...]) -> str:
@@ -148,6 +156,21 @@ def train(workdir: Path, arguments: tuple[str, ...]) -> str:
     return ""
 
 
+def resolved(arguments: tuple[str, ...]) -> Any:
+    """Returns the configuration of a run.
+
+    Raises:
+        UserError: the page or a setting is wrong.
+    """
+    from mtl_jax import config as config_lib
+    from mtl_jax import overrides
+
+    page, changes, _ = overrides.split(arguments)
+    config = overrides.load(page, changes)
+    config_lib.resolve(config)
+    return config
+
+
 class Found(NamedTuple):
     """What a work directory holds, beside what is asked of it."""
 
@@ -164,12 +187,10 @@ def look(workdir: Path, arguments: tuple[str, ...]) -> Found:
         UserError: the page or a setting is wrong, or a file of the run is damaged.
     """
     from mtl_jax import config as config_lib
-    from mtl_jax import continuation, overrides, run_record
+    from mtl_jax import continuation, run_record
     from mtl_jax.contract import read_json, without_nan
 
-    page, changes, _ = overrides.split(arguments)
-    config = overrides.load(page, changes)
-    config_lib.resolve(config)
+    config = resolved(arguments)
     asked, data = without_nan(config.to_dict()), data_digest(config)
     trained = read_json(workdir / run_record.RECORD)
     if trained is None:

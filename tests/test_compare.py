@@ -106,10 +106,10 @@ def test_a_run_of_other_code_is_told(compare, capsys, monkeypatch):
     assert "was trained with other code of the package; remove out/a/seed_0" in capsys.readouterr().out
 
 
-def test_a_wrong_setting_of_one_variant_is_told_and_the_others_go_on(compare, capsys):
-    assert compare.main(["page.py", "b=page.py --config.sed=1", "--out", "out"]) == 1
-    assert "did you mean seed?" in capsys.readouterr().out
-    assert Path("out/page/seed_0/contract.json").is_file()
+def test_a_wrong_setting_of_the_last_variant_is_told_before_the_first_is_trained(compare, capsys):
+    assert compare.main(["page.py", "b=page.py --config.sed=1", "--out", "out"]) == 2
+    assert "did you mean seed?" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(compare, capsys):
@@ -124,6 +124,8 @@ def test_a_failed_run_is_told_and_the_others_go_on(compare, capsys):
         (["gone.py"], "found no Python file gone.py"),
         (["page.py", "page.py"], "several variants are called page"),
         (["page.py", "--seeds", "one"], "invalid literal"),
+        (["page.py", "--seeds", "1,1"], "expected different whole numbers from 0"),
+        (["page.py", "--seeds=-1"], "expected different whole numbers from 0"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(compare, capsys, arguments, words):

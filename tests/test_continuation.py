@@ -55,6 +55,11 @@ def test_what_follows_a_finished_stage_may_change_and_is_told(field, value):
     assert told.startswith(f"{field} was ")
 
 
+def test_a_task_more_is_refused_with_what_can_be_done():
+    with pytest.raises(UserError, match=r"tasks.c.kind was None.*name those of later stages in config.tasks at once"):
+        go_on("tasks.c", {"kind": "depth"})
+
+
 def test_where_things_are_may_change_without_a_word():
     assert go_on("data_root", "elsewhere") == []
 
