@@ -125,7 +125,13 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
         )
     body += _owners(contract["budgets"].get("params_by_owner"))
     allowed = f"{contract['max_drop_percent']:g} %"
-    lead = f"No task may lose more than {allowed} of its metric, relative to its baseline."
+    lead = (
+        f"No task may lose more than {allowed} of its metric, relative to its baseline. Right after its own stage it "
+        "has to beat the untrained network and the best constant answer clearly."
+    )
+    for task, entry in contract["tasks"].items():
+        if others := entry.get("streams_not_measured"):
+            lead += f" {task} is measured on stream {entry['stream']}, not on {', '.join(others)}."
     gain = contract.get("delta_m_percent")
     if gain is not None:
         lead += f" Against networks of one task each, delta_m is {gain:+.2f} %."

@@ -244,3 +244,15 @@ def test_figures_leave_matplotlib_s_global_state_alone(tmp_path):
     report.write(fill(tmp_path), examples={})
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
+
+
+def test_a_task_that_has_learnt_nothing_is_shown_as_broken_with_the_reason_and_the_stream(tmp_path):
+    constant = {"figure": 0.5, "standard_error": 0.05, "count": 100, "counted": "labelled image"}
+    stage = {"name": "cls", "metrics": {"cls": {"top1": 0.5}}, "before": {"cls": {"top1": 0.4}}}
+    tree = contract.build([stage | {"constant": {"cls": constant}}], {"cls": ("top1", True)}, {}, max_drop_percent=5.0)
+    tree["tasks"]["cls"] |= {"stream": "site", "streams_not_measured": ["archive"]}
+    contract.write_json(tmp_path / "contract.json", tree)
+    text = report.write(tmp_path, examples={}).read_text(encoding="utf-8")
+    assert "contract BROKEN" in text
+    assert "BROKEN: learnt nothing: 0.5 after its own stage, expected 0.625" in text
+    assert "cls is measured on stream site, not on archive." in text
