@@ -90,6 +90,33 @@ def test_onnx_answers_as_the_network_does(weights, image, pixels, expected, tmp_
     assert set(exported.check(pixels)) == NAMES | {f"{task}/outputs" for task in KINDS}
 
 
+def test_a_norm_and_a_bias_are_part_of_the_convolution_before_them():
+    require_onnx()
+    import onnxruntime
+
+    from mtl_jax.export import onnx_model
+    from mtl_jax.models import batch_norm, convolution, cpu_kernels
+
+    kernel, pixels = (jax.random.normal(jax.random.key(0), shape) for shape in ((3, 3, 3, 4), (2, 8, 8, 3)))
+    scale, bias, mean = (jnp.linspace(start, 2.0, 4) for start in (0.5, -1.0, 0.0))
+
+    def function(image):
+        y = convolution.dense_conv(image, kernel, stride=2)
+        y = batch_norm.by_statistics(y, scale, bias, mean, 3 * scale, epsilon=1e-3, activation="relu")
+        unread = y * jnp.ones((2, 4, 4, 1))
+        return {"y": y + jnp.arange(4.0).reshape(1, 1, 1, 4), "z": unread[..., :1]}
+
+    with cpu_kernels.left_out():
+        model = onnx_model.convert(function, jax.ShapeDtypeStruct(pixels.shape, jnp.float32), input_name="image")
+        expected = jax.jit(function)(pixels)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Conv") == 1
+    assert kinds.count("Add") == 1  # behind the activation
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for name, value in zip(("y", "z"), session.run(["y", "z"], {"image": np.asarray(pixels)}), strict=True):
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5)
+
+
 def test_the_script_writes_checks_and_describes(weights, tmp_path, capsys):
     flags = ["--weights", str(weights), "--out", str(tmp_path), "--format", "stablehlo", "--tasks", "det,cls"]
     status = script().main(flags)

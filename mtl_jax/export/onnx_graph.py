@@ -32,6 +32,7 @@ class Graph:
         self.nodes: list[Any] = []
         self.initializers: dict[str, np.ndarray] = parent.initializers if parent else {}
         self.constants: dict[tuple[Any, ...], str] = parent.constants if parent else {}  # by what they hold
+        self.convolutions: dict[str, Any] = {}  # result -> `onnx_folding.Convolution`
         self.numbers: Any = parent.numbers if parent else itertools.count()
 
     def fresh(self, what: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from jax.extend import core
 
-from mtl_jax.export import onnx_ops
+from mtl_jax.export import onnx_folding, onnx_ops
 from mtl_jax.export.onnx_graph import Graph, Tensor, Value
 
 OPSET = 17  # of 2021, which every runtime of today reads
@@ -39,9 +39,11 @@ def convert(function: Callable[..., Mapping[str, Any]], image: jax.ShapeDtypeStr
         name: graph.named(graph.full(value, leaf.shape), name)
         for name, value, leaf in zip(sorted(names), results, leaves, strict=True)
     }
-    weights = [onnx.numpy_helper.from_array(array, name) for name, array in graph.initializers.items()]
+    nodes, read = onnx_folding.needed(graph.nodes, names)
+    used = {name: array for name, array in graph.initializers.items() if name in read}
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in used.items()]
     declared = [graph.info(outputs[name]) for name in names]
-    body = graph.helper.make_graph(graph.nodes, "network", [graph.info(given)], declared, weights)
+    body = graph.helper.make_graph(nodes, "network", [graph.info(given)], declared, weights)
     opsets = [graph.helper.make_opsetid("", OPSET)]
     model = graph.helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mtl_jax")
     onnx.checker.check_model(model)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.export.onnx_folding import Convolution, convolved, folded
 from mtl_jax.export.onnx_graph import Graph, Tensor, Value, refuse
 
 # Primitives that are one operator, whose axes of 1 repeat.
@@ -63,6 +64,8 @@ def _elementwise(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Tensor
     def node(op: str, *inputs: Value, dtype: Any = dtype, **attributes: Any) -> Tensor:
         return graph.node(op, *inputs, shape=shape, dtype=dtype, **attributes)
 
+    if (whole := folded(graph, name, inputs)) is not None:
+        return whole
     if name in ("and", "or", "not") and dtype != np.bool_:
         raise refuse(equation, f"of {dtype}")
     above_zero = name == "max" and isinstance(inputs[1], np.ndarray) and not inputs[1].any()
@@ -104,18 +107,18 @@ def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
     if set(given["lhs_dilation"]) != {1} or given["batch_group_count"] != 1:
         raise refuse(equation, "transposed or of groups of the batch")
     (top, bottom), (left, right) = given["padding"]
-    found = graph.node(
-        "Conv",
-        graph.transposed(x, layout.lhs_spec),
-        graph.transposed(kernel, layout.rhs_spec),
-        shape=[equation.outvars[0].aval.shape[axis] for axis in layout.out_spec],
-        dtype=x.dtype,
-        strides=list(given["window_strides"]),
-        dilations=list(given["rhs_dilation"]),
-        pads=[top, left, bottom, right],
-        group=given["feature_group_count"],
-    )
-    return graph.transposed(found, np.argsort(layout.out_spec).tolist())
+    attributes = {
+        "strides": list(given["window_strides"]),
+        "dilations": list(given["rhs_dilation"]),
+        "pads": [top, left, bottom, right],
+        "group": given["feature_group_count"],
+    }
+    first, weights = graph.transposed(x, layout.lhs_spec), graph.transposed(kernel, layout.rhs_spec)
+    shape = tuple(equation.outvars[0].aval.shape[axis] for axis in layout.out_spec)
+    order = tuple(np.argsort(layout.out_spec).tolist())
+    if isinstance(weights, np.ndarray):
+        return convolved(graph, Convolution(first, weights, None, shape, attributes, order))
+    return graph.transposed(graph.node("Conv", first, weights, shape=shape, dtype=x.dtype, **attributes), order)
 
 
 def _product(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
@@ -126,14 +129,10 @@ def _product(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
             return graph.node("MatMul", x, y, shape=shape, dtype=dtype)
         # A 1x1 convolution, in the layout of the convolutions around it.
         kernel = graph.reshaped(graph.transposed(y, (1, 0)), (*y.shape[::-1], 1, 1))
-        found = graph.node(
-            "Conv",
-            graph.transposed(x, (0, 3, 1, 2)),
-            kernel,
-            shape=[shape[axis] for axis in (0, 3, 1, 2)],
-            dtype=dtype,
-        )
-        return graph.transposed(found, (0, 2, 3, 1))
+        first, around = graph.transposed(x, (0, 3, 1, 2)), tuple(shape[axis] for axis in (0, 3, 1, 2))
+        if isinstance(kernel, np.ndarray):
+            return convolved(graph, Convolution(first, kernel, None, around, {}, (0, 2, 3, 1)))
+        return graph.transposed(graph.node("Conv", first, kernel, shape=around, dtype=dtype), (0, 2, 3, 1))
     letters = iter(string.ascii_lowercase)
     x_letters = [next(letters) for _ in x.shape]
     y_letters = [next(letters) for _ in y.shape]
