@@ -87,7 +87,8 @@ def load(page: str, overrides: Sequence[Override]) -> Any:
     try:
         config = module.get_config(argument) if colon else module.get_config()
     except UserError as error:
-        raise UserError(f"{page}: {error}") from error
+        named = f"{Path(path).name}:{argument}" in str(error)  # most pages name themselves
+        raise error if named else UserError(f"{page}: {error}") from error
     except Exception as error:  # whatever the page does wrong
         raise UserError(f"{page} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
