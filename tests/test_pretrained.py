@@ -101,6 +101,20 @@ def test_every_way_to_share_takes_the_features_into_all_its_backbones(way, file)
     assert all(leaves[path].any() for path in stems)
 
 
+def test_norms_of_every_task_take_the_published_ones_and_patches_stay(file, state):
+    records = tasks.build({name: {"kind": "classification", "classes": ("a", "b")} for name in ("one", "two")})
+    changes = {"norms_from": 8, "patches": {"backbone": 2}, "depthwise_patches": {"backbone": True}}
+    model = multi_task.build(changes, records)
+    shapes = jax.eval_shape(lambda: multi_task.init_variables(model, key=jax.random.key(0)))
+    loaded = pretrained.load(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), file)
+    block = loaded["params"]["backbone"]["block_4"]["expand"]
+    for task in ("one", "two"):
+        np.testing.assert_array_equal(block["norm"][task]["scale"], state["features.4.block.0.1.weight"])
+        assert not any(leaf.any() for leaf in jax.tree.leaves(block["conv"][f"patch_{task}"]))
+    np.testing.assert_array_equal(block["conv"]["kernel"], state["features.4.block.0.0.weight"][:, :, 0, 0].T)
+    assert "one" not in loaded["params"]["backbone"]["block_3"]["expand"]["norm"]
+
+
 def test_kernels_are_turned_from_oihw_to_the_layout_of_their_layer(variables, file, state):
     params = pretrained.load(variables, file)["params"]["backbone"]
     stem = state["features.0.0.weight"]
