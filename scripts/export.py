@@ -56,13 +56,13 @@ def _export(options: argparse.Namespace) -> str:
     names = list(dict.fromkeys(name.strip() for name in options.format.split(",")))
     if problem := _mistake(names, options):
         return problem
-    for name in names:
-        formats.require_packages(name)
     model = trained.load(options.weights, tasks=options.tasks)
     view = network.input_view(model)
     view = view._replace(image_size=options.image_size or view.image_size)
     image = network.input_shape(image_size=view.image_size, batch_size=options.batch_size)
     batches = list(_batches(options.images, image.shape, crop=view.crop))
+    for name in names:
+        formats.require_packages(name)
     description = network.describe(model, image)
     out = options.out.expanduser()
     made = not out.exists()
