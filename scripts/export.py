@@ -61,9 +61,9 @@ def _export(options: argparse.Namespace) -> str:
     view = view._replace(image_size=options.image_size or view.image_size)
     image = network.input_shape(image_size=view.image_size, batch_size=options.batch_size)
     batches = list(_batches(options.images, image.shape, crop=view.crop))
+    description = network.describe(model, image)
     for name in names:
         formats.require_packages(name)
-    description = network.describe(model, image)
     out = options.out.expanduser()
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
