@@ -203,7 +203,6 @@ NETWORKS: dict[str, Callable[[Any], None]] = {
     "alone_det": partial(_alone, task="det"),
     "alone_cls": partial(_alone, task="cls"),
 }
-VARIANTS = (*NETWORKS, "small", "branched-small", "plain-small", "alone_det-small")
 
 
 def _no_patches(config: Any) -> None:

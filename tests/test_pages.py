@@ -34,3 +34,25 @@ def test_another_word_is_refused(name):
 def test_each_way_of_the_page_on_sharing_is_a_network(way):
     config = config_lib.load_page(CONFIGS / "sharing.py").get_config(way)
     multi_task.build(config.model, tasks.build(config.tasks.to_dict()))
+
+
+SEQ = config_lib.load_page(CONFIGS / "seq.py")
+
+
+@pytest.mark.parametrize("variant", [*SEQ.NETWORKS, *(f"small-no_{part}" for part in SEQ.WITHOUT), "branched-small"])
+def test_each_network_of_the_flagship_and_each_part_left_out_is_valid_and_differs(variant):
+    config = SEQ.get_config(variant)
+    config_lib.resolve(config)
+    assert set(config.order) == set(config.stages)
+    multi_task.build(config.model, tasks.build(config.tasks.to_dict()))
+    if variant != "shared":
+        assert (
+            config.to_json_best_effort()
+            != SEQ.get_config("small" if "small" in variant else "shared").to_json_best_effort()
+        )
+
+
+@pytest.mark.parametrize("variant", ["no_such", "small-small", "plain-branched", "branched-no_patches", "small-"])
+def test_words_that_do_not_go_together_are_refused(variant):
+    with pytest.raises(UserError, match=rf"configs/seq\.py:{variant}: expected one of shared"):
+        SEQ.get_config(variant)
