@@ -15,6 +15,7 @@ TASK_COLUMNS = ("task", "metric", "to beat", "baseline", "final", "drop", "verdi
 TASK_NUMBERS = (2, 3, 4, 5)  # the columns aligned to the right
 BUDGET_COLUMNS = ("budget", "measured", "limit", "verdict")
 BUDGET_NUMBERS = (1, 2)
+BROKEN, NOT_LEARNT, NOT_MEASURED = NOT_PASSED = ("BROKEN", "not learnt", "not measured")
 
 
 def headline(contract: Mapping[str, Any]) -> str:
@@ -78,8 +79,22 @@ def percent(value: SupportsFloat | None) -> str:
 
 
 def _verdict(entry: Mapping[str, Any]) -> str:
-    reason = f": {entry['reason']}" if "reason" in entry else ""
-    return ("passed" if entry["passed"] else "BROKEN") + reason
+    """A word or two, which fit a column; `reasons` has the rest."""
+    if entry["passed"]:
+        return "passed"
+    if entry.get("learnt") is False:
+        return NOT_LEARNT
+    return NOT_MEASURED if "reason" in entry else BROKEN
+
+
+def reasons(contract: Mapping[str, Any]) -> list[str]:
+    """Why a task or a budget has not passed, one line each, where its figures do not say so."""
+    entries = {**contract["tasks"], **contract["budgets"]}
+    return [
+        _one_line(f"{name}: {entry['reason']}")
+        for name, entry in entries.items()
+        if "reason" in entry and entry["reason"] != _verdict(entry)
+    ]
 
 
 def _one_line(cell: str) -> str:
@@ -87,15 +102,16 @@ def _one_line(cell: str) -> str:
 
 
 def as_text(contract: Mapping[str, Any]) -> str:
-    """The contract as aligned plain text."""
+    """The contract as aligned plain text, and below it why anything has not passed."""
     blocks = [headline(contract)]
     for columns, rows, numbers in _tables(contract):
         blocks.append("\n".join(line.rstrip() for line in _aligned([columns, *rows], numbers, "", "  ", "")))
+    blocks += ["\n".join(reasons(contract))] if reasons(contract) else []
     return "\n\n".join(blocks) + "\n"
 
 
 def as_markdown(contract: Mapping[str, Any]) -> str:
-    """The contract as aligned Markdown tables."""
+    """The contract as aligned Markdown tables, and below them why anything has not passed."""
     blocks = [f"**{headline(contract)}**"]
     for columns, rows, numbers in _tables(contract):
         escaped = [tuple(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row) for row in rows]
@@ -103,6 +119,7 @@ def as_markdown(contract: Mapping[str, Any]) -> str:
         widths = [len(cell) for cell in head[2:-2].split(" | ")]
         rule = ["-" * (w + 1) + ":" if c in numbers else "-" * (w + 2) for c, w in enumerate(widths)]
         blocks.append("\n".join([head, "|" + "|".join(rule) + "|", *body]))
+    blocks += ["\n".join(f"- {reason}" for reason in reasons(contract))] if reasons(contract) else []
     return "\n\n".join(blocks) + "\n"
 
 
@@ -113,7 +130,8 @@ def table(contract: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
     grid = Table.grid()
-    grid.title = Text(headline(contract), style="bold green" if contract["passed"] else "bold red")
+    style = "bold green" if contract["passed"] else "bold red"
+    grid.add_row(Text(headline(contract), style=style))
     for columns, rows, numbers in _tables(contract):
         part = Table(box=box.SIMPLE_HEAD)
         for index, column in enumerate(columns):
@@ -122,6 +140,8 @@ def table(contract: Mapping[str, Any]) -> Table:
             verdict = Text(row[-1], style="green" if row[-1].startswith("passed") else "bold red")
             part.add_row(*(Text(cell) for cell in row[:-1]), verdict)
         grid.add_row(part)
+    for reason in reasons(contract):
+        grid.add_row(Text(reason))
     return grid
 
 

@@ -123,6 +123,7 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
             contract_table.budget_rows(contract),
             numbers=contract_table.BUDGET_NUMBERS,
         )
+    body += "".join(map(report_page.paragraph, contract_table.reasons(contract)))
     body += _owners(contract["budgets"].get("params_by_owner"))
     allowed = f"{contract['max_drop_percent']:g} %"
     lead = (

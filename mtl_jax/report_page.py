@@ -6,6 +6,8 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from mtl_jax.contract_table import NOT_PASSED
+
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -125,7 +127,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Seq
 
 def verdict_class(text: str) -> list[str]:
     """The colour class of a verdict's text; none for any other text."""
-    return ["good"] if text.lower().startswith("passed") else ["bad"] if text.startswith("BROKEN") else []
+    if text.lower().startswith("passed"):
+        return ["good"]
+    return ["bad"] if text.startswith(NOT_PASSED) else []
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:

@@ -252,10 +252,26 @@ def test_the_text_is_aligned_and_tells_all():
     )
 
 
-def test_a_reason_is_shown_beside_the_verdict():
+def test_a_reason_is_shown_below_the_table_so_that_no_column_is_as_wide():
     tree = build([], {"seg": ("miou", False)}, {})
     assert "mIoU (lower is better)" in contract.as_text(tree)
-    assert "BROKEN: never evaluated" in contract.as_text(tree)
+    assert "not measured\n\nseg: never evaluated\n" in contract.as_text(tree)
+    assert "\n- seg: never evaluated\n" in contract.as_markdown(tree)
+
+
+def test_in_a_terminal_of_80_columns_no_row_takes_more_than_two_lines():
+    from rich.console import Console
+
+    before = {name: {metric: 0.4} for name, (metric, _) in JUDGED.items()}
+    stages = [stage | {"before": before, "constant": {}} for stage in two_stages(0.4, {"seg": {"miou": 0.01}})]
+    tree = build(stages)
+    assert "learnt nothing: 0.4 after its own stage" in tree["tasks"]["seg"]["reason"]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(contract.table(tree))
+    lines = console.file.getvalue().splitlines()
+    head, budgets = (next(i for i, line in enumerate(lines) if word in line) for word in ("to beat", "measured"))
+    assert budgets - head <= 2 + 2 * len(JUDGED) + 2
+    assert any(line.startswith("seg: learnt nothing: 0.4 after its own stage") for line in lines)
 
 
 def test_every_line_of_a_markdown_table_is_as_long_as_the_others_and_pipes_are_escaped():

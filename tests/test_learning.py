@@ -57,7 +57,8 @@ def test_a_task_at_chance_breaks_the_contract_and_says_so():
     assert entry["drop_percent"] == 0.0
     assert "learnt nothing: 0.0003 after its own stage" in entry["reason"]
     assert "validation shows nothing learnt by t; " in contract.as_text(tree)
-    assert "BROKEN: learnt nothing" in contract.as_text(tree)
+    assert "not learnt\n" in contract.as_text(tree)
+    assert "\nt: learnt nothing: " in contract.as_text(tree)
 
 
 def test_a_task_that_is_clearly_better_passes():

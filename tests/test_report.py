@@ -254,5 +254,5 @@ def test_a_task_that_has_learnt_nothing_is_shown_as_broken_with_the_reason_and_t
     contract.write_json(tmp_path / "contract.json", tree)
     text = report.write(tmp_path, examples={}).read_text(encoding="utf-8")
     assert "contract BROKEN" in text
-    assert "BROKEN: learnt nothing: 0.5 after its own stage, expected 0.625" in text
+    assert "cls: learnt nothing: 0.5 after its own stage, expected 0.625" in text
     assert "cls is measured on stream site, not on archive." in text
