@@ -14,12 +14,13 @@ from typing import Any
 import filelock
 import jax
 
+import mtl_jax
 from mtl_jax import contract
 from mtl_jax.errors import UserError
 
 RECORD = "config.json"
 LOCK = ".lock"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pycocotools", "mtl_jax")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pycocotools")
 
 
 def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: bool) -> None:
@@ -47,7 +48,7 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: boo
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}, {platform.machine()})",
         "command": command or " ".join(sys.argv),
         "code": code_digest(),
-        "versions": {"python": platform.python_version()} | {name: packages.version(name) for name in PACKAGES},
+        "versions": versions(),
     }
     if before is not None and not trains:
         of_training |= before
@@ -56,6 +57,17 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: boo
         contract.write_json(record, of_training | {"config": config})
     except OSError as error:
         raise _not_writable(workdir, error) from error
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, of this package, which need not be installed, and of those that it stands on."""
+    found = {"python": platform.python_version(), "mtl_jax": mtl_jax.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = packages.version(name)
+        except packages.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def code_digest() -> str:

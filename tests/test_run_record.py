@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import mtl_jax
 from mtl_jax import run_record
 from mtl_jax.errors import UserError
 
@@ -50,3 +51,15 @@ def test_a_directory_that_was_taken_away_is_told(tmp_path):
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="was removed or moved during training"):
         run_record.still_there(tmp_path / "run")
+
+
+def test_versions_are_known_of_a_checkout_that_is_not_installed(monkeypatch):
+    def version(name):
+        raise run_record.packages.PackageNotFoundError(name)
+
+    monkeypatch.setattr(run_record.packages, "version", version)
+    assert run_record.versions() == {
+        "python": run_record.platform.python_version(),
+        "mtl_jax": mtl_jax.__version__,
+        **dict.fromkeys(run_record.PACKAGES, "not installed"),
+    }

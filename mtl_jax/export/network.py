@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+import mtl_jax
 from mtl_jax import experiment
 from mtl_jax.data.warp import PADDING_GREY
 from mtl_jax.experiment import View
@@ -106,5 +106,5 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct) -> dict[str, Any]:
         "checkpoint": str(network.path),
         "stage": network.stage,
         "config": network.config["name"],
-        "versions": {package: version(package) for package in ("mtl_jax", "jax")},
+        "versions": {"mtl_jax": mtl_jax.__version__, "jax": jax.__version__},
     }
