@@ -141,12 +141,12 @@ def group_losses(
         for task in objective.streams[stream]:
             loss, parts = tasks[task].loss(raw[task][rows], batch[stream]["labels"][task], image_size)
             values[task] += objective.stream_weights[stream] * objective.loss_weights.get(task, 1.0) * loss
-            metrics |= {f"{task}/{stream}_{name}": part for name, part in {"loss": loss, **parts}.items()}
+            metrics |= {f"{task}/{stream}/{name}": part for name, part in {"loss": loss, **parts}.items()}
             stored = batch[stream]["labels"].get(der.label_name(task))
             if stored is not None and objective.der_weight:
                 distance = der.distance(raw[task][rows], stored["outputs"])
                 values[task] += objective.der_weight * distance
-                metrics[f"{task}/{stream}_output_distance"] = distance
+                metrics[f"{task}/{stream}/output_distance"] = distance
     for task in objective.watching(group):
         nothing = tasks[task].no_labels(image.shape[0], image_size)
         values[carried[0]] += objective.spectator_weight * tasks[task].loss(raw[task], nothing, image_size)[0]
@@ -159,12 +159,12 @@ def group_losses(
             distance = lwf.feature_distance(features, dict(sorted(common.items())))
             for task in objective.holding:
                 values[task] += objective.feature_weight * distance / len(objective.holding)
-            metrics[f"all/{group[0]}_feature_distance"] = distance
+            metrics[f"all/{group[0]}/feature_distance"] = distance
         weighed = {"weights": objective.distilled, "balance": objective.lwf_balance}
         _, parts = lwf.distillation(tasks, raw, teacher_raw, image_size=image_size, **weighed)
         for task, loss in parts.items():
             values[task] += objective.distilled[task] * loss
-            metrics[f"{task}/{group[0]}_distillation"] = loss
+            metrics[f"{task}/{group[0]}/distillation"] = loss
     return jnp.stack([values[task] for task in carried]), LossParts(batch_stats, metrics, shared)
 
 

@@ -32,7 +32,13 @@ class Conflict(NamedTuple):
 def is_about_balance(event: Mapping[str, Any]) -> bool:
     """Whether the section shows an event, so that no other has to."""
     of_a_task = event["name"] in (WEIGHT, NORM) and event["task"] is not None
-    return event["split"] == "train" and (of_a_task or event["name"].startswith(COSINE) or event["name"] == RESIDUAL)
+    return event["split"] == "train" and (of_a_task or _is_cosine(event) or event["name"] == RESIDUAL)
+
+
+def _is_cosine(event: Mapping[str, Any]) -> bool:
+    """Whether an event is a cosine of two tasks, and not of a stream of that name."""
+    name = event["name"]
+    return event["task"] is None and name.startswith(COSINE) and name.count("/") == COSINE.count("/") + 1
 
 
 def conflicts(events: Events) -> dict[tuple[str, str], Conflict]:
@@ -46,7 +52,7 @@ def conflicts(events: Events) -> dict[tuple[str, str], Conflict]:
     """
     cosines: dict[tuple[str, str], list[float]] = {}
     for event in events:
-        if event["split"] == "train" and event["name"].startswith(COSINE):
+        if event["split"] == "train" and _is_cosine(event):
             first, second = event["name"].removeprefix(COSINE).split("/")
             cosines.setdefault((first, second), []).append(event["value"])
     found = {}

@@ -123,12 +123,12 @@ def test_the_history_holds_losses_weights_norms_and_validation_figures_by_name()
     def event(name, value, step, split="train", task="det"):
         return {"stage": "both", "split": split, "task": task, "name": name, "value": value, "step": step}
 
-    events = [event("coco_loss", 3.0, 1), event("coco_loss", 2.0, 10), event("task_weight", 0.5, 10)]
+    events = [event("coco/loss", 3.0, 1), event("coco/loss", 2.0, 10), event("task_weight", 0.5, 10)]
     events += [event("gradient_norm", 1.5, 10, task=None), event("map", 0.2, 10, split="val"), event("box", 1.0, 10)]
     found = comparison.history(events)
-    assert found["both/train/det/coco_loss"] == {"step": [1, 10], "value": [3.0, 2.0]}
+    assert found["both/train/det/coco/loss"] == {"step": [1, 10], "value": [3.0, 2.0]}
     assert set(found) == {
-        "both/train/det/coco_loss", "both/train/det/task_weight", "both/train/all/gradient_norm", "both/val/det/map",
+        "both/train/det/coco/loss", "both/train/det/task_weight", "both/train/all/gradient_norm", "both/val/det/map",
     }  # fmt: skip
     tree = json.loads(comparison.as_history(RESULTS))
     assert {variant: list(seeds) for variant, seeds in tree.items()} == {"none": ["0", "1"], "lwf": ["0"]}

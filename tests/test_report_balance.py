@@ -20,6 +20,12 @@ def test_a_conflict_is_a_negative_cosine():
     assert found == {("seg", "depth_a"): Conflict(0.5, -0.125, -0.5, 4), ("seg", "cls"): Conflict(0.0, 0.1, None, 1)}
 
 
+def test_a_stream_called_cosine_is_no_pair_of_tasks():
+    of_the_stream = [event(1, "cosine/feature_distance", 0.5), event(1, "cosine/loss", 2.0, task="seg")]
+    assert report_balance.conflicts(of_the_stream) == {}
+    assert report_balance.section(of_the_stream, []) == ""
+
+
 def test_the_heatmap_shows_every_pair_on_both_sides_of_the_diagonal():
     section = report_balance.section([*COSINES, *OTHERS], [Span("joint", 0, 3)])
     assert section.count("opposed in 50 %") == section.count("opposed in 0 %") == 2

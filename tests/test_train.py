@@ -163,11 +163,11 @@ def test_exemplars_that_the_network_chose_come_back_with_the_outputs_they_had(ti
     buffer = replay.from_tree(kept)
     assert len(buffer) == 2
     assert buffer[0]["labels"]["seg/outputs"]["outputs"].shape == (8, 8, 11)
-    distances = values(tmp_path / "run", "masks_replay_output_distance")
+    distances = values(tmp_path / "run", "masks_replay/output_distance")
     # The whole image comes back, and dropout and batch statistics are all that differ in the first step.
     assert len(distances) == 4
     assert 0 < distances[0] < 1
-    assert values(tmp_path / "run", "single_feature_distance")[-1] > 0
+    assert values(tmp_path / "run", "single/feature_distance")[-1] > 0
 
 
 @pytest.mark.usefixtures("no_report")
@@ -226,8 +226,8 @@ def test_a_gem_without_its_parts_is_refused_before_the_first_stage(tiny_backbone
 
 
 def test_every_mitigation_enters_the_second_stage_s_loss(finished):
-    assert len(values(finished, "single_distillation")) == 4
-    assert len(values(finished, "masks_replay_loss")) == 4
+    assert len(values(finished, "single/distillation")) == 4
+    assert len(values(finished, "masks_replay/loss")) == 4
     assert values(finished, "ewc_penalty")[-1] > 0
     assert len(values(finished, "loss")) == 8 + 4
 

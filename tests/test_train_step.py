@@ -176,7 +176,7 @@ def test_a_batch_leaves_the_heads_that_it_does_not_label_alone_however_they_are_
         problem = Problem(model, TASKS, aim, plain, "summed")
         step = jax.jit(train_step.make_train_step(problem, tx=tx, schedule=schedule, clip_norm=1.0))
         after[way], metrics = step(state, Memory(None, ()), {"names": batch("names")})
-        np.testing.assert_allclose(metrics["all/loss"], metrics["cls/names_loss"])
+        np.testing.assert_allclose(metrics["all/loss"], metrics["cls/names/loss"])
         changed = moved(state.params, after[way].params)
         assert not any(name.startswith("head/seg") for name in changed)
         assert {"head/cls/kernel", "neck/lateral_32/kernel"} <= changed
@@ -255,7 +255,7 @@ def test_two_streams_give_the_sum_of_their_gradients(run):
     _, names, _ = run(objective(**frozen, streams={"names": ("cls",)}), both)
     expected = jax.tree.map(lambda a, b, start: a + b - start, masks.params, names.params, before.params)
     assert_close(joint.params, expected)
-    np.testing.assert_allclose(metrics["all/loss"], metrics["seg/masks_loss"] + metrics["cls/names_loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["all/loss"], metrics["seg/masks/loss"] + metrics["cls/names/loss"], rtol=1e-6)
 
 
 def test_streams_in_one_group_pass_through_the_network_together(run):
@@ -264,7 +264,7 @@ def test_streams_in_one_group_pass_through_the_network_together(run):
     _, apart, _ = run(objective(**streams), both)
     _, together, metrics = run(objective(**streams, groups=(("masks", "names"),)), both)
     assert_close(apart.params, together.params)
-    assert {"seg/masks_loss", "cls/names_loss"} <= metrics.keys()
+    assert {"seg/masks/loss", "cls/names/loss"} <= metrics.keys()
 
 
 def test_a_balancing_method_sees_stacked_task_gradients_and_sum_s_two_paths_agree(run, monkeypatch):
@@ -291,7 +291,7 @@ def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_t
 
     def distance(teacher, steps):
         memory = Memory(teacher, ())
-        return run(aim, {"names": batch("names")}, steps=steps, memory=memory)[2]["seg/names_distillation"]
+        return run(aim, {"names": batch("names")}, steps=steps, memory=memory)[2]["seg/names/distillation"]
 
     np.testing.assert_allclose(distance(variables, 1), 0.0, atol=1e-6)
     louder = jax.tree_util.tree_map_with_path(
@@ -315,7 +315,7 @@ def test_features_are_held_where_the_teacher_has_them(run, variables):
     def distance(weight, steps):
         held = dataclasses.replace(aim, feature_weight=weight)
         metrics = run(held, {"names": batch("names")}, steps=steps, memory=memory)[2]
-        return metrics["all/names_feature_distance"]
+        return metrics["all/names/feature_distance"]
 
     np.testing.assert_allclose(distance(1.0, 1), 0.0, atol=1e-6)
     assert 0 < distance(0.1, 20) < 0.9 * distance(1e-6, 20)
@@ -328,8 +328,8 @@ def test_stored_outputs_draw_replayed_images_back(run, model, variables):
     data["labels"]["seg/outputs"] = {"outputs": raw + 1.0}
     _, _, first = run(aim, {"masks": data}, steps=1)
     _, _, last = run(aim, {"masks": data}, steps=20)
-    np.testing.assert_allclose(first["seg/masks_output_distance"], 1.0, rtol=1e-4)
-    assert last["seg/masks_output_distance"] < 0.9
+    np.testing.assert_allclose(first["seg/masks/output_distance"], 1.0, rtol=1e-4)
+    assert last["seg/masks/output_distance"] < 0.9
 
 
 def test_the_ewc_penalty_is_positive_after_a_step_and_holds_parameters_back(run, variables):
