@@ -7,6 +7,7 @@ import inspect
 import math
 import numbers
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -37,6 +38,31 @@ RESERVED_BEGINNINGS = ("branch_", "conv_", "norm_")
 TABLES = ("tasks", "streams", "stages")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, tuple | list)
+
+
+# By the beginning of an annotation: whether a value is of that kind, and what the kind is called.
+TAKEN: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "None": (lambda value: value is None, "None"),
+    "bool": (lambda value: isinstance(value, bool), "True or False"),
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a number"),
+    "str": (lambda value: isinstance(value, str), "text"),
+    "tuple": (_is_sequence, "several values"),
+    "Sequence": (_is_sequence, "several values"),
+    "Mapping": (lambda value: hasattr(value, "items"), "a table of settings"),
+}
+
+
 def check(config: Any, defaults: Any, stream: Any, stage: Any) -> None:
     """Checks that the parts of a config name each other, and that every setting has its type and range.
 
@@ -64,7 +90,7 @@ def check(config: Any, defaults: Any, stream: Any, stage: Any) -> None:
 
 
 def check_arguments(where: str, given: Any, factory: Callable[..., Any]) -> None:
-    """Checks that keyword arguments have the types of the function's defaults; names are the function's to check.
+    """Checks that keyword arguments have the types that the function names; the names are the function's to check.
 
     Args:
         where: the arguments' place, for the error.
@@ -72,19 +98,47 @@ def check_arguments(where: str, given: Any, factory: Callable[..., Any]) -> None
         factory: that takes them.
 
     Raises:
-        UserError: a value of another type, or that is not a number where one belongs.
+        UserError: a value of another type, or that is not a number where one belongs; or a list of class names in which
+            one is missing or stands twice.
     """
     parameters = inspect.signature(factory).parameters
     for name in parameters.keys() & given.keys():
-        value, default = given[name], parameters[name].default
-        if isinstance(default, int) and not isinstance(default, bool) and "float" in str(parameters[name].annotation):
-            default = float(default)
-        if isinstance(default, tuple) and not isinstance(value, tuple | list):
-            raise UserError(f"{where}.{name} is {value!r}; expected several values, such as {default!r}")
-        if isinstance(default, int | float):
-            _check_type(f"{where}.{name}", value, default)
+        value, place = given[name], f"{where}.{name}"
+        taken = [TAKEN.get(kind.partition("[")[0]) for kind in str(parameters[name].annotation).split(" | ")]
+        known = [each for each in taken if each is not None]
+        if len(known) == len(taken) and not any(fits(value) for fits, _ in known):
+            default = parameters[name].default
+            example = f", such as {default!r}" if default not in (inspect.Parameter.empty, None, ()) else ""
+            expected = " or ".join(dict.fromkeys(what for _, what in known))
+            raise UserError(f"{place} is {value!r}; expected {expected}{example}")
         if isinstance(value, float) and math.isnan(value):
-            raise UserError(f"{where}.{name} is nan; expected a number")
+            raise UserError(f"{place} is nan; expected a number")
+        if name == "classes" and value is not None:
+            tables = value.items() if hasattr(value, "items") else [("", value)]
+            for label, names in tables:
+                check_class_names(f"{place}.{label}" if label else place, names)
+
+
+def check_class_names(where: str, names: Any) -> None:
+    """Checks that names of classes are texts that tell the classes apart.
+
+    Args:
+        where: they are, for the error.
+        names: of the classes, in their order.
+
+    Raises:
+        UserError: there is none; or one is no text, is empty or stands twice.
+    """
+    if not _is_sequence(names):
+        raise UserError(f"{where} is {names!r}; expected a list of names, such as ('cat', 'dog')")
+    if not names:
+        raise UserError(f"{where} is empty; expected names of classes, such as ('cat', 'dog')")
+    unnamed = [name for name in names if not isinstance(name, str) or not name.strip()]
+    if unnamed:
+        raise UserError(f"{where} has the class {unnamed[0]!r}; expected a name, in letters or digits")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{where} has {', '.join(map(repr, twice))} more than once; expected each class once")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -188,20 +242,10 @@ def _check_values(where: str, table: Any, example: Any) -> None:
 
 
 def _check_type(where: str, value: Any, default: Any) -> None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if isinstance(default, bool):
-        fits, expected = isinstance(value, bool), "True or False"
-    elif isinstance(default, int):
-        fits, expected = isinstance(value, numbers.Integral) and is_number, "a whole number"
-    elif isinstance(default, float):
-        fits, expected = is_number, "a number"
-    elif isinstance(default, str):
-        fits, expected = isinstance(value, str), "text"
-    elif isinstance(default, tuple):
-        fits = isinstance(value, tuple | list) and all(isinstance(each, str) for each in value)
-        expected = "a tuple of names"
-    else:
-        fits, expected = hasattr(value, "items"), "a table of settings"
+    is_of_kind, expected = TAKEN.get(type(default).__name__, TAKEN["Mapping"])
+    fits = is_of_kind(value)
+    if isinstance(default, tuple):
+        fits, expected = fits and all(isinstance(each, str) for each in value), "a tuple of names"
     if not fits:
         raise UserError(f"{where} is {value!r}; expected {expected}")
 

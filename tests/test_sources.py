@@ -1,5 +1,7 @@
 """What all sources share: they are found by name, and say where they looked."""
 
+import re
+
 import pytest
 
 from mtl_jax.data import sources
@@ -29,3 +31,27 @@ def test_unknown_source_and_option_are_refused():
         sources.build("mnist", data_root=None, split="train")
     with pytest.raises(UserError, match=r"source digits: expected options among .*length.*, found lenght"):
         sources.build("digits", data_root=None, split="train", lenght=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("coco_detection", {"folder": 3}, "options.folder is 3; expected text, such as 'mini-coco-det'"),
+        ("nyuv2", {"folder": None}, "options.folder is None; expected text"),
+        ("voc_segmentation", {"void": "x"}, "options.void is 'x'; expected a whole number or None"),
+        ("voc_segmentation", {"classes": ()}, "options.classes is empty"),
+        ("image_folder", {"classes": (1, 2)}, "options.classes has the class 1; expected a name"),
+        ("coco_detection", {"classes": ("a", "b", "a")}, "options.classes has 'a' more than once"),
+        ("open_images", {"classes": ("a", "")}, "options.classes has the class ''"),
+        ("coco_detection", {"images_with": 5}, "options.images_with is 5; expected several values"),
+        ("digits", {"size": "x"}, "options.size is 'x'; expected a whole number, such as 112"),
+        (
+            "tfds",
+            {"name": "a", "fields": {}, "classes": {"det": "cat"}},
+            "options.classes.det is 'cat'",
+        ),
+    ],
+)
+def test_an_option_of_another_type_is_refused_before_anything_is_read(tmp_path, kind, options, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        sources.build(kind, data_root=tmp_path, split="train", **options)

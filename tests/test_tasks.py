@@ -47,8 +47,10 @@ def test_build_keeps_names_order_and_settings():
             r"settings of a detection task .*found anchors",
         ),
         ({"kind": "detection"}, "expected classes, found none"),
-        ({"kind": "classification", "classes": "abc"}, "a list of class names, found 'abc'"),
-        ({"kind": "classification", "classes": ["a", "b", "a"]}, "each class once, found 'a'"),
+        ({"kind": "classification", "classes": "abc"}, r"tasks\.x\.classes is 'abc'; expected a list of names"),
+        ({"kind": "classification", "classes": ["a", "b", "a"]}, "has 'a' more than once; expected each class once"),
+        ({"kind": "detection", "classes": ["a", " "]}, "has the class ' '; expected a name"),
+        ({"kind": "detection", "classes": []}, r"tasks\.x\.classes is empty"),
     ],
 )
 def test_mistakes_in_a_section_are_refused(section, message):
@@ -123,7 +125,7 @@ def test_only_classes_of_a_whole_image_can_be_listed(key):
 
 
 def test_classes_that_are_no_names_are_refused():
-    with pytest.raises(UserError, match="task 'seg': expected names of classes, found 1"):
+    with pytest.raises(UserError, match=r"tasks\.seg\.classes has the class 1; expected a name"):
         tasks.build({"seg": {"kind": "segmentation", "classes": (1, 2)}})
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mtl_jax.config_checks import check_arguments
 from mtl_jax.data.base import Reading, Sample, Source, reading_of
 from mtl_jax.data.coco import CocoDetection
 from mtl_jax.data.digits import DigitScenes
@@ -47,7 +48,7 @@ def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any
         **options: keyword arguments of the source.
 
     Raises:
-        UserError: no such kind, option, folder or split.
+        UserError: no such kind, option, folder or split, or an option of another type.
     """
     if kind not in SOURCES:
         raise UserError(f"expected a source among {', '.join(SOURCES)}, found {kind!r}: choose one of them")
@@ -55,4 +56,5 @@ def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any
     unknown = [name for name in options if name not in known]
     if unknown:
         raise UserError(f"source {kind}: expected options among {', '.join(known)}, found {', '.join(unknown)}")
+    check_arguments("options", options, SOURCES[kind])
     return SOURCES[kind](data_root=data_root, split=split, **options)

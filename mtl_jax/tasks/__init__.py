@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from mtl_jax.config_checks import check_class_names
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import classification, depth, detection, multi_label, regression, segmentation
 from mtl_jax.tasks.base import Task
@@ -65,20 +66,9 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
     missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options]
     if missing:
         raise UserError(f"task {name!r}: expected {', '.join(missing)}, found none; add it to tasks.{name}")
-    _check_classes(name, options.get("classes", ()))
+    if "classes" in options:
+        check_class_names(f"tasks.{name}.classes", options["classes"])
     try:
         return KINDS[kind](name, **options)
     except TypeError as error:  # a word where a number belongs
         raise UserError(f"task {name!r}: expected settings of their types, found {error}; mend tasks.{name}") from error
-
-
-def _check_classes(name: str, classes: Sequence[Any]) -> None:
-    where = f"task {name!r}: expected "
-    if isinstance(classes, str):
-        raise UserError(where + f"a list of class names, found {classes!r}; write [{classes!r}, ...]")
-    unnamed = [entry for entry in classes if not isinstance(entry, str)]
-    if unnamed:
-        raise UserError(where + f"names of classes, found {unnamed[0]!r}; correct tasks.{name}")
-    twice = sorted({entry for entry in classes if list(classes).count(entry) > 1})
-    if twice:
-        raise UserError(where + f"each class once, found {', '.join(map(repr, twice))} again; correct tasks.{name}")
