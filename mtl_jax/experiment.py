@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,8 +128,9 @@ def find_weights(path: str, data_root: Path) -> Path:
     for place in places:
         if place.is_file():
             return place
+    looked = dict.fromkeys(os.path.normpath(place.absolute()) for place in places)
     raise UserError(
-        f"pretrained features {path} not found in {', '.join(str(place) for place in places)}; put torchvision's "
+        f"pretrained features {path} not found in {', '.join(looked)}; put torchvision's "
         "weights of the backbone (.pth, or converted to .npz) there, or start from random weights with "
         "--config.pretrained="
     )

@@ -316,7 +316,7 @@ def test_entries_of_one_file_are_one_image_with_all_boxes(tmp_path):
     assert source[0]["labels"]["detection"]["boxes_xyxy"].tolist() == [[1, 2, 4, 6], [5, 6, 12, 14]]
     assert source.dropped_boxes == {"listed_twice": 1}
     assert source.reading.counts["image entries merged"] == 1
-    assert "lists 1 images more than once (first: 7.jpg)" in noted(source)
+    assert "lists 1 image more than once (first: 7.jpg)" in noted(source)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_an_image_whose_size_tells_decides_for_those_whose_size_does_not(tmp_pat
     assert red_in_box(source[0])
     assert not caplog.text
     assert red_in_box(source[1])
-    assert "EXIF turns 1 images (first: 9.jpg)" in caplog.text
+    assert "EXIF turns 1 image (first: 9.jpg)" in caplog.text
     assert source.reading.counts["images turned"] == 2
 
 

@@ -119,9 +119,9 @@ def test_what_is_not_read_is_counted_and_said(tmp_path):
         "files skipped: no suffix": 1,
     }
     stray, others, empty = source.reading.notes
-    assert "1 images lie beside the class folders" in stray
-    assert "4 files are no images by their suffix" in others
-    assert "1 classes have no image (first: dog)" in empty
+    assert "1 image beside the class folders" in stray
+    assert "4 files not read" in others
+    assert "1 class without images (first: dog)" in empty
 
 
 def test_a_folder_that_leads_back_into_itself_is_read_once(tmp_path):

@@ -30,7 +30,7 @@ def test_the_size_tells_only_of_images_on_their_side():
     [
         ([STORED, *UNCLEAR], True, ["EXIF turns 2 images (first: m)", "taken as stored, like 1 whose", "annotated_on"]),
         ([UPRIGHT, *UNCLEAR], False, ["taken upright, like 1 whose size"]),
-        ([STORED, STORED, UPRIGHT, *UNCLEAR], True, ["like 2 whose size", "1 images (first: u) fits their boxes only"]),
+        ([STORED, STORED, UPRIGHT, *UNCLEAR], True, ["like 2 whose size", "1 image (first: u) fits their boxes only"]),
         (UNCLEAR, None, []),
         ([STORED], True, []),
         ([UPRIGHT], False, []),
@@ -53,7 +53,7 @@ def test_without_any_size_that_tells_nothing_is_guessed():
 def test_a_setting_decides_without_a_word():
     assert judged(UNCLEAR, "stored") == (True, 2, 2, ())
     assert judged(UNCLEAR, "upright") == (False, 2, 2, ())
-    assert "1 images (first: u)" in judged([UPRIGHT, *UNCLEAR], "stored").notes[0]
+    assert "1 image (first: u)" in judged([UPRIGHT, *UNCLEAR], "stored").notes[0]
     with pytest.raises(UserError, match="expected annotated_on among auto, upright, stored, found 'exif'"):
         orientation.check("exif")
 

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mtl_jax.data import sources
+from mtl_jax.data.base import counted
 from mtl_jax.errors import UserError
 
 ON_DISK = ("voc_segmentation", "coco_detection", "open_images", "image_folder", "utkface", "nyuv2")
@@ -55,3 +56,18 @@ def test_unknown_source_and_option_are_refused():
 def test_an_option_of_another_type_is_refused_before_anything_is_read(tmp_path, kind, options, said):
     with pytest.raises(UserError, match=re.escape(said)):
         sources.build(kind, data_root=tmp_path, split="train", **options)
+
+
+@pytest.mark.parametrize(
+    ("count", "what", "said"),
+    [
+        (1, "images turned", "1 image turned"),
+        (2, "images turned", "2 images turned"),
+        (1, "image entries merged", "1 image entry merged"),
+        (1, "boxes dropped: degenerate", "1 box dropped: degenerate"),
+        (1, "images without boxes", "1 image without boxes"),
+        (1, "answers", "1 answer"),
+    ],
+)
+def test_one_of_a_kind_is_counted_in_the_singular(count, what, said):
+    assert counted(count, what) == said

@@ -95,6 +95,36 @@ def warn_once(message: str) -> None:
         log.warning(message)
 
 
+# What counts count, in the plural, with the singular.
+_SINGULAR = {
+    "images": "image",
+    "boxes": "box",
+    "crowds": "crowd",
+    "files": "file",
+    "names": "name",
+    "labels": "label",
+    "entries": "entry",
+    "values": "value",
+    "answers": "answer",
+    "classes": "class",
+    "masks": "mask",
+}
+
+
+def counted(count: int, what: str) -> str:
+    """Returns a number and what it counts: "2 images turned", "1 image turned".
+
+    Args:
+        count: how many.
+        what: in the plural; the first word of `_SINGULAR` in it follows the number.
+    """
+    words = what.split(" ")
+    plural = next((word for word in words if word in _SINGULAR), None)
+    if count == 1 and plural is not None:
+        words[words.index(plural)] = _SINGULAR[plural]
+    return f"{count} {' '.join(words)}"
+
+
 def check_split(split: str) -> str:
     """Returns `split`.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data import coco_boxes, coco_file, orientation
-from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, file_in, find_first, warn_once
+from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, counted, file_in, find_first, warn_once
 from mtl_jax.data.images import Decoded, read_header, read_image
 from mtl_jax.errors import UserError
 
@@ -145,9 +145,10 @@ class CocoDetection:
         counts["images turned"] = self._convention.turned
         notes = [*self._boxes.notes(self.file), *self._convention.notes]
         if self._repeated:
+            listed = counted(len(self._repeated), "images")
             notes.append(
-                f"{self.file} lists {len(self._repeated)} images more than once (first: {self._repeated[0]}): each is "
-                "one image with the boxes of all its entries; look whether two exports were joined."
+                f"{self.file} lists {listed} more than once (first: {self._repeated[0]}): each is one image "
+                "with the boxes of all its entries; look whether two exports were joined."
             )
         return Reading({name: count for name, count in counts.items() if count or name == "boxes"}, tuple(notes))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from mtl_jax.data.base import counted
 from mtl_jax.data.facts import SampleFacts
 from mtl_jax.data.label_kinds import KINDS
 from mtl_jax.data.survey import Survey
@@ -35,7 +36,7 @@ def figures(survey: Survey, classes: Mapping[str, Sequence[str]]) -> dict[str, A
         "read": dict(survey.reading.counts),
         "notes": list(survey.reading.notes),
         "stored_twice": {"images": len(twice), "examples": [list(pair) for pair in twice[:EXAMPLES]]},
-        "one_colour": _counted([sample.id for sample in samples if sample.one_colour]),
+        "one_colour": _examples([sample.id for sample in samples if sample.one_colour]),
     }
 
 
@@ -69,7 +70,7 @@ def _spread(values: Sequence[int]) -> dict[str, Any]:
     return {"min": min(values), "median": median(values), "max": max(values)} if values else {}
 
 
-def _counted(ids: Sequence[str]) -> dict[str, Any]:
+def _examples(ids: Sequence[str]) -> dict[str, Any]:
     return {"images": len(ids), "examples": list(ids[:EXAMPLES])}
 
 
@@ -114,7 +115,7 @@ def some(names: Sequence[str]) -> str:
 
 def line(figures: Mapping[str, Any]) -> str:
     """Returns what a reader of a log wants to know of a split, in one line."""
-    images = f"{figures['images']} images"
+    images = counted(figures["images"], "images")
     if figures["looked_at"] < figures["images"]:
         images += f" ({figures['looked_at']} looked at)"
     width, height = figures["width_px"], figures["height_px"]
@@ -123,7 +124,7 @@ def line(figures: Mapping[str, Any]) -> str:
         sizes = [f"{width[which]:g} x {height[which]:g}" for which in ("min", "median", "max")]
         parts = [f"{images} of {sizes[1]} px" + (f" ({sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else "")]
     parts += [f"{label}: {label_line(each)}" for label, each in figures["labels"].items()]
-    parts += [f"{count} {what}" for what, count in figures["read"].items() if what not in _SAID]
+    parts += [counted(count, what) for what, count in figures["read"].items() if what not in _SAID]
     return "; ".join(parts)
 
 
@@ -137,22 +138,24 @@ def label_line(figures: Mapping[str, Any]) -> str:
     classes = figures.get("classes", {})
     missing = figures["unlabelled"]
     if figures["kind"] == "boxes":
-        text = f"{figures['labelled']} boxes"
-        text += f", {missing} crowds" if missing else ""
-        text += f", {figures['images_without']} images without boxes" if figures["images_without"] else ""
+        text = counted(figures["labelled"], "boxes")
+        text += f", {counted(missing, 'crowds')}" if missing else ""
+        without = figures["images_without"]
+        text += f", {counted(without, 'images without boxes')}" if without else ""
     elif noun == "pixels":
         total = figures["labelled"] + missing
         text = f"{100 * figures['labelled'] / max(1, total):.3g} % of pixels labelled"
     else:
-        text = f"{figures['labelled']} {noun} labelled" + (f", {missing} not" if missing else "")
+        text = counted(figures["labelled"], f"{noun} labelled") + (f", {missing} not" if missing else "")
     if "min" in figures:
-        text += f", from {figures['min']:g} to {figures['max']:g}"
+        unit = " m" if figures["kind"] == "depth" else ""
+        text += f", from {figures['min']:.4g} to {figures['max']:.4g}{unit}"
     if classes:
         shown = {name: each["images"] for name, each in classes.items() if each["images"]}
         text += f", {len(shown)} of {len(classes)} classes"
         if shown:
             fewest = min(shown, key=lambda name: shown[name])
-            text += f", fewest {fewest} ({shown[fewest]} images)"
+            text += f", fewest {fewest} ({counted(shown[fewest], 'images')})"
     return text
 
 
@@ -213,10 +216,12 @@ def odd_images(survey: Survey, labels: Sequence[str], *, where: str) -> list[str
         otherwise = next((pair for label in labels for pair in unlike_labels(survey.samples, label)), None)
         pair, how = (otherwise, " with other labels") if otherwise else (twice[0], "")
         said.append(
-            f"{where}: {len(twice)} images are there more than once, such as {pair[0]} and {pair[1]}{how}: they count "
-            "twice; remove copies"
+            f"{where}: {counted(len(twice), 'images stored')} more than once, such as {pair[0]} and {pair[1]}{how}: "
+            "they count twice; remove copies"
         )
     plain = [sample.id for sample in survey.samples if sample.one_colour]
     if plain:
-        said.append(f"{where}: {len(plain)} images are of a single colour ({some(plain)}): look whether they are whole")
+        said.append(
+            f"{where}: {counted(len(plain), 'images')} of a single colour ({some(plain)}): look whether that is right"
+        )
     return said

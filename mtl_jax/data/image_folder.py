@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, find_first, read_json
+from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, counted, find_first, read_json
 from mtl_jax.data.files import is_image, is_system, skipped, walk
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError
@@ -102,14 +102,15 @@ def _notes(folder: Path, left_out: Sequence[Path], empty: Sequence[str]) -> Iter
     images = [file for file in left_out if file.parent == folder and is_image(file)]
     if images:
         yield (
-            f"{len(images)} images lie beside the class folders (first: {images[0]}) and are not read: move each into "
+            f"{counted(len(images), 'images')} beside the class folders (first: {images[0]}), not read: move each into "
             "the folder of its class."
         )
     others = [file for file in left_out if not is_system(file) and file not in images]
     if others:
-        yield f"{len(others)} files are no images by their suffix (first: {others[0]}) and are not read."
+        yield f"{counted(len(others), 'files')} not read, as no image has such a suffix (first: {others[0]})."
     if empty:
-        yield f"{folder}: {len(empty)} classes have no image (first: {empty[0]}): add images or remove the folder."
+        classes = counted(len(empty), "classes")
+        yield f"{folder}: {classes} without images (first: {empty[0]}): add images or remove the folder."
 
 
 def _class_folders(base: Path, split: str) -> tuple[str, ...]:

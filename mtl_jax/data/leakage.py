@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from mtl_jax.data.base import Source, read_bytes
+from mtl_jax.data.base import Source, counted, read_bytes
 from mtl_jax.data.facts import SampleFacts
 from mtl_jax.errors import UserError
 
@@ -70,14 +70,13 @@ def refuse(
     validated, trained = leaks[0]
     here = validation[validated.stream][validated.index]["id"]
     there = training[trained.stream][trained.index]["id"]
-    message = (
-        f"expected validation images that no stream trains on, found {len(leaks)} that one does, first {here!r}, which "
-        f"stream {validated.stream} validates with: it is {there!r}, which stream {trained.stream} trains on; take "
-        "them out of one of the two splits, or choose other splits or images in the streams' options"
-    )
+    first = f"first: {here!r} of stream {validated.stream}, which stream {trained.stream} trains on as {there!r}"
     if 100.0 * len(leaks) > tolerated_percent * sum(map(len, validation.values())):
-        raise UserError(message)
-    log.warning(message)
+        raise UserError(
+            f"expected validation images that no stream trains on, found {len(leaks)} ({first}): take them out of one "
+            "of the two splits, or choose other splits or images in the streams' options"
+        )
+    log.warning("Tolerated: %s in training too (%s)", counted(len(leaks), "validation images"), first)
 
 
 def find(training: Mapping[str, Source], validation: Mapping[str, Source]) -> list[Leak]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from mtl_jax.data.base import counted
 from mtl_jax.errors import UserError
 
 ANNOTATED_ON = ("auto", "upright", "stored")
@@ -118,15 +119,16 @@ def judge(
     reading = "as stored" if decided else "upright"
     notes: list[str] = []
     if unclear and annotated_on == "auto":
+        images = counted(len(unclear), "images")
         notes.append(
-            f"{where}: EXIF turns {len(unclear)} images (first: {unclear[0]}) whose size does not tell whether {what} "
-            f"are of the pixels as stored or upright: taken {reading}, like {max(len(stored), len(upright))} whose "
+            f"{where}: EXIF turns {images} (first: {unclear[0]}) whose size does not tell whether {what} are "
+            f"of the pixels as stored or upright: taken {reading}, like {max(len(stored), len(upright))} whose "
             "size does; set the stream's options.annotated_on to 'stored' or 'upright' to decide."
         )
     odd = upright if decided else stored
     if odd and (len(odd) < len(stored) + len(upright) or annotated_on != "auto"):
         notes.append(
-            f"{where}: the size of {len(odd)} images (first: {odd[0]}) fits their {what} only "
+            f"{where}: the size of {counted(len(odd), 'images')} (first: {odd[0]}) fits their {what} only "
             f"{'upright' if decided else 'as stored'}, unlike the rest of the dataset ({reading}): they are read so; "
             "look whether two exports were mixed."
         )
