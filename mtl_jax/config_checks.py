@@ -103,7 +103,8 @@ def check_arguments(where: str, given: Any, factory: Callable[..., Any]) -> None
     """
     parameters = inspect.signature(factory).parameters
     for name in parameters.keys() & given.keys():
-        value, place = given[name], f"{where}.{name}"
+        value: Any = given[name]
+        place = f"{where}.{name}"
         taken = [TAKEN.get(kind.partition("[")[0]) for kind in str(parameters[name].annotation).split(" | ")]
         known = [each for each in taken if each is not None]
         if len(known) == len(taken) and not any(fits(value) for fits, _ in known):
