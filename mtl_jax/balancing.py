@@ -66,7 +66,7 @@ def backward(
         if len(objective.groups) > 1 or not one_image_many_tasks:
             found = "tasks that do not share their images"
         elif not features_are_shared:
-            found = "a network whose tasks read no common features (model.batch_norm_per_task, model.sharing)"
+            found = "a network whose tasks read no common features (model.norms_from, model.sharing)"
         elif isinstance(method, balance.RemembersGradients):
             found = f"balance {settings.balance!r}, which remembers gradients: those of other images' features"
         elif settings.micro_batches > 1:

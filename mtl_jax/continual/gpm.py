@@ -195,7 +195,7 @@ def require_still(
             raise UserError(
                 f"{where} moves the running statistics of {layer}, and with them what the kernels read that gpm_energy "
                 f'of an earlier stage holds; set {where}.train_batch_norm="new_levels" (or "nowhere"), or give each '
-                "task batch norms of its own (model.batch_norm_per_task)"
+                "task batch norms of its own (model.norms_from)"
             )
 
 
