@@ -19,7 +19,8 @@ from mtl_jax.models import cpu_kernels
 
 FILE = "data.json"
 SMOKE_IMAGES = 256  # of each split that a smoke run looks at
-KEPT = ("images", "looked_at", "digest", "tasks")  # in a checkpoint: numbers, and digests of all and for each task
+# In a checkpoint: numbers, digests of all and for each task, and the scale of greyscale of 16-bit files.
+KEPT = ("images", "looked_at", "digest", "tasks", "grey_bits")
 TOLD = 12  # warnings in the log; the file has them all
 TOLD_SECONDS = 10.0  # between two lines while the images of a split are looked at
 SPLITS = {"train": True, "val": False}  # -> whether it is for training

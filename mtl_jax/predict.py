@@ -91,7 +91,8 @@ def _predict(
     run = evaluate.make_predict(network.parts.model, network.tasks)
     by_view = _by_view(network)
     batch_size = min(batch_size, len(images))
-    decoded = _decoded(images, on_error)
+    bits = trained.grey_bits(network)
+    decoded = _decoded(images, on_error, None if bits is None else lambda: bits)
     while batch := list(itertools.islice(decoded, batch_size)):
         found: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
         pictures = [image for _, image in batch]
@@ -123,11 +124,13 @@ def _check_threshold(threshold: float | None) -> None:
 
 
 def _decoded(
-    images: Iterable[str | Path], on_error: Callable[[UserError], None] | None
+    images: Iterable[str | Path],
+    on_error: Callable[[UserError], None] | None,
+    grey_bits: Callable[[], int] | None,
 ) -> Iterator[tuple[Path, np.ndarray]]:
     for path in map(Path, images):
         try:
-            image = decode_image(path)
+            image = decode_image(path, grey_bits=grey_bits)
         except UserError as error:
             if on_error is None:
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax import checkpoints, experiment
 from mtl_jax import config as config_lib
+from mtl_jax.data import sources
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Task
 
@@ -46,7 +47,7 @@ def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) ->
     """
     path = checkpoints.find(weights.expanduser())
     record = checkpoints.read_metadata(path)
-    config = config_lib.completed(record["config"])
+    config = _as_scaled(config_lib.completed(record["config"]), record["stages"])
     parts = experiment.build(config, data_root=data_root or _recorded_root(config))
     names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
     variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
@@ -57,6 +58,23 @@ def computing_in(network: Trained, dtype: str) -> Trained:
     """Returns the same network, whose weights are float32 in any case, with `model.compute_dtype` of another kind."""
     config = {**network.config, "model": {**network.config["model"], "compute_dtype": dtype}}
     return network._replace(config=config, parts=experiment.build(config, data_root=network.parts.data_root))
+
+
+def _as_scaled(config: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The configuration with the bits of greyscale images that the stages saw, whatever files are there today."""
+    streams = dict(config["streams"])
+    for data in (stage.get("data", {}) for stage in stages):
+        for name, splits in data.items():
+            bits = splits["train"].get("grey_bits")
+            if bits and "grey_bits" in sources.options_of(streams[name]["source"]):
+                streams[name] = {**streams[name], "options": {**streams[name]["options"], "grey_bits": bits}}
+    return {**config, "streams": streams}
+
+
+def grey_bits(network: Trained) -> int | None:
+    """Returns by how many bits the greyscale images of 16-bit files were scaled in training; None where none were."""
+    streams = [network.parts.streams[name] for name in network.parts.used_streams]
+    return max((bits for each in streams if (bits := each["options"].get("grey_bits"))), default=None)
 
 
 def _recorded_root(config: Mapping[str, Any]) -> Path:

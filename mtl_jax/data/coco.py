@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl_jax.data import coco_boxes, coco_file, orientation
 from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, counted, file_in, find_first, warn_once
+from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import Decoded, read_header, read_image
 from mtl_jax.errors import UserError
 
@@ -36,6 +37,8 @@ class CocoDetection:
         images_without: category names; images that show one of them are left out.
         annotated_on: boxes of images that EXIF turns count in the "upright" or the "stored" pixels where the size in
             the file does not tell; "auto" follows those where it does.
+        grey_bits: of the levels of greyscale images in 16-bit files; 0 takes the fewest of 10, 12, 14 and 16 that hold
+            those of all training images.
 
     Raises:
         UserError: no dataset there, an annotation that names no known category or image, no image left, or boxes as
@@ -56,10 +59,12 @@ class CocoDetection:
         images_with: Sequence[str] = (),
         images_without: Sequence[str] = (),
         annotated_on: str = "auto",
+        grey_bits: int = 0,
     ) -> None:
         check_split(split)
         if other_categories not in ("error", "ignore"):
             raise UserError(f"expected other_categories 'error' or 'ignore', found {other_categories!r}")
+        self.grey = GreyBits(grey_bits)
         self._annotated_on = orientation.check(annotated_on)
         base = Path(data_root).expanduser() / folder
         self.file = find_first(_places(base, split), what="a COCO dataset", data_root=data_root)
@@ -126,7 +131,7 @@ class CocoDetection:
     def __getitem__(self, index: int) -> Sample:
         entry = self._images[self._kept[index]]
         file = self.image_origin(index)
-        image = read_image(file)
+        image = read_image(file, grey_bits=self.grey)
         detection = coco_boxes.fields(self._boxes.of_image[self._kept[index]])
         if self._counts_as_stored(image, (entry["width"], entry["height"]), file):
             detection["boxes_xyxy"] = orientation.turn_boxes(detection["boxes_xyxy"], image.header)

@@ -23,6 +23,7 @@ class SampleFacts(NamedTuple):
     content: str  # digest of the image's file, or of what the source makes it of; "" where that is not known
     pixels: str  # digest of the decoded image
     labels: dict[str, dict[str, Any]]  # label name -> "kind", "digest", and what `KINDS` observes
+    grey_bits: int | None = None  # by which greyscale of 16-bit files is scaled, where the dataset has shown any so far
 
 
 def facts_of(sample: Sample, *, files: Sequence[Opened] = (), origin: Path | bytes | None = None) -> SampleFacts:

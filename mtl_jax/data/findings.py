@@ -30,6 +30,7 @@ def figures(survey: Survey, classes: Mapping[str, Sequence[str]]) -> dict[str, A
         "images": survey.images,
         "looked_at": survey.looked_at,
         "digest": survey.digest(tuple(classes)),
+        "grey_bits": survey.grey_bits,
         "width_px": _spread([sample.width for sample in samples]),
         "height_px": _spread([sample.height for sample in samples]),
         "labels": {label: label_figures(survey, label, names) for label, names in classes.items()},

@@ -9,6 +9,7 @@ import numpy as np
 
 from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, counted, find_first, read_json
 from mtl_jax.data.files import is_image, is_system, skipped, walk
+from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError
 
@@ -37,6 +38,8 @@ class ImageFolder:
         folder: the dataset's folder below `data_root`.
         classes: names of the class folders, in the order of their labels; by default those of train (or of
             the split, where there is no train), sorted.
+        grey_bits: of the levels of greyscale images in 16-bit files; 0 takes the fewest of 10, 12, 14 and 16 that hold
+            those of all training images.
 
     Raises:
         UserError: no dataset there, no images, or a class folder that is not in the table.
@@ -49,7 +52,9 @@ class ImageFolder:
         split: str,
         folder: str = "imagenette-160",
         classes: Sequence[str] | None = None,
+        grey_bits: int = 0,
     ) -> None:
+        self.grey = GreyBits(grey_bits)
         check_split(split)
         base = Path(data_root).expanduser() / folder
         self.folder = find_first([base / split], what="a folder of images by class", data_root=data_root)
@@ -86,7 +91,7 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Sample:
         file, label = self._files[index]
         return {
-            "image": decode_image(file),
+            "image": decode_image(file, grey_bits=self.grey),
             "labels": {"classification": {"label": np.array(label, np.int32)}},
             "id": file.relative_to(self.folder).as_posix(),
         }

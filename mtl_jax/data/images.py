@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from mtl_jax.data.base import read_bytes, warn_once
+from mtl_jax.data.grey import MOST_BITS, fewest_bits
 from mtl_jax.data.masks import class_indices
 from mtl_jax.data.orientation import Header
 from mtl_jax.errors import UserError
@@ -27,7 +28,6 @@ MAX_SCANS = 64  # of a JPEG: a progressive one has about 10, and each costs as m
 _SCAN = b"\xff\xda"  # JPEG's marker; inside of a scan no 255 is followed by it
 _TILE_TAGS = (322, 323)  # TIFF 6.0, section 15: a tile's width and length, which may exceed the image's
 _ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4
-_GREY_BITS = (10, 12, 14, 16)  # of a camera's or a scanner's levels, which files of 16 bits hold
 
 # How stored pixels are turned upright, by the value of the EXIF tag; other values mean upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -65,17 +65,21 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def decode_image(
-    file: str | Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+    file: str | Path | bytes,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    grey_bits: Callable[[], int] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes an image to upright 8-bit RGB.
 
-    Greyscale, palette and CMYK are converted, transparency is laid over white, 16-bit values are scaled, by the 10, 12,
-    14 or 16 bits that they need.
+    Greyscale, palette and CMYK are converted, transparency is laid over white, 16-bit values are scaled.
 
     Args:
       file: a path, or the bytes of a file.
       name: what errors call it; the path by default.
       max_pixels: larger images are refused before they are decoded.
+      grey_bits: returns the bits of 16-bit files' levels; by default the fewest of 10, 12, 14 and 16 that hold them.
 
     Returns:
       RGB, with the EXIF orientation applied.
@@ -83,14 +87,31 @@ def decode_image(
     Raises:
       UserError: missing, empty, truncated, not an image, or too large; with file name and reason.
     """
-    return read_image(file, name=name, max_pixels=max_pixels).upright
+    return read_image(file, name=name, max_pixels=max_pixels, grey_bits=grey_bits).upright
 
 
-def read_image(file: str | Path | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
+def read_image(
+    file: str | Path | bytes,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    grey_bits: Callable[[], int] | None = None,
+) -> Decoded:
     """Like `decode_image`, but keeps the stored orientation beside the pixels."""
     name = _name_of(file, name)
     image = _open(file, name, max_pixels)
-    return Decoded(_to_rgb(image, name), _orientation_of(image))
+    return Decoded(_to_rgb(image, name, grey_bits), _orientation_of(image))
+
+
+def largest_level(file: Path | bytes) -> int:
+    """Returns the largest level of a greyscale image in a 16-bit file; 0 of any other file."""
+    try:
+        with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS) as image:
+            if not image.mode.startswith("I"):
+                return 0
+        return int(np.asarray(_open(file, _name_of(file, None), MAX_PIXELS)).max())
+    except Exception:  # is told when the image is read
+        return 0
 
 
 def read_header(file: str | Path) -> Header:
@@ -291,29 +312,35 @@ def _orientation_of(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+def _to_rgb(image: Image.Image, name: str, grey_bits: Callable[[], int] | None) -> np.ndarray:
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.array(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return _scale_to_eight_bits(np.asarray(image), name)
+        return _scale_to_eight_bits(np.asarray(image), name, grey_bits)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return np.array(image.convert("RGB"))
 
 
-def _scale_to_eight_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """Greyscale of 10 to 16 bits to RGB by scaling; Pillow's own conversion would clip at 255.
-
-    Levels of fewer bits than the file has room for would be nearly black: the fewest bits that hold them count.
-    """
+def _scale_to_eight_bits(values: np.ndarray, name: str, grey_bits: Callable[[], int] | None) -> np.ndarray:
+    """Greyscale of 10 to 16 bits to RGB by scaling; Pillow's own conversion would clip at 255."""
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise UserError(
             f"{name}: expected 8- or 16-bit pixels, found {values.dtype} from {values.min()} to "
             f"{values.max()}: convert it to 8-bit RGB"
         )
-    bits = next(bits for bits in _GREY_BITS if values.max() < 2**bits)
-    if bits < max(_GREY_BITS):
-        warn_once(f"Greyscale files of 16 bits whose levels need {bits} bits or fewer are read as {bits}-bit images.")
-    grey = np.round(values * (255 / (2**bits - 1))).astype(np.uint8)
+    largest = int(values.max())
+    if grey_bits is None:
+        bits = fewest_bits(largest)
+        if bits < MOST_BITS:
+            warn_once(
+                f"Greyscale files of 16 bits whose levels need at most {bits} bits are read as {bits}-bit images."
+            )
+    else:
+        bits = grey_bits()
+        if largest >= 2**bits:
+            warn_once(f"{name}: level {largest} is beyond the training images' {bits} bits; such pixels are white.")
+    white = 2**bits - 1
+    grey = np.round(np.minimum(values, white) * (255 / white)).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)

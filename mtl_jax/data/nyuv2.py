@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 
 from mtl_jax.data.base import VOID, Reading, Sample, check_split, find_first
+from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import decode_depth, decode_mask, read_image
 from mtl_jax.data.listed import ListedImages
 
@@ -42,6 +43,7 @@ class NYUv2:
     """
 
     def __init__(self, *, data_root: str | Path, split: str, folder: str = "nyuv2", annotated_on: str = "auto") -> None:
+        self.grey = GreyBits()
         self.folder = Path(data_root).expanduser() / folder
         index = find_first([self.folder / f"{check_split(split)}.txt"], what="an NYUv2 dataset", data_root=data_root)
         self.class_names = {"segmentation": NYUV2_CLASSES[:OTHERPROP], "depth": ()}
@@ -65,7 +67,7 @@ class NYUv2:
         return self._files.reading()
 
     def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.image_origin(index))
+        image = read_image(self.image_origin(index), grey_bits=self.grey)
         stored = self._files.is_stored(image.header, index)
         mask = decode_mask(self._files.map("mask", index), image=image, class_count=len(NYUV2_CLASSES), stored=stored)
         mask[mask == OTHERPROP] = VOID

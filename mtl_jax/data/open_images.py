@@ -15,6 +15,7 @@ from mtl_jax.data import open_images_csv as tables
 from mtl_jax.data import orientation
 from mtl_jax.data.base import Fields, Reading, Sample, check_split, find_first, warn_once
 from mtl_jax.data.files import ImageFolderIndex
+from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import decode_mask, read_header, read_image, turn_upright
 from mtl_jax.data.masks import mask_dtype
 from mtl_jax.data.open_images_csv import Box
@@ -43,6 +44,8 @@ class OpenImages:
         classes: names, in the order of their labels; by default all of the dataset.
         annotated_on: boxes and masks of images that EXIF turns are of the "upright" or the "stored" pixels; "auto"
             refuses such images, of which no size tells, as corners are shares.
+        grey_bits: of the levels of greyscale images in 16-bit files; 0 takes the fewest of 10, 12, 14 and 16 that hold
+            those of all training images.
 
     Raises:
         UserError: no dataset there, a broken table, an unknown class, or no annotated image.
@@ -60,7 +63,9 @@ class OpenImages:
         folder: str = "open-images-mini",
         classes: Sequence[str] | None = None,
         annotated_on: str = "auto",
+        grey_bits: int = 0,
     ) -> None:
+        self.grey = GreyBits(grey_bits)
         self._annotated_on = orientation.check(annotated_on)
         base, names = Path(data_root).expanduser() / folder, tables.SPLIT_NAMES[check_split(split)]
         find = functools.partial(find_first, what="an Open Images dataset", data_root=data_root)
@@ -143,7 +148,7 @@ class OpenImages:
 
     def __getitem__(self, index: int) -> Sample:
         name = self._ids[index]
-        image = read_image(self.image_origin(index))
+        image = read_image(self.image_origin(index), grey_bits=self.grey)
         header = image.header
         stored = header.is_turned and self._convention.decided(self.image_origin(index), "boxes and masks")
         width, height = (header.width, header.height) if stored else header.upright_size

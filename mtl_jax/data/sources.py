@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mtl_jax.config_checks import check_arguments
-from mtl_jax.data.base import Reading, Sample, Source, reading_of
+from mtl_jax.data.base import SPLITS, Reading, Sample, Source, reading_of
 from mtl_jax.data.coco import CocoDetection
 from mtl_jax.data.digits import DigitScenes
+from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.image_folder import ImageFolder
+from mtl_jax.data.images import largest_level
 from mtl_jax.data.nyuv2 import NYUv2
 from mtl_jax.data.open_images import OpenImages
 from mtl_jax.data.tfds import Tfds
@@ -57,4 +60,16 @@ def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any
     if unknown:
         raise UserError(f"source {kind}: expected options among {', '.join(known)}, found {', '.join(unknown)}")
     check_arguments("options", options, SOURCES[kind])
-    return SOURCES[kind](data_root=data_root, split=split, **options)
+    source = SOURCES[kind](data_root=data_root, split=split, **options)
+    grey = getattr(source, "grey", None)
+    if isinstance(grey, GreyBits):
+
+        def levels() -> Iterator[int]:
+            training: Any = source
+            if split != SPLITS[0]:
+                with contextlib.suppress(UserError):  # there is none: the split decides by itself
+                    training = SOURCES[kind](data_root=data_root, split=SPLITS[0], **options)
+            return (largest_level(training.image_origin(index)) for index in range(len(training)))
+
+        grey.decide_by(levels)
+    return source

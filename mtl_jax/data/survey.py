@@ -38,6 +38,11 @@ class Survey(NamedTuple):
         """Whether every image was looked at."""
         return self.looked_at == self.images
 
+    @property
+    def grey_bits(self) -> int | None:
+        """By how many bits greyscale of 16-bit files is scaled; None where no such file was met."""
+        return max((sample.grey_bits for sample in self.samples if sample.grey_bits), default=None)
+
     def digest(self, labels: Sequence[str]) -> str:
         """Returns a digest of the images, their ids and some of their labels, in order.
 
@@ -83,8 +88,9 @@ def look(
     key = survey_cache.key(name, dict(source.class_names), len(source), most, dict(reading.counts), reading.notes)
     if cache is not None:
         kept = survey_cache.load(cache, key)
-        if kept is not None:
-            return Survey(len(source), len(indices), tuple(SampleFacts(*each) for each in kept), (), reading)
+        facts = tuple(SampleFacts(*each) for each in kept or ())
+        if kept is not None and all(bits == _grey_bits(source) for bits in {each.grey_bits for each in facts} - {None}):
+            return Survey(len(source), len(indices), facts, (), reading)
     started, read = time.monotonic(), list(files)
     all_in_files = True
     for done, (seen, used) in enumerate(_looks(source, indices), start=1):
@@ -99,6 +105,12 @@ def look(
     if cache is not None and not errors and told_apart and time.monotonic() - started > WORTH_KEEPING_S:
         survey_cache.save(cache, key, samples, read)
     return Survey(len(source), len(indices), tuple(samples), tuple(dict.fromkeys(errors)), reading)
+
+
+def _grey_bits(source: Source) -> int | None:
+    """What the training images of today say."""
+    grey = getattr(source, "grey", None)
+    return None if grey is None else grey()
 
 
 def _spread(count: int, most: int) -> range:
@@ -118,6 +130,7 @@ def _look(source: Source, index: int) -> tuple[SampleFacts | str, list[Opened]]:
     with opened.noted() as files:
         try:
             origin = source.image_origin(index) if isinstance(source, WithOrigins) else None
-            return facts_of(source[index], files=files, origin=origin), files
+            facts = facts_of(source[index], files=files, origin=origin)
+            return facts._replace(grey_bits=getattr(getattr(source, "grey", None), "known", None)), files
         except UserError as error:
             return str(error), files

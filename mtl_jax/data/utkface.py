@@ -9,6 +9,7 @@ import numpy as np
 
 from mtl_jax.data.base import Reading, Sample, check_split, find_first
 from mtl_jax.data.files import ImageFolderIndex, read_names
+from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError
 
@@ -38,6 +39,7 @@ class UTKFace:
     """
 
     def __init__(self, *, data_root: str | Path, split: str, folder: str = "utkface") -> None:
+        self.grey = GreyBits()
         check_split(split)
         base = Path(data_root).expanduser() / folder
         index = find_first([base / f"{split}.txt"], what="a UTKFace dataset", data_root=data_root)
@@ -73,7 +75,7 @@ class UTKFace:
             "gender": {"label": np.array(gender, np.int32)},
             "ethnicity": {"label": np.array(ethnicity, np.int32)},
         }
-        return {"image": decode_image(self.image_origin(index)), "labels": labels, "id": name}
+        return {"image": decode_image(self.image_origin(index), grey_bits=self.grey), "labels": labels, "id": name}
 
 
 def parse(name: str) -> tuple[int, int, int] | None:

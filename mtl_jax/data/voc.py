@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl_jax.data import masks
 from mtl_jax.data.base import SPLITS, Reading, Sample, check_split, find_first, warn_once
+from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import decode_mask, mask_palette, mask_values, read_image
 from mtl_jax.data.listed import ListedImages
 from mtl_jax.errors import UserError
@@ -37,6 +38,8 @@ class VocSegmentation:
         ignore_label: what the task calls void.
         annotated_on: the masks of images that EXIF turns are of the "upright" or the "stored" pixels where their size
             does not tell; "auto" follows those where it does.
+        grey_bits: of the levels of greyscale images in 16-bit files; 0 takes the fewest of 10, 12, 14 and 16 that hold
+            those of all training images.
 
     Raises:
         UserError: no dataset there, or an empty list of images.
@@ -56,7 +59,9 @@ class VocSegmentation:
         void: int | None = None,
         ignore_label: int | None = None,
         annotated_on: str = "auto",
+        grey_bits: int = 0,
     ) -> None:
+        self.grey = GreyBits(grey_bits)
         base = Path(data_root).expanduser() / folder
         tails = ("", "VOC2012", "VOCdevkit/VOC2012")
         index = find_first(
@@ -79,7 +84,7 @@ class VocSegmentation:
         return self._files.image(index)
 
     def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.image_origin(index))
+        image = read_image(self.image_origin(index), grey_bits=self.grey)
         mask = decode_mask(
             self._files.map("mask", index),
             image=image,

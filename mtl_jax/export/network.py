@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import mtl_jax
-from mtl_jax import experiment
+from mtl_jax import experiment, trained
 from mtl_jax.data.warp import PADDING_GREY
 from mtl_jax.experiment import View
 from mtl_jax.models import multi_task
@@ -99,6 +99,7 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct) -> dict[str, Any]:
             "axes": ["batch", "height", "width", "RGB"],
             "dtype": str(image.dtype),
             "range": [0.0, 1.0],
+            "grey_bits": trained.grey_bits(network),  # of 16-bit greyscale, whose largest level is 1.0; None is 8-bit
             "placement": CROP if input_view(network).crop else LETTERBOX,
         },
         "decoded": "the file decodes: non-maximum suppression, softmax and the like are part of it",
