@@ -94,7 +94,7 @@ def test_masks_and_depths_of_the_same_images_train_together(tiny_backbone, tmp_p
     contract = train_loop.train_and_evaluate(config, tmp_path / "run")
     assert {task: entry["metric"] for task, entry in contract["tasks"].items()} == {"seg": "miou", "depth": "abs_error"}
     events = metrics_log.read(tmp_path / "run" / "metrics.jsonl")
-    for name in ("rooms_l1", "rooms_cross_entropy"):
+    for name in ("rooms/l1", "rooms/cross_entropy"):
         losses = [event["value"] for event in events if event["name"] == name]
         assert losses[-1] < losses[0]
     (rmse,) = {event["value"] for event in events if event["name"] == "rmse"}
