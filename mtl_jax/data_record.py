@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from mtl_jax import contract, devices, experiment
 from mtl_jax.data import findings, leakage, opened, survey
@@ -30,6 +30,12 @@ class _Split(NamedTuple):
     source: Source  # the whole of it
     survey: Survey
     figures: dict[str, Any]
+
+
+class _Settings(TypedDict):
+    most: int
+    cache: Path | None
+    on_progress: survey.OnProgress
 
 
 class DataRecord(NamedTuple):
@@ -84,29 +90,19 @@ def examine(
         UserError: datasets that are not there, files that cannot be read (all are named, or counted), images in both
             splits, or a training split without any label of a task.
     """
-    most = min(most or SMOKE_IMAGES, SMOKE_IMAGES) if parts.smoke else most
+    settings: _Settings = {"most": most, "cache": cache, "on_progress": on_progress}
     seen: dict[str, dict[str, _Split]] = {}
     errors: list[str] = []
     looked: dict[str, Survey] = {}  # streams may share a dataset
     for stream in parts.used_streams:
         for split, training in SPLITS.items():
             try:
-                with opened.noted() as files:
-                    source = _whole(experiment.source(parts, stream, training=training))
-                    survey_name = _name(parts, stream, training)
-                    if survey_name not in looked:
-                        looked[survey_name] = survey.look(
-                            source, files=files, name=survey_name, cache=cache, most=most, on_progress=on_progress
-                        )
+                found = _look(parts, stream, training, looked, settings)
             except UserError as error:
                 errors.append(str(error))
                 continue
-            found = looked[survey_name]
-            errors += found.errors
-            figures = findings.figures(found, _classes(parts, stream, source))
-            labels = parts.streams[stream]["labels"]
-            figures["tasks"] = {task: found.digest([label]) for task, label in labels.items()}
-            seen.setdefault(stream, {})[split] = _Split(source, found, figures)
+            errors += found.survey.errors
+            seen.setdefault(stream, {})[split] = found
     if errors:
         raise UserError(findings.broken(list(dict.fromkeys(errors))))
     _refuse_leaks(seen, tolerated_leakage_percent)
@@ -115,6 +111,46 @@ def examine(
         {stream: {split: each.figures for split, each in splits.items()} for stream, splits in seen.items()},
         tuple(dict.fromkeys(warning for warning in _warnings(parts, seen) if warning)),
     )
+
+
+def validation_digests(
+    parts: Experiment, streams: Iterable[str], *, most: int = 0, cache: Path | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns what `DataRecord.digests` would, of some streams' validation images alone.
+
+    Args:
+        parts: the experiment.
+        streams: their names.
+        most: as in `examine`.
+        cache: as in `examine`.
+
+    Raises:
+        UserError: a dataset that is not there.
+    """
+    settings: _Settings = {"most": most, "cache": cache, "on_progress": lambda done, total: None}
+    looked: dict[str, Survey] = {}
+    seen = {stream: _look(parts, stream, False, looked, settings).figures for stream in streams}
+    return {stream: {"val": {name: figures[name] for name in KEPT}} for stream, figures in seen.items()}
+
+
+def _look(parts: Experiment, stream: str, training: bool, looked: dict[str, Survey], settings: _Settings) -> _Split:
+    """Looks at one split, unless a stream before it had the same dataset."""
+    most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if parts.smoke else settings["most"]
+    with opened.noted() as files:
+        source = _whole(experiment.source(parts, stream, training=training))
+        name = _name(parts, stream, training)
+        if name not in looked:
+            looked[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})
+    found = looked[name]
+    figures = findings.figures(found, _classes(parts, stream, source))
+    labels = parts.streams[stream]["labels"]
+    figures["tasks"] = {task: found.digest([label]) for task, label in labels.items()}
+    return _Split(source, found, figures)
+
+
+def cache_folder() -> Path:
+    """Returns the folder in which what was seen is kept."""
+    return cpu_kernels.cache_dir() / "data"
 
 
 def _whole(source: Source) -> Source:
@@ -201,7 +237,7 @@ def look(config: Any, parts: Experiment) -> DataRecord:
         parts,
         most=config.survey_images,
         tolerated_leakage_percent=config.tolerated_leakage_percent,
-        cache=cpu_kernels.cache_dir() / "data",
+        cache=cache_folder(),
         on_progress=still_looking,
     )
     for line in record.lines():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import contract, evaluate, experiment, trained
+from mtl_jax import contract, data_changes, data_record, evaluate, experiment, trained
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
@@ -21,7 +22,8 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
         data_root: folder of datasets; "" means the one that the run recorded, or else $MTL_JAX_DATA, or else ./data.
 
     Returns:
-        {"checkpoint", "stage", "tasks": {task: {figure: value}}, "measured_on": {task: what the figures are of},
+        {"checkpoint", "stage", "tasks": {task: {figure: value}}, "measured_on": {task: what the figures are of,
+        with "as_trained": whether these are the images that training validated with, None where that is not known},
         "other_streams": {task: {stream: {figure: value}}} where several streams of the order label a task, "params",
         "latency_ms", "latency_image_size"}.
 
@@ -41,17 +43,30 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
                 found[name][stream] = figures
     first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
     others = {name: {at: each for at, each in found[name].items() if at != first[name]} for name in names}
+    as_trained = _as_trained(network, tuple(dict.fromkeys(first.values())))
     size = network.config["contract"]["latency_image_size"]
     return {
         "checkpoint": str(network.path),
         "stage": network.stage,
         "tasks": {name: found[name][first[name]] for name in names},
-        "measured_on": {name: experiment.validation_data(parts, first[name]) for name in names},
+        "measured_on": {
+            name: experiment.validation_data(parts, first[name]) | {"as_trained": as_trained[first[name]]}
+            for name in names
+        },
         "other_streams": {name: figures for name, figures in others.items() if figures},
         "params": sum(multi_task.parameter_count(network.variables["params"]).values()),
         "latency_ms": evaluate.latency_ms(predict, network.variables, names, image_size=size),
         "latency_image_size": size,
     }
+
+
+def _as_trained(network: trained.Trained, streams: Sequence[str]) -> dict[str, bool | None]:
+    """Whether the validation images of streams are those that training saw; None where it kept nothing of them."""
+    known = [stream for stream in streams if "val" in network.data.get(stream, {})]
+    most = network.config["survey_images"]
+    now = data_record.validation_digests(network.parts, known, most=most, cache=data_record.cache_folder())
+    changed = data_changes.others(network.data, now, "val")
+    return {stream: stream not in changed if stream in known else None for stream in streams}
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -82,6 +97,8 @@ def show(figures: dict[str, Any]) -> None:
             f"{task}: {data['images']} images of stream {data['stream']} (split {data['split']} of {data['source']}, "
             f"{data['shown']}), data root {data['data_root']}"
         )
+    if others := [task for task, data in figures["measured_on"].items() if data["as_trained"] is False]:
+        print(f"warning: {', '.join(others)}: not the images that training validated with: its figures are of others")
 
 
 def require_writable(path: Path) -> None:

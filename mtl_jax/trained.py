@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
@@ -25,6 +26,7 @@ class Trained(NamedTuple):
     parts: experiment.Experiment
     names: tuple[str, ...]  # of the tasks asked for
     variables: PyTree
+    data: Mapping[str, Any] = MappingProxyType({})  # stream -> split -> what its stages saw of it (`data_record.KEPT`)
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -47,11 +49,12 @@ def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) ->
     """
     path = checkpoints.find(weights.expanduser())
     record = checkpoints.read_metadata(path)
-    config = _as_scaled(config_lib.completed(record["config"]), record["stages"])
+    data = {stream: splits for stage in record["stages"] for stream, splits in stage.get("data", {}).items()}
+    config = as_scaled(config_lib.completed(record["config"]), data)
     parts = experiment.build(config, data_root=data_root or _recorded_root(config))
     names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
     variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
-    return Trained(path, record["stage"], config, parts, names, variables)
+    return Trained(path, record["stage"], config, parts, names, variables, data)
 
 
 def computing_in(network: Trained, dtype: str) -> Trained:
@@ -60,14 +63,13 @@ def computing_in(network: Trained, dtype: str) -> Trained:
     return network._replace(config=config, parts=experiment.build(config, data_root=network.parts.data_root))
 
 
-def _as_scaled(config: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def as_scaled(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with the bits of greyscale images that the stages saw, whatever files are there today."""
     streams = dict(config["streams"])
-    for data in (stage.get("data", {}) for stage in stages):
-        for name, splits in data.items():
-            bits = splits["train"].get("grey_bits")
-            if bits and "grey_bits" in sources.options_of(streams[name]["source"]):
-                streams[name] = {**streams[name], "options": {**streams[name]["options"], "grey_bits": bits}}
+    for name, splits in data.items():
+        bits = splits["train"].get("grey_bits")
+        if bits and "grey_bits" in sources.options_of(streams[name]["source"]):
+            streams[name] = {**streams[name], "options": {**streams[name]["options"], "grey_bits": bits}}
     return {**config, "streams": streams}
 
 

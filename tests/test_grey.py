@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtl_jax import trained
 from mtl_jax.data import findings, sources, survey
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.errors import UserError
@@ -67,3 +68,11 @@ def test_what_was_seen_tells_the_bits_and_is_not_reused_for_other_ones(tmp_path,
     folder(tmp_path, train_2=4000)
     assert look()[0] == 12
     assert look()[1] != first[1]
+
+
+def test_evaluation_and_prediction_take_the_bits_that_training_saw():
+    streams = {name: {"source": source, "options": {}} for name, source in (("a", "image_folder"), ("b", "utkface"))}
+    seen = {"a": {"train": {"grey_bits": 12}}, "b": {"train": {"grey_bits": None}}}
+    scaled = trained.as_scaled({"streams": streams}, seen)
+    assert scaled["streams"]["a"]["options"] == {"grey_bits": 12}
+    assert scaled["streams"]["b"] == streams["b"]

@@ -323,9 +323,25 @@ def test_evaluating_the_checkpoint_gives_the_contract_s_figures(finished):
     assert figures["tasks"]["seg"]["miou"] == pytest.approx(contract["tasks"]["seg"]["final"], abs=1e-6)
     assert figures["params"] == contract["budgets"]["params"]["value"]
     assert figures["latency_ms"] > 0
+    assert [each["as_trained"] for each in figures["measured_on"].values()] == [True, True]
     first = evaluate_checkpoint.run(finished / "checkpoints" / "0-seg")
     assert list(first["tasks"]) == ["seg"]
     assert first["tasks"]["seg"]["miou"] == pytest.approx(contract["tasks"]["seg"]["baseline"], abs=1e-6)
+
+
+def test_figures_of_other_images_than_training_validated_with_are_told(finished, monkeypatch, capsys):
+    other = {"val": {"images": 2, "looked_at": 2, "digest": "of others", "tasks": {}}}
+    kept = evaluate_checkpoint.trained.load(finished)
+    stream = next(iter(kept.data))
+    changed = kept._replace(data={stream: other})
+    monkeypatch.setattr(evaluate_checkpoint.trained, "load", lambda *arguments, **settings: changed)
+    figures = evaluate_checkpoint.run(finished)
+    measured = figures["measured_on"].values()
+    assert [each["as_trained"] for each in measured] == [
+        None if each["stream"] != stream else False for each in measured
+    ]
+    evaluate_checkpoint.show(figures)
+    assert "not the images that training validated with" in capsys.readouterr().out
 
 
 def test_evaluation_refuses_unknown_tasks_and_places(finished, tmp_path):
