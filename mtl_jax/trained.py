@@ -67,8 +67,8 @@ def as_scaled(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, A
     """The configuration with the bits of greyscale images that the stages saw, whatever files are there today."""
     streams = dict(config["streams"])
     for name, splits in data.items():
-        bits = splits["train"].get("grey_bits")
-        if bits and "grey_bits" in sources.options_of(streams[name]["source"]):
+        bits = splits.get("train", {}).get("grey_bits")
+        if bits and name in streams and "grey_bits" in sources.options_of(streams[name]["source"]):
             streams[name] = {**streams[name], "options": {**streams[name]["options"], "grey_bits": bits}}
     return {**config, "streams": streams}
 

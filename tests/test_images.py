@@ -181,6 +181,12 @@ def test_colour_mask_is_refused(rgb):
         images.decode_mask(encoded(Image.fromarray(rgb)), class_count=21, name="m.png")
 
 
+def test_a_mask_whose_numbers_a_jpeg_has_changed_is_refused():
+    """Between classes 0 and 15 the file holds 1 to 14 too, which are classes as well."""
+    with pytest.raises(UserError, match=r"m\.jpg: expected a mask of class indices, found a JPEG file, .* as PNG"):
+        images.decode_mask(encoded(Image.fromarray(np.eye(16, dtype=np.uint8)), "JPEG"), class_count=21, name="m.jpg")
+
+
 def test_mask_of_another_size_is_refused(rgb):
     image = images.read_image(encoded(Image.fromarray(rgb)))
     content = encoded(Image.fromarray(np.zeros((5, 5), np.uint8)))

@@ -56,6 +56,9 @@ def test_broken_files_are_refused_by_name(tmp_path):
         source[0]
     with pytest.raises(UserError, match=r"1\.png: expected class indices 0 to 39 .* found \[40\]"):
         source[1]
+    Image.fromarray(np.full((24, 32), 2000, np.uint16)).save(folder / "nyu_depths" / "2.png")
+    with pytest.raises(UserError, match=r"2\.png: expected a depth map of 8 bits, .*, found a level of 2000"):
+        source[2]
     (folder / "val.txt").write_text("\n")
     with pytest.raises(UserError, match=r"val\.txt: expected one image name per line"):
         NYUv2(data_root=tmp_path, split="val")

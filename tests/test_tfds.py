@@ -12,7 +12,8 @@ from tiny import MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.data import sources
+from mtl_jax.data import sources, tfds
+from mtl_jax.data.orientation import Header
 from mtl_jax.errors import UserError
 
 FIELDS = {
@@ -182,3 +183,25 @@ def test_what_was_read_is_counted(prepared):
 def test_what_is_not_there_is_refused_with_the_reason(prepared, options, reason):
     with pytest.raises(UserError, match=reason):
         opened(prepared, **options)
+
+
+def boxes_of(*rows):
+    example = {"boxes": np.array(rows, np.float32).reshape(-1, 4), "label": np.arange(len(rows)) * 0}
+    paths = {"boxes": "boxes", "label": "label"}
+    return tfds._boxes(example, paths, Header(20, 10, 1), False, "x")
+
+
+def test_boxes_in_pixels_are_refused_instead_of_clipped_to_the_whole_image():
+    with pytest.raises(UserError, match=r"expected corners of boxes as shares of the image, .*, found 4"):
+        boxes_of((0, 0, 4, 8))
+
+
+def test_a_box_that_is_listed_twice_is_one():
+    kept, dropped = boxes_of((0, 0, 0.5, 0.5), (0, 0, 0.5, 0.5), (0, 0, 1.0, 0.5), (0.5, 0.5, 0.5, 0.6))
+    assert kept["boxes_xyxy"].tolist() == [[0, 0, 10, 5], [0, 0, 10, 10]]
+    assert dropped == {"boxes dropped: degenerate": 1, "boxes dropped: listed twice": 1}
+
+
+def test_a_mask_in_colour_is_refused():
+    with pytest.raises(UserError, match=r"expected a mask of one channel, found the shape \[2, 2, 3\]"):
+        tfds._numbers(np.zeros((2, 2, 3), np.uint8), "x")

@@ -21,6 +21,7 @@ from mtl_jax.errors import UserError
 # Of Pillow's formats those that datasets come in: others run programs (EPS) or hold images of a size that their header
 # does not tell (ICO, ICNS).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
+LOSSY = ("JPEG", "MPO")  # what such a file holds is near what was saved, and so may be another class
 MAX_PIXELS = 64_000_000  # decoded RGB of this size takes 192 MB; larger files are refused unread
 
 MAX_SCANS = 64  # of a JPEG: a progressive one has about 10, and each costs as much time as the whole image
@@ -172,10 +173,15 @@ def mask_values(
     """Reads a palette or greyscale file as the numbers that it holds.
 
     Raises:
-      UserError: unreadable, or in colour.
+      UserError: unreadable, in colour, or of a format that changes numbers.
     """
     name = _name_of(file, name)
     opened = _open(file, name, max_pixels)
+    if opened.format in LOSSY:
+        raise UserError(
+            f"{name}: expected a mask of class indices, found a {opened.format} file, whose numbers are not those that "
+            "were saved: export the masks as PNG"
+        )
     if opened.mode not in ("P", "L", "1") and not opened.mode.startswith("I"):
         raise UserError(
             f"{name}: expected a palette or greyscale mask of class indices, found mode {opened.mode}: "

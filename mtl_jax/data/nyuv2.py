@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from mtl_jax.data.base import VOID, Reading, Sample, check_split, find_first
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import decode_depth, decode_mask, read_image
 from mtl_jax.data.listed import ListedImages
+from mtl_jax.errors import UserError
 
 # In the official order, which the masks' values count from 0.
 NYUV2_CLASSES = (
@@ -18,7 +21,8 @@ NYUV2_CLASSES = (
     "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
 )  # fmt: skip
 OTHERPROP = 39  # also the value of the pixels that nobody labelled, which are most of it
-LEVELS_PER_METRE = 25.5  # of the 8-bit depth maps: 255 is 10 m
+FARTHEST_M = 10.0  # that the sensor sees
+LEVELS_PER_METRE = 255 / FARTHEST_M  # of the 8-bit depth maps
 
 
 class NYUv2:
@@ -73,5 +77,11 @@ class NYUv2:
         mask[mask == OTHERPROP] = VOID
         depth_file = self._files.map("depth", index)
         depth = decode_depth(depth_file, image=image, levels_per_metre=LEVELS_PER_METRE, stored=stored)
+        farthest = np.nanmax(depth, initial=0.0)
+        if farthest > FARTHEST_M:
+            raise UserError(
+                f"{depth_file}: expected a depth map of 8 bits, whose 255 is {FARTHEST_M:g} m, found a level of "
+                f"{farthest * LEVELS_PER_METRE:.0f}: convert it, or read another copy"
+            )
         labels = {"segmentation": {"mask": mask}, "depth": {"depth": depth}}
         return {"image": image.upright, "labels": labels, "id": self._files.names[index]}

@@ -19,6 +19,7 @@ from mtl_jax.errors import UserError
 
 FIELDS = {"image", "segmentation", "detection", "classification"}
 BOX_FIELDS = {"boxes", "label", "crowd", "area"}
+SLACK = 0.01  # of the image's side: how far outside of it a corner may lie, to be clipped
 DEFAULT_SPLITS = {"train": "train", "val": "validation"}
 
 
@@ -127,7 +128,7 @@ class Tfds:
             where = f"{self.name} {self._split} example {index}"
             unit = orientation.Header(1, 1, 1)
             kept, dropped = _boxes(self._data[index], self._fields["detection"], unit, False, where)
-            counts += Counter({"boxes": len(kept["label"]), "boxes dropped: degenerate": dropped})
+            counts += Counter({"boxes": len(kept["label"]), **dropped})
             counts["crowds among them"] += int(kept["crowd"].sum())
         return Reading({name: count for name, count in counts.items() if count}, tuple(self._mask_notes()))
 
@@ -249,24 +250,40 @@ def _numbers(content: Any, where: str) -> np.ndarray:
     if isinstance(content, bytes):
         return mask_values(content, name=where)
     values = np.asarray(content)
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 1):
+        raise UserError(
+            f"{where}: expected a mask of one channel, found the shape {list(values.shape)}: prepare the dataset with "
+            "class indices, not colours"
+        )
     return (values[:, :, 0] if values.ndim == 3 else values).astype(np.int64)
 
 
 def _boxes(
     example: Any, paths: Mapping[str, str], image: orientation.Header, stored: bool, where: str
-) -> tuple[Fields, int]:
-    """Returns boxes, and how many had no area.
+) -> tuple[Fields, dict[str, int]]:
+    """Returns boxes, and how many were left out and why.
 
     TFDS boxes are ymin, xmin, ymax, xmax as fractions of the image; ours are pixels, x first.
     """
     width, height = (image.width, image.height) if stored else image.upright_size
     fractions = np.asarray(_get(example, paths["boxes"], where), np.float32).reshape(-1, 4)
+    beyond = fractions[(fractions < -SLACK) | (fractions > 1 + SLACK)]
+    if beyond.size:
+        raise UserError(
+            f"{where}: expected corners of boxes as shares of the image, top, left, bottom, right, from 0 to 1, "
+            f"found {beyond[0]:g}: prepare the dataset with tfds.features.BBoxFeature"
+        )
     boxes = fractions[:, [1, 0, 3, 2]].clip(0, 1) * np.array([[width, height, width, height]], np.float32)
     label = np.asarray(_get(example, paths["label"], where), np.int32).reshape(-1)
     crowd = np.asarray(_get(example, paths["crowd"], where), bool) if "crowd" in paths else np.zeros(len(label), bool)
     sides = boxes[:, 2:] - boxes[:, :2]
     area = np.asarray(_get(example, paths["area"], where), np.float32) if "area" in paths else sides.prod(axis=1)
-    keep = (sides > 0).all(axis=1)  # False for NaN as well
+    has_area = (sides > 0).all(axis=1)  # False for NaN as well
+    rows = np.column_stack([boxes, label, crowd])
+    first = np.zeros(len(rows), bool)
+    first[np.unique(rows, axis=0, return_index=True)[1]] = True
+    keep = has_area & first
     turned = orientation.turn_boxes(boxes[keep], image) if stored else boxes[keep]
     kept = {"boxes_xyxy": turned, "label": label[keep], "crowd": crowd[keep], "area": area[keep]}
-    return kept, int(len(boxes) - keep.sum())
+    dropped = {"degenerate": int((~has_area).sum()), "listed twice": int((has_area & ~first).sum())}
+    return kept, {f"boxes dropped: {reason}": count for reason, count in dropped.items()}
