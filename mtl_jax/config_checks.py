@@ -151,12 +151,16 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 def _check_names(config: Any) -> None:
     for table in TABLES:
-        for name in config[table]:
+        for name, section in config[table].items():
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise UserError(
                     f"config.{table} has the name {str(name)[: 2 * MAX_NAME]!r}; expected 1 to {MAX_NAME} of the "
                     "letters A to Z and a to z, digits, _ and -, not beginning with -: it becomes part of files"
                 )
+            if not hasattr(section, "items"):
+                raise UserError(f"config.{table}.{name} is {section!r}; expected a table of settings")
+            if not isinstance(kind := section.get("kind", ""), str):
+                raise UserError(f"config.{table}.{name}.kind is {kind!r}; expected text")
     for task in config.tasks:
         if task in RESERVED or task.startswith(RESERVED_BEGINNINGS):
             raise UserError(
@@ -175,6 +179,7 @@ def _check_run(config: Any) -> None:
     _require_range("config", config, ("checkpoint_every_seconds",), 0.0, most=math.inf)
     _require_range("config", config, ("seed",), 0.0, most=MAX_SEED)
     _require_range("config.model", config.model, ("head_layers", "experts"), 1.0, most=MAX_LAYERS)
+    _require_range("config.model", config.model, ("neck_channels", "head_channels"), 1.0)
     _require_range("config.contract", config.contract, ("latency_image_size",), 1.0, most=MAX_SIZE)
     limits = ("max_drop_percent", "max_train_seconds", "max_latency_ms")
     _require_range("config.contract", config.contract, limits, 0.0, most=math.inf)
