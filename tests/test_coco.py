@@ -298,9 +298,10 @@ def test_boxes_beyond_the_image_are_no_corners_where_one_would_not_fit(tmp_path)
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_shares_of_the_image_are_refused(tmp_path, split):
-    make_coco(tmp_path, [annotation([0.1, 0.2, 0.3, 1]), annotation([0, 0, 1, 1])], split=split)
+    shares = ([0.1, 0.2, 0.3, 1], [0, 0, 1, 1], [0.5, 0, 0.5, 1.02])
+    make_coco(tmp_path, list(map(annotation, shares)), split=split)
     with pytest.raises(
-        UserError, match=r"in pixels, found no number above 1 in 2 boxes .*, as shares of the image are"
+        UserError, match=r"in pixels, found no number above 1.1 in 3 boxes .*, as shares of the image are"
     ):
         opened(tmp_path, split)
 
@@ -427,3 +428,14 @@ def test_where_nothing_tells_the_image_is_refused(tmp_path):
         UserError, match=r"7\.jpg: .* found none here .* 2 turned images: set the stream's options\.annotated_on"
     ):
         turned(tmp_path, (3, 3))[0]
+
+
+def test_whole_numbers_that_are_written_as_floats_are_whole_numbers(tmp_path):
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])])
+    file = tmp_path / "mini-coco-det/annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    expected = opened(tmp_path)[0]["labels"]["detection"]
+    for entry in (*content["images"], *content["annotations"]):
+        entry |= {name: float(value) for name, value in entry.items() if type(value) is int and name != "iscrowd"}
+    file.write_text(json.dumps(content))
+    np.testing.assert_equal(opened(tmp_path)[0]["labels"]["detection"], expected)

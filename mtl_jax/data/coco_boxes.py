@@ -14,6 +14,7 @@ from mtl_jax.errors import UserError
 
 FAR_PX = 1e9  # no image is so large: a coordinate beyond is as good as infinite
 SLACK_PX = 1.0  # by which rounded numbers may leave an image
+LARGEST_SHARE = 1.1  # of an image's side, with rounded numbers that leave it; no dataset's boxes are all so small in px
 LEAST_SIDE_PX = 1.0  # of a box that anything can be learnt from
 SUSPICIOUS_SHARE = 0.5  # of boxes that leave their image
 
@@ -110,11 +111,11 @@ class Boxes:
         Raises:
             UserError: all numbers are shares of the image.
         """
-        if self._sized and self._largest <= 1:
+        if self._sized and self._largest <= LARGEST_SHARE:
             raise UserError(
-                f"{file}: expected bbox as x, y, width, height in pixels, found no number above 1 in {self._sized} "
-                f"boxes (first: {self._first}), smaller than a pixel, as shares of the image are: multiply them by its "
-                "size"
+                f"{file}: expected bbox as x, y, width, height in pixels, found no number above {LARGEST_SHARE:g} in "
+                f"{self._sized} boxes (first: {self._first}), smaller than a pixel, as shares of the image are: "
+                "multiply them by its size"
             )
 
     def notes(self, file: Path) -> Iterator[str]:

@@ -59,6 +59,9 @@ def _check_entry(entry: Any, key: str, needed: Mapping[str, tuple[type, ...]], f
     missing = [name for name in needed if not isinstance(entry, dict) or name not in entry]
     if missing:
         raise UserError(f"{file}: expected {missing} in each of {key!r}, found {entry}: correct the file")
+    for name, kinds in needed.items():  # some writers know no whole numbers
+        if int in kinds and type(entry[name]) is float and entry[name].is_integer():
+            entry[name] = int(entry[name])
     wrong = [name for name, kinds in needed.items() if type(entry[name]) not in kinds]
     if wrong:
         raise UserError(f"{file}: expected numbers and names in {key!r}, found {wrong} in {entry}: correct the file")
