@@ -184,7 +184,7 @@ def test_what_was_read_and_dropped_is_counted(tmp_path):
         "boxes dropped: listed twice": 1,
         "boxes dropped: degenerate": 2,
         "labels of whole images": 2,
-        "labels that contradict each other": 1,
+        "labels in contradiction": 1,
     }
 
 
@@ -226,6 +226,15 @@ def test_a_malformed_row_is_refused_with_file_and_line(tmp_path, rows, reason):
     with pytest.raises(UserError, match=rf"train-annotations-bbox\.csv, {reason}") as caught:
         opened(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_sizes_in_the_place_of_corners_are_told(tmp_path):
+    sizes = [box("0.5,0.1,0.5,0.2"), box("0.6,0.3,0.1,0.4")]
+    make(tmp_path / "some", [CAT, *sizes])
+    assert "2 of 3 boxes have no area and are dropped" in " ".join(opened(tmp_path / "some").reading.notes)
+    make(tmp_path / "all", sizes)
+    with pytest.raises(UserError, match="expected boxes with XMin < XMax and YMin < YMax, found none of 2"):
+        opened(tmp_path / "all")
 
 
 def test_malformed_labels_and_masks_are_refused_too(tmp_path):

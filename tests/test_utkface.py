@@ -47,7 +47,7 @@ def test_malformed_names_are_skipped_counted_and_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         source = UTKFace(data_root=tmp_path, split="train")
     assert (len(source), source.skipped) == (2, 1)
-    assert "train.txt: 1 malformed names skipped, the first 7_1_2017.jpg.chip.jpg" in caplog.text
+    assert "train.txt: 1 name skipped as malformed, the first 7_1_2017.jpg.chip.jpg" in caplog.text
     sample = source[1]
     assert sample["id"] == "80_0_0_2017.jpg.chip.jpg"
     assert sample["labels"]["age"]["value"] == 80

@@ -127,6 +127,11 @@ class OpenImages:
 
     def _report(self) -> None:
         if not self._ids:
+            if self.dropped["degenerate"]:
+                raise UserError(
+                    f"{self.file}: expected boxes with XMin < XMax and YMin < YMax, found none of "
+                    f"{self.dropped.total()}: look whether the columns hold corners, and not sizes"
+                )
             raise UserError(
                 f"{self.folder}: expected images <ImageID>.jpg of {self.file.name}, found none of the "
                 f"{len(self._missing)} that show the classes: put them there, or name other classes"
@@ -182,9 +187,15 @@ class OpenImages:
             "boxes with a mask": sum(box.mask is not None for box in boxes),
             **{f"boxes dropped: {reason.replace('_', ' ')}": count for reason, count in self.dropped.items()},
             "labels of whole images": sum(present is not None for present in known),
-            "labels that contradict each other": sum(present is None for present in known),
+            "labels in contradiction": sum(present is None for present in known),
         }
-        return Reading({name: count for name, count in counts.items() if count}, self._convention.notes)
+        notes, dropped = [*self._convention.notes], self.dropped["degenerate"]
+        if dropped > len(boxes):
+            notes.append(
+                f"{self.file}: {dropped} of {dropped + len(boxes)} boxes have no area and are dropped: look whether "
+                "the columns hold corners, and not sizes."
+            )
+        return Reading({name: count for name, count in counts.items() if count}, tuple(notes))
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:

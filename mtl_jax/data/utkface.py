@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.base import Reading, Sample, check_split, find_first
+from mtl_jax.data.base import Reading, Sample, check_split, counted, find_first
 from mtl_jax.data.files import ImageFolderIndex, read_names
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import decode_image
@@ -57,7 +57,7 @@ class UTKFace:
             )
         if self.skipped:
             first = next(name for name, labels in read if labels is None)
-            log.warning("%s: %d malformed names skipped, the first %s", index, self.skipped, first)
+            log.warning("%s: %s, the first %s", index, counted(self.skipped, "names skipped as malformed"), first)
         counts = {"images": len(self._files), "names listed twice": repeated, "names skipped: malformed": self.skipped}
         self.reading = Reading({name: count for name, count in counts.items() if count})
 
