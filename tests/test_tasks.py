@@ -1,6 +1,7 @@
 """Tasks from a configuration: every kind is built, every mistake is one readable line."""
 
 import inspect
+import math
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,15 @@ def test_build_keeps_names_order_and_settings():
         ({"kind": "classification", "classes": "abc"}, r"tasks\.x\.classes is 'abc'; expected a list of names"),
         ({"kind": "classification", "classes": ["a", "b", "a"]}, "has 'a' more than once; expected each class once"),
         ({"kind": "detection", "classes": ["a", " "]}, "has the class ' '; expected a name"),
+        (
+            {"kind": "detection", "classes": ["a"], "box_weight": -1.0},
+            "box_weight is -1.0; expected at least 0",
+        ),
+        ({"kind": "detection", "classes": ["a"], "class_weight": math.inf}, "class_weight has inf; expected finite"),
+        ({"kind": "detection", "classes": ["a"], "strides": (8, 8)}, "expected each level once"),
+        ({"kind": "segmentation", "classes": ["a", "b"], "class_weights": (math.nan, 1.0)}, "class_weights has nan"),
+        ({"kind": "segmentation", "classes": ["a", "b"], "class_weights": (0, 0)}, "expected one above 0"),
+        ({"kind": "classification", "classes": ["a", "b"], "distillation_temperature": 0}, "0; expected more than 0"),
         ({"kind": "detection", "classes": []}, r"tasks\.x\.classes is empty"),
     ],
 )

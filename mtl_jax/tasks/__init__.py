@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,7 +69,25 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
         raise UserError(f"task {name!r}: expected {', '.join(missing)}, found none; add it to tasks.{name}")
     if "classes" in options:
         check_class_names(f"tasks.{name}.classes", options["classes"])
+    for key, value in options.items():
+        _check_numbers(f"tasks.{name}.{key}", value)
     try:
         return KINDS[kind](name, **options)
     except TypeError as error:  # a word where a number belongs
         raise UserError(f"task {name!r}: expected settings of their types, found {error}; mend tasks.{name}") from error
+
+
+def _check_numbers(where: str, value: Any) -> None:
+    """Refuses numbers that no loss can be made of: beyond all numbers, or of a sign that turns it round."""
+    found = [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, int | float)]
+    endless = [each for each in found if not math.isfinite(each)]
+    if endless:
+        raise UserError(f"{where} has {endless[0]}; expected finite numbers")
+    if where.endswith(("_weight", "_weights", "_exponent")) and min(found, default=0) < 0:
+        raise UserError(f"{where} is {value}; expected at least 0")
+    if where.endswith("_weights") and found and not any(found):
+        raise UserError(f"{where} is {value}; expected one above 0")
+    if where.endswith("_temperature") and min(found, default=1) <= 0:
+        raise UserError(f"{where} is {value}; expected more than 0")
+    if where.endswith(".strides") and len(set(found)) < len(found):
+        raise UserError(f"{where} is {value}; expected each level once")
