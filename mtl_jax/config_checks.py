@@ -112,12 +112,12 @@ def check_arguments(where: str, given: Any, factory: Callable[..., Any]) -> None
             example = f", such as {default!r}" if default not in (inspect.Parameter.empty, None, ()) else ""
             expected = " or ".join(dict.fromkeys(what for _, what in known))
             raise UserError(f"{place} is {value!r}; expected {expected}{example}")
-        if isinstance(value, float) and math.isnan(value):
-            raise UserError(f"{place} is nan; expected a number")
         if name == "classes" and value is not None:
             tables = value.items() if hasattr(value, "items") else [("", value)]
             for label, names in tables:
                 check_class_names(f"{place}.{label}" if label else place, names)
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{place} is nan; expected a number")
 
 
 def check_class_names(where: str, names: Any) -> None:
