@@ -11,6 +11,7 @@ from mtl_jax.data import pipeline, sources
 from mtl_jax.data.cache import CachedSource
 from mtl_jax.data.transforms import Augment
 from mtl_jax.errors import UserError
+from mtl_jax.experiment import Subset
 
 JOINT = {"seg": "segmentation", "det": "detection"}
 LIVELY = Augment(
@@ -163,7 +164,7 @@ def test_unknown_label_and_empty_source_are_refused():
     with pytest.raises(UserError, match=r"task cls: expected a label of the source \(segmentation, detection\)"):
         batches(digits(), labels={"cls": "classification"})
     with pytest.raises(UserError, match="expected a source with samples"):
-        pipeline.eval_batches(digits(length=0), labels=JOINT, image_size=32, batch_size=2)
+        pipeline.eval_batches(Subset(digits(), ()), labels=JOINT, image_size=32, batch_size=2)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
