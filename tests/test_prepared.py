@@ -32,5 +32,5 @@ def test_the_real_sets_are_described_by_their_numbers(data_root):
     said = " ".join(prepared.describe("coco", data_root=data_root))
     assert "240 images" in said
     assert "780 boxes, 13 crowds, 10 of 10 classes" in said
-    assert "166 boxes, 1 crowds, 10 of 10 classes" in said
+    assert "166 boxes, 1 crowd, 10 of 10 classes" in said
     assert "warning" not in said
