@@ -119,11 +119,11 @@ def judge(
     reading = "as stored" if decided else "upright"
     notes: list[str] = []
     if unclear and annotated_on == "auto":
-        images = counted(len(unclear), "images")
         notes.append(
-            f"{where}: EXIF turns {images} (first: {unclear[0]}) whose size does not tell whether {what} are "
-            f"of the pixels as stored or upright: taken {reading}, like {max(len(stored), len(upright))} whose "
-            "size does; set the stream's options.annotated_on to 'stored' or 'upright' to decide."
+            f"{where}: EXIF turns {counted(len(unclear), 'images')} (first: {unclear[0]}) whose size does not tell "
+            f"whether {what} are of the pixels as stored or upright: taken {reading}, like "
+            f"{max(len(stored), len(upright))} whose size does; set the stream's options.annotated_on to 'stored' or "
+            "'upright' to decide."
         )
     odd = upright if decided else stored
     if odd and (len(odd) < len(stored) + len(upright) or annotated_on != "auto"):
