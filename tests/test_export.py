@@ -213,7 +213,9 @@ def test_a_missing_extra_is_named(weights, image, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", sys)
     with pytest.raises(UserError, match=r"onnxruntime, which is not installed: pip install -e '\.\[export\]'"):
         formats.onnx(trained.load(weights, tasks="age"), tmp_path, image)
-    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    monkeypatch.delitem(sys.modules, "flatbuffers", raising=False)
+    (tmp_path / "flatbuffers.py").write_text('raise ImportError("an error that names no package")')
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"flatbuffers, which is not installed: pip install -e \.,"):
         formats.stablehlo(trained.load(weights, tasks="age"), tmp_path, image)
 

@@ -37,14 +37,14 @@ def require_packages(name: str) -> None:
     Raises:
         UserError: names the package and how to install it.
     """
-    try:
-        for package in PACKAGES.get(name, ()):
+    extra = "'.[export]'" if name == "onnx" else "."
+    for package in PACKAGES.get(name, ()):
+        try:
             importlib.import_module(package)
-    except ImportError as error:
-        extra = "'.[export]'" if name == "onnx" else "."
-        raise UserError(
-            f"{name} needs {error.name}, which is not installed: pip install -e {extra}, or choose with --format"
-        ) from error
+        except ImportError as error:
+            raise UserError(
+                f"{name} needs {package}, which is not installed: pip install -e {extra}, or choose with --format"
+            ) from error
 
 
 def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Exported:
