@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> int:
         names = dict(zip(paths, names_for(paths, network.names), strict=True))
         predicted_files.make_room(out, names, network.names)
         for view, tasks in _by_view(network).items():
-            print(f"{network.path}, stage {network.stage}: {', '.join(tasks)} see {view}")
+            print(f"{network.path}, stage {network.stage}: shows {', '.join(tasks)} {view}")
         for predicted in _predict(network, paths, threshold=options.threshold, on_error=tell):
             print(f"{predicted.path} -> {write(predicted, out, names[predicted.path])}")
     except OSError as error:
