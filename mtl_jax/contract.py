@@ -341,6 +341,15 @@ def write_json(path: Path, tree: Any) -> None:
     replace_text(path, json.dumps(without_nan(tree), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def of_run(workdir: str) -> dict[str, Any]:
+    """Reads the contract of the run that a setting names, where "~" is the user's home; empty where there is none.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    return read_json(Path(workdir).expanduser() / "contract.json") or {}
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Reads a file that holds one JSON object; None where there is no file.
 

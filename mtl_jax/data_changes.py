@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mtl_jax import contract
@@ -50,8 +49,8 @@ def refuse_other_baselines(runs: Mapping[str, str], measured: Mapping[str, str],
         UserError: names the task and the run.
     """
     for task, folder in runs.items():
-        judged = contract.read_json(Path(folder) / "contract.json") if folder and task in measured else None
-        then = ((judged or {}).get("stages") or [{}])[-1].get("data", {})
+        judged = contract.of_run(folder) if folder and task in measured else {}
+        then = (judged.get("stages") or [{}])[-1].get("data", {})
         splits = [each["val"] for each in then.values() if task in each["val"]["tasks"]]
         ours = now[measured[task]]["val"] if splits else {}
         if splits and not any(_same(_of(each, task), _of(ours, task), "task") for each in splits):

@@ -135,7 +135,7 @@ def baselines(runs: Mapping[str, str]) -> dict[str, contract.Baseline]:
     for task, folder in runs.items():
         if not folder:
             continue
-        judged = (contract.read_json(Path(folder).expanduser() / "contract.json") or {}).get("tasks")
+        judged = contract.of_run(folder).get("tasks")
         if not isinstance(judged, dict):
             judged = {}
         if task not in judged:

@@ -57,10 +57,14 @@ def test_where_another_share_was_looked_at_nothing_is_known_to_have_changed():
     assert list(data_changes.others(then, NOW, "val")) == ["one"]
 
 
-def test_a_baseline_of_other_validation_images_is_refused(tmp_path):
+@pytest.mark.parametrize("home", ["", "~"])
+def test_a_baseline_of_other_validation_images_is_refused(tmp_path, monkeypatch, home):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
     def judge(data):
         contract.write_json(tmp_path / "contract.json", {"stages": [{"name": "seg", "data": data}]})
-        data_changes.refuse_other_baselines({"seg": str(tmp_path), "det": ""}, {"seg": "one", "det": "two"}, NOW)
+        runs = {"seg": home or str(tmp_path), "det": ""}
+        data_changes.refuse_other_baselines(runs, {"seg": "one", "det": "two"}, NOW)
 
     judge({})
     judge({"another name": splits(train="x")})
