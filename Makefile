@@ -1,12 +1,13 @@
 # make train   trains CONFIG (the quickstart on embedded data, if not set) and prints its contract
 # make test    runs the tests
 # make fuzz    feeds the readers CASES spoilt and misleading files, others than the tests do; SEED repeats a run
-# All make the virtual environment .venv first, where it is missing or pyproject.toml has changed.
+# All make the virtual environment .venv first, where it is missing or pyproject.toml has changed; with PYTHON=python3.13, say, they
+# make and use .venv-3.13 beside it.
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 EXTRAS ?= dev
-VENV := .venv
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 STAMP = $(VENV)/installed-$(subst $(comma),-,$(1))
 comma := ,
 
@@ -31,7 +32,7 @@ torture: $(call STAMP,$(EXTRAS))
 lint: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 2; }

@@ -80,4 +80,4 @@ def test_every_dependency_is_imported():
 def test_the_ci_runs_the_commands_of_the_readme_as_they_stand():
     script = (ROOT / ".ci/run").read_text()
     for command in re.findall(r"^(make \w+)  ", (ROOT / "README.md").read_text(), re.MULTILINE):
-        assert f"readme_command {command}\n" in script
+        assert f"fresh_clone {command}\n" in script
