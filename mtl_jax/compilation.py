@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from mtl_jax import devices
-from mtl_jax.models import cpu_kernels
+from mtl_jax.kernels import cpu_kernels
 
 MAX_BYTES = 4 * 2**30  # the least recently used programs go first
 MIN_COMPILE_SECONDS = 0.2  # what compiles faster is not worth a file

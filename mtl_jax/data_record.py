@@ -15,7 +15,7 @@ from mtl_jax.data.sources import Source
 from mtl_jax.data.survey import Survey
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import Experiment
-from mtl_jax.models import cpu_kernels
+from mtl_jax.kernels import cpu_kernels
 
 FILE = "data.json"
 SMOKE_IMAGES = 256  # of each split that a smoke run looks at

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from mtl_jax.models import cpu_kernels, multi_task
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Metric, Task
 
 Predict = Callable[..., dict[str, dict[str, Array]]]
@@ -30,8 +31,9 @@ def make_predict(model: Any, tasks: Mapping[str, Task]) -> Predict:
     def predict(
         variables: PyTree, image: Float[Array, "batch height width 3"], names: tuple[str, ...]
     ) -> dict[str, dict[str, Array]]:
-        outputs = multi_task.apply_eval(model, variables, image, tasks=names)
-        return {name: tasks[name].decode(outputs[name]) for name in names}
+        raw, _ = multi_task.eval_raw(model, variables, image, tasks=names)
+        height, width = image.shape[1:3]
+        return {name: tasks[name].predictions(raw[name], (height, width)) for name in names}
 
     return predict
 

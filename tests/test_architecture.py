@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mtl_jax"
 LAYERS = (  # each may import those to its left, and its own
     ("errors", "allocator", "patterns", "preemption", "soft_sharing"),
-    ("config_checks",),
+    ("config_checks", "kernels"),
     ("config", "freezing", "tasks", "balance", "checkpoints", "contract", "contract_table", "learning", "optimizer"),
     ("data", "models", "overrides"),
     ("continual", "ownership"),

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.models import batch_norm, cpu_kernels
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import batch_norm
 
 
 @pytest.fixture(params=["compiled", "plain"])

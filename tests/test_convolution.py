@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.models import convolution, cpu_kernels
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import convolution
 from mtl_jax.models.convolution import dense_conv, pointwise_conv
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mtl_jax.models import cpu_kernels
+from mtl_jax.kernels import cpu_kernels
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import cpu_kernels, depthwise_cpu
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import depthwise_cpu
 from mtl_jax.models.depthwise import FORMS, depthwise_conv
 from mtl_jax.models.depthwise_forms import Window
 

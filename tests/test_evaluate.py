@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from mtl_jax import evaluate, tasks
-from mtl_jax.models import cpu_kernels, multi_task
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import multi_task
 
 
 def test_operations_are_those_of_the_published_network_and_grow_with_the_image():

@@ -95,7 +95,8 @@ def test_a_norm_and_a_bias_are_part_of_the_convolution_before_them():
     import onnxruntime
 
     from mtl_jax.export import onnx_model
-    from mtl_jax.models import batch_norm, convolution, cpu_kernels
+    from mtl_jax.kernels import cpu_kernels
+    from mtl_jax.models import batch_norm, convolution
 
     kernel, pixels = (jax.random.normal(jax.random.key(0), shape) for shape in ((3, 3, 3, 4), (2, 8, 8, 3)))
     scale, bias, mean = (jnp.linspace(start, 2.0, 4) for start in (0.5, -1.0, 0.0))

@@ -26,7 +26,7 @@ def test_patches_times_the_kernel_are_the_convolution(key, depthwise, size, stri
     x = jax.random.normal(key, (2, 7, 10, 4))
     layer = Conv(None if depthwise else 6, size, stride, dilation)
     kernel = jax.random.normal(key, layer.init(key, x)["params"]["kernel"].shape)
-    expected = layer.apply({"params": {"kernel": kernel}}, x)
+    expected = layer.apply({"params": {"kernel": kernel}}, x).outputs()
     rows = kernel_inputs.rows(x, size, stride=stride, dilation=dilation, depthwise=depthwise)
     matrices = kernel_inputs.by_group(kernel, rows.shape[0])
     found = jnp.einsum("gni,gio->ngo", rows, matrices).reshape(expected.shape)

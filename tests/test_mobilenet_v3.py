@@ -72,7 +72,7 @@ def test_convolutions_equal_the_sum_that_defines_them(size, stride, dilation):
     x = rng.normal(size=(1, 6, 8, 2)).astype(np.float32)
     conv = layers.Conv(3, size, stride, dilation)
     kernel = rng.normal(size=(2, 3) if size == stride == 1 else (size, size, 2, 3)).astype(np.float32)
-    got = conv.apply({"params": {"kernel": jnp.asarray(kernel)}}, jnp.asarray(x))
+    got = conv.apply({"params": {"kernel": jnp.asarray(kernel)}}, jnp.asarray(x)).outputs()
     reach = dilation * (size - 1) // 2
     padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     taps, expected = (

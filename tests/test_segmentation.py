@@ -63,6 +63,18 @@ def test_logits_are_interpolated_between_the_centres_of_cells():
     np.testing.assert_allclose(logits[0, 3, :, 1], [0] * 4 + list(np.arange(0.5, 8)) + [8] * 4, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_the_mask_is_the_best_class_of_the_interpolated_logits(key, stride):
+    raw = jax.random.normal(key, (2, 3, 5, 6)).at[..., 4].set(-9.0).at[0, ..., 5].set(9.0).at[0, ..., 2].set(9.0)
+    size = 3 * stride - 1, 5 * stride - 3
+    task = segmentation.make("seg", tuple("abcdef"), strides=(stride,))
+    mask = task.predictions(raw, size)["mask"]
+    assert mask.shape == (2, *size)
+    assert mask.dtype == jnp.int32
+    np.testing.assert_array_equal(mask[0], 2)  # the first of equals
+    np.testing.assert_array_equal(mask, task.decode(task.finish(raw, size))["mask"])
+
+
 @pytest.mark.parametrize("loss_stride", [1, 2, 4, 8])
 def test_the_loss_compares_the_interpolated_logits_with_the_pixels_at_its_stride(key, loss_stride):
     raw, mask = random_case(key)

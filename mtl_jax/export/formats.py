@@ -12,7 +12,8 @@ import numpy as np
 
 from mtl_jax.errors import UserError
 from mtl_jax.export.network import INPUT, OUTPUTS, answers
-from mtl_jax.models import cpu_kernels, depthwise
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import depthwise
 from mtl_jax.trained import Trained, computing_in
 
 PLATFORMS = ("cpu", "cuda")  # of the StableHLO file

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models import cpu_kernels
+from mtl_jax.kernels import cpu_kernels
 
 ACTIVATIONS = ("identity", "relu", "hard_swish", "silu")  # in the order of the compiled kernels
 VALUES = {"identity": lambda z: z, "relu": jax.nn.relu, "hard_swish": jax.nn.hard_swish, "silu": jax.nn.silu}
@@ -60,8 +60,22 @@ def by_statistics(
     activation: str,
 ) -> Float[Array, "batch *space channels"]:
     """Normalises by given statistics, scales, shifts and activates; arguments as in `by_batch`."""
+    factor, shift = coefficients(scale, bias, mean, variance, epsilon=epsilon)
+    return affine(x, factor, shift, activation=activation)
+
+
+def coefficients(
+    scale: Channels, bias: Channels, mean: Channels, variance: Channels, *, epsilon: float
+) -> tuple[Channels, Channels]:
+    """Returns the factor and the shift that batch norm by given statistics comes to; arguments as in `by_batch`."""
     factor = scale * jax.lax.rsqrt(variance + epsilon)
-    shift = bias - mean * factor
+    return factor, bias - mean * factor
+
+
+def affine(
+    x: Float[Array, "batch *space channels"], factor: Channels, shift: Channels, *, activation: str
+) -> Float[Array, "batch *space channels"]:
+    """Returns activation(factor * x + shift), in the dtype of `x`."""
     if compiled(x):
         y: Any = _compiled_affine(activation, _cells(x), factor, shift)
         return y.reshape(x.shape)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mtl_jax.models import cpu_kernels
+from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models.bilinear import Part, bilinear
 
 # Fewer cells than this repay no call of their own: XLA copies a small transposed operand quickly.
@@ -67,9 +67,7 @@ def dense_conv(
     References:
         Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks", 2016.
     """
-    channels = (kernel.shape[2], kernel.shape[3])
-    plain = kernel.shape[:2] == (3, 3) and stride == dilation == 1
-    if plain and min(channels) >= WINOGRAD_MIN_CHANNELS and _compiled(x, kernel, channels):
+    if runs_by_winograd(x, kernel, stride=stride, dilation=dilation):
         return _winograd(None, x, kernel)
     padding = dilation * (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
@@ -80,6 +78,14 @@ def dense_conv(
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def runs_by_winograd(x: Array, kernel: Array, *, stride: int, dilation: int) -> bool:
+    """Whether a convolution, of arguments as in `dense_conv`, is one that Winograd's algorithm computes here."""
+    if kernel.shape[:2] != (3, 3) or stride != 1 or dilation != 1:
+        return False
+    channels = (kernel.shape[2], kernel.shape[3])
+    return min(channels) >= WINOGRAD_MIN_CHANNELS and _compiled(x, kernel, channels)
 
 
 def _compiled(first: Array, second: Array, channels: tuple[int, int]) -> bool:

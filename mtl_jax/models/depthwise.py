@@ -9,7 +9,8 @@ import jax
 from jaxtyping import Array, Float
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import cpu_kernels, depthwise_cpu
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import depthwise_cpu
 from mtl_jax.models.bilinear import Part, bilinear
 from mtl_jax.models.depthwise_forms import Window, grouped, shifted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mtl_jax.models import cpu_kernels
+from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models.bilinear import Part
 from mtl_jax.models.depthwise_forms import Window
 

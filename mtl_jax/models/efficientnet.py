@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.inverted_residual import Block, Excitation, InvertedResidualBackbone, dilated
+from mtl_jax.models.inference import Excitation
+from mtl_jax.models.inverted_residual import Block, InvertedResidualBackbone, dilated
 from mtl_jax.models.layers import Dense, make_divisible
 
 SILU = "silu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models.backbone import Backbone, Layers
 from mtl_jax.models.batch_norm import VALUES
+from mtl_jax.models.inference import Excitation, Gated, excitation, excitation_supports
 from mtl_jax.models.layers import ConvNorm, Dense, Norming
 
 
@@ -26,13 +27,6 @@ class Block(NamedTuple):
     activation: str
     stride: int
     dilation: int = 1
-
-
-class Excitation(NamedTuple):
-    """What squeeze-and-excitation applies to its hidden layer, and to its channel weights."""
-
-    activation: str
-    gate: Callable[[Array], Array]
 
 
 HARD_EXCITATION = Excitation("relu", jax.nn.hard_sigmoid)  # Howard et al., "Searching for MobileNetV3", 2019
@@ -76,11 +70,16 @@ class SqueezeExcite(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """Returns `x` times its channel weights, which lie in 0..1."""
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Gated:
+        """Returns `x` and its channel weights, which lie in 0..1."""
         pooled = jnp.mean(x, axis=(1, 2), keepdims=True)
-        hidden = VALUES[self.excitation.activation](Dense(self.squeezed, self.dtype, name="reduce")(pooled))
-        return x * self.excitation.gate(Dense(x.shape[-1], self.dtype, name="expand")(hidden))
+        reduce, expand = Dense(self.squeezed, self.dtype, name="reduce"), Dense(x.shape[-1], self.dtype, name="expand")
+        hidden = VALUES[self.excitation.activation](reduce(pooled))
+        weights = self.excitation.gate(expand(hidden))
+        first, second = reduce.variables["params"], expand.variables["params"]
+        layers = (first["kernel"], first["bias"]), (second["kernel"], second["bias"])
+        fused: Any = excitation(self.excitation, x, layers) if excitation_supports(self.excitation, x, layers) else None
+        return Gated(x, weights if fused is None else fused)
 
 
 class InvertedResidual(nn.Module):
@@ -106,11 +105,12 @@ class InvertedResidual(nn.Module):
             x = expand(x, train_batch_norm=train_batch_norm)
         window = block.kernel_size, block.stride, block.dilation
         depthwise = self.conv_norm(None, block.activation, *window, name="depthwise")
-        x = depthwise(x, train_batch_norm=train_batch_norm)
+        mixed: Array | Gated = depthwise(x, train_batch_norm=train_batch_norm)
         if block.squeezed:
-            x = SqueezeExcite(block.squeezed, self.excitation, self.dtype, name="squeeze_excite")(x)
-        x = self.conv_norm(block.features, "identity", name="project")(x, train_batch_norm=train_batch_norm)
-        return x + inputs if x.shape == inputs.shape else x
+            mixed = SqueezeExcite(block.squeezed, self.excitation, self.dtype, name="squeeze_excite")(mixed)
+        project = self.conv_norm(block.features, "identity", name="project")
+        unchanged = block.stride == 1 and block.features == inputs.shape[-1]
+        return project(mixed, train_batch_norm=train_batch_norm, residual=inputs if unchanged else None)
 
 
 class InvertedResidualBackbone(Backbone):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mtl_jax.models.inference import Gated
 from mtl_jax.models.layers import Conv, Dense
 
 
@@ -60,7 +61,8 @@ def covariances(
     return Read({path: jnp.stack(each) for path, each in found.items()}, others)
 
 
-def _rows(layer: Conv | Dense, x: Array) -> Float[Array, "groups cells inputs"]:
+def _rows(layer: Conv | Dense, x: Array | Gated) -> Float[Array, "groups cells inputs"]:
+    x = x.outputs() if isinstance(x, Gated) else x
     if isinstance(layer, Dense):
         return x.reshape(1, -1, x.shape[-1])
     return rows(x, layer.kernel_size, stride=layer.stride, dilation=layer.dilation, depthwise=layer.features is None)

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from mtl_jax.models import batch_norm
-from mtl_jax.models.convolution import dense_conv, pointwise_conv
-from mtl_jax.models.depthwise import depthwise_conv
+from mtl_jax.models.inference import Convolution, Gated
 from mtl_jax.models.patches import NO_PATCHES, Patches, patched
 
 BLOCK = 512  # numbers of noise that a key gives; most kernels are smaller, or a multiple
@@ -130,10 +129,11 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, norming: Norming = False
-    ) -> Float[Array, "batch out_height out_width features"]:
-        """Convolves `x`, computing in `dtype`; `norming` says for which task."""
-        size, channels = self.kernel_size, x.shape[-1]
+        self, x: Float[Array, "batch height width channels"] | Gated, *, norming: Norming = False
+    ) -> Convolution:
+        """Returns the convolution of `x`, in `dtype` and not computed yet; `norming` says for which task."""
+        arrays = x if isinstance(x, Gated) else (x,)
+        size, channels = self.kernel_size, arrays[0].shape[-1]
         pointwise = self.features is not None and size == 1 and self.stride == 1
         if self.features is None:
             shape, fan_out = (size, size, 1, channels), size * size
@@ -143,11 +143,9 @@ class Conv(nn.Module):
         # He et al., "Delving Deep into Rectifiers", 2015, in the fan-out form that torchvision uses.
         kernel = self.param("kernel", spread(2 / fan_out), shape)
         kernel = _for_task(kernel, norming, depthwise=self.features is None).astype(self.dtype)
-        x = x.astype(self.dtype)
-        if pointwise:
-            return pointwise_conv(x, kernel)
-        convolve = depthwise_conv if self.features is None else dense_conv
-        return convolve(x, kernel, stride=self.stride, dilation=self.dilation)
+        arrays = [each.astype(self.dtype) for each in arrays]
+        x = Gated(*arrays) if isinstance(x, Gated) else arrays[0]
+        return Convolution(x, kernel, self.stride, self.dilation, depthwise=self.features is None)
 
 
 class Dense(nn.Module):
@@ -194,11 +192,9 @@ class SeparableConv(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], *, norming: Norming = False
-    ) -> Float[Array, "batch height width features"]:
-        """Convolves `x`; as `Conv`."""
-        x = Conv(None, self.kernel_size, dtype=self.dtype, name="depthwise")(x, norming=norming)
+    def __call__(self, x: Float[Array, "batch height width channels"], *, norming: Norming = False) -> Convolution:
+        """Returns the second convolution, not computed yet; as `Conv`."""
+        x = Conv(None, self.kernel_size, dtype=self.dtype, name="depthwise")(x, norming=norming).outputs()
         return Conv(self.features, dtype=self.dtype, name="pointwise")(x, norming=norming)
 
 
@@ -215,9 +211,13 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch *space channels"], *, by_batch: Norming
+        self,
+        x: Float[Array, "batch *space channels"] | Convolution,
+        *,
+        by_batch: Norming,
+        residual: Float[Array, "batch *space channels"] | None = None,
     ) -> Float[Array, "batch *space channels"]:
-        """Applies the layer; `by_batch` normalises by the batch and moves the running statistics.
+        """Applies the layer, and adds `residual`; `by_batch` normalises by the batch and moves the running statistics.
 
         References:
             Bilen, Vedaldi, "Universal representations: The missing link between faces, text, planktons, and cat
@@ -225,22 +225,28 @@ class BatchNorm(nn.Module):
         """
         if isinstance(by_batch, PerTask):
             own = BatchNorm(self.activation, self.epsilon, self.momentum, name=by_batch.task)
-            return own(x, by_batch=by_batch.by_batch)
-        channels = x.shape[-1]
+            return own(x, by_batch=by_batch.by_batch, residual=residual)
+        channels = (x.kernel if isinstance(x, Convolution) else x).shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         means = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         variances = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        settings = {"epsilon": self.epsilon, "activation": self.activation}
         if not (by_batch("/".join(self.path)) if callable(by_batch) else by_batch):
-            return batch_norm.by_statistics(
-                x, scale, bias, jnp.asarray(means.value), jnp.asarray(variances.value), **settings
-            )
-        y, mean, variance = batch_norm.by_batch(x, scale, bias, **settings)
+            statistics = jnp.asarray(means.value), jnp.asarray(variances.value)
+            factor, shift = batch_norm.coefficients(scale, bias, *statistics, epsilon=self.epsilon)
+            if isinstance(x, Convolution):
+                return x.normalised(factor, shift, activation=self.activation, residual=residual)
+            return _sum(batch_norm.affine(x, factor, shift, activation=self.activation), residual)
+        x = x.outputs() if isinstance(x, Convolution) else x
+        y, mean, variance = batch_norm.by_batch(x, scale, bias, epsilon=self.epsilon, activation=self.activation)
         if not self.is_initializing():
             means.value = self.momentum * means.value + (1 - self.momentum) * mean
             variances.value = self.momentum * variances.value + (1 - self.momentum) * variance
-        return y
+        return _sum(y, residual)
+
+
+def _sum(x: Array, residual: Array | None) -> Array:
+    return x if residual is None else x + residual
 
 
 class ConvNorm(nn.Module):
@@ -257,9 +263,13 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
+        self,
+        x: Float[Array, "batch height width channels"] | Gated,
+        *,
+        train_batch_norm: Norming,
+        residual: Float[Array, "batch height width features"] | None = None,
     ) -> Float[Array, "batch out_height out_width features"]:
-        """Applies the block; `train_batch_norm` normalises by the batch and moves the running statistics."""
+        """Applies the block and adds `residual`; `train_batch_norm` normalises by the batch and moves statistics."""
         conv = Conv(self.features, self.kernel_size, self.stride, self.dilation, self.dtype, name="conv")
         norm = BatchNorm(self.activation, self.epsilon, self.momentum, name="norm")
-        return norm(conv(x, norming=train_batch_norm), by_batch=train_batch_norm)
+        return norm(conv(x, norming=train_batch_norm), by_batch=train_batch_norm, residual=residual)

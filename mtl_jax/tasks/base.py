@@ -91,6 +91,8 @@ class Task:
     finish: Callable[[Array, ImageSize], Array]
     # (outputs) -> predictions of fixed size, inside jit.
     decode: Callable[[Array], dict[str, Array]]
+    # (raw, image_size) -> `decode(finish(raw, image_size))` in fewer steps; None where there is no shorter way.
+    decode_raw: Callable[[Array, ImageSize], dict[str, Array]] | None = dataclasses.field(default=None, kw_only=True)
     # What each of these predictions is, for those who run an exported network.
     meanings: Mapping[str, str] = dataclasses.field(hash=False)
     # (batch size, image_size) -> labels that say of every image that there are none.
@@ -110,6 +112,12 @@ class Task:
     balanced_distillation_loss: Callable[[Array, Array, ImageSize], Float[Array, ""]] | None = None
     # (raw) -> f32[b, answers], the log-probability of every answer; None where there are too many to list.
     log_probabilities: Callable[[Array], Float[Array, "batch answers"]] | None = None
+
+    def predictions(self, raw: Array, image_size: ImageSize) -> dict[str, Array]:
+        """Returns what `decode` makes of the finished outputs, inside jit."""
+        if self.decode_raw is not None:
+            return self.decode_raw(raw, image_size)
+        return self.decode(self.finish(raw, image_size))
 
     @property
     def levels(self) -> tuple[int, ...]:

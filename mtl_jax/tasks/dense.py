@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from mtl_jax.errors import UserError
+from mtl_jax.kernels import cpu_kernels
 from mtl_jax.tasks.base import Geometry, ImageSize
 
 
@@ -32,6 +33,15 @@ def enlarge(cells: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ 
     if factor == 1:
         return cells
     return jax.image.resize(cells, (batch, rows * factor, columns * factor, channels), "linear")
+
+
+def enlarged_argmax(cells: Float[Array, "b h w c"], factor: int) -> Int[Array, "b _ _"]:
+    """The channel that is largest at each point of `enlarge`, the first of equals."""
+    if factor % cpu_kernels.LANES or jax.default_backend() != "cpu" or not cpu_kernels.in_use():
+        return jnp.argmax(enlarge(cells, factor), axis=-1).astype(jnp.int32)
+    size = cells.shape[1] * factor, cells.shape[2] * factor
+    kernel = cpu_kernels.Kernel("enlarged_argmax", size, (True,), (("factor", factor),))
+    return cpu_kernels.call(kernel, cells).astype(jnp.int32)
 
 
 def every_nth(

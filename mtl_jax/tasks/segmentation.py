@@ -84,6 +84,7 @@ def make(
         sampled_loss=sampled_loss,
         finish=functools.partial(finish, stride=strides[0]),
         decode=decode,
+        decode_raw=functools.partial(decode_raw, stride=strides[0]),
         meanings={"mask": "the class index of each pixel of the input"},
         no_labels=functools.partial(no_labels, ignore_label=ignore_label),
         new_metric=functools.partial(MeanIoU, name=name, classes=classes, ignore_label=ignore_label),
@@ -197,6 +198,14 @@ def finish(
 def decode(outputs: Float[Array, "batch height width classes"]) -> dict[str, Array]:
     """Returns the best class of each pixel."""
     return {"mask": jnp.argmax(outputs, axis=-1).astype(jnp.int32)}
+
+
+def decode_raw(
+    raw: Float[Array, "batch rows columns classes"], image_size: ImageSize, *, stride: int
+) -> dict[str, Array]:
+    """Returns the best class of each pixel of the input image, without the logits of every pixel between."""
+    height, width = image_size
+    return {"mask": dense.enlarged_argmax(raw.astype(jnp.float32), stride)[:, :height, :width]}
 
 
 class MeanIoU:

@@ -1,6 +1,6 @@
 // Depthwise convolution on a CPU for XLA's FFI: NHWC, float32, square kernels of 3 or 5 taps, channels a multiple of 8.
 
-#include "kernels.h"
+#include "activations.h"
 
 constexpr int kLanes = 8;  // one AVX2 register
 constexpr int kTile = 8;   // outputs of a row held in registers: 8 + 5 taps + 1 input fit into AVX2's 16
@@ -10,6 +10,11 @@ inline Vec Load(const float* from) { return LoadAs<Vec>(from); }
 
 struct Shape {
   int64_t batch, in_height, in_width, out_height, out_width, channels, padding;
+};
+
+struct Norm {  // what follows the sum in inference: activation(factor * sum + shift), where there is a factor
+  const float *factor = nullptr, *shift = nullptr;
+  int64_t activation = 0;
 };
 
 struct Row {  // a row of input and the row of the kernel that it meets
@@ -30,25 +35,33 @@ constexpr int kFirst = kTransposed ? -((K - 1) * D / S) : 0;
 template <int K, int S, int D, bool kTransposed>
 constexpr int kLast = kTransposed ? (kTile - 1) / S : (kTile - 1) * S + (K - 1) * D;
 
-// kTile outputs of 8 channels; every input is loaded once per kernel row. Only tiles at an edge need to check columns.
-template <int K, int S, int D, bool kTransposed, bool kEdge>
-void Tile(const Shape& s, const Row* rows, int row_count, int64_t c, int64_t in_column, int64_t out_column, float* out) {
-  Vec sums[kTile] = {};
+// kTile outputs of a vector of channels; every input is loaded once per kernel row. Only tiles at an edge need to check columns.
+template <class V, int K, int S, int D, bool kTransposed, bool kEdge>
+void Tile(const Shape& s, const Row* rows, int row_count, int64_t c, int64_t in_column, int64_t out_column, float* out,
+          const Norm& norm) {
+  V sums[kTile] = {};
   for (int row = 0; row < row_count; ++row) {
     const float* input = rows[row].input + in_column * s.channels + c;
-    Vec taps[K];
+    V taps[K];
 #pragma GCC unroll 8
-    for (int j = 0; j < K; ++j) taps[j] = Load(rows[row].taps + j * s.channels + c);
+    for (int j = 0; j < K; ++j) taps[j] = LoadAs<V>(rows[row].taps + j * s.channels + c);
 #pragma GCC unroll 32
     for (int r = kFirst<K, S, D, kTransposed>; r <= kLast<K, S, D, kTransposed>; ++r) {
       if (kEdge && (in_column + r < 0 || in_column + r >= s.in_width)) continue;
-      const Vec x = Load(input + r * s.channels);
+      const V x = LoadAs<V>(input + r * s.channels);
 #pragma GCC unroll 8
       for (int j = 0; j < K; ++j) {
         const int t = Meets<S, D, kTransposed>(r, j);
         if (t >= 0) sums[t] += x * taps[j];
       }
     }
+  }
+  if (norm.factor) {
+    const V factor = LoadAs<V>(norm.factor + c), shift = LoadAs<V>(norm.shift + c);
+    WithActivation(norm.activation, [&](auto act) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kTile; ++t) sums[t] = act.Value(sums[t] * factor + shift);
+    });
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kTile; ++t)
@@ -57,8 +70,9 @@ void Tile(const Shape& s, const Row* rows, int row_count, int64_t c, int64_t in_
 }
 
 // The forward sum, or the transposed one: there the input is the cotangent and the output the gradient of x.
-template <int K, int S, int D, bool kTransposed>
-void Convolve(ffi::ThreadPool& pool, const Shape& s, const float* input, const float* kernel, float* out) {
+template <class V, int K, int S, int D, bool kTransposed>
+void ConvolveIn(ffi::ThreadPool& pool, const Shape& s, const float* input, const float* kernel, float* out,
+                const Norm& norm) {
   const int64_t rows_total = s.batch * s.out_height;
   const int64_t chunk = std::max<int64_t>(1, rows_total / (8 * std::max<int64_t>(1, pool.num_threads())));
   const int64_t start = kTransposed ? -s.padding : 0;  // transposed tiles have to begin at a whole stride
@@ -76,14 +90,23 @@ void Convolve(ffi::ThreadPool& pool, const Shape& s, const float* input, const f
       const int64_t from = kTransposed ? (column - start) / S : column * S - s.padding;
       const bool edge = column < 0 || column + kTile > s.out_width || from + kFirst<K, S, D, kTransposed> < 0 ||
                         from + kLast<K, S, D, kTransposed> >= s.in_width;
-      auto tile = edge ? Tile<K, S, D, kTransposed, true> : Tile<K, S, D, kTransposed, false>;
-      for (int64_t c = 0; c < s.channels; c += kLanes)
-        tile(s, rows, count, c, from, column, out + n * s.out_width * s.channels);
+      auto tile = edge ? Tile<V, K, S, D, kTransposed, true> : Tile<V, K, S, D, kTransposed, false>;
+      for (int64_t c = 0; c < s.channels; c += sizeof(V) / sizeof(float))
+        tile(s, rows, count, c, from, column, out + n * s.out_width * s.channels, norm);
     }
   };
   Parallel(pool, (rows_total + chunk - 1) / chunk, [&](int64_t unit) {
     for (int64_t n = unit * chunk; n < std::min(rows_total, (unit + 1) * chunk); ++n) row_of_output(n);
   });
+}
+
+template <int K, int S, int D, bool kTransposed>
+void Convolve(ffi::ThreadPool& pool, const Shape& s, const float* input, const float* kernel, float* out,
+              const Norm& norm) {
+#if defined(__AVX512F__)
+  if (s.channels % 16 == 0) return ConvolveIn<Vector<16>, K, S, D, kTransposed>(pool, s, input, kernel, out, norm);
+#endif
+  ConvolveIn<Vec, K, S, D, kTransposed>(pool, s, input, kernel, out, norm);
 }
 
 // Adds what one row of x and one row of the cotangent share to the gradients of one kernel row, for 8 channels.
@@ -143,25 +166,26 @@ void KernelGradient(ffi::ThreadPool& pool, const Shape& s, const float* x, const
 enum class Part { kForward, kInputGradient, kKernelGradient };
 
 template <Part kPart, int K, int S, int D>
-void Run(ffi::ThreadPool& pool, const Shape& s, Tensor& first, Tensor& second, Tensor& out) {
+void Run(ffi::ThreadPool& pool, const Shape& s, Tensor& first, Tensor& second, Tensor& out, const Norm& norm) {
   if constexpr (kPart == Part::kKernelGradient)
     KernelGradient<K, S, D>(pool, s, first.typed_data(), second.typed_data(), out.typed_data());
   else
     Convolve<K, S, D, kPart == Part::kInputGradient>(pool, s, first.typed_data(), second.typed_data(),
-                                                     out.typed_data());
+                                                     out.typed_data(), norm);
 }
 
 template <Part kPart, int K>
 ffi::Error WithStride(ffi::ThreadPool& pool, const Shape& s, int64_t stride, int64_t dilation, Tensor& first,
-                      Tensor& second, Tensor& out) {
+                      Tensor& second, Tensor& out, const Norm& norm = {}) {
   if (stride == 2 && dilation == 1) {
-    Run<kPart, K, 2, 1>(pool, s, first, second, out);
+    Run<kPart, K, 2, 1>(pool, s, first, second, out, norm);
     return ffi::Error::Success();
   }
   // At stride 1 the input gradient is the forward sum with a flipped kernel: the caller asks for that instead.
   if constexpr (kPart != Part::kInputGradient) {
     if (stride == 1 && dilation <= 2) {
-      dilation == 1 ? Run<kPart, K, 1, 1>(pool, s, first, second, out) : Run<kPart, K, 1, 2>(pool, s, first, second, out);
+      dilation == 1 ? Run<kPart, K, 1, 1>(pool, s, first, second, out, norm)
+                    : Run<kPart, K, 1, 2>(pool, s, first, second, out, norm);
       return ffi::Error::Success();
     }
   }
@@ -178,9 +202,24 @@ ffi::Error Call(ffi::ThreadPool pool, Tensor first, Tensor second, ffi::Result<T
   return ffi::Error::InvalidArgument("depthwise: expected 3 or 5 taps and a multiple of 8 channels");
 }
 
+ffi::Error WithNorm(ffi::ThreadPool pool, Tensor x, Tensor kernel, Tensor factor, Tensor shift, ffi::Result<Tensor> out,
+                    int64_t k, int64_t stride, int64_t dilation, int64_t activation) {
+  const auto in = x.dimensions(), result = out->dimensions();
+  const Shape s{in[0], in[1], in[2], result[1], result[2], in[3], dilation * (k - 1) / 2};
+  const Norm norm{factor.typed_data(), shift.typed_data(), activation};
+  constexpr Part kPart = Part::kForward;
+  if (s.channels % kLanes == 0 && k == 3) return WithStride<kPart, 3>(pool, s, stride, dilation, x, kernel, *out, norm);
+  if (s.channels % kLanes == 0 && k == 5) return WithStride<kPart, 5>(pool, s, stride, dilation, x, kernel, *out, norm);
+  return ffi::Error::InvalidArgument("depthwise: expected 3 or 5 taps and a multiple of 8 channels");
+}
+
 #define BINDING                                                                                                  \
   ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("kernel_size") \
       .Attr<int64_t>("stride").Attr<int64_t>("dilation")
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_forward, Call<Part::kForward>, BINDING);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_input_gradient, Call<Part::kInputGradient>, BINDING);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_kernel_gradient, Call<Part::kKernelGradient>, BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(depthwise_norm, WithNorm,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Arg<Tensor>()
+                                  .Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("kernel_size").Attr<int64_t>("stride")
+                                  .Attr<int64_t>("dilation").Attr<int64_t>("activation"));

@@ -1,67 +1,17 @@
 // Batch norm and activation on a CPU for XLA's FFI, each in as few passes over memory as there can be: activations
 // [batch, cells, channels] in float32, channels a multiple of 8. With z = a * x + b per channel, y = activation(z).
 
-#include "kernels.h"
+#include "activations.h"
 
 constexpr int kLanes = 8;
 using Vec = Vector<kLanes>;
 inline Vec Load(const float* from) { return LoadAs<Vec>(from); }
 
-// e^z to one part in 10^7, z cut off where floats end: 2^n times a polynomial in r = z - n ln 2, |r| <= ln 2 / 2.
-inline Vec Exp(Vec z) {
-  typedef int32_t Integers __attribute__((vector_size(sizeof(Vec))));
-  constexpr float kRound = 12582912;  // 1.5 * 2^23: what is added to it loses its fraction
-  z = z < 87 ? z : Vec{} + 87;
-  z = z > -87 ? z : Vec{} - 87;
-  const Vec n = (z * 1.44269504f + kRound) - kRound;
-  const Vec r = z - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts, the first exact times n
-  Vec sum = r * (1.0f / 5040) + 1.0f / 720;
-  sum = sum * r + 1.0f / 120;
-  sum = sum * r + 1.0f / 24;
-  sum = sum * r + 1.0f / 6;
-  sum = sum * r + 0.5f;
-  sum = sum * r + 1;
-  sum = sum * r + 1;
-  const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;  // the bits of 2^n
-  return sum * (Vec)power;
-}
-
-struct Identity {
-  static Vec Value(Vec z) { return z; }
-  static Vec Slope(Vec z) { return z * 0 + 1; }
-};
-struct Relu {
-  static Vec Value(Vec z) { return z < 0 ? Vec{} : z; }  // NaN stays NaN
-  static Vec Slope(Vec z) { return z > 0 ? Vec{} + 1 : Vec{}; }
-};
-struct HardSwish {  // z * relu6(z + 3) / 6
-  static Vec Value(Vec z) {
-    const Vec gate = z * (1.0f / 6) + 0.5f, low = gate > 0 ? gate : Vec{};
-    return z * (low < 1 ? low : Vec{} + 1);
-  }
-  static Vec Slope(Vec z) {
-    const Vec inner = z * (1.0f / 3) + 0.5f, low = z > -3 ? inner : Vec{};
-    return z < 3 ? low : Vec{} + 1;
-  }
-};
-
-struct Silu {  // z * sigmoid(z)
-  static Vec Sigmoid(Vec z) { return 1 / (1 + Exp(-z)); }
-  static Vec Value(Vec z) { return z * Sigmoid(z); }
-  static Vec Slope(Vec z) {
-    const Vec gate = Sigmoid(z);
-    return gate * (1 + z * (1 - gate));
-  }
-};
-
-// Calls with the activation of this number, as the caller counts them.
+// Calls with the activation of this number, once the shape is known to fit.
 template <class Body>
-ffi::Error WithActivation(int64_t activation, int64_t channels, const Body& body) {
+ffi::Error Checked(int64_t activation, int64_t channels, const Body& body) {
   if (channels % kLanes) return ffi::Error::InvalidArgument("norm: channels not in eights");
-  if (activation == 0) body(Identity{});
-  if (activation == 1) body(Relu{});
-  if (activation == 2) body(HardSwish{});
-  if (activation == 3) body(Silu{});
+  WithActivation(activation, body);
   return ffi::Error::Success();
 }
 
@@ -113,7 +63,7 @@ ffi::Error Apply(ffi::ThreadPool pool, Tensor x, Tensor coefficients, ffi::Resul
   const int64_t channels = shape[2], rows = shape[0] * shape[1], chunk = std::max<int64_t>(1, 65536 / channels);
   const float *from = x.typed_data(), *a = coefficients.typed_data(), *b = a + channels;
   float* to = out->typed_data();
-  return WithActivation(activation, channels, [&](auto act) {
+  return Checked(activation, channels, [&](auto act) {
     Parallel(pool, (rows + chunk - 1) / chunk, [&](int64_t unit) {
       for (int64_t row = unit * chunk; row < std::min(rows, (unit + 1) * chunk); ++row)
         for (int64_t c = 0; c < channels; c += kLanes)
@@ -129,7 +79,7 @@ ffi::Error GradientSums(ffi::ThreadPool pool, Tensor x, Tensor cotangent, Tensor
   const auto shape = x.dimensions();
   const int64_t channels = shape[2];
   const float *from = x.typed_data(), *g = cotangent.typed_data(), *a = coefficients.typed_data(), *b = a + channels;
-  return WithActivation(activation, channels, [&](auto act) {
+  return Checked(activation, channels, [&](auto act) {
     SumPairs(pool, shape[0], shape[1], channels, out->typed_data(), [&](int64_t c) {
       const Vec scale = Load(a + c), shift = Load(b + c);
       return [=](int64_t at, Vec& sum, Vec& weighted) __attribute__((always_inline)) {
@@ -148,7 +98,7 @@ ffi::Error InputGradient(ffi::ThreadPool pool, Tensor x, Tensor cotangent, Tenso
   const int64_t channels = shape[2], rows = shape[0] * shape[1], chunk = std::max<int64_t>(1, 65536 / channels);
   const float *from = x.typed_data(), *g = cotangent.typed_data(), *each = coefficients.typed_data();
   float* to = out->typed_data();
-  return WithActivation(activation, channels, [&](auto act) {
+  return Checked(activation, channels, [&](auto act) {
     Parallel(pool, (rows + chunk - 1) / chunk, [&](int64_t unit) {
       for (int64_t row = unit * chunk; row < std::min(rows, (unit + 1) * chunk); ++row)
         for (int64_t c = 0; c < channels; c += kLanes) {

@@ -4,60 +4,10 @@
 // matrix products, and transformed back to 4x4 outputs, with a quarter of the multiplications of the plain sum
 // (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). 1x1: the gradient of the kernel.
 
-#include <vector>
-
-#include "kernels.h"
+#include "matrix_product.h"
 
 constexpr int kIn = 6, kOut = 4, kPositions = kIn * kIn;
 constexpr int kTiles = 24;  // tiles transformed at once: their 36 matrices stay in the second-level cache
-constexpr int kRows = 8;    // rows of a matrix product held in registers
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kWide = 2;  // 8 x 2 sums of 16 lanes in 32 registers
-#else
-constexpr int kLanes = 8, kWide = 1;  // 8 sums of 8 lanes in 16 registers
-#endif
-
-// out[kRows x columns] (+)= a[kRows x depth] b[depth x columns], for kCount vectors of columns.
-template <class V, int kCount, bool kAccumulate>
-inline void Block(const float* a, int64_t row_step, int64_t depth_step, const float* b, int64_t b_step, int64_t depth,
-                  float* out, int64_t out_step) {
-  constexpr int kWidth = sizeof(V) / sizeof(float);
-  V sums[kRows][kCount] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    V columns[kCount];
-#pragma GCC unroll 2
-    for (int n = 0; n < kCount; ++n) columns[n] = LoadAs<V>(b + k * b_step + n * kWidth);
-#pragma GCC unroll 8
-    for (int row = 0; row < kRows; ++row) {
-      const float value = a[row * row_step + k * depth_step];
-#pragma GCC unroll 2
-      for (int n = 0; n < kCount; ++n) sums[row][n] += value * columns[n];
-    }
-  }
-#pragma GCC unroll 8
-  for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 2
-    for (int n = 0; n < kCount; ++n) {
-      float* to = out + row * out_step + n * kWidth;
-      Store(to, kAccumulate ? LoadAs<V>(to) + sums[row][n] : sums[row][n]);
-    }
-}
-
-// The same for any number of rows and columns that are multiples of 8.
-template <bool kAccumulate>
-void Product(const float* a, int64_t row_step, int64_t depth_step, const float* b, int64_t b_step, int64_t rows,
-             int64_t depth, int64_t columns, float* out, int64_t out_step) {
-  using Wide = Vector<kLanes>;
-  using Narrow = Vector<8>;
-  int64_t n = 0;
-  auto each_row = [&](auto block) {
-    for (int64_t m = 0; m < rows; m += kRows)
-      block(a + m * row_step, row_step, depth_step, b + n, b_step, depth, out + m * out_step + n, out_step);
-  };
-  for (; n + kWide * kLanes <= columns; n += kWide * kLanes) each_row(Block<Wide, kWide, kAccumulate>);
-  for (; n + kLanes <= columns; n += kLanes) each_row(Block<Wide, 1, kAccumulate>);
-  for (; n < columns; n += 8) each_row(Block<Narrow, 1, kAccumulate>);
-}
 
 // The one-dimensional transforms of F(4, 3) at the points 0, 1, -1, 2, -2 and infinity.
 template <class V>
@@ -163,10 +113,9 @@ void Scatter(const Map& map, const float* products, int64_t first, int64_t last,
   }
 }
 
-std::vector<float>& Scratch(int which, int64_t size) {  // kept by each thread from call to call
+float* Scratch(int which, int64_t size) {  // of each thread
   thread_local std::vector<float> buffers[2];
-  if (static_cast<int64_t>(buffers[which].size()) < size) buffers[which].resize(size);
-  return buffers[which];
+  return Scratch(buffers[which], size);
 }
 
 // x [batch, height, width, channels], transformed kernel [36, channels, features] -> [batch, height, width, features].
@@ -177,14 +126,14 @@ ffi::Error WinogradForward(ffi::ThreadPool pool, Tensor x, Tensor kernel, ffi::R
   const int64_t count = in.batch * in.tiles();
   Parallel(pool, (count + kTiles - 1) / kTiles, [&](int64_t unit) {
     const int64_t first = unit * kTiles;
-    float* inputs = Scratch(0, kPositions * kTiles * in.channels).data();
-    float* products = Scratch(1, kPositions * kTiles * made.channels).data();
+    float* inputs = Scratch(0, kPositions * kTiles * in.channels);
+    float* products = Scratch(1, kPositions * kTiles * made.channels);
     auto transform = [](auto... arguments) { TransformInput(arguments...); };
     GatherAll<kIn>(in, x.typed_data(), first, count, transform, inputs);
     for (int p = 0; p < kPositions; ++p)
-      Product<false>(inputs + p * kTiles * in.channels, in.channels, 1,
-                     kernel.typed_data() + p * in.channels * made.channels, made.channels, kTiles, in.channels,
-                     made.channels, products + p * kTiles * made.channels, made.channels);
+      Product({inputs + p * kTiles * in.channels, in.channels, 1},
+              kernel.typed_data() + p * in.channels * made.channels, made.channels, kTiles, in.channels, made.channels,
+              Into<false>(products + p * kTiles * made.channels, made.channels));
     int64_t c = 0;
     for (; c + kLanes <= made.channels; c += kLanes)
       Scatter<Vector<kLanes>>(made, products, first, count, c, out->typed_data());
@@ -202,8 +151,8 @@ ffi::Error WinogradKernelGradient(ffi::ThreadPool pool, Tensor x, Tensor cotange
   const int64_t size = in.channels * made.channels;
   Parallel(pool, in.batch, [&](int64_t b) {
     std::vector<float> sums(kPositions * size);
-    float* inputs = Scratch(0, kPositions * kTiles * in.channels).data();
-    float* cotangents = Scratch(1, kPositions * kTiles * made.channels).data();
+    float* inputs = Scratch(0, kPositions * kTiles * in.channels);
+    float* cotangents = Scratch(1, kPositions * kTiles * made.channels);
     auto of_input = [](auto... arguments) { TransformInput(arguments...); };
     auto of_cotangent = [](auto... arguments) { TransformCotangent(arguments...); };
     const int64_t end = (b + 1) * in.tiles();
@@ -211,8 +160,8 @@ ffi::Error WinogradKernelGradient(ffi::ThreadPool pool, Tensor x, Tensor cotange
       GatherAll<kIn>(in, x.typed_data(), first, end, of_input, inputs);
       GatherAll<kOut>(made, cotangent.typed_data(), first, end, of_cotangent, cotangents);
       for (int p = 0; p < kPositions; ++p)
-        Product<true>(inputs + p * kTiles * in.channels, 1, in.channels, cotangents + p * kTiles * made.channels,
-                      made.channels, in.channels, kTiles, made.channels, sums.data() + p * size, made.channels);
+        Product({inputs + p * kTiles * in.channels, 1, in.channels}, cotangents + p * kTiles * made.channels,
+                made.channels, in.channels, kTiles, made.channels, Into<true>(sums.data() + p * size, made.channels));
     }
     using V = Vector<8>;
     for (int64_t n = 0; n < size; n += 8) {
@@ -241,9 +190,9 @@ ffi::Error PointwiseKernelGradient(ffi::ThreadPool pool, Tensor x, Tensor cotang
     float* sums = out->typed_data() + b * channels * features;
     std::fill(sums, sums + channels * features, 0.0f);
     for (int64_t k = 0; k < cells; k += kDepth)
-      Product<true>(x.typed_data() + (b * cells + k) * channels, 1, channels,
-                    cotangent.typed_data() + (b * cells + k) * features, features, channels, std::min(kDepth, cells - k),
-                    features, sums, features);
+      Product({x.typed_data() + (b * cells + k) * channels, 1, channels},
+              cotangent.typed_data() + (b * cells + k) * features, features, channels, std::min(kDepth, cells - k),
+              features, Into<true>(sums, features));
   });
   return ffi::Error::Success();
 }

@@ -1,0 +1,188 @@
+// Convolutions of inference on a CPU for XLA's FFI: NHWC, float32. What follows a convolution once the statistics of
+// batch norm are fixed (a factor and a shift per channel, the activation, the sum with the block's input) is applied
+// while its results are in registers.
+
+#include "activations.h"
+#include "matrix_product.h"
+
+constexpr int64_t kCells = 64;  // cells of a 1x1 convolution computed at once: they stay in the second-level cache
+
+struct Window {
+  int64_t in_height, in_width, in_channels, out_height, out_width, features, size, stride;
+
+  int64_t padding() const { return (size - 1) / 2; }
+  int64_t row() const { return (in_width + 2 * padding()) * in_channels; }  // floats of a padded row
+};
+
+struct Operands {
+  const float *x, *kernel, *factor, *shift, *gate, *residual;  // the last two may be missing
+  float* out;
+  int64_t activation;
+};
+
+// Computes `rows` results, which lie one after another from `at` on, from what they read.
+void Convolve(const Window& w, const Operands& each, const Left& left, int64_t depth, int64_t at, int64_t rows) {
+  float* out = each.out + at;
+  const float* residual = each.residual ? each.residual + at : nullptr;
+  Product(left, each.kernel, w.features, rows, depth, w.features,
+          [&](int64_t row, int64_t column, auto sum) __attribute__((always_inline)) {
+            using V = decltype(sum);
+            V y = sum * LoadAs<V>(each.factor + column) + LoadAs<V>(each.shift + column);
+            WithActivation(each.activation, [&](auto act) __attribute__((always_inline)) { y = act.Value(y); });
+            if (residual) y += LoadAs<V>(residual + row * w.features + column);
+            Store(out + row * w.features + column, y);
+          });
+}
+
+void Pointwise(ffi::ThreadPool& pool, int64_t batch, const Window& w, const Operands& each) {
+  const int64_t cells = w.in_height * w.in_width, units = (cells + kCells - 1) / kCells, channels = w.in_channels;
+  Parallel(pool, batch * units, [&](int64_t unit) {
+    thread_local std::vector<float> buffer;
+    const int64_t b = unit / units, first = unit % units * kCells, count = std::min(kCells, cells - first);
+    const float* from = each.x + (b * cells + first) * channels;
+    if (each.gate) {
+      const float* gate = each.gate + b * channels;
+      float* gated = Scratch(buffer, kCells * channels);
+      for (int64_t cell = 0; cell < count; ++cell)
+        for (int64_t c = 0; c < channels; ++c) gated[cell * channels + c] = from[cell * channels + c] * gate[c];
+      from = gated;
+    }
+    Convolve(w, each, {from, channels, 1}, channels, (b * cells + first) * w.features, count);
+  });
+}
+
+// One row of results at a time: the rows that it reads are copied with zeros around them, and then lie so that what a
+// result reads of one row is in one piece.
+void Rows(ffi::ThreadPool& pool, int64_t batch, const Window& w, const Operands& each) {
+  Parallel(pool, batch * w.out_height, [&](int64_t unit) {
+    thread_local std::vector<float> buffer;
+    const int64_t b = unit / w.out_height, y = unit % w.out_height * w.stride - w.padding();
+    float* rows = Scratch(buffer, w.size * w.row());
+    for (int64_t i = 0; i < w.size; ++i) {
+      float *to = rows + i * w.row(), *inner = to + w.padding() * w.in_channels, *end = to + w.row();
+      const bool inside = y + i >= 0 && y + i < w.in_height;
+      const float* from = each.x + (b * w.in_height + (inside ? y + i : 0)) * w.in_width * w.in_channels;
+      std::fill(to, inside ? inner : end, 0.0f);
+      if (inside) std::fill(std::copy(from, from + w.in_width * w.in_channels, inner), end, 0.0f);
+    }
+    const Left left{rows, w.stride * w.in_channels, 1, w.size, w.row()};
+    Convolve(w, each, left, w.size * w.in_channels, unit * w.out_width * w.features, w.out_width);
+  });
+}
+
+// x [batch, height, width, channels], kernel [size, size, channels, features], factor and shift [features], then, where
+// they are announced, gate [batch, channels], which x is multiplied by, and residual, which has the result's shape:
+// activation(factor * convolution + shift) + residual.
+ffi::Error ConvolutionNorm(ffi::ThreadPool pool, ffi::RemainingArgs operands, ffi::Result<Tensor> out, int64_t size,
+                           int64_t stride, int64_t activation, int64_t gated, int64_t residual) {
+  const float* data[6] = {};
+  for (size_t n = 0, at = 0; n < 6; ++n) {
+    if ((n == 4 && !gated) || (n == 5 && !residual)) continue;
+    auto operand = operands.get<Tensor>(at++);
+    if (operand.has_error()) return operand.error();
+    data[n] = operand->typed_data();
+  }
+  const auto in = operands.get<Tensor>(0)->dimensions(), made = out->dimensions();
+  const Window w{in[1], in[2], in[3], made[1], made[2], made[3], size, stride};
+  const bool pointwise = size == 1 && stride == 1;
+  if (w.features % 8 || (gated && !pointwise)) return ffi::Error::InvalidArgument("convolution: no kernel for it");
+  const Operands each{data[0], data[1], data[2], data[3], data[4], data[5], out->typed_data(), activation};
+  (pointwise ? Pointwise : Rows)(pool, in[0], w, each);
+  return ffi::Error::Success();
+}
+
+// x [batch, cells, channels] -> the channel weights of squeeze-and-excitation [batch, channels]:
+// gate(activation(mean of x * reduce + reduce_bias) * expand + expand_bias); gate 0 is the hard sigmoid, 1 the sigmoid.
+ffi::Error Excitation(ffi::ThreadPool pool, Tensor x, Tensor reduce, Tensor reduce_bias, Tensor expand,
+                      Tensor expand_bias, ffi::Result<Tensor> out, int64_t activation, int64_t gate) {
+  using V = Vector<8>;
+  const int64_t batch = x.dimensions()[0], cells = x.dimensions()[1], channels = x.dimensions()[2];
+  const int64_t squeezed = reduce.dimensions()[1];
+  if (channels % 8 || squeezed % 8) return ffi::Error::InvalidArgument("excitation: channels not in eights");
+  const Tensor weights[2] = {reduce, expand};
+  auto dense = [&](const float* input, int64_t inputs, Tensor kernel, Tensor bias, int64_t outputs, float* to,
+                   auto last) __attribute__((always_inline)) {
+    for (int64_t c = 0; c < outputs; c += 8) {
+      V sum = LoadAs<V>(bias.typed_data() + c);
+      for (int64_t i = 0; i < inputs; ++i) sum += input[i] * LoadAs<V>(kernel.typed_data() + i * outputs + c);
+      Store(to + c, last(sum));
+    }
+  };
+  WithActivation(activation, [&](auto act) {
+    Parallel(pool, batch, [&](int64_t b) {
+      thread_local std::vector<float> buffer;
+      float* mean = Scratch(buffer, channels + squeezed);
+      float* hidden = mean + channels;
+      std::fill(mean, mean + channels, 0.0f);
+      const float* from = x.typed_data() + b * cells * channels;
+      for (int64_t cell = 0; cell < cells; cell += 4)  // four rows at once: the sums are read and written less often
+        for (int64_t c = 0; c < channels; c += 8) {
+          V sum = LoadAs<V>(from + cell * channels + c);
+          for (int64_t more = cell + 1; more < std::min(cells, cell + 4); ++more)
+            sum += LoadAs<V>(from + more * channels + c);
+          Store(mean + c, LoadAs<V>(mean + c) + sum);
+        }
+      for (int64_t c = 0; c < channels; ++c) mean[c] *= 1.0f / cells;
+      dense(mean, channels, weights[0], reduce_bias, squeezed, hidden, [&](V z) { return act.Value(z); });
+      float* to = out->typed_data() + b * channels;
+      if (gate == 0) dense(hidden, squeezed, weights[1], expand_bias, channels, to, [](V z) { return HardSigmoid(z); });
+      if (gate == 1) dense(hidden, squeezed, weights[1], expand_bias, channels, to, [](V z) { return Sigmoid(z); });
+    });
+  });
+  return ffi::Error::Success();
+}
+
+// Logits [batch, rows, columns, classes] -> the best class [batch, rows * factor, columns * factor] of each pixel of the
+// bilinear enlargement (corners not aligned: a cell's value sits at its centre), the first of equals.
+ffi::Error EnlargedArgmax(ffi::ThreadPool pool, Tensor logits, ffi::Result<Tensor> out, int64_t factor) {
+  using V = Vector<8>;
+  const auto shape = logits.dimensions();
+  const int64_t batch = shape[0], rows = shape[1], columns = shape[2], classes = shape[3];
+  const int64_t width = columns * factor;
+  if (factor % 8) return ffi::Error::InvalidArgument("enlarged_argmax: factor not in eights");
+  // Between the centres of two cells lie `factor` pixels; pixel t of them is (t + 0.5) / factor on its way.
+  std::vector<float> way(factor);
+  for (int64_t t = 0; t < factor; ++t) way[t] = (t + 0.5f) / factor;
+  const float* from = logits.typed_data();
+  Parallel(pool, batch * (rows + 1), [&](int64_t unit) {
+    thread_local std::vector<float> buffer, mask_buffer;
+    const int64_t b = unit / (rows + 1), gap = unit % (rows + 1);  // the pixels between cell gap - 1 and cell gap
+    const float* above = from + (b * rows + std::max<int64_t>(gap - 1, 0)) * columns * classes;
+    const float* below = from + (b * rows + std::min(gap, rows - 1)) * columns * classes;
+    float* line = Scratch(buffer, columns * classes);
+    float* mask = Scratch(mask_buffer, width + factor);
+    for (int64_t t = 0; t < factor; ++t) {
+      const int64_t y = gap * factor - factor / 2 + t;
+      if (y < 0 || y >= rows * factor) continue;
+      for (int64_t n = 0; n < columns * classes; ++n) line[n] = above[n] + way[t] * (below[n] - above[n]);
+      for (int64_t across = 0; across <= columns; ++across) {
+        const float* left = line + std::max<int64_t>(across - 1, 0) * classes;
+        const float* right = line + std::min(across, columns - 1) * classes;
+        for (int64_t s = 0; s < factor; s += 8) {
+          const V part = LoadAs<V>(&way[s]);
+          V best = left[0] + part * (right[0] - left[0]), index = {};
+          for (int64_t c = 1; c < classes; ++c) {
+            const V value = left[c] + part * (right[c] - left[c]);
+            index = value > best ? V{} + static_cast<float>(c) : index;
+            best = value > best ? value : best;
+          }
+          Store(mask + across * factor + s, index);
+        }
+      }
+      std::copy(mask + factor / 2, mask + factor / 2 + width, out->typed_data() + (b * rows * factor + y) * width);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(convolution_norm, ConvolutionNorm,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().Ret<Tensor>()
+                                  .Attr<int64_t>("size").Attr<int64_t>("stride").Attr<int64_t>("activation")
+                                  .Attr<int64_t>("gated").Attr<int64_t>("residual"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(excitation, Excitation,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Arg<Tensor>()
+                                  .Arg<Tensor>().Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("activation")
+                                  .Attr<int64_t>("gate"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(enlarged_argmax, EnlargedArgmax,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Ret<Tensor>()
+                                  .Attr<int64_t>("factor"));

@@ -1,0 +1,114 @@
+"""Convolution, batch norm and activation in one pass against the three one after another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import batch_norm
+from mtl_jax.models.inference import Convolution, Excitation, Gated, excitation_supports
+from mtl_jax.models.inverted_residual import SqueezeExcite
+
+pytestmark = pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler: there is one way alone")
+DENSE = [((1, 1), 1), ((3, 3), 2), ((5, 5), 1), ((1, 1), 2)]
+
+
+def drawn(*shapes):
+    generator = np.random.default_rng(0)
+    return tuple(jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def both(function, *arrays):
+    """Value and gradients, with the compiled kernels and without."""
+
+    def run(*arrays):
+        value = function(*arrays)
+        return value, jax.grad(lambda *arrays: jnp.sum(jnp.cos(function(*arrays))), tuple(range(len(arrays))))(*arrays)
+
+    found = jax.jit(run)(*arrays)
+    with cpu_kernels.left_out():
+        return found, jax.jit(lambda *arrays: run(*arrays))(*arrays)
+
+
+def assert_same(found, expected):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=3e-5 * max(1.0, float(jnp.abs(other).max())))
+
+
+@pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
+@pytest.mark.parametrize(("size", "stride"), DENSE)
+@pytest.mark.parametrize("channels", [3, 16])
+def test_dense_convolutions_are_one_pass_of_the_same_result(activation, size, stride, channels):
+    x, kernel, factor, shift = drawn((2, 9, 11, channels), (*size, channels, 40), (40,), (40,))
+    kernel = kernel[0, 0] if size == (1, 1) and stride == 1 else kernel
+
+    def normalised(x, kernel, factor, shift):
+        return Convolution(x, kernel, stride).normalised(factor, shift, activation=activation)
+
+    assert_same(*both(normalised, x, kernel, factor, shift))
+    text = str(jax.make_jaxpr(normalised)(x, kernel, factor, shift))
+    assert "convolution_norm" in text
+    assert "norm_apply" not in text
+
+
+@pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 1)])
+@pytest.mark.parametrize("channels", [8, 32])
+def test_depthwise_convolutions_are_one_pass_of_the_same_result(activation, size, stride, dilation, channels):
+    x, kernel, factor, shift = drawn((2, 13, 19, channels), (size, size, 1, channels), (channels,), (channels,))
+
+    def normalised(x, kernel, factor, shift):
+        convolution = Convolution(x, kernel, stride, dilation, depthwise=True)
+        return convolution.normalised(factor, shift, activation=activation)
+
+    assert_same(*both(normalised, x, kernel, factor, shift))
+    assert "depthwise_norm" in str(jax.make_jaxpr(normalised)(x, kernel, factor, shift))
+
+
+def test_a_gate_and_a_residual_belong_to_the_pass():
+    arrays = drawn((3, 7, 5, 24), (3, 1, 1, 24), (24, 16), (16,), (16,), (3, 7, 5, 16))
+
+    def normalised(x, weights, kernel, factor, shift, residual):
+        convolution = Convolution(Gated(x, weights), kernel)
+        return convolution.normalised(factor, shift, activation="identity", residual=residual)
+
+    assert_same(*both(normalised, *arrays))
+
+
+def test_a_mapped_factor_gives_each_element_its_own():
+    x, kernel, factor, shift = drawn((2, 4, 4, 8), (8, 8), (3, 8), (3, 8))
+
+    def normalised(factor, shift):
+        return Convolution(x, kernel).normalised(factor, shift, activation="relu")
+
+    expected = [normalised(*each) for each in zip(factor, shift, strict=True)]
+    assert_same(jax.vmap(normalised)(factor, shift), jnp.stack(expected))
+
+
+@pytest.mark.parametrize(("features", "kernel_size", "dilation"), [(12, 1, 1), (16, 3, 2), (16, 3, 1)])
+def test_what_no_kernel_takes_is_computed_in_turn(features, kernel_size, dilation):
+    x, kernel, factor = drawn((1, 8, 8, 16), (kernel_size, kernel_size, 16, features), (features,))
+
+    def normalised(x):
+        return Convolution(x, kernel, 1, dilation).normalised(factor, factor, activation="relu")
+
+    assert "convolution_norm" not in str(jax.make_jaxpr(normalised)(x))
+    assert_same(*both(normalised, x))
+
+
+@pytest.mark.parametrize(
+    "settings", [Excitation("relu", jax.nn.hard_sigmoid), Excitation("silu", jax.nn.sigmoid)], ids=str
+)
+def test_channel_weights_are_those_of_the_layers(settings):
+    x, *layers = drawn((2, 5, 7, 24), (24, 8), (8,), (8, 24), (24,))
+    module = SqueezeExcite(8, settings)
+    params = {"reduce": dict(zip(("kernel", "bias"), layers[:2], strict=True))}
+    params |= {"expand": dict(zip(("kernel", "bias"), layers[2:], strict=True))}
+    assert excitation_supports(settings, x, ((layers[0], layers[1]), (layers[2], layers[3])))
+
+    def weights(x, params):
+        return module.apply({"params": params}, x).weights
+
+    assert_same(*both(weights, x, params))
+    assert "mtl_jax_excitation" in str(jax.make_jaxpr(weights)(x, params))
