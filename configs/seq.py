@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtl_jax import recipes
 from mtl_jax.config import base, stage, stream
 from mtl_jax.errors import UserError
 
@@ -127,35 +128,16 @@ RATES = {"learning_rate": 2e-3, "ema_decay": 0.995, "eval_every_epochs": 10.0}
 EPOCHS = {"seg": 40.0, "det": 100.0, "cls": 24.0}
 FREE_BACKBONE = {"seg": 0.2, "det": 0.3, "cls": 0.05}  # times the learning rate, where its kernels are trained
 STREAM = {"seg": "voc", "det": "coco", "cls": "imagenette"}
-IMAGENET = ("backbone/until_8", "backbone/kernels")
-EXEMPLARS = 10  # images that a stage leaves
-KEPT = {"lwf_weight": 2.0, "replay_batch_size": 2}
 
 
 def _shared(config: Any) -> None:
-    """Boxes may move the kernels of neck and head, held by distillation and replay; classes leave them as they are.
-
-    ImageNet's kernels serve every task under batch norms of its own, and stay; so tasks meet in neck and head alone.
-    """
+    """Boxes may move the kernels of neck and head, held by distillation and replay; classes leave them as they are."""
     _shared_network(config)
-    _stages(
-        config,
-        seg={"freeze": IMAGENET, "replay_images": EXEMPLARS},
-        det={"freeze": IMAGENET, **KEPT},
-        cls={"freeze": (*IMAGENET, "neck/kernels", "head/kernels")},
-    )
+    _stages(config, **recipes.one_after_another(config.order))
 
 
 def _shared_network(config: Any) -> None:
-    config.model.update(
-        {
-            "norms_from": 8,
-            "head_convolution": "separable",
-            "head_kernel": 5,
-            "patches": {"neck": 16, "head": 16},
-            "depthwise_patches": {"head": True},
-        }
-    )
+    recipes.share_kernels(config)
     # The images of classes fill the square: with frozen kernels, grey bars beside them cost several points.
     config.streams.imagenette.crop = True
 
@@ -163,7 +145,7 @@ def _shared_network(config: Any) -> None:
 def _alone(config: Any, task: str) -> None:
     """All kernels free, for the steps that the task has in its turn; a patch would have nothing to add."""
     _shared_network(config)
-    WITHOUT["patches"](config)
+    recipes.without_patches(config)
     _stages(config, **{task: {"backbone_rate": FREE_BACKBONE[task]}})
     config.order = (task,)
 
@@ -185,7 +167,7 @@ def _branched(config: Any) -> None:
 def _plain(config: Any) -> None:
     """The first stage is free; the later ones keep its statistics, ten of its images, and its outputs."""
     kept = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
-    stages = {name: {"backbone_rate": rate, "replay_images": EXEMPLARS} for name, rate in FREE_BACKBONE.items()}
+    stages = {name: {"backbone_rate": rate, "replay_images": recipes.EXEMPLARS} for name, rate in FREE_BACKBONE.items()}
     _stages(config, seg=stages["seg"], det=stages["det"] | kept, cls=stages["cls"] | kept)
 
 
@@ -205,11 +187,6 @@ NETWORKS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def _no_patches(config: Any) -> None:
-    config.model.patches.update({"neck": 0, "head": 0})
-    config.model.depthwise_patches.head = False
-
-
 def _no_own_norms(config: Any) -> None:
     """Those of neck and head stay, as patches need them; the backbone's keep their statistics after the first stage."""
     config.model.norms_from = 32
@@ -219,17 +196,17 @@ def _no_own_norms(config: Any) -> None:
 
 def _no_frozen_backbone(config: Any) -> None:
     for name, rate in FREE_BACKBONE.items():
-        frozen = tuple(pattern for pattern in config.stages[name].freeze if pattern not in IMAGENET)
+        frozen = tuple(pattern for pattern in config.stages[name].freeze if pattern not in recipes.IMAGENET)
         config.stages[name].update({"backbone_rate": rate, "freeze": frozen})
 
 
 def _no_locked_head(config: Any) -> None:
-    config.stages.det.replay_images = EXEMPLARS
-    config.stages.cls.update({"freeze": IMAGENET, **KEPT})
+    config.stages.det.replay_images = recipes.EXEMPLARS
+    config.stages.cls.update({"freeze": recipes.IMAGENET, **recipes.KEPT})
 
 
 WITHOUT: dict[str, Callable[[Any], None]] = {
-    "patches": _no_patches,
+    "patches": recipes.without_patches,
     "own_norms": _no_own_norms,
     "frozen_backbone": _no_frozen_backbone,
     "locked_head": _no_locked_head,
