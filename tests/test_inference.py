@@ -98,7 +98,9 @@ def test_what_no_kernel_takes_is_computed_in_turn(features, kernel_size, dilatio
 
 
 @pytest.mark.parametrize(
-    "settings", [Excitation("relu", jax.nn.hard_sigmoid), Excitation("silu", jax.nn.sigmoid)], ids=str
+    "settings",
+    [Excitation("relu", jax.nn.hard_sigmoid), Excitation("silu", jax.nn.sigmoid)],
+    ids=["MobileNetV3", "EfficientNet"],
 )
 def test_channel_weights_are_those_of_the_layers(settings):
     x, *layers = drawn((2, 5, 7, 24), (24, 8), (8,), (8, 24), (24,))
