@@ -7,7 +7,7 @@ import pytest
 
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import batch_norm
-from mtl_jax.models.inference import Convolution, Excitation, Gated, excitation_supports
+from mtl_jax.models.inference import Convolution, Excitation, Gated, dense, excitation_supports
 from mtl_jax.models.inverted_residual import SqueezeExcite
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler: there is one way alone")
@@ -114,3 +114,20 @@ def test_channel_weights_are_those_of_the_layers(settings):
 
     assert_same(*both(weights, x, params))
     assert "mtl_jax_excitation" in str(jax.make_jaxpr(weights)(x, params))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_layer_with_bias_is_one_pass_over_a_map(residual):
+    x, kernel, bias, added = drawn((2, 5, 3, 12), (12, 16), (16,), (2, 5, 3, 16))
+
+    def layer(x, kernel, bias):
+        return dense(x, kernel, bias, added if residual else None, output_dtype=jnp.dtype("float32"))
+
+    assert_same(*both(layer, x, kernel, bias))
+    assert "convolution_norm" in str(jax.make_jaxpr(layer)(x, kernel, bias))
+
+
+def test_a_layer_of_vectors_is_a_plain_product():
+    x, kernel, bias = drawn((3, 12), (12, 16), (16,))
+    plain = jax.make_jaxpr(lambda x: dense(x, kernel, bias, None, output_dtype=jnp.dtype("float32")))(x)
+    assert "convolution_norm" not in str(plain)

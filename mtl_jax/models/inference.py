@@ -166,6 +166,39 @@ def _fused_forward(settings: _Settings, activation: str, *arrays: Any) -> tuple[
 _fused.defvjp(_fused_forward, lambda settings, activation, backward, g: backward(g))
 
 
+def dense(
+    x: Float[Array, "*cells channels"],
+    kernel: Float[Array, "channels features"],
+    bias: Float[Array, " features"],
+    residual: Float[Array, "*cells features"] | None,
+    *,
+    output_dtype: jnp.dtype,
+) -> Float[Array, "*cells features"]:
+    """A matrix product over the last axis, plus `bias` and `residual`; of a map of features in one pass, as above."""
+    whole = x.ndim == 4 and output_dtype == jnp.float32 and _supports(_POINTWISE, (x, None, kernel))
+    return _fused_dense(x, kernel, bias, residual) if whole else _dense(x, kernel, bias, residual, output_dtype)
+
+
+def _dense(x: Array, kernel: Array, bias: Array, residual: Array | None, output_dtype: jnp.dtype) -> Array:
+    product = jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=output_dtype)
+    y = product + jnp.broadcast_to(bias.astype(output_dtype), product.shape)
+    return y if residual is None else y + residual
+
+
+_POINTWISE = _Settings(1, 1, depthwise=False)
+
+
+@jax.custom_vjp
+def _fused_dense(x: Array, kernel: Array, bias: Array, residual: Array | None) -> Array:
+    return _fused(_POINTWISE, "identity", x, None, kernel, jnp.ones_like(bias), bias, residual)
+
+
+_fused_dense.defvjp(
+    lambda *arrays: jax.vjp(partial(_dense, output_dtype=jnp.dtype("float32")), *arrays),
+    lambda backward, g: backward(g),
+)
+
+
 class Excitation(NamedTuple):
     """What squeeze-and-excitation applies to its hidden layer, and to its channel weights."""
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from mtl_jax.models import batch_norm
+from mtl_jax.models import batch_norm, inference
 from mtl_jax.models.inference import Convolution, Gated
 from mtl_jax.models.patches import NO_PATCHES, Patches, patched
 
@@ -158,9 +158,13 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*cells channels"], *, norming: Norming = False
+        self,
+        x: Float[Array, "*cells channels"],
+        *,
+        norming: Norming = False,
+        residual: Float[Array, "*cells features"] | None = None,
     ) -> Float[Array, "*cells features"]:
-        """Applies the layer, computing in `dtype`; passed for one task, `norming`, with that task's patch."""
+        """Applies the layer in `dtype` and adds `residual`; passed for one task, `norming`, with that task's patch."""
         channels = x.shape[-1]
         # LeCun et al., "Efficient BackProp", 1998: what goes in at variance 1 comes out at variance 1.
         variance = 1 / channels if self.variance is None else self.variance
@@ -169,8 +173,7 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         output_dtype = self.output_dtype or self.dtype
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        product = jnp.einsum("...i,io->...o", x, kernel, preferred_element_type=output_dtype)
-        return product + jnp.broadcast_to(bias.astype(output_dtype), product.shape)
+        return inference.dense(x, kernel, bias, residual, output_dtype=output_dtype)
 
 
 def _for_task(kernel: Array, norming: Norming, *, depthwise: bool = False) -> Array:

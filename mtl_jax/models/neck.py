@@ -56,8 +56,9 @@ class Fpn(nn.Module):
         levels = {}
         for stride in sorted(features, reverse=True):
             lateral = Dense(self.channels, self.dtype, name=f"lateral_{stride}")
-            lateral = lateral(features[stride], norming=train_batch_norm)
-            coarser = lateral + (upsample_2x(coarser) if levels else coarser)
+            cells = features[stride].shape[:3]
+            coarser = upsample_2x(coarser) if levels else jnp.broadcast_to(coarser, (*cells, self.channels))
+            coarser = lateral(features[stride], norming=train_batch_norm, residual=coarser)
             levels[stride] = coarser
         return levels
 
