@@ -77,6 +77,13 @@ def test_every_dependency_is_imported():
     assert not_imported == {"tensorflow-datasets"}  # by name, in data/tfds.py
 
 
+def test_a_gpu_takes_the_same_jax():
+    extras = PROJECT["optional-dependencies"]
+    requirements = PROJECT["dependencies"] + extras["cuda"] + extras["cuda12"]
+    jax = [re.sub(r"\[.*\]", "", requirement) for requirement in requirements if re.match(r"jax\W", requirement)]
+    assert jax == jax[:1] * 3
+
+
 def test_the_ci_runs_the_commands_of_the_readme_as_they_stand():
     script = (ROOT / ".ci/run").read_text()
     for command in re.findall(r"^(make \w+)  ", (ROOT / "README.md").read_text(), re.MULTILINE):
