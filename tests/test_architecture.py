@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mtl_jax"
 LAYERS = (  # each may import those to its left, and its own
     ("errors", "allocator", "patterns", "preemption", "soft_sharing"),
-    ("config_checks", "kernels"),
+    ("config_checks", "defaults", "kernels"),
     (
         "config",
         "recipes",

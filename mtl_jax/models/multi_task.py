@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mtl_jax.config import base
+from mtl_jax import defaults
 from mtl_jax.errors import UserError
 from mtl_jax.models import own_parts, sharing
 from mtl_jax.models.backbone import OUTPUT_STRIDES, BackboneMaker
@@ -105,8 +106,7 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
 
 def default_config() -> dict[str, Any]:
     """Returns the value of every key that `build` takes, as `config.base` sets it."""
-    section: Any = base()["model"]
-    return section.to_dict()
+    return copy.deepcopy(defaults.MODEL)
 
 
 def backbone_name(model: Network) -> str:
@@ -308,11 +308,11 @@ def _check_image_size(height: int, width: int) -> None:
 
 
 def _checked_settings(model_config: Settings) -> dict[str, Any]:
-    defaults = default_config()
-    unknown = sorted(set(model_config.keys()) - set(defaults))
+    settings = default_config()
+    unknown = sorted(set(model_config.keys()) - set(settings))
     if unknown:
-        raise UserError(f"model: expected the keys {', '.join(defaults)}, found {', '.join(unknown)}: remove them")
-    settings = defaults | dict(model_config)
+        raise UserError(f"model: expected the keys {', '.join(settings)}, found {', '.join(unknown)}: remove them")
+    settings |= dict(model_config)
     settings["sharing"] = sharing.FORMER_NAMES.get(settings["sharing"], settings["sharing"])
     choices = {
         "backbone": BACKBONES,
