@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mtl_jax import allocator
 from mtl_jax.errors import UserError, print_any_name
+from mtl_jax.runtime import allocator
 
 
 def main(arguments: list[str]) -> int:
@@ -20,8 +20,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     print_any_name()
     # Imported after the flags: --help should not wait for JAX.
-    from mtl_jax import compilation, evaluate_checkpoint
-    from mtl_jax.checkpoints import CheckpointError
+    from mtl_jax.evaluation import evaluate_checkpoint
+    from mtl_jax.runtime import compilation
+    from mtl_jax.workdir.checkpoints import CheckpointError
 
     compilation.enable_cache()
     try:

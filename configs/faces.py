@@ -8,8 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax import recipes
-from mtl_jax.config import base, stage, stream
+from mtl_jax.config import base, recipes, stage, stream
 from mtl_jax.errors import UserError
 
 TASKS = {

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
-from mtl_jax import devices
 from mtl_jax import tasks as tasks_lib
-from mtl_jax.data import pipeline, sources, transforms
+from mtl_jax.data import pipeline, transforms
+from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
+from mtl_jax.runtime import devices
 from mtl_jax.tasks.base import Task
 
 SMOKE_EXAMPLES = 8  # images of each split that a smoke run touches
@@ -100,7 +101,7 @@ def init_variables(experiment: Experiment, *, key: Array, pretrained_path: str) 
     variables = multi_task.init_variables(experiment.model, key=key)
     if not pretrained_path:
         return variables
-    from mtl_jax.models import pretrained
+    from mtl_jax.models.backbones import pretrained
 
     path = find_weights(pretrained_path, experiment.data_root)
     return pretrained.load(variables, path, backbone=multi_task.backbone_name(experiment.model))
@@ -136,7 +137,7 @@ def find_weights(path: str, data_root: Path) -> Path:
     )
 
 
-def source(experiment: Experiment, stream: str, *, training: bool) -> sources.Source:
+def source(experiment: Experiment, stream: str, *, training: bool) -> registry.Source:
     """Opens one split of a stream's dataset and checks that its classes are the tasks'.
 
     Raises:
@@ -144,7 +145,7 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> sources.So
     """
     settings = experiment.streams[stream]
     options = _ignore_label(experiment, stream) | dict(settings["options"])
-    found = sources.build(
+    found = registry.build(
         settings["source"],
         data_root=experiment.data_root,
         split=settings["train_split" if training else "val_split"],
@@ -163,7 +164,7 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> sources.So
 def _check_names(experiment: Experiment, stream: str, task: str, label: str, names: tuple[str, ...]) -> None:
     """Refuses a stream whose numbers mean other classes than the task's, or none that it can tell."""
     settings, classes = experiment.streams[stream], tuple(experiment.tasks[task].classes)
-    if not names and classes and "classes" in sources.options_of(settings["source"]):
+    if not names and classes and "classes" in registry.options_of(settings["source"]):
         raise UserError(
             f"stream {stream} labels task {task} by numbers without names; set config.streams.{stream}.options.classes "
             f"to {{{label!r}: {_short(classes)}}}, the task's classes in the order of the numbers"
@@ -178,7 +179,7 @@ def _check_names(experiment: Experiment, stream: str, task: str, label: str, nam
 def _advice(task: str, stream: str, settings: Mapping[str, Any]) -> str:
     """Which of the two tables to change: both splits have the stream's, so either leads to an end."""
     to_the_stream_s = f"set config.tasks.{task}.classes to the stream's, in its order"
-    if "classes" not in sources.options_of(settings["source"]):
+    if "classes" not in registry.options_of(settings["source"]):
         return to_the_stream_s
     return (
         f"they must be the same names in the same order: set config.streams.{stream}.options.classes to the task's, if "
@@ -189,7 +190,7 @@ def _advice(task: str, stream: str, settings: Mapping[str, Any]) -> str:
 def _ignore_label(experiment: Experiment, stream: str) -> dict[str, Any]:
     """What the task of a stream's masks calls void, for a source that asks."""
     found = list(ignore_labels(experiment, stream).values())
-    is_asked = "ignore_label" in sources.options_of(experiment.streams[stream]["source"])
+    is_asked = "ignore_label" in registry.options_of(experiment.streams[stream]["source"])
     return {"ignore_label": found[0]} if found and is_asked else {}
 
 
@@ -206,7 +207,7 @@ def _short(names: Sequence[str]) -> str:
 class Subset:
     """Some examples of a source."""
 
-    def __init__(self, whole: sources.Source, indices: Sequence[int]) -> None:
+    def __init__(self, whole: registry.Source, indices: Sequence[int]) -> None:
         self.whole = whole
         self.indices = indices
         self.class_names = whole.class_names
@@ -215,18 +216,18 @@ class Subset:
         return len(self.indices)
 
     @property
-    def reading(self) -> sources.Reading:
+    def reading(self) -> registry.Reading:
         """What the whole source found on reading."""
-        return sources.reading_of(self.whole)
+        return registry.reading_of(self.whole)
 
-    def __getitem__(self, index: int) -> sources.Sample:
+    def __getitem__(self, index: int) -> registry.Sample:
         return self.whole[self.indices[index]]
 
 
 def train_batches(
     experiment: Experiment,
     stream: str,
-    data: sources.Source,
+    data: registry.Source,
     *,
     seed: int,
     augmented: bool = True,
@@ -268,7 +269,7 @@ def train_batches(
     )
 
 
-def examples(experiment: Experiment, stream: str, data: sources.Source) -> Iterator[Any]:
+def examples(experiment: Experiment, stream: str, data: registry.Source) -> Iterator[Any]:
     """Yields the examples of a source one by one, in its order, as training would see them without augmentation.
 
     Args:

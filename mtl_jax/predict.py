@@ -17,14 +17,18 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from mtl_jax import compilation, evaluate, examples, experiment, predicted_files, trained
-from mtl_jax.checkpoints import CheckpointError
+from mtl_jax import experiment
 from mtl_jax.data import pipeline
 from mtl_jax.data.files import SUFFIXES, is_image
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError, print_any_name
-from mtl_jax.predicted_files import names_for
+from mtl_jax.evaluation import evaluate
+from mtl_jax.report import pictures
+from mtl_jax.runtime import compilation
 from mtl_jax.tasks.base import Geometry, Task
+from mtl_jax.workdir import predicted_files, trained
+from mtl_jax.workdir.checkpoints import CheckpointError
+from mtl_jax.workdir.predicted_files import names_for
 
 BATCH_SIZE = 8  # images that pass the network together, in one compiled program
 
@@ -42,7 +46,7 @@ class Predicted(NamedTuple):
 
     def overlay(self) -> bytes:
         """Returns a PNG file of the image with all answers drawn over it."""
-        return examples.overlay(self.tasks, self.image, self.predictions, self.geometries, threshold=self.threshold)
+        return pictures.overlay(self.tasks, self.image, self.predictions, self.geometries, threshold=self.threshold)
 
 
 def predict(
@@ -95,9 +99,9 @@ def _predict(
     decoded = _decoded(images, on_error, None if bits is None else lambda: bits)
     while batch := list(itertools.islice(decoded, batch_size)):
         found: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
-        pictures = [image for _, image in batch]
+        shown = [image for _, image in batch]
         for (size, crop), names in by_view.items():
-            pixels, geometries = pipeline.fitted(pictures, size=(size, size), batch_size=batch_size, crop=crop)
+            pixels, geometries = pipeline.fitted(shown, size=(size, size), batch_size=batch_size, crop=crop)
             outputs = jax.device_get(run(network.variables, pixels, names=tuple(names)))
             for index, (predictions, places) in enumerate(found):
                 predictions |= {name: evaluate.example(outputs[name], index) for name in names}

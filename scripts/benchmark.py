@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import allocator
 from mtl_jax.errors import print_any_name
+from mtl_jax.runtime import allocator
 
 
 def main(arguments: list[str]) -> int:

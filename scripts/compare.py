@@ -90,9 +90,9 @@ def parse(text: str) -> list[Variant]:
 
 def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[str, ...]) -> int:
     """Trains what is not trained yet, and rewrites the comparison after every run."""
-    from mtl_jax import comparison
-    from mtl_jax.contract import replace_text
     from mtl_jax.errors import UserError
+    from mtl_jax.report import comparison
+    from mtl_jax.workdir.files import replace_text
 
     results, failed, started = [], 0, time.monotonic()
     runs = [(variant, seed) for seed in seeds for variant in variants]  # a first look at all of them comes early
@@ -130,8 +130,8 @@ def _arguments(variant: Variant, seed: int, common: tuple[str, ...]) -> tuple[st
 
 def train(workdir: Path, arguments: tuple[str, ...]) -> str:
     """Trains a run, unless it is finished with the same settings and data; returns what went wrong, or nothing."""
-    from mtl_jax.contract import write_json
     from mtl_jax.errors import UserError
+    from mtl_jax.workdir.files import write_json
 
     try:
         found = look(workdir, arguments)
@@ -163,7 +163,7 @@ def resolved(arguments: tuple[str, ...]) -> Any:
         UserError: the page or a setting is wrong.
     """
     from mtl_jax import config as config_lib
-    from mtl_jax import overrides
+    from mtl_jax.config import overrides
 
     page, changes, _ = overrides.split(arguments)
     config = overrides.load(page, changes)
@@ -187,8 +187,8 @@ def look(workdir: Path, arguments: tuple[str, ...]) -> Found:
         UserError: the page or a setting is wrong, or a file of the run is damaged.
     """
     from mtl_jax import config as config_lib
-    from mtl_jax import continuation, run_record
-    from mtl_jax.contract import read_json, without_nan
+    from mtl_jax.workdir import continuation, run_record
+    from mtl_jax.workdir.files import read_json, without_nan
 
     config = resolved(arguments)
     asked, data = without_nan(config.to_dict()), data_digest(config)
@@ -218,7 +218,7 @@ def data_digest(config: Any) -> str:
 
 
 def _defaults(source: str) -> dict[str, Any]:
-    from mtl_jax.data.sources import SOURCES
+    from mtl_jax.data.sources.registry import SOURCES
 
     parameters = inspect.signature(SOURCES[source]).parameters.values() if source in SOURCES else ()
     return {parameter.name: parameter.default for parameter in parameters}

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import allocator
 from mtl_jax.errors import UserError, print_any_name
+from mtl_jax.runtime import allocator
 
 REPEATS = 20  # timed calls
 
@@ -32,8 +32,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     print_any_name()
     # Imported after the flags: --help should not wait for JAX.
-    from mtl_jax import compilation
-    from mtl_jax.checkpoints import CheckpointError
+    from mtl_jax.runtime import compilation
+    from mtl_jax.workdir.checkpoints import CheckpointError
 
     compilation.enable_cache()
     try:
@@ -50,8 +50,8 @@ def main(arguments: list[str]) -> int:
 
 def _export(options: argparse.Namespace) -> str:
     """Writes the files once all of them are made and checked; returns what is wrong with them, or nothing."""
-    from mtl_jax import trained
     from mtl_jax.export import formats, network
+    from mtl_jax.workdir import trained
 
     names = list(dict.fromkeys(name.strip() for name in options.format.split(",")))
     if problem := _mistake(names, options):

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from mtl_jax.data.prepare import prepare
-from mtl_jax.data.prepared import describe
+from mtl_jax.data.minis.prepare import prepare
+from mtl_jax.data.minis.prepared import describe
 from mtl_jax.errors import UserError, print_any_name
 
 EXAMPLES = """examples:

@@ -8,8 +8,9 @@ from typing import Any
 
 from absl import flags, logging
 
-from mtl_jax import allocator, overrides
+from mtl_jax.config import overrides
 from mtl_jax.errors import UserError, print_any_name
+from mtl_jax.runtime import allocator
 
 flags.DEFINE_string(  # for --help; `overrides` reads it
     "config", None, "A page of configs/; single settings are changed with --config.some.field=value."
@@ -42,10 +43,11 @@ def main(arguments: list[str]) -> int:
     # Imported after the flags: a typing error should not wait for JAX.
     from rich.console import Console
 
-    from mtl_jax import compilation, contract_table, devices
-    from mtl_jax.checkpoints import CheckpointError
-    from mtl_jax.preemption import SAVED, Preempted, Preemption
-    from mtl_jax.train_loop import train_and_evaluate
+    from mtl_jax.evaluation import contract_table
+    from mtl_jax.runtime import compilation, devices
+    from mtl_jax.runtime.preemption import SAVED, Preempted, Preemption
+    from mtl_jax.training.train_loop import train_and_evaluate
+    from mtl_jax.workdir.checkpoints import CheckpointError
 
     logging.set_verbosity(logging.ERROR)
     together = bool(_DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value >= 0)

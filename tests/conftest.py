@@ -46,11 +46,11 @@ def data_root() -> Path:
 @pytest.fixture
 def no_report(monkeypatch) -> None:
     """Spares a test that trains what a run does at its end: seconds of timing, counting and drawing."""
-    from mtl_jax import train_loop
+    from mtl_jax.training import train_loop
 
     monkeypatch.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
     monkeypatch.setattr(train_loop.evaluate, "gigaflops", lambda *arguments, **settings: 1.0)
-    monkeypatch.setattr(train_loop.report, "write", lambda *arguments, **settings: None)
+    monkeypatch.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
 
 
 @pytest.fixture(scope="module")

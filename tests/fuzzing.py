@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 
-from mtl_jax.checkpoints import CheckpointError
 from mtl_jax.errors import UserError
+from mtl_jax.workdir.checkpoints import CheckpointError
 
 DEFAULT_CASES = 200  # over all tests; `make fuzz` sets more, and draws others each time
 CASES = int(os.environ.get("MTL_JAX_FUZZ_CASES", DEFAULT_CASES))

@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from mtl_jax import config as config_lib
-from mtl_jax import continuation, train_loop
 from mtl_jax.errors import UserError
+from mtl_jax.training import train_loop
+from mtl_jax.workdir import continuation
 
 ROOT = Path(__file__).parent.parent
 

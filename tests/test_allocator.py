@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mtl_jax import allocator
+from mtl_jax.runtime import allocator
 
 PROGRAM = """
 import os, sys

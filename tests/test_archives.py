@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from synthetic_archives import tar_bytes, zip_bytes
 
-from mtl_jax.data import archives
-from mtl_jax.data.archives import read_files
+from mtl_jax.data.minis import archives
+from mtl_jax.data.minis.archives import read_files
 from mtl_jax.errors import UserError
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import efficientnet, multi_task
+from mtl_jax.models import multi_task
+from mtl_jax.models.backbones import efficientnet
 from mtl_jax.models.layers import draw_kernels
 
 IMAGE = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mtl_jax.data.base import Reading, reading_of, warn_once
 from mtl_jax.data.cache import CachedSource, cached
+from mtl_jax.data.sources.base import Reading, reading_of, warn_once
 
 SAMPLE_BYTES = 4 * 4 * 3 + 16
 

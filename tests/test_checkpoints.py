@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax import checkpoints
-from mtl_jax.checkpoints import CheckpointError
+from mtl_jax.workdir import checkpoints
+from mtl_jax.workdir.checkpoints import CheckpointError
 
 PARTS = {"state": {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.int32(7)}}
 

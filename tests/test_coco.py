@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import sources
+from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 
 CATEGORIES = [{"id": 88, "name": "teddy bear"}, {"id": 1, "name": "person"}]
@@ -33,7 +33,7 @@ def make_coco(root, annotations, split="train", categories=CATEGORIES, size=(40,
 
 
 def opened(root, split="train", **options):
-    return sources.build("coco_detection", data_root=root, split=split, **options)
+    return registry.build("coco_detection", data_root=root, split=split, **options)
 
 
 def test_sparse_category_ids_become_contiguous_labels_in_order_of_id(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl_jax import run_record
+from mtl_jax.workdir import run_record
 
 ROOT = Path(__file__).parent.parent
 STUB = """

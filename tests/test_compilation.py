@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mtl_jax import compilation
+from mtl_jax.runtime import compilation
 
 PROGRAM = """
 import jax, jax.numpy as jnp, logging

@@ -9,9 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtl_jax import config as config_lib
-from mtl_jax import config_checks, optimizer
+from mtl_jax.config import checks
 from mtl_jax.continual import replay
 from mtl_jax.errors import UserError
+from mtl_jax.training import optimizer
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -114,9 +115,9 @@ def test_a_task_s_name_has_no_meaning_of_its_own(config, name):
 
 
 def test_choices_are_those_of_the_parts_that_take_them():
-    assert config_checks.CHOICES["optimizer"] == optimizer.RULES
-    assert config_checks.CHOICES["schedule"] == optimizer.SCHEDULES
-    assert config_checks.CHOICES["replay_selection"] == replay.SELECTIONS
+    assert checks.CHOICES["optimizer"] == optimizer.RULES
+    assert checks.CHOICES["schedule"] == optimizer.SCHEDULES
+    assert checks.CHOICES["replay_selection"] == replay.SELECTIONS
 
 
 def test_names_given_as_one_string_are_split(config):

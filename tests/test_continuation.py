@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mtl_jax import config as config_lib
-from mtl_jax import continuation
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import continuation
 
 
 def resolved() -> dict[str, Any]:

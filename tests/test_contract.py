@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl_jax import contract
-from mtl_jax.contract import Baseline
+from mtl_jax.evaluation import contract
+from mtl_jax.evaluation.contract import Baseline
+from mtl_jax.workdir import files
 
 JUDGED = {"seg": ("miou", True), "det": ("map_50_95", True), "cls": ("top1", True)}
 STAGES = [
@@ -214,7 +215,7 @@ def test_the_contract_holds_forgetting_and_backward_transfer_by_task_and_their_m
 def test_written_json_is_strict_and_complete(tmp_path):
     path = tmp_path / "contract.json"
     tree = {"nan": math.nan, "array": jnp.array([1.0, jnp.inf]), "number": np.float32(0.5), "path": tmp_path}
-    contract.write_json(path, tree | {"tuple": (1, "ü")})
+    files.write_json(path, tree | {"tuple": (1, "ü")})
     expected = {"nan": None, "array": [1.0, None], "number": 0.5, "path": str(tmp_path), "tuple": [1, "ü"]}
     assert json.loads(path.read_text(encoding="utf-8")) == expected
     assert list(tmp_path.iterdir()) == [path]
@@ -222,9 +223,9 @@ def test_written_json_is_strict_and_complete(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "contract.json"
-    contract.write_json(path, {"passed": True})
+    files.write_json(path, {"passed": True})
     with pytest.raises(TypeError):
-        contract.write_json(path, {"passed": object()})
+        files.write_json(path, {"passed": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"passed": True}
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.models.csp_darknet import max_pool_5x5
+from mtl_jax.models.backbones.csp_darknet import max_pool_5x5
 
 
 def test_each_cell_has_the_largest_value_around_it_and_sends_its_gradient_there():

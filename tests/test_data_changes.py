@@ -2,8 +2,8 @@
 
 import pytest
 
-from mtl_jax import contract, data_changes
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import data_changes, files
 
 
 def splits(train="a", val="b", images=(4, 2)):
@@ -62,7 +62,7 @@ def test_a_baseline_of_other_validation_images_is_refused(tmp_path, monkeypatch,
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def judge(data):
-        contract.write_json(tmp_path / "contract.json", {"stages": [{"name": "seg", "data": data}]})
+        files.write_json(tmp_path / "contract.json", {"stages": [{"name": "seg", "data": data}]})
         runs = {"seg": home or str(tmp_path), "det": ""}
         data_changes.refuse_other_baselines(runs, {"seg": "one", "det": "two"}, NOW)
 

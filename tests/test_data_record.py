@@ -10,8 +10,9 @@ from PIL import Image
 from test_survey import write
 
 from mtl_jax import config as config_lib
-from mtl_jax import data_record, experiment
+from mtl_jax import experiment
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import data_record
 
 CLASSES = ("blue", "red")
 

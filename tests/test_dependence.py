@@ -12,8 +12,8 @@ from test_patches import IMAGE, NAMES, PATCHES, SETTINGS, TASKS
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.config import load_page
 from mtl_jax.models import dependence, multi_task
-from mtl_jax.ownership import owner_of
-from mtl_jax.patterns import path_of
+from mtl_jax.models.ownership import owner_of
+from mtl_jax.models.patterns import path_of
 
 
 @functools.cache

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from compiling import QUICK
 
-from mtl_jax import checkpoints, devices
 from mtl_jax.errors import UserError
+from mtl_jax.runtime import devices
+from mtl_jax.workdir import checkpoints
 
 REPOSITORY = Path(__file__).parents[1]
 SETTINGS = (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtl_jax.data import digits
+from mtl_jax.data.sources import digits
 from mtl_jax.errors import UserError
 
 ALL_BUT_CLASS = ("segmentation", "detection")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from local_server import LocalServer, serve
 
-from mtl_jax.data import download as download_module
-from mtl_jax.data.download import disk_errors, download, file_sha256
+from mtl_jax.data.minis import download as download_module
+from mtl_jax.data.minis.download import disk_errors, download, file_sha256
 from mtl_jax.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes: several chunks

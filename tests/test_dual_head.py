@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from test_joint import joint_config
 
-from mtl_jax import checkpoints, metrics_log, train_loop
 from mtl_jax import config as config_lib
 from mtl_jax.errors import UserError
+from mtl_jax.training import train_loop
+from mtl_jax.workdir import checkpoints, metrics_log
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

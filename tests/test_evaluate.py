@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from mtl_jax import evaluate, tasks
+from mtl_jax import tasks
+from mtl_jax.evaluation import evaluate
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import multi_task
 

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sharing import NAMES, assert_close, build, image, outputs
+from test_wiring import NAMES, assert_close, build, image, outputs
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.ownership import split_private
+from mtl_jax.models.ownership import split_private
 
 
 def gradient(model, variables, task):

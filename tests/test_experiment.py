@@ -10,7 +10,7 @@ from tiny import KINDS, MODEL
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.data import images
-from mtl_jax.data.base import Reading
+from mtl_jax.data.sources.base import Reading
 from mtl_jax.errors import UserError
 
 

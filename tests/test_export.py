@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tiny import KINDS, save_checkpoint
 
-from mtl_jax import trained
 from mtl_jax.errors import UserError
 from mtl_jax.export import check, formats, network
+from mtl_jax.workdir import trained
 
 SIZE = 64
 NAMES = {

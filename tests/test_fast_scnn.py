@@ -8,7 +8,7 @@ import pytest
 from mtl_jax import tasks
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.models.fast_scnn import FastSCNN, adaptive_mean_pool
+from mtl_jax.models.backbones.fast_scnn import FastSCNN, adaptive_mean_pool
 
 CLASSES = tasks.build({"cls": {"kind": "classification", "classes": ("a", "b")}})
 

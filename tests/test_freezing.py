@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from mtl_jax import freezing
 from mtl_jax.errors import UserError
+from mtl_jax.training import freezing
 
 
 @pytest.mark.parametrize(

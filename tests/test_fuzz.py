@@ -20,12 +20,15 @@ from synthetic_archives import tar_bytes, zip_bytes
 from test_open_images_mini import coco as make_coco
 from test_voc import make_voc
 
-from mtl_jax import checkpoints, contract, experiment, metrics_log, stage_plan
 from mtl_jax import config as config_lib
-from mtl_jax.data import images, sources
-from mtl_jax.data.archives import read_files
-from mtl_jax.data.open_images_mini import convert
-from mtl_jax.models import pretrained
+from mtl_jax import experiment
+from mtl_jax.data import images
+from mtl_jax.data.minis.archives import read_files
+from mtl_jax.data.minis.open_images_mini import convert
+from mtl_jax.data.sources import registry
+from mtl_jax.models.backbones import pretrained
+from mtl_jax.training import stage_plan
+from mtl_jax.workdir import checkpoints, files, metrics_log
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow and PyTorch warn of much that they then read
@@ -88,7 +91,7 @@ def test_masks_and_depths(kind, steps, is_mask):
 
 def read_all(kind, root, **options):
     """Opens a training split and reads all of it."""
-    source = sources.build(kind, data_root=root, split="train", **options)
+    source = registry.build(kind, data_root=root, split="train", **options)
     for index in range(len(source)):
         sample = source[index]
         assert sample["image"].dtype == np.uint8
@@ -376,7 +379,7 @@ def test_logs_of_metrics(tmp_path_factory, tree, steps, in_bytes):
     line = json.dumps(tree).encode() + b"\n"
     file.write_bytes(changed(line * 2, steps) if in_bytes else line)
     verdict(lambda: json.dumps(metrics_log.read(file), allow_nan=False), "metrics.jsonl")
-    verdict(lambda: contract.read_json(file), "metrics.jsonl")
+    verdict(lambda: files.read_json(file), "metrics.jsonl")
 
 
 @pytest.mark.skipif(CASES == DEFAULT_CASES, reason="takes ten seconds: make fuzz runs it")

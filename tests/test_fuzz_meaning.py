@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mtl_jax import config as config_lib
-from mtl_jax import data_record, experiment
+from mtl_jax import experiment
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import data_record
 
 SPLITS = ("train", "val")
 NAMES = ("blue", "green", "red")  # sorted, as the folders of classes are

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from test_train import tiny_config
 
-from mtl_jax import checkpoints, experiment, holding, stage_plan, train_loop
 from mtl_jax import config as config_lib
+from mtl_jax import experiment
 from mtl_jax.continual import gpm
 from mtl_jax.errors import UserError
 from mtl_jax.models import kernel_inputs, multi_task
+from mtl_jax.training import projection_memory, stage_plan, train_loop
+from mtl_jax.workdir import checkpoints
 
 
 def covariance(seed=0, *, groups=1, inputs=12, rank=12, rows=40):
@@ -149,7 +151,7 @@ def test_what_would_not_hold_is_refused(network, first, later, words):
     config.stages.seg.update(first)
 
     def plan():
-        held = holding.expected(config, parts, 0, gpm.NOTHING, variables)
+        held = projection_memory.expected(config, parts, 0, gpm.NOTHING, variables)
         return held, stage_plan.plan(config, parts, 1, stage_plan.Learnt(variables, (), {}, [], 0.0, 0, held))
 
     if words:

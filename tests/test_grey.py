@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax import trained
-from mtl_jax.data import findings, sources, survey
+from mtl_jax.data import findings, survey
 from mtl_jax.data.grey import GreyBits
+from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import trained
 
 
 def folder(root, **levels):
@@ -21,7 +22,7 @@ def folder(root, **levels):
 
 
 def build(root, split, **options):
-    return sources.build("image_folder", data_root=root, split=split, folder="set", **options)
+    return registry.build("image_folder", data_root=root, split=split, folder="set", **options)
 
 
 def brightness(source):

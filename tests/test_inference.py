@@ -7,8 +7,8 @@ import pytest
 
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import batch_norm
+from mtl_jax.models.backbones.inverted_residual import SqueezeExcite
 from mtl_jax.models.inference import Convolution, Excitation, Gated, dense, excitation_supports
-from mtl_jax.models.inverted_residual import SqueezeExcite
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler: there is one way alone")
 DENSE = [((1, 1), 1), ((3, 3), 2), ((5, 5), 1), ((1, 1), 2)]

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from test_train import tiny_config, values
 
-from mtl_jax import balance, train_loop
+from mtl_jax import balance
 from mtl_jax import config as config_lib
 from mtl_jax.errors import UserError
+from mtl_jax.training import train_loop
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from compiling import QUICK
 
-from mtl_jax import checkpoints, metrics_log
+from mtl_jax.workdir import checkpoints, metrics_log
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("MTL_JAX_KILLS", "1"))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import leakage, sources
+from mtl_jax.data import leakage
 from mtl_jax.data.leakage import Leak, Place
+from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 
 
@@ -16,7 +17,7 @@ def folder(root, **splits):
         for number, colour in enumerate(colours):
             Image.new("RGB", (8, 8), (colour, 0, 0)).save(root / "set" / split / "thing" / f"{number}.bmp")
     return {
-        split: sources.build("image_folder", data_root=root, split=split, folder="set", classes=("thing",))
+        split: registry.build("image_folder", data_root=root, split=split, folder="set", classes=("thing",))
         for split in splits
     }
 
@@ -88,9 +89,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize("labels", ["segmentation", "classification"])
 def test_embedded_scenes_are_told_apart_by_what_they_are_drawn_from(labels):
-    train, val = (sources.build("digits", data_root=None, split=split, labels=labels) for split in ("train", "val"))
+    train, val = (registry.build("digits", data_root=None, split=split, labels=labels) for split in ("train", "val"))
     leakage.refuse({"a": train}, {"a": val})
-    other = sources.build("digits", data_root=None, split="train", labels=("detection", labels), length=3)
+    other = registry.build("digits", data_root=None, split="train", labels=("detection", labels), length=3)
     assert len(leakage.find({"a": train}, {"a": other})) == 3
     np.testing.assert_array_equal(train[2]["image"], other[2]["image"])
 
@@ -106,7 +107,7 @@ def test_up_to_the_tolerated_share_leaks_are_logged(tmp_path, caplog):
 def test_of_the_real_sets_only_utkface_holds_an_image_in_both_splits(data_root):
     kinds = ("voc_segmentation", "coco_detection", "image_folder", "utkface", "nyuv2")
     training, validation = (
-        {kind: sources.build(kind, data_root=data_root, split=split) for kind in kinds} for split in ("train", "val")
+        {kind: registry.build(kind, data_root=data_root, split=split) for kind in kinds} for split in ("train", "val")
     )
     (leak,) = leakage.find(training, validation)  # one photograph with two ages, as published
     assert validation["utkface"][leak.validation.index]["id"] == "21_0_4_20161223214825003.jpg.chip.jpg"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl_jax import contract, learning
+from mtl_jax.evaluation import contract, learning
 
 NAN = math.nan
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.metrics_log import FIELDS, MetricsLog, read
+from mtl_jax.workdir.metrics_log import FIELDS, MetricsLog, read
 
 
 def plain_log(workdir, **options):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.models import layers
-from mtl_jax.models.mobilenet_v3 import MobileNetV3Small, MobileNetV3SmallClassifier, layer_table
+from mtl_jax.models.backbones.mobilenet_v3 import MobileNetV3Small, MobileNetV3SmallClassifier, layer_table
 
 
 def shapes_of(module, size=64, **kwargs):

@@ -12,8 +12,8 @@ from test_multi_task import TASKS
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.models.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
-from mtl_jax.models.plain_cnn import PlainCNN
+from mtl_jax.models.backbones.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
+from mtl_jax.models.backbones.plain_cnn import PlainCNN
 
 SMALL = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8, "head_layers": 2}
 IMAGE = jax.random.uniform(jax.random.key(1), (2, 32, 64, 3))

@@ -8,11 +8,12 @@ from PIL import Image
 from tiny import MODEL
 
 from mtl_jax import config as config_lib
-from mtl_jax import metrics_log, train_loop
 from mtl_jax.balance import METHODS
-from mtl_jax.data import sources
-from mtl_jax.data.nyuv2 import NYUV2_CLASSES, NYUv2
+from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.nyuv2 import NYUV2_CLASSES, NYUv2
 from mtl_jax.errors import UserError
+from mtl_jax.training import train_loop
+from mtl_jax.workdir import metrics_log
 
 PAGE = config_lib.load_page(Path(__file__).parent.parent / "configs" / "nyuv2.py")
 
@@ -37,7 +38,7 @@ def write(root, count=4, size=(24, 32)):
 
 def test_a_sample_has_mask_and_depth_in_metres_and_says_what_is_missing(tmp_path):
     write(tmp_path)
-    source = sources.build("nyuv2", data_root=tmp_path, split="val")
+    source = registry.build("nyuv2", data_root=tmp_path, split="val")
     assert len(source) == 4
     sample = source[2]
     assert sample["id"] == "2"

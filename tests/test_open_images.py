@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from mtl_jax import config as config_lib
-from mtl_jax.data import sources
-from mtl_jax.data.open_images_csv import read_boxes
+from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.open_images_csv import read_boxes
 from mtl_jax.errors import UserError
 
 PAGE = Path(__file__).parent.parent / "configs" / "open_images.py"
@@ -50,7 +50,7 @@ def make(root, boxes, presences=None, masks=None, images=("a", "b"), prefix="tra
 
 
 def opened(root, split="train", **options):
-    return sources.build("open_images", data_root=root, split=split, **options)
+    return registry.build("open_images", data_root=root, split=split, **options)
 
 
 def labels(root, index=0, **options):

@@ -9,8 +9,8 @@ from PIL import Image
 from test_open_images import PAGE
 
 from mtl_jax import config as config_lib
-from mtl_jax.data import sources
-from mtl_jax.data.open_images_mini import convert, outline
+from mtl_jax.data.minis.open_images_mini import convert, outline
+from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 
 SQUARE = [2.0, 1.0, 6.0, 1.0, 6.0, 3.0, 2.0, 3.0]  # x from 2 to 6, y from 1 to 3
@@ -39,7 +39,7 @@ def coco(root, **changes):
 def test_the_same_boxes_and_verified_labels_come_back(tmp_path):
     assert convert(coco(tmp_path)) == f"{tmp_path}/open-images-mini: laid out from mini-coco-det (4 images)"
     for split in ("train", "val"):
-        first, second = sources.build("open_images", data_root=tmp_path, split=split)
+        first, second = registry.build("open_images", data_root=tmp_path, split=split)
         fields = first["labels"]["detection"]
         assert fields["boxes_xyxy"].tolist() == [[2, 1, 6, 3], [0, 0, 8, 2]]
         assert fields["label"].tolist() == [0, 1]
@@ -54,7 +54,7 @@ def test_every_second_image_has_masks(tmp_path):
     assert len(list((tmp_path / "open-images-mini/train-masks").iterdir())) == 1
     first, second = (
         sample["labels"]["segmentation"]["mask"] == 1
-        for sample in sources.build("open_images", data_root=tmp_path, split="train")
+        for sample in registry.build("open_images", data_root=tmp_path, split="train")
     )
     assert second.sum() == 8
     assert 0 < first.sum() < 8
@@ -106,8 +106,8 @@ def test_the_real_set_has_coco_s_boxes_and_the_page_s_classes(data_root, tmp_pat
     convert(tmp_path)
     options = config_lib.load_page(PAGE).get_config().streams.open_images.options
     for split in ("train", "val"):
-        official = sources.build("coco_detection", data_root=data_root, split=split)
-        source = sources.build("open_images", data_root=tmp_path, split=split, **options)
+        official = registry.build("coco_detection", data_root=data_root, split=split)
+        source = registry.build("open_images", data_root=tmp_path, split=split, **options)
         assert source.class_names["detection"] == official.class_names["detection"]
         assert len(source) == len(official)
         order = [image["file_name"] for image in json.loads(official.file.read_text())["images"]]

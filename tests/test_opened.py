@@ -4,7 +4,7 @@ import os
 import time
 
 from mtl_jax.data import opened
-from mtl_jax.data.base import read_bytes, read_json
+from mtl_jax.data.sources.base import read_bytes, read_json
 
 
 def age(file, seconds=10):

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from mtl_jax import optimizer
 from mtl_jax.errors import UserError
+from mtl_jax.training import optimizer
 
 PARAMS = {"backbone": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
 

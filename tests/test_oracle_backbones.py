@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from torch_backbones import TorchBackbone, randomized, state_dict, torch, torch_taps
 
-from mtl_jax.models import pretrained
-from mtl_jax.models.backbone import Backbone
-from mtl_jax.models.efficientnet import EfficientNetB0Classifier
-from mtl_jax.models.mobilenet_v3 import MobileNetV3LargeClassifier, MobileNetV3Small, MobileNetV3SmallClassifier
+from mtl_jax.models.backbones import pretrained
+from mtl_jax.models.backbones.backbone import Backbone
+from mtl_jax.models.backbones.efficientnet import EfficientNetB0Classifier
+from mtl_jax.models.backbones.mobilenet_v3 import (
+    MobileNetV3LargeClassifier,
+    MobileNetV3Small,
+    MobileNetV3SmallClassifier,
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mtl_jax.data import sources
+from mtl_jax.data.sources import registry
 from mtl_jax.tasks import classification, detection, segmentation
 from mtl_jax.tasks.base import Geometry
 
@@ -90,7 +90,7 @@ def test_mean_average_precision_from_a_coco_file_equals_that_of_pycocotools_own_
     (folder / "val").mkdir()
     file = folder / "annotations/instances_val.json"
     file.write_text(json.dumps(content))
-    source = sources.build("coco_detection", data_root=tmp_path, split="val")
+    source = registry.build("coco_detection", data_root=tmp_path, split="val")
     metric = detection.make("det", source.class_names["detection"]).new_metric()
     labels = {category["id"]: label for label, category in enumerate(content["categories"])}
     most = 0

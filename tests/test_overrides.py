@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mtl_jax import config as config_lib
-from mtl_jax import overrides
+from mtl_jax.config import overrides
 from mtl_jax.errors import UserError
 
 PAGE = """

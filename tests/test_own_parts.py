@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from test_train import tiny_config
 
-from mtl_jax import checkpoints, train_loop, trained
 from mtl_jax import config as config_lib
 from mtl_jax.export import formats, network
-from mtl_jax.ownership import owner_of
-from mtl_jax.patterns import matches, path_of
+from mtl_jax.models.ownership import owner_of
+from mtl_jax.models.patterns import matches, path_of
+from mtl_jax.training import train_loop
+from mtl_jax.workdir import checkpoints, trained
 
 FROZEN = ("backbone/until_8", "backbone/kernels", "neck/kernels", "head/kernels")
 TASKS = ("seg", "cls")
@@ -41,7 +42,7 @@ def learnt(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "shared"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
-        patched.setattr(train_loop.report, "write", lambda *arguments, **settings: None)
+        patched.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
         train_loop.train_and_evaluate(config(), workdir)
     return workdir
 
@@ -83,7 +84,7 @@ def test_norms_and_patches_start_from_the_earlier_task_s(learnt, tmp_path):
     settings.stages.cls.update({"learning_rate": 0.0, "warmup_fraction": 0.0, "train_batch_norm": "nowhere"})
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
-        patched.setattr(train_loop.report, "write", lambda *arguments, **settings: None)
+        patched.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
         train_loop.train_and_evaluate(settings, copy)
     after = variables(copy, "1-cls")
     for path in ("neck/lateral_32/patch_{}/up/kernel", "backbone/norm_32/{}/bias"):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from test_train import tiny_config
 
-from mtl_jax import experiment, stage_plan
+from mtl_jax import experiment
 from mtl_jax.continual.paste import SCENES, PastedReplay, paste
 from mtl_jax.continual.replay import ReplayBuffer
 from mtl_jax.errors import UserError
+from mtl_jax.training import stage_plan
 
 NAMES = {"segmentation": ("background", "cat"), "detection": ("cup",), "classification": ("a", "b")}
 

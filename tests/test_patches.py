@@ -11,8 +11,8 @@ import pytest
 from mtl_jax import tasks
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.ownership import by_owner, counterpart, owner_of
-from mtl_jax.patterns import change_where, expanded, matches, path_of
+from mtl_jax.models.ownership import by_owner, counterpart, owner_of
+from mtl_jax.models.patterns import change_where, expanded, matches, path_of
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(

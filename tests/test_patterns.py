@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from mtl_jax import patterns, tasks
-from mtl_jax.models import multi_task
+from mtl_jax import tasks
+from mtl_jax.models import multi_task, patterns
 
 STAGES = {"stage_0": ("stem",), "stage_1": ("block_1",), "stage_2": ("block_2", "block_3")}
 

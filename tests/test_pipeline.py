@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mtl_jax.data import pipeline, sources
+from mtl_jax.data import pipeline
 from mtl_jax.data.cache import CachedSource
+from mtl_jax.data.sources import registry
 from mtl_jax.data.transforms import Augment
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import Subset
@@ -26,7 +27,7 @@ LIVELY = Augment(
 
 
 def digits(labels=("segmentation", "detection"), length=10, **options):
-    return sources.build("digits", data_root=None, split="train", labels=labels, length=length, size=48, **options)
+    return registry.build("digits", data_root=None, split="train", labels=labels, length=length, size=48, **options)
 
 
 def batches(source, seed=0, labels=JOINT, **changes):
@@ -172,7 +173,7 @@ def test_a_broken_file_reaches_the_user_from_the_loader(tmp_path, threads):
     folder = tmp_path / "imagenette-160/train/ant"
     folder.mkdir(parents=True)
     (folder / "broken.jpg").write_bytes(b"no image")
-    source = sources.build("image_folder", data_root=tmp_path, split="train")
+    source = registry.build("image_folder", data_root=tmp_path, split="train")
     iterator = pipeline.prefetch(batches(source, labels={"cls": "classification"}), threads=threads)
     with pytest.raises(UserError, match=r"broken\.jpg: expected an image"):
         next(iterator)
@@ -227,7 +228,7 @@ def test_evaluation_batches_can_be_prefetched():
 
 
 def test_cached_real_images_come_faster_than_a_small_network_trains(data_root):
-    source = sources.build("voc_segmentation", data_root=data_root, split="val")
+    source = registry.build("voc_segmentation", data_root=data_root, split="val")
     dataset = pipeline.train_batches(
         source,
         labels={"seg": "segmentation"},

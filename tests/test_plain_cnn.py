@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.plain_cnn import PlainCNN
+from mtl_jax.models.backbones.plain_cnn import PlainCNN
 
 
 def features(**settings):

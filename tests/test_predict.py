@@ -14,10 +14,10 @@ from PIL import Image
 from tiny import KINDS, save_checkpoint
 
 from mtl_jax import predict, tasks
-from mtl_jax.checkpoints import CheckpointError
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry
+from mtl_jax.workdir.checkpoints import CheckpointError
 
 RECORDS = tasks.build(KINDS)
 HALF_WIDTH = Geometry(0.5, 0.5, 0.0, 16.0, 64, 128)  # an image of 128 x 64 px, in the middle of 64 x 64 px

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mtl_jax.preemption import Preempted, Preemption
+from mtl_jax.runtime.preemption import Preempted, Preemption
 
 
 class Left:

@@ -26,9 +26,9 @@ from synthetic_archives import (
     write_archives,
 )
 
-from mtl_jax.data import download as download_module
-from mtl_jax.data.mini_sets import SETS, coco_subset, load_id_list
-from mtl_jax.data.prepare import find_problems, prepare, prepare_set
+from mtl_jax.data.minis import download as download_module
+from mtl_jax.data.minis.mini_sets import SETS, coco_subset, load_id_list
+from mtl_jax.data.minis.prepare import find_problems, prepare, prepare_set
 from mtl_jax.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
 @pytest.fixture
 def pinned(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, bytes]], None]:
     """Lets the official archives have the checksums of synthetic ones."""
-    from mtl_jax.data import mini_sets
+    from mtl_jax.data.minis import mini_sets
 
     def pin(archives: dict[str, bytes]) -> None:
         for name in ("VOC_TRAINVAL", "COCO_IMAGES", "COCO_ANNOTATIONS", "IMAGENETTE"):
@@ -423,7 +423,7 @@ def test_the_command_downloads_from_a_mirror_and_says_what_it_did(
     archives, id_list = synthetic_imagenette()
     pinned(archives)
     server.files = archives
-    monkeypatch.setattr("mtl_jax.data.prepare.load_id_list", lambda name: id_list)
+    monkeypatch.setattr("mtl_jax.data.minis.prepare.load_id_list", lambda name: id_list)
     monkeypatch.setitem(command.__globals__, "describe", lambda name, data_root: [f"{name} in {data_root} was seen"])
     mirror = f"imagenette={server.url}/"
     assert command(["--data_root", str(tmp_path), "--sets", "imagenette", "--base_url", mirror]) == 0

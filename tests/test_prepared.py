@@ -3,10 +3,10 @@
 import pytest
 from test_open_images_mini import coco as make_coco
 
-from mtl_jax.data import prepared
-from mtl_jax.data.mini_sets import SETS
-from mtl_jax.data.prepare import CONVERTED
-from mtl_jax.data.sources import SOURCES
+from mtl_jax.data.minis import prepared
+from mtl_jax.data.minis.mini_sets import SETS
+from mtl_jax.data.minis.prepare import CONVERTED
+from mtl_jax.data.sources.registry import SOURCES
 from mtl_jax.errors import UserError
 
 

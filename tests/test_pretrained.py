@@ -13,10 +13,15 @@ from published_backbones import NETWORKS, shapes
 
 from mtl_jax import tasks
 from mtl_jax.errors import UserError
-from mtl_jax.models import multi_task, pretrained
-from mtl_jax.models.efficientnet import EfficientNetB0Classifier
-from mtl_jax.models.mobilenet_v3 import MobileNetV3LargeClassifier, MobileNetV3Small, MobileNetV3SmallClassifier
-from mtl_jax.models.sharing import WAYS, has_branches
+from mtl_jax.models import multi_task
+from mtl_jax.models.backbones import pretrained
+from mtl_jax.models.backbones.efficientnet import EfficientNetB0Classifier
+from mtl_jax.models.backbones.mobilenet_v3 import (
+    MobileNetV3LargeClassifier,
+    MobileNetV3Small,
+    MobileNetV3SmallClassifier,
+)
+from mtl_jax.models.sharing.wiring import WAYS, has_branches
 
 
 def zeros_like_init(module, **kwargs):

@@ -1,6 +1,6 @@
 import pytest
 
-from mtl_jax.progress import SPEED_WINDOW_STEPS, StageProgress, clock_time
+from mtl_jax.runtime.progress import SPEED_WINDOW_STEPS, StageProgress, clock_time
 
 
 class Clock:

@@ -23,7 +23,7 @@ from tiny import MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment, predict
-from mtl_jax.data import sources
+from mtl_jax.data.sources import registry
 
 BOTH_WAYS = pytest.mark.parametrize("flip", [False, True])
 
@@ -63,7 +63,7 @@ def test_every_pixel_of_voc_masks_has_its_class(tmp_path, rng, layout, flip):
     lists = tmp_path / "s/ImageSets/Segmentation"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("\r\n".join([*NAMES, *NAMES[:2]]), encoding="utf-8")
-    source = sources.build(
+    source = registry.build(
         "voc_segmentation", data_root=tmp_path, split="train", folder="s", classes=classes, annotated_on=annotated_on,
         ignore_label=void,
     )  # fmt: skip
@@ -87,7 +87,7 @@ def test_every_pixel_of_nyuv2_has_its_class_and_depth(tmp_path, rng, layout, fli
             written = values if annotated_on == "upright" else stored(values, tag)
             write_map(tmp_path / f"nyuv2/nyu_{kind}/{name}.png", written)
     (tmp_path / "nyuv2/val.txt").write_text("\n".join(NAMES), encoding="utf-8")
-    source = sources.build("nyuv2", data_root=tmp_path, split="val", annotated_on=annotated_on)
+    source = registry.build("nyuv2", data_root=tmp_path, split="val", annotated_on=annotated_on)
     for name, sample in seen(source, {"seg": "segmentation", "depth": "depth"}, flip=flip).items():
         mask, levels = known[name]
         assert_map(sample["seg"]["mask"], np.where(mask == 39, 255, mask), 255, flip=flip)
@@ -139,7 +139,7 @@ def test_every_coco_box_lies_on_its_object(tmp_path, rng, layout, flip):
     content = {"images": images, "annotations": [*annotations, *annotations[:3]], "categories": categories}
     (tmp_path / "c/annotations").mkdir()
     (tmp_path / "c/annotations/instances_train.json").write_text(json.dumps(content))
-    source = sources.build("coco_detection", data_root=tmp_path, split="train", folder="c", annotated_on=annotated_on)
+    source = registry.build("coco_detection", data_root=tmp_path, split="train", folder="c", annotated_on=annotated_on)
     counts = source.reading.counts
     assert (counts["images"], counts["boxes"]) == (len(NAMES), len(annotations))
     assert counts.get("boxes dropped: listed twice", 0) == min(3, len(annotations))
@@ -166,7 +166,7 @@ def test_every_open_images_box_lies_on_its_object_and_fills_the_mask(tmp_path, r
     with (folder / "train-annotations-bbox.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"], *rows])
     (folder / "class-descriptions-boxable.csv").write_text("/m/0,Cat\n/m/1,Dog\n/m/2,Tree\n")
-    source = sources.build("open_images", data_root=tmp_path, split="train", annotated_on=annotated_on)
+    source = registry.build("open_images", data_root=tmp_path, split="train", annotated_on=annotated_on)
     assert source.reading.counts["boxes"] == len(rows)
     for name, sample in seen(source, {"det": "detection", "seg": "segmentation"}, flip=flip).items():
         shape, boxes, labels = known[name]
@@ -188,7 +188,7 @@ def test_every_image_of_a_class_folder_has_its_class(tmp_path, rng):
         )
     for label in range(3):
         (tmp_path / f"f/train/class {label}").mkdir(exist_ok=True)
-    source = sources.build("image_folder", data_root=tmp_path, split="train", folder="f")
+    source = registry.build("image_folder", data_root=tmp_path, split="train", folder="f")
     assert source.class_names["classification"] == ("class 0", "class 1", "class 2")
     assert source.reading.counts["images"] == 10
     found = seen(source, {"cls": "classification"}, flip=False)
@@ -205,7 +205,7 @@ def test_every_face_has_its_age_gender_and_ethnicity(tmp_path, rng):
         known[name] = truth
         write_photo(tmp_path / f"utkface/UTKFace/{name}", np.full((9, 7, 3), number, np.uint8), 1)
     (tmp_path / "utkface/train.txt").write_text("\n".join([*known, *known]))
-    source = sources.build("utkface", data_root=tmp_path, split="train")
+    source = registry.build("utkface", data_root=tmp_path, split="train")
     assert source.reading.counts == {"images": 6, "names listed twice": 6}
     labels = {"age": "age", "gender": "gender", "origin": "ethnicity"}
     for name, sample in seen(source, labels, flip=False).items():

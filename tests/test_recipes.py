@@ -2,8 +2,7 @@
 
 import pytest
 
-from mtl_jax import recipes
-from mtl_jax.config import base
+from mtl_jax.config import base, recipes
 
 LOCKED = (*recipes.IMAGENET, "neck/kernels", "head/kernels")
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 import mtl_jax
-from mtl_jax import run_record
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import run_record
 
 CONFIG = {"seed": 0, "resume": True, "data_root": "a", "stages": {"seg": {"epochs": 1.0}}}
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import opened, sources, survey, survey_cache
+from mtl_jax.data import opened, survey, survey_cache
+from mtl_jax.data.sources import registry
 
 
 def write(file, seed, size=(12, 8)):
@@ -22,7 +23,7 @@ def root(tmp_path):
 
 def look(root, **settings):
     with opened.noted() as files:
-        source = sources.build("image_folder", data_root=root, split="train", folder="set")
+        source = registry.build("image_folder", data_root=root, split="train", folder="set")
     return survey.look(source, files=files, name=str(root), **settings)
 
 
@@ -53,7 +54,7 @@ def worth_keeping(monkeypatch):
 @pytest.fixture
 def decodes(monkeypatch):
     """Counts the samples that are decoded."""
-    from mtl_jax.data.image_folder import ImageFolder
+    from mtl_jax.data.sources.image_folder import ImageFolder
 
     counted, read = [], ImageFolder.__getitem__
     monkeypatch.setattr(ImageFolder, "__getitem__", lambda self, index: counted.append(index) or read(self, index))
@@ -122,7 +123,7 @@ def test_the_digest_is_of_ids_pixels_and_the_labels_that_count(root):
 
 
 def test_embedded_scenes_are_kept_and_sources_without_files_are_not(tmp_path, worth_keeping):
-    scenes = sources.build("digits", data_root=None, split="val", labels="detection", size=32, length=2)
+    scenes = registry.build("digits", data_root=None, split="val", labels="detection", size=32, length=2)
     survey.look(scenes, name="scenes", cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
     scenes.embedded = False

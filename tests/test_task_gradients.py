@@ -10,13 +10,14 @@ import pytest
 from test_train_step import SIZE, TASKS, assert_close, batch, objective
 from tiny import MODEL
 
-from mtl_jax import balance, balancing, task_gradients
+from mtl_jax import balance
 from mtl_jax.config import stage
 from mtl_jax.errors import UserError
-from mtl_jax.losses import Memory
 from mtl_jax.models import multi_task
-from mtl_jax.ownership import join_private, split_private
-from mtl_jax.task_gradients import Problem
+from mtl_jax.models.ownership import join_private, split_private
+from mtl_jax.training import task_balancing, task_gradients
+from mtl_jax.training.losses import Memory
+from mtl_jax.training.task_gradients import Problem
 
 NAMES = ("seg", "cls")
 SHARED_IMAGES = objective(streams={"both": NAMES})
@@ -143,8 +144,8 @@ def test_gradients_are_float32_when_the_network_computes_in_bfloat16(tiny_backbo
 
 def chosen(aim, *, features_are_shared=True, **changes):
     settings = stage(tuple(aim.streams), **changes)
-    method = balancing.method(settings, tasks=2, where="stage")
-    return balancing.backward(settings, method, aim, features_are_shared=features_are_shared, where="stage")
+    method = task_balancing.method(settings, tasks=2, where="stage")
+    return task_balancing.backward(settings, method, aim, features_are_shared=features_are_shared, where="stage")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from tiny import MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.data import sources, tfds
 from mtl_jax.data.orientation import Header
+from mtl_jax.data.sources import registry, tfds
 from mtl_jax.errors import UserError
 
 FIELDS = {
@@ -89,7 +89,7 @@ def prepared(tmp_path_factory):
 
 
 def opened(root, split="train", **options):
-    return sources.build("tfds", data_root=root, split=split, **{"name": "tiny_scenes", "fields": FIELDS, **options})
+    return registry.build("tfds", data_root=root, split=split, **{"name": "tiny_scenes", "fields": FIELDS, **options})
 
 
 def by_level(source):

@@ -13,11 +13,13 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import MODEL
 
-from mtl_jax import checkpoints, evaluate_checkpoint, metrics_log, train_loop
 from mtl_jax import config as config_lib
-from mtl_jax.checkpoints import CheckpointError
 from mtl_jax.continual import replay
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate_checkpoint
+from mtl_jax.training import train_loop
+from mtl_jax.workdir import checkpoints, metrics_log
+from mtl_jax.workdir.checkpoints import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 DIGITS = tuple("0123456789")
@@ -406,7 +408,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_when_there_is_room(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run" / "report.html"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_loop.report, "write", full)
+        patch.setattr(train_loop.run_report, "write", full)
         with pytest.raises(UserError, match=r"report.html: No space left on device; the checkpoints in .* are intact"):
             train_loop.train_and_evaluate(config, tmp_path / "run")
     train_loop.train_and_evaluate(config, tmp_path / "run")

@@ -10,12 +10,13 @@ import optax
 import pytest
 from tiny import MODEL
 
-from mtl_jax import balance, optimizer, tasks, train_step
+from mtl_jax import balance, tasks
 from mtl_jax.continual import agem, ewc
-from mtl_jax.losses import Memory, Objective
 from mtl_jax.models import multi_task
-from mtl_jax.ownership import join_private, split_private
-from mtl_jax.task_gradients import Problem
+from mtl_jax.models.ownership import join_private, split_private
+from mtl_jax.training import optimizer, train_step
+from mtl_jax.training.losses import Memory, Objective
+from mtl_jax.training.task_gradients import Problem
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(

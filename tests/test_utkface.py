@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mtl_jax import config as config_lib
-from mtl_jax.data.utkface import UTKFace, parse
+from mtl_jax.data.sources.utkface import UTKFace, parse
 from mtl_jax.errors import UserError
 
 PAGE = Path(__file__).parent.parent / "configs" / "hydranet.py"

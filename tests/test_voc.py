@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import sources
+from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 
 
@@ -22,7 +22,7 @@ def make_voc(folder, mask_shape=(4, 6)):
 )
 def test_the_mini_and_the_standard_layout_are_found(tmp_path, place, folder):
     make_voc(tmp_path / place)
-    source = sources.build("voc_segmentation", data_root=tmp_path, split="train", folder=folder)
+    source = registry.build("voc_segmentation", data_root=tmp_path, split="train", folder=folder)
     sample = source[0]
     assert len(source) == 1
     assert sample["id"] == "a"
@@ -33,19 +33,19 @@ def test_the_mini_and_the_standard_layout_are_found(tmp_path, place, folder):
 def test_empty_list_is_refused(tmp_path):
     make_voc(tmp_path / "mini-voc-seg")
     with pytest.raises(UserError, match=r"val\.txt: expected one image name per line"):
-        sources.build("voc_segmentation", data_root=tmp_path, split="val")
+        registry.build("voc_segmentation", data_root=tmp_path, split="val")
 
 
 def test_mask_of_another_size_is_refused_with_its_file(tmp_path):
     make_voc(tmp_path / "mini-voc-seg", mask_shape=(6, 4))
-    source = sources.build("voc_segmentation", data_root=tmp_path, split="train")
+    source = registry.build("voc_segmentation", data_root=tmp_path, split="train")
     with pytest.raises(UserError, match=r"a\.png: expected a mask of the image's size 6 x 4"):
         source[0]
 
 
 def test_mask_with_a_class_outside_the_table_is_refused(tmp_path):
     make_voc(tmp_path / "mini-voc-seg")
-    source = sources.build("voc_segmentation", data_root=tmp_path, split="train", classes=("ground", "thing"))
+    source = registry.build("voc_segmentation", data_root=tmp_path, split="train", classes=("ground", "thing"))
     with pytest.raises(UserError, match=r"a\.png: expected class indices 0 to 1 .*found \[15\]"):
         source[0]
 
@@ -53,7 +53,7 @@ def test_mask_with_a_class_outside_the_table_is_refused(tmp_path):
 def test_real_voc_has_its_known_share_of_background_and_void(data_root):
     counts = np.zeros(256, np.int64)
     for split, size in (("train", 240), ("val", 60)):
-        source = sources.build("voc_segmentation", data_root=data_root, split=split)
+        source = registry.build("voc_segmentation", data_root=data_root, split=split)
         assert len(source) == size
     for index in range(len(source)):
         sample = source[index]
@@ -72,7 +72,7 @@ def test_a_list_that_is_no_text_or_leads_outside_is_refused(tmp_path, content, w
     lists.mkdir(parents=True)
     (lists / "train.txt").write_bytes(content)
     with pytest.raises(UserError, match=words):
-        sources.build("voc_segmentation", data_root=tmp_path, split="train")[0]
+        registry.build("voc_segmentation", data_root=tmp_path, split="train")[0]
 
 
 def make_masks(root, masks, *, classes=("ground", "thing"), split_of=lambda number: "train", **options):
@@ -87,7 +87,7 @@ def make_masks(root, masks, *, classes=("ground", "thing"), split_of=lambda numb
         lists[split_of(number)].append(str(number))
     for split, names in lists.items():
         (folder / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names))
-    return sources.build("voc_segmentation", data_root=root, split="train", classes=classes, **options)
+    return registry.build("voc_segmentation", data_root=root, split="train", classes=classes, **options)
 
 
 def mask_of(source, index=0):
@@ -103,13 +103,13 @@ def test_masks_of_0_and_255_are_two_classes_in_both_splits_and_it_is_said(tmp_pa
     assert "The masks hold 0 and 255 alone" in note
     assert "ground and thing; set the stream's options.void=255" in note
     assert [mask_of(source, index) for index in range(3)] == [[[0, 0]], [[0, 1]], [[0, 1]]]
-    assert mask_of(sources.build("voc_segmentation", data_root=tmp_path, split="val", classes=("a", "b"))) == [[0, 1]]
+    assert mask_of(registry.build("voc_segmentation", data_root=tmp_path, split="val", classes=("a", "b"))) == [[0, 1]]
 
 
 def test_a_split_that_differs_from_the_training_masks_is_noted(tmp_path):
     ones = np.array([[0, 1]], np.uint8)
     make_masks(tmp_path, [ones, HALF], split_of=lambda number: ("train", "val")[number])
-    val = sources.build("voc_segmentation", data_root=tmp_path, split="val", classes=("a", "b"))
+    val = registry.build("voc_segmentation", data_root=tmp_path, split="val", classes=("a", "b"))
     assert mask_of(val) == [[0, 255]]
     (note,) = val.reading.notes
     assert "but the training masks do not: 255 is void" in note
@@ -154,7 +154,7 @@ def test_palettes_that_differ_are_noted(tmp_path):
     make_masks(tmp_path, [NONE, NONE])
     for number, colour in enumerate(((255, 0, 0), (0, 255, 0))):
         coloured(colour).save(tmp_path / f"mini-voc-seg/SegmentationClass/{number}.png")
-    source = sources.build("voc_segmentation", data_root=tmp_path, split="train", classes=("a", "b"))
+    source = registry.build("voc_segmentation", data_root=tmp_path, split="train", classes=("a", "b"))
     assert "Value 1 has another colour in the palette of" in source.reading.notes[0]
 
 
@@ -174,7 +174,7 @@ def test_names_may_hold_spaces_and_are_read_once(tmp_path):
         for number, name in enumerate(("cat", "1", "cat 1")):
             (folder / kind / f"{number}.png").rename(folder / kind / f"{name}.png")
     (folder / "ImageSets/Segmentation/train.txt").write_text(" cat 1 \n\ncat 1\ncat.png\ncat\n./cat 1.png\n")
-    source = sources.build("voc_segmentation", data_root=tmp_path, split="train", classes=("a", "b"))
+    source = registry.build("voc_segmentation", data_root=tmp_path, split="train", classes=("a", "b"))
     assert [sample["id"] for sample in (source[0], source[1])] == ["cat 1", "cat.png"]
     assert (mask_of(source), mask_of(source, 1)) == ([[0, 0]], [[0, 1]])
     assert source.reading.counts == {"images": 2, "names listed twice": 3}
@@ -206,7 +206,7 @@ def test_masks_of_turned_images_follow_the_dataset_where_their_size_does_not_tel
         "whose size does not tell whether masks are of the pixels as stored or upright: taken as stored" in caplog.text
     )
     assert mask_of(source, 0) == np.rot90(mask, -1).tolist()
-    upright = sources.build(
+    upright = registry.build(
         "voc_segmentation", data_root=tmp_path, split="train", classes=("a", "b"), annotated_on="upright"
     )
     assert mask_of(upright, 1) == mask.tolist()

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mtl_jax import checkpoints, experiment
 from mtl_jax import config as config_lib
+from mtl_jax import experiment
 from mtl_jax.models.layers import BatchNorm, ByBatch
+from mtl_jax.workdir import checkpoints
 
 
 class TinyBackbone(nn.Module):

@@ -18,11 +18,12 @@ from PIL import Image
 from test_fuzz import COCO_TREE
 from test_open_images_mini import coco
 
-from mtl_jax.data import images, sources
-from mtl_jax.data.archives import read_files
-from mtl_jax.data.open_images_mini import convert
+from mtl_jax.data import images
+from mtl_jax.data.minis.archives import read_files
+from mtl_jax.data.minis.open_images_mini import convert
+from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
-from mtl_jax.models import pretrained
+from mtl_jax.models.backbones import pretrained
 
 MEMORY_BYTES = 2 << 30
 LONGEST_S = 10.0
@@ -45,7 +46,7 @@ def largest() -> bytes:
 def opened(root: Path, **changes: Any) -> None:
     image = COCO_TREE["images"][0] | changes
     (root / "mini-coco-det/annotations/instances_train.json").write_text(json.dumps(COCO_TREE | {"images": [image]}))
-    sources.build("coco_detection", data_root=root, split="train")[0]
+    registry.build("coco_detection", data_root=root, split="train")[0]
 
 
 def converted(root: Path, segmentation: Any) -> None:

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from mtl_jax import balancing, tasks
+from mtl_jax import tasks
 from mtl_jax.benchmarks import jax_side
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.benchmarks.turns import timed
 from mtl_jax.config import stage
 from mtl_jax.models import multi_task
-from mtl_jax.ownership import split_private
+from mtl_jax.models.ownership import split_private
+from mtl_jax.training import task_balancing
 
 # Where tasks share a stream, methods of a kind differ in their update alone, and one of each kind shows the rest.
 OF_EACH_KIND = ("sum", "uncertainty", "pcgrad", "mgda", "nash_mtl", "upgrad")
@@ -101,7 +102,9 @@ def _update_seconds(problem: Problem, repeats: int) -> float:
         lambda leaf: jnp.asarray(generator.normal(size=(len(names), *leaf.shape)), jnp.float32), shared
     )
     settings = stage(("all",), balance=problem.balance)
-    tx = balancing.method(settings, tasks=len(names), where="the benchmark")  # with the state that training gives it
+    tx = task_balancing.method(
+        settings, tasks=len(names), where="the benchmark"
+    )  # with the state that training gives it
     update = jax.jit(tx.update)
     losses, holder = jnp.ones(len(names)), {"state": tx.init(shared)}
 

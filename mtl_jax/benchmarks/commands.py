@@ -65,8 +65,9 @@ def _against_peers(problem: Problem, options: Options) -> Rows:
 
 def balance(options: Options) -> Rows:
     """Times every balancing method against the plain sum, on three streams, on one, and for more tasks."""
-    from mtl_jax import balance, compilation
+    from mtl_jax import balance
     from mtl_jax.benchmarks import balance_costs
+    from mtl_jax.runtime import compilation
 
     methods = tuple(name for name in options.methods.split(",") if name) or tuple(balance.METHODS)
     if unknown := sorted(set(methods) - set(balance.METHODS)):

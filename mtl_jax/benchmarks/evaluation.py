@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-from mtl_jax import evaluate, experiment
+from mtl_jax import experiment
 from mtl_jax.benchmarks import flagship
+from mtl_jax.evaluation import evaluate
 
 
 def measure(data_root: Path) -> list[dict[str, Any]]:

@@ -7,12 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax import balancing, compilation, devices, evaluate, optimizer, task_gradients, tasks, train_step
+from mtl_jax import tasks
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.config import stage
-from mtl_jax.losses import Memory, Objective
+from mtl_jax.evaluation import evaluate
 from mtl_jax.models import multi_task
+from mtl_jax.runtime import compilation, devices
+from mtl_jax.training import optimizer, task_balancing, task_gradients, train_step
+from mtl_jax.training.losses import Memory, Objective
 
 
 class Computation(NamedTuple):
@@ -53,7 +56,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         rates={"backbone": 0.2},
     )
     settings = stage(tuple(streams), balance=problem.balance, gradient_space=problem.gradient_space)
-    method = balancing.method(settings, tasks=len(names), where="the benchmark")
+    method = task_balancing.method(settings, tasks=len(names), where="the benchmark")
     state = train_step.init_state(
         variables["params"],
         variables["batch_stats"],
@@ -70,7 +73,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         stream_weights=dict.fromkeys(streams, 1.0),
         loss_weights={},
     )
-    backward = balancing.backward(settings, method, objective, features_are_shared=True, where="the benchmark")
+    backward = task_balancing.backward(settings, method, objective, features_are_shared=True, where="the benchmark")
     whole = task_gradients.Problem(model, records, objective, method, backward)
     step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, clip_norm=problem_lib.CLIP_NORM)
     memory = Memory(None, ())

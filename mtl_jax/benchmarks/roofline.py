@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.models import batch_norm
+from mtl_jax.models.backbones.mobilenet_v3 import STEM_CHANNELS, layer_table
 from mtl_jax.models.layers import ConvNorm
-from mtl_jax.models.mobilenet_v3 import STEM_CHANNELS, layer_table
 
 COPY_FLOATS = 2**26  # far beyond the caches
 MATRIX = 2048

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax import comparison, evaluate, experiment
+from mtl_jax import experiment
 from mtl_jax.benchmarks import flagship
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate
 from mtl_jax.models import dependence
-from mtl_jax.report_figures import scatters_svg
+from mtl_jax.report import comparison
+from mtl_jax.report.svg_figures import scatters_svg
 
 # Variant of the flagship's page, and what else its network has.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -7,8 +7,8 @@ import sys
 import time
 from typing import Any
 
-from mtl_jax import allocator
 from mtl_jax.benchmarks.problem import Problem
+from mtl_jax.runtime import allocator
 
 WARM_UP = 3
 

@@ -8,7 +8,7 @@ from itertools import zip_longest
 import numpy as np
 from jaxtyping import Float, Int
 
-from mtl_jax.data.base import VOID, Sample, missing
+from mtl_jax.data.sources.base import VOID, Sample, missing
 
 
 def random(total: int, count: int, *, generator: np.random.Generator) -> Int[np.ndarray, "chosen"]:

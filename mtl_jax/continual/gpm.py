@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, PyTree
 from mtl_jax.errors import UserError
 from mtl_jax.models.kernel_inputs import by_group, from_groups
 from mtl_jax.models.layers import ByBatch
-from mtl_jax.ownership import owner_of
-from mtl_jax.patterns import matches, path_of, paths
+from mtl_jax.models.ownership import owner_of
+from mtl_jax.models.patterns import matches, path_of, paths
 
 ROUNDING = 1e-12  # of an energy, relative: what is left of it below this is the error of a sum in float64
 

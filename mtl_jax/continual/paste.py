@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from mtl_jax.data import transforms
-from mtl_jax.data.base import Fields, Sample, Source, missing
+from mtl_jax.data.sources.base import Fields, Sample, Source, missing
 from mtl_jax.data.warp import Placement, warp_nearest
 
 SCENES = 16  # that an exemplar is replayed in: new images, and itself

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from mtl_jax.continual import exemplars
 from mtl_jax.data import transforms, warp
-from mtl_jax.data.base import Fields, Sample, Source
+from mtl_jax.data.sources.base import Fields, Sample, Source
 from mtl_jax.errors import UserError
 
 SELECTIONS = ("random", "reservoir", "class_balanced", "herding", "diverse", "hard")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mtl_jax.data.base import Fields
+from mtl_jax.data.sources.base import Fields
 from mtl_jax.data.warp import Placement
 
 

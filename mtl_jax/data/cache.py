@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mtl_jax.data.base import Reading, Sample, Source, reading_of
+from mtl_jax.data.sources.base import Reading, Sample, Source, reading_of
 
 
 class CachedSource:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.base import Fields, Sample
 from mtl_jax.data.label_kinds import KINDS, kind_of
 from mtl_jax.data.opened import Opened, digest
+from mtl_jax.data.sources.base import Fields, Sample
 
 
 class SampleFacts(NamedTuple):

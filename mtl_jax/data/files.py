@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from mtl_jax.data.base import file_in, read_text
+from mtl_jax.data.sources.base import file_in, read_text
 from mtl_jax.errors import UserError
 
 # Of the formats that `images.FORMATS` names, as Pillow registers them.

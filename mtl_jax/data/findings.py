@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from mtl_jax.data.base import counted
 from mtl_jax.data.facts import SampleFacts
 from mtl_jax.data.label_kinds import KINDS
+from mtl_jax.data.sources.base import counted
 from mtl_jax.data.survey import Survey
 
 NAMED = 20  # broken files in one message; the others are counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
-from mtl_jax.data.base import warn_once
+from mtl_jax.data.sources.base import warn_once
 from mtl_jax.errors import UserError
 
 MOST_BITS = 16

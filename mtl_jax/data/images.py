@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
-from mtl_jax.data.base import read_bytes, warn_once
 from mtl_jax.data.grey import MOST_BITS, fewest_bits
 from mtl_jax.data.masks import class_indices
 from mtl_jax.data.orientation import Header
+from mtl_jax.data.sources.base import read_bytes, warn_once
 from mtl_jax.errors import UserError
 
 # Of Pillow's formats those that datasets come in: others run programs (EPS) or hold images of a size that their header

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.base import Fields
+from mtl_jax.data.sources.base import Fields
 
 Facts = dict[str, Any]  # of one image's label, or of all together, as JSON has them
 Names = Sequence[str]  # of the classes

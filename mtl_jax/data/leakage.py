@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from mtl_jax.data.base import Source, counted, read_bytes
 from mtl_jax.data.facts import SampleFacts
+from mtl_jax.data.sources.base import Source, counted, read_bytes
 from mtl_jax.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 from jaxtyping import Int, UInt8, UInt16
 
-from mtl_jax.data.base import VOID, missing
+from mtl_jax.data.sources.base import VOID, missing
 from mtl_jax.errors import UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtl_jax.data.base import PIXEL_FIELDS, Fields, Sample
+from mtl_jax.data.sources.base import PIXEL_FIELDS, Fields, Sample
 from mtl_jax.data.transforms import Augment, change_colours, place, random_scales
 from mtl_jax.data.warp import Placement, fit
 from mtl_jax.errors import UserError

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from mtl_jax.data.base import counted
+from mtl_jax.data.sources.base import counted
 from mtl_jax.errors import UserError
 
 ANNOTATED_ON = ("auto", "upright", "stored")

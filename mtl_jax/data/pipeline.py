@@ -12,10 +12,10 @@ import grain
 import numpy as np
 from jaxtyping import Float32
 
-from mtl_jax.data.base import VOID, Fields, Sample, Source, missing
 from mtl_jax.data.boxes import pad_boxes
 from mtl_jax.data.cache import cached
 from mtl_jax.data.mosaic import mosaic
+from mtl_jax.data.sources.base import VOID, Fields, Sample, Source, missing
 from mtl_jax.data.transforms import Augment, apply
 from mtl_jax.data.warp import fit, warp
 from mtl_jax.errors import UserError

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtl_jax.data import opened, survey_cache
-from mtl_jax.data.base import Reading, Source, reading_of
 from mtl_jax.data.facts import SampleFacts, facts_of
 from mtl_jax.data.leakage import WithOrigins
 from mtl_jax.data.opened import Opened
+from mtl_jax.data.sources.base import Reading, Source, reading_of
 from mtl_jax.errors import UserError
 
 MAX_THREADS = 16

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mtl_jax.data.base import PIXEL_FIELDS, Fields, Sample, missing
 from mtl_jax.data.boxes import areas, clip_boxes, place_boxes
+from mtl_jax.data.sources.base import PIXEL_FIELDS, Fields, Sample, missing
 from mtl_jax.data.warp import Placement, fit, mirror, warp, warp_nearest
 from mtl_jax.errors import UserError
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtl_jax.export.formats import Run
 from mtl_jax.export.network import OUTPUTS, answers, decoded
-from mtl_jax.trained import Trained
+from mtl_jax.workdir.trained import Trained
 
 # Of the largest magnitude of each output, by what the network computes in: the numbers of bfloat16 lie 8e-3 apart.
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}

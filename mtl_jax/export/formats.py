@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.export.network import INPUT, OUTPUTS, answers
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise
-from mtl_jax.trained import Trained, computing_in
+from mtl_jax.workdir.trained import Trained, computing_in
 
 PLATFORMS = ("cpu", "cuda")  # of the StableHLO file
 

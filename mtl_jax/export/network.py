@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import mtl_jax
-from mtl_jax import experiment, trained
+from mtl_jax import experiment
 from mtl_jax.data.warp import PADDING_GREY
 from mtl_jax.experiment import View
 from mtl_jax.models import multi_task
-from mtl_jax.trained import Trained
+from mtl_jax.workdir import trained
+from mtl_jax.workdir.trained import Trained
 
 INPUT = "image"
 OUTPUTS = "outputs"  # what a task says before it is decoded; only the check asks for it

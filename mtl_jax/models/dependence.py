@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from mtl_jax.models import multi_task
-from mtl_jax.models.sharing import Network
+from mtl_jax.models.sharing.wiring import Network
 
 SHARED, UNREAD = "shared", "unread"  # names of owners beside those of tasks, which no task may have
 

@@ -12,21 +12,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mtl_jax import defaults
+from mtl_jax.config import defaults
 from mtl_jax.errors import UserError
-from mtl_jax.models import own_parts, sharing
-from mtl_jax.models.backbone import OUTPUT_STRIDES, BackboneMaker
-from mtl_jax.models.csp_darknet import YoloV8N
-from mtl_jax.models.efficientnet import EfficientNetB0
+from mtl_jax.models.backbones.backbone import OUTPUT_STRIDES, BackboneMaker
+from mtl_jax.models.backbones.csp_darknet import YoloV8N
+from mtl_jax.models.backbones.efficientnet import EfficientNetB0
+from mtl_jax.models.backbones.fast_scnn import FastSCNN
+from mtl_jax.models.backbones.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
+from mtl_jax.models.backbones.plain_cnn import PlainCNN
 from mtl_jax.models.exchange import EXCHANGES
-from mtl_jax.models.fast_scnn import FastSCNN
 from mtl_jax.models.head import CONVOLUTIONS, Head
 from mtl_jax.models.layers import ByBatch, draw_kernels
-from mtl_jax.models.mobilenet_v3 import MobileNetV3Large, MobileNetV3Small
 from mtl_jax.models.neck import NECKS
-from mtl_jax.models.network import FEATURES, OFFSETS, SHARED
-from mtl_jax.models.plain_cnn import PlainCNN
-from mtl_jax.models.sharing import SHARE_CHOICES, WAYS, Network
+from mtl_jax.models.sharing import own_parts, wiring
+from mtl_jax.models.sharing.network import FEATURES, OFFSETS, SHARED
+from mtl_jax.models.sharing.wiring import SHARE_CHOICES, WAYS, Network
 from mtl_jax.tasks.base import Task
 
 BACKBONES = {
@@ -91,8 +91,8 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
         return Head(records, **sizes, dtype=dtype, exchange=settings["head_exchange"], **layers, parent=None)
 
     backbone = BackboneMaker(BACKBONES[settings["backbone"]], sizes)
-    makers = sharing.Makers(backbone, make_neck, make_head)
-    model = sharing.wire(settings, _checked_branches(settings, tasks), makers, tuple(tasks.values()))
+    makers = wiring.Makers(backbone, make_neck, make_head)
+    model = wiring.wire(settings, _checked_branches(settings, tasks), makers, tuple(tasks.values()))
     count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
     total, limit = sum(count.values()), settings["max_params"]
     if total > limit:
@@ -111,7 +111,7 @@ def default_config() -> dict[str, Any]:
 
 def backbone_name(model: Network) -> str:
     """Returns the key of a network's backbone in `BACKBONES`."""
-    return next(name for name, backbone in BACKBONES.items() if type(sharing.whole_backbone(model)) is backbone)
+    return next(name for name, backbone in BACKBONES.items() if type(wiring.whole_backbone(model)) is backbone)
 
 
 def init_variables(model: Network, *, key: Key[Array, ""], image_size: int = 512) -> dict[str, dict[str, Any]]:
@@ -267,7 +267,7 @@ def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
 
 def backbone_stages(model: Network) -> dict[str, tuple[str, ...]]:
     """Returns {"stage_0" and so on: the names of its layers}, stage k ending at stride 2 ** (k + 1)."""
-    whole, stages, seen = sharing.whole_backbone(model), {}, set()
+    whole, stages, seen = wiring.whole_backbone(model), {}, set()
     image = jax.ShapeDtypeStruct((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3), jnp.float32)
     for number in range(int(math.log2(IMAGE_STRIDE))):
         part = whole.clone(until=2 ** (number + 1))
@@ -313,7 +313,7 @@ def _checked_settings(model_config: Settings) -> dict[str, Any]:
     if unknown:
         raise UserError(f"model: expected the keys {', '.join(settings)}, found {', '.join(unknown)}: remove them")
     settings |= dict(model_config)
-    settings["sharing"] = sharing.FORMER_NAMES.get(settings["sharing"], settings["sharing"])
+    settings["sharing"] = wiring.FORMER_NAMES.get(settings["sharing"], settings["sharing"])
     choices = {
         "backbone": BACKBONES,
         "neck": NECKS,
@@ -352,7 +352,7 @@ def _checked_branches(settings: Mapping[str, Any], tasks: Mapping[str, Task]) ->
     """The settings of each task's branch."""
     given = {name: dict(own) for name, own in dict(settings["branches"]).items()}
     unknown = sorted(set(given) - set(tasks))
-    if unknown or (given and not sharing.has_branches(settings)):
+    if unknown or (given and not wiring.has_branches(settings)):
         found = f"task {', '.join(unknown)}" if unknown else 'share_until "all", which has no branches'
         raise UserError(f"model.branches: expected settings of the branches of {', '.join(tasks)}, found {found}")
     for name, own in given.items():

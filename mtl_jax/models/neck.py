@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.backbone import OUTPUT_STRIDES
+from mtl_jax.models.backbones.backbone import OUTPUT_STRIDES
 from mtl_jax.models.layers import ConvNorm, Dense, Norming
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtl_jax.config_checks import check_class_names
+from mtl_jax.config.checks import check_class_names
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import classification, depth, detection, multi_label, regression, segmentation
 from mtl_jax.tasks.base import Task

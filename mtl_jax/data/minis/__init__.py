@@ -1,0 +1,1 @@
+"""Small datasets cut from official archives: downloaded, checked, laid out."""

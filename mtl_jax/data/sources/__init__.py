@@ -1,0 +1,1 @@
+"""Datasets by format: one small random-access class for each."""

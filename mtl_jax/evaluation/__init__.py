@@ -1,0 +1,1 @@
+"""How good a network is: metrics on validation data, and the contract."""

@@ -1,0 +1,132 @@
+"""What `eval.py` does: a checkpoint's tasks on validation data, its parameters and its latency."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax import experiment
+from mtl_jax import tasks as tasks_lib
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate
+from mtl_jax.models import multi_task
+from mtl_jax.workdir import data_changes, data_record, files, trained
+
+
+def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, Any]:
+    """Evaluates a checkpoint.
+
+    Args:
+        weights: a work directory (its last stage) or one stage's checkpoint.
+        tasks: "all" (that the stage had learnt), or names separated by commas.
+        data_root: folder of datasets; "" means the one that the run recorded, or else $MTL_JAX_DATA, or else ./data.
+
+    Returns:
+        {"checkpoint", "stage", "tasks": {task: {figure: value}}, "measured_on": {task: what the figures are of,
+        with "as_trained": whether these are the images that training validated with, None where that is not known},
+        "other_streams": {task: {stream: {figure: value}}} where several streams of the order label a task, "params",
+        "latency_ms", "latency_image_size"}.
+
+    Raises:
+        UserError: an unknown task, or a dataset that is not there.
+        CheckpointError: no checkpoint at `weights`.
+    """
+    network = trained.load(weights, tasks=tasks, data_root=Path(data_root).expanduser() if data_root else None)
+    parts, names = network.parts, network.names
+    predict = evaluate.make_predict(parts.model, parts.tasks)
+    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}  # by task and stream
+    for stream in parts.used_streams:
+        asked = {name: task for name, task in experiment.stream_tasks(parts, stream).items() if name in names}
+        if asked:
+            batches = experiment.eval_batches(parts, stream)
+            for name, figures in evaluate.evaluate(predict, network.variables, batches, asked).items():
+                found[name][stream] = figures
+    first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
+    others = {name: {at: each for at, each in found[name].items() if at != first[name]} for name in names}
+    as_trained = _as_trained(network, tuple(dict.fromkeys(first.values())))
+    size = network.config["contract"]["latency_image_size"]
+    return {
+        "checkpoint": str(network.path),
+        "stage": network.stage,
+        "tasks": {name: found[name][first[name]] for name in names},
+        "measured_on": {
+            name: experiment.validation_data(parts, first[name]) | {"as_trained": as_trained[first[name]]}
+            for name in names
+        },
+        "other_streams": {name: figures for name, figures in others.items() if figures},
+        "params": sum(multi_task.parameter_count(network.variables["params"]).values()),
+        "latency_ms": evaluate.latency_ms(predict, network.variables, names, image_size=size),
+        "latency_image_size": size,
+    }
+
+
+def _as_trained(network: trained.Trained, streams: Sequence[str]) -> dict[str, bool | None]:
+    """Whether the validation images of streams are those that training saw; None where it kept nothing of them."""
+    known = [stream for stream in streams if "val" in network.data.get(stream, {})]
+    most = network.config["survey_images"]
+    now = data_record.validation_digests(network.parts, known, most=most, cache=data_record.cache_folder())
+    changed = data_changes.others(network.data, now, "val")
+    return {stream: stream not in changed if stream in known else None for stream in streams}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Prints the figures as a table, and below it what they were measured on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{figures['checkpoint']} after stage {figures['stage']}", title_justify="left")
+    table.add_column("task")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    rows = [(task, values) for task, values in figures["tasks"].items()]
+    rows += [
+        (f"{task} ({stream})", values)
+        for task, each in figures["other_streams"].items()
+        for stream, values in each.items()
+    ]
+    for label, values in rows:
+        for name, value in values.items():
+            if "/" not in name:  # per-class figures are in the JSON
+                table.add_row(label, tasks_lib.title(name), f"{value:.4f}")
+    table.add_row("", "parameters", f"{figures['params']:,}")
+    size = figures["latency_image_size"]
+    table.add_row("", f"latency, 1 image of {size} px, ms", f"{figures['latency_ms']:.1f}")
+    Console().print(table)
+    for task, data in figures["measured_on"].items():
+        print(
+            f"{task}: {data['images']} images of stream {data['stream']} (split {data['split']} of {data['source']}, "
+            f"{data['shown']}), data root {data['data_root']}"
+        )
+    if others := [task for task, data in figures["measured_on"].items() if data["as_trained"] is False]:
+        print(f"warning: {', '.join(others)}: not the images that training validated with: its figures are of others")
+
+
+def require_writable(path: Path) -> None:
+    """Checks, before anything takes long, that a file can be written.
+
+    Raises:
+        UserError: its folder is missing or cannot be written to, or it is a folder itself.
+    """
+    reason = ""
+    if not path.parent.is_dir():
+        reason = f"there is no folder {path.parent}"
+    elif path.is_dir():
+        reason = "it is a folder"
+    elif not os.access(path.parent, os.W_OK):
+        reason = f"{path.parent} is read-only"
+    if reason:
+        raise UserError(f"{path} cannot be written ({reason}); name another file with --json")
+
+
+def write(figures: dict[str, Any], path: Path) -> None:
+    """Writes the figures as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        files.write_json(path, figures)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another file with --json") from error

@@ -1,0 +1,1 @@
+"""The ways to share a network between tasks."""

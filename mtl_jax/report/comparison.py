@@ -1,0 +1,336 @@
+"""Several configurations side by side, over seeds: what each reached, lost and cost, as Markdown, CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtl_jax.evaluation import contract_table
+from mtl_jax.evaluation.contract import relative_drop_percent, task_histories
+from mtl_jax.report import html_page
+from mtl_jax.report.balance_section import Conflict, conflicts
+from mtl_jax.report.run_report import heat_cell
+from mtl_jax.report.svg_figures import Cell, scatter_svg, scatters_svg, spread_svg
+from mtl_jax.report.svg_figures import heatmaps_svg as draw_heatmaps
+from mtl_jax.tasks import TITLES
+from mtl_jax.workdir import metrics_log
+from mtl_jax.workdir.files import read_json
+
+COSTS = {"params": "parameters", "latency_ms": "latency, ms", "train_seconds": "training, s", "step_ms": "step, ms"}
+COSTS |= {"peak_memory_mb": "peak memory, MB", "gigaflops": "GFLOP an image"}
+History = dict[str, list[int | float]]  # {"step", "value"}
+CURVES = ("loss", "task_weight", "gradient_norm")  # endings of the names of what is logged in training
+DELTA_M = "delta_m_percent"  # against single-task runs, where every task has one
+
+
+class Result(NamedTuple):
+    """What one finished run left."""
+
+    variant: str
+    seed: int
+    contract: Mapping[str, Any]  # the tree of contract.json
+    step_ms: float | None  # median over the logged steps of all stages
+    conflicts: Mapping[tuple[str, str], Conflict]  # of the gradients of two tasks, where they were logged
+    history: Mapping[str, History]  # by "stage/split/task/name": the steps and values of `CURVES`
+
+
+def read(variant: str, seed: int, workdir: Path) -> Result | None:
+    """Reads a run's work directory; None where the run is not finished.
+
+    Raises:
+        UserError: one of its files is damaged.
+    """
+    contract = read_json(workdir / "contract.json")
+    if contract is None:
+        return None
+    log = workdir / metrics_log.FILE_NAME
+    events = metrics_log.read(log) if log.is_file() else []
+    steps = [event["value"] for event in events if event["name"] == "step_ms" and event["value"] is not None]
+    finite = [event for event in events if event["value"] is not None]
+    step_ms = statistics.median(steps) if steps else None
+    return Result(variant, seed, contract, step_ms, conflicts(finite), history(finite))
+
+
+def history(events: Sequence[Mapping[str, Any]]) -> dict[str, History]:
+    """Returns the course of every loss, validation figure, task weight and gradient norm of a run.
+
+    Args:
+        events: of a run, with finite values.
+
+    Returns:
+        By "stage/split/task/name": the steps and the values.
+    """
+    found: dict[str, History] = {}
+    for event in events:
+        if event["split"] == "val" or event["name"].endswith(CURVES):
+            name = "/".join((event["stage"], event["split"], event["task"] or "all", event["name"]))
+            curve = found.setdefault(name, {"step": [], "value": []})
+            curve["step"].append(event["step"])
+            curve["value"].append(event["value"])
+    return found
+
+
+def as_history(results: Sequence[Result]) -> str:
+    """The course of training of every run as JSON: variant -> seed -> `history`."""
+    tree = {variant: {str(run.seed): run.history for run in runs} for variant, runs in by_variant(results).items()}
+    return json.dumps(tree) + "\n"
+
+
+def figures(result: Result) -> dict[str, float | None]:
+    """Every figure of a run by its column: "seg_miou", "seg_drop_percent", and the keys of `COSTS`."""
+    found: dict[str, float | None] = {}
+    for task, entry in result.contract["tasks"].items():
+        found |= {f"{task}_{entry['metric']}": entry["final"], f"{task}_drop_percent": entry["drop_percent"]}
+    found[DELTA_M] = result.contract.get(DELTA_M)
+    budgets = result.contract["budgets"]
+    costs = {cost: budgets[cost]["value"] if cost in budgets else None for cost in COSTS}
+    found |= costs | {"step_ms": result.step_ms}
+    return {name: None if value is None else float(value) for name, value in found.items()}
+
+
+def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Groups results, keeping the order of first appearance."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.variant, []).append(result)
+    return groups
+
+
+def columns(results: Sequence[Result]) -> list[str]:
+    """Returns the columns of `figures` of all results: accuracies and drops of every task, delta_m, then costs."""
+    found = [figures(result) for result in results]
+    names = [name for each in found for name in each if name not in COSTS and name != DELTA_M]
+    gain = [DELTA_M] if any(each[DELTA_M] is not None for each in found) else []
+    return [*dict.fromkeys(names), *gain, *COSTS]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the mean and the sample standard deviation, None of fewer than two values."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """One line for each run, in full precision."""
+    text = io.StringIO()
+    names = columns(results)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", "seed", "passed", *names])
+    for result in results:
+        found = figures(result)
+        cells = ["" if found.get(name) is None else found[name] for name in names]
+        writer.writerow([result.variant, result.seed, result.contract["passed"], *cells])
+    return text.getvalue()
+
+
+def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: one row for each variant, mean ± standard deviation over its seeds."""
+    names = columns(results)
+    rows = []
+    for variant, runs in by_variant(results).items():
+        cells = [_cell([figures(run).get(name) for run in runs], name) for name in names]
+        kept = sum(bool(run.contract["passed"]) for run in runs)
+        rows.append([variant, str(len(runs)), *cells, f"{kept} of {len(runs)}"])
+    return ["variant", "seeds", *map(_head, names), "contract kept"], rows
+
+
+def _head(name: str) -> str:
+    if name == DELTA_M:
+        return "delta_m, %"
+    for figure in sorted(TITLES, key=len, reverse=True):
+        if name.endswith(f"_{figure}"):
+            return f"{name.removesuffix(f'_{figure}')} {TITLES[figure]}"
+    return COSTS.get(name, name.replace("_drop_percent", " drop, %"))
+
+
+def _cell(values: Sequence[float | None], name: str) -> str:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return "-"
+    mean, spread = mean_and_spread(known)
+    missing = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    if name.endswith("_percent"):
+        mean = 0.0 if mean == 0 else mean  # no "-0.00"
+        return f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + missing
+    text = contract_table.figure(round(mean, 4) if abs(mean) < 1000 else round(mean))
+    return text + (f" ± {spread:.2g}" if spread else "") + missing
+
+
+def matrix(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[float | None]]]]:
+    """The stage x task matrix of one variant, averaged over its seeds.
+
+    Returns:
+        Tasks, and by stage the mean of each task's metric after it; None where it was not evaluated.
+    """
+    tasks = runs[0].contract["tasks"]
+    judged = {task: (entry["metric"], entry["higher_is_better"]) for task, entry in tasks.items()}
+    histories = [task_histories(run.contract["stages"], judged) for run in runs]
+    rows = []
+    for index, stage in enumerate(runs[0].contract["stages"]):
+        found = [[history[task][index] for history in histories if index < len(history[task])] for task in tasks]
+        known = [[value for value in values if value is not None] for values in found]
+        rows.append((stage["name"], [statistics.fmean(values) if values else None for values in known]))
+    return list(tasks), rows
+
+
+def as_markdown(results: Sequence[Result]) -> str:
+    """The table, and the stage x task matrix of every variant."""
+    parts = [_markdown_table(*table(results))]
+    for variant, runs in by_variant(results).items():
+        tasks, rows = matrix(runs)
+        cells = [[f"after {stage}", *map(contract_table.figure, values)] for stage, values in rows]
+        parts.append(f"**{variant}**\n\n" + _markdown_table(["", *tasks], cells))
+    return "\n".join(parts)
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def as_html(title: str, results: Sequence[Result]) -> str:
+    """The page: the table, a plot for every task, accuracy against cost, and the heatmaps.
+
+    Args:
+        title: of the page.
+        results: at least one.
+    """
+    heads, rows = table(results)
+    groups = by_variant(results)
+    accuracies = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
+    spreads = [spread_svg(_head(name), found) for name in accuracies if (found := _known(groups, name))]
+    scatters = [
+        scatter_svg(f"{_head(name)} against {COSTS[cost]}", points, x=COSTS[cost], y=_head(name))
+        for name in accuracies
+        for cost in ("latency_ms", "params", "gigaflops", "step_ms", "peak_memory_mb")
+        if (points := _points(groups, cost, name))
+    ]
+    return html_page.page(
+        title,
+        f"<h1>{escape(title)}</h1>\n"
+        + html_page.section(
+            "After the last stage",
+            html_page.table(heads, rows, numbers=range(1, len(heads))),
+            lead="Mean ± sample standard deviation over seeds. A drop is what was lost since the task's own stage.",
+        )
+        + html_page.section("Every run", html_page.panels(spreads), lead="A dot is a run, the line their mean.")
+        + html_page.section("Every task after every stage", "".join(map(_heatmap, groups.values())))
+        + _conflict_section(groups)
+        + html_page.section("Accuracy against cost", html_page.panels(scatters)),
+    )
+
+
+def conflict_table(groups: Mapping[str, Sequence[Result]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: how often the gradients of each pair of tasks opposed, for the variants that logged it."""
+    pairs = list(dict.fromkeys(pair for runs in groups.values() for run in runs for pair in run.conflicts))
+    rows = []
+    for variant, runs in groups.items():
+        found = [[run.conflicts[pair] for run in runs if pair in run.conflicts] for pair in pairs]
+        if any(found):
+            rows.append([variant, *map(_conflict_cell, found)])
+    return ["variant", *(" and ".join(pair) for pair in pairs)], rows
+
+
+def _conflict_cell(found: Sequence[Conflict]) -> str:
+    if not found:
+        return "-"
+    share = statistics.fmean(conflict.opposed_share for conflict in found)
+    return f"{100 * share:.0f} %, mean cosine {statistics.fmean(conflict.mean_cosine for conflict in found):+.3f}"
+
+
+def _conflict_section(groups: Mapping[str, Sequence[Result]]) -> str:
+    heads, rows = conflict_table(groups)
+    lead = "Share of the logged steps in which the gradients of two tasks opposed each other."
+    return html_page.section("Conflicts", html_page.table(heads, rows), lead=lead) if rows else ""
+
+
+def _known(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[float]]:
+    found = {
+        variant: [value for run in runs if (value := figures(run).get(name)) is not None]
+        for variant, runs in groups.items()
+    }
+    return {variant: values for variant, values in found.items() if values}
+
+
+def _points(groups: Mapping[str, Sequence[Result]], x: str, y: str) -> dict[str, tuple[float, float]]:
+    across, up = _known(groups, x), _known(groups, y)
+    return {name: (statistics.fmean(across[name]), statistics.fmean(up[name])) for name in across if name in up}
+
+
+def heatmaps_svg(results: Sequence[Result]) -> str:
+    """The stage x task matrices of all variants in one image, for a page that takes no HTML.
+
+    Args:
+        results: at least one.
+    """
+    return draw_heatmaps(
+        {variant: _cells(runs) for variant, runs in by_variant(results).items()},
+        limit_percent=results[0].contract["max_drop_percent"],
+    )
+
+
+def tradeoffs_svg(results: Sequence[Result]) -> str:
+    """Every task's figure, and the largest drop of any, against inference time and parameters, in one image.
+
+    Args:
+        results: at least one.
+    """
+    groups, costs = by_variant(results), ("latency_ms", "params")
+    names = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
+    rows = [(_head(name), [(COSTS[cost], _points(groups, cost, name)) for cost in costs]) for name in names]
+    drops = {variant: max(drop for run in runs for drop in _drops(run)) for variant, runs in groups.items()}
+    worst = [
+        (COSTS[cost], {name: (at, drops[name]) for name, (at, _) in _points(groups, cost, cost).items()})
+        for cost in costs
+    ]
+    return scatters_svg([*rows, ("largest drop, %", worst)])
+
+
+def _drops(run: Result) -> list[float]:
+    return [entry["drop_percent"] or 0.0 for entry in run.contract["tasks"].values()]
+
+
+def _cells(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[Cell | None]]]]:
+    tasks, rows = matrix(runs)
+    signs = [entry["higher_is_better"] for entry in runs[0].contract["tasks"].values()]
+    first = _first_figures(tasks, rows)
+
+    def cell(value: float | None, baseline: float | None, higher_is_better: bool) -> Cell | None:
+        if value is None:
+            return None
+        return Cell(f"{value:.3f}", relative_drop_percent(baseline, value, higher_is_better))
+
+    return tasks, [(stage, list(map(cell, values, first.values(), signs))) for stage, values in rows]
+
+
+def _first_figures(tasks: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> dict[str, float | None]:
+    """Each task's figure after the first stage that evaluated it."""
+    return {task: next((row[i] for _, row in rows if row[i] is not None), None) for i, task in enumerate(tasks)}
+
+
+def _heatmap(runs: Sequence[Result]) -> str:
+    tasks, rows = matrix(runs)
+    limit = runs[0].contract["max_drop_percent"]
+    first = _first_figures(tasks, rows)
+    signs = {task: entry["higher_is_better"] for task, entry in runs[0].contract["tasks"].items()}
+    body = ""
+    for index, (stage, values) in enumerate(rows):
+        cells = "".join(
+            heat_cell(
+                value,
+                {"baseline": first[task], "higher_is_better": signs[task]},
+                limit,
+                is_baseline=all(row[column] is None for _, row in rows[:index]),
+            )
+            for column, (task, value) in enumerate(zip(tasks, values, strict=True))
+        )
+        body += f"<tr><th>after {escape(stage)}</th>{cells}</tr>\n"
+    head = "".join(f"<th>{escape(task)}</th>" for task in tasks)
+    grid = f'<table class="heat"><thead><tr><th></th>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+    return f'<h3>{escape(runs[0].variant)}</h3>\n<div class="wide">{grid}</div>\n'

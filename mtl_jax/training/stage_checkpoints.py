@@ -1,0 +1,183 @@
+"""What of a run is on disk: the stages that are finished, and the one in training as far as it is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mtl_jax import experiment
+from mtl_jax.continual import ewc, gpm, replay
+from mtl_jax.errors import UserError
+from mtl_jax.runtime import devices
+from mtl_jax.training.run_context import Run
+from mtl_jax.training.stage_plan import Learnt, StagePlan
+from mtl_jax.training.train_step import TrainState
+from mtl_jax.workdir import checkpoints, continuation, data_changes, files, run_record
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Course:
+    """How far a stage is."""
+
+    state: TrainState
+    done: int  # steps
+    saved: int  # the last of them that is on disk
+    started: float  # monotonic seconds, moved forward by every pause
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out of the stage's seconds what is not training."""
+        paused = time.monotonic()
+        yield
+        self.started += time.monotonic() - paused
+
+    @property
+    def seconds(self) -> float:
+        """That the stage has taken so far."""
+        return time.monotonic() - self.started
+
+
+def finished(workdir: Path, config: Any, parts: experiment.Experiment) -> Learnt | None:
+    """Reads what the last finished stage left, if there is one.
+
+    Args:
+        workdir: of the run.
+        config: the resolved configuration.
+        parts: what it describes.
+
+    Raises:
+        UserError: the finished stages were trained with other settings.
+    """
+    path = checkpoints.newest_sound(stage.path for stage in reversed(checkpoints.stages(workdir)))
+    if path is None:
+        return None
+    record = checkpoints.read_metadata(path)
+    later = continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
+    if later:
+        _log.warning("going on from %s with other settings of what follows: %s", path, "; ".join(later))
+    return read(path, config, parts)
+
+
+def read(path: Path, config: Any, parts: experiment.Experiment) -> Learnt:
+    """Reads what a finished stage left; the arguments and errors are those of `finished`."""
+    record = checkpoints.read_metadata(path)
+    continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
+    loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(parts), "memory": None})
+    return Learnt(
+        variables=loaded["variables"],
+        anchors=tuple(ewc.Anchor(**anchor) for _, anchor in sorted(loaded["memory"]["anchors"].items())),
+        replay={stream: replay.from_tree(tree) for stream, tree in loaded["memory"]["replay"].items()},
+        stages=record["stages"],
+        train_seconds=record["train_seconds"],
+        step=record["step"],
+        held=gpm.from_tree(loaded["memory"].get("gpm", {})),
+        peak_memory_mb=record.get("peak_memory_mb"),
+    )
+
+
+def refuse_another_in_training(workdir: Path, config: Any, *, done: int) -> None:
+    """Checks that a stage which is partly trained is the one to train next, with the same settings.
+
+    Args:
+        workdir: of the run.
+        config: the resolved configuration.
+        done: how many stages are finished.
+
+    Raises:
+        UserError: it is another, or its settings differ.
+    """
+    for folder in (workdir / "partial").glob(f"{done}-*"):
+        path = checkpoints.newest_sound(checkpoints.steps(folder))
+        if path is not None:
+            before = checkpoints.read_metadata(path)["config"]
+            continuation.refuse_another(path, before, config.to_dict(), stages=done + 1, partly=True)
+
+
+def save(run: Run, stage: StagePlan, after: Learnt, state: TrainState) -> None:
+    """Saves a finished stage with all that the later ones need, and removes what was saved on its way."""
+    run_record.still_there(run.written)
+    run.log.flush()
+    checkpoints.save(
+        run.workdir / "checkpoints" / f"{stage.index}-{stage.name}",
+        {
+            "variables": after.variables,
+            "training": {
+                "params": state.params,  # before averaging
+                "opt_state": state.opt_state,
+                "balance_state": state.balance_state,
+                "key": state.key,
+            },
+            "memory": {
+                "anchors": {str(number): anchor._asdict() for number, anchor in enumerate(after.anchors)},
+                "replay": {stream: replay.to_tree(buffer) for stream, buffer in after.replay.items()},
+                "gpm": gpm.to_tree(after.held),
+            },
+        },
+        files.without_nan(
+            {
+                "stage": stage.name,
+                "stages": after.stages,
+                "train_seconds": after.train_seconds,
+                "peak_memory_mb": after.peak_memory_mb,
+                "step": after.step,
+                "data_position": {name: stage.batches_before(stage.total_steps, name) for name in stage.data},
+                "config": run.config.to_dict(),
+            }
+        ),
+    )
+    checkpoints.delete(_partial(run, stage))
+
+
+def _partial(run: Run, stage: StagePlan) -> Path:
+    return run.workdir / "partial" / f"{stage.index}-{stage.name}"
+
+
+def resume(run: Run, stage: StagePlan, course: Course) -> dict[str, Any]:
+    """Goes on from the newest of the stage's partial checkpoints, if there is one, and returns the data that it saw.
+
+    Raises:
+        UserError: of the stage's data so little is left that it is past its end.
+    """
+    path = checkpoints.newest_sound(checkpoints.steps(_partial(run, stage)))
+    if path is None:
+        return {}
+    record = checkpoints.read_metadata(path)
+    then = record.get("data", {})
+    if record["step"] > stage.total_steps:
+        changed = data_changes.others(then, run.data, "train", stage.settings.streams)
+        raise UserError(
+            f"{path} is past the end of stage {stage.name}, which now has {stage.total_steps} steps "
+            f"({'; '.join(changed.values()) or 'its images or their number have changed'}); put the images back, or "
+            f"remove {path.parent} to train the stage from its start"
+        )
+    course.state = checkpoints.load(path, {"state": course.state})["state"]
+    course.done = course.saved = int(course.state.step)
+    course.started -= record["seconds"]
+    return then
+
+
+def save_partial(run: Run, stage: StagePlan, course: Course) -> None:
+    """Saves a stage that is not at its end, unless nothing has happened since it was saved."""
+    if course.done == course.saved:
+        return
+    run_record.still_there(run.written)
+    run.log.flush()
+    record = {"step": course.done, "seconds": course.seconds, "config": files.without_nan(run.config.to_dict())}
+    record["data"] = run.data
+    folder, keep = _partial(run, stage), run.config.keep_checkpoints
+    checkpoints.save_step(folder, course.done, {"state": course.state}, record, keep=keep)
+    course.saved = course.done
+    devices.give_back_memory()
+
+
+def newest(run: Run, stage: StagePlan) -> Path | None:
+    """Returns the last checkpoint of the run, if there is one."""
+    places = checkpoints.steps(_partial(run, stage)) or [each.path for each in checkpoints.stages(run.workdir)[::-1]]
+    return places[0] if places else None

@@ -1,0 +1,84 @@
+"""How a stage's settings balance its tasks: the method, and how often a step goes back through the network."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import optax
+
+from mtl_jax import balance
+from mtl_jax.errors import UserError
+from mtl_jax.training.losses import Objective
+from mtl_jax.training.task_gradients import Backward
+
+
+def method(settings: Any, *, tasks: int, where: str) -> optax.GradientTransformationExtraArgs:
+    """Makes the balancing method of a stage.
+
+    Args:
+        settings: of the stage, from the config.
+        tasks: number of tasks with a loss.
+        where: the settings' place, for errors.
+
+    Raises:
+        UserError: the method or one of its options is unknown, or out of range.
+    """
+    name, options = settings.balance, dict(settings.balance_options)
+    if name not in balance.METHODS:
+        raise UserError(f"{where}.balance is {name!r}; expected one of {', '.join(balance.METHODS)}")
+    factory = balance.METHODS[name]
+    known = inspect.signature(factory).parameters
+    if unknown := sorted(set(options) - set(known)):
+        expected = ", ".join(known) or "nothing"
+        raise UserError(f"{where}.balance_options has {', '.join(unknown)}; expected arguments of {name}: {expected}")
+    if "max_tasks" in known:  # its state holds no more than the stage needs
+        options = {"max_tasks": tasks} | options
+    try:
+        return factory(**options)
+    except ValueError as error:
+        raise UserError(f"{where}.balance_options: {error}") from error
+
+
+def backward(
+    settings: Any,
+    method: optax.GradientTransformationExtraArgs,
+    objective: Objective,
+    *,
+    features_are_shared: bool,
+    where: str,
+) -> Backward:
+    """Chooses the cheapest way to what the method and the log need.
+
+    Args:
+        settings: of the stage, from the config.
+        method: from `method`.
+        objective: the losses of the stage.
+        features_are_shared: there are features that all tasks read.
+        where: the settings' place, for errors.
+
+    Raises:
+        UserError: gradients at the features are asked for where there are none to balance.
+    """
+    one_image_many_tasks = any(len(objective.carried(group)) > 1 for group in objective.groups)
+    if settings.gradient_space == "features":
+        found = ""
+        if len(objective.groups) > 1 or not one_image_many_tasks:
+            found = "tasks that do not share their images"
+        elif not features_are_shared:
+            found = "a network whose tasks read no common features (model.norms_from, model.sharing)"
+        elif isinstance(method, balance.RemembersGradients):
+            found = f"balance {settings.balance!r}, which remembers gradients: those of other images' features"
+        elif settings.micro_batches > 1:
+            found = f"micro_batches {settings.micro_batches}, whose features are not there at the same time"
+        elif settings.agem:
+            found = "agem, which projects gradients of parameters"
+        if found:
+            raise UserError(f'{where}.gradient_space is "features" with {found}; set gradient_space="params"')
+        return "features"
+    if settings.balance == "sum" and not settings.log_conflicts:
+        return "summed"
+    whole = settings.micro_batches == 1 and not settings.log_conflicts
+    if isinstance(method, balance.OnLosses) and whole:
+        return "weighted"
+    return "stacked"

@@ -1,0 +1,335 @@
+"""Trains the stages one after another, evaluates, logs and saves: side effects live here only."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.data import pipeline
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import baselines, contract, evaluate
+from mtl_jax.models import dependence, multi_task
+from mtl_jax.report import pictures, run_report
+from mtl_jax.runtime import compilation, devices
+from mtl_jax.runtime.preemption import Preempted, Preemption
+from mtl_jax.runtime.progress import StageProgress
+from mtl_jax.training import (
+    dry_run,
+    measurement,
+    projection_memory,
+    resumption,
+    stage_checkpoints,
+    stage_memory,
+    stage_plan,
+    stage_setup,
+    train_step,
+)
+from mtl_jax.training.losses import Memory
+from mtl_jax.training.run_context import Run
+from mtl_jax.training.stage_checkpoints import Course
+from mtl_jax.training.stage_plan import Learnt, StagePlan
+from mtl_jax.workdir import checkpoints, data_changes, data_record, files, run_record
+from mtl_jax.workdir.metrics_log import MetricsLog
+
+
+def train_and_evaluate(
+    config: Any, workdir: str | Path, *, command: str = "", preemption: Preemption | None = None
+) -> dict[str, Any]:
+    """Trains every stage of a config, or what is left of it, and judges the contract.
+
+    Args:
+        config: from a page of `configs/`.
+        workdir: where the run's files go; a run that is there already is continued.
+        command: for the record in `config.json`.
+        preemption: asked after every step whether to save and end; None never ends early.
+
+    Returns:
+        The contract, as written to `contract.json`.
+
+    Raises:
+        UserError: a setting, a dataset or a work directory that does not fit, or files that cannot be written.
+        CheckpointError: a checkpoint that cannot be read or written.
+        Preempted: the run was asked to end, and has saved.
+    """
+    try:
+        return _train_and_evaluate(config, Path(workdir).expanduser(), command, preemption or Preemption())
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror or error}; the checkpoints in {workdir} are intact, and the "
+            "same command goes on from the last"
+        ) from error
+
+
+def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Preemption) -> dict[str, Any]:
+    config_lib.resolve(config)
+    dry_run.check_arguments(config)
+    dry_run.check_sizes(config)
+    config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
+    parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
+    baselines.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
+    data = data_record.look(config, parts)  # what is wrong is told before the first stage, not after it
+    _refuse_other_baselines(config, parts, data)
+    dry_run.rehearse(config, parts)
+    fresh = None if checkpoints.stages(workdir) else _start(config, parts)  # weights to start from may be missing too
+    with contextlib.ExitStack() as stack:
+        written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(run_record.locked(written))
+        learnt = stage_checkpoints.finished(workdir, config, parts)
+        done = 0 if learnt is None else len(learnt.stages)
+        stage_checkpoints.refuse_another_in_training(workdir, config, done=done)
+        run_record.claim(written, config.to_dict(), command=command, trains=done < len(config.order))
+        if done < len(config.order):  # else the data there is what the figures are of
+            data.write(written)
+        log = stack.enter_context(MetricsLog(written))
+        predict = evaluate.make_predict(parts.model, parts.tasks)
+        run = Run(config, parts, predict, workdir, written, log, preemption, data.digests())
+        _tell_unmeasured(parts)
+        if learnt is None:
+            learnt = fresh or _start(config, parts)
+        else:
+            learnt = resumption.with_this_data(run, learnt, lambda: _start(config, parts))
+        for index in range(len(learnt.stages), len(config.order)):
+            learnt = _run_stage(run, index, learnt)
+        return _conclude(run, learnt)
+
+
+def _tell_unmeasured(parts: experiment.Experiment) -> None:
+    """Says which streams label a task that is measured on another's images."""
+    for task in parts.tasks:
+        first, *others = experiment.labelling_streams(parts, task) or ("",)
+        if others:
+            data_record.tell(f"{task} is measured on {first}, not on {', '.join(others)}: eval.py measures on all")
+
+
+def _refuse_other_baselines(config: Any, parts: experiment.Experiment, data: data_record.DataRecord) -> None:
+    if not config.smoke:  # which measures on a few images, to try everything out
+        streams = experiment.measured_streams(parts, parts.tasks)
+        measured = {task: stream for stream, tasks in streams.items() for task in tasks}
+        data_changes.refuse_other_baselines(config.contract.baseline_from.to_dict(), measured, data.digests())
+
+
+def _start(config: Any, parts: experiment.Experiment) -> Learnt:
+    variables = experiment.init_variables(parts, key=jax.random.key(config.seed), pretrained_path=config.pretrained)
+    return Learnt(variables, anchors=(), replay={}, stages=[], train_seconds=0.0, step=0)
+
+
+def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
+    """Trains and evaluates one stage, and saves it with what the later ones need."""
+    started = time.monotonic()
+    stage = stage_plan.plan(run.config, run.parts, index, learnt)
+    skip = run.config.on_nan == "skip"
+    state, steps, memory = stage_setup.prepare(run.parts, stage, learnt, seed=run.config.seed, skip_not_finite=skip)
+    course = Course(state, done=0, saved=0, started=started)
+    with course.paused():
+        before = measurement.before(run, stage, learnt, state)
+    then = stage_checkpoints.resume(run, stage, course)
+    resumption.tell_other_images(run, stage, course.done, then=then)
+    run.log.resume_from(learnt.step + course.done)
+    # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
+    course.state, memory = devices.copy_everywhere((course.state, memory))
+    with run.preemption.unsaved(lambda: stage_checkpoints.save_partial(run, stage, course)):
+        _train(run, stage, course, steps, memory, learnt.step)
+        variables = jax.device_get(stage_setup.evaluated(course.state))
+        anchors = stage_memory.anchors(run.config, run.parts, stage, learnt, course.state, variables)
+        buffers = stage_memory.exemplars(run.config, run.parts, stage, learnt, variables)
+        held = projection_memory.measured(run.config, run.parts, index, learnt.held, variables)
+        seconds = course.seconds
+        metrics = measurement.tasks(run, variables, stage.learnt_tasks)
+        end = learnt.step + stage.total_steps
+        _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
+        history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before, "data": run.data}]
+        peak = max(learnt.peak_memory_mb or 0.0, devices.peak_memory_mb() or 0.0) or None
+        after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end, held, peak)
+        stage_checkpoints.save(run, stage, after, course.state)
+    return after
+
+
+def _train(
+    run: Run,
+    stage: StagePlan,
+    course: Course,
+    steps: Mapping[int, train_step.Step],
+    memory: Memory,
+    steps_before: int,
+) -> None:
+    """Takes the stage's remaining steps."""
+    saved = time.monotonic()
+    compiled: dict[tuple[int, tuple[str, ...]], Any] = {}  # for each phase of the stage, and the streams of a batch
+    evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
+    pending: Any = None
+    with (
+        StageProgress(
+            stage.name,
+            steps=stage.total_steps,
+            steps_per_epoch=stage.steps_per_epoch,
+            start_step=course.done,
+            quiet=not devices.is_primary(),
+        ) as progress,
+        run.preemption.training(),
+    ):
+
+        def finish() -> None:
+            nonlocal pending
+            if pending is not None:
+                _finish_step(run, stage, progress, *pending, steps_before=steps_before)
+            pending = None
+
+        for batch, ids in _batches(run, stage, course.done):
+            program = (max(start for start in steps if start <= course.done), tuple(batch))
+            if program not in compiled:
+                finish()
+                with run.preemption.paused():
+                    compiled[program] = compilation.ahead_of_time(steps[program[0]], course.state, memory, batch)
+            course.state, metrics = compiled[program](course.state, memory, batch)
+            finish()  # the step before is read while this one runs
+            course.done += 1
+            pending = (course.done, ids, metrics)
+            if course.done == stage.total_steps:
+                break
+            save, leave = time.monotonic() - saved > run.config.checkpoint_every_seconds, run.preemption.requested
+            if jax.process_count() > 1:  # clocks and signals differ, and asking at every step would slow them all
+                ask = course.done % run.config.log_every_steps == 0
+                save, leave = ask and devices.agreed(save), ask and devices.agreed(leave)
+            if save or leave:
+                finish()
+                stage_checkpoints.save_partial(run, stage, course)
+                saved = time.monotonic()
+                progress.after_pause()
+            if leave:
+                raise Preempted
+            if evaluate_every and course.done % evaluate_every == 0:
+                finish()
+                with course.paused(), run.preemption.paused():
+                    figures = measurement.tasks(
+                        run, jax.device_get(stage_setup.evaluated(course.state)), stage.learnt_tasks
+                    )
+                    _log_metrics(run, stage, figures, step=steps_before + course.done, done=course.done)
+                progress.after_pause()
+        finish()
+
+
+def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str, Any], dict[str, tuple[str, ...]]]]:
+    """The stage's batches after its first so many steps, split over the devices, and the ids of their samples."""
+    if first == stage.total_steps:
+        return
+    streams = {
+        name: pipeline.prefetch(batches, start=stage.batches_before(first, name), threads=run.config.loader_threads)
+        for name, batches in stage.data.items()
+    }
+    for step in itertools.count(first):
+        batch = {name: next(stream) for name, stream in streams.items() if stage.takes(step, name)}
+        ids = {name: each.pop("ids") for name, each in batch.items()}
+        yield devices.place(batch, stage.batch_sizes), ids
+
+
+def _finish_step(
+    run: Run,
+    stage: StagePlan,
+    progress: StageProgress,
+    done: int,
+    ids: Mapping[str, tuple[str, ...]],
+    metrics: Mapping[str, jax.Array],
+    *,
+    steps_before: int,
+) -> None:
+    """Shows one step, logs it where its turn is, and stops, or tells, where it is not finite."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    images = sum(stage.batch_sizes[stream] for stream in ids)
+    progress.advance(images=images, loss=values["all/loss"])
+    if not math.isfinite(values["all/loss"]) or not math.isfinite(values["all/gradient_norm"]):
+        found = _not_finite(stage, done, ids, values)
+        if run.config.on_nan != "skip":
+            raise UserError(
+                f"{found}; the checkpoints in {run.workdir} are of earlier steps and intact (the last: "
+                f"{stage_checkpoints.newest(run, stage) or 'none yet'}); try a smaller "
+                f"config.stages.{stage.name}.learning_rate, mend the samples, or leave such steps "
+                "out with --config.on_nan=skip"
+            )
+        progress.note(f"{found}; the step is left out ({values['all/skipped_steps']:.0f} in this stage so far)")
+    if done % run.config.log_every_steps and done not in (1, stage.total_steps):
+        return
+    if progress.images_per_second is not None:
+        values["all/images_per_second"] = progress.images_per_second
+        values["all/step_ms"] = 1e3 * images / progress.images_per_second
+    if (memory := devices.memory_mb()) is not None:
+        values["all/memory_mb"] = memory
+    for path, value in values.items():
+        task, _, name = path.partition("/")
+        epoch = done / stage.steps_per_epoch
+        run.log.log(steps_before + done, epoch, stage.name, "train", None if task == "all" else task, name, value)
+
+
+def _not_finite(stage: StagePlan, done: int, ids: Mapping[str, tuple[str, ...]], values: Mapping[str, float]) -> str:
+    """Which step is not finite, and whose: of what tasks, streams and samples."""
+    figure = next(name for name in ("all/loss", "all/gradient_norm") if not math.isfinite(values[name]))
+    culprits = [name for name, value in values.items() if not math.isfinite(value) and not name.startswith("all/")]
+    tasks = {name.partition("/")[0] for name in culprits}
+    streams = [stream for stream in ids if tasks & set(stage.objectives[0].streams[stream])] or list(ids)
+    samples = "; ".join(f"{stream}: {', '.join(ids[stream])}" for stream in streams)
+    return (
+        f"the {figure.removeprefix('all/').replace('_', ' ')} of stage {stage.name} is {values[figure]} at step {done} "
+        f"({', '.join(culprits) or 'of no single task'}; samples of stream {samples})"
+    )
+
+
+def _log_metrics(
+    run: Run, stage: StagePlan, metrics: Mapping[str, Mapping[str, float]], *, step: int, done: int
+) -> None:
+    epoch = done / stage.steps_per_epoch
+    for task, figures in metrics.items():
+        for name, value in figures.items():
+            run.log.log(step, epoch, stage.name, "val", task, name, value)
+
+
+def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
+    """Measures the budgets, judges the contract, and writes both and the report."""
+    tasks, limits = run.parts.tasks, run.config.contract
+    names = tuple(learnt.stages[-1]["metrics"])
+    size = limits.latency_image_size
+    budgets = {
+        "params": {
+            "value": sum(multi_task.parameter_count(learnt.variables["params"]).values()),
+            "limit": run.config.model.max_params,
+        },
+        "train_seconds": {"value": learnt.train_seconds, "limit": limits.max_train_seconds},
+        "latency_ms": {
+            "value": evaluate.latency_ms(run.predict, learnt.variables, names, image_size=size),
+            "limit": limits.max_latency_ms,
+            "image_size": size,
+        },
+    }
+    budgets["gigaflops"] = {
+        "value": evaluate.gigaflops(run.parts.model, learnt.variables, names, image_size=size),
+        "limit": None,
+        "image_size": size,
+    }
+    owners = dependence.params_by_owner(run.parts.model)
+    budgets["shared_percent"] = {"value": dependence.shared_percent(owners), "limit": None}
+    budgets["params_by_owner"] = {"value": owners, "limit": None}
+    budgets["peak_memory_mb"] = {"value": learnt.peak_memory_mb, "limit": None}
+    verdict = contract.build(
+        learnt.stages,
+        {name: (tasks[name].main_metric, tasks[name].higher_is_better) for name in names},
+        budgets,
+        max_drop_percent=limits.max_drop_percent,
+        baselines=baselines.baselines(limits.baseline_from.to_dict()),
+    )
+    for name, entry in verdict["tasks"].items():
+        entry["stream"], *entry["streams_not_measured"] = experiment.labelling_streams(run.parts, name)
+    files.write_json(run.written / "contract.json", verdict)
+    shown = {}
+    for stream, asked in experiment.measured_streams(run.parts, names).items():
+        batches = experiment.eval_batches(run.parts, stream)
+        shown |= pictures.render(run.predict, learnt.variables, batches, asked, count=run.config.example_images)
+    run_report.write(run.written, examples=shown)
+    return verdict

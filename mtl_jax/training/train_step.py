@@ -1,0 +1,189 @@
+"""The pure training step: losses of every stream, terms that keep old tasks, one update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from mtl_jax.continual import agem, ewc, gpm, si
+from mtl_jax.models.layers import branch_name
+from mtl_jax.models.ownership import SHARED, by_owner, join_private, split_private
+from mtl_jax.models.patterns import change_where
+from mtl_jax.training import optimizer, soft_sharing, task_gradients
+from mtl_jax.training.losses import Memory, Objective
+from mtl_jax.training.task_gradients import Problem
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: Int[Array, ""]  # of the stage
+    skipped_steps: Int[Array, ""]  # that were left out because they were not finite
+    params: PyTree
+    batch_stats: PyTree
+    balance_state: PyTree
+    opt_state: dict[str, PyTree]  # of what tasks share, and of each task's own: by owner
+    ema: optimizer.EmaState | None
+    path: PyTree | None  # of synaptic intelligence: each parameter's part in the loss's fall
+    key: Array  # of the stage; each step folds its number in
+
+
+Step = Callable[[TrainState, Memory, Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]
+
+
+def init_state(
+    params: PyTree,
+    batch_stats: PyTree,
+    *,
+    balance: optax.GradientTransformationExtraArgs,
+    tx: optax.GradientTransformation,
+    ema: bool,
+    path: bool = False,
+    tasks: tuple[str, ...],
+    trained: tuple[str, ...],
+    key: Array,
+) -> TrainState:
+    """Returns the state at step 0 of a stage.
+
+    Args:
+        params: of the network.
+        batch_stats: likewise.
+        balance: the balancing method.
+        tx: gradient -> update.
+        ema: keep an average of the parameters.
+        path: keep each parameter's part in the loss's fall.
+        tasks: of the network.
+        trained: those of them with a loss in the stage.
+        key: of the stage.
+    """
+    shared, _ = split_private(params, trained)
+    owned = by_owner(params, tasks)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        skipped_steps=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        balance_state=balance.init(shared),
+        opt_state={owner: tx.init(part) for owner, part in owned.items() if owner in (SHARED, *trained)},
+        ema=optimizer.EmaState(params, jnp.zeros((), jnp.int32)) if ema else None,
+        path=jax.tree.map(jnp.zeros_like, params) if path else None,
+        key=key,
+    )
+
+
+def make_train_step(
+    problem: Problem,
+    *,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    clip_norm: float = 0.0,
+    ema_decay: float = 0.0,
+    soft_sharing_strength: float = 0.0,
+    skip_not_finite: bool = False,
+) -> Step:
+    """Returns `(state, memory, batch) -> (state, metrics)`, to be jitted with `state` donated.
+
+    Args:
+        problem: the network, the losses of the stage, and how the tasks' gradients become one.
+        tx: gradient -> update; what tasks share and each task's own have a state of it each.
+        schedule: the learning rate of `tx`, for the log.
+        clip_norm: largest norm of the gradient; of each task's where tasks share nothing. 0 does not clip.
+        ema_decay: of the averaged weights; 0 keeps none.
+        soft_sharing_strength: with which the tasks' branches draw each other near; 0 is off.
+        skip_not_finite: change nothing where the loss or the gradient is not finite, and count the step.
+    """
+    stage = problem.objective
+
+    def step(state: TrainState, memory: Memory, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+        objective = stage.of(tuple(batch))
+        drawn = problem._replace(objective=objective)
+        key = jax.random.fold_in(state.key, state.step)
+        given = task_gradients.Batch(state.params, state.batch_stats, memory, batch, key)
+        if objective.reference_tasks:
+            found = task_gradients.in_parts(task_gradients.stacked, drawn, given)
+            old = jnp.array([name in objective.reference_tasks for name in objective.tasks])
+            grads = agem.project(_sum_of_rows(found.grads, ~old), _sum_of_rows(found.grads, old))
+            found = found._replace(grads=grads, balance_state=state.balance_state)
+        else:
+            found = task_gradients.balanced(drawn, given, state.balance_state)
+        grads, metrics = found.grads, dict(found.metrics)
+        if memory.anchors and objective.ewc_strength:
+            penalty, penalty_grads = jax.value_and_grad(_penalty)(state.params, memory.anchors, objective.ewc_strength)
+            grads = jax.tree.map(jnp.add, grads, penalty_grads)
+            metrics["all/ewc_penalty"] = penalty
+        metrics["all/loss"] = found.losses.sum() + metrics.get("all/ewc_penalty", 0.0)
+        metrics["all/gradient_norm"] = optax.tree.norm(grads)
+        metrics["all/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        soft_weight = soft_sharing_strength * jnp.asarray(schedule(state.step)) if soft_sharing_strength else None
+        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state, soft_weight, memory.bases)
+        after = TrainState(
+            step=state.step + 1,
+            skipped_steps=state.skipped_steps,
+            params=params,
+            batch_stats=found.batch_stats,
+            balance_state=found.balance_state,
+            opt_state=opt_state,
+            ema=optimizer.ema_update(state.ema, params, ema_decay) if state.ema is not None else None,
+            path=None if state.path is None else si.update_path(state.path, found.grads, state.params, params),
+            key=state.key,
+        )
+        if skip_not_finite:
+            finite = jnp.isfinite(metrics["all/loss"]) & jnp.isfinite(metrics["all/gradient_norm"])
+            after = _unless(finite, after, state)
+            metrics["all/skipped_steps"] = after.skipped_steps
+        return after, metrics
+
+    return step
+
+
+def _unless(finite: Bool[Array, ""], after: TrainState, before: TrainState) -> TrainState:
+    """The state after a step that was finite; else the one before, with the step counted."""
+    skipped = before._replace(step=after.step, skipped_steps=before.skipped_steps + 1)
+    keep = after._replace(key=None), skipped._replace(key=None)  # keys are no numbers to choose between
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), *keep)._replace(key=before.key)
+
+
+def _updated(
+    tx: optax.GradientTransformation,
+    clip_norm: float,
+    objective: Objective,
+    tasks: Iterable[str],
+    grads: PyTree,
+    state: TrainState,
+    soft_weight: Float[Array, ""] | None,
+    bases: dict[str, Array] | None,
+) -> tuple[PyTree, dict[str, PyTree]]:
+    """The parameters and the optimizer's states after a step.
+
+    What is a task's own stays as it is, weight decay and the optimizer's state included, unless the batch trains it.
+    """
+    gradients, params = (by_owner(tree, tuple(tasks)) for tree in (grads, state.params))
+    active = [owner for owner in gradients if owner in (SHARED, *objective.tasks)]
+    if SHARED in active:
+        clipped = optimizer.clip([gradients[owner] for owner in active], clip_norm)
+    else:  # networks of their own, each with an optimizer of its own
+        clipped = [optimizer.clip([gradients[owner]], clip_norm)[0] for owner in active]
+    opt_state = dict(state.opt_state)
+    for owner, gradient in zip(active, clipped, strict=True):
+        updates, opt_state[owner] = tx.update(gradient, opt_state[owner], params[owner])
+        updates = change_where(jnp.zeros_like, updates, objective.frozen)
+        updates = gpm.project(updates, bases) if bases else updates
+        params[owner] = optax.apply_updates(params[owner], updates)
+    if soft_weight is not None:
+        branches = {task: params[task][branch_name(task)] for task in active if task != SHARED}
+        drawn = zip(branches, soft_sharing.draw_near(list(branches.values()), soft_weight), strict=True)
+        params |= {task: {**params[task], branch_name(task): branch} for task, branch in drawn}
+    return join_private({}, params), opt_state
+
+
+def _penalty(params: PyTree, anchors: tuple[ewc.Anchor, ...], strength: float) -> Float[Array, ""]:
+    return jnp.stack([ewc.penalty(params, *anchor, strength) for anchor in anchors]).sum()
+
+
+def _sum_of_rows(task_grads: PyTree, chosen: Bool[Array, " tasks"]) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.tensordot(chosen.astype(leaf.dtype), leaf, axes=1), task_grads)

@@ -1,0 +1,100 @@
+"""What of a run's data is other than when its stages were trained and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mtl_jax.errors import UserError
+from mtl_jax.workdir import files
+
+Digests = Mapping[str, Mapping[str, Mapping[str, Any]]]  # stream -> split -> `data_record.KEPT`
+
+
+def others(then: Digests, now: Digests, split: str, streams: Iterable[str] | None = None) -> dict[str, str]:
+    """Returns the streams whose split is another than it was, each with what changed of it, in words.
+
+    Args:
+        then: what a checkpoint keeps; streams that it knows nothing of count as unchanged.
+        now: the same of today.
+        split: "train" or "val".
+        streams: the ones to compare; all of today's by default.
+    """
+    changed = {}
+    for stream in now if streams is None else streams:
+        old, new = then.get(stream, {}).get(split), now.get(stream, {}).get(split)
+        if old and new and not _same(old, new, "digest"):
+            same = old["images"] == new["images"]
+            counts = f"{new['images']}, of which some differ" if same else f"{old['images']} then, {new['images']} now"
+            changed[stream] = f"stream {stream}: {counts}"
+    return changed
+
+
+def _same(old: Mapping[str, Any], new: Mapping[str, Any], digest: str) -> bool:
+    """Whether two splits have one digest; of other shares of a split, digests tell nothing."""
+    if old["images"] == new["images"] and old["looked_at"] != new["looked_at"]:
+        return True
+    return old[digest] == new[digest]
+
+
+def refuse_other_baselines(runs: Mapping[str, str], measured: Mapping[str, str], now: Digests) -> None:
+    """Refuses baselines of other validation images than those of now; of runs that kept no digests nothing is known.
+
+    Args:
+        runs: task -> work directory of the run whose figure is the baseline; "" for none.
+        measured: task -> the stream on which this run measures it.
+        now: today's digests.
+
+    Raises:
+        UserError: names the task and the run.
+    """
+    for task, folder in runs.items():
+        judged = files.contract_of_run(folder) if folder and task in measured else {}
+        then = (judged.get("stages") or [{}])[-1].get("data", {})
+        splits = [each["val"] for each in then.values() if task in each["val"]["tasks"]]
+        ours = now[measured[task]]["val"] if splits else {}
+        if splits and not any(_same(_of(each, task), _of(ours, task), "task") for each in splits):
+            raise UserError(
+                f"contract.baseline_from names {folder} for task {task}; expected a figure of the {ours['images']} "
+                f"validation images of stream {measured[task]}, found one of others ({splits[0]['images']}): train "
+                "that run again on these images, or leave baseline_from out"
+            )
+
+
+def _of(split: Mapping[str, Any], task: str) -> dict[str, Any]:
+    return {"images": split["images"], "looked_at": split["looked_at"], "task": split["tasks"][task]}
+
+
+def trained_on_others(
+    stages: Sequence[Mapping[str, Any]], streams: Mapping[str, Sequence[str]], now: Digests
+) -> list[str]:
+    """Returns one sentence about each finished stage that was trained on other images than are there now.
+
+    Args:
+        stages: finished, each with its name and the "data" that it saw.
+        streams: stage -> what it trains on.
+        now: today's digests.
+    """
+    said = []
+    for stage in stages:
+        changed = others(stage.get("data", {}), now, "train", streams.get(stage["name"], ()))
+        if changed:
+            said.append(
+                f"stage {stage['name']} was trained on other images than are there now ({'; '.join(changed.values())})"
+            )
+    return said
+
+
+def measured_on_others(stages: Sequence[Mapping[str, Any]], now: Digests) -> str:
+    """Returns what to say where finished stages were measured on other validation images; else nothing."""
+    changed: dict[str, str] = {}
+    for stage in stages:
+        changed |= others(stage.get("data", {}), now, "val")
+    return f"validation images have changed ({'; '.join(changed.values())})" if changed else ""
+
+
+def measured_now(data: Digests, now: Digests) -> dict[str, dict[str, Any]]:
+    """Returns what a stage saw, with the validation images of today."""
+    return {
+        stream: {**splits, **({"val": now[stream]["val"]} if stream in now else {})} for stream, splits in data.items()
+    }

@@ -1,0 +1,253 @@
+"""What a run saw of its data before its first step, and the refusal of data that it cannot learn from."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+from mtl_jax import experiment
+from mtl_jax.data import findings, leakage, opened, survey
+from mtl_jax.data.sources.registry import Source
+from mtl_jax.data.survey import Survey
+from mtl_jax.errors import UserError
+from mtl_jax.experiment import Experiment
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.runtime import devices
+from mtl_jax.workdir import files
+
+FILE = "data.json"
+SMOKE_IMAGES = 256  # of each split that a smoke run looks at
+# In a checkpoint: numbers, digests of all and for each task, and the scale of greyscale of 16-bit files.
+KEPT = ("images", "looked_at", "digest", "tasks", "grey_bits")
+TOLD = 12  # warnings in the log; the file has them all
+TOLD_SECONDS = 10.0  # between two lines while the images of a split are looked at
+SPLITS = {"train": True, "val": False}  # -> whether it is for training
+
+
+class _Split(NamedTuple):
+    source: Source  # the whole of it
+    survey: Survey
+    figures: dict[str, Any]
+
+
+class _Settings(TypedDict):
+    most: int
+    cache: Path | None
+    on_progress: survey.OnProgress
+
+
+class DataRecord(NamedTuple):
+    """What a run saw of its data."""
+
+    streams: dict[str, dict[str, Any]]  # stream -> split -> figures
+    warnings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Returns one line about each split, and the warnings."""
+        told = [
+            f"{stream} {split}: {findings.line(figures)}"
+            for stream, splits in self.streams.items()
+            for split, figures in splits.items()
+        ]
+        told += [f"warning: {warning}" for warning in self.warnings[:TOLD]]
+        more = len(self.warnings) - TOLD
+        return [*told, f"{more} more warnings are in {FILE}"] if more > 0 else told
+
+    def digests(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Returns stream -> split -> `KEPT`, which a checkpoint keeps."""
+        return {
+            stream: {split: {name: figures[name] for name in KEPT} for split, figures in splits.items()}
+            for stream, splits in self.streams.items()
+        }
+
+    def write(self, workdir: Path) -> None:
+        """Writes all of it as `data.json`."""
+        tree = files.without_nan({"streams": self.streams, "warnings": list(self.warnings)})
+        # Escaped, as names of files need not be UTF-8.
+        files.replace_text(workdir / FILE, json.dumps(tree, indent=1, allow_nan=False) + "\n")
+
+
+def examine(
+    parts: Experiment,
+    *,
+    most: int = 0,
+    tolerated_leakage_percent: float = 0.0,
+    cache: Path | None = None,
+    on_progress: survey.OnProgress = lambda done, total: None,
+) -> DataRecord:
+    """Looks at both splits of the streams that the order uses.
+
+    Args:
+        parts: the experiment.
+        most: images of each split to decode; 0 means all. A smoke run decodes few.
+        tolerated_leakage_percent: as in `leakage.refuse`.
+        cache: folder in which to keep what was seen; None keeps nothing.
+        on_progress: is called now and then with the images of a split that were looked at, and all of it.
+
+    Raises:
+        UserError: datasets that are not there, files that cannot be read (all are named, or counted), images in both
+            splits, or a training split without any label of a task.
+    """
+    settings: _Settings = {"most": most, "cache": cache, "on_progress": on_progress}
+    seen: dict[str, dict[str, _Split]] = {}
+    errors: list[str] = []
+    looked: dict[str, Survey] = {}  # streams may share a dataset
+    for stream in parts.used_streams:
+        for split, training in SPLITS.items():
+            try:
+                found = _look(parts, stream, training, looked, settings)
+            except UserError as error:
+                errors.append(str(error))
+                continue
+            errors += found.survey.errors
+            seen.setdefault(stream, {})[split] = found
+    if errors:
+        raise UserError(findings.broken(list(dict.fromkeys(errors))))
+    _refuse_leaks(seen, tolerated_leakage_percent)
+    _refuse_nothing_to_learn(parts, seen)
+    return DataRecord(
+        {stream: {split: each.figures for split, each in splits.items()} for stream, splits in seen.items()},
+        tuple(dict.fromkeys(warning for warning in _warnings(parts, seen) if warning)),
+    )
+
+
+def validation_digests(
+    parts: Experiment, streams: Iterable[str], *, most: int = 0, cache: Path | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns what `DataRecord.digests` would, of some streams' validation images alone.
+
+    Args:
+        parts: the experiment.
+        streams: their names.
+        most: as in `examine`.
+        cache: as in `examine`.
+
+    Raises:
+        UserError: a dataset that is not there.
+    """
+    settings: _Settings = {"most": most, "cache": cache, "on_progress": lambda done, total: None}
+    looked: dict[str, Survey] = {}
+    seen = {stream: _look(parts, stream, False, looked, settings).figures for stream in streams}
+    return {stream: {"val": {name: figures[name] for name in KEPT}} for stream, figures in seen.items()}
+
+
+def _look(parts: Experiment, stream: str, training: bool, looked: dict[str, Survey], settings: _Settings) -> _Split:
+    """Looks at one split, unless a stream before it had the same dataset."""
+    most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if parts.smoke else settings["most"]
+    with opened.noted() as files:
+        source = _whole(experiment.source(parts, stream, training=training))
+        name = _name(parts, stream, training)
+        if name not in looked:
+            looked[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})
+    found = looked[name]
+    figures = findings.figures(found, _classes(parts, stream, source))
+    labels = parts.streams[stream]["labels"]
+    figures["tasks"] = {task: found.digest([label]) for task, label in labels.items()}
+    return _Split(source, found, figures)
+
+
+def cache_folder() -> Path:
+    """Returns the folder in which what was seen is kept."""
+    return cpu_kernels.cache_dir() / "data"
+
+
+def _whole(source: Source) -> Source:
+    return source.whole if isinstance(source, experiment.Subset) else source
+
+
+def _name(parts: Experiment, stream: str, training: bool) -> str:
+    """What decides which samples a split has, beside its files."""
+    settings = parts.streams[stream]
+    split = settings["train_split" if training else "val_split"]
+    void = experiment.ignore_labels(parts, stream)
+    where = [settings["source"], settings["options"], void, split, str(parts.data_root.absolute())]
+    return json.dumps(where, sort_keys=True, default=str)
+
+
+def _classes(parts: Experiment, stream: str, source: Source) -> dict[str, tuple[str, ...]]:
+    labels = parts.streams[stream]["labels"]
+    return {label: tuple(source.class_names[label] or parts.tasks[task].classes) for task, label in labels.items()}
+
+
+def _refuse_leaks(seen: Mapping[str, Mapping[str, _Split]], tolerated_percent: float) -> None:
+    training, validation = ({stream: splits[name].source for stream, splits in seen.items()} for name in SPLITS)
+    leaks = None  # where not all was looked at, files are compared
+    if all(each.survey.complete for splits in seen.values() for each in splits.values()):
+        trained, validated = (
+            {stream: splits[name].survey.samples for stream, splits in seen.items()} for name in SPLITS
+        )
+        leaks = leakage.find_seen(trained, validated)
+    leakage.refuse(training, validation, leaks=leaks, tolerated_percent=tolerated_percent)
+
+
+def _labels(parts: Experiment, seen: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """Yields stream, task and label name of every label that is used."""
+    for stream in seen:
+        for task, label in parts.streams[stream]["labels"].items():
+            yield stream, task, label
+
+
+def _refuse_nothing_to_learn(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> None:
+    for stream, task, label in _labels(parts, seen):
+        train = seen[stream]["train"]
+        where = f"stream {stream}"
+        problem = findings.nothing_to_learn(train.figures, task=task, label=label, where=where)
+        if problem and train.survey.complete:
+            raise UserError(problem)
+
+
+def _warnings(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> Iterable[str]:
+    for stream, splits in seen.items():
+        for split, each in splits.items():
+            where = f"stream {stream}, {split}"
+            yield from (f"{where}: {note}" for note in each.survey.reading.notes)
+            yield from findings.odd_images(each.survey, tuple(each.figures["labels"]), where=where)
+    trained: dict[str, list[Mapping[str, Any]]] = {}
+    for stream, task, label in _labels(parts, seen):
+        train, val = seen[stream]["train"], seen[stream]["val"]
+        if train.survey.complete:
+            trained.setdefault(task, []).append(train.figures["labels"][label])
+        if val.survey.complete:
+            yield findings.hardly_measured(val.figures, task=task, label=label, where=f"stream {stream}")
+    for task, figures in trained.items():
+        yield findings.classes_never_shown(figures, task=task)
+
+
+def look(config: Any, parts: Experiment) -> DataRecord:
+    """Looks at all data of a run, and says in the log what is there.
+
+    Args:
+        config: resolved.
+        parts: what it describes.
+
+    Raises:
+        UserError: as `examine`.
+    """
+    asked = time.monotonic()
+
+    def still_looking(done: int, total: int) -> None:
+        nonlocal asked
+        if time.monotonic() - asked > TOLD_SECONDS:
+            asked = time.monotonic()
+            tell(f"{done} of {total} images looked at")
+
+    record = examine(
+        parts,
+        most=config.survey_images,
+        tolerated_leakage_percent=config.tolerated_leakage_percent,
+        cache=cache_folder(),
+        on_progress=still_looking,
+    )
+    for line in record.lines():
+        tell(line)
+    return record
+
+
+def tell(line: str) -> None:
+    """Says something of the data in the log, in the first process of a run alone."""
+    if devices.is_primary():
+        print(f"data: {line}", file=sys.stderr, flush=True)

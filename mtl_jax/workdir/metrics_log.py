@@ -1,0 +1,184 @@
+"""What happened in a run: `metrics.jsonl`, one JSON object per line, and the same as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from io import BufferedWriter
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
+from mtl_jax.errors import UserError
+from mtl_jax.workdir.files import replace_text
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+FILE_NAME = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+NUMBER = (int, float)
+FIELDS: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "epoch": NUMBER,
+    "stage": (str,),
+    "split": (str,),
+    "task": (str, type(None)),
+    "name": (str,),
+    "value": (*NUMBER, type(None)),
+    "time": NUMBER,
+}
+
+
+class MetricsLog:
+    """Appends events to a work directory; use as a context manager.
+
+    Each line is written whole and flushed: a killed run leaves at most one torn; the next start drops it.
+    """
+
+    def __init__(self, workdir: Path, *, tensorboard: bool = True, clock: Callable[[], float] = time.time) -> None:
+        """Names the work directory; files are opened by `with`.
+
+        Args:
+            workdir: created where missing.
+            tensorboard: also write event files (its import takes a second).
+            clock: returns seconds since 1970; replaced in tests.
+        """
+        self._workdir = workdir
+        self._path = workdir / FILE_NAME
+        self._tensorboard = tensorboard
+        self._clock = clock
+        self._purge_step: int | None = None
+        self._file: BufferedWriter | None = None
+        self._events: SummaryWriter | None = None
+
+    def __enter__(self) -> MetricsLog:
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(self._path)
+        self._file = self._path.open("ab")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+        self._file = self._events = None
+
+    def log(
+        self,
+        step: int,
+        epoch: int | float,
+        stage: str,
+        split: str,
+        task: str | None,
+        name: str,
+        value: SupportsFloat,
+    ) -> None:
+        """Appends one event.
+
+        Args:
+            step: training steps since the start of the run, counted across its stages.
+            epoch: passes over the data since the start of the stage.
+            stage: the stage being trained.
+            split: "train" or "val".
+            task: None for what concerns the whole network.
+            name: "loss", "miou", "learning_rate", …
+            value: NaN and infinity are written as null, and left out of the event files.
+        """
+        if self._file is None:
+            raise RuntimeError("MetricsLog.log was called outside its `with` block")
+        number = float(value)
+        finite = number if math.isfinite(number) else None
+        event = dict(zip(FIELDS, (step, epoch, stage, split, task, name, finite, round(self._clock(), 3)), strict=True))
+        self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        if self._tensorboard and finite is not None:
+            self._event_files().add_scalar(f"{split}/{task or 'all'}/{name}", finite, step)
+
+    def flush(self) -> None:
+        """Writes what the event files hold back; lines of `metrics.jsonl` are never held back."""
+        if self._events is not None:
+            self._events.flush()
+
+    def resume_from(self, step: int) -> None:
+        """Forgets what was logged after a step, so that the resumed run logs it anew.
+
+        Args:
+            step: of the checkpoint that training goes on from; its own events stay. -1 forgets everything.
+
+        Raises:
+            UserError: the file has a malformed line.
+        """
+        reopen = self._file is not None
+        self._close()
+        kept = [event for event in read(self._path) if event["step"] <= step] if self._path.exists() else []
+        lines = (json.dumps(event, ensure_ascii=False, allow_nan=False) for event in kept)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        replace_text(self._path, "".join(line + "\n" for line in lines))
+        self._purge_step = step + 1
+        if reopen:
+            self._file = self._path.open("ab")
+
+    def _event_files(self) -> SummaryWriter:
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            folder = self._workdir / TENSORBOARD_FOLDER
+            # TensorBoard hides what older files hold from purge_step on: event files cannot be shortened.
+            self._events = SummaryWriter(str(folder), purge_step=self._purge_step)
+        return self._events
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Ends the file with its last whole line: appending to half a line would spoil both."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Reads the events of a `metrics.jsonl`.
+
+    Args:
+        path: the file. What follows its last newline is the torn line of a killed run and is left out.
+
+    Returns:
+        The events in the order they were written, `value` being None where it was not finite.
+
+    Raises:
+        UserError: the file is missing or a whole line is not an event.
+    """
+    if not path.is_file():
+        raise UserError(f"expected a log of metrics at {path}, found none; name a work directory of a training")
+    *lines, _torn = path.read_bytes().split(b"\n")
+    return [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+        valid = isinstance(event, dict) and all(
+            field in event and type(event[field]) in kinds for field, kinds in FIELDS.items()
+        )
+        valid = valid and all(math.isfinite(event[field] or 0) for field in ("epoch", "value", "time"))
+    except (ValueError, OverflowError, RecursionError):  # not JSON, or not UTF-8; or a number that no float can be
+        valid = False
+    if not valid:
+        start = line[:40].decode(errors="replace")
+        raise UserError(
+            f"expected a JSON object with {', '.join(FIELDS)} in line {number} of {path}, found {start!r}; "
+            "delete that line"
+        )
+    return event

@@ -1,0 +1,99 @@
+"""A trained network as a checkpoint holds it: what it was built from, what it has learnt, its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.data.sources import registry
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Task
+from mtl_jax.workdir import checkpoints
+
+
+class Trained(NamedTuple):
+    """One stage's network."""
+
+    path: Path  # of the checkpoint
+    stage: str
+    config: Mapping[str, Any]  # resolved, as it was trained with; what has come since has its default
+    parts: experiment.Experiment
+    names: tuple[str, ...]  # of the tasks asked for
+    variables: PyTree
+    data: Mapping[str, Any] = MappingProxyType({})  # stream -> split -> what its stages saw of it (`data_record.KEPT`)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks asked for."""
+        return {name: self.parts.tasks[name] for name in self.names}
+
+
+def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) -> Trained:
+    """Reads a checkpoint.
+
+    Args:
+        weights: a work directory (its last stage) or one stage's checkpoint.
+        tasks: "all" (that the stage had learnt), or names separated by commas.
+        data_root: folder of datasets, for those who want to measure the network; None for the one that the run
+            recorded, or where that is not there, $MTL_JAX_DATA, or else ./data.
+
+    Raises:
+        UserError: an unknown task.
+        CheckpointError: no checkpoint at `weights`.
+    """
+    path = checkpoints.find(weights.expanduser())
+    record = checkpoints.read_metadata(path)
+    data = {stream: splits for stage in record["stages"] for stream, splits in stage.get("data", {}).items()}
+    config = as_scaled(config_lib.completed(record["config"]), data)
+    parts = experiment.build(config, data_root=data_root or _recorded_root(config))
+    names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
+    variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
+    return Trained(path, record["stage"], config, parts, names, variables, data)
+
+
+def computing_in(network: Trained, dtype: str) -> Trained:
+    """Returns the same network, whose weights are float32 in any case, with `model.compute_dtype` of another kind."""
+    config = {**network.config, "model": {**network.config["model"], "compute_dtype": dtype}}
+    return network._replace(config=config, parts=experiment.build(config, data_root=network.parts.data_root))
+
+
+def as_scaled(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the bits of greyscale images that the stages saw, whatever files are there today."""
+    streams = dict(config["streams"])
+    for name, splits in data.items():
+        bits = splits.get("train", {}).get("grey_bits")
+        if bits and name in streams and "grey_bits" in registry.options_of(streams[name]["source"]):
+            streams[name] = {**streams[name], "options": {**streams[name]["options"], "grey_bits": bits}}
+    return {**config, "streams": streams}
+
+
+def grey_bits(network: Trained) -> int | None:
+    """Returns by how many bits the greyscale images of 16-bit files were scaled in training; None where none were."""
+    streams = [network.parts.streams[name] for name in network.parts.used_streams]
+    return max((bits for each in streams if (bits := each["options"].get("grey_bits"))), default=None)
+
+
+def _recorded_root(config: Mapping[str, Any]) -> Path:
+    recorded = config["data_root"]
+    there = bool(recorded) and Path(recorded).expanduser().is_dir()
+    return config_lib.data_root(ConfigDict({"data_root": recorded if there else ""}))
+
+
+def _names(tasks: str, *, learnt: tuple[str, ...]) -> tuple[str, ...]:
+    if tasks == "all":
+        return learnt
+    names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    unknown = [name for name in names if name not in learnt]
+    if unknown or not names:
+        raise UserError(
+            f"--tasks names {', '.join(unknown) or 'nothing'}; this checkpoint has learnt {', '.join(learnt)}; ask for "
+            "some of them, separated by commas, or for all"
+        )
+    return names

@@ -1,0 +1,113 @@
+"""Mistakes of any stage are found before the first is trained, from shapes alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import MODEL
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.errors import UserError
+from mtl_jax.training import dry_run
+
+DIGITS = tuple("0123456789")
+KEPT = {"replay_images": 3}
+
+
+def rehearse(
+    first: dict[str, Any], second: dict[str, Any], *, batch_norm_per_task: bool = False, **stream: Any
+) -> None:
+    config: Any = config_lib.base()
+    config.image_size = config.contract.latency_image_size = 64
+    with config.ignore_type():
+        config.model.update(MODEL | {"batch_norm_per_task": batch_norm_per_task})
+    config.tasks.seg = {"kind": "segmentation", "classes": ("background", *DIGITS)}
+    config.tasks.cls = {"kind": "classification", "classes": DIGITS}
+    options = {"labels": "segmentation", "size": 64, "length": 16}
+    config.streams.masks = config_lib.stream("digits", {"seg": "segmentation"}, options=options, batch_size=4)
+    settings = {"options": options | {"labels": "classification"}, "batch_size": 4} | stream
+    label = settings.pop("label", "classification")
+    config.streams.single = config_lib.stream("digits", {"cls": label}, **settings)
+    config.stages.seg = config_lib.stage(("masks",), **first)
+    config.stages.cls = config_lib.stage(("single",), **second)
+    config.order = ("seg", "cls")
+    config_lib.resolve(config)
+    parts = experiment.build(config.to_dict(), data_root=Path())
+    dry_run.rehearse(config, parts)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_what_fits_passes():
+    rehearse(KEPT, {"replay_batch_size": 2, "der_weight": 1.0, "lwf_weight": 1.0, "agem": True, "ewc_strength": 1.0})
+    rehearse({"gpm_energy": 0.9}, {"train_batch_norm": "new_levels"})  # a level that the first stage did not read
+    rehearse({"gpm_energy": 0.9}, {}, batch_norm_per_task=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "stream", "words"),
+    [
+        ({}, {"balance": "pcgrd"}, {}, "config.stages.cls.balance is 'pcgrd'"),
+        ({}, {"balance": "cagrad", "balance_options": {"d": 1}}, {}, "config.stages.cls.balance_options has d"),
+        ({}, {"freeze": ("bakbone",)}, {}, "config.stages.cls.freeze has 'bakbone'"),
+        ({}, {"rates": {"hed": 1.0}}, {}, "config.stages.cls.rates has 'hed'"),
+        ({}, {"warm_start": "seg"}, {}, "config.stages.cls.warm_start is 'seg'"),
+        ({}, {"micro_batches": 3}, {}, "config.stages.cls.micro_batches is 3"),
+        ({}, {"gradient_space": "features"}, {}, "config.stages.cls.gradient_space"),
+        ({}, {"soft_sharing": 1.0}, {}, "config.stages.cls.soft_sharing needs branches"),
+        ({"gpm_energy": 0.9}, {}, {}, "config.stages.cls moves the running statistics"),
+        ({"gpm_energy": 0.9, "gpm_layers": ("head",)}, {}, {}, "config.stages.cls trains backbone"),
+        (
+            KEPT,
+            {"replay_batch_size": 2, "replay_paste": 0.5, "der_weight": 1.0},
+            {},
+            "config.stages.cls.der_weight comp",
+        ),
+        ({}, {"agem": True}, {}, "config.stages.cls.agem needs exemplars"),
+        ({"ewc_importance": "exact"}, {"ewc_strength": 1.0}, {}, 'ewc_importance="exact" needs a task whose'),
+        ({}, {}, {"image_size": 100}, "config.streams.single.image_size is 100; expected a multiple of 32 px"),
+        ({}, {}, {"augment": {"flip": 1.0}}, "config.streams.single.augment: .*flip"),
+        ({}, {}, {"augment": {"flip_probability": 3.0}}, "expected flip_probability between 0 and 1"),
+        (
+            {},
+            {},
+            {"options": {"labels": "segmentation", "size": 64, "length": 16}, "label": "segmentation"},
+            "task cls has classes",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_mistake_of_the_second_stage_is_told_before_the_first(first, second, stream, words):
+    with pytest.raises(UserError, match=words):
+        rehearse(first, second, **stream)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("tasks.cls.label_smoothing", "high", "config.tasks.cls.label_smoothing is 'high'; expected a number"),
+        ("tasks.cls.label_smoothing", float("nan"), "config.tasks.cls.label_smoothing is nan"),
+        ("tasks.cls.strides", 8, "config.tasks.cls.strides is 8; expected several values, such as (32,)"),
+        ("streams.single.options.size", "big", "config.streams.single.options.size is 'big'; expected a whole number"),
+        ("streams.single.augment.hue", "high", "config.streams.single.augment.hue is 'high'; expected a number"),
+        ("streams.single.augment.random_position", 2, "augment.random_position is 2; expected True or False"),
+        ("stages.cls.balance_options.c", "high", "config.stages.cls.balance_options.c is 'high'; expected a number"),
+    ],
+)
+def test_arguments_have_the_types_of_their_functions(field, value, words):
+    config: Any = config_lib.base()
+    config.tasks.cls = {"kind": "classification", "classes": ("cat", "dog")}
+    config.streams.single = config_lib.stream(
+        "digits", {"cls": "classification"}, augment={"hue": 0}, options={"size": 64}
+    )
+    config.stages.cls = config_lib.stage(("single",), balance="cagrad", balance_options={"c": 1})
+    dry_run.check_arguments(config)
+    *above, name = field.split(".")
+    with config.ignore_type(), config.unlocked():
+        section = config
+        for part in above:
+            section = section[part]
+        section[name] = value
+    with pytest.raises(UserError) as raised:
+        dry_run.check_arguments(config)
+    assert words in str(raised.value)

@@ -1,0 +1,73 @@
+"""What all sources share: they are found by name, and say where they looked."""
+
+import re
+
+import pytest
+
+from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.base import counted
+from mtl_jax.errors import UserError
+
+ON_DISK = ("voc_segmentation", "coco_detection", "open_images", "image_folder", "utkface", "nyuv2")
+
+
+@pytest.mark.parametrize("kind", ON_DISK)
+def test_missing_dataset_says_where_it_looked_and_how_to_set_the_folder(tmp_path, kind):
+    with pytest.raises(UserError) as caught:
+        registry.build(kind, data_root=tmp_path, split="train", folder="nowhere")
+    message = str(caught.value)
+    for part in (str(tmp_path / "nowhere"), "--config.data_root=DIR", "MTL_JAX_DATA"):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", [*ON_DISK, "digits"])
+def test_unknown_split_is_refused(tmp_path, kind):
+    with pytest.raises(UserError, match="expected split 'train' or 'val', found 'test'"):
+        registry.build(kind, data_root=tmp_path, split="test")
+
+
+def test_unknown_source_and_option_are_refused():
+    with pytest.raises(UserError, match=r"expected a source among .*digits.*, found 'mnist'"):
+        registry.build("mnist", data_root=None, split="train")
+    with pytest.raises(UserError, match=r"source digits: expected options among .*length.*, found lenght"):
+        registry.build("digits", data_root=None, split="train", lenght=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("coco_detection", {"folder": 3}, "options.folder is 3; expected text, such as 'mini-coco-det'"),
+        ("nyuv2", {"folder": None}, "options.folder is None; expected text"),
+        ("voc_segmentation", {"void": "x"}, "options.void is 'x'; expected a whole number or None"),
+        ("voc_segmentation", {"classes": ()}, "options.classes is empty"),
+        ("image_folder", {"classes": (1, 2)}, "options.classes has the class 1; expected a name"),
+        ("coco_detection", {"classes": ("a", "b", "a")}, "options.classes has 'a' more than once"),
+        ("open_images", {"classes": ("a", "")}, "options.classes has the class ''"),
+        ("coco_detection", {"images_with": 5}, "options.images_with is 5; expected several values"),
+        ("digits", {"size": "x"}, "options.size is 'x'; expected a whole number, such as 112"),
+        (
+            "tfds",
+            {"name": "a", "fields": {}, "classes": {"det": "cat"}},
+            "options.classes.det is 'cat'",
+        ),
+    ],
+)
+def test_an_option_of_another_type_is_refused_before_anything_is_read(tmp_path, kind, options, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        registry.build(kind, data_root=tmp_path, split="train", **options)
+
+
+@pytest.mark.parametrize(
+    ("count", "what", "said"),
+    [
+        (1, "images turned", "1 image turned"),
+        (2, "images turned", "2 images turned"),
+        (1, "image entries merged", "1 image entry merged"),
+        (1, "boxes dropped: degenerate", "1 box dropped: degenerate"),
+        (1, "images without boxes", "1 image without boxes"),
+        (1, "answers", "1 answer"),
+    ],
+)
+def test_one_of_a_kind_is_counted_in_the_singular(count, what, said):
+    assert counted(count, what) == said
