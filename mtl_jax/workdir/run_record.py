@@ -72,7 +72,7 @@ def versions() -> dict[str, str]:
 
 def code_digest() -> str:
     """Returns a digest of the package's source, which a version number alone does not tell apart."""
-    package = Path(__file__).parent
+    package = Path(mtl_jax.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())

@@ -107,7 +107,7 @@ def load_id_list(name: str) -> dict[str, Any]:
         `train` and `val` (ids), `sha256` (relative path to checksum, every file of the set) and what the set
         needs besides: `annotations` and `categories` (COCO), `class_names` (Imagenette).
     """
-    file = importlib.resources.files("mtl_jax.data") / "id_lists" / f"{SETS[name].folder}.json"
+    file = importlib.resources.files("mtl_jax.data.minis") / "id_lists" / f"{SETS[name].folder}.json"
     return json.loads(file.read_text())
 
 
