@@ -246,7 +246,7 @@ ODD_WORDS = (
     "a" * 99,
     "\ud800",
 )
-NOTHING_LEARNT = stage_plan.Learnt({"params": {"backbone": {"kernel": np.zeros(1)}}}, (), {}, [], 0.0, 0)
+NOTHING_LEARNT = stage_plan.StageResult({"params": {"backbone": {"kernel": np.zeros(1)}}}, (), {}, [], 0.0, 0)
 
 
 def fields_of(tree, prefix=""):

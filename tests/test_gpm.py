@@ -152,7 +152,7 @@ def test_what_would_not_hold_is_refused(network, first, later, words):
 
     def plan():
         held = projection_memory.expected(config, parts, 0, gpm.NOTHING, variables)
-        return held, stage_plan.plan(config, parts, 1, stage_plan.Learnt(variables, (), {}, [], 0.0, 0, held))
+        return held, stage_plan.plan(config, parts, 1, stage_plan.StageResult(variables, (), {}, [], 0.0, 0, held))
 
     if words:
         with pytest.raises(UserError, match=words):

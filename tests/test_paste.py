@@ -85,7 +85,7 @@ def test_a_stage_replays_pasted_objects_where_it_says_so_but_no_stored_outputs_o
     parts = experiment.build(config.to_dict(), data_root=Path())
     masks = experiment.source(parts, "masks", training=True)
     buffer = ReplayBuffer((masks[0],), dict(masks.class_names))
-    learnt = stage_plan.Learnt(experiment.abstract_variables(parts), (), {"masks": buffer}, [], 0.0, 0)
+    learnt = stage_plan.StageResult(experiment.abstract_variables(parts), (), {"masks": buffer}, [], 0.0, 0)
     config.stages.cls.replay_paste = 1.0
     labels = stage_plan.plan(config, parts, 1, learnt).data["masks_replay"][0]["labels"]["seg"]["mask"]
     assert (labels == 255).mean() > 0.5  # all but the digits of one scene

@@ -76,12 +76,16 @@ def test_a_pause_in_training_is_left_after_saving():
 
 def test_other_errors_and_signals_go_their_way():
     before = signal.getsignal(signal.SIGTERM)
-    with Preemption(Left()) as preemption:
-        with pytest.raises(ValueError, match="wrong"), preemption.training():
-            raise ValueError("wrong")
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        assert not preemption.requested
+    interrupts = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background they are ignored
+    try:
+        with Preemption(Left()) as preemption:
+            with pytest.raises(ValueError, match="wrong"), preemption.training():
+                raise ValueError("wrong")
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert not preemption.requested
+    finally:
+        signal.signal(signal.SIGINT, interrupts)
     assert signal.getsignal(signal.SIGTERM) == before
 
 

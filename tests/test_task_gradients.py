@@ -17,7 +17,7 @@ from mtl_jax.models import multi_task
 from mtl_jax.models.ownership import join_private, split_private
 from mtl_jax.training import task_balancing, task_gradients
 from mtl_jax.training.losses import Memory
-from mtl_jax.training.task_gradients import Problem
+from mtl_jax.training.task_gradients import StepSpec
 
 NAMES = ("seg", "cls")
 SHARED_IMAGES = objective(streams={"both": NAMES})
@@ -37,13 +37,13 @@ def network(tiny_backbone):
 
 def given_to(network, data=DATA):
     params, batch_stats = network[1]["params"], network[1]["batch_stats"]
-    return task_gradients.Batch(params, batch_stats, Memory(None, ()), data, jax.random.key(1))
+    return task_gradients.StepInputs(params, batch_stats, Memory(None, ()), data, jax.random.key(1))
 
 
 def take(network, aim, method, backward, micro_batches=1):
     """The balanced gradient of DATA."""
     tx = balance.METHODS[method]()
-    problem = Problem(network[0], TASKS, aim, tx, backward, micro_batches)
+    problem = StepSpec(network[0], TASKS, aim, tx, backward, micro_batches)
     given = given_to(network)
     state = tx.init(split_private(given.params, NAMES)[0])
     return jax.jit(functools.partial(task_gradients.balanced, problem))(given, state)
@@ -52,7 +52,7 @@ def take(network, aim, method, backward, micro_batches=1):
 @pytest.fixture(scope="module")
 def by_task(network):
     """The tasks' gradients on shared images, [tasks, ...]."""
-    problem = Problem(network[0], TASKS, SHARED_IMAGES, balance.METHODS["sum"](), "stacked")
+    problem = StepSpec(network[0], TASKS, SHARED_IMAGES, balance.METHODS["sum"](), "stacked")
     return jax.jit(functools.partial(task_gradients.stacked, problem))(given_to(network)).grads
 
 
@@ -83,7 +83,7 @@ def test_they_weigh_streams_of_one_task_or_of_several_alike(network, streams):
 
 def test_a_weight_of_zero_leaves_the_tasks_own_parameters_alone(network):
     tx = balance.fixed((1.0, 0.0))
-    problem = Problem(network[0], TASKS, SHARED_IMAGES, tx, "weighted")
+    problem = StepSpec(network[0], TASKS, SHARED_IMAGES, tx, "weighted")
     found = jax.jit(functools.partial(task_gradients.balanced, problem))(given_to(network), tx.init(jnp.zeros(())))
     assert not np.any(found.grads["head"]["cls"]["kernel"])
     assert np.any(found.grads["head"]["seg"]["kernel"])

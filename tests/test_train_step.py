@@ -16,7 +16,7 @@ from mtl_jax.models import multi_task
 from mtl_jax.models.ownership import join_private, split_private
 from mtl_jax.training import optimizer, train_step
 from mtl_jax.training.losses import Memory, Objective
-from mtl_jax.training.task_gradients import Problem
+from mtl_jax.training.task_gradients import StepSpec
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(
@@ -106,7 +106,7 @@ def take_steps(
         key=jax.random.key(1),
     )
     backward = backward or ("summed" if method == "sum" else "stacked")
-    problem = Problem(model, TASKS, aim, balance.METHODS[method](), backward, micro_batches)
+    problem = StepSpec(model, TASKS, aim, balance.METHODS[method](), backward, micro_batches)
     made = train_step.make_train_step(
         problem, tx=tx, schedule=schedule, ema_decay=ema_decay, skip_not_finite=skip_not_finite
     )
@@ -174,7 +174,7 @@ def test_a_batch_leaves_the_heads_that_it_does_not_label_alone_however_they_are_
             variables["params"], variables["batch_stats"], balance=plain, tx=tx, ema=False, tasks=tuple(TASKS),
             trained=aim.tasks, key=jax.random.key(1),
         )  # fmt: skip
-        problem = Problem(model, TASKS, aim, plain, "summed")
+        problem = StepSpec(model, TASKS, aim, plain, "summed")
         step = jax.jit(train_step.make_train_step(problem, tx=tx, schedule=schedule, clip_norm=1.0))
         after[way], metrics = step(state, Memory(None, ()), {"names": batch("names")})
         np.testing.assert_allclose(metrics["all/loss"], metrics["cls/names/loss"])

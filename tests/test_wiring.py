@@ -18,7 +18,7 @@ from mtl_jax.models.ownership import split_private
 from mtl_jax.models.sharing.wiring import WAYS
 from mtl_jax.training import optimizer, soft_sharing, train_step
 from mtl_jax.training.losses import Memory, Objective
-from mtl_jax.training.task_gradients import Problem
+from mtl_jax.training.task_gradients import StepSpec
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(
@@ -195,7 +195,7 @@ def step(model, variables, *, method, soft_sharing_strength=0.0):
     )  # fmt: skip
     names = {"tasks": tuple(TWO), "trained": tuple(TWO)}
     start = train_step.init_state(**variables, balance=balancing, tx=tx, ema=False, **names, key=jax.random.key(0))
-    problem = Problem(model, TWO, aim, balancing, "summed" if method == "sum" else "stacked")
+    problem = StepSpec(model, TWO, aim, balancing, "summed" if method == "sum" else "stacked")
     made = train_step.make_train_step(problem, tx=tx, schedule=schedule, soft_sharing_strength=soft_sharing_strength)
     data = {
         stream: {"image": image()[number, None], "labels": {task: {"label": jnp.array([number])}}}

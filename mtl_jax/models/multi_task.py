@@ -91,7 +91,7 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
         return Head(records, **sizes, dtype=dtype, exchange=settings["head_exchange"], **layers, parent=None)
 
     backbone = BackboneMaker(BACKBONES[settings["backbone"]], sizes)
-    makers = wiring.Makers(backbone, make_neck, make_head)
+    makers = wiring.PartFactories(backbone, make_neck, make_head)
     model = wiring.wire(settings, _checked_branches(settings, tasks), makers, tuple(tasks.values()))
     count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
     total, limit = sum(count.values()), settings["max_params"]
@@ -165,7 +165,7 @@ def apply_train(
     return _finished(model, passed.raw, image), passed.batch_stats
 
 
-class Passed(NamedTuple):
+class TrainOutputs(NamedTuple):
     """What a pass through the network in training gives."""
 
     raw: dict[str, Float[Array, "batch ..."]]  # what the head emits for each task
@@ -186,7 +186,7 @@ def train_raw(
     key: Key[Array, ""],
     train_batch_norm: ByBatch = True,
     offsets: Features | None = None,
-) -> Passed:
+) -> TrainOutputs:
     """As `apply_train`, but returns what the head emits, and the features on the way.
 
     `offsets` are added to what the tasks read last in common: a loss's gradient in them is that at the features.
@@ -204,7 +204,7 @@ def train_raw(
     )
     shown: Any = updated["intermediates"]
     batch_stats = updated["batch_stats"] if train_batch_norm else batch_stats
-    return Passed(raw, batch_stats, _features(shown), shown.get(SHARED, {}))
+    return TrainOutputs(raw, batch_stats, _features(shown), shown.get(SHARED, {}))
 
 
 def apply_eval(

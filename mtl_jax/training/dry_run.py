@@ -17,7 +17,7 @@ from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.training import projection_memory, stage_memory, stage_plan, stage_setup
-from mtl_jax.training.stage_plan import Learnt
+from mtl_jax.training.stage_plan import StageResult
 
 
 def rehearse(config: Any, parts: experiment.Experiment) -> None:
@@ -38,7 +38,7 @@ def rehearse(config: Any, parts: experiment.Experiment) -> None:
     replay: dict[str, Any] = {}
     held = gpm.NOTHING
     for index in range(len(config.order)):
-        learnt = Learnt(variables, anchors=(), replay=replay, stages=[], train_seconds=0.0, step=0)
+        learnt = StageResult(variables, anchors=(), replay=replay, stages=[], train_seconds=0.0, step=0)
         stage = stage_plan.plan(config, parts, index, learnt._replace(held=held))
         jax.eval_shape(lambda given, stage=stage, learnt=learnt: _state(parts, stage, learnt, given), variables)
         stage_memory.check(parts, stage)
@@ -47,7 +47,7 @@ def rehearse(config: Any, parts: experiment.Experiment) -> None:
             replay |= {stream: _Expected(parts, stream, trained[stream]) for stream in stage.settings.streams}
 
 
-def _state(parts: experiment.Experiment, stage: stage_plan.StagePlan, learnt: Learnt, variables: Any) -> Any:
+def _state(parts: experiment.Experiment, stage: stage_plan.StagePlan, learnt: StageResult, variables: Any) -> Any:
     return stage_setup.prepare(parts, stage, learnt._replace(variables=variables), seed=0)[0]
 
 

@@ -13,7 +13,7 @@ from mtl_jax.runtime import devices
 from mtl_jax.tasks.base import Metric
 from mtl_jax.training import stage_setup
 from mtl_jax.training.run_context import Run
-from mtl_jax.training.stage_plan import Learnt, StagePlan
+from mtl_jax.training.stage_plan import StagePlan, StageResult
 from mtl_jax.training.train_step import TrainState
 
 
@@ -35,7 +35,7 @@ def tasks(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, dict
     return {name: metrics[name] for name in names}
 
 
-def before(run: Run, stage: StagePlan, learnt: Learnt, state: TrainState) -> dict[str, Any]:
+def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -> dict[str, Any]:
     """Measures what a stage will teach, before it does, and what constant answers reach: what there is to beat.
 
     For forward transfer, older tasks are measured too, and before the first stage every task of the run.

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from mtl_jax.training import measurement, stage_checkpoints, stage_plan, stage_setup
 from mtl_jax.training.run_context import Run
-from mtl_jax.training.stage_plan import Learnt, StagePlan
+from mtl_jax.training.stage_plan import StagePlan, StageResult
 from mtl_jax.workdir import checkpoints, data_changes
 from mtl_jax.workdir.data_record import tell
 
 
-def with_this_data(run: Run, learnt: Learnt, start: Callable[[], Learnt]) -> Learnt:
+def with_this_data(run: Run, learnt: StageResult, start: Callable[[], StageResult]) -> StageResult:
     """Says what of the data has changed since the finished stages were trained.
 
     Where validation images have, these stages are measured on those of now; a run whose stages are all finished keeps
@@ -46,7 +46,7 @@ def with_this_data(run: Run, learnt: Learnt, start: Callable[[], Learnt]) -> Lea
     return _measured_again(run, learnt, start())
 
 
-def _measured_again(run: Run, learnt: Learnt, start: Learnt) -> Learnt:
+def _measured_again(run: Run, learnt: StageResult, start: StageResult) -> StageResult:
     """Repeats for every finished stage what was measured before and after it."""
     previous, history = start, []
     for stage, place in zip(learnt.stages, checkpoints.stages(run.workdir), strict=False):

@@ -15,7 +15,7 @@ from mtl_jax.continual import ewc, gpm, replay
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import devices
 from mtl_jax.training.run_context import Run
-from mtl_jax.training.stage_plan import Learnt, StagePlan
+from mtl_jax.training.stage_plan import StagePlan, StageResult
 from mtl_jax.training.train_step import TrainState
 from mtl_jax.workdir import checkpoints, continuation, data_changes, files, run_record
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
-class Course:
+class StageClock:
     """How far a stage is."""
 
     state: TrainState
@@ -44,7 +44,7 @@ class Course:
         return time.monotonic() - self.started
 
 
-def finished(workdir: Path, config: Any, parts: experiment.Experiment) -> Learnt | None:
+def finished(workdir: Path, config: Any, parts: experiment.Experiment) -> StageResult | None:
     """Reads what the last finished stage left, if there is one.
 
     Args:
@@ -65,12 +65,12 @@ def finished(workdir: Path, config: Any, parts: experiment.Experiment) -> Learnt
     return read(path, config, parts)
 
 
-def read(path: Path, config: Any, parts: experiment.Experiment) -> Learnt:
+def read(path: Path, config: Any, parts: experiment.Experiment) -> StageResult:
     """Reads what a finished stage left; the arguments and errors are those of `finished`."""
     record = checkpoints.read_metadata(path)
     continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
     loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(parts), "memory": None})
-    return Learnt(
+    return StageResult(
         variables=loaded["variables"],
         anchors=tuple(ewc.Anchor(**anchor) for _, anchor in sorted(loaded["memory"]["anchors"].items())),
         replay={stream: replay.from_tree(tree) for stream, tree in loaded["memory"]["replay"].items()},
@@ -100,7 +100,7 @@ def refuse_another_in_training(workdir: Path, config: Any, *, done: int) -> None
             continuation.refuse_another(path, before, config.to_dict(), stages=done + 1, partly=True)
 
 
-def save(run: Run, stage: StagePlan, after: Learnt, state: TrainState) -> None:
+def save(run: Run, stage: StagePlan, after: StageResult, state: TrainState) -> None:
     """Saves a finished stage with all that the later ones need, and removes what was saved on its way."""
     run_record.still_there(run.written)
     run.log.flush()
@@ -139,7 +139,7 @@ def _partial(run: Run, stage: StagePlan) -> Path:
     return run.workdir / "partial" / f"{stage.index}-{stage.name}"
 
 
-def resume(run: Run, stage: StagePlan, course: Course) -> dict[str, Any]:
+def resume(run: Run, stage: StagePlan, course: StageClock) -> dict[str, Any]:
     """Goes on from the newest of the stage's partial checkpoints, if there is one, and returns the data that it saw.
 
     Raises:
@@ -163,7 +163,7 @@ def resume(run: Run, stage: StagePlan, course: Course) -> dict[str, Any]:
     return then
 
 
-def save_partial(run: Run, stage: StagePlan, course: Course) -> None:
+def save_partial(run: Run, stage: StagePlan, course: StageClock) -> None:
     """Saves a stage that is not at its end, unless nothing has happened since it was saved."""
     if course.done == course.saved:
         return

@@ -17,7 +17,7 @@ from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Task
-from mtl_jax.training.stage_plan import Learnt, StagePlan
+from mtl_jax.training.stage_plan import StagePlan, StageResult
 from mtl_jax.training.train_step import TrainState
 
 CANDIDATES = 2000  # training images that exemplars are chosen among; decoding more would take minutes
@@ -27,7 +27,7 @@ def anchors(
     config: Any,
     parts: experiment.Experiment,
     stage: StagePlan,
-    learnt: Learnt,
+    learnt: StageResult,
     state: TrainState,
     variables: Mapping[str, PyTree],
 ) -> tuple[ewc.Anchor, ...]:
@@ -168,7 +168,7 @@ def _size(example: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def exemplars(
-    config: Any, parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, variables: Mapping[str, PyTree]
+    config: Any, parts: experiment.Experiment, stage: StagePlan, learnt: StageResult, variables: Mapping[str, PyTree]
 ) -> dict[str, replay.ReplayBuffer]:
     """Returns the exemplars of all streams so far: the older ones, and those that the stage is to leave.
 
@@ -186,7 +186,7 @@ def exemplars(
         generator = np.random.default_rng([config.seed, stage.index, number])
         source = experiment.source(parts, stream, training=True)
         candidates = generator.permutation(len(source))[:CANDIDATES]
-        seen = Seen(parts, stream, variables)
+        seen = NetworkView(parts, stream, variables)
         buffer = replay.fill(
             experiment.Subset(source, candidates.tolist()),
             count=settings.replay_images,
@@ -201,7 +201,7 @@ def exemplars(
     return buffers
 
 
-class Seen:
+class NetworkView:
     """What the network makes of a stream's samples, whole and unaugmented, one by one."""
 
     def __init__(self, parts: experiment.Experiment, stream: str, variables: Mapping[str, PyTree]) -> None:

@@ -23,7 +23,7 @@ from mtl_jax.training.losses import Objective
 SMOKE_STEPS = 2  # per stage of a smoke run
 
 
-class Learnt(NamedTuple):
+class StageResult(NamedTuple):
     """What a finished stage hands to the next."""
 
     variables: PyTree
@@ -79,7 +79,7 @@ class _Feeds(NamedTuple):
     groups: dict[str, tuple[str, ...]]
 
 
-def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) -> StagePlan:
+def plan(config: Any, parts: experiment.Experiment, index: int, learnt: StageResult) -> StagePlan:
     """Decides what a stage trains on: its own streams, replayed exemplars, distillation from the network before.
 
     Args:
@@ -124,7 +124,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: Learnt) 
 
 
 def _feeds(
-    config: Any, parts: experiment.Experiment, settings: Any, learnt: Learnt, seeds: Iterator[int], *, where: str
+    config: Any, parts: experiment.Experiment, settings: Any, learnt: StageResult, seeds: Iterator[int], *, where: str
 ) -> _Feeds:
     """The stage's own streams, then exemplars of old ones, which pass the network beside one of the same size."""
     feeds = _Feeds({}, {}, {}, {}, {}, {})

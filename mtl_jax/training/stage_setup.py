@@ -15,8 +15,8 @@ from mtl_jax.models.ownership import counterpart, owner_of
 from mtl_jax.runtime import devices
 from mtl_jax.training import optimizer, task_balancing, train_step
 from mtl_jax.training.losses import Memory, Objective
-from mtl_jax.training.stage_plan import Learnt, StagePlan
-from mtl_jax.training.task_gradients import Problem
+from mtl_jax.training.stage_plan import StagePlan, StageResult
+from mtl_jax.training.task_gradients import StepSpec
 
 
 def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
@@ -48,7 +48,7 @@ def _names(path: tuple) -> tuple[str, ...]:
 
 
 def prepare(
-    parts: experiment.Experiment, stage: StagePlan, learnt: Learnt, *, seed: int, skip_not_finite: bool = False
+    parts: experiment.Experiment, stage: StagePlan, learnt: StageResult, *, seed: int, skip_not_finite: bool = False
 ) -> tuple[train_step.TrainState, dict[int, train_step.Step], Memory]:
     """Builds a stage's state at step 0, its jitted steps by when each begins, and what they read of earlier stages."""
     settings, objective = stage.settings, stage.objectives[0]
@@ -89,7 +89,7 @@ def prepare(
     )
 
     def jitted(objective: Objective) -> train_step.Step:
-        problem = Problem(parts.model, parts.tasks, objective, method, backward, settings.micro_batches)
+        problem = StepSpec(parts.model, parts.tasks, objective, method, backward, settings.micro_batches)
         step = train_step.make_train_step(
             problem,
             tx=tx,

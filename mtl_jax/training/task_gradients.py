@@ -26,7 +26,7 @@ from mtl_jax.training.losses import LossParts, Memory, Objective
 Backward = Literal["summed", "stacked", "weighted", "features"]
 
 
-class Problem(NamedTuple):
+class StepSpec(NamedTuple):
     """What is the same at every step of a stage."""
 
     model: Any  # from `multi_task.build`
@@ -47,7 +47,7 @@ class Gradient(NamedTuple):
     balance_state: PyTree
 
 
-class Batch(NamedTuple):
+class StepInputs(NamedTuple):
     """What a gradient is taken at."""
 
     params: PyTree
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     key: Array
 
 
-def balanced(problem: Problem, given: Batch, balance_state: PyTree) -> Gradient:
+def balanced(problem: StepSpec, given: StepInputs, balance_state: PyTree) -> Gradient:
     """Returns the one gradient that a method makes of the tasks'; a task's own leaves take that task's alone."""
     if problem.backward == "summed":
         found = in_parts(summed, problem, given)
@@ -77,7 +77,7 @@ def balanced(problem: Problem, given: Batch, balance_state: PyTree) -> Gradient:
     return found._replace(grads=grads, metrics=metrics, balance_state=state)
 
 
-def summed(problem: Problem, given: Batch) -> Gradient:
+def summed(problem: StepSpec, given: StepInputs) -> Gradient:
     """The gradient of the sum of all losses: each group of streams forward and back once."""
     losses, metrics, batch_stats, grads = _no_losses(problem), {}, given.batch_stats, None
     for carried, function in _groups(problem, given):
@@ -88,7 +88,7 @@ def summed(problem: Problem, given: Batch) -> Gradient:
     return Gradient(losses, batch_stats, metrics, grads, ())
 
 
-def stacked(problem: Problem, given: Batch) -> Gradient:
+def stacked(problem: StepSpec, given: StepInputs) -> Gradient:
     """The tasks' gradients, each leaf [tasks, *param_shape]: each group forward once, back for each of its tasks."""
     losses, metrics, batch_stats = _no_losses(problem), {}, given.batch_stats
     by_task: list[PyTree] = [None for _ in problem.objective.tasks]
@@ -102,7 +102,7 @@ def stacked(problem: Problem, given: Batch) -> Gradient:
     return Gradient(losses, batch_stats, metrics, grads, ())
 
 
-def _weighted(problem: Problem, given: Batch, balance_state: PyTree) -> Gradient:
+def _weighted(problem: StepSpec, given: StepInputs, balance_state: PyTree) -> Gradient:
     """The gradient of the weighted sum: each group forward and back once.
 
     Where tasks share a group, it goes back only when the losses of all groups are known, and the weights with them.
@@ -143,7 +143,7 @@ def _weighted_group(
     return shared, private
 
 
-def _at_features(problem: Problem, given: Batch, balance_state: PyTree) -> Gradient:
+def _at_features(problem: StepSpec, given: StepInputs, balance_state: PyTree) -> Gradient:
     """Balances the gradients at the last common features, and takes what comes of it back through the network once.
 
     References:
@@ -172,7 +172,7 @@ def _at_features(problem: Problem, given: Batch, balance_state: PyTree) -> Gradi
     return Gradient(losses, parts.batch_stats, metrics, join_private(shared, private), state)
 
 
-def in_parts(gradient: Callable[[Problem, Batch], Gradient], problem: Problem, given: Batch) -> Gradient:
+def in_parts(gradient: Callable[[StepSpec, StepInputs], Gradient], problem: StepSpec, given: StepInputs) -> Gradient:
     """Takes a batch in `problem.micro_batches` parts, one after another, and averages losses and gradients in float32.
 
     Every part is normalised by its own batch statistics, and the running ones follow part by part.
@@ -201,7 +201,9 @@ def in_parts(gradient: Callable[[Problem, Batch], Gradient], problem: Problem, g
     return Gradient(losses, batch_stats, metrics, grads, ())
 
 
-def _groups(problem: Problem, given: Batch) -> Iterator[tuple[np.ndarray, Callable[..., tuple[Array, LossParts]]]]:
+def _groups(
+    problem: StepSpec, given: StepInputs
+) -> Iterator[tuple[np.ndarray, Callable[..., tuple[Array, LossParts]]]]:
     """The tasks that each group of streams carries, by their numbers, and `(batch_stats, params) -> losses` of it."""
     objective = problem.objective
     for number, group in enumerate(objective.groups):
@@ -223,7 +225,7 @@ def _groups(problem: Problem, given: Batch) -> Iterator[tuple[np.ndarray, Callab
         yield np.array([objective.tasks.index(task) for task in objective.carried(group)]), function
 
 
-def _no_losses(problem: Problem) -> Float[Array, " tasks"]:
+def _no_losses(problem: StepSpec) -> Float[Array, " tasks"]:
     return jnp.zeros(len(problem.objective.tasks))
 
 

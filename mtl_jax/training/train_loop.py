@@ -36,8 +36,8 @@ from mtl_jax.training import (
 )
 from mtl_jax.training.losses import Memory
 from mtl_jax.training.run_context import Run
-from mtl_jax.training.stage_checkpoints import Course
-from mtl_jax.training.stage_plan import Learnt, StagePlan
+from mtl_jax.training.stage_checkpoints import StageClock
+from mtl_jax.training.stage_plan import StagePlan, StageResult
 from mtl_jax.workdir import checkpoints, data_changes, data_record, files, run_record
 from mtl_jax.workdir.metrics_log import MetricsLog
 
@@ -118,18 +118,18 @@ def _refuse_other_baselines(config: Any, parts: experiment.Experiment, data: dat
         data_changes.refuse_other_baselines(config.contract.baseline_from.to_dict(), measured, data.digests())
 
 
-def _start(config: Any, parts: experiment.Experiment) -> Learnt:
+def _start(config: Any, parts: experiment.Experiment) -> StageResult:
     variables = experiment.init_variables(parts, key=jax.random.key(config.seed), pretrained_path=config.pretrained)
-    return Learnt(variables, anchors=(), replay={}, stages=[], train_seconds=0.0, step=0)
+    return StageResult(variables, anchors=(), replay={}, stages=[], train_seconds=0.0, step=0)
 
 
-def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
+def _run_stage(run: Run, index: int, learnt: StageResult) -> StageResult:
     """Trains and evaluates one stage, and saves it with what the later ones need."""
     started = time.monotonic()
     stage = stage_plan.plan(run.config, run.parts, index, learnt)
     skip = run.config.on_nan == "skip"
     state, steps, memory = stage_setup.prepare(run.parts, stage, learnt, seed=run.config.seed, skip_not_finite=skip)
-    course = Course(state, done=0, saved=0, started=started)
+    course = StageClock(state, done=0, saved=0, started=started)
     with course.paused():
         before = measurement.before(run, stage, learnt, state)
     then = stage_checkpoints.resume(run, stage, course)
@@ -149,7 +149,7 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
         _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
         history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before, "data": run.data}]
         peak = max(learnt.peak_memory_mb or 0.0, devices.peak_memory_mb() or 0.0) or None
-        after = Learnt(variables, anchors, buffers, history, learnt.train_seconds + seconds, end, held, peak)
+        after = StageResult(variables, anchors, buffers, history, learnt.train_seconds + seconds, end, held, peak)
         stage_checkpoints.save(run, stage, after, course.state)
     return after
 
@@ -157,7 +157,7 @@ def _run_stage(run: Run, index: int, learnt: Learnt) -> Learnt:
 def _train(
     run: Run,
     stage: StagePlan,
-    course: Course,
+    course: StageClock,
     steps: Mapping[int, train_step.Step],
     memory: Memory,
     steps_before: int,
@@ -291,7 +291,7 @@ def _log_metrics(
             run.log.log(step, epoch, stage.name, "val", task, name, value)
 
 
-def _conclude(run: Run, learnt: Learnt) -> dict[str, Any]:
+def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
     """Measures the budgets, judges the contract, and writes both and the report."""
     tasks, limits = run.parts.tasks, run.config.contract
     names = tuple(learnt.stages[-1]["metrics"])

@@ -16,7 +16,7 @@ from mtl_jax.models.ownership import SHARED, by_owner, join_private, split_priva
 from mtl_jax.models.patterns import change_where
 from mtl_jax.training import optimizer, soft_sharing, task_gradients
 from mtl_jax.training.losses import Memory, Objective
-from mtl_jax.training.task_gradients import Problem
+from mtl_jax.training.task_gradients import StepSpec
 
 
 class TrainState(NamedTuple):
@@ -77,7 +77,7 @@ def init_state(
 
 
 def make_train_step(
-    problem: Problem,
+    problem: StepSpec,
     *,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -103,7 +103,7 @@ def make_train_step(
         objective = stage.of(tuple(batch))
         drawn = problem._replace(objective=objective)
         key = jax.random.fold_in(state.key, state.step)
-        given = task_gradients.Batch(state.params, state.batch_stats, memory, batch, key)
+        given = task_gradients.StepInputs(state.params, state.batch_stats, memory, batch, key)
         if objective.reference_tasks:
             found = task_gradients.in_parts(task_gradients.stacked, drawn, given)
             old = jnp.array([name in objective.reference_tasks for name in objective.tasks])

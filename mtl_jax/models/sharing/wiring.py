@@ -23,7 +23,7 @@ SHARE_ALL = "all"
 SHARE_CHOICES = (SHARE_ALL, "stage_0", "stage_1", "stage_2", "stage_3")  # stage k ends at stride 2 ** (k + 1)
 
 
-class Makers(NamedTuple):
+class PartFactories(NamedTuple):
     """Make the parts of a network."""
 
     backbone: BackboneMaker
@@ -32,7 +32,10 @@ class Makers(NamedTuple):
 
 
 def wire(
-    settings: Mapping[str, Any], branches: Mapping[str, Mapping[str, Any]], makers: Makers, tasks: tuple[Task, ...]
+    settings: Mapping[str, Any],
+    branches: Mapping[str, Mapping[str, Any]],
+    makers: PartFactories,
+    tasks: tuple[Task, ...],
 ) -> Network:
     """Makes the network that the settings name.
 
@@ -77,7 +80,10 @@ def has_branches(settings: Mapping[str, Any]) -> bool:
 
 
 def _hard(
-    settings: Mapping[str, Any], branches: Mapping[str, Mapping[str, Any]], makers: Makers, tasks: tuple[Task, ...]
+    settings: Mapping[str, Any],
+    branches: Mapping[str, Mapping[str, Any]],
+    makers: PartFactories,
+    tasks: tuple[Task, ...],
 ) -> Network:
     if settings["share_until"] == SHARE_ALL:
         divided = settings["norms_from"]
