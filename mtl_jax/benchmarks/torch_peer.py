@@ -32,6 +32,7 @@ TAPS = {"block_4": 8, "block_9": 16}  # before these blocks, px
 STRIDES = (8, 16, 32)
 PRIOR_LOGIT = float(np.log(0.01 / 0.99))
 WINDOW, MAX_CELLS = 2, 10
+CANDIDATES, MAX_BOXES = 512, 100  # of an image: before and after suppression
 
 
 class ConvNorm(nn.Module):
@@ -105,8 +106,8 @@ class Network(nn.Module):
                 "cls": nn.Linear(width, problem_lib.CLS_CLASSES),
             }
         )
-        self.mean = torch.tensor([0.485, 0.456, 0.406])[None, :, None, None]
-        self.std = torch.tensor([0.229, 0.224, 0.225])[None, :, None, None]
+        for name, channels in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
+            self.register_buffer(name, torch.tensor(channels)[None, :, None, None], persistent=False)
         self.dropout_rate = 0.1
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,14 +157,14 @@ def load_jax_params(network: Network, params: Mapping[str, Any]) -> None:
         raise ValueError(f"the library has no parameter {', '.join(sorted(missing))}")
 
 
-def grid(size: int) -> tuple[Tensor, Tensor]:
+def grid(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the cells' centres [cells, 2] and strides [cells], px."""
     centres, strides = [], []
     for stride in STRIDES:
-        axis = torch.arange(size // stride) + 0.5
+        axis = torch.arange(size // stride, device=device) + 0.5
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         centres.append(torch.stack([x, y], -1).reshape(-1, 2) * stride)
-        strides.append(torch.full((len(centres[-1]),), float(stride)))
+        strides.append(torch.full((len(centres[-1]),), float(stride), device=device))
     return torch.cat(centres), torch.cat(strides)
 
 
@@ -194,67 +195,69 @@ def complete_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assign(boxes: Tensor, scores: Tensor, truth: Tensor, label: Tensor, size: int) -> Tensor:
-    """SimOTA (Ge et al., "YOLOX", 2021) of one image: the box of each cell, -1 for none.
+def assign(boxes: Tensor, scores: Tensor, labels: Mapping[str, Tensor], size: int) -> Tensor:
+    """SimOTA (Ge et al., "YOLOX", 2021): the number of the box that each cell [batch, cells] learns, -1 for none.
 
     Unlike the library's, a box that loses all its cells to others stays without.
     """
-    centres, _ = grid(size)
-    first, cells, valid = 0, [], []
-    step = torch.arange(-WINDOW, WINDOW + 1)
-    middle = (truth[:, :2] + truth[:, 2:]) / 2
+    truth, device = labels["boxes_xyxy"], boxes.device
+    centres, _ = grid(size, device)
+    cell, candidate = _window_cells(truth, size)
+    candidate &= labels["valid"][..., None]
+    image = torch.arange(len(boxes), device=device)[:, None, None]
+    overlap = torch.where(candidate, iou(boxes[image, cell], truth[:, :, None]), 0.0)
+    inside = ((centres[cell] > truth[:, :, None, :2]) & (centres[cell] < truth[:, :, None, 2:])).all(-1)
+    rest = torch.log(-torch.expm1(scores.clamp(max=-1e-8)))
+    cost = (-rest.sum(-1, keepdim=True) + rest - scores)[image, cell, labels["label"].long()[..., None]]
+    cost = cost - 3.0 * torch.log(overlap + 1e-8) + torch.where(inside, 0.0, 1e4)
+    cost = torch.where(candidate, cost, torch.inf)
+    wanted = overlap.topk(MAX_CELLS, -1).values.sum(-1).int().clamp(min=1)
+    lowest, order = cost.topk(MAX_CELLS, -1, largest=False)
+    chosen = (torch.arange(MAX_CELLS, device=device) < wanted[..., None]) & lowest.isfinite()
+    price = torch.where(chosen, lowest, torch.inf).flatten(1)
+    mine = cell.gather(-1, order).flatten(1)
+    best = torch.full(boxes.shape[:2], torch.inf, device=device).scatter_reduce(1, mine, price, "amin")
+    number = torch.arange(truth.shape[1], device=device).repeat_interleave(MAX_CELLS)
+    wins = chosen.flatten(1) & (price <= best.gather(1, mine))
+    none = truth.shape[1]
+    owner = torch.full(boxes.shape[:2], none, device=device)
+    owner = owner.scatter_reduce(1, mine, torch.where(wins, number, none), "amin")
+    return torch.where(owner == none, -1, owner)
+
+
+def _window_cells(truth: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Returns the cells around the middle of each box [batch, boxes, cells], and which of them lie on the map."""
+    first, cells, inside = 0, [], []
+    step = torch.arange(-WINDOW, WINDOW + 1, device=truth.device)
+    middle = (truth[..., :2] + truth[..., 2:]) / 2
     for stride in STRIDES:
         side = size // stride
         home = (middle / stride).floor().long()
-        x = home[:, :1, None] + step[None, None, :]
-        y = home[:, 1:, None] + step[None, :, None]
-        inside = ((x >= 0) & (x < side) & (y >= 0) & (y < side)).flatten(1)
-        cells.append(torch.where(inside, first + (y * side + x).flatten(1), 0))
-        valid.append(inside)
+        x, y = home[..., :1, None] + step, home[..., 1:, None] + step[:, None]
+        within = ((x >= 0) & (x < side) & (y >= 0) & (y < side)).flatten(2)
+        cells.append(torch.where(within, first + (y * side + x).flatten(2), 0))
+        inside.append(within)
         first += side * side
-    cell, candidate = torch.cat(cells, 1), torch.cat(valid, 1)
-    overlap = torch.where(candidate, iou(boxes[cell], truth[:, None]), 0.0)
-    inside = ((centres[cell] > truth[:, None, :2]) & (centres[cell] < truth[:, None, 2:])).all(-1)
-    rest = torch.log(-torch.expm1(scores.clamp(max=-1e-8)))
-    cost = (-rest.sum(1, keepdim=True) + rest - scores)[cell, label[:, None]]
-    cost = cost - 3.0 * torch.log(overlap + 1e-8) + torch.where(inside, 0.0, 1e4)
-    cost = torch.where(candidate, cost, torch.inf)
-    wanted = overlap.topk(MAX_CELLS, 1).values.sum(1).int().clamp(min=1)
-    lowest, order = cost.topk(MAX_CELLS, 1, largest=False)
-    chosen = (torch.arange(MAX_CELLS)[None] < wanted[:, None]) & lowest.isfinite()
-    owner = torch.full((len(boxes),), -1)
-    best = torch.full((len(boxes),), torch.inf)
-    for number in range(len(truth)):
-        mine = cell[number, order[number, chosen[number]]]
-        price = lowest[number, chosen[number]]
-        better = price < best[mine]
-        owner[mine[better]], best[mine[better]] = number, price[better]
-    return owner
+    return torch.cat(cells, -1), torch.cat(inside, -1)
 
 
 def detection_loss(det: Tensor, labels: Mapping[str, Tensor], size: int) -> Tensor:
     """Complete IoU, quality focal objectness and classes towards the IoU, per assigned cell."""
-    centres, strides = grid(size)
+    centres, strides = grid(size, det.device)
     boxes, objectness, classes = boxes_of(det, centres, strides), det[..., 4] + PRIOR_LOGIT, det[..., 5:]
     scores = 0.5 * (functional.logsigmoid(objectness)[..., None] + functional.logsigmoid(classes)).detach()
-    quality_all, box_loss, class_loss, count = torch.zeros_like(objectness), 0.0, 0.0, 0
-    for b in range(len(det)):
-        valid = labels["valid"][b]
-        truth, label = labels["boxes_xyxy"][b][valid], labels["label"][b][valid].long()
-        owner = assign(boxes[b].detach(), scores[b], truth, label, size)
-        positive = owner >= 0
-        mine, own = boxes[b][positive], truth[owner[positive]]
-        quality = iou(mine, own).detach()
-        quality_all[b, positive] = quality
-        target = functional.one_hot(label[owner[positive]], classes.shape[-1]) * quality[:, None]
-        box_loss = box_loss + (1 - complete_iou(mine, own)).sum()
-        class_loss = class_loss + functional.binary_cross_entropy_with_logits(
-            classes[b][positive], target, reduction="sum"
-        )
-        count += int(positive.sum())
+    owner = assign(boxes.detach(), scores, labels, size)
+    image, cell = (owner >= 0).nonzero(as_tuple=True)
+    number = owner[image, cell]
+    mine, own = boxes[image, cell], labels["boxes_xyxy"][image, number]
+    quality = iou(mine, own).detach()
+    quality_all = torch.zeros_like(objectness).index_put((image, cell), quality)
+    target = functional.one_hot(labels["label"].long()[image, number], classes.shape[-1]) * quality[:, None]
+    box_loss = (1 - complete_iou(mine, own)).sum()
+    class_loss = functional.binary_cross_entropy_with_logits(classes[image, cell], target, reduction="sum")
     focal = (quality_all - objectness.sigmoid()).abs().square()
     cross_entropy = functional.binary_cross_entropy_with_logits(objectness, quality_all, reduction="none")
-    return (5 * box_loss + (focal * cross_entropy).sum() + class_loss) / max(count, 1)
+    return (5 * box_loss + (focal * cross_entropy).sum() + class_loss) / max(len(image), 1)
 
 
 def joint_loss(outputs: tuple[Tensor, Tensor, Tensor], labels: Mapping[str, Any], size: int) -> Tensor:
@@ -269,54 +272,86 @@ def joint_loss(outputs: tuple[Tensor, Tensor, Tensor], labels: Mapping[str, Any]
 
 
 def decode(outputs: tuple[Tensor, Tensor, Tensor], size: int) -> dict[str, Any]:
-    """Returns mask, boxes after non-maximum suppression within each class, and class probabilities."""
+    """Returns mask, the first boxes after non-maximum suppression within each class, and class probabilities."""
     seg, det, cls = outputs
     mask = functional.interpolate(seg, scale_factor=8, mode="bilinear").argmax(1)
-    boxes = boxes_of(det, *grid(size))
+    boxes = boxes_of(det, *grid(size, det.device))
     scores = (0.5 * (functional.logsigmoid(det[..., 4:5] + PRIOR_LOGIT) + functional.logsigmoid(det[..., 5:]))).exp()
-    found = []
-    for b in range(len(det)):
-        score, index = scores[b].flatten().topk(512)
-        label, box = index % scores.shape[-1], boxes[b][index // scores.shape[-1]]
-        rivals = (iou(box[:, None], box[None]) > 0.6) & (label[:, None] == label[None])
-        rivals = rivals.tril(-1)
-        valid = score >= 0.005
-        keep, before = valid, torch.zeros_like(valid)
-        while not torch.equal(keep, before):
-            before, keep = keep, valid & ~(rivals & keep[None]).any(1)
-        kept = keep.nonzero()[:100, 0]
-        found.append((box[kept], score[kept], label[kept]))
-    return {"seg": mask, "det": found, "cls": cls.softmax(-1)}
+    score, index = scores.flatten(1).topk(CANDIDATES, 1)
+    label, cell = index % scores.shape[-1], index // scores.shape[-1]
+    box = boxes.gather(1, cell[..., None].expand(-1, -1, 4))
+    rivals = (iou(box[:, :, None], box[:, None]) > 0.6) & (label[:, :, None] == label[:, None])
+    rivals = rivals.tril(-1)
+    valid = score >= 0.005
+    keep, before = valid, torch.zeros_like(valid)
+    while not torch.equal(keep, before):
+        before, keep = keep, valid & ~(rivals & keep[:, None]).any(-1)
+    place = torch.arange(CANDIDATES, device=keep.device)
+    first = torch.where(keep, place, CANDIDATES).topk(MAX_BOXES, 1, largest=False).values
+    kept = first.clamp(max=CANDIDATES - 1)
+    found = (box.gather(1, kept[..., None].expand(-1, -1, 4)), score.gather(1, kept), label.gather(1, kept))
+    return {"seg": mask, "det": (*found, first < CANDIDATES), "cls": cls.softmax(-1)}
 
 
 def build(problem: Problem) -> Callable[[], Any]:
-    """Returns a function that computes once; channels last, oneDNN, as many threads as cores."""
+    """Returns a function that computes once, on the first GPU where there is one: channels last, TF32 as XLA does."""
     torch.manual_seed(problem.seed)
-    size = problem.image_size
-    image = torch.from_numpy(problem_lib.images(problem)).permute(0, 3, 1, 2)  # NHWC in memory: channels last
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
+    torch.backends.cudnn.benchmark = True
+    # NHWC in memory: channels last
+    image = torch.from_numpy(problem_lib.images(problem)).to(device).permute(0, 3, 1, 2)
     network: Any = Network()
-    network.to(memory_format=torch.channels_last)
-    forward: Any = torch.compile(network) if problem.side == "torch_compile" else network
-    if problem.what == "infer":
-        network.eval()
+    network.to(device=device, memory_format=torch.channels_last)
+    compiled: Any = torch.compile(network) if problem.side == "torch_compile" else network
 
-        @torch.inference_mode()
-        def infer() -> Any:
-            return decode(forward(image), size)
+    def forward(image: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=problem.dtype == "bfloat16"):
+            outputs = compiled(image)
+        return tuple(output.float() for output in outputs)
 
-        return infer
+    compute = _infer(network, forward, image) if problem.what == "infer" else _step(problem, network, forward, image)
+
+    def run() -> Any:
+        result = compute()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return run
+
+
+def device_peak_mb() -> float:
+    """Returns the most memory that was in use on the GPU, or NaN where there is none."""
+    return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else float("nan")
+
+
+def _infer(network: Any, forward: Callable[[Tensor], Any], image: Tensor) -> Callable[[], Any]:
+    network.eval()
+
+    @torch.inference_mode()
+    def infer() -> Any:
+        return decode(forward(image), image.shape[-1])
+
+    return infer
+
+
+def _step(problem: Problem, network: Any, forward: Callable[[Tensor], Any], image: Tensor) -> Callable[[], float]:
     labels = {
-        task: {name: torch.from_numpy(array) for name, array in fields.items()}
+        task: {name: torch.from_numpy(array).to(image.device) for name, array in fields.items()}
         for task, fields in problem_lib.labels(problem).items()
     }
     network.train()
     optimizer = torch.optim.AdamW(
-        network.parameters(), problem_lib.LEARNING_RATE, weight_decay=problem_lib.WEIGHT_DECAY
+        network.parameters(),
+        problem_lib.LEARNING_RATE,
+        weight_decay=problem_lib.WEIGHT_DECAY,
+        fused=True if image.is_cuda else None,
     )
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = joint_loss(forward(image), labels, size)
+        loss = joint_loss(forward(image), labels, image.shape[-1])
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), problem_lib.CLIP_NORM)
         optimizer.step()
