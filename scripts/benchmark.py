@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
@@ -18,8 +19,6 @@ from mtl_jax.runtime import allocator
 
 def main(arguments: list[str]) -> int:
     """Prints one table; returns 0, or 2 for a user's mistake."""
-    from rich.console import Console
-
     from mtl_jax.benchmarks import commands
     from mtl_jax.errors import UserError
 
@@ -38,21 +37,40 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--methods", default="", help="of `balance`: names with commas between; all by default")
     parser.add_argument("--runs", default="", help="of `sharing`: finished trainings, shared=DIR,plain=DIR")
     parser.add_argument("--svg", type=Path, help="of `sharing`: draw what the runs reached against what networks cost")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of `gpu`: ends with what it has by then")
+    parser.add_argument("--quick", action="store_true", help="of `gpu`: tiny sizes, as without a GPU")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     print_any_name()
     options = vars(parser.parse_args(arguments))
     what, path = options.pop("what"), options.pop("json")
     try:
-        rows = commands.COMMANDS[what](commands.Options(**options))
-        console = Console(width=None if sys.stdout.isatty() else 160)
-        console.print(_table(rows))
-        if path:
-            record = {"command": ["benchmark.py", *arguments], "machine": _machine(), "rows": rows}
-            path.write_text(json.dumps(record, indent=1) + "\n")
+        about = {"command": ["benchmark.py", *arguments], "machine": _machine()}
+        rows = commands.COMMANDS[what](commands.Options(**options, on_rows=functools.partial(_write, path, about)))
+        _print(what, rows)
+        _write(path, about, rows)
     except (UserError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _write(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Replaces the file as a whole, so that a run which is ended early leaves what it had."""
+    if path:
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        part.replace(path)
+
+
+def _print(what: str, rows: list[dict[str, Any]]) -> None:
+    if what == "gpu":  # in plain text, as a bare machine prints it too
+        from mtl_jax.benchmarks import gpu
+
+        print(gpu.tables(rows))
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(_table(rows))
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -177,3 +179,128 @@ def test_sharing_is_timed_counted_and_set_against_what_runs_reached(monkeypatch,
         commands.sharing(dataclasses.replace(options, runs="plain=nowhere"))
     with pytest.raises(UserError, match="--runs names hard; expected some of plain, apart"):
         commands.sharing(dataclasses.replace(options, runs="hard=nowhere"))
+
+
+MISSING = ("grain", "ml_collections", "pycocotools", "orbax", "cv2", "PIL", "tensorboard", "tensorboardX", "torch")
+# Flax and Optax bring rich and absl for themselves, so those are kept from us alone.
+BARE = f"""
+import builtins, sys
+sys.modules.update(dict.fromkeys({MISSING}))
+found = builtins.__import__
+
+def bare(name, globals=None, *rest, **named):
+    asked_by = (globals or {{}}).get("__name__", "").partition(".")[0]
+    if name.partition(".")[0] in ("rich", "absl") and asked_by in ("mtl_jax", "benchmark", "__main__"):
+        raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+    return found(name, globals, *rest, **named)
+
+builtins.__import__ = bare
+"""
+
+
+def test_the_gpu_command_runs_on_a_bare_machine_and_says_where_there_is_no_gpu(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BARE)  # which every process of the command runs first
+    root, path = Path(__file__).parents[1], tmp_path / "gpu.json"
+    done = subprocess.run(
+        [sys.executable, root / "scripts" / "benchmark.py", "gpu", "--quick", "--minutes", "60", "--json", path],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    by_section = {name: [row for row in rows if row["section"] == name] for name in {row["section"] for row in rows}}
+    assert set(by_section) == {"machine", "correctness", "depthwise", "step", "infer", "balance"}
+    assert "no GPU is here" in by_section["machine"][0]["message"]
+    assert {row["equal"] for row in by_section["correctness"]} == {"yes"}
+    assert {"side": "torch", "section": "step", "message": "skipped: PyTorch is not installed"} in rows
+    timed = [row for row in rows if "message" not in row and row["section"] in ("step", "infer", "balance")]
+    assert all(row["min_ms"] <= row["median_ms"] <= row["max_ms"] for row in timed)
+    assert [row["balance"] for row in by_section["balance"]] == ["sum", "pcgrad"]
+    assert by_section["balance"][0]["ratio_to_sum"] == 1.0
+    assert by_section["balance"][1]["bar"] == "<= 1.10"
+    assert "## correctness" in done.stdout
+    assert "| jax | float32 | 2 | 64 |" in done.stdout
+
+
+def gpu_times(monkeypatch, outcomes):
+    """Lets `turns.together` return, for each problem, seconds of a computation or words; returns what was asked."""
+    from mtl_jax.benchmarks import gpu
+
+    asked = []
+
+    def together(problems, *, repeats, seconds, environment):
+        asked.append(list(problems))
+        found = [outcomes(problem, alone=len(problems) == 1) for problem in problems]
+        return [
+            each if isinstance(each, str) else turns.Timing(problem, 1.0, (each,), 1.0)
+            for problem, each in zip(problems, found, strict=True)
+        ]
+
+    facts = {"backend": "gpu", "gflop_an_image": 10.0, "tflops": {"bfloat16": 100.0, "float32": 50.0}}
+    monkeypatch.setattr(gpu, "_checks", lambda *arguments, **options: facts)
+    monkeypatch.setattr(gpu, "_has_torch", lambda: True)
+    monkeypatch.setattr(turns, "together", together)
+    return gpu, asked
+
+
+def test_a_gpu_s_rows_hold_ratios_bars_and_the_share_of_its_peak(monkeypatch):
+    seconds = {"jax": 0.1, "torch": 0.3, "torch_compile": 0.2}
+
+    def outcomes(problem, *, alone):
+        return seconds[problem.side] * (1.2 if problem.balance == "pcgrad" else 1.0)
+
+    gpu, asked = gpu_times(monkeypatch, outcomes)
+    written = []
+    rows = gpu.measure(minutes=1.0, quick=False, on_rows=lambda rows: written.append(len(rows)))
+    assert written == list(range(1, len(rows) + 1))
+    first = rows[0]
+    assert (first["section"], first["side"], first["dtype"], first["batch_size"]) == ("step", "jax", "bfloat16", 8)
+    assert first["ratio_to_torch_compile"] == pytest.approx(0.5)
+    assert (first["bar"], first["met"]) == ("<= 1.00", "yes")
+    assert first["share_of_peak"] == pytest.approx(3 * 10e9 * 8 / 0.1 / 100e12)
+    pcgrad = [row for row in rows if row.get("balance") == "pcgrad"]
+    assert [(row["setting"], row["met"]) for row in pcgrad] == [(name, "no") for name in gpu.SETTINGS]
+    assert pcgrad[0]["images_per_second"] == pytest.approx(3 * 32 / 0.12)
+    assert any(problem.depthwise == "shifted" for problem in asked[0])
+    assert {(row["dtype"], row["batch_size"]) for row in rows if row["section"] == "infer"} == {
+        (dtype, batch) for dtype in ("bfloat16", "float32") for batch in (8, 64, 256)
+    }
+
+
+def test_a_side_without_memory_is_tried_alone_and_what_comes_too_late_is_one_row_s_message(monkeypatch):
+    def outcomes(problem, *, alone):
+        if problem.side == "torch" and problem.batch_size == 64:
+            return 0.5 if alone else f"ended early: {turns.OUT_OF_MEMORY}"
+        return f"ended early: {turns.OUT_OF_MEMORY}" if problem.batch_size == 256 else 0.1
+
+    gpu, asked = gpu_times(monkeypatch, outcomes)
+    rows = gpu.measure(minutes=1.0, quick=False, on_rows=lambda rows: None)
+    assert next(row for row in rows if row["side"] == "torch" and row["batch_size"] == 64)["median_ms"] == 500
+    assert [len(problems) for problems in asked[:2]] == [7, 1]
+    large = [row for row in rows if row["batch_size"] == 256]
+    assert len(large) == 12
+    assert all(turns.OUT_OF_MEMORY in row["message"] for row in large)
+    late = gpu.measure(minutes=0.0, quick=False, on_rows=lambda rows: None)
+    assert {row["message"] for row in late} == {"left out: no time"}
+
+
+def test_sides_that_are_built_together_fail_one_by_one():
+    wrong = dataclasses.replace(SMALL, image_size=33)
+    late, failed = turns.together([SMALL, wrong], repeats=1, seconds=0.01)
+    assert late == "not done after 0 s"
+    assert isinstance(failed, str)
+    assert turns.cause("XLA said\nRESOURCE_EXHAUSTED: Out of memory while trying\nmore") == turns.OUT_OF_MEMORY
+    assert turns.cause("Traceback\nValueError: a word\n") == "ValueError: a word"
+
+
+def test_processes_share_one_cache_and_a_user_s_flags_for_xla_are_left_alone(monkeypatch):
+    from mtl_jax.benchmarks import gpu
+
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert gpu._environment()["XLA_FLAGS"] == gpu.XLA_FLAGS
+    from mtl_jax.runtime import compilation
+
+    assert gpu._environment()["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(compilation.MAX_BYTES)
+    monkeypatch.setenv("XLA_FLAGS", "--mine")
+    assert gpu._environment()["XLA_FLAGS"] == "--mine"

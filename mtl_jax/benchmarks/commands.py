@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ class Options:
     methods: str = ""  # names of balancing methods with commas between; "" is all of them
     runs: str = ""  # of `sharing`: network=work directory, with commas between
     svg: Path | None = None  # of `sharing`: gets the frontier
+    minutes: float = 8.0  # of `gpu`: for all
+    quick: bool = False  # of `gpu`: tiny sizes
+    on_rows: Callable[[Rows], None] = lambda rows: None  # of `gpu`: gets all rows so far, after each
 
 
 def step(options: Options) -> Rows:
@@ -169,6 +173,13 @@ def roofline(options: Options) -> Rows:
     return roofline.measure(batch_size=options.batch_size, image_size=options.image_size, repeats=options.repeats)
 
 
+def gpu(options: Options) -> Rows:
+    """Everything to know of one GPU in --minutes: correctness, step and inference beside PyTorch, balancing."""
+    from mtl_jax.benchmarks import gpu
+
+    return gpu.measure(minutes=options.minutes, quick=options.quick, on_rows=options.on_rows)
+
+
 COMMANDS = {
     "step": step,
     "infer": infer,
@@ -181,4 +192,5 @@ COMMANDS = {
     "hydra": hydra,
     "backbones": backbones,
     "roofline": roofline,
+    "gpu": gpu,
 }

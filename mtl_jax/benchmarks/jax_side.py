@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,9 @@ import jax
 from mtl_jax import tasks
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
-from mtl_jax.config import stage
+from mtl_jax.config import defaults
 from mtl_jax.evaluation import evaluate
-from mtl_jax.models import multi_task
+from mtl_jax.models import depthwise, multi_task
 from mtl_jax.runtime import compilation, devices
 from mtl_jax.training import optimizer, task_balancing, task_gradients, train_step
 from mtl_jax.training.losses import Memory, Objective
@@ -35,8 +36,21 @@ def build(problem: Problem) -> Computation:
     if problem.what == "infer":
         predict = evaluate.make_predict(model, records)
         ready = jax.device_put((variables, image))
-        return Computation(lambda: jax.device_get(predict(*ready, names=names)))
-    return _step(problem, records, model, variables, image)
+
+        def infer() -> Any:
+            with depthwise.traced_in(problem.depthwise):
+                return jax.block_until_ready(predict(*ready, names=names))
+
+        return Computation(infer)
+    with depthwise.traced_in(problem.depthwise):
+        return _step(problem, records, model, variables, image)
+
+
+def device_peak_mb() -> float:
+    """Returns the most memory that was in use on the first accelerator, or NaN where there is none."""
+    if jax.default_backend() == "cpu":
+        return float("nan")
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", float("nan")) / 1e6
 
 
 def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any) -> Computation:
@@ -55,7 +69,8 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         momentum=0.9,
         rates={"backbone": 0.2},
     )
-    settings = stage(tuple(streams), balance=problem.balance, gradient_space=problem.gradient_space)
+    own = {"streams": tuple(streams), "balance": problem.balance, "gradient_space": problem.gradient_space}
+    settings = SimpleNamespace(**(defaults.STAGE | own))
     method = task_balancing.method(settings, tasks=len(names), where="the benchmark")
     state = train_step.init_state(
         variables["params"],
@@ -74,7 +89,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         loss_weights={},
     )
     backward = task_balancing.backward(settings, method, objective, features_are_shared=True, where="the benchmark")
-    whole = task_gradients.Problem(model, records, objective, method, backward)
+    whole = task_gradients.StepSpec(model, records, objective, method, backward)
     step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, clip_norm=problem_lib.CLIP_NORM)
     memory = Memory(None, ())
     batch = devices.place(batch, dict.fromkeys(batch, problem.batch_size))

@@ -26,6 +26,7 @@ class Problem:
     disjoint: bool = False  # one stream for each task, each of `batch_size` images, instead of one with all labels
     classifiers: int = 0  # so many classification tasks instead of the flagship's three
     backbone: str = "mobilenet_v3_small"
+    depthwise: str = ""  # a form of `models.depthwise.FORMS`; "" is what the platform takes
     seed: int = 0
 
 

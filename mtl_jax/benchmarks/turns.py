@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.errors import UserError
+
+OUT_OF_MEMORY = "out of memory"
+OUT_OF_MEMORY_SIGNS = ("RESOURCE_EXHAUSTED", "OutOfMemoryError", "out of memory", "Out of memory", "MemoryError")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,31 +56,55 @@ def run(problems: Sequence[Problem], *, repeats: int, environment: dict[str, str
     Raises:
         UserError: a side could not be built; its last words are given.
     """
-    workers = []
+    workers: list[_Worker] = []
     try:
-        first = []
         for problem in problems:  # built one after another: compilers share nothing
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "mtl_jax.benchmarks.worker", json.dumps(dataclasses.asdict(problem))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, **(environment or {})},
-            )
-            workers.append(worker)
-            first.append(_read(worker, problem)["first_seconds"])
-            _read(worker, problem)
-        seconds: list[list[float]] = [[] for _ in problems]
+            workers.append(_Worker(problem, environment))
+            workers[-1].build()
         for _ in range(repeats):
-            for times, worker, problem in zip(seconds, workers, problems, strict=True):
-                times.append(_ask(worker, problem, "go")["seconds"])
-        peaks = [_ask(worker, problem, "end")["peak_mb"] for worker, problem in zip(workers, problems, strict=True)]
+            for worker in workers:
+                worker.compute()
+        for worker in workers:
+            worker.finish()
     finally:
         for worker in workers:
-            worker.kill()
-            worker.communicate()
-    return [Timing(*each) for each in zip(problems, first, map(tuple, seconds), peaks, strict=True)]
+            worker.close()
+    return [worker.timing() for worker in workers]
+
+
+def together(
+    problems: Sequence[Problem], *, repeats: int, seconds: float, environment: dict[str, str] | None = None
+) -> list[Timing | str]:
+    """Builds every problem at the same time, as many cores allow, and then times them in turns.
+
+    Args:
+        problems: to be compared.
+        repeats: timed computations of each.
+        seconds: until what is not done is ended; what was timed by then counts.
+        environment: variables of the sides' processes, beside this one's.
+
+    Returns:
+        The timing of each problem, or why there is none.
+    """
+    workers = [_Worker(problem, environment) for problem in problems]
+    late = threading.Event()
+    alarm = threading.Timer(seconds, lambda: (late.set(), *(worker.process.kill() for worker in workers)))
+    alarm.start()
+    failures: dict[_Worker, str] = {}
+    rounds = [_Worker.build, *[_Worker.compute] * repeats, _Worker.finish]
+    try:
+        for act, worker in itertools.product(rounds, workers):
+            if worker in failures:
+                continue
+            try:
+                act(worker)
+            except UserError as error:
+                failures[worker] = f"not done after {seconds:.0f} s" if late.is_set() else str(error)
+    finally:
+        alarm.cancel()
+        for worker in workers:
+            worker.close()
+    return [worker.timing() if worker.seconds else failures.get(worker, "not timed") for worker in workers]
 
 
 def timed(compute: Callable[[], Any]) -> float:
@@ -82,16 +114,59 @@ def timed(compute: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _ask(worker: Any, problem: Problem, word: str) -> dict[str, float]:
-    worker.stdin.write(word + "\n")
-    worker.stdin.flush()
-    return _read(worker, problem)
+class _Worker:
+    """The process of one side, and what it has reported."""
+
+    def __init__(self, problem: Problem, environment: dict[str, str] | None) -> None:
+        self.problem, self.first_seconds, self.peak_mb = problem, math.nan, math.nan
+        self.seconds: list[float] = []
+        # A pipe that nobody reads would stop a compiler that warns a lot.
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 -- `close` closes it
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mtl_jax.benchmarks.worker", json.dumps(dataclasses.asdict(problem))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+
+    def build(self) -> None:
+        self.first_seconds = self._read()["first_seconds"]
+        self._read()
+
+    def compute(self) -> None:
+        self.seconds.append(self._ask("go")["seconds"])
+
+    def finish(self) -> None:
+        self.peak_mb = self._ask("end")["peak_mb"]
+
+    def timing(self) -> Timing:
+        return Timing(self.problem, self.first_seconds, tuple(self.seconds), self.peak_mb)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self._errors.close()
+
+    def _ask(self, word: str) -> dict[str, float]:
+        with contextlib.suppress(BrokenPipeError):  # of a process that has ended: reading finds out why
+            print(word, file=self.process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> dict[str, float]:
+        for line in self.process.stdout or ():
+            if line.startswith("{"):
+                return json.loads(line)
+        self.process.wait()
+        self._errors.seek(0)
+        raise UserError(f"the side {self.problem.side} of the benchmark ended early: {cause(self._errors.read())}")
 
 
-def _read(worker: Any, problem: Problem) -> dict[str, float]:
-    for line in worker.stdout:
-        if line.startswith("{"):
-            return json.loads(line)
-    words = worker.stderr.read().strip().splitlines() or ["it said nothing"]
-    hint = "; install it with pip install -e '.[oracle]'" if "No module named 'torch'" in words[-1] else ""
-    raise UserError(f"the side {problem.side} of the benchmark ended early: {words[-1]}{hint}")
+def cause(errors: str) -> str:
+    """Says why a process ended, by what it wrote."""
+    if any(sign in errors for sign in OUT_OF_MEMORY_SIGNS):
+        return OUT_OF_MEMORY
+    last = (errors.strip().splitlines() or ["it said nothing"])[-1]
+    hint = "; install it with pip install -e '.[oracle]'" if "No module named 'torch'" in last else ""
+    return last + hint
