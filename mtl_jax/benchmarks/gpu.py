@@ -183,7 +183,8 @@ def _beside_torch(run: _Run, what: str, dtype: str, batches: tuple[int, ...], *,
         dataclasses.replace(plain, side=side, batch_size=batch, depthwise=depthwise) for side, batch, depthwise in sides
     ]
     timings = _timed(run, problems, share)
-    compiled = {t.problem.batch_size: t.median for t in timings if _is(t, "torch_compile")}
+    found = [each for each in timings if isinstance(each, turns.Timing)]
+    compiled = {each.problem.batch_size: each.median for each in found if each.problem.side == "torch_compile"}
     for problem, timing in zip(problems, timings, strict=True):
         row = _row(what, problem, timing)
         if isinstance(timing, turns.Timing):
@@ -198,8 +199,8 @@ def _beside_torch(run: _Run, what: str, dtype: str, batches: tuple[int, ...], *,
 def _balance(run: _Run, dtype: str, *, share: float) -> None:
     """Times balancing methods against the plain sum."""
     scale = run.scale
-    sizes = {"batch_size": scale.balance_batch, "image_size": scale.image_size, "classifiers": scale.classifiers}
-    plain = Problem("jax", "step", **sizes, dtype=dtype, backbone=scale.backbone)
+    plain = Problem("jax", "step", scale.balance_batch, scale.image_size, dtype)
+    plain = dataclasses.replace(plain, backbone=scale.backbone, classifiers=scale.classifiers)
     named = [(name, method) for name in scale.settings for method in scale.methods]
     problems = [dataclasses.replace(plain, balance=method, **SETTINGS[name]) for name, method in named]
     timings = _timed(run, problems, share)
@@ -233,10 +234,6 @@ def _timed(run: _Run, problems: list[Problem], share: float) -> list[turns.Timin
             (alone,) = together([problems[number]])
             timings[number] = timing if isinstance(alone, str) and alone.startswith("left out") else alone
     return timings
-
-
-def _is(timing: turns.Timing | str, side: str) -> bool:
-    return isinstance(timing, turns.Timing) and timing.problem.side == side
 
 
 def _row(section: str, problem: Problem, timing: turns.Timing | str) -> dict[str, Any]:
