@@ -11,7 +11,7 @@ from mtl_jax.runtime import allocator
 
 PROGRAM = """
 import os, sys
-from mtl_jax import allocator
+from mtl_jax.runtime import allocator
 print("start", flush=True)
 allocator.tune()
 print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:])

@@ -11,7 +11,8 @@ from mtl_jax.workdir import run_record
 ROOT = Path(__file__).parent.parent
 STUB = """
 import json, os, pathlib, sys
-from mtl_jax import config as config_lib, overrides
+from mtl_jax import config as config_lib
+from mtl_jax.config import overrides
 page, changes, rest = overrides.split(sys.argv[1:])
 if "broken" in page:
     sys.exit("error: no such data")

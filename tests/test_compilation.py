@@ -12,7 +12,7 @@ from mtl_jax.runtime import compilation
 
 PROGRAM = """
 import jax, jax.numpy as jnp, logging
-from mtl_jax import compilation
+from mtl_jax.runtime import compilation
 logging.basicConfig(level=logging.WARNING)
 print(compilation.enable_cache())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

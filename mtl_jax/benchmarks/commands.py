@@ -96,7 +96,7 @@ def compile_times(options: Options) -> Rows:
     """Seconds from the start of a process to the first step's result, and of the first commands a user types."""
     program = (
         "import time; start = time.perf_counter()\n"
-        "from mtl_jax import compilation; compilation.enable_cache()\n"
+        "from mtl_jax.runtime import compilation; compilation.enable_cache()\n"
         "from mtl_jax.benchmarks import jax_side, problem\n"
         "imported = time.perf_counter()\n"
         f"jax_side.build(problem.Problem('jax', 'step', {options.batch_size}, {options.image_size})).compute()\n"
