@@ -82,6 +82,9 @@ class Block(nn.Module):
 class Network(nn.Module):
     """MobileNetV3-Small, one FPN layer, a head of two 3x3 convolutions and 1x1 readouts; named as in the library."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, width: int = 96) -> None:
         super().__init__()
         inputs, blocks = 16, {}

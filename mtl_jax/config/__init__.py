@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mtl_jax.config.settings import base, stage, stream
 
 __all__ = ["base", "completed", "data_root", "load_page", "resolve", "stage", "stream", "validate"]
-_PLACES = dict.fromkeys(("base", "stage", "stream"), "settings")
+_PLACES: dict[str, str] = dict.fromkeys(("base", "stage", "stream"), "settings")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +67,9 @@ class Convolution(NamedTuple):
             activation: One of `batch_norm.ACTIVATIONS`.
             residual: Added to the result.
         """
-        arrays = (*self._arrays, factor, shift, residual)
+        operands = _Operands(*self._arrays, factor, shift, residual)
         whole = _fused if _supports(self._settings, self._arrays) else _one_by_one
-        return whole(self._settings, activation, *arrays)
+        return whole(self._settings, activation, operands)
 
     @property
     def _settings(self) -> _Settings:
@@ -114,31 +114,24 @@ def _convolved(settings: _Settings, x: Array, weights: Array | None, kernel: Arr
     return convolve(x, kernel, stride=settings.stride, dilation=settings.dilation)
 
 
-def _one_by_one(
-    settings: _Settings,
-    activation: str,
-    x: Array,
-    weights: Array | None,
-    kernel: Array,
-    factor: Array,
-    shift: Array,
-    residual: Array | None,
-) -> Array:
+class _Operands(NamedTuple):
+    x: Array
+    weights: Array | None  # of the channels of x
+    kernel: Array
+    factor: Array
+    shift: Array
+    residual: Array | None
+
+
+def _one_by_one(settings: _Settings, activation: str, operands: _Operands) -> Array:
+    x, weights, kernel, factor, shift, residual = operands
     y = batch_norm.affine(_convolved(settings, x, weights, kernel), factor, shift, activation=activation)
     return y if residual is None else y + residual
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _fused(
-    settings: _Settings,
-    activation: str,
-    x: Array,
-    weights: Array | None,
-    kernel: Array,
-    factor: Array,
-    shift: Array,
-    residual: Array | None,
-) -> Array:
+def _fused(settings: _Settings, activation: str, operands: _Operands) -> Array:
+    x, weights, kernel, factor, shift, residual = operands
     window = settings.window(x, kernel)
     shape = (*window.output_size, kernel.shape[-1])
     options = {"stride": settings.stride, "activation": batch_norm.ACTIVATIONS.index(activation)}
@@ -159,11 +152,10 @@ def _fused(
     return cpu_kernels.call(call, x, kernel, factor, shift, *more)
 
 
-def _fused_forward(settings: _Settings, activation: str, *arrays: Any) -> tuple[Array, Any]:
-    return jax.vjp(partial(_one_by_one, settings, activation), *arrays)
-
-
-_fused.defvjp(_fused_forward, lambda settings, activation, backward, g: backward(g))
+_fused.defvjp(
+    lambda settings, activation, operands: jax.vjp(partial(_one_by_one, settings, activation), operands),
+    lambda settings, activation, backward, g: backward(g),
+)
 
 
 def dense(
@@ -190,7 +182,7 @@ _POINTWISE = _Settings(1, 1, depthwise=False)
 
 @jax.custom_vjp
 def _fused_dense(x: Array, kernel: Array, bias: Array, residual: Array | None) -> Array:
-    return _fused(_POINTWISE, "identity", x, None, kernel, jnp.ones_like(bias), bias, residual)
+    return _fused(_POINTWISE, "identity", _Operands(x, None, kernel, jnp.ones_like(bias), bias, residual))
 
 
 _fused_dense.defvjp(
