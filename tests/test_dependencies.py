@@ -17,6 +17,7 @@ DISTRIBUTIONS = {  # of packages that are installed under another name than they
     "cv2": "opencv-python-headless",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
 }
 BEHIND = {"jax.export": "flatbuffers"}  # what a package imports in one of its parts, without declaring it
 EXTRAS = {  # of what may import more than the dependencies

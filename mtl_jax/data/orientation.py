@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from mtl_jax.data.sources.base import counted
 from mtl_jax.errors import UserError
@@ -144,3 +144,11 @@ def turn_boxes(boxes_xyxy: Float32[np.ndarray, "boxes 4"], header: Header) -> Fl
     second = turn(boxes_xyxy[:, 2], boxes_xyxy[:, 3], header.width, header.height)
     corners = np.stack([np.stack(first, axis=1), np.stack(second, axis=1)])
     return np.concatenate([corners.min(axis=0), corners.max(axis=0)], axis=1).astype(np.float32)
+
+
+def turn_points(points: Float[np.ndarray, "points 2"], header: Header) -> Float[np.ndarray, "points 2"]:
+    """Moves corners (x, y) from the stored pixels to the upright ones."""
+    turn = _CORNERS.get(header.orientation)
+    if turn is None:
+        return points
+    return np.stack(turn(points[:, 0], points[:, 1], header.width, header.height), axis=1)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool
 from PIL import Image
 
-from mtl_jax.data.images import MAX_PIXELS
 from mtl_jax.data.minis.download import disk_errors
 from mtl_jax.data.minis.mini_sets import SETS
 from mtl_jax.data.minis.staging import alone, staging
+from mtl_jax.data.outlines import outline
 from mtl_jax.data.sources.base import SPLITS, file_in, read_bytes
 from mtl_jax.data.sources.coco_file import read
 from mtl_jax.data.sources.open_images_csv import BOXES, CLASSES, MASKS, PRESENCES, SPLIT_NAMES
@@ -33,7 +30,6 @@ PRESENCE_COLUMNS = ("ImageID", "Source", "LabelName", "Confidence")
 MASK_COLUMNS = (
     "MaskPath", "ImageID", "LabelName", "BoxID", "BoxXMin", "BoxXMax", "BoxYMin", "BoxYMax", "PredictedIoU", "Clicks",
 )  # fmt: skip
-MAX_OUTLINE_PX = 1_000_000
 UNKNOWN = -1  # of the flags of a box
 
 
@@ -98,29 +94,6 @@ def _write_split(folder: Path, split: str, content: Mapping[str, Any], images: P
     for (table, found), columns in zip(rows.items(), (BOX_COLUMNS, PRESENCE_COLUMNS, MASK_COLUMNS), strict=True):
         _write_table(folder / f"{prefix}-{table}", columns, found)
     return len(content["images"])
-
-
-def outline(polygons: Sequence[Sequence[float]], height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """Returns the pixels inside of any of COCO's polygons, each a list of x, y, x, y, … in px.
-
-    Raises:
-        UserError: a polygon has fewer than three corners, or they lie absurdly far apart or outside.
-    """
-    from pycocotools import mask  # compiled, and needed here alone
-
-    corners = [np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons]
-    if not corners or any(len(polygon) < 3 for polygon in corners):
-        raise UserError(f"expected polygons of three corners or more, found {polygons}: mend the annotations")
-    steps = (np.abs(np.diff(polygon, axis=0, append=polygon[:1])).max(axis=1).sum() for polygon in corners)
-    # The package counts along the edges in numbers of 32 bits, unchecked.
-    if not sum(steps) <= MAX_OUTLINE_PX or max(np.abs(polygon).max() for polygon in corners) > MAX_OUTLINE_PX:
-        raise UserError(f"expected outlines of at most {MAX_OUTLINE_PX} px, found longer ones: mend the annotations")
-    if not 0 < height * width <= MAX_PIXELS:
-        raise UserError(f"expected at most {MAX_PIXELS} pixels, found {width} x {height}: mend the annotations")
-    shapes: Any = [polygon.ravel().tolist() for polygon in corners]  # which its types do not know as lists of lists
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # it does not know the copy keyword of NumPy 2 yet
-        return mask.decode(mask.merge(mask.frPyObjects(shapes, height, width))).astype(bool)
 
 
 def _mid(category: Mapping[str, Any]) -> str:

@@ -38,7 +38,15 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or lacks something.
     """
-    content = read_json(file)
+    return check(read_json(file), file)
+
+
+def check(content: Any, file: Path) -> dict[str, Any]:
+    """Returns the content of an annotation file, with plain numbers as ids.
+
+    Raises:
+        UserError: it lacks something.
+    """
     for key, needed in SECTIONS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{file}: expected a COCO file with a list {key!r}, found none: check the file")

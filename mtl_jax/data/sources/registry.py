@@ -15,6 +15,7 @@ from mtl_jax.data.sources.base import SPLITS, Reading, Sample, Source, reading_o
 from mtl_jax.data.sources.coco import CocoDetection
 from mtl_jax.data.sources.digits import DigitScenes
 from mtl_jax.data.sources.image_folder import ImageFolder
+from mtl_jax.data.sources.labels import Labels
 from mtl_jax.data.sources.nyuv2 import NYUv2
 from mtl_jax.data.sources.open_images import OpenImages
 from mtl_jax.data.sources.tfds import Tfds
@@ -32,6 +33,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "utkface": UTKFace,
     "nyuv2": NYUv2,
     "tfds": Tfds,
+    "labels": Labels,
     "digits": DigitScenes,
 }
 

@@ -1,0 +1,7 @@
+"""Label formats in and out: told by content, read into one common form, written again."""
+
+from mtl_jax.data.formats.convert import Converted, convert
+from mtl_jax.data.formats.records import LABELS, Dataset, Record, Shape
+from mtl_jax.data.formats.table import FORMATS, detect, read
+
+__all__ = ["FORMATS", "LABELS", "Converted", "Dataset", "Record", "Shape", "convert", "detect", "read"]

@@ -1,0 +1,243 @@
+"""From what a format's reader found to a dataset: images are found, objects brought to upright pixels and cleaned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mtl_jax.data import orientation
+from mtl_jax.data.formats.cleaning import Cleaner, scale_of
+from mtl_jax.data.formats.entries import SPLIT_ORDER, Entry, Found
+from mtl_jax.data.formats.place import Finder, Place
+from mtl_jax.data.formats.records import BACKGROUND, Dataset, Record
+from mtl_jax.data.images import read_header
+from mtl_jax.data.orientation import Header
+from mtl_jax.data.sources.base import Reading, counted
+from mtl_jax.errors import UserError
+
+
+class _Located(NamedTuple):
+    """An entry whose image is there."""
+
+    entry: Entry
+    image: Path
+    header: Header
+
+
+def assemble(name: str, place: Place, found: Found, *, kind: str | None = None, annotated_on: str = "auto") -> Dataset:
+    """Returns the dataset.
+
+    Args:
+        name: of the format.
+        place: that was read.
+        found: by the format's reader.
+        kind: of label that is wanted; with "masks", objects without an outline fill their box.
+        annotated_on: one of `orientation.ANNOTATED_ON`.
+
+    Raises:
+        UserError: no image is there, one has another size than its labels, or nothing tells how EXIF turns them.
+    """
+    located = _merge(_locate(place, found), found)
+    convention = orientation.judge(
+        ((str(each.image), each.header, _annotated_size(each)) for each in located if each.header.is_turned),
+        annotated_on=orientation.check(annotated_on),
+        what="labels",
+        where=place.path,
+    )
+    found.counts["images turned"] = convention.turned
+    found.notes += convention.notes
+    scale, note = scale_of([each.entry for each in located])
+    found.notes += [f"{place.path}: {note}"] if note else []
+    cleaner = Cleaner(len(located))
+    names = _names(place, [each.image for each in located])
+    records = []
+    for number, each in enumerate(located):
+        stored = _is_stored(each, convention)
+        shapes = None
+        if each.entry.shapes is not None:
+            drawn_in = scale(
+                each.entry, (each.header.width, each.header.height) if stored else each.header.upright_size
+            )
+            shapes = cleaner.clean(number, drawn_in, each.header, stored=stored, where=each.entry.where)
+        records.append(_record(each, names[number], shapes, stored))
+    counts = {"images": len(records), **found.counts, **cleaner.counts()}
+    return Dataset(
+        format=name,
+        path=place.path,
+        records=tuple(sorted(records, key=lambda record: (record.image.name, record.name))),
+        classes=_classes(found, records, kind),
+        splits=tuple(split for split in SPLIT_ORDER if any(record.split == split for record in records)),
+        reading=Reading(
+            {what: count for what, count in counts.items() if count}, (*found.notes, *cleaner.notes(place.path))
+        ),
+    )
+
+
+def _locate(place: Place, found: Found) -> list[_Located]:
+    finder = Finder(place)
+    located, missing = [], []
+    for entry in found.entries:
+        image = _image(entry, finder, place)
+        if image is None:
+            missing.append(entry)
+        else:
+            located.append(_Located(entry, image, read_header(image)))
+    if not located:
+        first = f" (first: {missing[0].image}, named by {missing[0].where})" if missing else ""
+        raise UserError(
+            f"{place.path}: expected the images of these labels, found none of {len(missing)}{first}: put them there, "
+            "or name their folder (images)"
+        )
+    if missing:
+        found.counts["images missing"] = len(missing)
+        found.notes.append(
+            f"{place.path}: {counted(len(missing), 'images')} of {len(found.entries)} missing and left out (first: "
+            f"{missing[0].image}, named by {missing[0].where})."
+        )
+    if finder.by_name_alone:
+        found.counts["images found by their name alone"] = finder.by_name_alone
+    return located
+
+
+def _image(entry: Entry, finder: Finder, place: Place) -> Path | None:
+    if isinstance(entry.image, Path):
+        return entry.image
+    near = entry.near or place.root
+    found = finder.find(entry.image, near)
+    return found or (finder.find(entry.other_name, near) if entry.other_name else None)
+
+
+def _merge(located: Sequence[_Located], found: Found) -> list[_Located]:
+    """One image that is named several times has the labels of all."""
+    merged: dict[Path, _Located] = {}
+    repeated: list[_Located] = []
+    for each in located:
+        first = merged.setdefault(each.image, each)
+        if first is not each:
+            repeated.append(each)
+            merged[each.image] = first._replace(entry=_joined(first.entry, each.entry, found))
+    if repeated:
+        found.counts["image entries merged"] = len(repeated)
+        found.notes.append(
+            f"{counted(len(repeated), 'images')} named more than once (first: {repeated[0].entry.image}, in "
+            f"{repeated[0].entry.where}): each is one image with all its labels; look whether two exports were joined."
+        )
+    return list(merged.values())
+
+
+def _joined(first: Entry, other: Entry, found: Found) -> Entry:
+    """What both say is taken from the first where they contradict each other, which is counted."""
+    if first.size and other.size and first.size != other.size:
+        raise UserError(
+            f"{other.where}: expected one size of {first.image}, found {first.size[0]} x {first.size[1]} and "
+            f"{other.size[0]} x {other.size[1]} px: correct the file"
+        )
+    changes = {}
+    for field in ("mask", "class_name", "value", "depth", "tags", "size"):
+        mine, theirs = getattr(first, field), getattr(other, field)
+        if mine is None:
+            changes[field] = theirs
+        elif field == "tags" and theirs is not None:
+            changes[field] = {**theirs, **{tag: is_true or theirs.get(tag, False) for tag, is_true in mine.items()}}
+        elif theirs is not None and theirs != mine and field in ("class_name", "value"):
+            found.counts["labels in contradiction"] += 1
+    if other.shapes is not None:
+        changes["shapes"] = [*(first.shapes or []), *other.shapes]
+    return dataclasses.replace(first, split=first.split or other.split, **changes)
+
+
+def _annotated_size(each: _Located) -> tuple[int, int] | None:
+    maps = each.entry.depth or each.entry.mask
+    if each.entry.size is None and maps is not None:
+        header = read_header(maps.file)
+        return header.width, header.height
+    return each.entry.size
+
+
+def _is_stored(each: _Located, convention: orientation.Convention) -> bool:
+    """Whether the labels of an image are of its stored pixels.
+
+    Raises:
+        UserError: they are of another size than the image, or nothing tells.
+    """
+    entry, header = each.entry, each.header
+    size = _annotated_size(each) if header.is_turned else entry.size
+    if size is not None and size not in (header.upright_size, (header.width, header.height)):
+        width, height = header.upright_size
+        raise UserError(
+            f"{entry.where}: expected labels of {each.image} for its {width} x {height} px, found {size[0]} x "
+            f"{size[1]}: use the image that was labelled"
+        )
+    if not header.is_turned or not (entry.shapes or entry.mask or entry.depth):
+        return False
+    by_size = None if size is None else orientation.is_stored(header, size)
+    return convention.decided(each.image, "labels") if by_size is None else by_size
+
+
+def _record(each: _Located, name: str, shapes: tuple | None, stored: bool) -> Record:
+    entry = each.entry
+    tags = entry.tags
+    class_name = entry.class_name
+    return Record(
+        image=each.image,
+        name=name,
+        size=each.header.upright_size,
+        split=entry.split,
+        shapes=shapes,
+        mask=entry.mask,
+        class_name=class_name,
+        tags=tags,
+        value=entry.value,
+        depth=entry.depth,
+        stored=stored,
+    )
+
+
+def _names(place: Place, images: Sequence[Path]) -> list[str]:
+    """File names, or paths from the dataset's folder where two images have one name."""
+    if max(Counter(image.name for image in images).values()) == 1:
+        return [image.name for image in images]
+    return [
+        image.relative_to(root).as_posix() if root is not None else image.as_posix()
+        for image in images
+        for root in [next((root for root in (place.root, place.images_root) if root in image.parents), None)]
+    ]
+
+
+def _classes(found: Found, records: Sequence[Record], kind: str | None) -> dict[str, tuple[str, ...]]:
+    """Names by label; sorted where the format has no order of its own."""
+    objects = _table(found.names, (shape.label for record in records for shape in record.shapes or ()))
+    tags = _table(found.tag_names, (tag for record in records for tag in record.tags or ()))
+    classes = _table(found.tag_names, (record.class_name for record in records if record.class_name is not None))
+    has_outlines = any(shape.polygons or shape.runs for record in records for shape in record.shapes or ())
+    has = {
+        "detection": any(record.shapes is not None for record in records),
+        "mask": any(record.mask is not None for record in records),
+        "classification": any(record.class_name is not None for record in records),
+        "multi_label": any(record.tags is not None for record in records),
+    }
+    found_classes: dict[str, tuple[str, ...]] = {}
+    if has["detection"]:
+        found_classes["detection"] = objects
+    if has["mask"]:
+        found_classes["segmentation"] = tuple(found.mask_names)
+    elif has["detection"] and (has_outlines or kind == "masks"):
+        found_classes["segmentation"] = (BACKGROUND, *objects)
+    if has["classification"]:
+        found_classes["classification"] = classes
+    if has["multi_label"] or has["detection"]:
+        found_classes["multi_label"] = tags if has["multi_label"] else objects
+    if any(record.value is not None for record in records):
+        found_classes["value"] = ()
+    if any(record.depth is not None for record in records):
+        found_classes["depth"] = ()
+    return found_classes
+
+
+def _table(names: Sequence[str] | None, shown: Iterator[str]) -> tuple[str, ...]:
+    seen = set(shown)
+    table = tuple(dict.fromkeys(names)) if names is not None else ()
+    return (*table, *sorted(seen - set(table)))

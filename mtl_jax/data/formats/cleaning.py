@@ -1,0 +1,196 @@
+"""Brings objects into the upright image: scaled, turned, clipped, each once; what is dropped is counted."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mtl_jax.data import orientation
+from mtl_jax.data.formats import painting
+from mtl_jax.data.formats.entries import Drawn, Entry
+from mtl_jax.data.formats.records import Corners, Polygon, Shape
+from mtl_jax.data.images import turn_upright
+from mtl_jax.data.orientation import Header
+from mtl_jax.data.sources.base import counted
+from mtl_jax.data.sources.coco_boxes import LARGEST_SHARE, Boxes
+from mtl_jax.errors import UserError
+
+DECIMALS = (
+    2  # of coordinates, px: no annotation is finer, and numbers that were written as shares become the same again
+)
+MOST_CORNERS = 100_000  # of one polygon
+
+Size = tuple[int, int]  # width, height, px
+Scale = Callable[[Entry, Size], list[Drawn]]
+
+
+def scale_of(entries: Sequence[Entry]) -> tuple[Scale, str | None]:
+    """Judges by all objects whether coordinates are pixels or shares of the image, as exporters differ.
+
+    Args:
+        entries: with the objects; `shares` is what the format says.
+
+    Returns:
+        What brings an entry's objects to pixels, given its size; and a warning where the numbers contradict the format.
+    """
+    by_kind: dict[bool, list[float]] = {True: [], False: []}
+    for entry in entries:
+        by_kind[entry.shares] += [_largest(drawn) for drawn in entry.shapes or () if drawn.runs is None]
+    shares = [number for number in by_kind[True] if math.isfinite(number)]
+    pixels = [number for number in by_kind[False] if math.isfinite(number)]
+    are_pixels = sum(number > LARGEST_SHARE for number in shares) * 2 > len(shares)
+    are_shares = bool(pixels) and max(pixels) <= LARGEST_SHARE
+    note = None
+    if are_pixels:
+        note = (
+            f"{sum(number > LARGEST_SHARE for number in shares)} of {counted(len(shares), 'objects')} have coordinates "
+            f"above 1 (largest: {max(shares):g}), where shares of the image belong: all are read as pixels."
+        )
+    if are_shares:
+        note = (
+            f"no coordinate of {counted(len(pixels), 'objects')} is above {LARGEST_SHARE:g}, smaller than a pixel: all "
+            "are read as shares of the image."
+        )
+
+    def scale(entry: Entry, size: Size) -> list[Drawn]:
+        is_share = not are_pixels if entry.shares else are_shares
+        return [_scaled(drawn, size) if is_share else drawn for drawn in entry.shapes or ()]
+
+    return scale, note
+
+
+def _largest(drawn: Drawn) -> float:
+    numbers = [value for polygon in drawn.polygons for point in polygon for value in point] + list(drawn.xyxy or ())
+    return max(map(abs, numbers), default=math.nan)
+
+
+def _scaled(drawn: Drawn, size: Size) -> Drawn:
+    width, height = size
+    polygons = tuple(tuple((x * width, y * height) for x, y in polygon) for polygon in drawn.polygons)
+    box = drawn.xyxy
+    xyxy = None if box is None else (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+    return Drawn(drawn.label, xyxy, polygons, drawn.runs, drawn.crowd)
+
+
+class Cleaner:
+    """Cleans the objects of images, and counts what happens to them.
+
+    Args:
+        image_count: how many images there are.
+    """
+
+    def __init__(self, image_count: int) -> None:
+        self._boxes = Boxes(image_count)
+        self._numbers: dict[str, int] = {}
+        self._outlines: Counter[str] = Counter()
+        self._labelled: list[int] = []
+
+    def clean(
+        self, image: int, drawn: Sequence[Drawn], header: Header, *, stored: bool, where: str
+    ) -> tuple[Shape, ...]:
+        """Returns the objects that are left of an image's.
+
+        Args:
+            image: its number.
+            drawn: its objects, in pixels.
+            header: of the image.
+            stored: they are of the pixels as stored.
+            where: file and place of the objects, as errors tell them.
+
+        Raises:
+            UserError: an outline is longer or run lengths are of another size than any of this image.
+        """
+        self._labelled.append(image)
+        kept = self._boxes.of_image[image]
+        shapes: list[Shape] = []
+        for each in drawn:
+            polygons, runs, xyxy = self._turned(each, header, stored, where)
+            if xyxy is None:
+                self._boxes.dropped["degenerate"] += 1
+                continue
+            before = len(kept)
+            left, top, right, bottom = xyxy
+            annotation = {"bbox": [left, top, right - left, bottom - top], "iscrowd": int(each.crowd)}
+            annotation |= {} if each.area is None else {"area": each.area}
+            label = self._numbers.setdefault(each.label, len(self._numbers))
+            self._boxes.add(annotation, image=image, label=label, size=header.upright_size, where=where)
+            if len(kept) > before:
+                box = kept[-1]
+                shapes.append(Shape(each.label, _rounded(box.xyxy), polygons, runs, box.crowd, box.area))
+        return tuple(shapes)
+
+    def _turned(
+        self, drawn: Drawn, header: Header, stored: bool, where: str
+    ) -> tuple[tuple[Polygon, ...], painting.Runs | None, Corners | None]:
+        """Returns outlines and box in the upright image; no box where there is nothing."""
+        runs = None
+        if drawn.runs is not None:
+            size = (header.width, header.height) if stored else header.upright_size
+            if drawn.runs.size != size:
+                raise UserError(f"{where}: expected run lengths of {size[0]} x {size[1]} px, found {drawn.runs.size}")
+            pixels = painting.pixels_of(drawn.runs)
+            upright = turn_upright(pixels, header.orientation) if stored else pixels
+            runs = painting.runs_of(upright) if stored else drawn.runs
+            around = painting.bounds(upright)
+            if around is None:
+                return (), None, None
+        else:
+            around = None
+        turned = [_turn(polygon, header) if stored else polygon for polygon in drawn.polygons]
+        polygons = tuple(self._sound(turned, header.upright_size, where))
+        if drawn.xyxy is not None:
+            xyxy = _turn_box(drawn.xyxy, header) if stored else drawn.xyxy
+        else:
+            xyxy = around or _around(polygons)
+        return polygons, runs, None if xyxy is None else _rounded(xyxy)
+
+    def _sound(self, polygons: Sequence[Polygon], size: Size, where: str) -> Iterator[Polygon]:
+        for polygon in polygons:
+            if len(polygon) > MOST_CORNERS:
+                raise UserError(f"{where}: expected at most {MOST_CORNERS} corners of a polygon, found {len(polygon)}")
+            whole = tuple((round(x, DECIMALS), round(y, DECIMALS)) for x, y in polygon)
+            is_finite = all(math.isfinite(value) for point in whole for value in point)
+            inside = painting.clip_polygon(whole, size) if is_finite and len(whole) > 2 else ()
+            if len(inside) < 3:
+                self._outlines["polygons dropped"] += 1
+                continue
+            self._outlines["polygons clipped"] += inside != whole
+            yield tuple((round(x, DECIMALS), round(y, DECIMALS)) for x, y in inside)
+
+    def counts(self) -> dict[str, int]:
+        """Returns what was counted, by name."""
+        return {**self._boxes.counts(self._labelled), **self._outlines} if self._labelled else {}
+
+    def notes(self, path: Path) -> list[str]:
+        """Returns warnings.
+
+        Args:
+            path: of the dataset.
+        """
+        return list(self._boxes.notes(path)) if self._labelled else []
+
+
+def _rounded(xyxy: Corners) -> Corners:
+    left, top, right, bottom = (round(side, DECIMALS) for side in xyxy)
+    return left, top, right, bottom
+
+
+def _around(polygons: Sequence[Polygon]) -> Corners | None:
+    corners = [point for polygon in polygons for point in polygon]
+    if not corners:
+        return None
+    xs, ys = zip(*corners, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _turn(polygon: Polygon, header: Header) -> Polygon:
+    return tuple(map(tuple, orientation.turn_points(np.array(polygon, float).reshape(-1, 2), header).tolist()))
+
+
+def _turn_box(xyxy: Corners, header: Header) -> Corners:
+    (x0, y0), (x1, y1) = _turn((xyxy[:2], xyxy[2:]), header)
+    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)

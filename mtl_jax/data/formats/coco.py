@@ -1,0 +1,157 @@
+"""COCO: one JSON file for each split, with boxes, polygons and run lengths."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.data.formats import painting
+from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.parsing import coordinate, items
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.formats.records import Dataset, Polygon, Runs, Shape
+from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split, number, object_names
+from mtl_jax.data.sources import coco_file
+from mtl_jax.errors import UserError
+
+SECTIONS = ("images", "annotations", "categories")
+MAIN = "instances"  # what COCO's own files of objects begin with, beside those of captions and keypoints
+
+
+def is_coco(place: Place) -> bool:
+    """Whether a JSON file has COCO's three lists."""
+    return any(_fits(content) for content in place.first_json())
+
+
+def read(place: Place, kind: str | None) -> Found:
+    """Reads all files; categories of the same name are one class.
+
+    Raises:
+        UserError: a file is broken; names the annotation.
+    """
+    files = [file for file in place.by_suffix(".json") if _fits(place.json(file))]
+    files = [file for file in files if file.stem.startswith(MAIN)] or files
+    entries: list[Entry] = []
+    names: dict[str, None] = {}
+    for file in sorted(files, key=lambda file: (_split(file) != "train", str(file))):
+        content = coco_file.check(place.json(file), file)
+        names |= dict.fromkeys(coco_file.names_of(content).values())
+        entries += _entries(content, file, outlines=kind != "boxes")
+    return Found(entries, names=tuple(names))
+
+
+def _fits(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(content.get(section), list) for section in SECTIONS)
+
+
+def _split(file: Path) -> str:
+    return split_of(*re.split(r"[^A-Za-z0-9]+", file.stem), file.parent.name)
+
+
+def _entries(content: Mapping[str, Any], file: Path, *, outlines: bool) -> Iterator[Entry]:
+    images, names = coco_file.images_of(content, file), coco_file.names_of(content)
+    drawn: list[list[Drawn]] = [[] for _ in images.entries]
+    sizes = [(entry["width"], entry["height"]) for entry in images.entries]
+    for annotation in content["annotations"]:
+        where = f"{file}: annotation {annotation.get('id')!r}"
+        category, image = annotation["category_id"], annotation["image_id"]
+        if category not in names:
+            raise UserError(f"{where}: expected a category of the file, found id {category!r}: correct the file")
+        if image not in images.number:
+            raise UserError(f"{where}: expected an image of the file, found id {image!r}: correct the file")
+        number = images.number[image]
+        drawn[number].append(_drawn(annotation, names[category], sizes[number], where, outlines))
+    folder = file.parent.parent / file.stem.removeprefix(f"{MAIN}_")
+    near = folder if folder.is_dir() else file.parent
+    for entry, size, shapes in zip(images.entries, sizes, drawn, strict=True):
+        where = f"{file}: image {entry['id']!r}"
+        yield Entry(entry["file_name"], where, near, size, split=_split(file), shapes=shapes)
+
+
+def _drawn(annotation: Mapping[str, Any], label: str, size: tuple[int, int], where: str, outlines: bool) -> Drawn:
+    bbox = annotation.get("bbox")
+    xyxy = None
+    if bbox is not None:
+        if not isinstance(bbox, list) or len(bbox) != 4:
+            raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}: correct the file")
+        x, y, width, height = (coordinate(value, where) for value in bbox)
+        xyxy = (x, y, x + width, y + height)
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}: correct the file")
+    polygons, runs = _outlines(annotation.get("segmentation"), size, where) if outlines or bbox is None else ((), None)
+    area = coordinate(annotation.get("area") or 0, where)
+    return Drawn(label, xyxy, polygons, runs, bool(crowd), area if area > 0 else None)
+
+
+def _outlines(found: Any, size: tuple[int, int], where: str) -> tuple[tuple[Polygon, ...], Runs | None]:
+    if not found:
+        return (), None
+    if isinstance(found, dict):
+        return (), _runs(found, size, where)
+    polygons = found if isinstance(items(found, where)[0], list) else [found]  # some write the only one bare
+    return tuple(points_of(items(polygon, where), where) for polygon in polygons), None
+
+
+def points_of(numbers: Sequence[Any], where: str) -> Polygon:
+    """Returns the corners of x, y, x, y, ….
+
+    Raises:
+        UserError: no numbers, or an odd count of them.
+    """
+    if len(numbers) % 2:
+        raise UserError(f"{where}: expected a polygon as x, y, x, y, …, found {len(numbers)} numbers: correct the file")
+    values = [coordinate(value, where) for value in numbers]
+    return tuple(zip(values[::2], values[1::2], strict=True))
+
+
+def _runs(found: Mapping[str, Any], size: tuple[int, int], where: str) -> Runs:
+    counts = found.get("counts")
+    if found.get("size") not in (None, [size[1], size[0]]):
+        raise UserError(f"{where}: expected run lengths of {size[1]} x {size[0]}, found size {found['size']}")
+    try:
+        lengths = painting.parse_counts(counts) if isinstance(counts, str) else items(counts, where)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: expected run lengths, found {error}: correct the file") from error
+    if not all(type(length) is int for length in lengths):
+        raise UserError(f"{where}: expected run lengths as whole numbers, found others: correct the file")
+    return painting.check_runs(lengths, size, where)
+
+
+def write(dataset: Dataset, out: Out) -> None:
+    """Writes annotations/instances_{split}.json beside the folder of each split's images."""
+    names = object_names(dataset)
+    categories = [{"id": index, "name": name} for index, name in enumerate(names, 1)]
+    for split, records in by_split(dataset):
+        folder = split or NO_SPLIT
+        images, annotations = [], []
+        for image_id, record in enumerate(records, 1):
+            file = out.put_image(record, folder)
+            width, height = record.size
+            images.append({"id": image_id, "file_name": file.name, "width": width, "height": height})
+            for shape in record.shapes or ():
+                annotation = {"id": len(annotations) + 1, "image_id": image_id} | _annotation(shape, names)
+                annotations.append(annotation)
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        out.file(f"annotations/{MAIN}_{folder}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _annotation(shape: Shape, names: Sequence[str]) -> dict[str, Any]:
+    left, top, right, bottom = shape.xyxy
+    found: dict[str, Any] = {
+        "category_id": names.index(shape.label) + 1,
+        "bbox": [number(round(value, 2)) for value in (left, top, right - left, bottom - top)],
+        "area": number(round(shape.area or (right - left) * (bottom - top), 2)),
+        "iscrowd": int(shape.crowd),
+    }
+    if shape.runs is not None:
+        width, height = shape.runs.size
+        found["segmentation"] = {"counts": list(shape.runs.counts), "size": [height, width]}
+    elif shape.polygons:
+        found["segmentation"] = [[number(value) for point in polygon for value in point] for polygon in shape.polygons]
+    return found

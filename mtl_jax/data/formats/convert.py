@@ -1,0 +1,110 @@
+"""Writes a dataset in another format: all of it or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mtl_jax.data.formats import pixels
+from mtl_jax.data.formats.records import Dataset
+from mtl_jax.data.formats.table import FORMATS, read
+from mtl_jax.data.formats.writing import Out
+from mtl_jax.errors import UserError
+
+
+class Converted(NamedTuple):
+    """What was read, and what became of it.
+
+    Attributes:
+        source: as read; its `reading` says what was left out on reading.
+        path: that was written.
+        kinds: of label that were written.
+        counts: of what the new format cannot hold, by name.
+    """
+
+    source: Dataset
+    path: Path
+    kinds: tuple[str, ...]
+    counts: dict[str, int]
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    to: str,
+    kind: str | None = None,
+    format: str = "auto",
+    images: str | Path | None = None,
+    annotated_on: str = "auto",
+) -> Converted:
+    """Writes the images and labels of one dataset in another format.
+
+    Args:
+        src: folder or file of the labels.
+        dst: folder to write, which must be empty or not be there.
+        to: a key of `FORMATS`.
+        kind: of label to write, a key of `LABELS`; None writes all that the format holds.
+        format: of the source, a key of `FORMATS`, or "auto".
+        images: the folder of the source's images, where they lie apart.
+        annotated_on: as for `read`.
+
+    Raises:
+        UserError: the source cannot be read, the new format holds none of its labels, or something is in the way.
+    """
+    if to not in FORMATS:
+        raise UserError(f"expected a format among {', '.join(FORMATS)}, found {to!r}: choose one of them")
+    target = Path(dst).expanduser()
+    _check_free(target)
+    source = read(src, kind=kind, format=format, images=images, annotated_on=annotated_on)
+    kinds = tuple(each for each in FORMATS[to].kinds if each in source.kinds and kind in (None, each))
+    if not kinds:
+        raise UserError(
+            f"{source.path}: expected {', '.join(FORMATS[to].kinds)} for the format {to}, found "
+            f"{', '.join(source.kinds)}: choose another format"
+        )
+    with _staged(target) as folder:
+        out = Out(folder, source)
+        FORMATS[to].write(_brought_to(source, kinds, FORMATS[to].outlines, out), out)
+    return Converted(source, target, kinds, {name: count for name, count in out.counts.items() if count})
+
+
+def _brought_to(source: Dataset, kinds: tuple[str, ...], outlines: str, out: Out) -> Dataset:
+    """The labels in the form that a format holds."""
+    if "masks" not in kinds:
+        return pixels.without_outlines(source)
+    return source if outlines == "masks" else pixels.with_objects(source, outlines=outlines, counts=out.counts)
+
+
+def _check_free(target: Path) -> None:
+    try:
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as error:
+        raise UserError(f"{target}: expected a folder to write, found {error.strerror}: name another") from error
+    if taken:
+        raise UserError(f"{target}: expected an empty folder or none, found something: name another")
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """Yields a folder that becomes the target where nothing fails, and is removed otherwise."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            yield folder
+            folder.chmod(0o755)
+            if target.is_dir():
+                target.rmdir()
+            os.replace(folder, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"{target}: expected a folder to write, found {error}: name another or free the disk"
+        ) from error

@@ -1,0 +1,155 @@
+"""From objects to pixels and back: polygons and run lengths become masks, and masks run lengths."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Integer
+
+from mtl_jax.data.formats.records import Corners, Polygon, Runs, Shape
+from mtl_jax.data.images import MAX_PIXELS
+from mtl_jax.data.masks import mask_dtype
+from mtl_jax.data.outlines import outline
+from mtl_jax.errors import UserError
+
+
+def check_runs(counts: Sequence[int], size: tuple[int, int], where: str) -> Runs:
+    """Returns run lengths that fill an image exactly.
+
+    Args:
+        counts: lengths down the columns, the first one outside of the object.
+        size: width and height, px.
+        where: file and place, as the error tells them.
+
+    Raises:
+        UserError: they do not.
+    """
+    width, height = size
+    if not 0 < width * height <= MAX_PIXELS or min(size) <= 0:
+        raise UserError(f"{where}: expected run lengths of an image, found a size of {width} x {height} px")
+    if min(counts, default=0) < 0 or sum(counts) != width * height:
+        raise UserError(
+            f"{where}: expected run lengths that add up to {width} x {height} px, found {sum(counts)}: correct the file"
+        )
+    return Runs(tuple(counts), size)
+
+
+def parse_counts(packed: str) -> list[int]:
+    """Returns the run lengths of COCO's packed text: 5 bits a letter, and from the third the change against the last
+    but one.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for letter in packed:
+        code = ord(letter) - 48
+        if not 0 <= code < 64 or shift > 60:
+            raise ValueError(f"no letter of run lengths: {letter!r}")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:  # more follows
+            continue
+        if code & 0x10:  # negative
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("run lengths that end too early")
+    return counts
+
+
+def pixels_of(runs: Runs) -> Bool[np.ndarray, "height width"]:
+    """Returns the pixels that runs cover."""
+    width, height = runs.size
+    inside = np.arange(len(runs.counts)) % 2 == 1
+    return np.repeat(inside, runs.counts).reshape(width, height).T
+
+
+def runs_of(pixels: Bool[np.ndarray, "height width"]) -> Runs:
+    """Returns the runs of some pixels."""
+    column_by_column = pixels.T.ravel()
+    changes = np.flatnonzero(np.diff(column_by_column, prepend=False))
+    counts = np.diff(np.concatenate([[0], changes, [column_by_column.size]]))
+    return Runs(tuple(counts.tolist()), (pixels.shape[1], pixels.shape[0]))
+
+
+def bounds(pixels: Bool[np.ndarray, "height width"]) -> Corners | None:
+    """Returns the box around some pixels; None where there are none."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    if not rows.size:
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def covered(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """Returns the pixels of an object: of its polygons or its runs, or else of its box."""
+    width, height = size
+    if shape.runs is not None:
+        return pixels_of(shape.runs)
+    if shape.polygons:
+        flat = [[value for point in polygon for value in point] for polygon in shape.polygons]
+        return outline(flat, height, width)
+    found = np.zeros((height, width), bool)
+    left, top, right, bottom = (round(side) for side in shape.xyxy)
+    found[top:bottom, left:right] = True
+    return found
+
+
+def paint(
+    shapes: Sequence[Shape], size: tuple[int, int], values: Mapping[str, int]
+) -> Integer[np.ndarray, "height width"]:
+    """Draws objects over each other, the largest first.
+
+    Args:
+        shapes: objects.
+        size: width and height of the image, px.
+        values: label -> value of its pixels; objects of other labels are left out. The rest is 0.
+    """
+    width, height = size
+    mask = np.zeros((height, width), mask_dtype(max(values.values(), default=0) + 1))
+    for shape in sorted(shapes, key=box_area, reverse=True):
+        if shape.label in values:
+            mask[covered(shape, size)] = values[shape.label]
+    return mask
+
+
+def box_area(shape: Shape) -> float:
+    """Returns the area of an object's box, px²."""
+    left, top, right, bottom = shape.xyxy
+    return (right - left) * (bottom - top)
+
+
+def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> Polygon:
+    """Returns the part of a polygon inside the image; empty where there is none.
+
+    References:
+        Sutherland, Hodgman, "Reentrant Polygon Clipping", 1974.
+    """
+    width, height = size
+    for axis, sign, limit in ((0, 1, 0.0), (0, -1, float(width)), (1, 1, 0.0), (1, -1, float(height))):
+        polygon = _clip_at(polygon, axis, sign, limit)
+    return polygon
+
+
+def _clip_at(polygon: Polygon, axis: int, sign: int, limit: float) -> Polygon:
+    """Keeps what lies beyond a limit in the direction of an axis, or before it with sign -1."""
+    is_in = functools.partial(_is_beyond, axis=axis, sign=sign, limit=limit)
+    if all(map(is_in, polygon)):
+        return polygon
+    kept: list[tuple[float, float]] = []
+    for before, point in zip((*polygon[-1:], *polygon[:-1]), polygon, strict=True):
+        if is_in(before) != is_in(point):
+            share = (limit - before[axis]) / (point[axis] - before[axis])
+            across = before[1 - axis] + share * (point[1 - axis] - before[1 - axis])
+            kept.append((limit, across) if axis == 0 else (across, limit))
+        if is_in(point):
+            kept.append(point)
+    return tuple(kept)
+
+
+def _is_beyond(point: tuple[float, float], *, axis: int, sign: int, limit: float) -> bool:
+    return sign * (point[axis] - limit) >= 0

@@ -1,0 +1,179 @@
+"""The files below the path of a dataset, listed once, and the images that label files name among them."""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+from mtl_jax.data.files import is_image, is_system, walk
+from mtl_jax.data.formats.parsing import header_of, read_xml
+from mtl_jax.data.sources.base import read_json
+from mtl_jax.errors import UserError
+
+LOOKED_AT = 8  # files of a kind, to tell the format by
+
+
+class Place:
+    """A dataset's folder, or one file in it.
+
+    Args:
+        path: the folder or file; "table.csv:column" names a column of a table.
+        images: folder of the images, where they lie apart.
+
+    Raises:
+        UserError: there is no such path.
+    """
+
+    def __init__(self, path: str | Path, *, images: str | Path | None = None) -> None:
+        self._json: dict[Path, Any] = {}
+        self.broken: list[UserError] = []  # what files that were looked at said
+        self.path, self.column = _with_column(Path(path).expanduser())
+        self.is_file = self.path.is_file()
+        self.root = self.path.parent if self.is_file else self.path
+        self.images_root = Path(images).expanduser() if images is not None else None
+        if self.images_root is not None and not self.images_root.is_dir():
+            raise UserError(f"{self.images_root}: expected the folder of the images, found none: correct the path")
+
+    @functools.cached_property
+    def files(self) -> list[Path]:
+        """All files below the folder, sorted, without systems' own; or the file alone."""
+        if self.is_file:
+            return [self.path]
+        return [path for path in walk(self.root) if not is_system(path)]
+
+    def by_suffix(self, *suffixes: str) -> list[Path]:
+        """Returns the files with one of some suffixes, in any case."""
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    @functools.cached_property
+    def below(self) -> list[Path]:
+        """All files below the folder, or below the folder of the file."""
+        return [path for path in walk(self.root) if not is_system(path)] if self.is_file else self.files
+
+    @functools.cached_property
+    def images(self) -> list[Path]:
+        """The images: of the folder that is named for them, or of the labels' or else the one above."""
+        if self.images_root is not None:
+            return [path for path in walk(self.images_root) if is_image(path)]
+        return [path for path in self.below if is_image(path)] or [
+            path for path in ([] if self.is_file else walk(self.root.parent)) if is_image(path)
+        ]
+
+    def json(self, file: Path) -> Any:
+        """Returns the content of a JSON file, which is read once.
+
+        Raises:
+            UserError: it cannot be read or is not JSON.
+        """
+        if file not in self._json:
+            self._json[file] = read_json(file)
+        return self._json[file]
+
+    def first_json(self) -> Iterator[Any]:
+        """Yields the content of the first JSON files that can be read, to tell their format; see `broken`."""
+        yield from self._first(self.by_suffix(".json"), self.json)
+
+    def first_xml(self) -> Iterator[ElementTree.Element]:
+        """Yields the first XML files that can be read, likewise."""
+        yield from self._first(self.by_suffix(".xml"), read_xml)
+
+    def first_tables(self) -> Iterator[tuple[Path, list[str]]]:
+        """Yields the first CSV files with their header, likewise."""
+        yield from self._first(self.by_suffix(".csv", ".tsv"), lambda file: (file, header_of(file)))
+
+    def _first(self, files: list[Path], read: Callable[[Path], Any]) -> Iterator[Any]:
+        for file in files[:LOOKED_AT]:
+            try:
+                yield read(file)
+            except UserError as error:
+                self.broken.append(error)
+
+
+class Finder:
+    """Finds the images that label files name, among those that were listed: a name opens no other file.
+
+    Args:
+        place: of the dataset.
+
+    Attributes:
+        by_name_alone: how many were found in another folder than the one named.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.by_name_alone = 0
+        self._roots = [place.root, *([place.images_root] if place.images_root else [])]
+        self._listed: dict[str, Path] = {}
+        self._by_name: dict[str, list[Path]] = defaultdict(list)
+        self._add(place.images)
+        self._above = place.root.parent if place.is_file and place.images_root is None else None
+
+    def _add(self, images: list[Path]) -> None:
+        for path in images:
+            self._listed.setdefault(_key(path.as_posix()), path)
+            for name in {_key(path.name), _key(path.stem)}:
+                self._by_name[name].append(path)
+
+    def find(self, name: str, near: Path) -> Path | None:
+        """Returns the image that a label file means; None where there is none, or several.
+
+        Args:
+            name: as the file writes it: a path from the file, from the dataset's folder or of another machine.
+            near: the folder of the file.
+        """
+        found = self._find(name, near)
+        if found is None and self._above is not None:  # a file of labels beside the folder of its images
+            above, self._above = self._above, None
+            self._add([path for path in walk(above) if is_image(path)])
+            found = self._find(name, near)
+        return found
+
+    def _find(self, name: str, near: Path) -> Path | None:
+        plain = name.replace("\\", "/").removeprefix("file://")
+        for spelling in dict.fromkeys((plain, unquote(plain), unquote(plain).partition("?d=")[2])):
+            if not spelling:
+                continue
+            for folder in (near, *self._roots):
+                listed = self._listed.get(_key(posixpath.normpath(posixpath.join(folder.as_posix(), spelling))))
+                if listed is not None:
+                    return listed
+            ends = self._ends_with(_key(spelling))
+            if len(ends) == 1:
+                self.by_name_alone += 1
+                return ends[0]
+        return None
+
+    def _ends_with(self, name: str) -> list[Path]:
+        """The images whose path shares the longest end with a name."""
+        parts = PurePosixPath(name).parts
+        best, length = self._by_name.get(parts[-1], []) if parts else [], 1
+        while len(best) > 1 and length < len(parts):
+            length += 1
+            closer = [path for path in best if _key(path.as_posix()).split("/")[-length:] == list(parts[-length:])]
+            if not closer:
+                break
+            best = closer
+        return best
+
+
+def _key(path: str) -> str:
+    """One spelling of a name: systems differ in case and in how they write accents."""
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _with_column(path: Path) -> tuple[Path, str | None]:
+    try:
+        if path.exists():
+            return path, None
+        before, colon, column = path.name.rpartition(":")
+        if colon and before and path.with_name(before).is_file():
+            return path.with_name(before), column
+    except (OSError, ValueError):  # a name that no file can have
+        pass
+    raise UserError(f"{path}: expected a folder or file of labels, found none: correct the path")

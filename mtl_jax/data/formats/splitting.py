@@ -1,0 +1,78 @@
+"""Which images train and which validate: as the dataset says, or else by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from mtl_jax.data.formats.records import Dataset, Record
+from mtl_jax.data.sources.base import SPLITS, counted, read_bytes
+from mtl_jax.errors import UserError
+
+VAL_SHARE = 0.2  # of the images
+
+
+def of_split(
+    dataset: Dataset, split: str, *, val_share: float = VAL_SHARE
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """Returns the images of a split, and what is to be told about how they were chosen.
+
+    Args:
+        dataset: with splits of its own, or without.
+        split: "train" or "val".
+        val_share: of the images that validate, where the dataset does not say.
+
+    Raises:
+        UserError: the share is none, or no image is left for the split.
+    """
+    if not 0 < val_share < 1:
+        raise UserError(f"options.val_share is {val_share}; expected a share between 0 and 1, such as {VAL_SHARE}")
+    train, *others = (
+        tuple(record for record in dataset.records if record.split == name) for name in ("train", "val", "test")
+    )
+    unnamed = tuple(record for record in dataset.records if not record.split)
+    val, test = others
+    if train and (val or test):
+        note = (
+            ()
+            if val
+            else (f"{dataset.path}: there is no split 'val': its {counted(len(test), 'images')} of 'test' validate.",)
+        )
+        return (train + unnamed if split == SPLITS[0] else val or test), note
+    parts = by_content(dataset.records, val_share=val_share)
+    if not all(parts.values()):
+        raise UserError(
+            f"{dataset.path}: expected at least two different images to split, found {len(dataset.records)}: add images"
+        )
+    note = (
+        f"{dataset.path}: without splits for training and validation, {counted(len(parts['val']), 'images')} of "
+        f"{len(dataset.records)} validate, chosen by their content (options.val_share={val_share:g})."
+    )
+    return parts[split], (note,)
+
+
+def by_content(records: Sequence[Record], *, val_share: float) -> dict[str, tuple[Record, ...]]:
+    """Returns the images of both splits: copies are in one, and an image stays in its split when others come.
+
+    Args:
+        records: images.
+        val_share: of the images that validate; of few images it is at least one, and not all.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    places = [(_place(record), record) for record in records]
+    different = sorted({place for place, _ in places})
+    if len(different) < 2:
+        return {"train": tuple(records), "val": ()}
+    limit = min(max(val_share, different[0]), different[-2])
+    return {
+        "train": tuple(record for place, record in places if place > limit),
+        "val": tuple(record for place, record in places if place <= limit),
+    }
+
+
+def _place(record: Record) -> float:
+    """A number from 0 to 1 that the content of the file decides."""
+    content = read_bytes(record.image, what="an image file")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2**64

@@ -1,0 +1,106 @@
+"""The formats of labels, by name, each told by the content of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from mtl_jax.data.formats import coco, voc, yolo
+from mtl_jax.data.formats.assemble import assemble
+from mtl_jax.data.formats.entries import Found
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.formats.records import LABELS, Dataset
+from mtl_jax.data.formats.writing import Out
+from mtl_jax.errors import UserError
+
+
+class Format(NamedTuple):
+    """How labels are kept."""
+
+    looked_for: str  # what tells it, as the refusal names it
+    kinds: tuple[str, ...]  # of label that it can hold
+    matches: Callable[[Place], bool]
+    outlines: str  # of the objects that it can hold: "runs", "polygons", "" for none; "masks" of files of masks
+    read: Callable[[Place, str | None], Found]
+    write: Callable[[Dataset, Out], None]
+
+
+OBJECTS = ("boxes", "masks", "tags")
+# Asked in this order: what says more of itself comes first.
+FORMATS: dict[str, Format] = {
+    "coco": Format(
+        "JSON with images, annotations and categories", OBJECTS, coco.is_coco, "runs", coco.read, coco.write
+    ),
+    "voc": Format("XML with <annotation>", ("boxes", "tags"), voc.is_voc, "", voc.read, voc.write),
+    "yolo": Format(
+        "data.yaml or text files of class x y width height", OBJECTS, yolo.is_yolo, "polygons", yolo.read, yolo.write
+    ),
+}
+
+
+def detect(path: str | Path, *, kind: str | None = None) -> str:
+    """Returns the format of a folder or file, told by its content.
+
+    Args:
+        path: the folder or file; "table.csv:column" names a column.
+        kind: of label that is wanted, a key of `LABELS`: only formats that can hold it are asked.
+
+    Raises:
+        UserError: no format fits; lists what was looked for.
+    """
+    return _detect(Place(path), _check_kind(kind))
+
+
+def read(
+    path: str | Path,
+    *,
+    kind: str | None = None,
+    format: str = "auto",
+    images: str | Path | None = None,
+    annotated_on: str = "auto",
+) -> Dataset:
+    """Reads the labels below a path, in any format.
+
+    Args:
+        path: the folder or file; "table.csv:column" names a column.
+        kind: of label that is wanted, a key of `LABELS`; None takes whatever is there.
+        format: a key of `FORMATS`, or "auto" to tell it by content.
+        images: the folder of the images, where they lie apart from the labels.
+        annotated_on: labels of images that EXIF turns are of the "upright" or the "stored" pixels; "auto" follows the
+            sizes in the files.
+
+    Raises:
+        UserError: no format fits, a file is broken (names file and place), or no image is there.
+    """
+    place = Place(path, images=images)
+    if format != "auto" and format not in FORMATS:
+        raise UserError(f"expected a format among auto, {', '.join(FORMATS)}, found {format!r}: choose one of them")
+    name = _detect(place, _check_kind(kind)) if format == "auto" else format
+    found = FORMATS[name].read(place, kind)
+    if not found.entries:
+        raise UserError(f"{place.path}: expected labels in the format {name}, found none: correct the path")
+    dataset = assemble(name, place, found, kind=kind, annotated_on=annotated_on)
+    if kind is not None and LABELS[kind] not in dataset.classes:
+        raise UserError(f"{place.path}: expected {kind}, found {', '.join(dataset.kinds)} (format {name})")
+    return dataset
+
+
+def _check_kind(kind: str | None) -> str | None:
+    if kind is not None and kind not in LABELS:
+        raise UserError(f"expected a kind of label among {', '.join(LABELS)}, found {kind!r}: choose one of them")
+    return kind
+
+
+def _detect(place: Place, kind: str | None) -> str:
+    asked = {name: each for name, each in FORMATS.items() if kind is None or kind in each.kinds}
+    for name, each in asked.items():
+        if each.matches(place):
+            return name
+    if place.broken:
+        raise place.broken[0]
+    looked = "; ".join(f"{name}: {each.looked_for}" for name, each in asked.items())
+    raise UserError(
+        f"{place.path}: expected labels{f' ({kind})' if kind else ''} in a known format, found none among "
+        f"{len(place.files)} files; looked for {looked}"
+    )

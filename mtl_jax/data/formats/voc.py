@@ -1,0 +1,136 @@
+"""PASCAL VOC: one XML file of boxes for each image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.parsing import coordinate, lines_of, read_xml, whole
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.formats.records import Dataset, Record
+from mtl_jax.data.formats.writing import Out, by_split, number
+from mtl_jax.errors import UserError
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+OFFICIAL = "VOC20"  # within the name of the database that counts pixels from 1
+
+
+def is_voc(place: Place) -> bool:
+    """Whether an XML file is one image's annotation."""
+    return any(tree.tag == "annotation" and tree.find("filename") is not None for tree in place.first_xml())
+
+
+def read(place: Place, kind: str | None) -> Found:
+    """Reads all files; difficult objects are crowds. Splits are those of ImageSets, or of the folders.
+
+    Raises:
+        UserError: a file is broken; names it and the object.
+    """
+    del kind
+    counts: Counter[str] = Counter()
+    splits = _image_sets(place)
+    trees = {file: read_xml(file) for file in place.by_suffix(".xml")}
+    trees = {file: tree for file, tree in trees.items() if tree.tag == "annotation"}
+    entries = [_entry(tree, file, splits, counts) for file, tree in trees.items()]
+    found = Found(entries, counts=counts)
+    if entries and _counts_from_one(list(trees.values()), entries):
+        counts["boxes counted from 1"] = _shift(entries)
+        found.notes.append(
+            f"{place.path}: no box begins at 0 and the files name PASCAL VOC, whose pixels count from 1: all boxes "
+            "begin one pixel earlier than written."
+        )
+    return found
+
+
+def _image_sets(place: Place) -> dict[str, str]:
+    """Name of an image without suffix -> split."""
+    splits: dict[str, str] = {}
+    for file in place.by_suffix(".txt"):
+        if "ImageSets" in file.parts and split_of(file.stem):
+            for _, line in lines_of(file):
+                splits.setdefault(line, split_of(file.stem))
+    return splits
+
+
+def _entry(tree: Element, file: Path, splits: dict[str, str], counts: Counter[str]) -> Entry:
+    where = str(file)
+    name = (tree.findtext("filename") or "").strip() or file.stem
+    size = tuple(whole(tree.findtext(f"size/{side}") or 0, f"{where}: size") for side in ("width", "height"))
+    if min(size) == 0:
+        counts["files without the image's size"] += 1
+    shapes = [
+        _drawn(found, f"{where}: object {index}", counts) for index, found in enumerate(tree.findall("object"), 1)
+    ]
+    split = splits.get(file.stem) or splits.get(Path(name).stem) or split_of(*reversed(file.parent.parts))
+    return Entry(
+        name, where, file.parent, (size[0], size[1]) if min(size) else None, split, shapes, other_name=file.stem
+    )
+
+
+def _drawn(found: Element, where: str, counts: Counter[str]) -> Drawn:
+    label, box = (found.findtext("name") or "").strip(), found.find("bndbox")
+    if not label or box is None:
+        raise UserError(f"{where}: expected a name and a bndbox, found none: correct the file")
+    x0, y0, x1, y1 = (coordinate(box.findtext(corner), f"{where}: {corner}") for corner in CORNERS)
+    if x1 < x0 or y1 < y0:
+        counts["boxes with corners in another order"] += 1
+    xyxy = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+    return Drawn(label, xyxy, crowd=(found.findtext("difficult") or "").strip() == "1")
+
+
+def _counts_from_one(trees: list[Element], entries: list[Entry]) -> bool:
+    """PASCAL VOC's own boxes count from 1 with both ends inside; those of most programs are corners from 0."""
+    official = any(OFFICIAL in (tree.findtext("source/database") or tree.findtext("folder") or "") for tree in trees)
+    starts = [value for entry in entries for drawn in entry.shapes or () for value in (drawn.xyxy or ())[:2]]
+    return official and bool(starts) and min(starts) >= 1
+
+
+def _shift(entries: list[Entry]) -> int:
+    shifted = 0
+    for entry in entries:
+        for drawn in entry.shapes or ():
+            if drawn.xyxy is not None:
+                x0, y0, x1, y1 = drawn.xyxy
+                drawn.xyxy = (x0 - 1, y0 - 1, x1, y1)
+                shifted += 1
+    return shifted
+
+
+def write(dataset: Dataset, out: Out) -> None:
+    """Writes Annotations, JPEGImages and ImageSets/Main; boxes are corners from 0, and crowds are difficult."""
+    for split, records in by_split(dataset):
+        stems = []
+        for record in records:
+            image = out.put_image(record, "JPEGImages")
+            stems.append(image.stem)
+            tree = ElementTree.ElementTree(_annotation(record, image.name))
+            ElementTree.indent(tree)
+            tree.write(out.file(f"Annotations/{image.stem}.xml"), encoding="utf-8")
+        if split:
+            out.file(f"ImageSets/Main/{split}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+
+
+def _annotation(record: Record, name: str) -> Element:
+    tree = Element("annotation")
+    _add(tree, "folder", "JPEGImages")
+    _add(tree, "filename", name)
+    size = _add(tree, "size")
+    for side, value in zip(("width", "height", "depth"), (*record.size, 3), strict=True):
+        _add(size, side, value)
+    for shape in record.shapes or ():
+        found = _add(tree, "object")
+        _add(found, "name", shape.label)
+        _add(found, "difficult", int(shape.crowd))
+        box = _add(found, "bndbox")
+        for corner, value in zip(CORNERS, shape.xyxy, strict=True):
+            _add(box, corner, number(value))
+    return tree
+
+
+def _add(parent: Element, name: str, value: object = "") -> Element:
+    child = ElementTree.SubElement(parent, name)
+    child.text = str(value)
+    return child

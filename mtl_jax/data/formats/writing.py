@@ -1,0 +1,109 @@
+"""What the writers of all formats share: where images go, under which name, and what a format cannot hold."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from mtl_jax.data.formats.records import Dataset, Record, Shape
+from mtl_jax.data.images import read_header, read_image
+
+NO_SPLIT = "train"  # folder of what has no split, where a format needs one
+
+
+class Out:
+    """The folder that a dataset is written to.
+
+    Args:
+        folder: to write to.
+        dataset: to be written.
+
+    Attributes:
+        counts: of what the format cannot hold, by name.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        self.folder = folder
+        self.counts: Counter[str] = Counter()
+        self._names = _unique_names(dataset.records)
+
+    def put_image(self, record: Record, folder: str = ".") -> Path:
+        """Copies an image, and returns the file; one that EXIF turns is stored upright, as PNG.
+
+        Args:
+            record: of the image.
+            folder: inside the dataset's.
+        """
+        target = self.folder / folder / self._names[record.name]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if read_header(record.image).is_turned:
+            target = target.with_name(f"{target.name}.png")
+            Image.fromarray(read_image(record.image).upright).save(target)
+            self.counts["images stored upright"] += 1
+        else:
+            shutil.copyfile(record.image, target)
+        return target
+
+    def file(self, name: str) -> Path:
+        """Returns the place of a file, whose folder is made."""
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+
+def _unique_names(records: Sequence[Record]) -> dict[str, str]:
+    """Name in the dataset -> file name without folders, of which no two share a stem."""
+    flat = {record.name: record.name.replace("/", "__") for record in records}
+    stems = Counter(PurePosixPath(name).stem for name in flat.values())
+    return {
+        name: new if stems[PurePosixPath(new).stem] == 1 else f"{new.replace('.', '_')}{PurePosixPath(new).suffix}"
+        for name, new in flat.items()
+    }
+
+
+def by_split(dataset: Dataset) -> Iterator[tuple[str, list[Record]]]:
+    """Yields each split with its records; "" where the dataset has none."""
+    for split in dataset.splits or ("",):
+        yield split, [record for record in dataset.records if record.split == split]
+    rest = [record for record in dataset.records if not record.split] if dataset.splits else []
+    if rest:
+        yield "", rest
+
+
+def object_names(dataset: Dataset) -> tuple[str, ...]:
+    """Returns the classes of a dataset's objects; none where it has no objects."""
+    return dataset.classes.get("detection", ())
+
+
+def simple(shapes: Sequence[Shape] | None, counts: Counter[str]) -> Iterator[Shape]:
+    """Yields the objects that a format of boxes and single polygons can hold: without crowds, one for each part.
+
+    Args:
+        shapes: of an image.
+        counts: of what is lost.
+    """
+    for shape in shapes or ():
+        if shape.crowd:
+            counts["crowds left out"] += 1
+            continue
+        if shape.runs is not None:
+            counts["outlines of pixels written as boxes"] += 1
+        if len(shape.polygons) > 1:
+            counts["objects of several polygons split"] += 1
+            yield from (shape._replace(polygons=(polygon,)) for polygon in shape.polygons)
+        else:
+            yield shape
+
+
+def short(value: float) -> str:
+    """Returns a number without needless digits, exact to a millionth of a millionth."""
+    return f"{value:.12f}".rstrip("0").rstrip(".") or "0"
+
+
+def number(value: float) -> int | float:
+    """Returns a whole number as one, for JSON."""
+    return int(value) if float(value).is_integer() else value
