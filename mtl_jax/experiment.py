@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from mtl_jax.data import pipeline, transforms
 from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
+from mtl_jax.models.backbones import pretrained, published
 from mtl_jax.runtime import devices
 from mtl_jax.tasks.base import Task
 
@@ -86,25 +86,49 @@ def _check_crops(streams: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, T
             )
 
 
-def init_variables(experiment: Experiment, *, key: Array, pretrained_path: str) -> PyTree:
-    """Returns fresh variables, with the backbone's pretrained features where a path is given.
+def init_variables(experiment: Experiment, *, key: Array, pretrained_path: str, offline: bool = False) -> PyTree:
+    """Returns fresh variables, with the backbone's pretrained features where a file of them is given.
 
     Args:
         experiment: from `build`.
         key: of the random initialisation.
-        pretrained_path: "" for none; a relative path is also looked for in data_root, data_root/weights and
-            data_root/../weights.
+        pretrained_path: "" for none; the name of a backbone whose weights are published, which are downloaded once; or
+            a file, whose relative path is also looked for in data_root, data_root/weights and data_root/../weights.
+        offline: download nothing.
 
     Raises:
         UserError: the file is nowhere, or does not hold this backbone's features.
     """
     variables = multi_task.init_variables(experiment.model, key=key)
+    return _with_weights(experiment, variables, pretrained_path, offline)
+
+
+def check_weights(experiment: Experiment, *, pretrained_path: str, offline: bool = False) -> None:
+    """Finds the file of the pretrained features, or downloads it, and checks that it is the backbone's.
+
+    Args:
+        experiment: from `build`.
+        pretrained_path: as `init_variables` takes it.
+        offline: likewise.
+
+    Raises:
+        UserError: as `init_variables`.
+    """
+    if pretrained_path:
+        _weights_file(experiment, pretrained_path, offline)  # before anything that takes longer
+        _with_weights(experiment, abstract_variables(experiment), pretrained_path, offline)
+
+
+def _with_weights(experiment: Experiment, variables: PyTree, pretrained_path: str, offline: bool) -> PyTree:
     if not pretrained_path:
         return variables
-    from mtl_jax.models.backbones import pretrained
-
-    path = find_weights(pretrained_path, experiment.data_root)
+    path = _weights_file(experiment, pretrained_path, offline)
     return pretrained.load(variables, path, backbone=multi_task.backbone_name(experiment.model))
+
+
+def _weights_file(experiment: Experiment, pretrained_path: str, offline: bool) -> Path:
+    backbone = multi_task.backbone_name(experiment.model)
+    return published.find(pretrained_path, backbone=backbone, data_root=experiment.data_root, offline=offline)
 
 
 def abstract_variables(experiment: Experiment) -> PyTree:
@@ -116,25 +140,6 @@ def backbone_stages(experiment: Experiment, patterns: Iterable[str]) -> Mapping[
     """Returns what patterns may call stages of the backbone, by `patterns.expanded`; nothing where none does."""
     named = any(name in pattern for pattern in patterns for name in ("stage_", "until_"))
     return multi_task.backbone_stages(experiment.model) if named else {}
-
-
-def find_weights(path: str, data_root: Path) -> Path:
-    """Returns where a pretrained file lies.
-
-    Raises:
-        UserError: it is in none of the places; they are named.
-    """
-    places = [Path(path).expanduser()]
-    places += [folder / path for folder in (data_root, data_root / "weights", data_root.parent / "weights")]
-    for place in places:
-        if place.is_file():
-            return place
-    looked = dict.fromkeys(os.path.normpath(place.absolute()) for place in places)
-    raise UserError(
-        f"pretrained features {path} not found in {', '.join(looked)}; put torchvision's "
-        "weights of the backbone (.pth, or converted to .npz) there, or start from random weights with "
-        "--config.pretrained="
-    )
 
 
 def source(experiment: Experiment, stream: str, *, training: bool) -> registry.Source:

@@ -23,7 +23,6 @@ BEHIND = {"jax.export": "flatbuffers"}  # what a package imports in one of its p
 EXTRAS = {  # of what may import more than the dependencies
     "mtl_jax/export": ("export",),
     "mtl_jax/benchmarks/torch_peer.py": ("oracle",),
-    "mtl_jax/models/backbones/pretrained.py": ("oracle",),  # torch reads .pth files
     "tests": ("dev", "export", "oracle"),
 }
 FILES = sorted(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch_files
 from fuzzing import CASES, DEFAULT_CASES, TEXTS, cases, changed, changes, rewritten, tree_of, verdict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -313,10 +314,9 @@ def weights(tmp_path_factory):
     state = {"features.0.0.weight": np.ones((2, 3, 1, 1), np.float32), "features.0.1.bias": np.zeros(2, np.float32)}
     np.savez(root / "a.npz", **state)
     np.savez_compressed(root / "b.npz", **state)
-    torch = pytest.importorskip("torch")
-    tensors = {name: torch.tensor(value) for name, value in state.items()}
-    torch.save(tensors, root / "c.pth")
-    torch.save(tensors, root / "d.pth", _use_new_zipfile_serialization=False)
+    tensors = {name: torch_files.Tensor(value) for name, value in state.items()}
+    torch_files.save(root / "c.pth", tensors)
+    torch_files.save_legacy(root / "d.pth", tensors)
     return {path: path.read_bytes() for path in sorted(root.iterdir())}
 
 

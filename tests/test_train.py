@@ -212,6 +212,18 @@ def test_a_branch_may_start_from_that_of_an_earlier_task(tmp_path):
     assert heads == [(3, 3, 24, 24), (3, 3, 16, 16)]
 
 
+def test_missing_weights_are_told_before_any_image_is_looked_at(tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_loop.data_record, "look", lambda *_: pytest.fail("the data was looked at first"))
+    config = tiny_config()
+    config.pretrained, config.model.backbone = "gone.npz", "mobilenet_v3_small"
+    with pytest.raises(UserError, match=r"gone\.npz not found .*--config\.pretrained=mobilenet_v3_small"):
+        train_loop.train_and_evaluate(config, tmp_path)
+    (tmp_path / "wrong.npz").write_bytes(b"no archive")
+    config.pretrained = str(tmp_path / "wrong.npz")
+    with pytest.raises(UserError, match=r"wrong\.npz: expected a whole \.npz"):
+        train_loop.train_and_evaluate(config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

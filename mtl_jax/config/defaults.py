@@ -12,7 +12,10 @@ EXPERIMENT: dict[str, Any] = {
     "image_size": 512,  # px, side of the network's square input where a stream does not say otherwise
     "resume": True,  # False refuses a work directory that holds a run already
     "smoke": False,  # two steps a stage on a handful of images, every file still written
-    "pretrained": "",  # torchvision-layout .npz or .pth of backbone features; "" starts from random weights
+    # a .npz or .pth of backbone features in torchvision's layout; or "mobilenet_v3_small", "mobilenet_v3_large" or
+    # "efficientnet_b0", which downloads the published file once; "" starts from random weights
+    "pretrained": "",
+    "offline": False,  # True downloads nothing
     "cache_gb": 2.0,  # decoded training images kept in memory, GB over all streams of a stage
     "loader_threads": 2,  # threads that decode and augment
     "survey_images": 0,  # of each split that are decoded before the first step, to find what is wrong; 0 means all

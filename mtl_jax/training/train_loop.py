@@ -76,11 +76,13 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
     dry_run.check_sizes(config)
     config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
     parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
+    if not checkpoints.stages(workdir):  # a run that goes on has its weights
+        experiment.check_weights(parts, pretrained_path=config.pretrained, offline=config.offline)
     baselines.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
     data = data_record.look(config, parts)  # what is wrong is told before the first stage, not after it
     _refuse_other_baselines(config, parts, data)
     dry_run.rehearse(config, parts)
-    fresh = None if checkpoints.stages(workdir) else _start(config, parts)  # weights to start from may be missing too
+    fresh = None if checkpoints.stages(workdir) else _start(config, parts)
     with contextlib.ExitStack() as stack:
         written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(run_record.locked(written))
@@ -119,7 +121,8 @@ def _refuse_other_baselines(config: Any, parts: experiment.Experiment, data: dat
 
 
 def _start(config: Any, parts: experiment.Experiment) -> StageResult:
-    variables = experiment.init_variables(parts, key=jax.random.key(config.seed), pretrained_path=config.pretrained)
+    given = {"pretrained_path": config.pretrained, "offline": config.offline}
+    variables = experiment.init_variables(parts, key=jax.random.key(config.seed), **given)
     return StageResult(variables, anchors=(), replay={}, stages=[], train_seconds=0.0, step=0)
 
 

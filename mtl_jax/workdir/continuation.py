@@ -22,6 +22,7 @@ NOT_LEARNT_FROM = (
     "loader_threads",
     "log_every_steps",
     "name",
+    "offline",
     "on_nan",
     "resume",
     "survey_images",

@@ -43,6 +43,7 @@ def download(
     timeout_s: float = TIMEOUT_S,
     first_wait_s: float = FIRST_WAIT_S,
     on_bytes: OnBytes = _ignore_progress,
+    other_means: str = OTHER_MEANS,
 ) -> Path:
     """Downloads a file, going on where an earlier attempt stopped.
 
@@ -51,11 +52,12 @@ def download(
     Args:
         url: http or https address.
         target: the file to make. Where it is already there and matches, nothing is downloaded.
-        sha256: hexadecimal SHA-256 that the whole file must have.
+        sha256: hexadecimal SHA-256 that the whole file must have, or the beginning of it that is known.
         attempts: connections tried before giving up; the bytes so far are kept for the next call.
         timeout_s: seconds without a byte after which a connection counts as cut.
         first_wait_s: seconds before the second attempt, doubled before each further one.
         on_bytes: called with (bytes so far, bytes in all or None).
+        other_means: what a user may do where the server does not serve, for the error.
 
     Returns:
         `target`.
@@ -70,17 +72,17 @@ def download(
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file():
-            if file_sha256(target) == sha256:
+            if file_sha256(target).startswith(sha256):
                 return target
             target.unlink()  # only verified files get this name, so the disk or somebody changed it since
-    _fetch_with_retries(url, part, attempts, timeout_s, first_wait_s, on_bytes)
+    _fetch_with_retries(url, part, attempts, timeout_s, first_wait_s, on_bytes, other_means)
     with disk_errors(part):
         found = file_sha256(part)
-        if found != sha256:
+        if not found.startswith(sha256):
             part.unlink()
             raise UserError(
                 f"{url}: expected SHA-256 {sha256}, found {found}; the download was removed:"
-                f" run the command again, {OTHER_MEANS}"
+                f" run the command again, {other_means}"
             )
         os.replace(part, target)
     return target
@@ -123,28 +125,28 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _fetch_with_retries(
-    url: str, part: Path, attempts: int, timeout_s: float, first_wait_s: float, on_bytes: OnBytes
+    url: str, part: Path, attempts: int, timeout_s: float, first_wait_s: float, on_bytes: OnBytes, other_means: str
 ) -> None:
     reason = ""
     for attempt in range(attempts):
         if attempt:
             time.sleep(first_wait_s * 2 ** (attempt - 1))
         try:
-            _fetch(url, part, timeout_s=timeout_s, on_bytes=on_bytes)
+            _fetch(url, part, timeout_s=timeout_s, on_bytes=on_bytes, other_means=other_means)
             return
         except _Interrupted as error:
             reason = str(error)
     kept = part.stat().st_size if part.exists() else 0
     raise UserError(
         f"{url}: expected the whole file, the connection failed {attempts} times (last: {reason});"
-        f" {kept} bytes are kept in {part}: run the same command again to resume, {OTHER_MEANS}"
+        f" {kept} bytes are kept in {part}: run the same command again to resume, {other_means}"
     )
 
 
-def _fetch(url: str, part: Path, *, timeout_s: float, on_bytes: OnBytes) -> None:
+def _fetch(url: str, part: Path, *, timeout_s: float, on_bytes: OnBytes, other_means: str) -> None:
     """Appends what is missing to `part`: one connection."""
     offset = part.stat().st_size if part.exists() else 0
-    response = _connect(url, offset, timeout_s)
+    response = _connect(url, offset, timeout_s, other_means)
     if response is None:
         return
     with response:
@@ -164,7 +166,7 @@ def _fetch(url: str, part: Path, *, timeout_s: float, on_bytes: OnBytes) -> None
         raise _Interrupted(f"cut after {received} of {total} bytes")
 
 
-def _connect(url: str, offset: int, timeout_s: float) -> http.client.HTTPResponse | None:
+def _connect(url: str, offset: int, timeout_s: float, other_means: str) -> http.client.HTTPResponse | None:
     """Opens the connection; None where the server says that nothing is left to send."""
     headers = {"User-Agent": "mtl_jax", **({"Range": f"bytes={offset}-"} if offset else {})}
     try:
@@ -177,13 +179,13 @@ def _connect(url: str, offset: int, timeout_s: float) -> http.client.HTTPRespons
                 raise _Interrupted(f"status {error.code} {error.reason}") from error
             raise UserError(
                 f"{url}: expected the file, the server answered {error.code} {error.reason}:"
-                f" check the address, {OTHER_MEANS}"
+                f" check the address, {other_means}"
             ) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError):
             raise UserError(
-                f"{url}: expected a connection, found: {reason}; check the network, {OTHER_MEANS}"
+                f"{url}: expected a connection, found: {reason}; check the network, {other_means}"
             ) from error
         raise _Interrupted(str(reason)) from error
 
@@ -200,6 +202,5 @@ def _check_room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if free < needed:
         raise UserError(
-            f"{part}: expected {needed} free bytes on the disk, found {free}:"
-            " free some space or choose another --data_root"
+            f"{part}: expected {needed} free bytes on the disk, found {free}: free some space or choose another folder"
         )

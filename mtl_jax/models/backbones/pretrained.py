@@ -1,4 +1,4 @@
-"""Loads a backbone's weights under torchvision's names: from .npz, or .pth where torch is installed."""
+"""Loads a backbone's weights under torchvision's names, from .npz or .pth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.backbones import efficientnet, mobilenet_v3
+from mtl_jax.models.backbones import efficientnet, mobilenet_v3, torch_file
 
 BLOCK_PARTS = (
     "expand",
@@ -92,7 +92,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         {name: array}.
 
     Raises:
-        UserError: The file is absent, of another kind, or damaged, or it needs torch, which is not installed.
+        UserError: The file is absent, of another kind, or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -163,17 +163,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _read_pth(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch  # optional, and slow to import
-    except ImportError as error:
-        raise UserError(
-            f"{path}: expected torch, which reads .pth files, found it not installed: install torch, or "
-            "convert the file elsewhere: numpy.savez(path, **{name: t.numpy() for name, t in state.items()})"
-        ) from error
-    try:
         _refuse_bomb(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(name): tensor.numpy() for name, tensor in tensors.items()}
-    except Exception as error:  # a damaged pickle may raise anything
+        return torch_file.read(path)
+    except Exception as error:  # a damaged archive may raise anything
         raise UserError(
             f"{path}: expected a PyTorch state_dict of plain tensors, found {_one_line(error)}: fetch again"
         ) from error
