@@ -9,6 +9,7 @@ import argparse
 import glob
 import itertools
 import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,6 +232,14 @@ def main(arguments: list[str]) -> int:
 
 def _print_error(error: object) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+class _Callable(types.ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> Iterator[Predicted]:
+        return predict(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable  # so that `mtl_jax.predict(...)` works as well as `mtl_jax.predict.predict`
 
 
 if __name__ == "__main__":
