@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -147,13 +149,297 @@ def yolo(root: Path, *, outlines: str = "") -> None:
     text(root / "data.yaml", "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: ant\n  1: bee\n")
 
 
-WRITERS: dict[str, Callable[[Path], None]] = {  # of boxes
-    "coco": coco,
-    "voc": voc,
-    "yolo": yolo,
+def cvat(root: Path, *, outlines: str = "") -> None:
+    images = []
+    for number, picture in enumerate(PICTURES):
+        put(root / "images" / picture.split / picture.name, picture)
+        drawn = ""
+        for each in picture.objects:
+            left, top, right, bottom = each.box
+            points = ";".join(f"{x}.00,{y}.00" for x, y in each.corners)
+            drawn += {
+                "": f'<box label="{each.label}" occluded="0" xtl="{left}.00" ytl="{top}.00" xbr="{right}.00" '
+                f'ybr="{bottom}.00" z_order="0"></box>',
+                "polygons": f'<polygon label="{each.label}" points="{points}"></polygon>',
+                "runs": _cvat_mask(each, picture),
+            }[outlines]
+        width, height = picture.size
+        images.append(
+            f'<image id="{number}" name="{picture.name}" subset="{picture.split}" width="{width}" height="{height}">'
+            f"{drawn}</image>"
+        )
+    labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in CLASSES)
+    head = f"<version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"
+    text(root / "annotations.xml", f'<?xml version="1.0"?><annotations>{head}{"".join(images)}</annotations>')
+
+
+def _cvat_mask(each: Object, picture: Picture) -> str:
+    left, top, right, bottom = each.box
+    inside = picture._replace(objects=(each,)).mask[top:bottom, left:right] > 0
+    rle = ", ".join(map(str, runs(inside.T)))
+    return (
+        f'<mask label="{each.label}" rle="{rle}" left="{left}" top="{top}" width="{right - left}" '
+        f'height="{bottom - top}"></mask>'
+    )
+
+
+def labelme(root: Path, *, outlines: str = "") -> None:
+    for picture in PICTURES:
+        put(root / picture.split / picture.name, picture)
+        shapes = []
+        for each in picture.objects:
+            left, top, right, bottom = each.box  # dragged from the lower right
+            points, form = [[right, bottom], [left, top]], "rectangle"
+            if outlines:
+                points, form = [list(corner) for corner in each.corners], "polygon"
+            shapes.append({"label": each.label, "points": points, "group_id": None, "shape_type": form, "flags": {}})
+        content = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": picture.name, "imageData": None}
+        content |= {"imageWidth": picture.size[0], "imageHeight": picture.size[1]}
+        text(root / picture.split / f"{picture.name.removesuffix('.png')}.json", json.dumps(content))
+
+
+def label_studio(root: Path, *, outlines: str = "") -> None:
+    tasks = []
+    for number, picture in enumerate(PICTURES):
+        put(root / picture.split / picture.name, picture)
+        width, height = picture.size
+        results = []
+        for each in picture.objects:
+            left, top, right, bottom = each.box
+            value: dict = {"x": 100 * left / width, "y": 100 * top / height, "rotation": 0}
+            value |= {"width": 100 * (right - left) / width, "height": 100 * (bottom - top) / height}
+            form = "rectanglelabels"
+            if outlines:
+                value = {"points": [[100 * x / width, 100 * y / height] for x, y in each.corners]}
+                form = "polygonlabels"
+            result = {"type": form, "value": value | {form: [each.label]}, "from_name": "label", "to_name": "image"}
+            results.append(result | {"original_width": width, "original_height": height, "image_rotation": 0})
+        address = f"/data/upload/1/0a1b2c3d-{quote(picture.name)}"
+        data = {"image": address, "split": picture.split}
+        tasks.append({"id": number, "data": data, "annotations": [{"result": results, "was_cancelled": False}]})
+    text(root / "project-1.json", json.dumps(tasks))
+
+
+def via(root: Path, *, outlines: str = "") -> None:
+    for split in ("train", "val"):
+        content = {}
+        for picture in (each for each in PICTURES if each.split == split):
+            put(root / split / picture.name, picture)
+            regions = []
+            for each in picture.objects:
+                left, top, right, bottom = each.box
+                drawn: dict = {"name": "rect", "x": left, "y": top, "width": right - left, "height": bottom - top}
+                if outlines:
+                    xs, ys = map(list, zip(*each.corners, strict=True))
+                    drawn = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+                regions.append({"shape_attributes": drawn, "region_attributes": {"class": each.label}})
+            content[f"{picture.name}999"] = {"filename": picture.name, "size": 999, "regions": regions}
+            content[f"{picture.name}999"]["file_attributes"] = {"caption": "", "public_domain": "no"}
+        text(root / split / "via_region_data.json", json.dumps(content))
+
+
+def open_images(root: Path) -> None:
+    text(root / "class-descriptions-boxable.csv", "/m/0a,ant\n/m/0b,bee\n")
+    for split, folder in (("train", "train"), ("val", "validation")):
+        boxes = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"]
+        presences = ["ImageID,Source,LabelName,Confidence"]
+        for picture in (each for each in PICTURES if each.split == split):
+            put(root / folder / picture.name, picture)
+            name, (width, height) = picture.name.removesuffix(".png"), picture.size
+            for each in picture.objects:
+                left, top, right, bottom = each.box
+                sides = (left / width, right / width, top / height, bottom / height)
+                row = ",".join(f"{side:.6f}" for side in sides)
+                boxes.append(f"{name},xclick,/m/0{each.label[0]},1,{row},0,0,0")
+            shown = {each.label for each in picture.objects}
+            presences += [f"{name},verification,/m/0{label[0]},{int(label in shown)}" for label in CLASSES]
+        text(root / f"{folder}-annotations-bbox.csv", "\n".join(boxes))
+        text(root / f"{folder}-annotations-human-imagelabels-boxable.csv", "\n".join(presences))
+
+
+def csv_boxes(root: Path) -> None:
+    for split in ("train", "val"):
+        rows = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+        for picture in (each for each in PICTURES if each.split == split):
+            put(root / split / picture.name, picture)
+            start = f"{picture.name},{picture.size[0]},{picture.size[1]}"
+            rows += [f"{start},{each.label},{','.join(map(str, each.box))}" for each in picture.objects]
+            rows += [] if picture.objects else [f"{start},,,,,"]
+        text(root / f"{split}.csv", "\r\n".join(rows))
+
+
+COLOURS = {"background": (0, 0, 0), "ant": (200, 10, 10), "bee": (0, 0, 250)}
+
+
+def colour_masks(root: Path) -> None:
+    table = np.array(list(COLOURS.values()), np.uint8)
+    for picture in PICTURES:
+        put(root / picture.split / "images" / picture.name, picture)
+        (root / picture.split / "masks").mkdir(exist_ok=True)
+        Image.fromarray(table[picture.mask]).save(root / picture.split / "masks" / picture.name)
+    text(root / "palette.csv", "name,r,g,b\n" + "".join(f"{n},{r},{g},{b}\n" for n, (r, g, b) in COLOURS.items()))
+
+
+def number_masks(root: Path) -> None:
+    for picture in PICTURES:
+        put(root / "images" / picture.split / picture.name, picture)
+        file = root / "labels" / picture.split / f"{picture.name.removesuffix('.png')}_mask.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.mask).save(file)
+    text(root / "classes.txt", "background\nant\nbee\n")
+
+
+def label_map(root: Path) -> None:
+    """As CVAT exports masks: PASCAL VOC's folders, and its own file of colours."""
+    table = np.array(list(COLOURS.values()), np.uint8)
+    for picture in PICTURES:
+        put(root / "JPEGImages" / picture.name, picture)
+        (root / "SegmentationClass").mkdir(exist_ok=True)
+        Image.fromarray(table[picture.mask]).save(root / "SegmentationClass" / picture.name)
+    lines = "".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in COLOURS.items())
+    text(root / "labelmap.txt", f"# label:color_rgb:parts:actions\n{lines}")
+    for split in ("train", "val"):
+        names = [picture.name.removesuffix(".png") for picture in PICTURES if picture.split == split]
+        text(root / "ImageSets/Segmentation" / f"{split}.txt", "\n".join(names))
+
+
+def class_masks(root: Path) -> None:
+    for picture in PICTURES:
+        put(root / picture.split / "images" / picture.name, picture)
+        for value, name in enumerate(CLASSES, 1):
+            file = root / picture.split / "masks" / name / picture.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.where(picture.mask == value, 255, 0).astype(np.uint8)).save(file)
+
+
+def class_masks_by_name(root: Path) -> None:
+    for picture in PICTURES:
+        put(root / "images" / picture.split / picture.name, picture)
+        for value, name in enumerate(CLASSES, 1):
+            file = root / "masks" / picture.split / f"{picture.name.removesuffix('.png')}_{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.where(picture.mask == value, 1, 0).astype(np.uint8)).save(file)
+
+
+def class_folders(root: Path) -> None:
+    for picture in PICTURES:
+        put(root / picture.split / picture.label / picture.name, picture)
+
+
+def csv_classes(root: Path) -> None:
+    rows = ["image,split,kind"]
+    for picture in PICTURES:
+        put(root / "images" / picture.name, picture)
+        rows.append(f"images/{picture.name},{picture.split},{picture.label}")
+    text(root / "labels.csv", "\ufeff" + "\r\n".join(rows))
+
+
+def cvat_tags(root: Path) -> None:
+    images = []
+    for picture in PICTURES:
+        put(root / "images" / picture.split / picture.name, picture)
+        width, height = picture.size
+        tag = f'<tag label="{picture.label}" source="manual"></tag>'
+        head = f'<image id="0" name="{picture.split}/{picture.name}" subset="{picture.split}"'
+        images.append(f'{head} width="{width}" height="{height}">{tag}</image>')
+    text(root / "annotations.xml", f"<annotations><version>1.1</version>{''.join(images)}</annotations>")
+
+
+def choices(root: Path) -> None:
+    tasks = []
+    for picture in PICTURES:
+        put(root / picture.split / picture.name, picture)
+        result = {"type": "choices", "value": {"choices": [picture.label]}, "from_name": "a", "to_name": "image"}
+        number = {"type": "number", "value": {"number": picture.value}, "from_name": "b", "to_name": "image"}
+        data = {"image": f"/data/local-files/?d=x/{quote(picture.name)}", "split": picture.split}
+        tasks.append({"data": data, "annotations": [{"result": [result, number]}]})
+    text(root / "export.json", json.dumps(tasks))
+
+
+def flags(root: Path) -> None:
+    for picture in PICTURES:
+        put(root / picture.split / picture.name, picture)
+        content = {"flags": {name: name == picture.label for name in CLASSES}, "shapes": []}
+        content |= {"imagePath": f"..\\{picture.split}\\{picture.name}", "imageData": None}
+        text(root / picture.split / f"{picture.name.removesuffix('.png')}.json", json.dumps(content))
+
+
+def csv_values(root: Path) -> None:
+    rows = ["file;age;other"]
+    for picture in PICTURES:
+        put(root / picture.split / picture.name, picture)
+        rows.append(f"{picture.name};{str(picture.value).replace('.', ',')};x")
+    text(root / "faces.csv", "\n".join(rows))
+
+
+def csv_flags(root: Path) -> None:
+    rows = ["image," + ",".join(CLASSES)]
+    for picture in PICTURES:
+        put(root / picture.split / picture.name, picture)
+        shown = {each.label for each in picture.objects}
+        rows.append(f"{picture.name}," + ",".join(str(int(name in shown)) for name in CLASSES))
+    text(root / "tags.csv", "\n".join(rows))
+
+
+def csv_tags(root: Path) -> None:
+    rows = ["image,tags"]
+    for picture in PICTURES:
+        put(root / picture.split / picture.name, picture)
+        rows.append(f"{picture.name},{'|'.join(sorted({each.label for each in picture.objects}))}")
+    text(root / "tags.csv", "\n".join(rows))
+
+
+def depth(root: Path) -> None:
+    for picture in PICTURES:
+        put(root / "rgb" / picture.split / picture.name, picture)
+        file = root / "depth" / picture.split / picture.name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(millimetres(picture)).save(file)
+
+
+def millimetres(picture: Picture) -> np.ndarray:
+    """0 is missing."""
+    numbers = np.random.default_rng(list(picture.name.encode()))
+    return numbers.integers(0, 9000, picture.size[::-1]).astype(np.uint16)
+
+
+Writer = Callable[[Path], None]
+BOXES: dict[str, tuple[str, Writer]] = {  # name of the test -> format, writer
+    "coco": ("coco", coco),
+    "voc": ("voc", voc),
+    "yolo": ("yolo", yolo),
+    "cvat": ("cvat", cvat),
+    "labelme": ("labelme", labelme),
+    "label studio": ("label_studio", label_studio),
+    "via": ("via", via),
+    "open images": ("open_images", open_images),
+    "csv": ("csv", csv_boxes),
 }
-OUTLINES: dict[str, Callable[[Path], None]] = {
-    "coco": lambda root: coco(root, outlines="polygons"),
-    "coco runs": lambda root: coco(root, outlines="runs"),
-    "yolo": lambda root: yolo(root, outlines="polygons"),
+MASKS: dict[str, tuple[str, Writer]] = {
+    "coco polygons": ("coco", functools.partial(coco, outlines="polygons")),
+    "coco runs": ("coco", functools.partial(coco, outlines="runs")),
+    "yolo": ("yolo", functools.partial(yolo, outlines="polygons")),
+    "cvat polygons": ("cvat", functools.partial(cvat, outlines="polygons")),
+    "cvat masks": ("cvat", functools.partial(cvat, outlines="runs")),
+    "labelme": ("labelme", functools.partial(labelme, outlines="polygons")),
+    "label studio": ("label_studio", functools.partial(label_studio, outlines="polygons")),
+    "via": ("via", functools.partial(via, outlines="polygons")),
+    "colours": ("masks", colour_masks),
+    "numbers": ("masks", number_masks),
+    "label map": ("masks", label_map),
+    "class masks": ("class_masks", class_masks),
+    "class masks by name": ("class_masks", class_masks_by_name),
+}
+CLASS_LABELS: dict[str, tuple[str, Writer]] = {
+    "folders": ("class_folders", class_folders),
+    "csv": ("csv", csv_classes),
+    "cvat": ("cvat", cvat_tags),
+    "label studio": ("label_studio", choices),
+    "labelme": ("labelme", flags),
+}
+TAGS: dict[str, tuple[str, Writer]] = {
+    "coco": ("coco", coco),
+    "open images": ("open_images", open_images),
+    "csv of 0 and 1": ("csv", csv_flags),
+    "csv of lists": ("csv", csv_tags),
 }

@@ -12,7 +12,7 @@ from mtl_jax.data import orientation
 from mtl_jax.data.formats.cleaning import Cleaner, scale_of
 from mtl_jax.data.formats.entries import SPLIT_ORDER, Entry, Found
 from mtl_jax.data.formats.place import Finder, Place
-from mtl_jax.data.formats.records import BACKGROUND, Dataset, Record
+from mtl_jax.data.formats.records import BACKGROUND, Dataset, Record, Shape
 from mtl_jax.data.images import read_header
 from mtl_jax.data.orientation import Header
 from mtl_jax.data.sources.base import Reading, counted
@@ -41,6 +41,7 @@ def assemble(name: str, place: Place, found: Found, *, kind: str | None = None, 
         UserError: no image is there, one has another size than its labels, or nothing tells how EXIF turns them.
     """
     located = _merge(_locate(place, found), found)
+    _complete([each.entry for each in located], found)
     convention = orientation.judge(
         ((str(each.image), each.header, _annotated_size(each)) for each in located if each.header.is_turned),
         annotated_on=orientation.check(annotated_on),
@@ -62,7 +63,7 @@ def assemble(name: str, place: Place, found: Found, *, kind: str | None = None, 
                 each.entry, (each.header.width, each.header.height) if stored else each.header.upright_size
             )
             shapes = cleaner.clean(number, drawn_in, each.header, stored=stored, where=each.entry.where)
-        records.append(_record(each, names[number], shapes, stored))
+        records.append(_record(place, each, names[number], shapes, stored))
     counts = {"images": len(records), **found.counts, **cleaner.counts()}
     return Dataset(
         format=name,
@@ -100,6 +101,18 @@ def _locate(place: Place, found: Found) -> list[_Located]:
     if finder.by_name_alone:
         found.counts["images found by their name alone"] = finder.by_name_alone
     return located
+
+
+def _complete(entries: Sequence[Entry], found: Found) -> None:
+    """Tags that are not listed are false where the format says so; where each image has one tag, it is its class."""
+    tagged = [entry for entry in entries if entry.tags is not None]
+    names = {tag for entry in tagged for tag in entry.tags or ()} | set(found.tag_names or () if tagged else ())
+    if found.tags_are_complete:
+        for entry in tagged:
+            entry.tags = {name: (entry.tags or {}).get(name, False) for name in sorted(names)}
+    if tagged and all(sum((entry.tags or {}).values()) == 1 for entry in tagged):
+        for entry in tagged:
+            entry.class_name = entry.class_name or next(tag for tag, is_true in (entry.tags or {}).items() if is_true)
 
 
 def _image(entry: Entry, finder: Finder, place: Place) -> Path | None:
@@ -177,15 +190,14 @@ def _is_stored(each: _Located, convention: orientation.Convention) -> bool:
     return convention.decided(each.image, "labels") if by_size is None else by_size
 
 
-def _record(each: _Located, name: str, shapes: tuple | None, stored: bool) -> Record:
+def _record(place: Place, each: _Located, name: str, shapes: tuple[Shape, ...] | None, stored: bool) -> Record:
     entry = each.entry
-    tags = entry.tags
-    class_name = entry.class_name
+    tags, class_name = entry.tags, entry.class_name
     return Record(
         image=each.image,
         name=name,
         size=each.header.upright_size,
-        split=entry.split,
+        split=entry.split or place.split_of(each.image),
         shapes=shapes,
         mask=entry.mask,
         class_name=class_name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtl_jax.data.formats import pixels
-from mtl_jax.data.formats.records import Dataset
+from mtl_jax.data.formats.records import LABELS, Dataset, Record
 from mtl_jax.data.formats.table import FORMATS, read
 from mtl_jax.data.formats.writing import Out
 from mtl_jax.errors import UserError
@@ -62,10 +63,10 @@ def convert(
     target = Path(dst).expanduser()
     _check_free(target)
     source = read(src, kind=kind, format=format, images=images, annotated_on=annotated_on)
-    kinds = tuple(each for each in FORMATS[to].kinds if each in source.kinds and kind in (None, each))
+    kinds = tuple(each for each in FORMATS[to].written if each in source.kinds and kind in (None, each))
     if not kinds:
         raise UserError(
-            f"{source.path}: expected {', '.join(FORMATS[to].kinds)} for the format {to}, found "
+            f"{source.path}: expected {', '.join(FORMATS[to].written)} for the format {to}, found "
             f"{', '.join(source.kinds)}: choose another format"
         )
     with _staged(target) as folder:
@@ -76,9 +77,22 @@ def convert(
 
 def _brought_to(source: Dataset, kinds: tuple[str, ...], outlines: str, out: Out) -> Dataset:
     """The labels in the form that a format holds."""
+    labels = {LABELS[kind] for kind in kinds} | ({"detection"} if "masks" in kinds else set())
+    classes = {label: names for label, names in source.classes.items() if label in labels}
+    records = source.records
+    if "classes" in kinds:  # which are tags in formats that know no other
+        classes.setdefault("multi_label", source.classes["classification"])
+        records = tuple(map(_with_class_as_tag, records))
+    source = dataclasses.replace(source, classes=classes, records=records)
     if "masks" not in kinds:
         return pixels.without_outlines(source)
     return source if outlines == "masks" else pixels.with_objects(source, outlines=outlines, counts=out.counts)
+
+
+def _with_class_as_tag(record: Record) -> Record:
+    if record.tags is not None or record.class_name is None:
+        return record
+    return dataclasses.replace(record, tags={record.class_name: True})
 
 
 def _check_free(target: Path) -> None:

@@ -74,6 +74,7 @@ class Found:
         entries: in the files' order.
         names: of the classes of objects, in the format's order; None where it has none.
         tag_names: of the classes and tags of whole images, likewise.
+        tags_are_complete: a tag that an image with tags does not list is false, not unknown.
         mask_names: of the values of masks, from 0.
         counts: by name, to be told.
         notes: warnings.
@@ -82,6 +83,7 @@ class Found:
     entries: list[Entry]
     names: Sequence[str] | None = None
     tag_names: Sequence[str] | None = None
+    tags_are_complete: bool = True
     mask_names: Sequence[str] = ()
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
     notes: list[str] = dataclasses.field(default_factory=list)

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from mtl_jax.data.files import is_image, is_system, walk
+from mtl_jax.data.formats.entries import split_of
 from mtl_jax.data.formats.parsing import header_of, read_xml
 from mtl_jax.data.sources.base import read_json
 from mtl_jax.errors import UserError
@@ -52,6 +53,11 @@ class Place:
         """Returns the files with one of some suffixes, in any case."""
         return [path for path in self.files if path.suffix.lower() in suffixes]
 
+    def split_of(self, file: Path) -> str:
+        """Returns the split that the folders between the dataset's and a file stand for, the nearest first."""
+        inside = file.relative_to(self.root).parts[:-1] if self.root in file.parents else file.parts[:-1]
+        return split_of(*reversed(inside))
+
     @functools.cached_property
     def below(self) -> list[Path]:
         """All files below the folder, or below the folder of the file."""
@@ -65,6 +71,11 @@ class Place:
         return [path for path in self.below if is_image(path)] or [
             path for path in ([] if self.is_file else walk(self.root.parent)) if is_image(path)
         ]
+
+    @functools.cached_property
+    def below_images(self) -> list[Path]:
+        """The images below the folder."""
+        return [path for path in self.below if is_image(path)]
 
     def json(self, file: Path) -> Any:
         """Returns the content of a JSON file, which is read once.

@@ -106,6 +106,16 @@ class Record:
     stored: bool = False
 
 
+def tags_of(record: Record) -> Mapping[str, bool] | None:
+    """Returns which tags are true of an image: its own, or the classes of its objects; None where nobody looked.
+
+    Classes that its objects do not have are not listed.
+    """
+    if record.tags is not None or record.shapes is None:
+        return record.tags
+    return {shape.label: True for shape in record.shapes}
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """What was read.

@@ -6,7 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mtl_jax.data.formats import coco, voc, yolo
+from mtl_jax.data.formats import (
+    class_folders,
+    class_masks,
+    coco,
+    csv_table,
+    cvat,
+    depth,
+    label_studio,
+    labelme,
+    masks,
+    open_images,
+    via,
+    voc,
+    yolo,
+)
 from mtl_jax.data.formats.assemble import assemble
 from mtl_jax.data.formats.entries import Found
 from mtl_jax.data.formats.place import Place
@@ -19,22 +33,134 @@ class Format(NamedTuple):
     """How labels are kept."""
 
     looked_for: str  # what tells it, as the refusal names it
-    kinds: tuple[str, ...]  # of label that it can hold
+    kinds: tuple[str, ...]  # of label that can be read of it
+    written: tuple[str, ...]  # of label that can be written
     matches: Callable[[Place], bool]
     outlines: str  # of the objects that it can hold: "runs", "polygons", "" for none; "masks" of files of masks
     read: Callable[[Place, str | None], Found]
     write: Callable[[Dataset, Out], None]
 
 
-OBJECTS = ("boxes", "masks", "tags")
-# Asked in this order: what says more of itself comes first.
+OBJECTS = ("boxes", "masks")
+TAGGED = (*OBJECTS, "tags", "classes")
+# Asked in this order: what says more of itself comes first. Formats of objects have tags too: the classes they show.
 FORMATS: dict[str, Format] = {
     "coco": Format(
-        "JSON with images, annotations and categories", OBJECTS, coco.is_coco, "runs", coco.read, coco.write
+        "JSON with images, annotations and categories",
+        (*OBJECTS, "tags"),
+        OBJECTS,
+        coco.is_coco,
+        "runs",
+        coco.read,
+        coco.write,
     ),
-    "voc": Format("XML with <annotation>", ("boxes", "tags"), voc.is_voc, "", voc.read, voc.write),
+    "labelme": Format(
+        "JSON with shapes and imagePath",
+        TAGGED,
+        TAGGED,
+        labelme.is_labelme,
+        "polygons",
+        labelme.read,
+        labelme.write,
+    ),
+    "label_studio": Format(
+        "JSON tasks with data and annotations",
+        (*TAGGED, "values"),
+        (*TAGGED, "values"),
+        label_studio.is_label_studio,
+        "polygons",
+        label_studio.read,
+        label_studio.write,
+    ),
+    "via": Format(
+        "JSON with filename and regions",
+        TAGGED,
+        TAGGED,
+        via.is_via,
+        "polygons",
+        via.read,
+        via.write,
+    ),
+    "cvat": Format(
+        "XML with <annotations>",
+        TAGGED,
+        TAGGED,
+        cvat.is_cvat,
+        "runs",
+        cvat.read,
+        cvat.write,
+    ),
+    "voc": Format(
+        "XML with <annotation>",
+        ("boxes", "tags"),
+        ("boxes",),
+        voc.is_voc,
+        "",
+        voc.read,
+        voc.write,
+    ),
     "yolo": Format(
-        "data.yaml or text files of class x y width height", OBJECTS, yolo.is_yolo, "polygons", yolo.read, yolo.write
+        "data.yaml or text files of class x y width height",
+        (*OBJECTS, "tags"),
+        OBJECTS,
+        yolo.is_yolo,
+        "polygons",
+        yolo.read,
+        yolo.write,
+    ),
+    "open_images": Format(
+        "CSV with ImageID, LabelName and XMin",
+        ("boxes", "tags"),
+        ("boxes", "tags"),
+        open_images.is_open_images,
+        "",
+        open_images.read,
+        open_images.write,
+    ),
+    "class_masks": Format(
+        "masks of two values, a file for each class",
+        ("masks",),
+        ("masks",),
+        class_masks.is_class_masks,
+        "masks",
+        class_masks.read,
+        class_masks.write,
+    ),
+    "masks": Format(
+        "masks of the images' names",
+        ("masks",),
+        ("masks",),
+        masks.is_masks,
+        "masks",
+        masks.read,
+        masks.write,
+    ),
+    "depth": Format(
+        "depth maps of the images' names",
+        ("depth",),
+        ("depth",),
+        depth.is_depth,
+        "",
+        depth.read,
+        depth.write,
+    ),
+    "class_folders": Format(
+        "images in a folder for each class",
+        ("classes",),
+        ("classes",),
+        class_folders.is_class_folders,
+        "",
+        class_folders.read,
+        class_folders.write,
+    ),
+    "csv": Format(
+        "CSV with a column of images",
+        ("boxes", "classes", "tags", "values"),
+        ("boxes", "classes", "tags", "values"),
+        csv_table.is_csv,
+        "",
+        csv_table.read,
+        csv_table.write,
     ),
 }
 

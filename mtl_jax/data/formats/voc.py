@@ -34,7 +34,7 @@ def read(place: Place, kind: str | None) -> Found:
     splits = _image_sets(place)
     trees = {file: read_xml(file) for file in place.by_suffix(".xml")}
     trees = {file: tree for file, tree in trees.items() if tree.tag == "annotation"}
-    entries = [_entry(tree, file, splits, counts) for file, tree in trees.items()]
+    entries = [_entry(tree, file, splits, place.split_of(file), counts) for file, tree in trees.items()]
     found = Found(entries, counts=counts)
     if entries and _counts_from_one(list(trees.values()), entries):
         counts["boxes counted from 1"] = _shift(entries)
@@ -55,7 +55,7 @@ def _image_sets(place: Place) -> dict[str, str]:
     return splits
 
 
-def _entry(tree: Element, file: Path, splits: dict[str, str], counts: Counter[str]) -> Entry:
+def _entry(tree: Element, file: Path, splits: dict[str, str], outer_split: str, counts: Counter[str]) -> Entry:
     where = str(file)
     name = (tree.findtext("filename") or "").strip() or file.stem
     size = tuple(whole(tree.findtext(f"size/{side}") or 0, f"{where}: size") for side in ("width", "height"))
@@ -64,7 +64,7 @@ def _entry(tree: Element, file: Path, splits: dict[str, str], counts: Counter[st
     shapes = [
         _drawn(found, f"{where}: object {index}", counts) for index, found in enumerate(tree.findall("object"), 1)
     ]
-    split = splits.get(file.stem) or splits.get(Path(name).stem) or split_of(*reversed(file.parent.parts))
+    split = splits.get(file.stem) or splits.get(Path(name).stem) or outer_split
     return Entry(
         name, where, file.parent, (size[0], size[1]) if min(size) else None, split, shapes, other_name=file.stem
     )

@@ -48,6 +48,13 @@ class Out:
             shutil.copyfile(record.image, target)
         return target
 
+    def folder_name(self, name: str) -> str:
+        """Returns a class's name as that of a folder, which cannot hold every letter; what changes is counted."""
+        plain = "".join("_" if letter in '/\\:*?"<>|' or not letter.isprintable() else letter for letter in name)
+        plain = f"_{plain}" if plain.startswith(".") else plain
+        self.counts["classes renamed for the disk"] += plain != name
+        return plain
+
     def file(self, name: str) -> Path:
         """Returns the place of a file, whose folder is made."""
         target = self.folder / name

@@ -11,7 +11,7 @@ import yaml
 
 from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.coco import points_of
-from mtl_jax.data.formats.entries import SPLIT_ORDER, Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.entries import SPLIT_ORDER, Drawn, Entry, Found
 from mtl_jax.data.formats.parsing import coordinate, lines_of, read_yaml, text, whole
 from mtl_jax.data.formats.place import LOOKED_AT, Place
 from mtl_jax.data.formats.records import Dataset, Shape
@@ -113,8 +113,7 @@ def _images(place: Place, description: tuple[Path, dict[str, Any]] | None) -> It
         yield from named
         return
     for image in place.images:
-        inside = image.relative_to(place.root).parts[:-1] if place.root in image.parents else image.parts[:-1]
-        yield image, split_of(*reversed(inside))
+        yield image, place.split_of(image)
 
 
 def _named_images(place: Place, description: tuple[Path, dict[str, Any]]) -> Iterator[tuple[Path, str]]:

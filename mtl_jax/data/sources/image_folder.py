@@ -70,7 +70,7 @@ class ImageFolder:
         self._files = [(file, table.index(name)) for name, inside in files.items() for file in inside if is_image(file)]
         if not self._files:
             raise UserError(f"{self.folder}: expected images in one folder per class, found none: correct folder")
-        self.class_names = {"classification": _readable(base, table)}
+        self.class_names = {"classification": readable(base, table)}
         beside = [path for path in sorted(self.folder.iterdir()) if not path.is_dir() or is_system(path)]
         left_out = [file for inside in files.values() for file in inside if not is_image(file)]
         deeper = sum(file.parent.parent != self.folder for file, _ in self._files)
@@ -124,7 +124,12 @@ def _class_folders(base: Path, split: str) -> tuple[str, ...]:
     return tuple(_folders_in(train if train.is_dir() else base / split))
 
 
-def _readable(base: Path, table: Sequence[str]) -> tuple[str, ...]:
+def readable(base: Path, table: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of class folders, as the file of names beside them or Imagenette's own say.
+
+    Raises:
+        UserError: the file is broken.
+    """
     file = base / NAMES_FILE
     names = read_json(file) if file.exists() else IMAGENETTE_NAMES
     if not isinstance(names, dict):

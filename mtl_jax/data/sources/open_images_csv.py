@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from mtl_jax.errors import UserError
@@ -20,6 +21,8 @@ MASKS = ("annotations-object-segmentation.csv",)
 CLASS_COLUMNS = ("LabelName", "DisplayName")
 CORNERS = ("XMin", "YMin", "XMax", "YMax")
 SLACK = 0.01  # of the image's side: how far outside of it a coordinate may lie, to be clipped
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 IsWanted = Callable[[str], bool]
 Corners = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the image's sides
@@ -64,18 +67,22 @@ def read_classes(file: Path) -> dict[str, str]:
     return names
 
 
-def read_boxes(file: Path, labels: Mapping[str, int], is_wanted: IsWanted) -> Iterator[tuple[str, Box]]:
+def read_boxes(
+    file: Path, labels: Mapping[str, int], is_wanted: IsWanted, *, optional: Mapping[str, str] = NOTHING
+) -> Iterator[tuple[str, Box]]:
     """Yields image and object of every wanted row.
 
     Args:
         file: the table.
         labels: machine id -> label of the wanted classes.
         is_wanted: tells of an image whether its rows of these classes are.
+        optional: value of a column that may be missing, by name.
 
     Raises:
         UserError: the file is broken; names the line.
     """
-    for line, (image, mid, group, *corners) in _rows(file, ("ImageID", "LabelName", "IsGroupOf", *CORNERS)):
+    columns = ("ImageID", "LabelName", "IsGroupOf", *CORNERS)
+    for line, (image, mid, group, *corners) in _rows(file, columns, optional=optional):
         if mid in labels and is_wanted(image):
             is_group = _numbers((group,), file, line)[0] == 1  # -1 is unknown
             yield image, Box(labels[mid], _corners(corners, file, line), is_group)
@@ -116,22 +123,28 @@ def read_masks(file: Path, labels: Mapping[str, int], is_wanted: IsWanted) -> It
             yield image, Box(labels[mid], _corners(corners, file, line), False, mask)
 
 
-def _rows(file: Path, columns: Sequence[str], *, header: bool = True) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yields the number of the line and the cells of the named columns; without a header, those are all."""
+def _rows(
+    file: Path, columns: Sequence[str], *, header: bool = True, optional: Mapping[str, str] = NOTHING
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yields the number of the line and the cells of the named columns; without a header, those are all.
+
+    A column that may be missing has the one value that `optional` says.
+    """
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
             found = next(reader, []) if header else list(columns)
-            missing = [name for name in columns if name not in found]
+            added = {name: value for name, value in optional.items() if name not in found}
+            missing = [name for name in columns if name not in found and name not in added]
             if missing:
                 raise UserError(
                     f"{file}, line 1: expected the columns {', '.join(columns)}, found no {', '.join(missing)}: "
                     "use a complete copy"
                 )
-            pick = itemgetter(*(found.index(name) for name in columns))
+            pick = itemgetter(*([*found, *added].index(name) for name in columns))
             for row in reader:
                 if len(row) == len(found):
-                    yield reader.line_num, pick(row)
+                    yield reader.line_num, pick([*row, *added.values()])
                 elif row:  # a blank line is no row
                     raise UserError(
                         f"{file}, line {reader.line_num}: expected {len(found)} cells, found {len(row)}: mend the row"

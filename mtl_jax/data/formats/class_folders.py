@@ -1,0 +1,47 @@
+"""Classes as folders: the images of each class in a folder of its own, with or without folders for the splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtl_jax.data.formats.entries import SPLIT_WORDS, Entry, Found
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.formats.records import Dataset
+from mtl_jax.data.formats.writing import Out, by_split
+from mtl_jax.data.sources.image_folder import readable
+
+
+def is_class_folders(place: Place) -> bool:
+    """Whether images lie in two or more folders that are no splits."""
+    return not place.is_file and len({name for image in place.below_images if (name := _class(image, place))}) > 1
+
+
+def read(place: Place, kind: str | None) -> Found:
+    """Reads the classes that folders name; images beside the folders have none and are left out."""
+    del kind
+    classes = {image: _class(image, place) for image in place.below_images}
+    folders = tuple(sorted({name for name in classes.values() if name}))
+    names = dict(zip(folders, readable(place.root, folders), strict=True))
+    entries = [
+        Entry(image, str(image.parent), split=place.split_of(image), class_name=names[name])
+        for image, name in classes.items()
+        if name
+    ]
+    found = Found(entries, tag_names=tuple(names.values()))
+    found.counts["images beside the class folders, left out"] = len(classes) - len(entries)
+    return found
+
+
+def _class(image: Path, place: Place) -> str:
+    """The outermost folder that stands for no split."""
+    return next((part for part in image.relative_to(place.root).parts[:-1] if part.lower() not in SPLIT_WORDS), "")
+
+
+def write(dataset: Dataset, out: Out) -> None:
+    """Writes {split}/{class}; images without class are left out."""
+    for split, records in by_split(dataset):
+        for record in records:
+            if record.class_name is None:
+                out.counts["images without class left out"] += 1
+            else:
+                out.put_image(record, f"{split or '.'}/{out.folder_name(record.class_name)}")

@@ -1,0 +1,112 @@
+"""Masks as one file of two values for each class: {class}/{image}.png, {image}_{class}.png or {image}/{class}.png."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtl_jax.data.files import is_image, walk
+from mtl_jax.data.formats.entries import SPLIT_WORDS, Entry, Found
+from mtl_jax.data.formats.mask_files import ClassMasks
+from mtl_jax.data.formats.pairs import MAP_WORDS, look_at
+from mtl_jax.data.formats.pixels import mask_of
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.formats.records import BACKGROUND, Dataset
+from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split
+from mtl_jax.data.images import read_image
+from mtl_jax.data.sources.base import missing
+
+Parts = dict[Path, dict[str, Path]]  # image -> class -> file
+
+
+def is_class_masks(place: Place) -> bool:
+    """Whether several files of two values belong to one image."""
+    return not place.is_file and bool(_parts(place))
+
+
+def read(place: Place, kind: str | None) -> Found:
+    """Reads which files belong to which image; what no class covers is background."""
+    del kind
+    parts = _parts(place)
+    names = (BACKGROUND, *sorted({name for of_image in parts.values() for name in of_image}))
+    entries = [
+        Entry(
+            image,
+            str(next(iter(of_image.values()))),
+            split=place.split_of(image) or place.split_of(next(iter(of_image.values()))),
+            mask=ClassMasks(tuple((file, names.index(name)) for name, file in sorted(of_image.items())), len(names)),
+        )
+        for image, of_image in sorted(parts.items())
+    ]
+    return Found(entries, mask_names=names)
+
+
+def _parts(place: Place) -> Parts:
+    files = place.below_images
+    binary = [file for file in files if _is_binary(file)]
+    others = set(files) - set(binary)
+    if binary and not others:  # masks alone, beside the folder of the images
+        others = {path for path in walk(place.images_root or place.root.parent) if is_image(path)} - set(files)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for image in sorted(others):
+        by_stem[image.stem].append(image)
+    parts: Parts = defaultdict(dict)
+    for file in binary:
+        for image, name in _owner(file, by_stem, place):
+            parts[image].setdefault(name, file)
+    names = {name for of_image in parts.values() for name in of_image}
+    several = len(names) > 1 or (len(names) == 1 and not _is_general(next(iter(names))))
+    return dict(parts) if several else {}
+
+
+def _is_binary(file: Path) -> bool:
+    look = look_at((("", file),))
+    return look.binary and look.grey and not look.lossy
+
+
+def _owner(file: Path, by_stem: dict[str, list[Path]], place: Place) -> Iterator[tuple[Path, str]]:
+    """Yields the image of a file, and its class."""
+    if file.parent.name in by_stem:
+        yield _nearest(by_stem[file.parent.name], file, place), file.stem
+    elif file.stem in by_stem:
+        if not _is_general(file.parent.name):
+            yield _nearest(by_stem[file.stem], file, place), file.parent.name
+    else:
+        for cut in (i for i, letter in enumerate(file.stem) if letter in "_-. "):
+            name = file.stem[cut + 1 :].strip("_-. ")
+            if file.stem[:cut] in by_stem and name and not _is_general(name):
+                yield _nearest(by_stem[file.stem[:cut]], file, place), name
+                return
+
+
+def _nearest(images: Sequence[Path], file: Path, place: Place) -> Path:
+    """Where images of several splits have one name, that of the mask's split."""
+    same = [image for image in images if place.split_of(image) == place.split_of(file)]
+    return (same or images)[0]
+
+
+def _is_general(name: str) -> bool:
+    """Whether a name is that of masks in general, or of a split."""
+    return name.lower() in SPLIT_WORDS or any(word in name.lower() for word in MAP_WORDS)
+
+
+def write(dataset: Dataset, out: Out) -> None:
+    """Writes {split}/images and {split}/masks/{class}; what nobody labelled becomes background."""
+    names = dataset.classes["segmentation"]
+    for split, records in by_split(dataset):
+        folder = split or NO_SPLIT if dataset.splits else "."
+        for record in records:
+            mask = mask_of(record, {name: value for value, name in enumerate(names)}, read_image(record.image))
+            if mask is None:
+                out.counts["images without mask left out"] += 1
+                continue
+            image = out.put_image(record, f"{folder}/images")
+            out.counts["images with unlabelled pixels, now background"] += bool((mask == missing(mask)).any())
+            for value, name in enumerate(names):
+                if name != BACKGROUND:
+                    file = out.file(f"{folder}/masks/{out.folder_name(name)}/{image.stem}.png")
+                    Image.fromarray(np.where(mask == value, 255, 0).astype(np.uint8)).save(file)

@@ -1,0 +1,182 @@
+"""Label Studio: one JSON file with the results of all tasks, in percent of the image."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.data.formats import painting
+from mtl_jax.data.formats.brush import alpha_of
+from mtl_jax.data.formats.curves import ellipse, rotated
+from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.parsing import coordinate, items, table, text, whole
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.formats.records import Dataset, Record, tags_of
+from mtl_jax.data.formats.writing import Out, by_split, simple
+from mtl_jax.errors import UserError
+
+PERCENT = 100.0
+IMAGE_KEYS = ("image", "img", "photo", "picture", "url")  # asked first; else the first text among a task's data
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what an upload puts before a file's name
+
+
+def is_label_studio(place: Place) -> bool:
+    """Whether a JSON file lists tasks with data and annotations."""
+    return any(_fits(content) for content in place.first_json())
+
+
+def read(place: Place, kind: str | None) -> Found:
+    """Reads the first annotation of each task that was not cancelled; choices are tags.
+
+    Raises:
+        UserError: a file is broken; names it, the task and the result.
+    """
+    del kind
+    counts: Counter[str] = Counter()
+    entries: list[Entry] = []
+    for file in place.by_suffix(".json"):
+        content = place.json(file)
+        if _fits(content):
+            for index, task in enumerate(content):
+                where = f"{file}: task {task.get('id', index) if isinstance(task, dict) else index}"
+                entries += _entries(table(task, where), file, where, counts)
+    if not any(entry.shapes for entry in entries) and any(entry.tags or entry.value is not None for entry in entries):
+        for entry in entries:  # choices or numbers alone
+            entry.shapes = None
+    return Found(entries, counts=counts)
+
+
+def _fits(content: Any) -> bool:
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, dict) and isinstance(first.get("data"), dict) and "annotations" in first
+
+
+def _entries(task: Mapping[str, Any], file: Path, where: str, counts: Counter[str]) -> Iterator[Entry]:
+    data = table(task.get("data"), f"{where}: data")
+    texts = [data[key] for key in (*IMAGE_KEYS, *data) if isinstance(data.get(key), str)]
+    if not texts:
+        raise UserError(f"{where}: expected the address of an image in data, found none: correct the file")
+    every = [table(each, where) for each in items(task.get("annotations"), f"{where}: annotations")]
+    done = [each for each in every if not each.get("was_cancelled")]
+    if not done:
+        counts["tasks without annotation"] += 1
+        return
+    counts["annotations by others left out"] += len(done) - 1
+    entry = Entry(texts[0], where, file.parent, split=split_of(file.stem, file.parent.name), shapes=[], shares=True)
+    plain = texts[0].replace("\\", "/").rpartition("/")[2]
+    entry.other_name = UPLOADED.sub("", plain)
+    if isinstance(data.get("split"), str):
+        entry.split = split_of(data["split"]) or entry.split
+    for index, result in enumerate(items(done[0].get("result"), f"{where}: result")):
+        _add(entry, table(result, where), f"{where}, result {index}", counts)
+    yield entry
+
+
+def _add(entry: Entry, result: Mapping[str, Any], where: str, counts: Counter[str]) -> None:
+    value, form = table(result.get("value", {}), where), str(result.get("type"))
+    if result.get("original_width") and result.get("original_height"):
+        size = (whole(result["original_width"], where, least=1), whole(result["original_height"], where, least=1))
+        entry.size = entry.size or size
+    if form == "choices":
+        entry.tags = dict(entry.tags or {}) | {
+            text(choice, where): True for choice in items(value.get("choices"), f"{where}: choices")
+        }
+    elif form in ("number", "rating"):
+        entry.value = coordinate(value.get(form), where)
+    elif form.removesuffix("labels") in _DRAWN:
+        labels = items(value.get(form) or [], f"{where}: {form}")
+        if not labels:
+            counts["objects without class, left out"] += 1
+            return
+        label = text(labels[0], where)
+        assert entry.shapes is not None
+        entry.shapes.append(_DRAWN[form.removesuffix("labels")](value, label, entry.size, where))
+    else:
+        counts["results not read"] += 1
+
+
+def _numbers(value: Mapping[str, Any], where: str, *names: str) -> list[float]:
+    return [coordinate(value.get(name), f"{where}: {name}") / PERCENT for name in names]
+
+
+def _rectangle(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
+    x, y, width, height = _numbers(value, where, "x", "y", "width", "height")
+    angle = coordinate(value.get("rotation") or 0, where)
+    if angle and size is not None:  # around the corner, in pixels
+        corners = ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
+        pixels = tuple((a * size[0], b * size[1]) for a, b in corners)
+        return Drawn(label, polygons=(tuple((a / size[0], b / size[1]) for a, b in rotated(pixels, angle, pixels[0])),))
+    return Drawn(label, (x, y, x + width, y + height))
+
+
+def _polygon(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
+    del size
+    points = []
+    for point in items(value.get("points"), f"{where}: points"):
+        if not isinstance(point, list) or len(point) != 2:
+            raise UserError(f"{where}: expected points [x, y], found {str(point)[:40]}: correct the file")
+        points.append((coordinate(point[0], where) / PERCENT, coordinate(point[1], where) / PERCENT))
+    return Drawn(label, polygons=(tuple(points),))
+
+
+def _ellipse(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
+    del size
+    x, y, radius_x, radius_y = _numbers(value, where, "x", "y", "radiusX", "radiusY")
+    return Drawn(label, polygons=(ellipse(x, y, radius_x, radius_y),))
+
+
+def _brush(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
+    if size is None:
+        raise UserError(f"{where}: expected original_width and original_height, found none: export again")
+    packed = [whole(byte, f"{where}: rle", most=256) for byte in items(value.get("rle"), f"{where}: rle")]
+    return Drawn(label, runs=painting.runs_of(alpha_of(bytes(packed), size, where) > 0))
+
+
+_DRAWN = {"rectangle": _rectangle, "polygon": _polygon, "ellipse": _ellipse, "brush": _brush}
+
+
+def write(dataset: Dataset, out: Out) -> None:
+    """Writes {split}.json and images/{split}; crowds are left out."""
+    for split, records in by_split(dataset):
+        tasks = []
+        for record in records:
+            image = out.put_image(record, f"images/{split}")
+            data = {"image": image.relative_to(out.folder).as_posix()} | ({"split": split} if split else {})
+            results = [result | _common(record) for result in _results(record, out.counts)]
+            tasks.append(
+                {"id": len(tasks) + 1, "data": data, "annotations": [{"id": len(tasks) + 1, "result": results}]}
+            )
+        file = out.file(f"{split or 'tasks'}.json")
+        file.write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _common(record: Record) -> dict[str, Any]:
+    return {
+        "original_width": record.size[0],
+        "original_height": record.size[1],
+        "image_rotation": 0,
+        "to_name": "image",
+    }
+
+
+def _results(record: Record, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    width, height = record.size
+    for shape in simple(record.shapes, counts):
+        if shape.polygons:
+            points = [[PERCENT * x / width, PERCENT * y / height] for x, y in shape.polygons[0]]
+            form, value = "polygonlabels", {"points": points}
+        else:
+            left, top, right, bottom = shape.xyxy
+            value = {"x": PERCENT * left / width, "y": PERCENT * top / height, "rotation": 0}
+            value |= {"width": PERCENT * (right - left) / width, "height": PERCENT * (bottom - top) / height}
+            form = "rectanglelabels"
+        yield {"type": form, "from_name": "label", "value": value | {form: [shape.label]}}
+    chosen = [tag for tag, is_true in (tags_of(record) or {}).items() if is_true] if record.tags is not None else []
+    if chosen:
+        yield {"type": "choices", "from_name": "choice", "value": {"choices": chosen}}
+    if record.value is not None:
+        yield {"type": "number", "from_name": "number", "value": {"number": record.value}}

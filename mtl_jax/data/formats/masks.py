@@ -1,0 +1,178 @@
+"""Masks in files of their own, beside images of the same name: class numbers, or colours with a palette's file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtl_jax.data.formats.entries import Entry, Found
+from mtl_jax.data.formats.mask_files import ColourMask, NumberMask, colours_in
+from mtl_jax.data.formats.pairs import Pair, pairs_of
+from mtl_jax.data.formats.palettes import BLACK, Palette, palette_of
+from mtl_jax.data.formats.parsing import lines_of
+from mtl_jax.data.formats.pixels import mask_of
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.formats.records import BACKGROUND, Dataset, MaskFiles
+from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split
+from mtl_jax.data.images import mask_values, read_image
+from mtl_jax.data.masks import present, usual_void
+from mtl_jax.data.sources.base import VOID, missing
+from mtl_jax.errors import UserError
+
+FOREGROUND = "foreground"  # the other class of masks of two values without names
+MOST_COLOURS = 256  # of masks without a palette's file
+VOID_COLOUR = (224, 224, 192)  # PASCAL VOC's, of pixels that nobody labelled
+
+
+def is_masks(place: Place) -> bool:
+    """Whether images have files of few values of the same name."""
+    return bool(pairs_of(place, depth=False))
+
+
+def read(place: Place, kind: str | None) -> Found:
+    """Reads which mask belongs to which image, and what the values are; looks at every mask.
+
+    Raises:
+        UserError: a mask cannot be read or has a colour that the palette lacks.
+    """
+    del kind
+    pairs = pairs_of(place, depth=False)
+    roots = {pair.map.parent for pair in pairs} | {pair.map.parent.parent for pair in pairs}
+    palette = palette_of(place, sorted(roots))
+    names, masks, notes = _masks(pairs, palette)
+    splits = _image_sets(place)
+    entries = [
+        Entry(
+            pair.image,
+            str(pair.map),
+            split=splits.get(pair.image.stem) or place.split_of(pair.image) or place.split_of(pair.map),
+            mask=mask,
+        )
+        for pair, mask in zip(pairs, masks, strict=True)
+    ]
+    with_mask = {pair.image for pair in pairs} | {pair.map for pair in pairs}
+    folders = {pair.image.parent for pair in pairs}
+    alone = [image for image in place.below_images if image.parent in folders and image not in with_mask]
+    found = Found(entries, mask_names=names, notes=[f"{place.path}: {note}" for note in notes])
+    found.counts["images without mask, left out"] = len(alone)
+    return found
+
+
+def _image_sets(place: Place) -> dict[str, str]:
+    """PASCAL VOC's lists: name of an image without suffix -> split."""
+    lists = [
+        (split, file) for split in ("train", "val", "test") for file in place.by_suffix(".txt") if file.stem == split
+    ]
+    return {line: split for split, file in lists if "ImageSets" in file.parts for _, line in lines_of(file)}
+
+
+def _masks(pairs: Sequence[Pair], palette: Palette | None) -> tuple[tuple[str, ...], list[MaskFiles], list[str]]:
+    """Returns the names of the classes, each mask, and what was decided."""
+    if palette is not None and palette.colours:
+        by_colour = all(_is_coloured(pair.map, palette) for pair in pairs)
+        if by_colour:
+            names, colours = palette.names, dict(palette.colours)
+            if BLACK not in colours:
+                names, colours = (
+                    (BACKGROUND, *names),
+                    {c: v + 1 if v >= 0 else v for c, v in colours.items()} | {BLACK: 0},
+                )
+            return names, [ColourMask(pair.map, colours, len(names)) for pair in pairs], []
+    numbers = [_numbers(pair.map) for pair in pairs]
+    if any(values is None for values in numbers):
+        return _colours_without_palette(pairs)
+    found = {value for values in numbers for value in values or ()}
+    names = palette.names if palette is not None else ()
+    if not names and len(found) <= 2 and 0 in found and max(found) in (1, VOID):
+        note = f"the masks hold {' and '.join(map(str, sorted(found)))} alone: read as {BACKGROUND} and {FOREGROUND}."
+        return (BACKGROUND, FOREGROUND), [NumberMask(pair.map, 2, binary=True) for pair in pairs], [note]
+    if not names:
+        classes = found - {VOID} if len(found - {VOID}) <= VOID else found
+        names = tuple(map(str, range(max(classes, default=0) + 1)))
+        note = f"no file names the classes of the masks (palette.csv, classes.txt): {len(names)} are called by number."
+        return names, [NumberMask(pair.map, len(names)) for pair in pairs], [note]
+    if found == {0, VOID} and len(names) == 2:
+        note = f"the masks hold 0 and {VOID} alone: read as {names[0]} and {names[1]}."
+        return names, [NumberMask(pair.map, 2, binary=True) for pair in pairs], [note]
+    if found - {usual_void(len(names))} and max(found - {usual_void(len(names))}) >= len(names):
+        wrong = next(pair.map for pair, values in zip(pairs, numbers, strict=True) if max(values or {0}) >= len(names))
+        raise UserError(
+            f"{wrong}: expected values below {len(names)}, as {palette.file if palette else 'the names'} has so many "
+            f"classes, or {usual_void(len(names))} (void), found {max(found - {usual_void(len(names))})}: correct one"
+        )
+    return names, [NumberMask(pair.map, len(names)) for pair in pairs], []
+
+
+def _is_coloured(file: Path, palette: Palette) -> bool:
+    """Whether a file's colours are meant: it has no numbers, or all its colours are in the palette.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _numbers(file) is None or colours_in(file) <= palette.colours.keys() | {BLACK}
+
+
+def _numbers(file: Path) -> set[int] | None:
+    """The values of a greyscale or palette file; None of one in colour."""
+    try:
+        return set(present(mask_values(file)).tolist())
+    except UserError:
+        read_image(file)  # which refuses what cannot be read at all
+        return None
+
+
+def _colours_without_palette(
+    pairs: Sequence[Pair],
+) -> tuple[tuple[str, ...], list[MaskFiles], list[str]]:
+    colours = Counter(colour for pair in pairs for colour in colours_in(pair.map))
+    if len(colours) > MOST_COLOURS:
+        raise UserError(
+            f"{pairs[0].map}: expected masks of at most {MOST_COLOURS} colours, found {len(colours)}: save them "
+            "without smoothing or loss, or add the palette's file (palette.csv: name,r,g,b)"
+        )
+    ordered = sorted(colours)
+    names = tuple(BACKGROUND if colour == BLACK else "#{:02x}{:02x}{:02x}".format(*colour) for colour in ordered)
+    values = {colour: value for value, colour in enumerate(ordered)}
+    note = (
+        f"no file names the colours of the masks (palette.csv: name,r,g,b): {len(names)} classes are called by colour."
+    )
+    return names, [ColourMask(pair.map, values, len(names)) for pair in pairs], [note]
+
+
+def write(dataset: Dataset, out: Out) -> None:
+    """Writes {split}/images, {split}/masks in colour, and palette.csv."""
+    names = dataset.classes["segmentation"]
+    colours = [_colour(value) for value in range(len(names))]
+    table = np.array([*colours, VOID_COLOUR], np.uint8)
+    has_void = False
+    for split, records in by_split(dataset):
+        for record in records:
+            mask = mask_of(record, {name: value for value, name in enumerate(names)}, read_image(record.image))
+            if mask is None:
+                out.counts["images without mask left out"] += 1
+                continue
+            image = out.put_image(record, f"{split or NO_SPLIT if dataset.splits else '.'}/images")
+            void = mask == missing(mask)
+            has_void |= bool(void.any())
+            drawn = table[np.where(void, len(names), mask)]
+            Image.fromarray(drawn).save(
+                out.file(f"{image.parent.parent.relative_to(out.folder)}/masks/{image.stem}.png")
+            )
+    written = io.StringIO(newline="")
+    rows = [(name, *colour) for name, colour in zip(names, colours, strict=True)]
+    csv.writer(written).writerows([("name", "r", "g", "b"), *rows, *([("void", *VOID_COLOUR)] if has_void else [])])
+    out.file("palette.csv").write_text(written.getvalue(), encoding="utf-8", newline="")
+
+
+def _colour(value: int) -> tuple[int, int, int]:
+    """PASCAL VOC's: the bits of the number in turn, the lowest in the highest bit of red, green and blue."""
+    channels = [0, 0, 0]
+    for bit in range(24):
+        channels[bit % 3] |= ((value >> bit) & 1) << (7 - bit // 3)
+    return channels[0], channels[1], channels[2]

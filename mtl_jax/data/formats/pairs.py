@@ -1,0 +1,147 @@
+"""Finds images and the maps (masks, depths) that belong to them: files of one name, in two folders or in one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mtl_jax.data.files import is_image, walk
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.images import FORMATS, LOSSY, MAX_PIXELS
+
+SAMPLED = 3  # files of a folder, to tell what they are
+FEW = 64  # colours or levels: a photograph has more, a mask seldom
+MAP_WORDS = ("mask", "label", "seg", "gt", "annot", "depth", "truth", "disparity")
+IMAGE_WORDS = ("image", "img", "photo", "rgb", "picture", "jpeg")
+MARKED = re.compile(r"(.+?)[_\-. ]+(masks?|labels?|seg|segmentation|gt|depth|labelids|groundtruth|l)", re.IGNORECASE)
+
+
+class Look(NamedTuple):
+    """What a few files of a group are like."""
+
+    grey: bool  # numbers: greyscale or palette
+    few: bool  # colours or levels
+    binary: bool  # two values at most, one of them 0
+    lossy: bool
+
+
+class Group(NamedTuple):
+    """Image files of one folder whose names end alike."""
+
+    folder: Path
+    marked: bool  # as "photo_mask.png" is
+    suffix: str
+    files: tuple[tuple[str, Path], ...]  # name without mark and suffix, file
+
+    @property
+    def names(self) -> set[str]:
+        """What its files are called."""
+        return {name for name, _ in self.files}
+
+
+class Pair(NamedTuple):
+    """An image and its map."""
+
+    image: Path
+    map: Path
+
+
+def pairs_of(place: Place, *, depth: bool) -> list[Pair]:
+    """Returns each image with its mask, or with its depth.
+
+    Args:
+        place: of the dataset; where its path holds maps alone, images are looked for beside it.
+        depth: maps of many levels are looked for, instead of masks of few values.
+    """
+    groups = groups_of(place.below_images)
+    found = _matched(groups, groups, depth)
+    if not found and not place.is_file:
+        around = walk(place.images_root or place.root.parent)
+        others = groups_of(path for path in around if is_image(path) and place.root not in path.parents)
+        found = _matched(others, groups, depth)
+    return found
+
+
+def groups_of(files: Iterable[Path]) -> list[Group]:
+    """Returns the groups of some image files."""
+    groups: dict[tuple[Path, bool, str], list[tuple[str, Path]]] = defaultdict(list)
+    for file in files:
+        mark = MARKED.fullmatch(file.stem)
+        groups[file.parent, mark is not None, file.suffix.lower()].append((mark[1] if mark else file.stem, file))
+    return [Group(*key, tuple(of_group)) for key, of_group in groups.items()]
+
+
+def _matched(images: Sequence[Group], maps: Sequence[Group], depth: bool) -> list[Pair]:
+    pairs: dict[Path, Path] = {}
+    for group in maps:
+        fitting = [each for each in images if each is not group and each.names & group.names]
+        fitting = [each for each in fitting if _is_map_of(group, each, depth)]
+        if not fitting:
+            continue
+        best = max(fitting, key=lambda each: (_nearness(each.folder, group.folder), len(each.names & group.names)))
+        by_name = dict(best.files)
+        pairs |= {by_name[name]: file for name, file in group.files if name in by_name}
+    return [Pair(image, file) for image, file in sorted(pairs.items())]
+
+
+def _nearness(one: Path, other: Path) -> int:
+    return len(os.path.commonpath([one, other]))
+
+
+def _is_map_of(group: Group, images: Group, depth: bool) -> bool:
+    """Whether the files of one group are the maps of those of the other, and not the other way round."""
+    mine, theirs = look_at(group.files), look_at(images.files)
+    if mine.lossy or (not mine.few if not depth else mine.few or not mine.grey):
+        return False
+    by_name = (_role(group) - _role(images)) or 0
+    return by_name > 0 or (by_name == 0 and (mine.grey, mine.few) > (theirs.grey, theirs.few))
+
+
+def _role(group: Group) -> int:
+    """What a name says: 1 of maps, -1 of images."""
+    if group.marked:
+        return 1
+    for part in reversed(group.folder.parts[-2:]):
+        if any(word in part.lower() for word in MAP_WORDS):
+            return 1
+        if any(word in part.lower() for word in IMAGE_WORDS):
+            return -1
+    return 0
+
+
+@functools.lru_cache(maxsize=256)
+def look_at(files: tuple[tuple[str, Path], ...]) -> Look:
+    """Looks at the first files of a group; those that cannot be read say nothing."""
+    spread = files[:: max(1, len(files) // SAMPLED)][:SAMPLED]
+    looks = [look for _, file in spread if (look := _look(file)) is not None]
+    if not looks:
+        return Look(False, False, False, True)
+    return Look(
+        grey=all(each.grey for each in looks),
+        few=all(each.few for each in looks),
+        binary=all(each.binary for each in looks),
+        lossy=any(each.lossy for each in looks),
+    )
+
+
+def _look(file: Path) -> Look | None:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            grey = image.mode in ("1", "L", "P", "I", "I;16")
+            pixels = np.asarray(image if grey else image.convert("RGB"))
+            lossy = image.format in LOSSY
+    except Exception:  # is told when the file is read
+        return None
+    values = pixels.astype(np.int64) if pixels.ndim == 2 else pixels.astype(np.int64) @ (65536, 256, 1)
+    found = np.unique(values)
+    return Look(grey, len(found) <= FEW, len(found) <= 2 and (found[0] == 0 or len(found) == 1), lossy)

@@ -1,0 +1,149 @@
+"""VGG Image Annotator: one JSON file with the regions of all images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.data.formats.curves import ellipse
+from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.parsing import coordinate, items, table, text
+from mtl_jax.data.formats.place import Place
+from mtl_jax.data.formats.records import Dataset, Record, tags_of
+from mtl_jax.data.formats.writing import Out, by_split, number, simple
+from mtl_jax.errors import UserError
+
+PROJECT = "_via_img_metadata"  # of a whole project, beside its settings
+CLASS_KEYS = ("label", "class", "name", "type", "category", "object")  # of the attributes; else the first
+ONLY_CLASS = "object"  # of regions without attributes
+NOT_READ = ("point", "polyline", "line")
+
+
+def is_via(place: Place) -> bool:
+    """Whether a JSON file lists images with their regions."""
+    return any(_images(content) is not None for content in place.first_json())
+
+
+def read(place: Place, kind: str | None) -> Found:
+    """Reads all files; an attribute of the file that is called "class" or "tags" is a tag.
+
+    Raises:
+        UserError: a file is broken; names it, the image and the region.
+    """
+    del kind
+    counts: Counter[str] = Counter()
+    entries: list[Entry] = []
+    for file in place.by_suffix(".json"):
+        split = split_of(file.stem) or place.split_of(file)
+        for name, content in (_images(place.json(file)) or {}).items():
+            entries.append(_entry(content, file, split, f"{file}: {name!r}", counts))
+    if not any(entry.shapes for entry in entries) and any(entry.tags for entry in entries):
+        for entry in entries:  # attributes alone
+            entry.shapes = None
+    return Found(entries, counts=counts)
+
+
+def _images(content: Any) -> dict[str, Any] | None:
+    images = content.get(PROJECT, content) if isinstance(content, dict) else None
+    if not isinstance(images, dict) or not images:
+        return None
+    first = next(iter(images.values()))
+    return images if isinstance(first, dict) and "filename" in first and "regions" in first else None
+
+
+def _entry(content: Any, file: Path, split: str, where: str, counts: Counter[str]) -> Entry:
+    found = table(content, where)
+    regions = found.get("regions") or []
+    if isinstance(regions, dict):  # of version 1, by number
+        regions = list(regions.values())
+    shapes = []
+    for index, region in enumerate(items(regions, f"{where}: regions")):
+        place = f"{where}, region {index}"
+        shape = table(table(region, place).get("shape_attributes"), place)
+        label = _class(table(region.get("region_attributes") or {}, place), place)
+        if label is None:
+            counts["regions without class, called object"] += 1
+        drawn = _drawn(shape, label or ONLY_CLASS, place, counts)
+        shapes += [] if drawn is None else [drawn]
+    attributes = table(found.get("file_attributes") or {}, where)
+    tags = {tag: True for key in ("class", "tags") for tag in _chosen(attributes.get(key))}
+    if isinstance(attributes.get("split"), str):
+        split = split_of(attributes["split"]) or split
+    name = text(found.get("filename"), f"{where}: filename")
+    return Entry(name, where, file.parent, split=split, shapes=shapes, tags=tags or None)
+
+
+def _class(attributes: Mapping[str, Any], where: str) -> str | None:
+    keys = [key for key in (*CLASS_KEYS, *attributes) if key in attributes]
+    chosen = _chosen(attributes[keys[0]]) if keys else []
+    if len(chosen) > 1:
+        raise UserError(f"{where}: expected one class, found {', '.join(chosen)}: correct the file")
+    return chosen[0] if chosen else None
+
+
+def _chosen(value: Any) -> list[str]:
+    """A text, or a table of what is ticked."""
+    if isinstance(value, dict):
+        return [str(name) for name, is_true in value.items() if is_true]
+    return [str(value).strip()] if isinstance(value, str | int) and str(value).strip() else []
+
+
+def _drawn(shape: Mapping[str, Any], label: str, where: str, counts: Counter[str]) -> Drawn | None:
+    def numbers(*names: str) -> Iterator[float]:
+        return (coordinate(shape.get(name), f"{where}: {name}") for name in names)
+
+    form = shape.get("name")
+    if form == "rect":
+        x, y, width, height = numbers("x", "y", "width", "height")
+        return Drawn(label, (x, y, x + width, y + height))
+    if form == "polygon":
+        xs, ys = (items(shape.get(name), f"{where}: {name}") for name in ("all_points_x", "all_points_y"))
+        if len(xs) != len(ys):
+            raise UserError(f"{where}: expected as many x as y, found {len(xs)} and {len(ys)}: correct the file")
+        points = tuple((coordinate(x, where), coordinate(y, where)) for x, y in zip(xs, ys, strict=True))
+        return Drawn(label, polygons=(points,))
+    if form == "circle":
+        x, y, radius = numbers("cx", "cy", "r")
+        return Drawn(label, polygons=(ellipse(x, y, radius, radius),))
+    if form == "ellipse":
+        x, y, radius_x, radius_y = numbers("cx", "cy", "rx", "ry")
+        turn = math.degrees(coordinate(shape.get("theta") or 0, where))
+        return Drawn(label, polygons=(ellipse(x, y, radius_x, radius_y, turn),))
+    counts[f"regions not read: {form if form in NOT_READ else 'others'}"] += 1
+    return None
+
+
+def write(dataset: Dataset, out: Out) -> None:
+    """Writes {split}.json and images/{split}; crowds are left out."""
+    for split, records in by_split(dataset):
+        content = {}
+        for record in records:
+            image = out.put_image(record, f"images/{split}")
+            size = image.stat().st_size
+            name = image.relative_to(out.folder).as_posix()
+            attributes = {"split": split} if split else {}
+            chosen = [tag for tag, is_true in (tags_of(record) or {}).items() if is_true] if record.tags else []
+            content[f"{name}{size}"] = {
+                "filename": name,
+                "size": size,
+                "regions": list(_regions(record, out.counts)),
+                "file_attributes": attributes | ({"tags": dict.fromkeys(chosen, True)} if chosen else {}),
+            }
+        file = out.file(f"{split or 'regions'}.json")
+        file.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _regions(record: Record, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    for shape in simple(record.shapes, counts):
+        if shape.polygons:
+            xs, ys = zip(*shape.polygons[0], strict=True)
+            drawn = {"name": "polygon", "all_points_x": [*map(number, xs)], "all_points_y": [*map(number, ys)]}
+        else:
+            left, top, right, bottom = shape.xyxy
+            sides = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+            drawn = {"name": "rect"} | {name: number(round(value, 2)) for name, value in sides.items()}
+        yield {"shape_attributes": drawn, "region_attributes": {"label": shape.label}}
