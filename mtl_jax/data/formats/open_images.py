@@ -108,9 +108,8 @@ def write(dataset: Dataset, out: Out) -> None:
             image = out.put_image(record, FILE_SPLITS[split]).stem
             boxes += [(image, mids[shape.label], *_corners(shape, record.size)) for shape in record.shapes or ()]
             shown = tags_of(record) or {}
-            presences += [
-                (image, mids[name], int(shown.get(name, False))) for name in names if _is_known(name, record.tags)
-            ]
+            known = [name for name in names if record.tags is None or name in record.tags]
+            presences += [(image, mids[name], int(shown.get(name, False))) for name in known]
         _write(out, f"{FILE_SPLITS[split]}-{tables.BOXES[0]}", boxes)
         _write(out, f"{FILE_SPLITS[split]}-{tables.PRESENCES[0]}", presences)
 
