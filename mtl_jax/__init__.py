@@ -13,9 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    # A module that can be called, of which type checkers see the function.
+    from mtl_jax import predict as predict  # a module that can be called
     from mtl_jax.evaluation.evaluate_checkpoint import run as evaluate
-    from mtl_jax.predict import predict
     from mtl_jax.training.run import train
     from mtl_jax.workdir.trained import load
 

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend: scripts print it as a single line and exit with 2."""
+"""The one exception for mistakes that a user can correct: scripts print it as a single line and exit with 2."""
 
 import io
 import sys

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: words after the command; by default those of the process.
 
     Returns:
-        Exit status: 0, 2 for a mistake that the user can mend, 130 after Ctrl-C.
+        Exit status: 0, 2 for a mistake that the user can correct, 130 after Ctrl-C.
     """
     print_any_name()
     flags = _parser().parse_args(arguments)

@@ -140,7 +140,7 @@ def test_classes_that_are_no_names_are_refused():
 
 
 def test_a_setting_of_another_type_is_refused():
-    with pytest.raises(UserError, match=r"task 'seg': expected settings of their types, found .*; mend tasks\.seg"):
+    with pytest.raises(UserError, match=r"task 'seg': expected settings of their types, found .*; correct tasks\.seg"):
         tasks.build({"seg": {"kind": "segmentation", "classes": ("a", "b"), "class_weights": ("c", "d")}})
 
 

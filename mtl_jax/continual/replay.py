@@ -102,7 +102,7 @@ def fill(
         )
     chosen = _chosen(source, count, selection, generator, describe)
     samples: list[Sample] = []
-    used_bytes = 0
+    used_bytes = needed_bytes = 0
     for index in chosen.tolist():
         exemplar = downscale(source[index], max_side_px)
         needed_bytes = sample_bytes(exemplar)

@@ -161,7 +161,7 @@ def _content(origin: Path | bytes) -> _Content:
         return _Content(origin.stat().st_size, origin, b"")
     except (OSError, ValueError) as error:  # ValueError: a name that no path can have
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{origin}: expected an image file, found {reason}: mend the path") from error
+        raise UserError(f"{origin}: expected an image file, found {reason}: correct the path") from error
 
 
 def _digest(content: bytes) -> bytes:

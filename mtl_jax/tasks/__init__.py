@@ -74,7 +74,9 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
     try:
         return KINDS[kind](name, **options)
     except TypeError as error:  # a word where a number belongs
-        raise UserError(f"task {name!r}: expected settings of their types, found {error}; mend tasks.{name}") from error
+        raise UserError(
+            f"task {name!r}: expected settings of their types, found {error}; correct tasks.{name}"
+        ) from error
 
 
 def _check_numbers(where: str, value: Any) -> None:

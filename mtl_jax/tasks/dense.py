@@ -69,7 +69,7 @@ def check_size(name: str, what: str, truth: Shaped[np.ndarray, "..."], geometry:
     if truth.shape != (geometry.height, geometry.width):
         raise UserError(
             f"task {name!r}: expected a {what} of {geometry.height} x {geometry.width} px like its image, found "
-            f"{truth.shape}; mend the dataset"
+            f"{truth.shape}; correct the dataset"
         )
 
 

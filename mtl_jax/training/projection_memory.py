@@ -91,9 +91,11 @@ def measured(config: Any, parts: Experiment, index: int, held: gpm.Held, variabl
         data = experiment.train_batches(parts, stream, source, seed=config.seed, augmented=False)
         batches = max(1, min(settings.gpm_images, len(source)) // config.streams[stream].batch_size)
         total: dict[str, np.ndarray] = {}
+        passed = None
         for position in range(batches):
             passed = jax.device_get(read(variables, data[position]["image"]))
             total = {path: total.get(path, 0.0) + sums.astype(np.float64) for path, sums in passed.covariances.items()}
+        assert passed is not None  # one batch at least
         held = gpm.remember(held, total, passed.others, energy=settings.gpm_energy)
     return held
 

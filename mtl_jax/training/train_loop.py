@@ -255,7 +255,7 @@ def _finish_step(
             raise UserError(
                 f"{found}; the checkpoints in {run.workdir} are of earlier steps and intact (the last: "
                 f"{stage_checkpoints.newest(run, stage) or 'none yet'}); try a smaller "
-                f"config.stages.{stage.name}.learning_rate, mend the samples, or leave such steps "
+                f"config.stages.{stage.name}.learning_rate, correct the samples, or leave such steps "
                 "out with --config.on_nan=skip"
             )
         progress.note(f"{found}; the step is left out ({values['all/skipped_steps']:.0f} in this stage so far)")

@@ -167,6 +167,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    event: Any = None
     try:
         event = json.loads(line)
         valid = isinstance(event, dict) and all(

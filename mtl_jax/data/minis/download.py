@@ -27,7 +27,7 @@ OnBytes = Callable[[int, int | None], None]
 
 
 class _Interrupted(Exception):
-    """The connection failed in a way that another attempt may mend."""
+    """The connection failed in a way that another attempt may correct."""
 
 
 def _ignore_progress(received: int, total: int | None) -> None:
@@ -67,7 +67,7 @@ def download(
             removed), or the disk is full or not writable.
     """
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"expected an http or https address, found {url!r}: mend the base URL")
+        raise UserError(f"expected an http or https address, found {url!r}: correct the base URL")
     part = target.with_name(target.name + ".part")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = "expected room on the disk, found it full: free some space and run the command again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            message = "expected permission to read and write, found none: mend it or choose another folder"
+            message = "expected permission to read and write, found none: correct it or choose another folder"
         else:
             message = f"expected a usable file or folder, found: {error.strerror or error}; choose another"
         raise UserError(f"{name}: {message}") from error

@@ -106,7 +106,7 @@ def _sides(bbox: Any, image: Mapping[str, Any]) -> tuple[str, str, str, str]:
     x, y, width, height = bbox
     ends = ((x, image["width"]), (x + width, image["width"]), (y, image["height"]), (y + height, image["height"]))
     if not all(math.isfinite(end) for end, _ in ends):
-        raise UserError(f"expected a finite box, found {bbox}: mend the annotations")
+        raise UserError(f"expected a finite box, found {bbox}: correct the annotations")
     left, right, top, bottom = (f"{min(max(end / length, 0.0), 1.0):.6f}" for end, length in ends)
     return left, right, top, bottom
 

@@ -172,7 +172,7 @@ def prepare(
     for given, known in ((names, [*SETS, *CONVERTED]), (base_urls or {}, SETS)):
         for name in given:
             if name not in known:
-                raise UserError(f"expected names of sets ({', '.join(known)}), found {name!r}: mend the name")
+                raise UserError(f"expected names of sets ({', '.join(known)}), found {name!r}: correct the name")
     for name in names:
         if name in CONVERTED:
             yield CONVERTED[name](data_root, force=force)

@@ -167,7 +167,9 @@ def file_in(folder: Path, name: str) -> Path:
     """
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{folder}: expected names of files inside, found {name!r}, which leads outside: mend the list")
+        raise UserError(
+            f"{folder}: expected names of files inside, found {name!r}, which leads outside: correct the list"
+        )
     return folder / path
 
 
@@ -186,9 +188,9 @@ def read_bytes(path: Path, *, what: str) -> bytes:
         content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
     except (OSError, ValueError) as error:  # ValueError: a name that no path can have
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: expected {what}, found {reason}: mend the path") from error
+        raise UserError(f"{path}: expected {what}, found {reason}: correct the path") from error
     if content is None:
-        raise UserError(f"{path}: expected {what}, found a folder or device: mend the path")
+        raise UserError(f"{path}: expected {what}, found a folder or device: correct the path")
     opened.note(path, status, content)
     return content
 

@@ -130,6 +130,7 @@ def _rows(
 
     A column that may be missing has the one value that `optional` says.
     """
+    line = 0
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
@@ -143,25 +144,22 @@ def _rows(
                 )
             pick = itemgetter(*([*found, *added].index(name) for name in columns))
             for row in reader:
+                line = reader.line_num
                 if len(row) == len(found):
-                    yield reader.line_num, pick([*row, *added.values()])
+                    yield line, pick([*row, *added.values()])
                 elif row:  # a blank line is no row
-                    raise UserError(
-                        f"{file}, line {reader.line_num}: expected {len(found)} cells, found {len(row)}: mend the row"
-                    )
+                    raise UserError(f"{file}, line {line}: expected {len(found)} cells, found {len(row)}: fix the row")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: expected a CSV file, found {error}: replace it by a complete copy") from error
     except csv.Error as error:
-        raise UserError(
-            f"{file}, line {reader.line_num}: expected a row of CSV, found {error}: mend the row"
-        ) from error
+        raise UserError(f"{file}, line {line + 1}: expected a row of CSV, found {error}: fix the row") from error
 
 
 def _numbers(cells: Sequence[str], file: Path, line: int) -> list[float]:
     try:
         return [float(cell) for cell in cells]
     except ValueError as error:
-        raise UserError(f"{file}, line {line}: expected numbers, found {', '.join(cells)}: mend the row") from error
+        raise UserError(f"{file}, line {line}: expected numbers, found {', '.join(cells)}: correct the row") from error
 
 
 def _corners(cells: Sequence[str], file: Path, line: int) -> Corners:
@@ -169,7 +167,7 @@ def _corners(cells: Sequence[str], file: Path, line: int) -> Corners:
     if not all(-SLACK <= number <= 1 + SLACK for number in numbers):  # which refuses NaN too
         raise UserError(
             f"{file}, line {line}: expected corners as shares of the image, 0 to 1, found {', '.join(cells)}: "
-            "mend the row"
+            "correct the row"
         )
     left, top, right, bottom = (min(max(number, 0.0), 1.0) for number in numbers)
     return left, top, right, bottom

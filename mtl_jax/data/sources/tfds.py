@@ -168,7 +168,7 @@ class Tfds:
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: dict(path) if isinstance(path, Mapping) else path for name, path in fields.items()}
     if "image" not in plain or set(plain) - FIELDS:
-        raise UserError(f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(plain)}: mend fields")
+        raise UserError(f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(plain)}: correct fields")
     boxes = plain.get("detection", {"boxes": "", "label": ""})
     if not isinstance(boxes, dict) or not {"boxes", "label"} <= set(boxes) <= BOX_FIELDS:
         raise UserError(f"expected fields.detection with boxes, label, perhaps crowd and area, found {boxes}")
@@ -209,7 +209,7 @@ def _feature(features: Any, path: str) -> Any:
     for step in path.split("/"):
         features = getattr(features, "feature", features)  # of a sequence
         if step not in features:
-            raise UserError(f"expected a field {path!r}, found {', '.join(features)}: mend fields")
+            raise UserError(f"expected a field {path!r}, found {', '.join(features)}: correct fields")
         features = features[step]
     return getattr(features, "feature", features)
 
@@ -222,7 +222,7 @@ def _names(features: Any, path: Any) -> tuple[str, ...]:
 def _get(example: Any, path: str, where: str) -> Any:
     for step in path.split("/"):
         if not isinstance(example, Mapping) or step not in example:
-            raise UserError(f"{where}: expected a field {path!r}, found no {step!r}: mend fields")
+            raise UserError(f"{where}: expected a field {path!r}, found no {step!r}: correct fields")
         example = example[step]
     return example
 
