@@ -115,6 +115,17 @@ def largest_level(file: Path | bytes) -> int:
         return 0
 
 
+def is_of_16_bits(file: Path) -> bool:
+    """Whether a file holds greyscale of more than 8 bits.
+
+    Raises:
+      UserError: missing, or not an image.
+    """
+    read_header(file)  # which refuses what cannot be opened
+    with Image.open(file, formats=FORMATS) as image:
+        return image.mode.startswith("I")
+
+
 def read_header(file: str | Path) -> Header:
     """Reads an image's size and orientation without decoding its pixels.
 

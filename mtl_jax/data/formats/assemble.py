@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,12 @@ from mtl_jax.data.images import read_header
 from mtl_jax.data.orientation import Header
 from mtl_jax.data.sources.base import Reading, counted
 from mtl_jax.errors import UserError
+
+# Within what is counted: what is to be told, as labels were lost or read otherwise than they stand.
+ODD = (
+    *("dropped", "left out", "not read", "without image", "without the image", "another order", "contradiction"),
+    *("called object", "clipped", "without annotation"),
+)
 
 
 class _Located(NamedTuple):
@@ -65,6 +71,7 @@ def assemble(name: str, place: Place, found: Found, *, kind: str | None = None, 
             shapes = cleaner.clean(number, drawn_in, each.header, stored=stored, where=each.entry.where)
         records.append(_record(place, each, names[number], shapes, stored))
     counts = {"images": len(records), **found.counts, **cleaner.counts()}
+    found.notes += [*_left_out(place, counts), *_filled(place, records, kind)]
     return Dataset(
         format=name,
         path=place.path,
@@ -75,6 +82,19 @@ def assemble(name: str, place: Place, found: Found, *, kind: str | None = None, 
             {what: count for what, count in counts.items() if count}, (*found.notes, *cleaner.notes(place.path))
         ),
     )
+
+
+def _left_out(place: Place, counts: Mapping[str, int]) -> Iterator[str]:
+    odd = [counted(count, name) for name, count in counts.items() if count and any(word in name for word in ODD)]
+    if odd:
+        yield f"{place.path}: {', '.join(odd)}."
+
+
+def _filled(place: Place, records: Sequence[Record], kind: str | None) -> Iterator[str]:
+    shapes = [shape for record in records for shape in record.shapes or ()]
+    boxes = sum(not shape.polygons and shape.runs is None for shape in shapes)
+    if boxes and (kind == "masks" or boxes < len(shapes)):
+        yield f"{place.path}: {boxes} of {counted(len(shapes), 'objects')} have no outline: in masks they fill a box."
 
 
 def _locate(place: Place, found: Found) -> list[_Located]:

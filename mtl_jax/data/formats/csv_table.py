@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -55,10 +56,11 @@ def read(place: Place, kind: str | None) -> Found:
     """
     entries: list[Entry] = []
     columns: list[str] = []
-    complete = True
+    complete, left_out = True, 0
     for file in place.by_suffix(".csv", ".tsv"):
         table = _table(file, place)
         if table is None:
+            left_out += 1
             continue
         fill, found, is_complete = _filler(table, place.column, kind)
         columns += [name for name in found if name not in columns]
@@ -68,7 +70,8 @@ def read(place: Place, kind: str | None) -> Found:
             entry = Entry(cells[table.image], where, file.parent, split=_split(cells, table, file))
             fill(entry, cells)
             entries.append(entry)
-    return Found(_joined(entries), tag_names=columns or None, tags_are_complete=complete)
+    counts = Counter({"tables without a column of images, not read": left_out})
+    return Found(_joined(entries), tag_names=columns or None, tags_are_complete=complete, counts=counts)
 
 
 def _joined(entries: Sequence[Entry]) -> list[Entry]:
@@ -96,7 +99,7 @@ def _image_column(header: Sequence[str], rows: Sequence[Sequence[str]], place: P
     """The column whose cells are names of images, or else of images without suffix."""
     for index in range(len(header)):
         cells = [row[index] for row in rows if index < len(row)]
-        if cells and all(PurePosixPath(cell.replace("\\", "/")).suffix.lower() in SUFFIXES for cell in cells):
+        if 2 * sum(PurePosixPath(cell.replace("\\", "/")).suffix.lower() in SUFFIXES for cell in cells) > len(cells):
             return index
     stems = {image.stem for image in place.images}
     for index in (header.index(name) for name in IMAGE_COLUMNS if name in header):

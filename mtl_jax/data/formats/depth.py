@@ -10,7 +10,7 @@ from mtl_jax.data.formats.pairs import pairs_of
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, DepthFile
 from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split
-from mtl_jax.data.images import decode_depth, read_image
+from mtl_jax.data.images import decode_depth, is_of_16_bits, read_image
 
 MILLIMETRES = 1000.0  # levels per metre of files of 16 bits
 EIGHT_BIT = 25.5  # of files of 8 bits, whose 255 is then 10 m
@@ -27,8 +27,7 @@ def read(place: Place, kind: str | None) -> Found:
     pairs = pairs_of(place, depth=True)
     entries, eight_bit = [], 0
     for pair in pairs:
-        with Image.open(pair.map) as opened:
-            is_deep = opened.mode.startswith("I")
+        is_deep = is_of_16_bits(pair.map)
         eight_bit += not is_deep
         depth = DepthFile(pair.map, MILLIMETRES if is_deep else EIGHT_BIT)
         split = place.split_of(pair.image) or place.split_of(pair.map)

@@ -44,6 +44,7 @@ def read(place: Place, kind: str | None) -> Found:
     del kind
     pairs = pairs_of(place, depth=False)
     roots = {pair.map.parent for pair in pairs} | {pair.map.parent.parent for pair in pairs}
+    roots |= {place.root.parent} if any(place.root not in pair.image.parents for pair in pairs) else set()
     palette = palette_of(place, sorted(roots))
     names, masks, notes = _masks(pairs, palette)
     splits = _image_sets(place)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.coco import points_of
-from mtl_jax.data.formats.entries import SPLIT_ORDER, Drawn, Entry, Found
+from mtl_jax.data.formats.entries import SPLIT_ORDER, Drawn, Entry, Found, split_of
 from mtl_jax.data.formats.parsing import coordinate, lines_of, read_yaml, text, whole
 from mtl_jax.data.formats.place import LOOKED_AT, Place
 from mtl_jax.data.formats.records import Dataset, Shape
@@ -42,20 +43,20 @@ def read(place: Place, kind: str | None) -> Found:
     del kind
     description = _description(place)
     names = _names(place, description)
-    counts: Counter[str] = Counter()
     labels = {file for file in place.below if file.suffix.lower() == ".txt" and file.name.lower() not in NO_LABELS}
     by_stem: dict[str, list[Path]] = {}
     for file in sorted(labels):
-        by_stem.setdefault(file.stem, []).append(file)
-    found: list[tuple[Path, str, Path | None]] = []
-    for image, split in _images(place, description):
-        found.append((image, split, _labels_of(image, labels, by_stem)))
+        by_stem.setdefault(_key(file.stem), []).append(file)
+    images, notes = _images(place, description)
+    found = [(image, split, _labels_of(image, labels, by_stem)) for image, split in images]
     keypoints = description is not None and "kpt_shape" in description[1]
     rows = {file: list(_rows(file, keypoints)) for _, _, file in found if file is not None}
-    counts["label files without image"] = len([file for file in labels - set(rows) if _is_labels(file)])
-    counts["images without label file"] = sum(file is None for _, _, file in found)
-    first = _first_class(rows, names)
-    table = names or [str(number) for number in range(_largest(rows) + 1)]
+    if not names:
+        notes.append(f"{place.path}: no file names the classes (data.yaml, classes.txt): they are called by number.")
+    table = names or {number: str(number) for number in range(_largest(rows) + 1)}
+    first = _first_class(rows, table)
+    if first:
+        notes.append(f"{place.path}: the classes are counted from 1: each is read as the name before.")
     entries = [
         Entry(
             image,
@@ -66,10 +67,10 @@ def read(place: Place, kind: str | None) -> Found:
         )
         for image, split, file in found
     ]
-    notes = [f"{place.path}: the classes are counted from 1: each is read as the name before."] if first else []
-    if not names:
-        notes.append(f"{place.path}: no file names the classes (data.yaml, classes.txt): they are called by number.")
-    return Found(entries, names=table, counts=counts, notes=notes)
+    result = Found(entries, names=list(table.values()), notes=notes)
+    result.counts["label files without image"] = len([file for file in labels - set(rows) if _is_labels(file)])
+    result.counts["images without label file, read as empty"] = sum(file is None for _, _, file in found)
+    return result
 
 
 Row = tuple[int, list[float], str]  # class, numbers, file and line
@@ -77,7 +78,7 @@ Row = tuple[int, list[float], str]  # class, numbers, file and line
 
 def _description(place: Place) -> tuple[Path, dict[str, Any]] | None:
     """The YAML file that names classes, with its content."""
-    for file in place.by_suffix(*YAML)[:LOOKED_AT]:
+    for file in _beside(place, *YAML)[:LOOKED_AT]:
         try:
             content = read_yaml(file)
         except UserError as error:
@@ -88,47 +89,62 @@ def _description(place: Place) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _names(place: Place, description: tuple[Path, dict[str, Any]] | None) -> list[str]:
+def _beside(place: Place, *suffixes: str) -> list[Path]:
+    """Files of the dataset; of a folder of labels alone also those above it."""
+    above = [] if place.is_file or place.below_images else sorted(place.root.parent.iterdir())
+    return [
+        *place.by_suffix(*suffixes),
+        *(file for file in above if file.suffix.lower() in suffixes and file.is_file()),
+    ]
+
+
+def _names(place: Place, description: tuple[Path, dict[str, Any]] | None) -> dict[int, str]:
+    """Name of each number of a class; none where no file says."""
     if description is None:
-        file = next((file for name in NAME_FILES for file in place.below if file.name.lower() == name), None)
-        return [] if file is None else [line for _, line in lines_of(file)]
+        files = [file for file in (*place.below, *_beside(place, ".txt", ".names")) if file.name.lower() in NAME_FILES]
+        return dict(enumerate(line for _, line in lines_of(files[0]))) if files else {}
     file, names = description[0], description[1]["names"]
     where = f"{file}: names"
-    if isinstance(names, dict):
-        numbers = sorted((whole(number, where), text(name, where)) for number, name in names.items())
-        if [number for number, _ in numbers] != list(range(len(numbers))):
-            raise UserError(f"{where}: expected numbers from 0 without gaps, found {[n for n, _ in numbers][:5]}")
-        names = [name for _, name in numbers]
-    found = [text(name, where) for name in names]
-    twice = [name for name, count in Counter(found).items() if count > 1]
+    pairs = names.items() if isinstance(names, dict) else enumerate(names)
+    found = {whole(number, where): text(name, where) for number, name in pairs}
+    twice = [name for name, count in Counter(found.values()).items() if count > 1]
     if twice or not found:
         raise UserError(f"{where}: expected each name once, found {(twice or ['none'])[0]}: correct the file")
-    return found
+    return dict(sorted(found.items()))
 
 
-def _images(place: Place, description: tuple[Path, dict[str, Any]] | None) -> Iterator[tuple[Path, str]]:
-    """Yields each image with its split: as the YAML file says, or else by its folders."""
-    named = list(_named_images(place, description)) if description is not None else []
-    if named:
-        yield from named
-        return
-    for image in place.images:
-        yield image, place.split_of(image)
+def _images(place: Place, description: tuple[Path, dict[str, Any]] | None) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Returns each image with its split, as the YAML file or a list says, or else its folders; and warnings."""
+    if description is not None:
+        named, missing = _named_images(place, description)
+        if named and not missing:
+            return named, []
+        notes = [
+            f"{description[0]}: {', '.join(missing)} is not there: the split of each image is that of its folder."
+        ] * bool(missing)
+        return [(image, place.split_of(image)) for image in place.images], notes
+    lists = [file for file in place.below if file.stem in KEYS["train"] + KEYS["val"] + KEYS["test"]]
+    listed = {image: split_of(file.stem) for file in lists if file.suffix == ".txt" for image in _listed(file, place)}
+    return [(image, listed.get(image) or place.split_of(image)) for image in place.images], []
 
 
-def _named_images(place: Place, description: tuple[Path, dict[str, Any]]) -> Iterator[tuple[Path, str]]:
+def _named_images(place: Place, description: tuple[Path, dict[str, Any]]) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Returns the images of the folders and lists that a YAML file names, and the names of those that are not there."""
     file, content = description
     bases = [file.parent / str(content.get("path") or "."), file.parent]
+    images: dict[Path, str] = {}
+    missing: list[str] = []
     for split in SPLIT_ORDER:
-        places = [content[key] for key in KEYS[split] if content.get(key)][:1]
-        for named in places[0] if places and isinstance(places[0], list) else places:
+        places = next((content[key] for key in KEYS[split] if content.get(key)), [])
+        for named in places if isinstance(places, list) else [places]:
             found = _folder(text(named, f"{file}: {split}"), bases)
             if found is None:
+                missing.append(str(named))
                 continue
-            if found.is_file():
-                yield from ((image, split) for image in _listed(found, place))
-            else:
-                yield from ((image, split) for image in walk(found) if is_image(image))
+            inside = _listed(found, place) if found.is_file() else filter(is_image, walk(found))
+            for image in inside:
+                images.setdefault(image, split)
+    return list(images.items()), missing
 
 
 def _folder(named: str, bases: Sequence[Path]) -> Path | None:
@@ -162,8 +178,13 @@ def _labels_of(image: Path, labels: set[Path], by_stem: dict[str, list[Path]]) -
     beside = image.with_suffix(".txt")
     if beside in labels:
         return beside
-    same = by_stem.get(image.stem, [])
+    same = by_stem.get(_key(image.stem), [])
     return same[0] if len(same) == 1 else None
+
+
+def _key(name: str) -> str:
+    """One spelling of accents, which systems write in two ways."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _is_labels(file: Path) -> bool:
@@ -191,25 +212,27 @@ def _rows(file: Path, keypoints: bool) -> Iterator[Row]:
         yield whole(words[0], f"{where}: class"), numbers[:4] if keypoints or count == 5 else numbers, where
 
 
-def _first_class(rows: dict[Path, list[Row]], names: Sequence[str]) -> int:
-    """0 or 1: what the classes are counted from.
+def _first_class(rows: Mapping[Path, Sequence[Row]], names: Mapping[int, str]) -> int:
+    """0 or 1: by how much all classes are beyond their names.
 
     Raises:
-        UserError: a class is beyond the names, or of a number that no dataset has.
+        UserError: a class has no name, or is of a number that no dataset has.
     """
     every = [row for of_file in rows.values() for row in of_file]
-    least, most = min((row[0] for row in every), default=0), max((row[0] for row in every), default=0)
-    count = len(names) or MOST_CLASSES
-    if most < count:
+    shown = {row[0] for row in every}
+    if shown <= names.keys() and len(names) <= MOST_CLASSES:
         return 0
-    if names and most == count and least == 1:
+    if {number - 1 for number in shown} <= names.keys() and max(shown) == len(names):
         return 1
-    wrong = next(row for row in every if row[0] >= count)
-    raise UserError(f"{wrong[2]}: expected a class from 0 to {count - 1}, found {wrong[0]}: correct it or the names")
+    wrong = next(row for row in every if row[0] not in names or len(names) > MOST_CLASSES)
+    raise UserError(
+        f"{wrong[2]}: expected a class among the {len(names)} of {min(names)} to {max(names)}, found {wrong[0]}: "
+        "correct it or the names"
+    )
 
 
-def _largest(rows: dict[Path, list[Row]]) -> int:
-    return max((row[0] for of_file in rows.values() for row in of_file), default=0)
+def _largest(rows: Mapping[Path, Sequence[Row]]) -> int:
+    return min(max((row[0] for of_file in rows.values() for row in of_file), default=0), MOST_CLASSES)
 
 
 def _drawn(row: Row, label: str) -> Drawn:

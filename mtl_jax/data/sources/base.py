@@ -108,6 +108,13 @@ _SINGULAR = {
     "answers": "answer",
     "classes": "class",
     "masks": "mask",
+    "objects": "object",
+    "polygons": "polygon",
+    "shapes": "shape",
+    "regions": "region",
+    "results": "result",
+    "tasks": "task",
+    "tables": "table",
 }
 
 
