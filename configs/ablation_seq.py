@@ -48,33 +48,30 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
 def switch(config: Any, methods: tuple[str, ...]) -> None:
     """Switches every method against forgetting off, and those named on, in the stages of `config.order`."""
     for name in config.order:
-        config.stages[name].update(OFF)
+        config.stages[name].update({"train_batch_norm": "everywhere", "freeze": ()})
+        config.stages[name].keep = ConfigDict()
     for name in config.order[1:]:
-        for method in methods:
-            config.stages[name].update(ON[method])
+        _add(config.stages[name].keep, methods, LATER)
         if methods:  # statistics that follow the new images undo whatever holds the parameters
             config.stages[name].train_batch_norm = "new_levels"
     for name in config.order[:-1]:
-        config.stages[name].replay_images = 10 if "replay" in methods else 0
-        config.stages[name].gpm_energy = 0.95 if "gpm" in methods else 0.0
+        _add(config.stages[name].keep, methods, EARLIER)
 
 
-OFF = {
-    "train_batch_norm": "everywhere",
-    "lwf_weight": 0.0,
-    "lwf_balance": "mean",
-    "gpm_energy": 0.0,
-    "ewc_strength": 0.0,
-    "replay_images": 0,
-    "replay_batch_size": 0,
-    "freeze": (),
-}
-ON: dict[str, dict[str, Any]] = {
+def _add(keep: Any, methods: tuple[str, ...], settings: dict[str, dict[str, Any]]) -> None:
+    for method in methods:
+        for name, own in settings.get(method, {}).items():
+            keep[name] = {**keep.get(name, {}), **own}
+
+
+# Of the stages that are to keep the old tasks.
+LATER: dict[str, dict[str, Any]] = {
     # A mask's loss is the mean of its pixels', whose squared gradient is smaller by their number than the Fisher
     # information of all of them, about 2,000 here.
-    "ewc": {"ewc_strength": 1e4},
-    "lwf": {"lwf_weight": 4.0},
-    "balanced": {"lwf_weight": 4.0, "lwf_balance": "classes"},
-    "replay": {"replay_batch_size": 4},
-    "gpm": {},  # a setting of the stages before
+    "ewc": {"ewc": {"strength": 1e4}},
+    "lwf": {"lwf": {"weight": 4.0}},
+    "balanced": {"lwf": {"weight": 4.0, "balance": "classes"}},
+    "replay": {"replay": {"batch_size": 4}},
 }
+# Of the stages whose tasks are to be kept.
+EARLIER: dict[str, dict[str, Any]] = {"replay": {"replay": {"images": 10}}, "gpm": {"gpm": {"energy": 0.95}}}

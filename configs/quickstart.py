@@ -46,9 +46,12 @@ def get_config() -> ConfigDict:
             augment=AUGMENT,
         )
     rates = {"learning_rate": 3e-3}
-    keep = {"train_batch_norm": "new_levels", "replay_batch_size": 4, "lwf_weight": 4.0}
-    config.stages.seg = stage(("scenes_masks",), epochs=7.0, replay_images=10, **rates)
-    config.stages.det = stage(("scenes_boxes",), epochs=6.0, replay_images=10, **rates, **keep)
-    config.stages.cls = stage(("scenes_single",), epochs=3.0, **rates, **keep)
+    later = rates | {"train_batch_norm": "new_levels"}
+    old = {"batch_size": 4}  # replayed images of each old stream in a step
+    distilled = {"weight": 4.0}
+    config.stages.seg = stage(("scenes_masks",), epochs=7.0, keep={"replay": {"images": 10}}, **rates)
+    kept = {"replay": {"images": 10, **old}, "lwf": distilled}
+    config.stages.det = stage(("scenes_boxes",), epochs=6.0, keep=kept, **later)
+    config.stages.cls = stage(("scenes_single",), epochs=3.0, keep={"replay": old, "lwf": distilled}, **later)
     config.order = ("seg", "det", "cls")
     return config

@@ -169,9 +169,11 @@ def _branched(config: Any) -> None:
 
 def _plain(config: Any) -> None:
     """The first stage is free; the later ones keep its statistics, ten of its images, and its outputs."""
-    kept = {"train_batch_norm": "new_levels", "replay_batch_size": 2, "lwf_weight": 4.0}
-    stages = {name: {"backbone_rate": rate, "replay_images": recipes.EXEMPLARS} for name, rate in FREE_BACKBONE.items()}
-    _stages(config, seg=stages["seg"], det=stages["det"] | kept, cls=stages["cls"] | kept)
+    kept = {"replay": {"images": recipes.EXEMPLARS, "batch_size": 2}, "lwf": {"weight": 4.0}}
+    later = {"train_batch_norm": "new_levels", "keep": kept}
+    stages = {name: {"backbone_rate": rate, **later} for name, rate in FREE_BACKBONE.items()}
+    stages["seg"] = {"backbone_rate": FREE_BACKBONE["seg"], "keep": {"replay": {"images": recipes.EXEMPLARS}}}
+    _stages(config, **stages)
 
 
 def _stages(config: Any, **changes: dict[str, Any]) -> None:
@@ -204,8 +206,8 @@ def _no_frozen_backbone(config: Any) -> None:
 
 
 def _no_locked_head(config: Any) -> None:
-    config.stages.det.replay_images = recipes.EXEMPLARS
-    config.stages.cls.update({"freeze": recipes.IMAGENET, **recipes.KEPT})
+    config.stages.det.keep.replay.images = recipes.EXEMPLARS
+    config.stages.cls.update({"freeze": recipes.IMAGENET, "keep": recipes.KEPT})
 
 
 def _no_squares(config: Any) -> None:
@@ -213,13 +215,17 @@ def _no_squares(config: Any) -> None:
     config.streams.imagenette.update({"crop": False, "augment": whole.augment})
 
 
+def _without(config: Any, method: str) -> None:
+    del config.stages.det.keep[method]
+
+
 WITHOUT: dict[str, Callable[[Any], None]] = {
     "patches": recipes.without_patches,
     "own_norms": _no_own_norms,
     "frozen_backbone": _no_frozen_backbone,
     "locked_head": _no_locked_head,
-    "lwf": lambda config: config.stages.det.update({"lwf_weight": 0.0}),
-    "replay": lambda config: config.stages.det.update({"replay_batch_size": 0}),
+    "lwf": partial(_without, method="lwf"),
+    "replay": partial(_without, method="replay"),
     "separable": lambda config: config.model.update({"head_convolution": "dense", "head_kernel": 3}),
     "squares": _no_squares,
 }

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.data import pipeline, transforms
 from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.models.backbones import pretrained, published
@@ -207,26 +208,6 @@ def ignore_labels(experiment: Experiment, stream: str) -> dict[str, int]:
 
 def _short(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-
-
-class Subset:
-    """Some examples of a source."""
-
-    def __init__(self, whole: registry.Source, indices: Sequence[int]) -> None:
-        self.whole = whole
-        self.indices = indices
-        self.class_names = whole.class_names
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def reading(self) -> registry.Reading:
-        """What the whole source found on reading."""
-        return registry.reading_of(self.whole)
-
-    def __getitem__(self, index: int) -> registry.Sample:
-        return self.whole[self.indices[index]]
 
 
 def train_batches(

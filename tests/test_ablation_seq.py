@@ -28,7 +28,7 @@ def test_none_switches_every_method_off(page):
     config_lib.validate(config)
     for name in config.order:
         stage = config.stages[name]
-        assert (stage.ewc_strength, stage.lwf_weight, stage.replay_batch_size, stage.replay_images) == (0, 0, 0, 0)
+        assert stage.keep.to_dict() == {}
         assert stage.train_batch_norm == "everywhere"
 
 
@@ -38,18 +38,19 @@ def test_a_variant_switches_on_what_it_names_and_nothing_else(page, data):
         config = page.get_config(data + variant)
         config_lib.validate(config)
         last = config.stages[config.order[-1]]
-        used = {"ewc": last.ewc_strength, "lwf": last.lwf_weight, "replay": last.replay_batch_size}
-        assert {name for name, value in used.items() if value} == set(variant.split("+")) - {"none"}
-        assert bool(config.stages[config.order[0]].replay_images) == ("replay" in variant)
+        assert set(last.keep) == set(variant.split("+")) - {"none"}
+        left = config.stages[config.order[0]].keep.to_dict()
+        assert left == ({"replay": {"images": 10}} if "replay" in variant else {})
 
 
 def test_projected_updates_and_balanced_distillation_join_the_others(page):
     config = page.get_config("gpm+balanced+replay")
     config_lib.validate(config)
-    seg, det, cls = (config.stages[name] for name in config.order)
-    assert (seg.gpm_energy, det.gpm_energy, cls.gpm_energy) == (0.95, 0.95, 0)
-    assert (seg.lwf_weight, cls.lwf_weight, cls.lwf_balance, cls.ewc_strength) == (0, 4, "classes", 0)
-    assert page.get_config("lwf").stages.cls.lwf_balance == "mean"
+    seg, det, cls = (config.stages[name].keep.to_dict() for name in config.order)
+    assert (seg["gpm"], det["gpm"]) == ({"energy": 0.95}, {"energy": 0.95})
+    assert set(seg) == {"gpm", "replay"}
+    assert cls == {"lwf": {"weight": 4.0, "balance": "classes"}, "replay": {"batch_size": 4}}
+    assert "balance" not in page.get_config("lwf").stages.cls.keep.lwf
 
 
 def test_an_unknown_method_is_refused(page):
@@ -81,7 +82,8 @@ def test_without_mitigation_the_first_task_falls_and_with_the_default_it_keeps_t
         config.model.update({"neck_channels": 32, "head_channels": 32, "head_layers": 2})
         for stream in config.streams.values():
             stream.options.update({"size": 64})
-        config.stages.cls.update({"epochs": 6.0, "replay_images": 10})  # both runs have the same first stage
+        config.stages.cls.epochs = 6.0
+        config.stages.cls.keep = {"replay": {"images": 10}}  # both runs have the same first stage
         config.stages.seg.update({"epochs": 2.0})
         return train_loop.train_and_evaluate(config, workdir)["tasks"]["cls"]
 

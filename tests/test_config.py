@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as config_lib
 from mtl_jax.config import checks
-from mtl_jax.continual import replay
 from mtl_jax.errors import UserError
-from mtl_jax.training import optimizer
+from mtl_jax.training import optimizer, unlabelled
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -63,11 +62,6 @@ def test_a_config_whose_parts_name_each_other_is_valid(config):
         ("image_size", -5, "config.image_size is -5; expected at least 1"),
         ("seed", -1, "config.seed is -1; expected at least 0"),
         ("contract.max_drop_percent", float("nan"), "config.contract.max_drop_percent is nan; expected at least 0"),
-        (
-            "stages.seg.ewc_importance",
-            "guess",
-            "ewc_importance is 'guess'; expected one of empirical, sampled, exact, mas, si",
-        ),
         ("order", ("seg", "seg"), "config.order names seg twice; expected each stage once"),
         ("image_size", 64.0, "config.image_size is 64.0; expected a whole number"),
         ("name", 5, "config.name is 5; expected text"),
@@ -76,10 +70,9 @@ def test_a_config_whose_parts_name_each_other_is_valid(config):
         ("stages.seg.loss_weights", {"seg": "high"}, "loss_weights.seg is 'high'; expected a number"),
         ("stages.seg.loss_weights", {"seg": float("nan")}, "loss_weights.seg is nan; expected at least 0"),
         ("stages.seg.rates", {"neck": -1.0}, "config.stages.seg.rates.neck is -1.0; expected at least 0"),
-        ("stages.seg.lwf_weight", float("inf"), "lwf_weight is inf; expected at least 0 and at most 1e"),
+        ("stages.seg.lwf_weight", 4.0, "config.stages.seg has no setting lwf_weight; it is now keep.lwf.weight"),
         ("stages.seg.optimiser", "sgd", "config.stages.seg has no setting optimiser; did you mean optimizer?"),
         ("stages.seg.optimizer", "adm", "optimizer is 'adm'; expected one of adamw, sgd"),
-        ("stages.seg.replay_selection", "bst", "replay_selection is 'bst'; expected one of random, reservoir"),
         ("stages.seg.train_batch_norm", "never", "train_batch_norm is 'never'; expected one of everywhere"),
         ("streams.scenes", 5, "config.streams.scenes is 5; expected a table of settings"),
         ("tasks.seg", "segmentation", "config.tasks.seg is 'segmentation'; expected a table of settings"),
@@ -117,7 +110,7 @@ def test_a_task_s_name_has_no_meaning_of_its_own(config, name):
 def test_choices_are_those_of_the_parts_that_take_them():
     assert checks.CHOICES["optimizer"] == optimizer.RULES
     assert checks.CHOICES["schedule"] == optimizer.SCHEDULES
-    assert checks.CHOICES["replay_selection"] == replay.SELECTIONS
+    assert checks.CHOICES["update"] == tuple(unlabelled.UPDATES)
 
 
 def test_names_given_as_one_string_are_split(config):
@@ -141,6 +134,8 @@ def test_names_that_are_numbers_are_told_as_unknown(config):
 def test_an_unknown_setting_of_a_stage_or_stream_is_refused():
     with pytest.raises(UserError, match="has no setting epoch; it has"):
         config_lib.stage(("scenes",), epoch=3)
+    with pytest.raises(UserError, match=r"has no setting agem; agem is now keep\.agem"):
+        config_lib.stage(("scenes",), agem=True)
     with pytest.raises(UserError, match="has no setting batch"):
         config_lib.stream("digits", {"seg": "segmentation"}, batch=3)
 

@@ -17,7 +17,7 @@ def resolved() -> dict[str, Any]:
         config.tasks[name] = {"kind": "classification", "classes": ("cat", "dog"), "label_smoothing": 0.0}
         config.streams[f"s{name}"] = config_lib.stream("digits", {name: "classification"})
         config.stages[name] = config_lib.stage((f"s{name}",))
-    config.stages.a.replay_images = 4
+    config.stages.a.keep = {"replay": {"images": 4}}
     config.order = ("a", "b")
     config_lib.resolve(config)
     return config.to_dict()
@@ -84,9 +84,9 @@ def test_what_a_finished_stage_depends_on_may_not_change(field, value):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("stages.b.ewc_strength", 1.0, "stage a was to leave no importance of parameters"),
-        ("stages.b.replay_batch_size", 2, "stage a was to leave no exemplars"),
-        ("stages.b.der_weight", 2.0, "stage a was to leave no outputs of exemplars"),
+        ("stages.b.keep.ewc", {"strength": 1.0}, "stage a was to leave no importance of parameters by ewc "),
+        ("stages.b.keep.replay", {"batch_size": 2}, "stage a was to leave no exemplars"),
+        ("stages.b.keep.der", {"weight": 2.0}, "stage a was to leave no outputs of exemplars"),
     ],
 )
 def test_a_later_stage_may_not_ask_for_what_a_finished_one_did_not_keep(field, value, words):
@@ -96,8 +96,8 @@ def test_a_later_stage_may_not_ask_for_what_a_finished_one_did_not_keep(field, v
 
 
 def test_what_is_kept_from_the_first_step_on_may_not_change_in_training():
-    before = changed(resolved(), "stages.a.ewc_importance", "si")
-    after = changed(before, "stages.b.ewc_strength", 1.0)
+    before = changed(resolved(), "stages.a.keep.si", {})
+    after = changed(before, "stages.b.keep.si", {"strength": 1.0})
     for configs in ((before, after), (after, before)):
         with pytest.raises(UserError, match="importance of parameters"):
             continuation.refuse_another(Path("run/partial/0-a/5"), *configs, stages=1, partly=True)
@@ -105,7 +105,7 @@ def test_what_is_kept_from_the_first_step_on_may_not_change_in_training():
 
 def test_a_stage_that_was_the_last_kept_nothing_for_one_that_is_added():
     config = resolved()
-    alone = changed(changed(config, "order", ("a",)), "stages.a.gpm_energy", 0.9)
+    alone = changed(changed(config, "order", ("a",)), "stages.a.keep.gpm", {"energy": 0.9})
     both = changed(alone, "order", ("a", "b"))
     with pytest.raises(UserError, match="stage a was to leave no trace of what its kernels read"):
         continuation.refuse_another(Path("run/checkpoints/0-a"), alone, both, stages=1)

@@ -12,7 +12,8 @@ from mtl_jax.errors import UserError
 from mtl_jax.training import dry_run
 
 DIGITS = tuple("0123456789")
-KEPT = {"replay_images": 3}
+KEPT = {"keep": {"replay": {"images": 3}}}
+HELD = {"keep": {"gpm": {"energy": 0.9}}}
 
 
 def rehearse(
@@ -39,9 +40,10 @@ def rehearse(
 
 @pytest.mark.usefixtures("tiny_backbone")
 def test_what_fits_passes():
-    rehearse(KEPT, {"replay_batch_size": 2, "der_weight": 1.0, "lwf_weight": 1.0, "agem": True, "ewc_strength": 1.0})
-    rehearse({"gpm_energy": 0.9}, {"train_batch_norm": "new_levels"})  # a level that the first stage did not read
-    rehearse({"gpm_energy": 0.9}, {}, batch_norm_per_task=True)
+    kept = {"replay": {"batch_size": 2}, "der": {}, "lwf": {}, "agem": {}, "ewc": {"strength": 1.0}}
+    rehearse(KEPT, {"keep": kept})
+    rehearse(HELD, {"train_batch_norm": "new_levels"})  # a level that the first stage did not read
+    rehearse(HELD, {}, batch_norm_per_task=True)
 
 
 @pytest.mark.parametrize(
@@ -55,16 +57,21 @@ def test_what_fits_passes():
         ({}, {"micro_batches": 3}, {}, "config.stages.cls.micro_batches is 3"),
         ({}, {"gradient_space": "features"}, {}, "config.stages.cls.gradient_space"),
         ({}, {"soft_sharing": 1.0}, {}, "config.stages.cls.soft_sharing needs branches"),
-        ({"gpm_energy": 0.9}, {}, {}, "config.stages.cls moves the running statistics"),
-        ({"gpm_energy": 0.9, "gpm_layers": ("head",)}, {}, {}, "config.stages.cls trains backbone"),
+        (HELD, {}, {}, "config.stages.cls moves the running statistics"),
+        ({"keep": {"gpm": {"layers": ("head",)}}}, {}, {}, "config.stages.cls trains backbone"),
         (
             KEPT,
-            {"replay_batch_size": 2, "replay_paste": 0.5, "der_weight": 1.0},
+            {"keep": {"replay": {"batch_size": 2}, "paste": {}, "der": {}}},
             {},
-            "config.stages.cls.der_weight comp",
+            "config.stages.cls.keep.der comp",
         ),
-        ({}, {"agem": True}, {}, "config.stages.cls.agem needs exemplars"),
-        ({"ewc_importance": "exact"}, {"ewc_strength": 1.0}, {}, 'ewc_importance="exact" needs a task whose'),
+        ({}, {"keep": {"agem": {}}}, {}, "config.stages.cls.keep.agem needs exemplars"),
+        (
+            {},
+            {"keep": {"ewc": {"strength": 1.0, "estimator": "exact"}}},
+            {},
+            'ewc.estimator="exact" needs a task whose',
+        ),
         ({}, {}, {"image_size": 100}, "config.streams.single.image_size is 100; expected a multiple of 32 px"),
         ({}, {}, {"augment": {"flip": 1.0}}, "config.streams.single.augment: .*flip"),
         ({}, {}, {"augment": {"flip_probability": 3.0}}, "expected flip_probability between 0 and 1"),

@@ -23,6 +23,7 @@ from test_voc import make_voc
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.continual import memory
 from mtl_jax.data import images
 from mtl_jax.data.minis.archives import read_files
 from mtl_jax.data.minis.open_images_mini import convert
@@ -247,7 +248,7 @@ ODD_WORDS = (
     "a" * 99,
     "\ud800",
 )
-NOTHING_LEARNT = stage_plan.StageResult({"params": {"backbone": {"kernel": np.zeros(1)}}}, (), {}, [], 0.0, 0)
+NOTHING_LEARNT = stage_plan.StageResult({"params": {"backbone": {"kernel": np.zeros(1)}}}, memory.nothing(), [], 0.0, 0)
 
 
 def fields_of(tree, prefix=""):

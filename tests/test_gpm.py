@@ -11,10 +11,11 @@ from test_train import tiny_config
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.continual import gpm
+from mtl_jax.continual import gpm, memory
 from mtl_jax.errors import UserError
 from mtl_jax.models import kernel_inputs, multi_task
-from mtl_jax.training import projection_memory, stage_plan, train_loop
+from mtl_jax.training import stage_plan, train_loop
+from mtl_jax.training.stage_view import StageView
 from mtl_jax.workdir import checkpoints
 
 
@@ -100,7 +101,7 @@ def held_config(**later):
     config = tiny_config()
     config.model.neck_channels = config.model.head_channels = 48
     config.streams.masks.options.length = 4
-    config.stages.seg.gpm_energy, config.stages.seg.gpm_images = 1.0, 4
+    config.stages.seg.keep.gpm = {"energy": 1.0, "images": 4}
     config.stages.cls = config_lib.stage(("single",), **({"epochs": 1.0} | LATER | later))
     return config
 
@@ -138,21 +139,22 @@ def network(tiny_backbone):
     ("first", "later", "words"),
     [
         ({}, {"train_batch_norm": "everywhere"}, 'moves the running statistics of .*train_batch_norm="new_levels"'),
-        ({"gpm_layers": ("neck", "head")}, {}, "trains backbone/.*freeze it with config.stages.cls.freeze, or hold it"),
-        ({"gpm_layers": ("neck", "head")}, {"freeze": ("backbone@:0.5",)}, "trains backbone/.*freeze it"),
-        ({"gpm_layers": ("necks",)}, {}, "gpm_layers has 'necks', which matches no parameter that tasks share"),
+        ({"layers": ("neck", "head")}, {}, "trains backbone/.*freeze it with config.stages.cls.freeze, or hold it"),
+        ({"layers": ("neck", "head")}, {"freeze": ("backbone@:0.5",)}, "trains backbone/.*freeze it"),
+        ({"layers": ("necks",)}, {}, "keep.gpm.layers has 'necks', which matches no parameter that tasks share"),
         ({}, {}, ""),
-        ({"gpm_layers": ("neck", "head")}, {"freeze": ("backbone",)}, ""),
+        ({"layers": ("neck", "head")}, {"freeze": ("backbone",)}, ""),
         ({}, {"train_batch_norm": "nowhere"}, ""),
     ],
 )
 def test_what_would_not_hold_is_refused(network, first, later, words):
     config, (parts, variables) = held_config(**later), network
-    config.stages.seg.update(first)
+    config.stages.seg.keep.gpm.update(first)
 
     def plan():
-        held = projection_memory.expected(config, parts, 0, gpm.NOTHING, variables)
-        return held, stage_plan.plan(config, parts, 1, stage_plan.StageResult(variables, (), {}, [], 0.0, 0, held))
+        view = StageView(config, parts, 0)
+        kept = view.keep["gpm"].expected(view, memory.nothing(), variables)
+        return kept["gpm"], stage_plan.plan(config, parts, 1, stage_plan.StageResult(variables, kept, [], 0.0, 0))
 
     if words:
         with pytest.raises(UserError, match=words):

@@ -44,10 +44,12 @@ def get_config():
         changes = {"batch_size": 4, "augment": {"flip_probability": 0.5, "scale_min": 0.8}}
         config.streams[name] = config_lib.stream("digits", {task: label}, options=options, **changes)
     config.stages.both = config_lib.stage(
-        ("masks", "single"), epochs=4.0, balance="gradvac", ema_decay=0.9, replay_images=3, eval_every_epochs=2.0
+        ("masks", "single"), epochs=4.0, balance="gradvac", ema_decay=0.9, eval_every_epochs=2.0,
+        keep={"replay": {"images": 3}},
     )
     config.stages.cls = config_lib.stage(
-        ("single",), epochs=3.0, lwf_weight=1.0, replay_batch_size=2, ewc_strength=1.0, ema_decay=0.9
+        ("single",), epochs=3.0, ema_decay=0.9,
+        keep={"lwf": {"weight": 1.0}, "replay": {"batch_size": 2}, "ewc": {"strength": 1.0}},
     )
     config.order = ("both", "cls")
     return config

@@ -7,6 +7,7 @@ import pytest
 from test_train import tiny_config
 
 from mtl_jax import experiment
+from mtl_jax.continual import memory
 from mtl_jax.continual.paste import SCENES, PastedReplay, paste
 from mtl_jax.continual.replay import ReplayBuffer
 from mtl_jax.errors import UserError
@@ -84,12 +85,12 @@ def test_a_stage_replays_pasted_objects_where_it_says_so_but_no_stored_outputs_o
     config = tiny_config()
     parts = experiment.build(config.to_dict(), data_root=Path())
     masks = experiment.source(parts, "masks", training=True)
-    buffer = ReplayBuffer((masks[0],), dict(masks.class_names))
-    learnt = stage_plan.StageResult(experiment.abstract_variables(parts), (), {"masks": buffer}, [], 0.0, 0)
-    config.stages.cls.replay_paste = 1.0
+    kept = {**memory.nothing(), "replay": {"masks": ReplayBuffer((masks[0],), dict(masks.class_names))}}
+    learnt = stage_plan.StageResult(experiment.abstract_variables(parts), kept, [], 0.0, 0)
+    config.stages.cls.keep.paste = {"share": 1.0}
     labels = stage_plan.plan(config, parts, 1, learnt).data["masks_replay"][0]["labels"]["seg"]["mask"]
     assert (labels == 255).mean() > 0.5  # all but the digits of one scene
     assert (labels == 0).sum() == 0
-    config.stages.cls.der_weight = 1.0
-    with pytest.raises(UserError, match=r"config\.stages\.cls\.der_weight compares .* set one of them to 0"):
+    config.stages.cls.keep.der = {"weight": 1.0}
+    with pytest.raises(UserError, match=r"config\.stages\.cls\.keep\.der compares .* name one of them"):
         stage_plan.plan(config, parts, 1, learnt)

@@ -10,8 +10,8 @@ LOCKED = (*recipes.IMAGENET, "neck/kernels", "head/kernels")
 def test_the_first_stage_is_free_the_next_is_held_and_the_last_is_locked():
     stages = recipes.one_after_another(("a", "b", "c"))
     assert stages == {
-        "a": {"freeze": recipes.IMAGENET, "replay_images": recipes.EXEMPLARS},
-        "b": {"freeze": recipes.IMAGENET, **recipes.KEPT},
+        "a": {"freeze": recipes.IMAGENET, "keep": {"replay": {"images": recipes.EXEMPLARS}}},
+        "b": {"freeze": recipes.IMAGENET, "keep": recipes.KEPT},
         "c": {"freeze": LOCKED},
     }
 
@@ -19,7 +19,7 @@ def test_the_first_stage_is_free_the_next_is_held_and_the_last_is_locked():
 def test_of_two_stages_the_second_may_move_the_kernels():
     stages = recipes.one_after_another(("a", "b"))
     assert stages["b"]["freeze"] == recipes.IMAGENET
-    assert stages["a"]["replay_images"] == recipes.EXEMPLARS
+    assert stages["a"]["keep"] == {"replay": {"images": recipes.EXEMPLARS}}
 
 
 def test_one_stage_leaves_nothing():
@@ -30,8 +30,9 @@ def test_one_stage_leaves_nothing():
 def test_every_stage_before_one_that_moves_kernels_leaves_exemplars(count):
     order = tuple("abcde"[:count])
     stages = recipes.one_after_another(order)
-    assert [name for name, own in stages.items() if "replay_images" in own] == list(order[:-2])
-    assert [name for name, own in stages.items() if "lwf_weight" in own] == list(order[1:-1])
+    kept = {name: own.get("keep", {}) for name, own in stages.items()}
+    assert [name for name, keep in kept.items() if "images" in keep.get("replay", {})] == list(order[:-2])
+    assert [name for name, keep in kept.items() if "lwf" in keep] == list(order[1:-1])
     assert stages[order[-1]]["freeze"] == LOCKED
 
 

@@ -12,15 +12,19 @@ from tiny import MODEL
 
 from mtl_jax import balance
 from mtl_jax.config import stage
+from mtl_jax.continual import agem
+from mtl_jax.continual.method import StageTasks
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.models.ownership import join_private, split_private
 from mtl_jax.training import task_balancing, task_gradients
-from mtl_jax.training.losses import Memory
-from mtl_jax.training.task_gradients import StepSpec
+from mtl_jax.training.losses import StepInputs, StepSpec
 
 NAMES = ("seg", "cls")
 SHARED_IMAGES = objective(streams={"both": NAMES})
+PROJECTED = objective(
+    streams={"both": NAMES}, keep={"agem": agem.AGEM()}, stage=StageTasks(old=("seg",), replayed=("seg",))
+)
 OWN_IMAGES = objective(streams={"masks": ("seg",), "names": ("cls",)})
 DATA = {"both": batch("both"), "masks": batch("masks", seed=1), "names": batch("names", seed=2)}
 
@@ -37,7 +41,7 @@ def network(tiny_backbone):
 
 def given_to(network, data=DATA):
     params, batch_stats = network[1]["params"], network[1]["batch_stats"]
-    return task_gradients.StepInputs(params, batch_stats, Memory(None, ()), data, jax.random.key(1))
+    return StepInputs(params, batch_stats, {}, data, jax.random.key(1))
 
 
 def take(network, aim, method, backward, micro_batches=1):
@@ -173,7 +177,7 @@ def test_a_step_goes_back_as_often_as_the_method_needs(aim, settings, expected):
         (SHARED_IMAGES, {"features_are_shared": False}, "no common features"),
         (SHARED_IMAGES, {"balance": "moco"}, "remembers gradients"),
         (SHARED_IMAGES, {"micro_batches": 2}, "micro_batches 2"),
-        (SHARED_IMAGES, {"agem": True}, "agem"),
+        (PROJECTED, {}, "agem"),
     ],
 )
 def test_gradients_at_features_are_refused_where_there_are_none(aim, settings, words):

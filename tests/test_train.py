@@ -48,13 +48,13 @@ def tiny_config() -> ConfigDict:
     for name, task, label in (("masks", "seg", "segmentation"), ("single", "cls", "classification")):
         options = {"labels": label, "size": 64, "length": 16}
         config.streams[name] = config_lib.stream("digits", {task: label}, options=options, batch_size=4)
-    config.stages.seg = config_lib.stage(("masks",), epochs=2.0, replay_images=3, ema_decay=0.9, ewc_examples=8)
+    config.stages.seg = config_lib.stage(
+        ("masks",), epochs=2.0, keep={"replay": {"images": 3}, "ewc": {"examples": 8}}, ema_decay=0.9
+    )
     config.stages.cls = config_lib.stage(
         ("single",),
         epochs=1.0,
-        lwf_weight=1.0,
-        replay_batch_size=2,
-        ewc_strength=1.0,
+        keep={"lwf": {"weight": 1.0}, "replay": {"batch_size": 2}, "ewc": {"strength": 1.0}},
         train_batch_norm="new_levels",
         eval_every_epochs=0.5,
     )
@@ -139,14 +139,14 @@ def test_freezing_nothing_or_everything_is_refused(tiny_backbone, tmp_path, patt
         train_loop.train_and_evaluate(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("importance", "mode"), [("mas", "online"), ("si", "separate")])
+@pytest.mark.parametrize(("method", "mode"), [("mas", "online"), ("si", "separate")])
 @pytest.mark.usefixtures("no_report")
-def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, importance, mode):
+def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, method, mode):
     config = tiny_config()
-    config.stages.seg.ewc_importance, config.stages.seg.ewc_mode = importance, mode
-    config.stages.cls = config_lib.stage(("single",), epochs=1.0, ewc_strength=1e-4)
+    config.stages.seg.keep = {method: {"mode": mode}}
+    config.stages.cls = config_lib.stage(("single",), epochs=1.0, keep={method: {"strength": 1e-4}})
     train_loop.train_and_evaluate(config, tmp_path / "run")
-    penalties = values(tmp_path / "run", "ewc_penalty")
+    penalties = values(tmp_path / "run", f"{method}_penalty")
     assert penalties[0] == 0
     assert penalties[-1] > 0
 
@@ -155,11 +155,10 @@ def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, importa
 @pytest.mark.usefixtures("no_report")
 def test_exemplars_that_the_network_chose_come_back_with_the_outputs_they_had(tiny_backbone, tmp_path, selection):
     config = tiny_config()
-    config.stages.seg.replay_selection = selection
-    config.stages.seg.replay_max_mb = 0.04  # room for two of the three images
-    config.stages.cls = config_lib.stage(
-        ("single",), epochs=1.0, replay_batch_size=2, der_weight=0.5, lwf_feature_weight=0.5
-    )
+    # There is room for two of the three images.
+    config.stages.seg.keep.replay.update({"selection": selection, "max_mb": 0.04})
+    kept = {"replay": {"batch_size": 2}, "der": {"weight": 0.5}, "lwf": {"weight": 0.0, "feature_weight": 0.5}}
+    config.stages.cls = config_lib.stage(("single",), epochs=1.0, keep=kept)
     train_loop.train_and_evaluate(config, tmp_path / "run")
     kept = checkpoints.load(tmp_path / "run" / "checkpoints" / "0-seg", {"memory": None})["memory"]["replay"]["masks"]
     buffer = replay.from_tree(kept)
@@ -228,12 +227,12 @@ def test_missing_weights_are_told_before_any_image_is_looked_at(tiny_backbone, t
     ("changes", "words"),
     [
         ({}, "needs exemplars of an old task"),
-        ({"replay_batch_size": 2, "balance": "pcgrad"}, "takes the place of balance"),
+        ({"keep": {"agem": {}, "replay": {"batch_size": 2}}, "balance": "pcgrad"}, "takes the place of balance"),
     ],
 )
 def test_a_gem_without_its_parts_is_refused_before_the_first_stage(tiny_backbone, tmp_path, changes, words):
     config = tiny_config()
-    config.stages.cls = config_lib.stage(("single",), epochs=1.0, agem=True, **changes)
+    config.stages.cls = config_lib.stage(("single",), epochs=1.0, **({"keep": {"agem": {}}} | changes))
     with pytest.raises(UserError, match=words):
         train_loop.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -312,8 +311,8 @@ def test_a_corrected_later_stage_goes_on_from_the_finished_one(finished, tmp_pat
 
 def test_a_work_directory_of_another_config_is_refused_and_the_difference_named(finished):
     config = tiny_config()
-    config.stages.cls.lwf_weight = 2.0
-    with pytest.raises(UserError, match=r"stages.cls.lwf_weight was 1.0, is 2.0"):
+    config.stages.cls.keep.lwf.weight = 2.0
+    with pytest.raises(UserError, match=r"stages.cls.keep.lwf.weight was 1.0, is 2.0"):
         train_loop.train_and_evaluate(config, finished)
     config = tiny_config()
     config.resume = False

@@ -11,12 +11,13 @@ import pytest
 from tiny import MODEL
 
 from mtl_jax import balance, tasks
-from mtl_jax.continual import agem, ewc
+from mtl_jax.continual import agem, der, ewc, lwf, si
+from mtl_jax.continual.method import StageTasks
 from mtl_jax.models import multi_task
 from mtl_jax.models.ownership import join_private, split_private
 from mtl_jax.training import optimizer, train_step
-from mtl_jax.training.losses import Memory, Objective
-from mtl_jax.training.task_gradients import StepSpec
+from mtl_jax.training.losses import Objective, StepSpec
+from mtl_jax.training.unlabelled import UPDATES
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(
@@ -81,7 +82,7 @@ def take_steps(
     method="sum",
     weight_decay=0.0,
     ema_decay=0.0,
-    path=False,
+    keep_state=None,
     backward=None,
     micro_batches=1,
     skip_not_finite=False,
@@ -100,7 +101,7 @@ def take_steps(
         balance=balance.METHODS[method](),
         tx=tx,
         ema=ema_decay > 0,
-        path=path,
+        keep_state=keep_state,
         tasks=tuple(TASKS),
         trained=aim.tasks,
         key=jax.random.key(1),
@@ -114,7 +115,7 @@ def take_steps(
     step = compiled.setdefault(repr(settings), jax.jit(made))
     state, metrics = start, {}
     for _ in range(steps):
-        state, metrics = step(state, memory or Memory(None, ()), batches)
+        state, metrics = step(state, memory or {}, batches)
     return start, state, metrics
 
 
@@ -165,18 +166,17 @@ def test_a_batch_leaves_the_heads_that_it_does_not_label_alone_however_they_are_
     """Parameters, the optimizer's moments and count, weight decay: the same in each way, and so is what it trains."""
     schedule, plain = optax.constant_schedule(RATE), balance.METHODS["sum"]()
     tx = optimizer.build("adamw", learning_rate=schedule, weight_decay=0.1, momentum=0.0)
-    ways = {"forward": {}, "mask": {"spectator_weight": 1.0}, "weight": {"spectator_weight": 0.0}}
+    streams = {"masks": ("seg",), "names": ("cls",)}
     after = {}
-    for way, settings in ways.items():
-        spectators = {"spectators": ("seg", "cls")} if settings else {}
-        aim = objective(streams={"masks": ("seg",), "names": ("cls",)}, **spectators, **settings)
+    for way in UPDATES:
+        aim = objective(streams=streams, stage=StageTasks(own=("seg", "cls")), update=way)
         state = train_step.init_state(
             variables["params"], variables["batch_stats"], balance=plain, tx=tx, ema=False, tasks=tuple(TASKS),
             trained=aim.tasks, key=jax.random.key(1),
         )  # fmt: skip
         problem = StepSpec(model, TASKS, aim, plain, "summed")
         step = jax.jit(train_step.make_train_step(problem, tx=tx, schedule=schedule, clip_norm=1.0))
-        after[way], metrics = step(state, Memory(None, ()), {"names": batch("names")})
+        after[way], metrics = step(state, {}, {"names": batch("names")})
         np.testing.assert_allclose(metrics["all/loss"], metrics["cls/names/loss"])
         changed = moved(state.params, after[way].params)
         assert not any(name.startswith("head/seg") for name in changed)
@@ -196,11 +196,12 @@ def test_a_gem_projects_the_new_gradient_against_the_replayed_one(run):
         return jax.tree.map(lambda old, new: (old - new) / RATE, before.params, after.params)
 
     both = {"masks": ("seg",), "names": ("cls",)}
+    opposed = {"keep": {"agem": agem.AGEM()}, "stage": StageTasks(("seg",), ("cls",), replayed=("cls",))}
     # The old task's loss is turned round: its gradient then opposes whatever the two have in common.
     for weight in (1.0, -1.0):
         weights = {"stream_weights": {"masks": 1.0, "names": weight}}
         new, old = gradient(), gradient(streams={"names": ("cls",)}, **weights)
-        found = gradient(streams=both, reference_tasks=("cls",), **weights)
+        found = gradient(streams=both, **opposed, **weights)
         assert_close(found, agem.project(new, old), tolerance=1e-3)
         assert optax.tree.vdot(found, old) >= -1e-3
 
@@ -287,12 +288,16 @@ def test_a_balancing_method_sees_stacked_task_gradients_and_sum_s_two_paths_agre
 
 def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_teacher(run, model, variables):
     aim = objective(
-        streams={"names": ("cls",)}, loss_weights={"cls": 0.0}, distilled={"seg": 1.0}, train_batch_norm=False
+        streams={"names": ("cls",)},
+        loss_weights={"cls": 0.0},
+        stage=StageTasks(("cls",), ("seg",)),
+        train_batch_norm=False,
     )
 
-    def distance(teacher, steps):
-        memory = Memory(teacher, ())
-        return run(aim, {"names": batch("names")}, steps=steps, memory=memory)[2]["seg/names/distillation"]
+    def distance(teacher, steps, **settings):
+        taught = dataclasses.replace(aim, keep={"lwf": lwf.LwF(**settings)})
+        given = {"memory": {"lwf": teacher}}
+        return run(taught, {"names": batch("names")}, steps=steps, **given)[2]["seg/names/distillation"]
 
     np.testing.assert_allclose(distance(variables, 1), 0.0, atol=1e-6)
     louder = jax.tree_util.tree_map_with_path(
@@ -301,21 +306,17 @@ def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_t
     teacher = {"params": louder, "batch_stats": variables["batch_stats"]}
     first = distance(teacher, 1)
     assert distance(teacher, 20) < 0.7 * first
-    aim = dataclasses.replace(aim, lwf_balance="classes")
-    assert not np.isclose(distance(teacher, 1), first)
+    assert not np.isclose(distance(teacher, 1, balance="classes"), first)
 
 
 def test_features_are_held_where_the_teacher_has_them(run, variables):
-    aim = objective(
-        streams={"names": ("cls",)}, loss_weights={"cls": 1.0}, old_tasks=("seg",), feature_weight=1.0,
-        train_batch_norm=False,
-    )  # fmt: skip
-    memory = Memory(variables, ())
-    assert aim.tasks == ("cls", "seg")
+    tasks = StageTasks(("cls",), ("seg",))
 
     def distance(weight, steps):
-        held = dataclasses.replace(aim, feature_weight=weight)
-        metrics = run(held, {"names": batch("names")}, steps=steps, memory=memory)[2]
+        keep = {"lwf": lwf.LwF(weight=0.0, feature_weight=weight)}
+        held = objective(streams={"names": ("cls",)}, stage=tasks, keep=keep, train_batch_norm=False)
+        assert held.tasks == ("cls", "seg")
+        metrics = run(held, {"names": batch("names")}, steps=steps, memory={"lwf": variables})[2]
         return metrics["all/names/feature_distance"]
 
     np.testing.assert_allclose(distance(1.0, 1), 0.0, atol=1e-6)
@@ -323,7 +324,7 @@ def test_features_are_held_where_the_teacher_has_them(run, variables):
 
 
 def test_stored_outputs_draw_replayed_images_back(run, model, variables):
-    aim = objective(der_weight=1.0, stream_weights={"masks": 0.0}, train_batch_norm=False)
+    aim = objective(keep={"der": der.DER()}, stream_weights={"masks": 0.0}, train_batch_norm=False)
     data = batch("masks")
     raw = multi_task.eval_raw(model, variables, data["image"], tasks=("seg",))[0]["seg"]
     data["labels"]["seg/outputs"] = {"outputs": raw + 1.0}
@@ -335,10 +336,11 @@ def test_stored_outputs_draw_replayed_images_back(run, model, variables):
 
 def test_the_ewc_penalty_is_positive_after_a_step_and_holds_parameters_back(run, variables):
     fisher = jax.tree.map(jnp.ones_like, variables["params"])
-    memory = Memory(None, (ewc.Anchor(variables["params"], fisher),))
+    memory = {"ewc": (ewc.Anchor(variables["params"], fisher),)}
 
     def drift_and_penalty(strength):
-        _, after, metrics = run(objective(ewc_strength=strength), {"masks": batch("masks")}, steps=5, memory=memory)
+        aim = objective(keep={"ewc": ewc.EWC(strength=strength)} if strength else {})
+        _, after, metrics = run(aim, {"masks": batch("masks")}, steps=5, memory=memory if strength else {})
         drift = optax.tree.norm(jax.tree.map(jnp.subtract, after.params, variables["params"]))
         return drift, metrics.get("all/ewc_penalty", 0.0)
 
@@ -353,17 +355,18 @@ def test_separate_anchors_add_their_penalties(run, variables):
     anchor = ewc.Anchor(jax.tree.map(lambda leaf: leaf + 0.1, params), jax.tree.map(jnp.ones_like, params))
 
     def penalty(*anchors):
-        memory = Memory(None, anchors)
-        return run(objective(ewc_strength=1.0), {"masks": batch("masks")}, memory=memory)[2]["all/ewc_penalty"]
+        aim, given = objective(keep={"ewc": ewc.EWC(strength=1.0)}), {"ewc": anchors}
+        return run(aim, {"masks": batch("masks")}, memory=given)[2]["all/ewc_penalty"]
 
     np.testing.assert_allclose(penalty(anchor, anchor), 2 * penalty(anchor), rtol=1e-5)
 
 
 def test_the_path_integral_is_the_gradient_times_the_way(run, variables):
-    before, after, _ = run(objective(), {"masks": batch("masks")}, path=True)
+    start = {"si": jax.tree.map(jnp.zeros_like, variables["params"])}
+    before, after, _ = run(objective(keep={"si": si.SI()}), {"masks": batch("masks")}, keep_state=start)
     way = jax.tree.map(jnp.subtract, after.params, before.params)
     # One step of plain descent: way = -RATE * gradient.
-    assert_close(after.path, jax.tree.map(lambda step: step**2 / RATE, way))
+    assert_close(after.si_path_integral, jax.tree.map(lambda step: step**2 / RATE, way))
 
 
 def test_the_average_lags_behind_the_parameters(run):

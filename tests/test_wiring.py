@@ -17,8 +17,7 @@ from mtl_jax.models.layers import branch_name
 from mtl_jax.models.ownership import split_private
 from mtl_jax.models.sharing.wiring import WAYS
 from mtl_jax.training import optimizer, soft_sharing, train_step
-from mtl_jax.training.losses import Memory, Objective
-from mtl_jax.training.task_gradients import StepSpec
+from mtl_jax.training.losses import Objective, StepSpec
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(
@@ -201,7 +200,7 @@ def step(model, variables, *, method, soft_sharing_strength=0.0):
         stream: {"image": image()[number, None], "labels": {task: {"label": jnp.array([number])}}}
         for number, (stream, (task,)) in enumerate(streams.items())
     }
-    return jax.jit(made)(start, Memory(None, ()), data)[0].params
+    return jax.jit(made)(start, {}, data)[0].params
 
 
 TWO = tasks.build({name: {"kind": "classification", "classes": CLASSES} for name in ("first", "second")})

@@ -15,8 +15,8 @@ from mtl_jax.config import defaults
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import depthwise, multi_task
 from mtl_jax.runtime import compilation, devices
-from mtl_jax.training import optimizer, task_balancing, task_gradients, train_step
-from mtl_jax.training.losses import Memory, Objective
+from mtl_jax.training import optimizer, task_balancing, train_step
+from mtl_jax.training.losses import Objective, StepSpec
 
 
 class Computation(NamedTuple):
@@ -89,9 +89,9 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         loss_weights={},
     )
     backward = task_balancing.backward(settings, method, objective, features_are_shared=True, where="the benchmark")
-    whole = task_gradients.StepSpec(model, records, objective, method, backward)
+    whole = StepSpec(model, records, objective, method, backward)
     step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, clip_norm=problem_lib.CLIP_NORM)
-    memory = Memory(None, ())
+    memory: dict[str, Any] = {}
     batch = devices.place(batch, dict.fromkeys(batch, problem.batch_size))
     holder = {"state": jax.device_put(state, devices.everywhere())}
     compiled = compilation.ahead_of_time(jax.jit(step, donate_argnums=0), holder["state"], memory, batch)

@@ -11,18 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mtl_jax.config import legacy
 from mtl_jax.errors import UserError
 
 CHOICES = {
     "train_batch_norm": ("everywhere", "new_levels", "nowhere"),
-    "ewc_importance": ("empirical", "sampled", "exact", "mas", "si"),
-    "ewc_mode": ("online", "separate"),
     "gradient_space": ("params", "features"),
-    "lwf_balance": ("mean", "classes"),
     "update": ("forward", "mask", "weight"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("constant", "linear", "cosine"),
-    "replay_selection": ("random", "reservoir", "class_balanced", "herding", "diverse", "hard"),
 }
 ON_NAN = ("stop", "skip")
 MAX_SEED = 2.0**32 - 1  # what every generator takes
@@ -203,9 +200,8 @@ def _check_stage(config: Any, where: str, settings: Any) -> None:
     if not settings.streams:
         raise UserError(f"{where}.streams is empty; expected names of config.streams")
     _require_names(f"{where}.streams", settings.streams, "config.streams", config.streams)
-    for table in ("loss_weights", "lwf_weights"):
-        _require_names(f"{where}.{table}", settings[table], "config.tasks", config.tasks)
-    for table in ("loss_weights", "lwf_weights", "rates"):
+    _require_names(f"{where}.loss_weights", settings.loss_weights, "config.tasks", config.tasks)
+    for table in ("loss_weights", "rates"):
         _check_values(f"{where}.{table}", settings[table], 0.0)
         _require_range(f"{where}.{table}", settings[table], tuple(settings[table]), 0.0)
     if settings.warm_start:
@@ -221,10 +217,9 @@ def _check_stage_numbers(where: str, settings: Any) -> None:
         raise UserError(f"{where}.ema_decay is {settings.ema_decay}; expected 0 <= ema_decay < 1")
     if not 0 < settings.epochs <= MAX_NUMBER:
         raise UserError(f"{where}.epochs is {settings.epochs}; expected more than 0 and at most {MAX_NUMBER:g}")
-    _require_range(where, settings, ("micro_batches", "replay_max_side", "gpm_images"), 1.0)
+    _require_range(where, settings, ("micro_batches",), 1.0)
     _require_range(where, settings, ("sampling_temperature", "soft_sharing"), 0.0, most=math.inf)
-    shares = ("warmup_fraction", "momentum", "ewc_decay", "gpm_energy", "replay_paste")
-    _require_range(where, settings, shares, 0.0, most=1.0)
+    _require_range(where, settings, ("warmup_fraction", "momentum"), 0.0, most=1.0)
     # What is left out above and has no sign: rates, weights and counts, 0 of which is off.
     signless = [name for name, value in settings.items() if isinstance(value, numbers.Real)]
     free = ("sampling_temperature", "soft_sharing")
@@ -235,7 +230,8 @@ def _check_types(where: str, settings: Any, defaults: Any) -> None:
     """Every setting is known, and of the type of its default."""
     for name in settings:
         if name not in defaults:
-            raise UserError(f"{where} has no setting {name}; {suggestion(str(name), defaults)}")
+            moved = f"it is now {legacy.FLAT[name]}" if name in legacy.FLAT and "keep" in defaults else ""
+            raise UserError(f"{where} has no setting {name}; {moved or suggestion(str(name), defaults)}")
     for name in defaults:
         if name not in settings:
             raise UserError(f"{where}.{name} is missing; expected a value such as {defaults[name]!r}")

@@ -150,33 +150,7 @@ STAGE: dict[str, Any] = {
     # 0 is off, infinity keeps them alike
     "soft_sharing": 0.0,
     "loss_weights": {},  # task -> factor; 1 where absent
-    # what keeps the tasks of earlier stages
-    "ewc_strength": 0.0,  # 0 is off
-    # of a parameter for this stage: Fisher information by the labels ("empirical"), by labels drawn from the
-    # network's answers ("sampled") or by all answers ("exact", classification only); "mas", its effect on the
-    # outputs; "si", how much of the stage's progress it made
-    "ewc_importance": "empirical",
-    "ewc_examples": 100,  # training images that the importance is estimated from, at the stage's end
-    "ewc_mode": "online",  # one anchor for all old stages; or "separate": one for each, which costs memory
-    "ewc_decay": 1.0,  # of the older stages' importance, online
-    "lwf_weight": 0.0,  # of distillation from the network as the stage found it; 0 is off
-    "lwf_weights": {},  # task -> factor on lwf_weight; 1 where absent
-    # "mean": all cells of a task alike; "classes": what the network before rarely saw counts as much as what it
-    # often saw, and more at the borders of masks
-    "lwf_balance": "mean",
-    "lwf_feature_weight": 0.0,  # of the same for the features that tasks share; 0 is off
-    "replay_images": 0,  # kept of each stream of this stage for the later ones; 0 keeps none
-    # or "random", "reservoir", "herding" (near the mean feature), "diverse" (far apart), "hard" (large loss)
-    "replay_selection": "class_balanced",
-    "replay_max_side": 640,  # px, of a kept image
-    "replay_max_mb": 0.0,  # of the kept images of a stream with their labels, decoded; 0 sets no limit
-    "replay_batch_size": 0,  # images of each old stream added to every step of this stage; 0 is off
-    "replay_weight": 1.0,  # of the loss on replayed labels
-    "replay_paste": 0.0,  # share of replayed samples whose objects are laid onto new images; 0 is off
-    "der_weight": 0.0,  # of replayed images' distance from the outputs that they were kept with; 0 is off
-    # share of the energy of this stage's features that later stages' updates leave alone, e.g. 0.95; 0 is off
-    "gpm_energy": 0.0,
-    "gpm_images": 100,  # training images that it is measured on, at the stage's end
-    "gpm_layers": ("*",),  # patterns of the shared parameters that are held; later stages freeze the others
-    "agem": False,  # replayed images only bar the way to gradients that would raise the old tasks' losses
+    # what keeps the tasks of earlier stages: key of mtl_jax.continual.METHODS -> its settings, by name those that
+    # differ from their defaults, as in {"lwf": {"weight": 4.0}, "replay": {"images": 10, "batch_size": 2}}
+    "keep": {},
 }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mtl_jax import config as config_lib
+from mtl_jax.config import legacy
 from mtl_jax.config.checks import suggestion
 from mtl_jax.errors import UserError
 
@@ -26,7 +27,9 @@ OPEN = {
     ("stages", "*", "balance_options"): None,
     ("stages", "*", "rates"): 0.0,
     ("stages", "*", "loss_weights"): 0.0,
-    ("stages", "*", "lwf_weights"): 0.0,
+    ("stages", "*", "keep"): {},
+    ("stages", "*", "keep", "*"): None,
+    ("stages", "*", "keep", "*", "*"): 0.0,
     ("contract", "baseline_from"): "",
     ("model", "branches"): {},
     ("model", "branches", "*"): None,
@@ -126,12 +129,15 @@ def _example(override: Override, above: tuple[str, ...], section: Any) -> Any:
         if len(pattern) == len(above) and all(map(fnmatch.fnmatchcase, above, pattern)):
             return example
     where, name = ".".join(("config", *above)), override.path[len(above)]
-    raise UserError(f"{override}: the config has no field {where}.{name}; {suggestion(name, section)}")
+    moved = f"it is now {legacy.FLAT[name]}" if name in legacy.FLAT and above[:1] == ("stages",) else ""
+    raise UserError(f"{override}: the config has no field {where}.{name}; {moved or suggestion(name, section)}")
 
 
 def _value(override: Override, example: Any) -> Any:
     """Reads a text as a value like an example."""
     text, where = override.text, str(override)
+    if text is None and example == {}:
+        return ConfigDict()  # "--config.stages.det.keep.agem": a method with its defaults
     if isinstance(example, bool) or text is None:
         word = "true" if text is None else text.lower()
         if not isinstance(example, bool | None) or word not in (*TRUE, *FALSE):

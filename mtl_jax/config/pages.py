@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config import checks, defaults
+from mtl_jax.config import checks, defaults, legacy
 from mtl_jax.config.settings import base, stage, stream
 from mtl_jax.errors import UserError
 
@@ -37,12 +37,12 @@ def data_root(config: Any) -> Path:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration that was saved, with the defaults of settings that have come since.
+    """Returns a configuration that was saved, with the defaults of settings that have come since, and today's names.
 
     Args:
         saved: a resolved configuration, as plain values.
     """
-    config = {**base().to_dict(), **saved}
+    config = {**base().to_dict(), **legacy.translated(saved)}
     for section, default in (("model", defaults.MODEL), ("contract", defaults.CONTRACT)):
         config[section] = _filled(config[section], default)
     for section, default in (("streams", defaults.STREAM), ("stages", defaults.STAGE)):
@@ -65,7 +65,6 @@ def resolve(config: Any) -> None:
     for settings in config.stages.values():
         settings.streams = _split(settings.streams)
         settings.freeze = _split(settings.freeze)
-        settings.gpm_layers = _split(settings.gpm_layers)
     validate(config)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 IMAGENET = ("backbone/until_8", "backbone/kernels")  # what ImageNet's features are kept in
 EXEMPLARS = 10  # images that a stage leaves to later ones
-KEPT = {"lwf_weight": 2.0, "replay_batch_size": 2}
+KEPT = {"lwf": {"weight": 2.0}, "replay": {"batch_size": 2}}
 
 
 def share_kernels(config: Any) -> None:
@@ -43,8 +44,8 @@ def one_after_another(order: tuple[str, ...]) -> Mapping[str, dict[str, Any]]:
     locked = later[-1:] if len(order) > 2 else []
     moving = [name for name in later if name not in locked]
     stages: dict[str, dict[str, Any]] = {first: {"freeze": IMAGENET}}
-    stages |= {name: {"freeze": IMAGENET, **KEPT} for name in moving}
+    stages |= {name: {"freeze": IMAGENET, "keep": copy.deepcopy(KEPT)} for name in moving}
     stages |= {name: {"freeze": (*IMAGENET, "neck/kernels", "head/kernels")} for name in locked}
     for name in (first, *moving[:-1]) if moving else ():  # exemplars of those that a later stage may move
-        stages[name]["replay_images"] = EXEMPLARS
+        stages[name].setdefault("keep", {}).setdefault("replay", {})["images"] = EXEMPLARS
     return stages

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config import defaults
+from mtl_jax.config import defaults, legacy
 from mtl_jax.errors import UserError
 
 
@@ -39,8 +39,10 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
 
 def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
     unknown = sorted(set(changes) - set(settings))
+    moved = [f"{name} is now {legacy.FLAT[name]}" for name in unknown if name in legacy.FLAT and "keep" in settings]
     if unknown:
-        raise UserError(f"{where} has no setting {', '.join(unknown)}; it has {', '.join(sorted(settings))}")
+        known = "; ".join(moved) or f"it has {', '.join(sorted(settings))}"
+        raise UserError(f"{where} has no setting {', '.join(unknown)}; {known}")
     for name, value in changes.items():
         settings[name] = ConfigDict(dict(value)) if isinstance(value, Mapping) else value
     return settings

@@ -2,10 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
+
+from mtl_jax.continual.method import Memory, Method, Phase, StageTasks, StageView
+from mtl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class AGEM(Method):
+    """Replayed images only bar the way to gradients that would raise their loss.
+
+    References:
+        Chaudhry, Ranzato, Rohrbach, Elhoseiny, "Efficient Lifelong Learning with A-GEM", 2019.
+    """
+
+    def refuse(
+        self,
+        stage: StageView,
+        tasks: StageTasks,
+        memory: Memory,
+        variables: Mapping[str, PyTree],
+        phases: Iterable[Phase],
+    ) -> None:
+        del memory, variables, phases
+        if not tasks.old:
+            return
+        if not self.opposed(tasks):
+            raise UserError(
+                f"{stage.where}.keep.agem needs exemplars of an old task; set keep.replay.images of an earlier stage "
+                "and keep.replay.batch_size of this one"
+            )
+        if stage.balance != "sum":
+            raise UserError(f'{stage.where}.keep.agem takes the place of balance {stage.balance!r}; set balance="sum"')
+
+    def opposed(self, tasks: StageTasks) -> tuple[str, ...]:
+        return tuple(task for task in tasks.only_old if task in tasks.replayed)
+
+    def combine(self, gradient: PyTree, opposed: PyTree) -> PyTree:
+        return project(gradient, opposed)
 
 
 def project(gradient: PyTree, reference: PyTree) -> PyTree:

@@ -2,25 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from mtl_jax.continual import importance
+from mtl_jax.continual.consolidation import (
+    Anchor,
+    Consolidation,
+    Tree,
+    accumulate,
+    consolidate,
+    mean_over_examples,
+    penalty,
+    sum_of,
+    zeros_like,
+)
+from mtl_jax.continual.method import Finished, Memory, Phase, StageTasks, StageView, setting
 from mtl_jax.errors import UserError
 
-# Trees of the parameters' structure and shapes, in one call all the same.
-Tree = PyTree[Float[Array | np.ndarray, "?*shape"], "Params"]
+__all__ = ["EWC", "Anchor", "accumulate", "consolidate", "fisher_diagonal", "normalise", "penalty"]
 
 
-class Anchor(NamedTuple):
-    """What holds parameters in place: where they were, and how much each matters."""
+@dataclasses.dataclass(frozen=True)
+class EWC(Consolidation):
+    """Parameters are held by their Fisher information for the old stages.
 
-    params: PyTree
-    importance: PyTree  # float32, >= 0
+    References:
+        Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", 2017.
+    """
+
+    # of the Fisher information: by the labels, by labels drawn from the network's answers, or by all answers
+    estimator: str = setting("empirical", choices=("empirical", "sampled", "exact"))
+    examples: int = setting(100)  # training images that it is estimated from, at the end of a stage
+
+    def refuse(
+        self,
+        stage: StageView,
+        tasks: StageTasks,
+        memory: Memory,
+        variables: Mapping[str, PyTree],
+        phases: Iterable[Phase],
+    ) -> None:
+        del memory, variables, phases
+        if self.estimator == "exact" and self.leaves(stage.keeps, stage.index):
+            for task in tasks.own:
+                importance.reader(stage.tasks[task])
+
+    def importance(self, stage: StageView, finished: Finished) -> PyTree:
+        answer = importance.answers(stage.model, finished.end["batch_stats"])
+        key, params = jax.random.key(stage.seed), finished.end["params"]
+
+        def found() -> Iterator[PyTree]:
+            for number, stream in enumerate(stage.streams):
+                own = jax.random.fold_in(key, number)
+                for function in self._functions(answer, stage.stream_tasks(stream)):
+                    examples = stage.batches(stream, images=self.examples)
+                    yield fisher_diagonal(function, params, examples, self.estimator, key=own)
+
+        return sum_of(found())
+
+    def _functions(self, answer: importance.Answers, tasks: Mapping[str, Any]) -> list[Callable[..., Array]]:
+        """Of what the Fisher information is taken: of a stream's labels, or of each of its tasks."""
+        if self.estimator == "exact":
+            return [importance.log_probabilities(answer, task) for task in tasks.values()]
+        loss = {"empirical": importance.labelled_loss, "sampled": importance.sampled_loss}[self.estimator]
+        return [loss(answer, tasks)]
 
 
 def fisher_diagonal(
@@ -69,103 +120,6 @@ def fisher_diagonal(
     return mean_over_examples(squared_gradient, params, batches, key=key)
 
 
-def mean_over_examples(
-    importance_fn: Callable[..., Any], params: Tree, batches: Iterable[Any], *, key: PRNGKeyArray | None = None
-) -> Tree:
-    """The mean of a parameter importance over examples, taken one at a time.
-
-    Args:
-        importance_fn: `(params, example, key, index) -> pytree like params` in float32; `index` counts the examples.
-        params: passed on.
-        batches: pytrees of arrays with a leading batch axis; they may differ in size.
-        key: passed on.
-
-    Returns:
-        A pytree like `params`, in float32.
-
-    Raises:
-        UserError: if there is no example.
-    """
-
-    @jax.jit
-    def add_batch(total, start, params, batch, key):
-        def add_example(carry, example):
-            total, index = carry
-            return (jax.tree.map(jnp.add, total, importance_fn(params, example, key, index)), index + 1), None
-
-        return jax.lax.scan(add_example, (total, start), batch)[0][0]
-
-    total = _zeros_like(params)
-    count = 0
-    for batch in batches:
-        total = add_batch(total, count, params, batch, key)
-        count += jnp.shape(jax.tree.leaves(batch)[0])[0]
-    if count == 0:
-        raise UserError("expected examples for the parameters' importance, found none: give at least one batch")
-    return jax.tree.map(lambda leaf: leaf / count, total)
-
-
-def penalty(params: Tree, anchor_params: Tree, fisher: Tree, strength: float | Float[Array, ""]) -> Float[Array, ""]:
-    """The loss term strength / 2 * sum fisher * (params - anchor_params)^2.
-
-    Args:
-        params: the parameters in training.
-        anchor_params: their values after the old tasks.
-        fisher: their importance for the old tasks, from `fisher_diagonal`.
-        strength: of the whole term; what is right depends on the scale of `fisher`.
-
-    Returns:
-        The penalty, zero at the anchor.
-
-    References:
-        Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", 2017.
-    """
-
-    def leaf_penalty(param, anchor, importance):
-        drift = jnp.asarray(param, jnp.float32) - jnp.asarray(anchor, jnp.float32)
-        return jnp.sum(importance * jnp.square(drift))
-
-    parts = jax.tree.leaves(jax.tree.map(leaf_penalty, params, anchor_params, fisher))
-    return jnp.asarray(0.5 * strength * sum(parts, start=jnp.float32(0.0)))
-
-
-def consolidate(
-    anchors: tuple[Anchor, ...], params: PyTree, importance: PyTree, *, mode: str, decay: float = 1.0
-) -> tuple[Anchor, ...]:
-    """The anchors after one more stage.
-
-    Args:
-        anchors: of the stages before.
-        params: after the newest stage.
-        importance: of the parameters for the newest stage.
-        mode: "online": one anchor, at the newest parameters, with the importance of all stages (Schwarz et al.,
-            2018); "separate": one for each stage (Kirkpatrick et al., 2017).
-        decay: of the older importance, online.
-    """
-    if mode == "separate":
-        return (*anchors, Anchor(params, importance))
-    for anchor in anchors:
-        importance = accumulate(anchor.importance, importance, decay=decay)
-    return (Anchor(params, importance),)
-
-
-def accumulate(old_fisher: Tree, new_fisher: Tree, *, decay: float = 1.0) -> Tree:
-    """The importance for all tasks so far, to be used with one anchor: the parameters after the newest task.
-
-    Args:
-        old_fisher: the accumulated importance before the newest task.
-        new_fisher: that of the newest task.
-        decay: of the old importance; 1 forgets nothing, 0 keeps the newest task only.
-
-    Returns:
-        decay * old_fisher + new_fisher.
-
-    References:
-        Schwarz et al., "Progress & Compress: A scalable framework for continual learning", 2018 (online EWC).
-    """
-    return jax.tree.map(lambda old, new: decay * old + new, old_fisher, new_fisher)
-
-
 def normalise(fisher: Tree, *, clip: float | None = None) -> Tree:
     """Optional rescaling to mean 1 over all parameters, so that one strength serves losses of any scale.
 
@@ -183,10 +137,6 @@ def normalise(fisher: Tree, *, clip: float | None = None) -> Tree:
     mean = sum((jnp.sum(leaf) for leaf in leaves), start=jnp.float32(0.0)) / sum(leaf.size for leaf in leaves)
     scale = jnp.where(mean > 0, mean, 1.0)
     return jax.tree.map(lambda leaf: jnp.minimum(leaf / scale, jnp.inf if clip is None else clip), fisher)
-
-
-def _zeros_like(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.float32), params)
 
 
 def _squared(gradient: PyTree) -> PyTree:
@@ -218,7 +168,7 @@ def _exact(log_probability_fn, params, example, key, index):
         return jax.tree.map(lambda sum_, term: sum_ + probability * term, total, square), None
 
     one_hots = jnp.eye(log_probability.shape[0], dtype=log_probability.dtype)
-    return jax.lax.scan(add_class, _zeros_like(params), (one_hots, jnp.exp(log_probability)))[0]
+    return jax.lax.scan(add_class, zeros_like(params), (one_hots, jnp.exp(log_probability)))[0]
 
 
 # (per_example_loss_fn, params, example, key, index of the example) -> squared gradient

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from mtl_jax.continual.method import Finished, Keep, Memory, Method, Phase, StageTasks, StageView, setting
 from mtl_jax.errors import UserError
+from mtl_jax.models import kernel_inputs
 from mtl_jax.models.kernel_inputs import by_group, from_groups
 from mtl_jax.models.layers import ByBatch
 from mtl_jax.models.ownership import owner_of
@@ -31,6 +35,120 @@ class Held(NamedTuple):
 
 
 NOTHING = Held({}, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class GPM(Method):
+    """Later updates of the kernels that tasks share leave alone the space in which this stage's features lie.
+
+    References:
+        Saha, Garg, Roy, "Gradient Projection Memory for Continual Learning", 2021.
+    """
+
+    slot: ClassVar[str] = "gpm"
+    nothing: ClassVar[Held] = NOTHING
+
+    energy: float = setting(0.95, most=1.0)  # share of the energy of this stage's features that is held; 0 holds none
+    images: int = setting(100, least=1.0)  # training images that it is measured on, at the stage's end
+    layers: tuple[str, ...] = setting(
+        ("*",)
+    )  # patterns of the shared parameters that are held; later stages freeze the others
+
+    @classmethod
+    def in_stage(cls, keeps: Sequence[Keep], index: int, name: str) -> Method | None:
+        """It acts in every stage after one that named it."""
+        holds = any(name in keep and keep[name].energy for keep in keeps[:index])
+        return keeps[index].get(name) or (cls(energy=0.0) if holds else None)
+
+    def refuse(
+        self,
+        stage: StageView,
+        tasks: StageTasks,
+        memory: Memory,
+        variables: Mapping[str, PyTree],
+        phases: Iterable[Phase],
+    ) -> None:
+        del tasks
+        phases = list(phases)
+        self._patterns(stage, variables["params"])
+        before = (method for keep in stage.keeps[: stage.index] for method in keep.values() if isinstance(method, GPM))
+        for patterns in (earlier._patterns(stage, variables["params"]) for earlier in before):
+            for phase in phases if patterns else ():
+                require_still(
+                    memory[self.slot],
+                    variables,
+                    layers=patterns,
+                    frozen=phase.frozen,
+                    train_batch_norm=phase.train_batch_norm,
+                    tasks=tuple(stage.tasks),
+                    where=stage.where,
+                )
+
+    def frozen(self, memory: Memory) -> tuple[str, ...]:
+        return memory[self.slot].whole
+
+    def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
+        del tasks, variables
+        return memory[self.slot].bases or None
+
+    def project(self, updates: PyTree, given: PyTree | None) -> PyTree:
+        return project(updates, given) if given else updates
+
+    def leaves(self, keeps: Sequence[Keep], index: int) -> tuple[str, ...]:
+        held = self.energy and index < len(keeps) - 1
+        return ("trace of what its kernels read (keep.gpm)",) if held else ()
+
+    def after(self, stage: StageView, finished: Finished, memory: Memory) -> Memory:
+        held: Held = memory[self.slot]
+        for stream, read in self._reads(stage, finished.end["params"]).items():
+            read, total, others = jax.jit(read), {}, ()
+            for batch in stage.batches(stream, images=self.images):
+                passed = jax.device_get(read(finished.end, batch["image"]))
+                sums = {path: each.astype(np.float64) for path, each in passed.covariances.items()}
+                total, others = {path: total.get(path, 0.0) + each for path, each in sums.items()}, passed.others
+            held = remember(held, total, others, energy=self.energy)
+        return {**memory, self.slot: held}
+
+    def expected(self, stage: StageView, memory: Memory, variables: Mapping[str, PyTree]) -> Memory:
+        """Which parameters will be held, with bases of one direction."""
+        held: Held = memory[self.slot]
+        for stream, read in self._reads(stage, variables["params"]).items():
+            size = stage.image_size(stream)
+            passed = jax.eval_shape(read, variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+            fresh = {path: np.ones((*sums.shape[1:3], 1), np.float32) for path, sums in passed.covariances.items()}
+            held = Held(fresh | held.bases, tuple(dict.fromkeys([*held.whole, *passed.others])))
+        return {**memory, self.slot: held}
+
+    def _patterns(self, stage: StageView, params: PyTree) -> tuple[str, ...]:
+        """Patterns of the parameters that the stage's tasks hold in the later stages; none where it holds nothing."""
+        if not self.energy:
+            return ()
+        return shared_layers(params, stage.expanded(self.layers), tuple(stage.tasks), where=f"{stage.where}.keep.gpm")
+
+    def _reads(
+        self, stage: StageView, params: PyTree
+    ) -> dict[str, Callable[[Mapping[str, PyTree], Any], kernel_inputs.Read]]:
+        """Stream -> `(variables, image) -> what its tasks read` of what is held; nothing for the last stage."""
+        patterns = self._patterns(stage, params)
+        if not patterns or stage.index == len(stage.keeps) - 1:
+            return {}
+
+        def chosen(path: str) -> bool:
+            return owner_of(tuple(path.split("/")), tuple(stage.tasks)) is None and matches(path, patterns)
+
+        def read(stream: str) -> Callable[..., kernel_inputs.Read]:
+            own = tuple(stage.stream_tasks(stream))
+            return functools.partial(kernel_inputs.covariances, stage.model, tasks=own, chosen=chosen)
+
+        return {stream: read(stream) for stream in stage.streams}
+
+    @staticmethod
+    def to_tree(kept: Held) -> Mapping[str, Any]:
+        return to_tree(kept)
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> Held:
+        return from_tree(tree)
 
 
 def extend(basis: Basis | None, covariance: Float[np.ndarray, "groups inputs inputs"], *, energy: float) -> Basis:
@@ -145,11 +263,11 @@ def shared_layers(params: PyTree, patterns: tuple[str, ...], tasks: tuple[str, .
     for pattern in patterns:
         if not any(matches(path, (pattern,)) for path in shared):
             raise UserError(
-                f"{where}_layers has {pattern!r}, which matches no parameter that tasks share; "
+                f"{where}.layers has {pattern!r}, which matches no parameter that tasks share; "
                 + (
                     f"they lie in {', '.join(dict.fromkeys(path.split('/')[0] for path in shared))}"
                     if shared
-                    else f"there is none, so leave {where}_energy at 0"
+                    else f"there is none, so leave {where} out"
                 )
             )
     return patterns
@@ -185,15 +303,15 @@ def require_still(
     for path in paths(variables["params"]):
         if owner_of(tuple(path.split("/")), tasks) is None and not matches(path, (*layers, *frozen)):
             raise UserError(
-                f"{where} trains {path}, and what it changes reaches the kernels that gpm_energy of an earlier stage "
-                f'holds; freeze it with {where}.freeze, or hold it too with gpm_layers=("*",) of that stage'
+                f"{where} trains {path}, and what it changes reaches the kernels that keep.gpm of an earlier stage "
+                f'holds; freeze it with {where}.freeze, or hold it too with keep.gpm.layers=("*",) of that stage'
             )
     for path in paths(variables["batch_stats"]):
         layer = path.rpartition("/")[0]
         moves = train_batch_norm(layer) if callable(train_batch_norm) else train_batch_norm
         if moves and f"{layer}/scale" in held.whole:
             raise UserError(
-                f"{where} moves the running statistics of {layer}, and with them what the kernels read that gpm_energy "
+                f"{where} moves the running statistics of {layer}, and with them what the kernels read that keep.gpm "
                 f'of an earlier stage holds; set {where}.train_batch_norm="new_levels" (or "nowhere"), or give each '
                 "task batch norms of its own (model.norms_from)"
             )

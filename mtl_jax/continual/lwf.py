@@ -2,14 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
+from mtl_jax.config.checks import suggestion
+from mtl_jax.continual.method import Keep, Memory, Method, Passed, StageTasks, Term, setting
 from mtl_jax.errors import UserError
+from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import ImageSize, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class LwF(Method):
+    """The network as a stage found it teaches the old tasks on the stage's images.
+
+    References:
+        Li, Hoiem, "Learning without Forgetting", 2016.
+    """
+
+    weight: float = setting(1.0)  # of the distance from the old outputs; 0 is off
+    weights: Mapping[str, float] = setting({})  # task -> factor on weight; 1 where absent
+    # "mean": all cells of a task alike; "classes": what the network before rarely saw counts as much as what it often
+    # saw, and more at the borders of masks
+    balance: str = setting("mean", choices=("mean", "classes"))
+    feature_weight: float = setting(0.0)  # of the same for the features that tasks share; 0 is off
+
+    def check(self, where: str, keep: Keep, tasks: Iterable[str]) -> None:
+        del keep
+        known = list(tasks)
+        for task in self.weights:
+            if task not in known:
+                raise UserError(f"{where}.weights names {task}; {suggestion(task, known)}")
+
+    def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
+        del memory
+        return variables if self.gives(tasks) else None
+
+    def gives(self, tasks: StageTasks) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.reads(tasks), *self._holding(tasks)]))
+
+    def reads(self, tasks: StageTasks) -> tuple[str, ...]:
+        return tasks.only_old if self.weight else ()
+
+    def terms(self, passed: Passed, given: PyTree | None) -> Iterator[Term]:
+        distilled, holding = self.reads(passed.stage), self._holding(passed.stage)
+        if given is None:
+            return
+        taught = distilled or holding[:1]
+        raw, features = multi_task.eval_raw(passed.model, given, passed.image, tasks=taught)
+        yield from self._feature_terms(passed, holding, features)
+        weights = {task: self.weight * self.weights.get(task, 1.0) for task in distilled}
+        teacher_raw = {task: raw[task] for task in distilled}
+        size = passed.image_size
+        _, parts = distillation(
+            passed.tasks, passed.raw, teacher_raw, image_size=size, weights=weights, balance=self.balance
+        )
+        for task, loss in parts.items():
+            yield Term(task, weights[task] * loss, {f"{task}/{passed.group[0]}/distillation": loss})
+
+    def _holding(self, tasks: StageTasks) -> tuple[str, ...]:
+        """The tasks that carry the distillation of features, each an equal part."""
+        return tasks.old if self.feature_weight else ()
+
+    def _feature_terms(self, passed: Passed, holding: tuple[str, ...], features: Mapping[str, Array]) -> Iterator[Term]:
+        if not holding:
+            return
+        common = {name: features[name] for name in sorted(passed.features.keys() & features.keys())}
+        distance = feature_distance(passed.features, common)
+        for task in holding:
+            part = self.feature_weight * distance / len(holding)
+            yield Term(task, part, {f"all/{passed.group[0]}/feature_distance": distance})
 
 
 def distillation(

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
-from mtl_jax.continual.ewc import Tree, mean_over_examples
+from mtl_jax.continual import importance as examples_lib
+from mtl_jax.continual.consolidation import Consolidation, Tree, mean_over_examples, sum_of
+from mtl_jax.continual.method import Finished, StageView, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class MAS(Consolidation):
+    """Parameters are held by their effect on the outputs.
+
+    References:
+        Aljundi et al., "Memory Aware Synapses: Learning what (not) to forget", 2018.
+    """
+
+    examples: int = setting(100)  # training images that it is estimated from, at the end of a stage
+
+    def importance(self, stage: StageView, finished: Finished) -> PyTree:
+        answer = examples_lib.answers(stage.model, finished.end["batch_stats"])
+        return sum_of(
+            importance(
+                examples_lib.outputs(answer, stage.stream_tasks(stream)),
+                finished.end["params"],
+                stage.batches(stream, images=self.examples),
+            )
+            for stream in stage.streams
+        )
 
 
 def importance(outputs_fn: Callable[..., Array], params: Tree, batches: Iterable[Any]) -> Tree:

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from mtl_jax.continual.method import Feed, Memory, Method, StageView, setting
 from mtl_jax.data import transforms
 from mtl_jax.data.sources.base import Fields, Sample, Source, missing
 from mtl_jax.data.warp import Placement, warp_nearest
 
 SCENES = 16  # that an exemplar is replayed in: new images, and itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Paste(Method):
+    """Of a share of the replayed samples, the objects alone are laid onto the stage's own images."""
+
+    share: float = setting(0.5, most=1.0)  # 0 is off
+
+    def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
+        del memory
+
+        def pasted(feed: Feed) -> Feed:
+            scenes = stage.source(stage.streams[0])
+            return feed._replace(source=PastedReplay(feed.source, scenes, share=self.share, seed=stage.seed))
+
+        return [pasted(feed) for feed in feeds] if self.share else feeds
 
 
 class PastedReplay:

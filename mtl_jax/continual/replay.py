@@ -6,18 +6,96 @@ import copy
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, PyTree, UInt8
 
 from mtl_jax.continual import exemplars
+from mtl_jax.continual.method import Feed, Finished, Keep, Memory, Method, StageView, later, setting
+from mtl_jax.continual.network_view import NetworkView
 from mtl_jax.data import transforms, warp
-from mtl_jax.data.sources.base import Fields, Sample, Source
+from mtl_jax.data.sources.base import Fields, Sample, Source, Subset
 from mtl_jax.errors import UserError
 
 SELECTIONS = ("random", "reservoir", "class_balanced", "herding", "diverse", "hard")
+CANDIDATES = 2000  # training images that exemplars are chosen among; decoding more would take minutes
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay(Method):
+    """A few images of each old stream pass beside a stage's own, with their labels."""
+
+    slot: ClassVar[str] = "replay"
+    nothing: ClassVar[Mapping[str, Any]] = {}  # stream -> its buffer
+
+    images: int = setting(0)  # kept of each stream of this stage for the later ones; 0 keeps none
+    # or "random", "reservoir", "herding" (near the mean feature), "diverse" (far apart), "hard" (large loss)
+    selection: str = setting("class_balanced", choices=SELECTIONS)
+    max_side: int = setting(640, least=1.0)  # px, of a kept image
+    max_mb: float = setting(0.0)  # of the kept images of a stream with their labels, decoded; 0 sets no limit
+    batch_size: int = setting(0)  # images of each old stream added to every step of this stage; 0 is off
+    weight: float = setting(1.0)  # of the loss on replayed labels
+
+    def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
+        if not self.batch_size:
+            return feeds
+        old = {stream: buffer for stream, buffer in memory[self.slot].items() if stream not in stage.streams}
+        return [*feeds, *(Feed(stream, buffer, self.batch_size, self.weight) for stream, buffer in old.items())]
+
+    def leaves(self, keeps: Sequence[Keep], index: int) -> tuple[str, ...]:
+        asked = self.images and any(method.batch_size for method in later(keeps, index, Replay))
+        return ("exemplars (keep.replay.batch_size of a later stage)",) if asked else ()
+
+    def after(self, stage: StageView, finished: Finished, memory: Memory) -> Memory:
+        if not self.images or stage.index == len(stage.keeps) - 1:
+            return memory
+        fresh = {stream: self._exemplars(stage, number, finished.end) for number, stream in enumerate(stage.streams)}
+        return {**memory, self.slot: memory[self.slot] | fresh}
+
+    def _exemplars(self, stage: StageView, number: int, variables: Mapping[str, PyTree]) -> ReplayBuffer:
+        stream = stage.streams[number]
+        generator = np.random.default_rng([stage.seed, stage.index, number])
+        source = stage.source(stream)
+        candidates = generator.permutation(len(source))[:CANDIDATES]
+        return fill(
+            Subset(source, candidates.tolist()),
+            count=self.images,
+            selection=self.selection,
+            generator=generator,
+            describe=NetworkView(stage, stream, variables),
+            max_side_px=self.max_side,
+            max_bytes=int(self.max_mb * 1e6) or None,
+        )
+
+    def expected(self, stage: StageView, memory: Memory, variables: Mapping[str, PyTree]) -> Memory:
+        del variables
+        if not self.images:
+            return memory
+        return {**memory, self.slot: memory[self.slot] | {stream: stage.source(stream) for stream in stage.streams}}
+
+    @staticmethod
+    def to_tree(kept: Mapping[str, ReplayBuffer]) -> Mapping[str, Any]:
+        return {stream: to_tree(buffer) for stream, buffer in kept.items()}
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> Mapping[str, ReplayBuffer]:
+        return {stream: from_tree(each) for stream, each in tree.items()}
+
+
+class Relabelled:
+    """A source that has labels more, as far as their names go: stands in for what a stage is yet to store."""
+
+    def __init__(self, source: Source, names: tuple[str, ...]) -> None:
+        self._source = source
+        self.class_names = {**source.class_names, **dict.fromkeys(names, ())}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._source[index]
 
 
 @runtime_checkable

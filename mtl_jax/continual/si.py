@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from mtl_jax.continual.consolidation import Consolidation
+from mtl_jax.continual.method import Finished, StageView
+
 DAMPING = 0.1  # xi in the paper's equation 5: bounds the importance of parameters that hardly moved
+
+
+@dataclasses.dataclass(frozen=True)
+class SI(Consolidation):
+    """Parameters are held by their part in the fall of the loss.
+
+    References:
+        Zenke, Poole, Ganguli, "Continual Learning Through Synaptic Intelligence", 2017.
+    """
+
+    follows: ClassVar[bool] = True
+
+    def start(self, stage: StageView, params: PyTree) -> PyTree | None:
+        asked = self.leaves(stage.keeps, stage.index)
+        return jax.tree.map(jnp.zeros_like, params) if asked else None
+
+    def step(self, state: PyTree, gradient: PyTree, before: PyTree, after: PyTree) -> PyTree:
+        return update_path(state, gradient, before, after)
+
+    def importance(self, stage: StageView, finished: Finished) -> PyTree:
+        del stage
+        return importance(finished.state, finished.start["params"], finished.end["params"])
 
 
 def update_path(path: PyTree, gradient: PyTree, before: PyTree, after: PyTree) -> PyTree:

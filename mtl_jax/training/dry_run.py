@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,12 @@ import numpy as np
 
 from mtl_jax import balance, experiment, tasks
 from mtl_jax.config import checks
-from mtl_jax.continual import der, gpm
+from mtl_jax.continual import memory
 from mtl_jax.data import transforms
 from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.training import projection_memory, stage_memory, stage_plan, stage_setup
+from mtl_jax.training import stage_plan, stage_setup
 from mtl_jax.training.stage_plan import StageResult
 
 
@@ -31,44 +30,20 @@ def rehearse(config: Any, parts: experiment.Experiment) -> None:
         UserError: a setting of any stage, stream or task that does not fit the others.
     """
     check_sizes(config)
-    trained = {stream: experiment.source(parts, stream, training=True) for stream in parts.used_streams}
-    for stream, source in trained.items():
-        _check_labels(parts, stream, source)
+    for stream in parts.used_streams:
+        _check_labels(parts, stream, experiment.source(parts, stream, training=True))
     variables = experiment.abstract_variables(parts)
-    replay: dict[str, Any] = {}
-    held = gpm.NOTHING
+    kept = memory.nothing()
     for index in range(len(config.order)):
-        learnt = StageResult(variables, anchors=(), replay=replay, stages=[], train_seconds=0.0, step=0)
-        stage = stage_plan.plan(config, parts, index, learnt._replace(held=held))
+        learnt = StageResult(variables, kept, stages=[], train_seconds=0.0, step=0)
+        stage = stage_plan.plan(config, parts, index, learnt)
         jax.eval_shape(lambda given, stage=stage, learnt=learnt: _state(parts, stage, learnt, given), variables)
-        stage_memory.check(parts, stage)
-        held = projection_memory.expected(config, parts, index, held, variables)
-        if stage.settings.replay_images:
-            replay |= {stream: _Expected(parts, stream, trained[stream]) for stream in stage.settings.streams}
+        for method in stage.view.keep.values():
+            kept = method.expected(stage.view, kept, variables)
 
 
 def _state(parts: experiment.Experiment, stage: stage_plan.StagePlan, learnt: StageResult, variables: Any) -> Any:
     return stage_setup.prepare(parts, stage, learnt._replace(variables=variables), seed=0)[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Expected:
-    """Stands in for the exemplars that a stage will leave of a stream."""
-
-    parts: experiment.Experiment
-    stream: str
-    source: registry.Source
-
-    @property
-    def class_names(self) -> Mapping[str, tuple[str, ...]]:
-        stored = {der.label_name(task): () for task in self.parts.streams[self.stream]["labels"]}
-        return {**self.source.class_names, **stored}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> registry.Sample:
-        return self.source[index]
 
 
 def check_arguments(config: Any) -> None:

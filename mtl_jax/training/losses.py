@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, PyTree
 
-from mtl_jax.continual import der, ewc, lwf
+from mtl_jax.continual.method import Method, Passed, StageTasks, Term
 from mtl_jax.models import multi_task
 from mtl_jax.models.layers import ByBatch
-from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import change_where
 from mtl_jax.tasks.base import Task
+from mtl_jax.training import unlabelled
 
+# "summed": one pass back for each group of streams, for the plain sum. "stacked": one for each task that a group
+# carries. "weighted": one for each group, for methods that look at the losses alone. "features": one through what tasks
+# share, and the tasks' gradients at the features that they read last in common.
+Backward = Literal["summed", "stacked", "weighted", "features"]
 
-class Memory(NamedTuple):
-    """What a stage was given of the earlier ones; a step reads it and leaves it as it is."""
-
-    teacher: Any  # variables of the network before the stage
-    anchors: tuple[ewc.Anchor, ...]  # that hold the parameters
-    bases: dict[str, Any] | None = None  # kernel -> the space of its inputs that updates leave alone
+NO_TASKS = StageTasks()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,24 +36,21 @@ class Objective:
     groups: tuple[tuple[str, ...], ...]
     stream_weights: Mapping[str, float]
     loss_weights: Mapping[str, float]  # task -> factor
-    distilled: Mapping[str, float] = dataclasses.field(default_factory=dict)  # old task -> weight of its distillation
-    lwf_balance: str = "mean"  # or "classes": what a teacher rarely sees counts as much as what it often sees
-    old_tasks: tuple[str, ...] = ()  # of the stages before; they carry the distillation of features
-    feature_weight: float = 0.0
-    der_weight: float = 0.0  # of the distance from the outputs that replayed images were stored with
-    ewc_strength: float = 0.0
+    stage: StageTasks = NO_TASKS
+    keep: Mapping[str, Method] = dataclasses.field(default_factory=dict)  # what keeps old tasks
+    update: str = "forward"  # a key of `unlabelled.UPDATES`
     train_batch_norm: ByBatch = True  # or the paths of the layers to train it in
-    reference_tasks: tuple[str, ...] = ()  # their gradient only bars the way to opposing ones (A-GEM)
     frozen: tuple[str, ...] = ()  # patterns of the parameters that the stage leaves as they are
-    # Tasks that are computed for images without their labels too, and the weight of what they then cost, which is 0.
-    spectators: tuple[str, ...] = ()
-    spectator_weight: float = 0.0
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Every task with a loss, in order of first appearance."""
-        names = [task for tasks in self.streams.values() for task in tasks]
-        return tuple(dict.fromkeys([*names, *self.distilled, *self.holding]))
+        return self.carried(tuple(self.streams))
+
+    @property
+    def opposed(self) -> tuple[str, ...]:
+        """The tasks whose gradient only bounds that of the others."""
+        return tuple(task for method in self.keep.values() for task in method.opposed(self.stage))
 
     def of(self, present: tuple[str, ...]) -> Objective:
         """The losses that a batch of some of the streams has."""
@@ -60,24 +58,44 @@ class Objective:
         groups = (tuple(stream for stream in group if stream in present) for group in self.groups)
         return dataclasses.replace(self, streams=streams, groups=tuple(group for group in groups if group))
 
-    @property
-    def holding(self) -> tuple[str, ...]:
-        """The tasks that carry the distillation of features, each an equal part."""
-        return self.old_tasks if self.feature_weight else ()
-
     def carried(self, group: tuple[str, ...]) -> tuple[str, ...]:
-        """The tasks for which a group of streams gives a loss: by its labels, by distillation, or both."""
-        labelled = [task for stream in group for task in self.streams[stream]]
-        return tuple(dict.fromkeys([*labelled, *self.distilled, *self.holding]))
+        """The tasks for which a group of streams gives a loss: by its labels, by what keeps old tasks, or both."""
+        kept = [task for method in self.keep.values() for task in method.gives(self.stage)]
+        return tuple(dict.fromkeys([*self._labelled(group), *kept]))
 
     def computed(self, group: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks whose outputs such a loss needs."""
-        labelled = [task for stream in group for task in self.streams[stream]]
-        return tuple(dict.fromkeys([*labelled, *self.distilled, *self.spectators]))
+        read = [task for method in self.keep.values() for task in method.reads(self.stage)]
+        own = self.stage.own if unlabelled.UPDATES[self.update].computes else ()
+        return tuple(dict.fromkeys([*self._labelled(group), *read, *own]))
 
     def watching(self, group: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks that are computed for a group of streams although it gives no loss for them."""
         return tuple(task for task in self.computed(group) if task not in self.carried(group))
+
+    def _labelled(self, group: tuple[str, ...]) -> list[str]:
+        return [task for stream in group for task in self.streams[stream]]
+
+
+class StepSpec(NamedTuple):
+    """What is the same at every step of a stage."""
+
+    model: Any  # from `multi_task.build`
+    tasks: Mapping[str, Task]  # every task of the model
+    objective: Objective
+    balance: optax.GradientTransformationExtraArgs
+    backward: Backward
+    micro_batches: int = 1  # parts that a batch is taken in
+
+
+class StepInputs(NamedTuple):
+    """What a gradient is taken at."""
+
+    params: PyTree
+    batch_stats: PyTree
+    memory: Mapping[str, PyTree]  # key of `Objective.keep` -> what its `before` gave
+    batch: Mapping[str, Any]  # stream -> image and labels
+    key: Array  # of the dropout
 
 
 class LossParts(NamedTuple):
@@ -89,92 +107,77 @@ class LossParts(NamedTuple):
 
 
 def group_losses(
-    model: Any,
-    tasks: Mapping[str, Task],
-    objective: Objective,
-    group: tuple[str, ...],
-    params: PyTree,
-    *,
-    batch_stats: PyTree,
-    memory: Memory,
-    batch: Mapping[str, Any],
-    key: Array,
-    offsets: multi_task.Features | None = None,
+    spec: StepSpec, given: StepInputs, group: tuple[str, ...], *, offsets: multi_task.Features | None = None
 ) -> tuple[Float[Array, " carried"], LossParts]:
     """Passes a group of streams through the network and weighs the loss of each task that the group carries.
 
     Args:
-        model: from `multi_task.build`.
-        tasks: every task of the model.
-        objective: the losses of the stage.
+        spec: the network, its tasks and the losses of the stage.
+        given: parameters, statistics before the group, and the batch.
         group: streams whose images have one size.
-        params: that are trained.
-        batch_stats: before the batch.
-        memory: of the earlier stages.
-        batch: stream -> image and labels.
-        key: of the dropout.
         offsets: added to what the tasks read last in common.
 
     Returns:
-        Losses in the order of `objective.carried(group)`, and what else there is to tell.
+        Losses in the order of `spec.objective.carried(group)`, and what else there is to tell.
     """
-    params = change_where(jax.lax.stop_gradient, params, objective.frozen)  # spares their backward pass
-    carried = objective.carried(group)
-    image = jnp.concatenate([batch[stream]["image"] for stream in group])
-    image_size = (image.shape[1], image.shape[2])
+    objective = spec.objective
+    params = change_where(jax.lax.stop_gradient, given.params, objective.frozen)  # spares their backward pass
+    watching = objective.watching(group)
+    image = jnp.concatenate([given.batch[stream]["image"] for stream in group])
     raw, batch_stats, features, shared = multi_task.train_raw(
-        model,
+        spec.model,
         params,
-        batch_stats,
+        given.batch_stats,
         image,
         tasks=objective.computed(group),
-        key=key,
-        train_batch_norm=_sparing(objective.train_batch_norm, objective.watching(group)),
+        key=given.key,
+        train_batch_norm=unlabelled.sparing(objective.train_batch_norm, watching),
         offsets=offsets,
     )
+    passed = _passed(spec, given, group, image, raw, features)
+    carried = objective.carried(group)
     values = dict.fromkeys(carried, jnp.zeros(()))
     metrics: dict[str, Array] = {}
-    first = 0
-    for stream in group:
-        rows = slice(first, first + batch[stream]["image"].shape[0])
-        first = rows.stop
-        for task in objective.streams[stream]:
-            loss, parts = tasks[task].loss(raw[task][rows], batch[stream]["labels"][task], image_size)
-            values[task] += objective.stream_weights[stream] * objective.loss_weights.get(task, 1.0) * loss
-            metrics |= {f"{task}/{stream}/{name}": part for name, part in {"loss": loss, **parts}.items()}
-            stored = batch[stream]["labels"].get(der.label_name(task))
-            if stored is not None and objective.der_weight:
-                distance = der.distance(raw[task][rows], stored["outputs"])
-                values[task] += objective.der_weight * distance
-                metrics[f"{task}/{stream}/output_distance"] = distance
-    for task in objective.watching(group):
-        nothing = tasks[task].no_labels(image.shape[0], image_size)
-        values[carried[0]] += objective.spectator_weight * tasks[task].loss(raw[task], nothing, image_size)[0]
-    if objective.distilled or objective.holding:
-        taught = tuple(objective.distilled) or objective.holding[:1]
-        teacher_raw, teacher_features = multi_task.eval_raw(model, memory.teacher, image, tasks=taught)
-        teacher_raw = {task: teacher_raw[task] for task in objective.distilled}
-        if objective.holding:
-            common = {name: teacher_features[name] for name in features.keys() & teacher_features.keys()}
-            distance = lwf.feature_distance(features, dict(sorted(common.items())))
-            for task in objective.holding:
-                values[task] += objective.feature_weight * distance / len(objective.holding)
-            metrics[f"all/{group[0]}/feature_distance"] = distance
-        weighed = {"weights": objective.distilled, "balance": objective.lwf_balance}
-        _, parts = lwf.distillation(tasks, raw, teacher_raw, image_size=image_size, **weighed)
-        for task, loss in parts.items():
-            values[task] += objective.distilled[task] * loss
-            metrics[f"{task}/{group[0]}/distillation"] = loss
+    way = unlabelled.UPDATES[objective.update]
+    for loss in unlabelled.losses(spec.tasks, watching, raw, passed.image_size, way=way):
+        values[carried[0]] += loss
+    kept = (method.terms(passed, given.memory.get(name)) for name, method in objective.keep.items())
+    for term in itertools.chain(_labelled_terms(objective, passed), *kept):
+        values[term.task] += term.loss
+        metrics |= term.metrics
     return jnp.stack([values[task] for task in carried]), LossParts(batch_stats, metrics, shared)
 
 
-def _sparing(train_batch_norm: ByBatch, tasks: tuple[str, ...]) -> ByBatch:
-    """Leaves out the batch norms that are some tasks' own."""
-    if not tasks:
-        return train_batch_norm
+def _passed(
+    spec: StepSpec,
+    given: StepInputs,
+    group: tuple[str, ...],
+    image: Array,
+    raw: Mapping[str, Array],
+    features: Mapping[str, Array],
+) -> Passed:
+    sizes = [given.batch[stream]["image"].shape[0] for stream in group]
+    ends = list(itertools.accumulate(sizes))
+    rows = {stream: slice(end - size, end) for stream, end, size in zip(group, ends, sizes, strict=True)}
+    return Passed(
+        model=spec.model,
+        tasks=spec.tasks,
+        stage=spec.objective.stage,
+        group=group,
+        labelled={stream: spec.objective.streams[stream] for stream in group},
+        labels={stream: given.batch[stream]["labels"] for stream in group},
+        rows=rows,
+        image=image,
+        raw=raw,
+        features=features,
+    )
 
-    def by_batch(path: str) -> bool:
-        trained = train_batch_norm(path) if callable(train_batch_norm) else train_batch_norm
-        return trained and owner_of(tuple(path.split("/")), tasks) is None
 
-    return by_batch
+def _labelled_terms(objective: Objective, passed: Passed) -> Iterator[Term]:
+    for stream in passed.group:
+        for task in passed.labelled[stream]:
+            raw, labels = passed.raw[task][passed.rows[stream]], passed.labels[stream][task]
+            loss, parts = passed.tasks[task].loss(raw, labels, passed.image_size)
+            weight = objective.stream_weights[stream] * objective.loss_weights.get(task, 1.0)
+            metrics = {f"{task}/{stream}/{name}": part for name, part in {"loss": loss, **parts}.items()}
+            yield Term(task, weight * loss, metrics)

@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtl_jax import experiment
-from mtl_jax.continual import ewc, gpm, replay
+from mtl_jax.config import legacy
+from mtl_jax.continual import memory
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import devices
 from mtl_jax.training.run_context import Run
@@ -72,12 +73,10 @@ def read(path: Path, config: Any, parts: experiment.Experiment) -> StageResult:
     loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(parts), "memory": None})
     return StageResult(
         variables=loaded["variables"],
-        anchors=tuple(ewc.Anchor(**anchor) for _, anchor in sorted(loaded["memory"]["anchors"].items())),
-        replay={stream: replay.from_tree(tree) for stream, tree in loaded["memory"]["replay"].items()},
+        memory=memory.from_tree(loaded["memory"]),
         stages=record["stages"],
         train_seconds=record["train_seconds"],
         step=record["step"],
-        held=gpm.from_tree(loaded["memory"].get("gpm", {})),
         peak_memory_mb=record.get("peak_memory_mb"),
     )
 
@@ -114,11 +113,7 @@ def save(run: Run, stage: StagePlan, after: StageResult, state: TrainState) -> N
                 "balance_state": state.balance_state,
                 "key": state.key,
             },
-            "memory": {
-                "anchors": {str(number): anchor._asdict() for number, anchor in enumerate(after.anchors)},
-                "replay": {stream: replay.to_tree(buffer) for stream, buffer in after.replay.items()},
-                "gpm": gpm.to_tree(after.held),
-            },
+            "memory": memory.to_tree(after.memory),
         },
         files.without_nan(
             {
@@ -157,10 +152,21 @@ def resume(run: Run, stage: StagePlan, course: StageClock) -> dict[str, Any]:
             f"({'; '.join(changed.values()) or 'its images or their number have changed'}); put the images back, or "
             f"remove {path.parent} to train the stage from its start"
         )
-    course.state = checkpoints.load(path, {"state": course.state})["state"]
+    course.state = _state(path, record, like=course.state)
     course.done = course.saved = int(course.state.step)
     course.started -= record["seconds"]
     return then
+
+
+def _state(path: Path, record: Mapping[str, Any], *, like: TrainState) -> TrainState:
+    """Reads a state; synaptic intelligence's had another name when its settings were flat."""
+    if not legacy.is_flat(record["config"]):
+        return checkpoints.load(path, {"state": like})["state"]
+    then = like._asdict()
+    kept = then.pop("keep_state")
+    loaded = checkpoints.load(path, {"state": then | {"path": kept.get("si")}})["state"]
+    path_integral = loaded.pop("path")
+    return TrainState(**loaded, keep_state={} if path_integral is None else {"si": path_integral})
 
 
 def save_partial(run: Run, stage: StagePlan, course: StageClock) -> None:

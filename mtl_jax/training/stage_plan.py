@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mtl_jax import experiment
-from mtl_jax.continual import der, ewc, gpm, paste, replay
+from mtl_jax.continual.method import Feed, Memory, Method, Phase, StageTasks
 from mtl_jax.data import pipeline, sampling
-from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import expanded, matches, paths
-from mtl_jax.training import freezing, projection_memory
+from mtl_jax.training import freezing
 from mtl_jax.training.losses import Objective
+from mtl_jax.training.stage_view import StageView
 
 SMOKE_STEPS = 2  # per stage of a smoke run
 
@@ -27,12 +27,10 @@ class StageResult(NamedTuple):
     """What a finished stage hands to the next."""
 
     variables: PyTree
-    anchors: tuple[ewc.Anchor, ...]  # parameters and their importance for the tasks so far
-    replay: Mapping[str, replay.ReplayBuffer]  # stream -> exemplars
+    memory: Memory  # of what keeps old tasks: slot -> what the stages so far have left
     stages: list[dict[str, Any]]  # {"name", "metrics"} of every finished stage: the baselines so far
     train_seconds: float
     step: int  # over all stages
-    held: gpm.Held = gpm.NOTHING  # what updates leave alone
     peak_memory_mb: float | None = None  # of the processes that trained them
 
 
@@ -42,11 +40,11 @@ class StagePlan(NamedTuple):
     index: int
     name: str
     settings: Any  # of the stage, from the config
+    view: StageView  # for what keeps old tasks
     data: dict[str, Any]  # stream (replayed ones included) -> endless batches
     # From which step on which losses are summed; what is frozen is all that changes. The first begins at 0.
     objectives: dict[int, Objective]
     own_tasks: tuple[str, ...]  # that its streams label
-    consolidated: bool  # a later stage holds the parameters by their importance for this one
     learnt_tasks: tuple[str, ...]  # by the end of the stage, in the order in which they were learnt
     batch_sizes: dict[str, int]  # images of each stream in a step
     rates: dict[str, float]  # pattern of parameters -> factor on the learning rate
@@ -88,35 +86,32 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: StageRes
         index: of the stage in `config.order`.
         learnt: what the stages before it left.
     """
-    name = config.order[index]
-    settings, where = config.stages[name], f"config.stages.{name}"
+    view = StageView(config, parts, index)
+    name, where = config.order[index], view.where
+    settings, params = config.stages[name], learnt.variables["params"]
     seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
-    feeds = _feeds(config, parts, settings, learnt, seeds, where=where)
+    feeds = _feeds(config, parts, view, learnt, seeds)
     steps_per_epoch, steps, drawn = _length(config, settings, feeds, seeds, where=where)
-    own, old = _tasks(config, (name,)), _tasks(config, config.order[:index])
-    objective = _objective(settings, feeds, own=own, old=old, where=where)
-    phases = _phases(parts, settings, learnt.variables["params"], steps_per_epoch, steps, where=where)
-    objectives = {
-        first: dataclasses.replace(
-            objective,
-            frozen=(*frozen, *learnt.held.whole),
-            train_batch_norm=_batch_norm(parts, settings, frozen, own=own, old=old),
-        )
-        for first, frozen in phases.items()
+    tasks = _stage_tasks(config, index, feeds)
+    objective = _objective(settings, feeds, view.keep, tasks)
+    held = tuple(pattern for method in view.keep.values() for pattern in method.frozen(learnt.memory))
+    phases = {
+        first: Phase((*frozen, *held), _batch_norm(parts, settings, frozen, tasks))
+        for first, frozen in _phases(parts, settings, params, steps_per_epoch, steps, where=where).items()
     }
-    projection_memory.layers(parts, settings, learnt.variables["params"], where=where)
-    projection_memory.require_still(config, parts, index, learnt.held, learnt.variables, objectives.values())
+    for method in view.keep.values():
+        method.refuse(view, tasks, learnt.memory, learnt.variables, phases.values())
     return StagePlan(
         index=index,
         name=name,
         settings=settings,
+        view=view,
         data=feeds.data,
-        objectives=objectives,
-        own_tasks=own,
-        consolidated=any(config.stages[later].ewc_strength for later in config.order[index + 1 :]),
-        learnt_tasks=tuple(dict.fromkeys([*old, *own])),
+        objectives={first: dataclasses.replace(objective, **phase._asdict()) for first, phase in phases.items()},
+        own_tasks=tasks.own,
+        learnt_tasks=tuple(dict.fromkeys([*tasks.old, *tasks.own])),
         batch_sizes=feeds.batch_sizes,
-        rates=_rates(parts, settings, learnt.variables["params"], where=where),
+        rates=_rates(parts, settings, params, where=where),
         drawn=drawn,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
@@ -124,47 +119,42 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: StageRes
 
 
 def _feeds(
-    config: Any, parts: experiment.Experiment, settings: Any, learnt: StageResult, seeds: Iterator[int], *, where: str
+    config: Any, parts: experiment.Experiment, view: StageView, learnt: StageResult, seeds: Iterator[int]
 ) -> _Feeds:
-    """The stage's own streams, then exemplars of old ones, which pass the network beside one of the same size."""
+    """The stage's own streams, then images of old ones, which pass the network beside one of the same size."""
     feeds = _Feeds({}, {}, {}, {}, {}, {})
-    for stream in settings.streams:
-        source = experiment.source(parts, stream, training=True)
+    for stream in view.streams:
+        source = view.source(stream)
         feeds.data[stream] = experiment.train_batches(parts, stream, source, seed=next(seeds), shared=True)
         feeds.tasks[stream], feeds.weights[stream] = tuple(config.streams[stream].labels), 1.0
         feeds.batch_sizes[stream], feeds.sizes[stream] = config.streams[stream].batch_size, len(source)
         feeds.groups[stream] = (stream,)
-    for stream, buffer in learnt.replay.items():
-        if not settings.replay_batch_size or stream in settings.streams:
-            continue
-        replayed = _name_of_replayed(stream, taken=config.streams)
-        # Outputs were stored for whole images, so those come back as they were.
-        extra = _stored_outputs(config, stream, buffer) if settings.der_weight else {}
-        if settings.replay_paste and settings.der_weight:
-            raise UserError(
-                f"{where}.der_weight compares replayed images with the outputs that were stored for them, and "
-                "replay_paste changes the images; set one of them to 0"
-            )
-        if settings.replay_paste:
-            scenes = experiment.source(parts, settings.streams[0], training=True)
-            buffer = paste.PastedReplay(buffer, scenes, share=settings.replay_paste, seed=config.seed)
-        feeds.data[replayed] = experiment.train_batches(
-            parts,
-            stream,
-            buffer,
-            seed=next(seeds),
-            batch_size=settings.replay_batch_size,
-            shared=True,
-            augmented=not extra,
-            extra_labels=extra,
-        )
-        feeds.tasks[replayed], feeds.weights[replayed] = tuple(config.streams[stream].labels), settings.replay_weight
-        feeds.batch_sizes[replayed] = settings.replay_batch_size
-        size = experiment.train_image_size(parts, stream)
-        same_size = (own for own in settings.streams if experiment.train_image_size(parts, own) == size)
-        host = next(same_size, replayed)
-        feeds.groups[host] = (*feeds.groups.get(host, ()), replayed)
+    old: list[Feed] = []
+    for method in view.keep.values():
+        old = method.feeds(view, learnt.memory, old)
+    for feed in old:
+        _add(feeds, feed, config, parts, view, seed=next(seeds))
     return feeds
+
+
+def _add(feeds: _Feeds, feed: Feed, config: Any, parts: experiment.Experiment, view: StageView, *, seed: int) -> None:
+    """Adds images of an old stream under a name of their own."""
+    name = _name_of_replayed(feed.stream, taken=config.streams)
+    feeds.data[name] = experiment.train_batches(
+        parts,
+        feed.stream,
+        feed.source,
+        seed=seed,
+        batch_size=feed.batch_size,
+        shared=True,
+        augmented=feed.augmented,
+        extra_labels=feed.extra_labels,
+    )
+    feeds.tasks[name], feeds.weights[name] = tuple(config.streams[feed.stream].labels), feed.weight
+    feeds.batch_sizes[name] = feed.batch_size
+    size = view.image_size(feed.stream)
+    host = next((own for own in view.streams if view.image_size(own) == size), name)
+    feeds.groups[host] = (*feeds.groups.get(host, ()), name)
 
 
 def _name_of_replayed(stream: str, *, taken: Collection[str]) -> str:
@@ -189,26 +179,23 @@ def _length(
     return steps_per_epoch, steps, drawn
 
 
-def _objective(settings: Any, feeds: _Feeds, *, own: tuple[str, ...], old: tuple[str, ...], where: str) -> Objective:
+def _stage_tasks(config: Any, index: int, feeds: _Feeds) -> StageTasks:
+    """The tasks of a stage by the part that they have in it."""
+    own, old = _tasks(config, config.order[index : index + 1]), _tasks(config, config.order[:index])
+    beside = (stream for stream in feeds.tasks if stream not in feeds.sizes)
+    return StageTasks(own, old, tuple(dict.fromkeys(task for stream in beside for task in feeds.tasks[stream])))
+
+
+def _objective(settings: Any, feeds: _Feeds, keep: Mapping[str, Method], tasks: StageTasks) -> Objective:
     """The losses that the stage sums, while nothing is frozen."""
     return Objective(
         streams=feeds.tasks,
         groups=tuple(feeds.groups.values()),
         stream_weights=feeds.weights,
         loss_weights=dict(settings.loss_weights),
-        distilled={
-            task: settings.lwf_weight * settings.lwf_weights.get(task, 1.0)
-            for task in old
-            if settings.lwf_weight and task not in own
-        },
-        lwf_balance=settings.lwf_balance,
-        old_tasks=old,
-        feature_weight=settings.lwf_feature_weight,
-        der_weight=settings.der_weight,
-        ewc_strength=settings.ewc_strength,
-        reference_tasks=_reference_tasks(settings, feeds.tasks, own=own, old=old, where=where),
-        spectators=own if settings.update != "forward" else (),
-        spectator_weight=0.0 if settings.update == "weight" else 1.0,
+        stage=tasks,
+        keep=keep,
+        update=settings["update"],  # not `.update`, a method of a ConfigDict
     )
 
 
@@ -236,21 +223,14 @@ def _rates(parts: experiment.Experiment, settings: Any, params: PyTree, *, where
     return rates
 
 
-def _stored_outputs(config: Any, stream: str, buffer: registry.Source) -> dict[str, str]:
-    names = [der.label_name(task) for task in config.streams[stream].labels]
-    return {name: name for name in names if name in buffer.class_names}
-
-
 def _batch_norm(
     parts: experiment.Experiment,
     settings: Any,
     frozen: tuple[str, ...],
-    *,
-    own: tuple[str, ...],
-    old: tuple[str, ...],
+    tasks: StageTasks,
 ) -> bool | Callable[[str], bool]:
     """What `train_batch_norm` of a stage, and what is frozen, mean for the network's layers."""
-    where = settings.train_batch_norm
+    where, own, old = settings.train_batch_norm, tasks.own, tasks.old
     if parts.model.norms_by_task and where != "nowhere":
 
         def in_own_pass(path: str) -> bool:
@@ -270,24 +250,6 @@ def _batch_norm(
         return where == "everywhere" or any(path.endswith(level) for level in fresh)
 
     return by_batch
-
-
-def _reference_tasks(
-    settings: Any, streams: Mapping[str, tuple[str, ...]], *, own: tuple[str, ...], old: tuple[str, ...], where: str
-) -> tuple[str, ...]:
-    """The old tasks whose replayed exemplars the new gradient must not oppose."""
-    if not settings.agem or not old:
-        return ()
-    replayed = {task for stream, tasks in streams.items() if stream not in settings.streams for task in tasks}
-    found = tuple(task for task in old if task in replayed and task not in own)
-    if not found:
-        raise UserError(
-            f"{where}.agem needs exemplars of an old task; set replay_images of an earlier stage and replay_batch_size "
-            "of this one"
-        )
-    if settings.balance != "sum":
-        raise UserError(f'{where}.agem takes the place of balance {settings.balance!r}; set balance="sum"')
-    return found
 
 
 def _check_turns(settings: Any, *, where: str) -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
 from mtl_jax import experiment
+from mtl_jax.continual.method import Method
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import branch_name
 from mtl_jax.models.ownership import counterpart, owner_of
 from mtl_jax.runtime import devices
 from mtl_jax.training import optimizer, task_balancing, train_step
-from mtl_jax.training.losses import Memory, Objective
+from mtl_jax.training.losses import Objective, StepSpec
 from mtl_jax.training.stage_plan import StagePlan, StageResult
-from mtl_jax.training.task_gradients import StepSpec
 
 
 def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
@@ -49,7 +49,7 @@ def _names(path: tuple) -> tuple[str, ...]:
 
 def prepare(
     parts: experiment.Experiment, stage: StagePlan, learnt: StageResult, *, seed: int, skip_not_finite: bool = False
-) -> tuple[train_step.TrainState, dict[int, train_step.Step], Memory]:
+) -> tuple[train_step.TrainState, dict[int, train_step.Step], dict[str, PyTree]]:
     """Builds a stage's state at step 0, its jitted steps by when each begins, and what they read of earlier stages."""
     settings, objective = stage.settings, stage.objectives[0]
     schedule = optimizer.learning_rate_schedule(
@@ -82,7 +82,7 @@ def prepare(
         balance=method,
         tx=tx,
         ema=settings.ema_decay > 0,
-        path=settings.ewc_importance == "si" and stage.consolidated,
+        keep_state=_named(stage, lambda method: method.start(stage.view, variables["params"])),
         tasks=tuple(parts.tasks),
         trained=objective.tasks,
         key=jax.random.fold_in(jax.random.key(seed), stage.index + 1),
@@ -101,12 +101,14 @@ def prepare(
         )
         return jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere())
 
-    memory = Memory(
-        teacher=learnt.variables if objective.distilled or objective.holding else None,
-        anchors=learnt.anchors if settings.ewc_strength else (),
-        bases=learnt.held.bases or None,
-    )
+    memory = _named(stage, lambda method: method.before(objective.stage, learnt.memory, learnt.variables))
     return state, {first: jitted(each) for first, each in stage.objectives.items()}, memory
+
+
+def _named(stage: StagePlan, hook: Callable[[Method], PyTree | None]) -> dict[str, PyTree]:
+    """What a hook of the stage's methods returns, by method, where it returns anything."""
+    found = {name: hook(method) for name, method in stage.view.keep.items()}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _check_micro_batches(stage: StagePlan, *, where: str) -> None:

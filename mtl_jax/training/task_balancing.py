@@ -9,8 +9,7 @@ import optax
 
 from mtl_jax import balance
 from mtl_jax.errors import UserError
-from mtl_jax.training.losses import Objective
-from mtl_jax.training.task_gradients import Backward
+from mtl_jax.training.losses import Backward, Objective
 
 
 def method(settings: Any, *, tasks: int, where: str) -> optax.GradientTransformationExtraArgs:
@@ -71,8 +70,8 @@ def backward(
             found = f"balance {settings.balance!r}, which remembers gradients: those of other images' features"
         elif settings.micro_batches > 1:
             found = f"micro_batches {settings.micro_batches}, whose features are not there at the same time"
-        elif settings.agem:
-            found = "agem, which projects gradients of parameters"
+        elif objective.opposed:
+            found = f"{', '.join(objective.opposed)}, whose gradient in the parameters bounds the others' (keep.agem)"
         if found:
             raise UserError(f'{where}.gradient_space is "features" with {found}; set gradient_space="params"')
         return "features"

@@ -5,36 +5,18 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax import balance as balance_lib
 from mtl_jax.models.ownership import join_private, split_private
-from mtl_jax.tasks.base import Task
 from mtl_jax.training import losses as losses_lib
-from mtl_jax.training.losses import LossParts, Memory, Objective
-
-# "summed": one pass back for each group of streams, for the plain sum. "stacked": one for each task that a group
-# carries. "weighted": one for each group, for methods that look at the losses alone. "features": one through what tasks
-# share, and the tasks' gradients at the features that they read last in common.
-Backward = Literal["summed", "stacked", "weighted", "features"]
-
-
-class StepSpec(NamedTuple):
-    """What is the same at every step of a stage."""
-
-    model: Any  # from `multi_task.build`
-    tasks: Mapping[str, Task]  # every task of the model
-    objective: Objective
-    balance: optax.GradientTransformationExtraArgs
-    backward: Backward
-    micro_batches: int = 1  # parts that a batch is taken in
+from mtl_jax.training.losses import LossParts, StepInputs, StepSpec
 
 
 class Gradient(NamedTuple):
@@ -45,16 +27,6 @@ class Gradient(NamedTuple):
     metrics: dict[str, Array]  # by "task/name"
     grads: PyTree  # like params; with a leading axis of tasks where they are stacked
     balance_state: PyTree
-
-
-class StepInputs(NamedTuple):
-    """What a gradient is taken at."""
-
-    params: PyTree
-    batch_stats: PyTree
-    memory: Memory
-    batch: Mapping[str, Any]
-    key: Array
 
 
 def balanced(problem: StepSpec, given: StepInputs, balance_state: PyTree) -> Gradient:
@@ -209,18 +181,9 @@ def _groups(
     for number, group in enumerate(objective.groups):
 
         def function(batch_stats, params, *, offsets=None, group=group, number=number):
-            return losses_lib.group_losses(
-                problem.model,
-                problem.tasks,
-                objective,
-                group,
-                params,
-                batch_stats=batch_stats,
-                memory=given.memory,
-                batch=given.batch,
-                key=jax.random.fold_in(given.key, number),
-                offsets=offsets,
-            )
+            key = jax.random.fold_in(given.key, number)
+            at = given._replace(params=params, batch_stats=batch_stats, key=key)
+            return losses_lib.group_losses(problem, at, group, offsets=offsets)
 
         yield np.array([objective.tasks.index(task) for task in objective.carried(group)]), function
 

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.continual import memory, reading
+from mtl_jax.continual.method import Finished, Memory
 from mtl_jax.data import pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import baselines, contract, evaluate
@@ -26,15 +29,12 @@ from mtl_jax.runtime.progress import StageProgress
 from mtl_jax.training import (
     dry_run,
     measurement,
-    projection_memory,
     resumption,
     stage_checkpoints,
-    stage_memory,
     stage_plan,
     stage_setup,
     train_step,
 )
-from mtl_jax.training.losses import Memory
 from mtl_jax.training.run_context import Run
 from mtl_jax.training.stage_checkpoints import StageClock
 from mtl_jax.training.stage_plan import StagePlan, StageResult
@@ -72,6 +72,7 @@ def train_and_evaluate(
 
 def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Preemption) -> dict[str, Any]:
     config_lib.resolve(config)
+    reading.complete(config)
     dry_run.check_arguments(config)
     dry_run.check_sizes(config)
     config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
@@ -123,7 +124,7 @@ def _refuse_other_baselines(config: Any, parts: experiment.Experiment, data: dat
 def _start(config: Any, parts: experiment.Experiment) -> StageResult:
     given = {"pretrained_path": config.pretrained, "offline": config.offline}
     variables = experiment.init_variables(parts, key=jax.random.key(config.seed), **given)
-    return StageResult(variables, anchors=(), replay={}, stages=[], train_seconds=0.0, step=0)
+    return StageResult(variables, memory.nothing(), stages=[], train_seconds=0.0, step=0)
 
 
 def _run_stage(run: Run, index: int, learnt: StageResult) -> StageResult:
@@ -131,7 +132,7 @@ def _run_stage(run: Run, index: int, learnt: StageResult) -> StageResult:
     started = time.monotonic()
     stage = stage_plan.plan(run.config, run.parts, index, learnt)
     skip = run.config.on_nan == "skip"
-    state, steps, memory = stage_setup.prepare(run.parts, stage, learnt, seed=run.config.seed, skip_not_finite=skip)
+    state, steps, given = stage_setup.prepare(run.parts, stage, learnt, seed=run.config.seed, skip_not_finite=skip)
     course = StageClock(state, done=0, saved=0, started=started)
     with course.paused():
         before = measurement.before(run, stage, learnt, state)
@@ -139,22 +140,31 @@ def _run_stage(run: Run, index: int, learnt: StageResult) -> StageResult:
     resumption.tell_other_images(run, stage, course.done, then=then)
     run.log.resume_from(learnt.step + course.done)
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
-    course.state, memory = devices.copy_everywhere((course.state, memory))
+    course.state, given = devices.copy_everywhere((course.state, given))
     with run.preemption.unsaved(lambda: stage_checkpoints.save_partial(run, stage, course)):
-        _train(run, stage, course, steps, memory, learnt.step)
+        _train(run, stage, course, steps, given, learnt.step)
         variables = jax.device_get(stage_setup.evaluated(course.state))
-        anchors = stage_memory.anchors(run.config, run.parts, stage, learnt, course.state, variables)
-        buffers = stage_memory.exemplars(run.config, run.parts, stage, learnt, variables)
-        held = projection_memory.measured(run.config, run.parts, index, learnt.held, variables)
+        kept = _remembered(stage, learnt, course.state, variables)
         seconds = course.seconds
         metrics = measurement.tasks(run, variables, stage.learnt_tasks)
         end = learnt.step + stage.total_steps
         _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
         history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before, "data": run.data}]
         peak = max(learnt.peak_memory_mb or 0.0, devices.peak_memory_mb() or 0.0) or None
-        after = StageResult(variables, anchors, buffers, history, learnt.train_seconds + seconds, end, held, peak)
+        after = StageResult(variables, kept, history, learnt.train_seconds + seconds, end, peak)
         stage_checkpoints.save(run, stage, after, course.state)
     return after
+
+
+def _remembered(
+    stage: StagePlan, learnt: StageResult, state: train_step.TrainState, variables: Mapping[str, PyTree]
+) -> Memory:
+    """What the stages so far leave to the later ones."""
+    kept = learnt.memory
+    for name, method in stage.view.keep.items():
+        finished = Finished(learnt.variables, variables, state.keep_state.get(name))
+        kept = method.after(stage.view, finished, kept)
+    return kept
 
 
 def _train(
@@ -162,7 +172,7 @@ def _train(
     stage: StagePlan,
     course: StageClock,
     steps: Mapping[int, train_step.Step],
-    memory: Memory,
+    given: Mapping[str, PyTree],
     steps_before: int,
 ) -> None:
     """Takes the stage's remaining steps."""
@@ -192,8 +202,8 @@ def _train(
             if program not in compiled:
                 finish()
                 with run.preemption.paused():
-                    compiled[program] = compilation.ahead_of_time(steps[program[0]], course.state, memory, batch)
-            course.state, metrics = compiled[program](course.state, memory, batch)
+                    compiled[program] = compilation.ahead_of_time(steps[program[0]], course.state, given, batch)
+            course.state, metrics = compiled[program](course.state, given, batch)
             finish()  # the step before is read while this one runs
             course.done += 1
             pending = (course.done, ids, metrics)

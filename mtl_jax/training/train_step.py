@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from mtl_jax.continual import agem, ewc, gpm, si
+from mtl_jax.continual.method import Method
 from mtl_jax.models.layers import branch_name
 from mtl_jax.models.ownership import SHARED, by_owner, join_private, split_private
 from mtl_jax.models.patterns import change_where
 from mtl_jax.training import optimizer, soft_sharing, task_gradients
-from mtl_jax.training.losses import Memory, Objective
-from mtl_jax.training.task_gradients import StepSpec
+from mtl_jax.training.losses import Objective, StepInputs, StepSpec
+from mtl_jax.training.task_gradients import Gradient
 
 
 class TrainState(NamedTuple):
@@ -29,11 +29,17 @@ class TrainState(NamedTuple):
     balance_state: PyTree
     opt_state: dict[str, PyTree]  # of what tasks share, and of each task's own: by owner
     ema: optimizer.EmaState | None
-    path: PyTree | None  # of synaptic intelligence: each parameter's part in the loss's fall
+    keep_state: dict[str, PyTree]  # of what keeps old tasks, by method
     key: Array  # of the stage; each step folds its number in
 
+    @property
+    def si_path_integral(self) -> PyTree | None:
+        """Each parameter's part in the loss's fall, where synaptic intelligence follows it."""
+        return self.keep_state.get("si")
 
-Step = Callable[[TrainState, Memory, Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]
+
+# (state, key of `Objective.keep` -> what the stage was given of the earlier ones, batch) -> state, metrics
+Step = Callable[[TrainState, Mapping[str, PyTree], Mapping[str, Any]], tuple[TrainState, dict[str, Array]]]
 
 
 def init_state(
@@ -43,7 +49,7 @@ def init_state(
     balance: optax.GradientTransformationExtraArgs,
     tx: optax.GradientTransformation,
     ema: bool,
-    path: bool = False,
+    keep_state: dict[str, PyTree] | None = None,
     tasks: tuple[str, ...],
     trained: tuple[str, ...],
     key: Array,
@@ -56,7 +62,7 @@ def init_state(
         balance: the balancing method.
         tx: gradient -> update.
         ema: keep an average of the parameters.
-        path: keep each parameter's part in the loss's fall.
+        keep_state: what methods against forgetting begin with; nothing by default.
         tasks: of the network.
         trained: those of them with a loss in the stage.
         key: of the stage.
@@ -71,7 +77,7 @@ def init_state(
         balance_state=balance.init(shared),
         opt_state={owner: tx.init(part) for owner, part in owned.items() if owner in (SHARED, *trained)},
         ema=optimizer.EmaState(params, jnp.zeros((), jnp.int32)) if ema else None,
-        path=jax.tree.map(jnp.zeros_like, params) if path else None,
+        keep_state=keep_state or {},
         key=key,
     )
 
@@ -99,28 +105,21 @@ def make_train_step(
     """
     stage = problem.objective
 
-    def step(state: TrainState, memory: Memory, batch: Mapping[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+    def step(
+        state: TrainState, memory: Mapping[str, PyTree], batch: Mapping[str, Any]
+    ) -> tuple[TrainState, dict[str, Array]]:
         objective = stage.of(tuple(batch))
         drawn = problem._replace(objective=objective)
         key = jax.random.fold_in(state.key, state.step)
-        given = task_gradients.StepInputs(state.params, state.batch_stats, memory, batch, key)
-        if objective.reference_tasks:
-            found = task_gradients.in_parts(task_gradients.stacked, drawn, given)
-            old = jnp.array([name in objective.reference_tasks for name in objective.tasks])
-            grads = agem.project(_sum_of_rows(found.grads, ~old), _sum_of_rows(found.grads, old))
-            found = found._replace(grads=grads, balance_state=state.balance_state)
-        else:
-            found = task_gradients.balanced(drawn, given, state.balance_state)
-        grads, metrics = found.grads, dict(found.metrics)
-        if memory.anchors and objective.ewc_strength:
-            penalty, penalty_grads = jax.value_and_grad(_penalty)(state.params, memory.anchors, objective.ewc_strength)
-            grads = jax.tree.map(jnp.add, grads, penalty_grads)
-            metrics["all/ewc_penalty"] = penalty
-        metrics["all/loss"] = found.losses.sum() + metrics.get("all/ewc_penalty", 0.0)
+        given = StepInputs(state.params, state.batch_stats, memory, batch, key)
+        found = _one_gradient(drawn, given, state.balance_state)
+        grads, penalties = _with_penalties(objective.keep, found.grads, state.params, memory)
+        metrics = found.metrics | penalties
+        metrics["all/loss"] = found.losses.sum() + sum(penalties.values(), start=0.0)
         metrics["all/gradient_norm"] = optax.tree.norm(grads)
         metrics["all/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         soft_weight = soft_sharing_strength * jnp.asarray(schedule(state.step)) if soft_sharing_strength else None
-        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state, soft_weight, memory.bases)
+        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state, soft_weight, memory)
         after = TrainState(
             step=state.step + 1,
             skipped_steps=state.skipped_steps,
@@ -129,7 +128,10 @@ def make_train_step(
             balance_state=found.balance_state,
             opt_state=opt_state,
             ema=optimizer.ema_update(state.ema, params, ema_decay) if state.ema is not None else None,
-            path=None if state.path is None else si.update_path(state.path, found.grads, state.params, params),
+            keep_state={
+                name: objective.keep[name].step(each, found.grads, state.params, params)
+                for name, each in state.keep_state.items()
+            },
             key=state.key,
         )
         if skip_not_finite:
@@ -139,6 +141,32 @@ def make_train_step(
         return after, metrics
 
     return step
+
+
+def _one_gradient(spec: StepSpec, given: StepInputs, balance_state: PyTree) -> Gradient:
+    """The gradient of all losses: balanced, or where some only bound the others as their method combines them."""
+    objective = spec.objective
+    combine = next((method.combine for method in objective.keep.values() if method.opposed(objective.stage)), None)
+    if combine is None:
+        return task_gradients.balanced(spec, given, balance_state)
+    found = task_gradients.in_parts(task_gradients.stacked, spec, given)
+    old = jnp.array([name in objective.opposed for name in objective.tasks])
+    grads = combine(_sum_of_rows(found.grads, ~old), _sum_of_rows(found.grads, old))
+    return found._replace(grads=grads, balance_state=balance_state)
+
+
+def _with_penalties(
+    keep: Mapping[str, Method], grads: PyTree, params: PyTree, memory: Mapping[str, PyTree]
+) -> tuple[PyTree, dict[str, Array]]:
+    """Adds the gradients of loss terms of the parameters alone; returns these terms too, by name for the log."""
+    penalties: dict[str, Array] = {}
+    for name, method in keep.items():
+        if method.penalty(params, memory.get(name)) is None:
+            continue
+        value, own = jax.value_and_grad(method.penalty)(params, memory.get(name))
+        grads = jax.tree.map(jnp.add, grads, own)
+        penalties[f"all/{name}_penalty"] = value
+    return grads, penalties
 
 
 def _unless(finite: Bool[Array, ""], after: TrainState, before: TrainState) -> TrainState:
@@ -156,7 +184,7 @@ def _updated(
     grads: PyTree,
     state: TrainState,
     soft_weight: Float[Array, ""] | None,
-    bases: dict[str, Array] | None,
+    memory: Mapping[str, PyTree],
 ) -> tuple[PyTree, dict[str, PyTree]]:
     """The parameters and the optimizer's states after a step.
 
@@ -172,17 +200,14 @@ def _updated(
     for owner, gradient in zip(active, clipped, strict=True):
         updates, opt_state[owner] = tx.update(gradient, opt_state[owner], params[owner])
         updates = change_where(jnp.zeros_like, updates, objective.frozen)
-        updates = gpm.project(updates, bases) if bases else updates
+        for name, method in objective.keep.items():
+            updates = method.project(updates, memory.get(name))
         params[owner] = optax.apply_updates(params[owner], updates)
     if soft_weight is not None:
         branches = {task: params[task][branch_name(task)] for task in active if task != SHARED}
         drawn = zip(branches, soft_sharing.draw_near(list(branches.values()), soft_weight), strict=True)
         params |= {task: {**params[task], branch_name(task): branch} for task, branch in drawn}
     return join_private({}, params), opt_state
-
-
-def _penalty(params: PyTree, anchors: tuple[ewc.Anchor, ...], strength: float) -> Float[Array, ""]:
-    return jnp.stack([ewc.penalty(params, *anchor, strength) for anchor in anchors]).sum()
 
 
 def _sum_of_rows(task_grads: PyTree, chosen: Bool[Array, " tasks"]) -> PyTree:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mtl_jax import config as config_lib
+from mtl_jax.continual import reading
 from mtl_jax.errors import UserError
 from mtl_jax.workdir import files
 
@@ -28,7 +29,6 @@ NOT_LEARNT_FROM = (
     "survey_images",
     "tolerated_leakage_percent",
 )
-IMPORTANCE = "importance of parameters (ewc_strength of a later stage)"
 NEW_TASKS = "; a network that a stage has trained keeps its tasks: name those of later stages in config.tasks at once"
 SHOWN = 4  # differences that an error lists
 
@@ -51,7 +51,7 @@ def refuse_another(
     Raises:
         UserError: names the settings that differ.
     """
-    before, now = (files.without_nan(config_lib.completed(each)) for each in (before, now))
+    before, now = (files.without_nan(reading.completed(config_lib.completed(each))) for each in (before, now))
     changed = [
         *differences(_learnt_from(before, stages), _learnt_from(now, stages)),
         *_left_out(before, now, stages, partly=partly),
@@ -105,29 +105,21 @@ def _left_out(before: Mapping[str, Any], now: Mapping[str, Any], stages: int, *,
     """What later stages now ask of finished ones, which did not keep it."""
     found = []
     for number, name in enumerate(list(now["order"])[:stages]):
-        had, asked = _kept(before, number), _kept(now, number)
-        if partly and number == stages - 1:  # it leaves at its end what is asked then; "si" follows it from its start
-            follows = now["stages"][name]["ewc_importance"] == "si"
-            had, asked = (([IMPORTANCE] if follows and IMPORTANCE in each else []) for each in (had, asked))
-            found += [f"stage {name} was to leave {IMPORTANCE}, is not to" for what in had if what not in asked]
+        # The last, where it is not finished, leaves at its end what is asked then, but for what follows it from its
+        # start.
+        begun = partly and number == stages - 1
+        had, asked = (_left(config, number, followed=begun) for config in (before, now))
+        if begun:
+            found += [f"stage {name} was to leave {what}, is not to" for what in had if what not in asked]
         found += [f"stage {name} was to leave no {what}, is to" for what in asked if what not in had]
     return found
 
 
-def _kept(config: Mapping[str, Any], number: int) -> list[str]:
-    """What a stage leaves for the later ones of its order."""
-    later: Sequence[Any] = [config["stages"][name] for name in list(config["order"])[number + 1 :]]
-    own = config["stages"][config["order"][number]]
-    held = own["gpm_energy"] and later
-    asked = {
-        "trace of what its kernels read (gpm_energy)": bool(held),
-        IMPORTANCE: any(each["ewc_strength"] for each in later),
-        "exemplars (replay_batch_size of a later stage)": own["replay_images"]
-        and any(each["replay_batch_size"] for each in later),
-        "outputs of exemplars (der_weight of a later stage)": own["replay_images"]
-        and any(each["der_weight"] for each in later),
-    }
-    return [what for what, is_asked in asked.items() if is_asked]
+def _left(config: Mapping[str, Any], number: int, *, followed: bool) -> list[str]:
+    """What a stage leaves for the later ones of its order; only what follows it from step to step, where asked so."""
+    keeps = reading.read_order(config)
+    methods = reading.in_stage(keeps, number).values()
+    return [what for method in methods if method.follows or not followed for what in method.leaves(keeps, number)]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -226,3 +226,23 @@ def read_json(path: Path) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON file, found {error}: replace it by a complete copy") from error
+
+
+class Subset:
+    """Some examples of a source."""
+
+    def __init__(self, whole: Source, indices: Sequence[int]) -> None:
+        self.whole = whole
+        self.indices = indices
+        self.class_names = whole.class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def reading(self) -> Reading:
+        """What the whole source found on reading."""
+        return reading_of(self.whole)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.whole[self.indices[index]]

@@ -7,10 +7,9 @@ import pytest
 from tiny import MODEL
 
 from mtl_jax import tasks
-from mtl_jax.continual import ewc
+from mtl_jax.continual import ewc, importance
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.training import stage_memory
 
 CLASSES = ("a", "b", "c")
 TASKS = tasks.build(
@@ -27,7 +26,7 @@ CLS = {"cls": TASKS["cls"]}
 def network(tiny_backbone):
     model = multi_task.build(MODEL | {"dropout_rate": 0.0}, TASKS)
     variables = multi_task.init_variables(model, key=jax.random.key(0), image_size=SIZE)
-    return model, variables, stage_memory.answers(model, variables["batch_stats"])
+    return model, variables, importance.answers(model, variables["batch_stats"])
 
 
 def batch(size=6):
@@ -44,14 +43,12 @@ def test_the_labelled_loss_is_that_of_a_batch_of_one(network):
     example = first(batch())
     raw = multi_task.eval_raw(model, variables, example["image"][None], tasks=("cls",))[0]
     expected = TASKS["cls"].loss(raw["cls"], {"label": example["labels"]["cls"]["label"][None]}, (SIZE, SIZE))[0]
-    np.testing.assert_allclose(
-        stage_memory.labelled_loss(answer, CLS)(variables["params"], example), expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(importance.labelled_loss(answer, CLS)(variables["params"], example), expected, rtol=1e-5)
 
 
 def test_outputs_are_all_that_the_head_emits_for_the_tasks(network):
     _, variables, answer = network
-    vector = stage_memory.outputs(answer, TASKS)(variables["params"], first(batch()))
+    vector = importance.outputs(answer, TASKS)(variables["params"], first(batch()))
     assert vector.shape == (3 * (SIZE // 8) ** 2 + 3,)
 
 
@@ -60,10 +57,10 @@ def test_the_sampled_fisher_of_a_class_comes_near_the_exact_one(network):
     # Many draws for each of few images: the mean over draws is what the exact estimator computes.
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 100, axis=0), batch(3))
     sampled = ewc.fisher_diagonal(
-        stage_memory.sampled_loss(answer, CLS), variables["params"], [repeated], "sampled", key=jax.random.key(0)
+        importance.sampled_loss(answer, CLS), variables["params"], [repeated], "sampled", key=jax.random.key(0)
     )
     exact = ewc.fisher_diagonal(
-        stage_memory.log_probabilities(answer, TASKS["cls"]), variables["params"], [batch(3)], "exact"
+        importance.log_probabilities(answer, TASKS["cls"]), variables["params"], [batch(3)], "exact"
     )
     total, expected = (sum(leaf.sum() for leaf in jax.tree.leaves(tree)) for tree in (sampled, exact))
     np.testing.assert_allclose(total, expected, rtol=0.15)
@@ -71,4 +68,4 @@ def test_the_sampled_fisher_of_a_class_comes_near_the_exact_one(network):
 
 def test_a_task_whose_answers_cannot_be_listed_has_no_exact_fisher(network):
     with pytest.raises(UserError, match='seg \\(segmentation\\) is none; use "sampled"'):
-        stage_memory.log_probabilities(network[2], TASKS["seg"])
+        importance.log_probabilities(network[2], TASKS["seg"])

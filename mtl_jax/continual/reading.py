@@ -1,0 +1,127 @@
+"""From what stages name under `keep` to methods: names, types and ranges are checked, and defaults filled in."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mtl_jax.config import checks
+from mtl_jax.continual import METHODS
+from mtl_jax.continual.method import Keep, Method
+from mtl_jax.errors import UserError
+
+
+def read(table: Any, *, where: str, tasks: Iterable[str] = ()) -> dict[str, Method]:
+    """Returns the methods that a stage names, in the order of `METHODS`.
+
+    Args:
+        table: key of `METHODS` -> settings that differ from their defaults.
+        where: the table's place, for errors.
+        tasks: every task of the network.
+
+    Raises:
+        UserError: an unknown method or setting, a value of another type or out of range, or methods that do not go
+            together.
+    """
+    for name in table:
+        if name not in METHODS:
+            raise UserError(f"{where} names {name}, which is no method; {checks.suggestion(str(name), METHODS)}")
+    keep = {name: _method(f"{where}.{name}", METHODS[name], table[name]) for name in METHODS if name in table}
+    for name, method in keep.items():
+        method.check(f"{where}.{name}", keep, tasks)
+    return keep
+
+
+def read_order(config: Any) -> tuple[Keep, ...]:
+    """Returns what every stage of a configuration's order names.
+
+    Args:
+        config: resolved, or as plain values.
+
+    Raises:
+        UserError: as `read`.
+    """
+    stages, tasks = config["stages"], tuple(config["tasks"])
+    return tuple(
+        read(stages[name]["keep"], where=f"config.stages.{name}.keep", tasks=tasks) for name in config["order"]
+    )
+
+
+def in_stage(keeps: Sequence[Keep], index: int) -> dict[str, Method]:
+    """Returns the methods that act in a stage, named there or called for by others, in the order of `METHODS`."""
+    found = {name: kind.in_stage(keeps, index, name) for name, kind in METHODS.items()}
+    return {name: method for name, method in found.items() if method is not None}
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration in which every setting of every method that a stage names has a value.
+
+    Args:
+        config: resolved, as plain values.
+
+    Raises:
+        UserError: as `read`.
+    """
+    tasks = tuple(config["tasks"])
+
+    def filled(name: str, stage: Mapping[str, Any]) -> dict[str, Any]:
+        keep = read(stage["keep"], where=f"config.stages.{name}.keep", tasks=tasks)
+        return {**stage, "keep": {method: dataclasses.asdict(each) for method, each in keep.items()}}
+
+    return {**config, "stages": {name: filled(name, stage) for name, stage in config["stages"].items()}}
+
+
+def complete(config: Any) -> None:
+    """As `completed`, of a configuration that a page has made, in its place.
+
+    Raises:
+        UserError: as `read`.
+    """
+    for name, stage in completed({"tasks": config.tasks, "stages": config.stages.to_dict()})["stages"].items():
+        config.stages[name].keep = stage["keep"]
+
+
+def _method(where: str, kind: type[Method], given: Any) -> Method:
+    if not isinstance(given, Mapping) and not hasattr(given, "items"):
+        raise UserError(f"{where} is {given!r}; expected a table of settings, such as {_example(kind)}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in given:
+        if name not in fields:
+            raise UserError(f"{where} has no setting {name}; {checks.suggestion(str(name), fields)}")
+    settings = {name: _plain(given[name], str(fields[name].type)) for name in given}
+    checks.check_arguments(where, settings, kind)
+    for name, value in settings.items():
+        _check_range(f"{where}.{name}", value, fields[name].metadata)
+    return kind(**settings)
+
+
+def _example(kind: type[Method]) -> dict[str, Any]:
+    """One setting with its default; a method without any takes an empty table."""
+    return {field.name: getattr(kind(), field.name) for field in dataclasses.fields(kind)[:1]}
+
+
+def _plain(value: Any, kind: str) -> Any:
+    """A value in the type of its field where it can be: a tuple for "neck,head", 2.0 for 2."""
+    if kind.startswith("tuple") and isinstance(value, str | list | tuple):
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(str(part).strip() for part in parts if str(part).strip())
+    if kind.startswith("Mapping") and hasattr(value, "items"):
+        return {name: _plain(each, "float") for name, each in value.items()}
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return float(value) if kind == "float" and is_whole else value
+
+
+def _check_range(where: str, value: Any, allowed: Mapping[str, Any]) -> None:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            if not isinstance(each, numbers.Real):
+                raise UserError(f"{where}.{name} is {each!r}; expected a number")
+            _check_range(f"{where}.{name}", each, allowed)
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if not allowed["least"] <= value <= allowed["most"]:
+            limits = f"at least {allowed['least']:g} and at most {allowed['most']:g}"
+            raise UserError(f"{where} is {value}; expected {limits}")
+    elif allowed["choices"] and value not in allowed["choices"]:
+        raise UserError(f"{where} is {value!r}; expected one of {', '.join(allowed['choices'])}")
