@@ -43,9 +43,9 @@ class Consolidation(Method):
 
     def check(self, where: str, keep: Keep, tasks: Iterable[str]) -> None:
         del tasks
-        kinds = [name for name, method in keep.items() if isinstance(method, Consolidation)]
-        if len(kinds) > 1:
-            raise UserError(f"{where} stands beside {kinds[0]}; name one of {', '.join(kinds)}: they share anchors")
+        others = [name for name, method in keep.items() if isinstance(method, Consolidation) and method is not self]
+        if others:
+            raise UserError(f"{where} stands beside {', '.join(others)}; name one of them: they share anchors")
 
     @classmethod
     def in_stage(cls, keeps: Sequence[Keep], index: int, name: str) -> Method | None:
