@@ -63,7 +63,7 @@ class Consolidation(Method):
         if not given:
             return None
         anchors: tuple[Anchor, ...] = given
-        return jnp.stack([penalty(params, *anchor, self.strength) for anchor in anchors]).sum()
+        return jnp.stack([penalty(params, anchor.params, anchor.importance, self.strength) for anchor in anchors]).sum()
 
     def leaves(self, keeps: Sequence[Keep], index: int) -> tuple[str, ...]:
         if not any(method.strength for method in later(keeps, index, Consolidation)):
