@@ -19,7 +19,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("workdir",),
     ("evaluation",),
     ("report",),
-    ("export", "training", "predict"),
+    ("export", "training", "predict", "own_data"),
     ("benchmarks",),
 )
 ONLY_IN = {

@@ -1,0 +1,62 @@
+"""What a command line asks to learn: `masks=photos/masks boxes.people=labels.json`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mtl_jax.config.checks import suggestion
+from mtl_jax.errors import UserError
+
+# Kind of label, as a user calls it -> the kind of task that learns it; in the order in which tasks are learnt: what
+# says something of every pixel makes the best features for what comes after.
+TASK_KINDS = {
+    "masks": "segmentation",
+    "depth": "depth",
+    "boxes": "detection",
+    "tags": "multi_label",
+    "classes": "classification",
+    "values": "regression",
+}
+EXAMPLE = "write for example masks=photos/masks boxes=labels.json classes=flowers/"
+
+
+class Asked(NamedTuple):
+    """One dataset of one kind of label."""
+
+    kind: str  # a key of `TASK_KINDS`
+    name: str  # of the task and its stream
+    path: str  # absolute; a column of a table after a colon
+
+    def __str__(self) -> str:
+        name = "" if self.name == self.kind else f".{self.name}"
+        return f"{self.kind}{name}={self.path}"
+
+
+def parse(words: Sequence[str]) -> tuple[Asked, ...]:
+    """Reads what stands on the command line, in the order in which the tasks are learnt.
+
+    Args:
+        words: such as "masks=photos/masks", "boxes.people=labels.json", "values.age=faces.csv:age".
+
+    Raises:
+        UserError: a word of another form, an unknown kind, or two of one name.
+    """
+    asked = [_parse(word) for word in words]
+    twice = [name for name, count in Counter(each.name for each in asked).items() if count > 1]
+    if twice:
+        kind = next(each.kind for each in asked if each.name == twice[0])
+        raise UserError(f"{twice[0]} is given twice; tell them apart by names: {kind}.one=… {kind}.two=…")
+    return tuple(sorted(asked, key=lambda each: list(TASK_KINDS).index(each.kind)))
+
+
+def _parse(word: str) -> Asked:
+    left, equals, path = word.partition("=")
+    kind, dot, name = left.partition(".")
+    if not equals or not path or (dot and not name):
+        raise UserError(f"unexpected argument {word}; expected a kind of label and where it is: {EXAMPLE}")
+    if kind not in TASK_KINDS:
+        raise UserError(f"{word}: there is no kind of label {kind}; {suggestion(kind, TASK_KINDS)}")
+    return Asked(kind, name or kind, str(Path(path).expanduser().absolute()))

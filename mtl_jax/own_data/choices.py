@@ -1,0 +1,206 @@
+"""What to train a dataset at: sizes, batches, lengths, augmentation, a detector's strides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mtl_jax.own_data.asked import TASK_KINDS
+from mtl_jax.own_data.found import Found, tenths
+from mtl_jax.own_data.machine import Machine
+
+STEP = 32  # px; sizes are multiples of it
+SIZES = (512, 448, 384, 320, 288, 256, 224, 192, 160, 128, 96)  # px, of inputs
+REFERENCE_PX = 512  # the side that `Machine.image_seconds` is of
+LEAST = {
+    "masks": 128,
+    "depth": 128,
+    "boxes": 160,
+    "tags": 96,
+    "classes": 96,
+    "values": 96,
+}  # px, unless images are smaller
+MOST = {"tags": 288, "classes": 288, "values": 224}  # px; of whole images little more is gained
+EPOCHS = {"masks": 40.0, "depth": 40.0, "boxes": 100.0, "tags": 30.0, "classes": 24.0, "values": 24.0}
+LEAST_STEPS, ENOUGH_STEPS = 60, 300  # of a stage: never fewer; few images are shown more often for so many
+LEAST_BOX_PX = 12  # that small boxes have in the input, where the images allow it
+ALONG = {"masks", "depth", "boxes"}  # labels that lie somewhere in the image
+BACKGROUND_SHARE, BACKGROUND_WEIGHT = 0.5, 0.3  # a class with more of the pixels drowns the others
+EVALUATED = 0.3  # of a training step's time, that measuring an image takes
+SIDES = re.compile(r"(?<![a-z])(left|right|[lr])(?![a-z])", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One task's stream and stage.
+
+    Attributes:
+        found: what it is chosen for.
+        image_size: of validation images, px.
+        train_image_size: of training crops, px.
+        batch_size: of a training step.
+        eval_batch_size: of validation.
+        epochs: over its own training images.
+        max_boxes: of an image.
+        crop: show the largest square.
+        augment: settings of `data.transforms.Augment`.
+        task: kind and settings of the task, but for its classes.
+        seconds: that training is expected to take.
+    """
+
+    found: Found
+    image_size: int
+    train_image_size: int
+    batch_size: int
+    eval_batch_size: int
+    epochs: float
+    max_boxes: int
+    crop: bool
+    augment: dict[str, Any]
+    task: dict[str, Any]
+    seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Of its stage."""
+        return math.ceil(self.epochs * max(1, self.found.train // self.batch_size))
+
+
+def choose(found: Sequence[Found], machine: Machine, *, minutes: float) -> tuple[Choice, ...]:
+    """Chooses for all datasets of a run.
+
+    Args:
+        found: the datasets.
+        machine: that trains.
+        minutes: that the run should take, all together.
+
+    Returns:
+        A choice for each.
+    """
+    left = 60 * minutes - machine.start_seconds - machine.stage_seconds * len(found)
+    share = max(left / len(found), 5.0)
+    return tuple(_choose(each, machine, seconds=share, measured=len(found) - k) for k, each in enumerate(found))
+
+
+def _choose(found: Found, machine: Machine, *, seconds: float, measured: int) -> Choice:
+    kind = found.asked.kind
+    batch = _batch_size(found, machine)
+    wanted = max(EPOCHS[kind], ENOUGH_STEPS * batch / found.train)
+    size = _size(found, machine, wanted, seconds=seconds, measured=measured)
+    fixed, an_epoch = _cost(found, machine, size, 0.0, measured), _cost(found, machine, size, 1.0, 0)
+    least = LEAST_STEPS * batch / found.train
+    epochs = _rounded(min(wanted, max((seconds - fixed) / an_epoch, least)))
+    crop = kind not in ALONG
+    return Choice(
+        found=found,
+        image_size=size,
+        train_image_size=_train_size(size, crop=crop),
+        batch_size=batch,
+        eval_batch_size=min(8, found.val),
+        epochs=epochs,
+        max_boxes=min(256, max(8, -(-found.most_boxes // 8) * 8)),
+        crop=crop,
+        augment=_augment(found, crop=crop),
+        task={"kind": TASK_KINDS[kind], **_TASKS.get(kind, lambda found, size: {})(found, size)},
+        seconds=_cost(found, machine, size, epochs, measured),
+    )
+
+
+def _batch_size(found: Found, machine: Machine) -> int:
+    most = 32 if machine.accelerated else 8 if found.asked.kind in ALONG else 16
+    return max(1, min(most, found.train))
+
+
+def _size(found: Found, machine: Machine, wanted: float, *, seconds: float, measured: int) -> int:
+    """The largest size, not above what the images have, at which there is time for enough epochs."""
+    kind, native = found.asked.kind, max(SIZES[-1], round(found.long_side / STEP) * STEP)
+    most = min(native, MOST.get(kind, SIZES[0]))
+    least = min(most, LEAST[kind])
+    sizes = [size for size in SIZES if least <= size <= most]
+    seen = [size for size in sizes if size >= _seen_from(found)] or sizes[:1]
+    for among, share in ((seen, 1.0), (seen, 0.3), (sizes, 0.3)):
+        for size in among:
+            if _cost(found, machine, size, share * wanted, measured) <= seconds:
+                return size
+    return sizes[-1]
+
+
+def _seen_from(found: Found) -> float:
+    """From what size on small boxes have enough pixels."""
+    return LEAST_BOX_PX / max(tenths(found.box_shares)[0], 1e-3) if found.box_shares else 0.0
+
+
+def _cost(found: Found, machine: Machine, size: int, epochs: float, measured: int) -> float:
+    """Seconds of training and of measuring so many times."""
+    images = epochs * found.train + EVALUATED * measured * found.val
+    return images * machine.image_seconds * (size / REFERENCE_PX) ** 2
+
+
+def _rounded(epochs: float) -> float:
+    return float(f"{epochs:.2g}") if epochs < 10 else float(round(epochs))
+
+
+def _train_size(size: int, *, crop: bool) -> int:
+    """Crops of three quarters: they magnify squares (Touvron et al., 2019), and make steps cheaper."""
+    if not crop and size < 256:
+        return size
+    return max(STEP, round(0.77 * size / STEP) * STEP)
+
+
+def _augment(found: Found, *, crop: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {"scale_min": 0.8, "scale_max": 1.6, "random_position": True}
+    if crop:
+        settings |= {"scale_min": 1.0, "scale_max": 1.7, "aspect": 1.2}
+    if not any(SIDES.search(name) for name in found.classes):  # a mirrored left hand is a right one
+        settings["flip_probability"] = 0.5
+    if found.asked.kind != "depth":
+        settings |= {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
+    if found.asked.kind == "boxes":
+        settings["mosaic_probability"] = 0.5
+    return settings
+
+
+def _segmentation(found: Found, size: int) -> dict[str, Any]:
+    total = sum(found.counts.values()) or 1
+    weights = [BACKGROUND_WEIGHT if found.counts[name] > BACKGROUND_SHARE * total else 1.0 for name in found.classes]
+    settings = {"loss_stride": 4 if size >= 256 else 2, "dice_weight": 1.0}
+    return {**settings, "class_weights": tuple(weights)} if min(weights) < 1 else settings
+
+
+def strides(found: Found, size: int) -> tuple[int, ...]:
+    """Returns the levels that a detector's boxes need: a cell finds boxes of about 2 to 12 times its side.
+
+    Args:
+        found: boxes.
+        size: of the input, px.
+    """
+    if not found.box_shares:
+        return (8, 16, 32)
+    small, _, large = (share * size for share in tenths(found.box_shares))
+    return tuple(stride for stride in (8, 16, 32) if small <= 12 * stride and large >= 2 * stride) or (8,)
+
+
+def _detection(found: Found, size: int) -> dict[str, Any]:
+    return {"strides": strides(found, size)}
+
+
+def _regression(found: Found, size: int) -> dict[str, Any]:
+    del size
+    return {"center": float(f"{found.center:.4g}"), "scale": float(f"{found.scale:.4g}")}
+
+
+def _depth(found: Found, size: int) -> dict[str, Any]:
+    del size
+    return {"center": float(f"{found.center:.3g}"), "max_depth": max(10.0, float(math.ceil(1.5 * found.farthest)))}
+
+
+_TASKS = {
+    "masks": _segmentation,
+    "boxes": _detection,
+    "values": _regression,
+    "depth": _depth,
+    "classes": lambda found, size: {"label_smoothing": 0.1} if len(found.classes) > 2 else {},
+}

@@ -1,0 +1,119 @@
+"""One's own data to look at: a self-contained HTML page of images with their labels drawn in, counts and suspicions."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+from mtl_jax.data import drawing, findings
+from mtl_jax.errors import UserError
+from mtl_jax.own_data import table
+from mtl_jax.own_data.found import Found
+from mtl_jax.own_data.inspection import Inspected
+from mtl_jax.report import html_page
+
+BARS, BAR_WIDTH, BAR_HEIGHT = 12, 24, 90  # of a histogram, px
+COLUMNS = ("class", "training images", "training labels", "validation images")
+
+
+def render(inspected: Sequence[Inspected], leaks: Sequence[str], *, images: int) -> str:
+    """Returns the page.
+
+    Args:
+        inspected: the datasets.
+        leaks: what validation images training has.
+        images: most that are shown of a dataset.
+    """
+    suspicious = [*leaks, *(line for each in inspected for line in each.suspicious)]
+    items = "".join(f"<li>{escape(line)}</li>\n" for line in suspicious)
+    rows = [
+        [
+            each.found.asked.name,
+            f"{each.found.asked.kind} ({each.found.format})",
+            table.images(each.found),
+            table.sizes(each.found),
+            table.holds(each.found),
+        ]
+        for each in inspected
+    ]
+    body = [
+        "<h1>What is in the data</h1>",
+        html_page.table(("task", "labels", "training + validation", "images, px", "holds"), rows),
+        html_page.section("What seems wrong", f"<ul>\n{items}</ul>" if items else "<p>Nothing was found.</p>"),
+        *(_dataset(each, images) for each in inspected),
+    ]
+    return html_page.page("What is in the data", "\n".join(body))
+
+
+def _dataset(inspected: Inspected, images: int) -> str:
+    found = inspected.found
+    parts = [_classes(inspected), _histograms(found)]
+    pictures = list(_pictures(inspected, images))
+    parts.append('<div class="images">\n' + "\n".join(pictures) + "\n</div>\n")
+    lead = f"{found.asked.path}: {table.images(found)}; {len(pictures)} are shown."
+    return html_page.section(f"{found.asked.name}: {found.asked.kind}", "\n".join(parts), lead=lead)
+
+
+def _classes(inspected: Inspected) -> str:
+    found = inspected.found
+    counts = [
+        findings.label_figures(inspected.surveys[split], found.label, found.classes).get("classes", {})
+        for split in ("train", "val")
+    ]
+    rows = []
+    for name in found.classes:
+        train, val = (of_split.get(name, {"images": 0}) for of_split in counts)
+        labels = train.get("boxes", train.get("pixels", train["images"]))
+        rows.append([name, f"{train['images']:,}", f"{labels:,}", f"{val['images']:,}"])
+    return html_page.table(COLUMNS, rows, numbers=(1, 2, 3)) if rows else ""
+
+
+def _histograms(found: Found) -> str:
+    figures = {"longer side of the training images, px": [float(max(size)) for size in found.sizes]}
+    if found.box_shares:
+        figures["side of the boxes, % of the longer side"] = [100 * share for share in found.box_shares]
+    return html_page.panels(histogram(title, values) for title, values in figures.items())
+
+
+def histogram(title: str, values: Sequence[float]) -> str:
+    """Returns an SVG of how many values lie where."""
+    low, high = min(values), max(values)
+    step = (high - low) / BARS or 1.0
+    counts = [0] * BARS
+    for value in values:
+        counts[min(BARS - 1, int((value - low) / step))] += 1
+    heights = [BAR_HEIGHT * count / max(counts) for count in counts]
+    bars = "".join(
+        f'<rect x="{number * BAR_WIDTH}" y="{20 + BAR_HEIGHT - height:.1f}" width="{BAR_WIDTH - 2}" '
+        f'height="{height:.1f}" fill="currentColor" opacity="0.6"><title>{counts[number]}</title></rect>'
+        for number, height in enumerate(heights)
+    )
+    width, end = BARS * BAR_WIDTH, 20 + BAR_HEIGHT
+    return (
+        f'<svg viewBox="0 0 {width} {end + 18}" role="img" fill="currentColor"><text x="0" y="12" font-size="12">'
+        f'{escape(title)}</text>{bars}<text x="0" y="{end + 14}" font-size="11">{low:.4g}</text>'
+        f'<text x="{width}" y="{end + 14}" font-size="11" text-anchor="end">{high:.4g}</text></svg>'
+    )
+
+
+def _pictures(inspected: Inspected, count: int) -> Iterator[str]:
+    """Images of both splits, evenly spread; what cannot be read is left out, as it is named above."""
+    found = inspected.found
+    for split, most in (("train", count - count // 3), ("val", count // 3)):
+        source: Any = inspected.sources[split]
+        for index in range(0, len(source), max(1, -(-len(source) // max(1, most)))):
+            try:
+                sample = source[index]
+            except UserError:
+                continue
+            fields = sample["labels"][found.label]
+            file, (width, height) = drawing.draw(sample["image"], fields)
+            words = f"{sample['id']} ({split}): {drawing.caption(fields, found.classes)}"
+            # Names of files need not be text.
+            shown = escape(words.encode("utf-8", "backslashreplace").decode())
+            yield (
+                f'<figure><img width="{width}" height="{height}" alt="{shown}" src="data:image/jpeg;base64,'
+                f'{base64.b64encode(file).decode()}"><figcaption class="quiet">{shown}</figcaption></figure>'
+            )

@@ -1,0 +1,184 @@
+"""What is in a dataset, as far as sizes and lengths are chosen by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean, median, quantiles
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.data.formats import LABELS, Record, splitting
+from mtl_jax.data.sources import registry
+from mtl_jax.own_data.asked import Asked
+
+LOOKED_AT = 48  # training images whose masks or depths are opened
+VAL_SHARE = 0.2  # of the images of a dataset without splits
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """One dataset.
+
+    Attributes:
+        asked: on the command line.
+        format: a key of `formats.FORMATS`.
+        classes: names, in the order of the labels; empty for numbers and depths.
+        train: training images.
+        val: validation images.
+        splits: how they were told apart.
+        sizes: width and height of every training image, px.
+        counts: of a class among the training labels: boxes, images, or pixels of those looked at.
+        box_shares: side of each training box, the root of its area, as a share of its image's longer side.
+        most_boxes: of one image.
+        center: median of the training numbers, 0 without any.
+        scale: mean distance from it.
+        farthest: greatest depth, m.
+        notes: warnings of the reader.
+    """
+
+    asked: Asked
+    format: str
+    classes: tuple[str, ...]
+    train: int
+    val: int
+    splits: str
+    sizes: tuple[tuple[int, int], ...]
+    counts: dict[str, int]
+    box_shares: tuple[float, ...] = ()
+    most_boxes: int = 0
+    center: float = 0.0
+    scale: float = 1.0
+    farthest: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What the source calls the label."""
+        return LABELS[self.asked.kind]
+
+    @property
+    def long_side(self) -> int:
+        """The median longer side of the training images, px."""
+        return round(median(max(size) for size in self.sizes))
+
+
+def options(asked: Asked, val_share: float) -> dict[str, Any]:
+    """Returns the options of the source `labels` for a dataset."""
+    given: dict[str, Any] = {"path": asked.path, "read_as": asked.kind}
+    return given if val_share == splitting.VAL_SHARE else {**given, "val_share": val_share}
+
+
+def look(asked: Asked, *, val_share: float = VAL_SHARE) -> Found:
+    """Reads a dataset's labels, and some of its masks or depths.
+
+    Args:
+        asked: kind and place.
+        val_share: of the images that validate, where the dataset has no splits.
+
+    Raises:
+        UserError: nothing of that kind is there, or it cannot be read.
+    """
+    source: Any = registry.build("labels", data_root="/", split="train", **options(asked, val_share))
+    dataset = source.dataset
+    train, _ = splitting.of_split(dataset, "train", val_share=val_share)
+    val, _ = splitting.of_split(dataset, "val", val_share=val_share)
+    own = bool({"train"} & set(dataset.splits) and {"val", "test"} & set(dataset.splits))
+    return Found(
+        asked=asked,
+        format=dataset.format,
+        classes=tuple(source.class_names[LABELS[asked.kind]]),
+        train=len(train),
+        val=len(val),
+        splits="as the dataset has them" if own else f"{val_share:.0%} by content",
+        sizes=tuple(record.size for record in train),
+        notes=tuple(dataset.reading.notes),
+        **_FIGURES[asked.kind](source, train),
+    )
+
+
+def _boxes(source: Any, train: Sequence[Record]) -> dict[str, Any]:
+    del source
+    shapes = [[shape for shape in record.shapes or () if not shape.crowd] for record in train]
+    shares = [
+        math.sqrt((shape.xyxy[2] - shape.xyxy[0]) * (shape.xyxy[3] - shape.xyxy[1])) / max(record.size)
+        for record, of_image in zip(train, shapes, strict=True)
+        for shape in of_image
+    ]
+    return {
+        "counts": dict(Counter(shape.label for of_image in shapes for shape in of_image)),
+        "box_shares": tuple(sorted(shares)),
+        "most_boxes": max(map(len, shapes), default=0),
+    }
+
+
+def _masks(source: Any, train: Sequence[Record]) -> dict[str, Any]:
+    names, pixels = source.class_names["segmentation"], Counter[int]()
+    for index in _spread(len(train)):
+        values, counts = np.unique(source[index]["labels"]["segmentation"]["mask"], return_counts=True)
+        pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return {"counts": {name: pixels[value] for value, name in enumerate(names)}}
+
+
+def _classes(source: Any, train: Sequence[Record]) -> dict[str, Any]:
+    del source
+    return {"counts": dict(Counter(record.class_name for record in train if record.class_name is not None))}
+
+
+def _tags(source: Any, train: Sequence[Record]) -> dict[str, Any]:
+    del source
+    true = [
+        {shape.label for shape in record.shapes or ()}
+        if record.tags is None
+        else {name for name, is_true in record.tags.items() if is_true}
+        for record in train
+    ]
+    return {"counts": dict(Counter(name for of_image in true for name in of_image))}
+
+
+def _values(source: Any, train: Sequence[Record]) -> dict[str, Any]:
+    del source
+    return {"counts": {}, **_spread_of([record.value for record in train if record.value is not None])}
+
+
+def _depth(source: Any, train: Sequence[Record]) -> dict[str, Any]:
+    metres: list[float] = []
+    for index in _spread(len(train)):
+        depth = source[index]["labels"]["depth"]["depth"]
+        metres += (
+            np.quantile(depth[np.isfinite(depth)], (0.1, 0.5, 0.9, 1.0)).tolist() if np.isfinite(depth).any() else []
+        )
+    return {"counts": {}, "farthest": max(metres, default=0.0), **_spread_of(metres)}
+
+
+def _spread_of(values: Sequence[float]) -> dict[str, Any]:
+    if not values:
+        return {}
+    center = median(values)
+    return {"center": center, "scale": fmean(abs(value - center) for value in values) or 1.0}
+
+
+def _spread(count: int) -> range:
+    return range(0, count, -(-count // LOOKED_AT) or 1)
+
+
+def tenths(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the first, fifth and last tenth of sorted values."""
+    if len(values) < 2:
+        only = values[0] if values else 0.0
+        return only, only, only
+    cuts = quantiles(values, n=10, method="inclusive")
+    return cuts[0], cuts[4], cuts[8]
+
+
+_FIGURES = {
+    "boxes": _boxes,
+    "masks": _masks,
+    "classes": _classes,
+    "tags": _tags,
+    "values": _values,
+    "depth": _depth,
+}

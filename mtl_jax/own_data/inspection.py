@@ -1,0 +1,120 @@
+"""A close look at one's own data: every image once, and what seems wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtl_jax.data import findings, leakage, opened, survey
+from mtl_jax.data.facts import SampleFacts
+from mtl_jax.data.findings import some
+from mtl_jax.data.formats.records import BACKGROUND
+from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.base import counted
+from mtl_jax.data.survey import Survey
+from mtl_jax.own_data.found import Found, options
+
+SPLITS = ("train", "val")
+FEW = 5  # training images of a class that are hardly enough
+
+
+class Inspected(NamedTuple):
+    """One dataset.
+
+    Attributes:
+        found: sizes, classes, counts.
+        sources: split -> its samples.
+        surveys: split -> what was seen of them.
+        suspicious: what seems wrong, each a sentence.
+    """
+
+    found: Found
+    sources: Mapping[str, Any]
+    surveys: Mapping[str, Survey]
+    suspicious: tuple[str, ...]
+
+
+def inspect(found: Found, *, val_share: float, cache: Path | None, on_progress: survey.OnProgress) -> Inspected:
+    """Looks at every image and label of a dataset.
+
+    Args:
+        found: the dataset.
+        val_share: of datasets without splits.
+        cache: folder in which to keep what was seen; None keeps nothing.
+        on_progress: is called with images looked at, and all.
+
+    Raises:
+        UserError: the dataset cannot be opened.
+    """
+    sources, surveys, given = {}, {}, options(found.asked, val_share)
+    for split in SPLITS:
+        with opened.noted() as files:
+            sources[split] = registry.build("labels", data_root="/", split=split, **given)
+        name = f"labels {given} {split}"
+        surveys[split] = survey.look(sources[split], files=files, name=name, cache=cache, on_progress=on_progress)
+    return Inspected(found, sources, surveys, tuple(_suspicious(found, surveys)))
+
+
+def leaks(inspected: Sequence[Inspected]) -> list[str]:
+    """Returns what to say of validation images that any dataset trains on."""
+    train, val = ({each.found.asked.name: each.surveys[split].samples for each in inspected} for split in SPLITS)
+    said = []
+    for name in val:
+        same = leakage.find_seen(train, {name: val[name]})
+        if same:
+            validated, trained = same[0]
+            here, there = val[name][validated.index].id, train[trained.stream][trained.index].id
+            said.append(
+                f"{name}: {counted(len(same), 'validation images')} of {len(val[name])} in training too (first: "
+                f"{here}, which {trained.stream} trains on as {there}): take them out of one of the two"
+            )
+    return said
+
+
+def _suspicious(found: Found, surveys: Mapping[str, Survey]) -> Iterator[str]:
+    name, label = found.asked.name, found.label
+    yield from (f"{name}: {note}" for note in surveys["train"].reading.notes)
+    for split, seen in surveys.items():
+        where = f"{name}, {split}"
+        if seen.errors:
+            yield f"{where}: {findings.broken(seen.errors)}"
+        empty = [sample.id for sample in seen.samples if _is_empty(sample, found)]
+        if empty:
+            what = counted(len(empty), _EMPTY[found.asked.kind])
+            yield f"{where}: {what} ({some(empty)}): look whether that is right"
+        yield from findings.odd_images(seen, (label,), where=where)
+    figures = findings.label_figures(surveys["train"], label, found.classes)
+    classes = figures.get("classes", {})
+    rare = [each for each, count in classes.items() if count["images"] < FEW]
+    if rare:
+        yield f"{name}: fewer than {FEW} training images show {some(rare)}: hardly enough to learn it"
+    unseen = findings.never_shown(findings.label_figures(surveys["val"], label, found.classes))
+    if unseen:
+        yield f"{name}: no validation image shows {some(unseen)}: not measured"
+
+
+_EMPTY = {
+    "masks": "masks without anything but background",
+    "boxes": "images without boxes",
+    "classes": "images without a class",
+    "tags": "images without a tag",
+    "values": "images without a number",
+    "depth": "depth maps without a depth",
+}
+
+
+def _is_empty(sample: SampleFacts, found: Found) -> bool:
+    facts = sample.labels[found.label]
+    kind = found.asked.kind
+    if kind == "masks":
+        nothing = {"0"} if found.classes[:1] == (BACKGROUND,) else set()
+        known = {str(value) for value in range(len(found.classes))}
+        return not (set(facts["pixels"]) & known) - nothing
+    if kind == "boxes":
+        return not facts["boxes"] and not facts["crowds"]
+    if kind == "classes":
+        return facts["class"] < 0
+    if kind == "tags":
+        return not facts["present"] and not facts["absent"]
+    return facts.get("value", facts.get("pixels")) in (None, 0)

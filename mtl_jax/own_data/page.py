@@ -1,0 +1,254 @@
+"""The configuration page of a run on one's own data, as text: what was found and chosen, to be edited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.errors import UserError
+from mtl_jax.own_data.choices import Choice
+from mtl_jax.own_data.found import options
+from mtl_jax.workdir.files import replace_text
+
+FILE = "page.py"
+MADE_FROM = "# Made from: "
+ONE_AFTER_ANOTHER, TOGETHER, ALONE = "one_after_another", "together", "alone_"
+WIDTH = 110
+TOLERATED_LEAKAGE_PERCENT = 5.0  # a first look should not fail for a few copies; they are reported
+
+PAGE = '''"""{title}
+
+mtl-jax train --config {place} --workdir runs/edited
+"""
+
+{made_from}
+
+from ml_collections import ConfigDict
+
+from mtl_jax.config import base, recipes, stage, stream
+from mtl_jax.errors import UserError
+
+PRETRAINED = {pretrained}{pretrained_note}
+# In the order of the labels.
+CLASSES = {classes}
+ORDER: tuple[str, ...] = {order}
+EPOCHS = {epochs}
+RATES = {rates}
+STEPS_PER_EPOCH = {steps_per_epoch}
+# Work directories of runs to be compared with; "" takes what the task reached right after its own stage.
+BASELINES = {baselines}
+VARIANTS = ("one_after_another", "together", *(f"alone_{{name}}" for name in ORDER))
+
+
+def get_config(variant: str = "one_after_another") -> ConfigDict:
+    """Returns the configuration: the tasks one after another, together, or one of them alone."""
+    if variant not in VARIANTS:
+        raise UserError(f"{{variant}}: expected one of {{', '.join(VARIANTS)}}")
+    config = base()
+    config.name = {name}
+    config.image_size = {image_size}
+    config.pretrained = PRETRAINED
+    config.tolerated_leakage_percent = {leakage}
+    config.model.batch_norm_momentum = 0.9  # few steps: running statistics must follow soon
+    config.contract.latency_image_size = {image_size}
+    config.contract.baseline_from = dict.fromkeys(ORDER, "") if variant.startswith("alone_") else BASELINES
+{parts}
+    recipes.share_kernels(config)
+    (_together if variant == "together" else _in_turn)(config, variant)
+    return config
+
+
+def _in_turn(config: ConfigDict, variant: str) -> None:
+    """ImageNet's kernels stay as they are; each task has norms and patches of its own, and the older ones are kept."""
+    config.order = ORDER if variant == "one_after_another" else (variant.removeprefix("alone_"),)
+    own = recipes.one_after_another(config.order)
+    if len(config.order) == 1:  # a task by itself may train everything
+        recipes.without_patches(config)
+        own = {{config.order[0]: {{"backbone_rate": 0.3 if PRETRAINED else 1.0}}}}
+    elif not PRETRAINED:  # the first task learns the kernels that the others build on
+        own[config.order[0]].pop("freeze")
+    for name in config.order:
+        config.stages[name] = stage((name,), epochs=EPOCHS[name], **{{**RATES[name], **own[name]}})
+
+
+def _together(config: ConfigDict, variant: str) -> None:
+    """Every step takes a batch of each dataset; all kernels are trained."""
+    recipes.without_patches(config)
+    steps = {{name: EPOCHS[name] * STEPS_PER_EPOCH[name] for name in ORDER}}
+    rates = RATES[max(ORDER, key=lambda name: steps[name])]
+    epochs = max(steps.values()) / STEPS_PER_EPOCH[ORDER[0]]  # an epoch is one of the first dataset
+    settings = {{"backbone_rate": 0.3 if PRETRAINED else 1.0, **rates}}
+    config.stages.together = stage(ORDER, epochs=epochs, **settings)
+    config.order = ("together",)
+'''
+PART = """
+    # {what}
+    config.tasks[{name}] = {task}
+    config.streams[{name}] = stream(
+        "labels",
+        {labels},
+        options={options},
+{settings}
+    )"""
+
+
+def write(
+    path: Path,
+    choices: Sequence[Choice],
+    *,
+    name: str,
+    made_from: str,
+    val_share: float,
+    pretrained: str = "",
+    baselines: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a page that `--config` takes, unless it is there and made from the same.
+
+    Args:
+        path: of the page.
+        choices: of every dataset, in the order of training.
+        name: of the run.
+        made_from: what the command line asked for, in one line.
+        val_share: of datasets without splits.
+        pretrained: file of backbone features; "" starts from random weights.
+        baselines: task -> work directory of a run that it is compared with; none takes its own stage.
+
+    Raises:
+        UserError: the page cannot be written.
+    """
+    text = render(
+        path,
+        choices,
+        name=name,
+        made_from=made_from,
+        val_share=val_share,
+        pretrained=pretrained,
+        baselines=baselines,
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another --workdir") from error
+
+
+def made_from(path: Path) -> str | None:
+    """Returns what a page was made from; None where there is no page that this module has written.
+
+    Raises:
+        UserError: the page cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it or name another --workdir") from error
+    return next((line.removeprefix(MADE_FROM) for line in lines if line.startswith(MADE_FROM)), None)
+
+
+def render(
+    path: Path,
+    choices: Sequence[Choice],
+    *,
+    name: str,
+    made_from: str,
+    val_share: float,
+    pretrained: str,
+    baselines: Mapping[str, str] | None,
+) -> str:
+    """Returns the page's text; arguments as for `write`."""
+    names = [choice.found.asked.name for choice in choices]
+    return PAGE.format(
+        title=f"What was found in one's own data, and how it is trained: {', '.join(names)}.",
+        place=str(path).encode("unicode_escape").decode().replace('"', "'"),  # within the page's docstring
+        made_from=f"{MADE_FROM}{made_from}",
+        pretrained=_literal(pretrained),
+        classes=_literal({choice.found.asked.name: choice.found.classes for choice in choices if choice.found.classes}),
+        pretrained_note="" if pretrained else "  # no published features were found: starts from random weights",
+        order=_literal(tuple(names)),
+        epochs=_literal({choice.found.asked.name: choice.epochs for choice in choices}),
+        rates=_literal({choice.found.asked.name: _rates(choice, len(choices), k) for k, choice in enumerate(choices)}),
+        name=_literal(name),
+        image_size=max(choice.image_size for choice in choices),
+        leakage=TOLERATED_LEAKAGE_PERCENT,
+        baselines=_literal(dict(baselines or dict.fromkeys(names, ""))),
+        parts="\n".join(_part(choice, val_share) for choice in choices),
+        steps_per_epoch=_literal(
+            {choice.found.asked.name: max(1, choice.found.train // choice.batch_size) for choice in choices}
+        ),
+    )
+
+
+def _rates(choice: Choice, count: int, index: int) -> dict[str, Any]:
+    """Few steps want a short memory of the average; a last stage that moves no shared kernel a high rate."""
+    locked = count > 2 and index == count - 1
+    steps = choice.steps
+    decay = next((decay for least, decay in ((1000, 0.995), (300, 0.99), (60, 0.95)) if steps >= least), 0.0)
+    return {"learning_rate": 6e-3 if locked else 2e-3, "ema_decay": decay}
+
+
+def _part(choice: Choice, val_share: float) -> str:
+    found = choice.found
+    task, given = dict(choice.task), options(found.asked, val_share)
+    if found.classes:
+        table = _Name(f"CLASSES[{_literal(found.asked.name)}]")
+        task["classes"], given["classes"] = table, {found.label: table}
+    settings = {
+        "image_size": choice.image_size,
+        "train_image_size": choice.train_image_size,
+        "crop": choice.crop,
+        "batch_size": choice.batch_size,
+        "eval_batch_size": choice.eval_batch_size,
+        "max_boxes": choice.max_boxes,
+        "augment": choice.augment,
+    }
+    if not found.most_boxes:
+        del settings["max_boxes"]
+    return PART.format(
+        what=f"{found.asked.kind}: {found.format}, {found.train} training and {found.val} validation images",
+        name=_literal(found.asked.name),
+        task=_literal(task, indent=4),
+        labels=_literal({found.asked.name: found.label}),
+        options=_literal(given, indent=8),
+        settings="\n".join(f"        {key}={_literal(value, indent=8)}," for key, value in settings.items()),
+    )
+
+
+def _packed(parts: Sequence[str], width: int) -> list[str]:
+    """Parts with commas behind them, as many to a line as fit."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 2 <= width:
+            lines[-1] += f" {part},"
+        else:
+            lines.append(f"{part},")
+    return lines
+
+
+class _Name(str):
+    """An expression of the page, which is not text."""
+
+    __slots__ = ()
+
+
+def _literal(value: Any, *, indent: int = 0) -> str:
+    """As Python writes it, over several lines where it is long."""
+    if isinstance(value, _Name):
+        return str(value)
+    if isinstance(value, str):
+        text = repr(value)
+        return text if '"' in text else f'"{text[1:-1]}"'
+    if isinstance(value, dict):
+        parts = [f"{_literal(key)}: {_literal(each, indent=indent + 4)}" for key, each in value.items()]
+        opening, closing = "{", "}"
+    elif isinstance(value, tuple):
+        parts = [_literal(each, indent=indent + 4) for each in value]
+        opening, closing = "(", ",)" if len(parts) == 1 else ")"
+    else:
+        return repr(value)
+    line = f"{opening}{', '.join(parts)}{closing}"
+    if len(line) + indent <= WIDTH and "\n" not in line:
+        return line
+    inner, outer = "\n" + " " * (indent + 4), "\n" + " " * indent
+    lines = [f"{part}," for part in parts] if opening == "{" else _packed(parts, WIDTH - indent)
+    return opening + "".join(inner + line for line in lines) + outer + closing[-1]

@@ -1,0 +1,64 @@
+"""What was found and chosen, as a table for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from mtl_jax.own_data.choices import Choice
+from mtl_jax.own_data.found import Found, tenths
+
+SHOWN_CLASSES = 4
+LOG_WIDTH = 160  # characters, where no terminal says
+
+
+def show(found: Sequence[Found], choices: Sequence[Choice] = ()) -> None:
+    """Prints a table of the datasets, and what they are trained at where that is chosen."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        "task", "labels", "training + validation", "images, px", "holds", *(["trained at"] if choices else [])
+    )
+    chosen = [training(choice) for choice in choices] or [""] * len(found)
+    for each, at in zip(found, chosen, strict=True):
+        row = [each.asked.name, f"{each.asked.kind} ({each.format})", images(each), sizes(each), holds(each)]
+        table.add_row(*map(escape, [*row, *([at] if choices else [])]))
+    Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)
+
+
+def images(found: Found) -> str:
+    """Returns how many images train and validate, and why."""
+    return f"{found.train} + {found.val}, {found.splits}"
+
+
+def sizes(found: Found) -> str:
+    """Returns the median size of the images, and the range."""
+    width, height = ([size[k] for size in found.sizes] for k in (0, 1))
+    middle = f"{median(width):g} x {median(height):g}"
+    least, most = f"{min(width)} x {min(height)}", f"{max(width)} x {max(height)}"
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def holds(found: Found) -> str:
+    """Returns what the training labels hold, in a few words."""
+    if not found.classes:
+        return f"around {found.center:.4g}, by {found.scale:.3g}"
+    names = ", ".join(found.classes[:SHOWN_CLASSES])
+    more = len(found.classes) - SHOWN_CLASSES
+    text = f"{len(found.classes)} classes: {names}" + (f" and {more} more" if more > 0 else "")
+    if found.box_shares:
+        low, middle, high = (round(share * found.long_side) for share in tenths(found.box_shares))
+        text += f"; {len(found.box_shares)} boxes, sides {low} to {high} px (median {middle})"
+    return text
+
+
+def training(choice: Choice) -> str:
+    """Returns what a task is trained at."""
+    crops = f" ({choice.train_image_size} px crops)" if choice.train_image_size != choice.image_size else ""
+    text = f"{choice.image_size} px{crops}, {choice.epochs:g} epochs of batches of {choice.batch_size}"
+    at: Any = choice.task.get("strides")
+    return text + (f", strides {', '.join(map(str, at))}" if at else "")

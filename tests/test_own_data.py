@@ -1,0 +1,338 @@
+"""One's own data: what is found in it, what is chosen for it, the page that says so, and the sheet to look at."""
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+
+import label_files
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.config import overrides
+from mtl_jax.data import drawing
+from mtl_jax.errors import UserError
+from mtl_jax.own_data import asked as asked_lib
+from mtl_jax.own_data import choices as choices_lib
+from mtl_jax.own_data import contact_sheet, inspection, table
+from mtl_jax.own_data import found as found_lib
+from mtl_jax.own_data import page as page_lib
+from mtl_jax.own_data.asked import Asked
+from mtl_jax.own_data.found import Found
+from mtl_jax.own_data.machine import Machine, measure
+
+LAPTOP = Machine("cpu", 2, False, image_seconds=0.07, start_seconds=25.0, stage_seconds=40.0)
+
+
+def found(kind: str = "boxes", name: str = "", **changes) -> Found:
+    """A dataset of 200 photographs."""
+    given = Found(
+        asked=Asked(kind, name or kind, f"/photos/{kind}"),
+        format="coco",
+        classes=("cat", "dog"),
+        train=160,
+        val=40,
+        splits="20% by content",
+        sizes=((640, 480),) * 160,
+        counts={"cat": 300, "dog": 20},
+    )
+    return dataclasses.replace(given, **changes)
+
+
+def choose(*each: Found, minutes: float = 4.0, machine: Machine = LAPTOP):
+    return choices_lib.choose(each, machine, minutes=minutes)
+
+
+def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_learnt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["values.age=faces.csv:age", "classes=flowers/", "boxes.people=/a=b.json", "masks=photos/masks"]
+    assert asked_lib.parse(words) == (
+        Asked("masks", "masks", str(tmp_path / "photos/masks")),
+        Asked("boxes", "people", "/a=b.json"),
+        Asked("classes", "classes", str(tmp_path / "flowers")),
+        Asked("values", "age", str(tmp_path / "faces.csv:age")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["photos"], "unexpected argument photos; expected a kind of label"),
+        (["masks="], "unexpected argument masks="),
+        (["boxes.=a"], "unexpected argument boxes.=a"),
+        (["class=a"], "there is no kind of label class; did you mean classes"),
+        (["boxes=a", "boxes=b"], "boxes is given twice; tell them apart by names: boxes.one="),
+        (["boxes.x=a", "masks.x=b"], "x is given twice"),
+    ],
+)
+def test_a_word_that_asks_nothing_is_refused(words, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        asked_lib.parse(words)
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory) -> Found:
+    root = tmp_path_factory.mktemp("own data")
+    label_files.coco(root)
+    return found_lib.look(Asked("boxes", "bees", str(root)))
+
+
+def test_a_dataset_is_found_with_its_classes_splits_sizes_and_boxes(boxes):
+    train = [picture for picture in label_files.PICTURES if picture.split == "train"]
+    drawn = [each for picture in train for each in picture.objects]
+    assert (boxes.format, boxes.classes, boxes.splits) == ("coco", label_files.CLASSES, "as the dataset has them")
+    assert (boxes.train, boxes.val) == (len(train), len(label_files.PICTURES) - len(train))
+    assert sorted(boxes.sizes) == sorted(picture.size for picture in train)
+    assert sum(boxes.counts.values()) == len(boxes.box_shares) == len(drawn)
+    assert boxes.most_boxes == max(len(picture.objects) for picture in train)
+    assert boxes.label == "detection"
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "place", "holds"),
+    [
+        ("masks", label_files.colour_masks, "", "3 classes: background, ant, bee"),
+        ("classes", label_files.class_folders, "", "2 classes: ant, bee"),
+        ("tags", label_files.coco, "", "2 classes: ant, bee"),
+        ("values", label_files.csv_values, "", "around 1, by 1.83"),
+        ("depth", label_files.depth, "", "around"),
+    ],
+)
+def test_every_kind_of_label_is_found_chosen_for_and_inspected(tmp_path, kind, write, place, holds):
+    write(tmp_path)
+    seen = found_lib.look(Asked(kind, kind, str(tmp_path / place)))
+    assert holds in table.holds(seen)
+    assert seen.train + seen.val == len(label_files.PICTURES)
+    (chosen,) = choose(seen)
+    page_lib.write(tmp_path / "page.py", [chosen], name="one", made_from="[]", val_share=0.2)
+    config = overrides.load(str(tmp_path / "page.py"), [])
+    config_lib.resolve(config)
+    experiment.build(config.to_dict(), data_root=tmp_path)
+    html = contact_sheet.render([inspect(seen)], [], images=3)
+    assert all(name in html for name in seen.classes)
+
+
+def test_without_splits_a_share_of_the_images_validates(tmp_path):
+    label_files.coco(tmp_path)
+    (tmp_path / "annotations" / "instances_val.json").unlink()
+    shutil.rmtree(tmp_path / "val")
+    seen = found_lib.look(Asked("boxes", "boxes", str(tmp_path)), val_share=0.4)
+    assert seen.splits == "40% by content"
+    assert seen.val > 0
+    assert seen.train + seen.val == sum(picture.split == "train" for picture in label_files.PICTURES)
+
+
+def test_more_time_buys_larger_images_and_more_epochs_up_to_what_is_of_use():
+    chosen = [
+        choose(found("masks", classes=("sky", "tree"), counts={"sky": 1, "tree": 1}), minutes=m)[0] for m in MINUTES
+    ]
+    assert [each.image_size for each in chosen] == sorted(each.image_size for each in chosen)
+    assert chosen[0].image_size < chosen[-1].image_size == 512
+    assert chosen[0].epochs < chosen[-1].epochs == choices_lib.EPOCHS["masks"]
+    assert all(each.seconds <= 60 * minutes for each, minutes in zip(chosen[1:], MINUTES[1:], strict=True))
+    assert chosen[0].steps >= choices_lib.LEAST_STEPS - 1
+
+
+MINUTES = (0.1, 4.0, 10.0, 1000.0)
+
+
+def test_images_are_not_enlarged_but_for_tiny_ones():
+    assert choose(found("classes", sizes=((160, 120),) * 160), minutes=1000.0)[0].image_size == 160
+    assert choose(found("classes", sizes=((28, 28),) * 160), minutes=1000.0)[0].image_size == 96
+
+
+def test_few_images_are_shown_more_often_in_batches_that_they_fill():
+    (few,) = choose(found("classes", train=5, val=2, sizes=((64, 64),) * 5), minutes=1000.0)
+    assert few.batch_size == 5
+    assert few.steps >= choices_lib.ENOUGH_STEPS - 1
+    assert few.eval_batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("sides_px", "expected"),
+    [((10, 20, 30), (8,)), ((10, 100, 400), (8, 16, 32)), ((200, 300, 400), (32,)), ((), (8, 16, 32))],
+)
+def test_a_detector_reads_the_levels_that_its_boxes_need(sides_px, expected):
+    shares = tuple(side / 512 for side in sides_px)
+    assert choices_lib.strides(found(box_shares=shares), 512) == expected
+
+
+def test_small_boxes_ask_for_large_images():
+    small = choose(found(box_shares=(0.03,) * 9))[0]
+    large = choose(found(box_shares=(0.5,) * 9))[0]
+    assert small.image_size > large.image_size
+
+
+def test_left_and_right_are_not_mirrored():
+    assert "flip_probability" not in choose(found(classes=("left hand", "right hand")))[0].augment
+    assert "flip_probability" in choose(found(classes=("bright lamp", "laptop")))[0].augment
+
+
+def test_a_background_of_most_pixels_counts_less():
+    weighted = choose(found("masks", classes=("background", "cat"), counts={"background": 900, "cat": 100}))[0]
+    assert weighted.task["class_weights"] == (0.3, 1.0)
+    even = choose(found("masks", classes=("sky", "sea"), counts={"sky": 50, "sea": 50}))[0]
+    assert "class_weights" not in even.task
+
+
+def test_numbers_are_learnt_around_their_middle():
+    task = choose(found("values", classes=(), counts={}, center=33.0, scale=12.5))[0].task
+    assert task == {"kind": "regression", "center": 33.0, "scale": 12.5}
+
+
+def test_the_machine_is_measured():
+    machine = measure()
+    assert machine.cores >= 1
+    assert not machine.accelerated
+    assert 0 < machine.image_seconds < 60
+    assert "CPU core" in str(machine)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A page of three tasks, of which the names of classes are awkward."""
+    awkward = ('it\'s "a" cat', "Hündin\\", "a name with spaces, and commas " * 4)
+    sets = (
+        found("masks", classes=("background", *awkward), counts=dict.fromkeys(("background", *awkward), 1)),
+        found("boxes", "people", classes=awkward, box_shares=(0.1,), most_boxes=3),
+        found("values", "age", classes=(), counts={}),
+    )
+    path = tmp_path / "a run" / "page.py"
+    chosen = choose(*sets)
+    page_lib.write(path, chosen, name="mine", made_from='["a"]', val_share=0.3, baselines={"masks": "/elsewhere"})
+    return path, sets, chosen
+
+
+def test_the_page_holds_what_was_found_and_chosen(page):
+    path, sets, chosen = page
+    config = overrides.load(str(path), [])
+    config_lib.resolve(config)
+    experiment.build(config.to_dict(), data_root=path.parent)
+    assert config.order == ("masks", "people", "age")
+    for each, choice in zip(sets, chosen, strict=True):
+        name = each.asked.name
+        stream = config.streams[name]
+        assert tuple(config.tasks[name].get("classes", ())) == each.classes
+        assert stream.options.path == each.asked.path
+        assert stream.options.val_share == 0.3
+        assert (stream.image_size, stream.batch_size) == (choice.image_size, choice.batch_size)
+        assert config.stages[name].epochs == choice.epochs
+    assert config.contract.baseline_from.masks == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("variant", "order"), [("together", ("together",)), ("alone_people", ("people",)), ("alone_age", ("age",))]
+)
+def test_the_page_s_variants_train_together_or_alone(page, variant, order):
+    config = overrides.load(f"{page[0]}:{variant}", [])
+    config_lib.resolve(config)
+    assert config.order == order
+    assert set(config.stages) == set(order)
+    if variant == "together":
+        assert config.stages.together.streams == ("masks", "people", "age")
+    else:
+        assert not any(config.contract.baseline_from.values())
+
+
+def test_without_published_features_the_first_task_learns_the_kernels(page):
+    path, sets, chosen = page
+    frozen = {}
+    for pretrained in ("", "features.npz"):
+        page_lib.write(path, chosen, name="mine", made_from="[]", val_share=0.2, pretrained=pretrained)
+        config = overrides.load(str(path), [])
+        assert config.pretrained == pretrained
+        frozen[pretrained] = [bool(config.stages[each.asked.name].freeze) for each in sets]
+    assert frozen == {"": [False, True, True], "features.npz": [True, True, True]}
+
+
+def test_an_unknown_variant_of_the_page_is_refused(page):
+    with pytest.raises(UserError, match="expected one of one_after_another, together, alone_masks"):
+        overrides.load(f"{page[0]}:apart", [])
+
+
+def test_a_page_says_what_it_was_made_from(page, tmp_path):
+    assert page_lib.made_from(page[0]) == '["a"]'
+    assert page_lib.made_from(tmp_path / "nowhere.py") is None
+
+
+def test_the_table_says_what_was_found_and_chosen(boxes, capsys):
+    table.show([boxes], choose(boxes))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "boxes (coco)" in printed
+    assert f"{boxes.train} + {boxes.val}" in printed
+    assert "strides" in printed
+
+
+def inspect(each: Found) -> inspection.Inspected:
+    return inspection.inspect(each, val_share=0.2, cache=None, on_progress=lambda done, total: None)
+
+
+def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):
+    label_files.coco(tmp_path)
+    first, validated = (
+        next(each for each in label_files.PICTURES if each.split == split) for split in ("train", "val")
+    )
+    listed = tmp_path / "annotations" / "instances_val.json"
+    content = json.loads(listed.read_text())
+    content["images"][0] |= dict(zip(("width", "height"), first.size, strict=True))
+    listed.write_text(json.dumps(content))
+    shutil.copy(tmp_path / "train" / first.name, tmp_path / "val" / validated.name)
+    seen = inspect(found_lib.look(Asked("boxes", "bees", str(tmp_path))))
+    assert inspection.leaks([seen]) == [
+        f"bees: 1 validation image of {seen.found.val} in training too (first: {validated.name}, which bees trains on "
+        f"as {first.name}): take them out of one of the two"
+    ]
+    empty = [picture.name for picture in label_files.PICTURES if picture.split == "train" and not picture.objects]
+    assert any("without boxes" in line and name in line for line in seen.suspicious for name in empty)
+    assert any("hardly enough" in line for line in seen.suspicious)
+
+
+def test_a_healthy_dataset_has_no_leak(boxes):
+    assert inspection.leaks([inspect(boxes)]) == []
+
+
+def test_the_sheet_holds_its_pictures_and_escapes_what_it_is_told(boxes):
+    html = contact_sheet.render([inspect(boxes)], ["<script>"], images=3)
+    assert "http" not in html.replace("http-equiv", "")
+    assert "&lt;script&gt;" in html
+    assert "<script>" not in html
+    assert 1 <= html.count("data:image/jpeg;base64,") <= 3
+    assert all(name in html for name in label_files.CLASSES)
+
+
+def opened(file: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(file)), np.int32)
+
+
+def test_boxes_are_drawn_as_frames_and_masks_as_colours():
+    grey = np.full((40, 60, 3), 128, np.uint8)
+    framed, size = drawing.draw(grey, {"boxes_xyxy": np.float32([[10, 10, 50, 30]]), "label": np.int32([1])})
+    pixels = opened(framed)
+    assert size == (60, 40)
+    assert np.abs(pixels[20, 10] - drawing.colour(1)).max() < 90
+    assert np.abs(pixels[20, 30] - 128).max() < 20
+    mask = np.zeros((40, 60), np.uint8)
+    mask[:, 30:], mask[:, 50:] = 2, 255
+    coloured = opened(drawing.draw(grey, {"mask": mask})[0])
+    assert np.abs(coloured[20, 10] - 128).max() < 20
+    assert np.abs(coloured[20, 40] - (np.array(drawing.colour(2)) + 128) / 2).max() < 30
+    assert np.abs(coloured[20, 56] - 128).max() < 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"label": np.array(1, np.int32)}, "dog"),
+        ({"label": np.array(-1, np.int32)}, "nothing"),
+        ({"label": np.float32([1, np.nan])}, "cat"),
+        ({"label": np.int32([1, 1]), "boxes_xyxy": np.zeros((2, 4), np.float32)}, "dog"),
+        ({"mask": np.uint8([[0, 255]])}, "cat"),
+        ({"value": np.array(3.5, np.float32)}, "3.5"),
+    ],
+)
+def test_a_caption_says_what_a_label_holds(fields, words):
+    assert drawing.caption(fields, ("cat", "dog")) == words
