@@ -1,12 +1,12 @@
 """A trained network's answers about images, as JSON and drawn over them.
 
-python -m mtl_jax.predict --weights runs/seq --out predictions photo.jpg folder "more/*.png"
+mtl-jax predict --weights runs/seq --out predictions photo.jpg folder "more/*.png"
 """
 
 from __future__ import annotations
 
-import argparse
 import glob
+import importlib
 import itertools
 import sys
 import types
@@ -22,14 +22,11 @@ from mtl_jax import experiment
 from mtl_jax.data import pipeline
 from mtl_jax.data.files import SUFFIXES, is_image
 from mtl_jax.data.images import decode_image
-from mtl_jax.errors import UserError, print_any_name
+from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.report import pictures
-from mtl_jax.runtime import compilation
 from mtl_jax.tasks.base import Geometry, Task
 from mtl_jax.workdir import predicted_files, trained
-from mtl_jax.workdir.checkpoints import CheckpointError
-from mtl_jax.workdir.predicted_files import names_for
 
 BATCH_SIZE = 8  # images that pass the network together, in one compiled program
 
@@ -80,12 +77,12 @@ def predict(
         for predicted in predict("runs/seq", ["photo.jpg"]):
             print(predicted.answers["det"]["label"], predicted.answers["det"]["boxes_xyxy"])
     """
-    _check_threshold(threshold)
+    check_threshold(threshold)
     network = trained.load(Path(weights), tasks=tasks)
-    yield from _predict(network, images, threshold=threshold, batch_size=batch_size, on_error=on_error)
+    yield from by_network(network, images, threshold=threshold, batch_size=batch_size, on_error=on_error)
 
 
-def _predict(
+def by_network(
     network: trained.Trained,
     images: Sequence[str | Path],
     *,
@@ -93,15 +90,16 @@ def _predict(
     batch_size: int = BATCH_SIZE,
     on_error: Callable[[UserError], None] | None,
 ) -> Iterator[Predicted]:
+    """Asks a network that is loaded already; as `predict`."""
     run = evaluate.make_predict(network.parts.model, network.tasks)
-    by_view = _by_view(network)
+    views = by_view(network)
     batch_size = min(batch_size, len(images))
     bits = trained.grey_bits(network)
     decoded = _decoded(images, on_error, None if bits is None else lambda: bits)
     while batch := list(itertools.islice(decoded, batch_size)):
         found: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
         shown = [image for _, image in batch]
-        for (size, crop), names in by_view.items():
+        for (size, crop), names in views.items():
             pixels, geometries = pipeline.fitted(shown, size=(size, size), batch_size=batch_size, crop=crop)
             outputs = jax.device_get(run(network.variables, pixels, names=tuple(names)))
             for index, (predictions, places) in enumerate(found):
@@ -115,15 +113,20 @@ def _predict(
             yield Predicted(path, image, answers, predictions, places, network.tasks, threshold)
 
 
-def _by_view(network: trained.Trained) -> dict[experiment.View, list[str]]:
-    """The tasks that are shown images alike, and so share a pass."""
+def by_view(network: trained.Trained) -> dict[experiment.View, list[str]]:
+    """Returns the tasks that are shown images alike, and so share a pass, by what they are shown."""
     views: dict[experiment.View, list[str]] = {}
     for name in network.names:
         views.setdefault(experiment.task_view(network.parts, name), []).append(name)
     return views
 
 
-def _check_threshold(threshold: float | None) -> None:
+def check_threshold(threshold: float | None) -> None:
+    """Checks a least score.
+
+    Raises:
+        UserError: it is not from 0 to 1.
+    """
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold is {threshold}; expected a score from 0 to 1")
 
@@ -192,48 +195,6 @@ def write(predicted: Predicted, out: Path, name: str) -> Path:
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Writes the answers about every image; returns 0, or 2 for a user's mistake or an image that cannot be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mtl_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--weights", required=True, type=Path, help="a work directory, or one stage's checkpoint in it")
-    parser.add_argument("--tasks", default="all", help="all, or names separated by commas")
-    parser.add_argument("--out", default=Path("predictions"), type=Path, help="folder of the answers")
-    parser.add_argument("--threshold", type=float, help="least score of a box (0.3 if not given) or a tag (0.5)")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a pattern in quotes")
-    options = parser.parse_args(arguments)
-    print_any_name()
-    compilation.enable_cache()
-    out, unread = options.out.expanduser(), []
-
-    def tell(error: UserError) -> None:
-        unread.append(error)
-        _print_error(error)
-
-    try:
-        _check_threshold(options.threshold)
-        paths = find_images(options.images)
-        network = trained.load(options.weights, tasks=options.tasks)
-        names = dict(zip(paths, names_for(paths, network.names), strict=True))
-        predicted_files.make_room(out, names, network.names)
-        for view, tasks in _by_view(network).items():
-            print(f"{network.path}, stage {network.stage}: shows {', '.join(tasks)} {view}")
-        for predicted in _predict(network, paths, threshold=options.threshold, on_error=tell):
-            print(f"{predicted.path} -> {write(predicted, out, names[predicted.path])}")
-    except OSError as error:
-        _print_error(f"{out} cannot be written ({error.strerror}); name another folder with --out")
-        return 2
-    except (UserError, CheckpointError) as error:
-        _print_error(error)
-        return 2
-    return 2 if unread else 0
-
-
-def _print_error(error: object) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-
-
 class _Callable(types.ModuleType):
     def __call__(self, *arguments: Any, **options: Any) -> Iterator[Predicted]:
         return predict(*arguments, **options)
@@ -243,4 +204,5 @@ sys.modules[__name__].__class__ = _Callable  # so that `mtl_jax.predict(...)` wo
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # `python -m mtl_jax.predict` is the program's command, which stands above the library.
+    sys.exit(importlib.import_module("mtl_jax.cli.predict").main(sys.argv[1:]))

@@ -21,6 +21,8 @@ LAYERS = (  # each may import those to its left, and its own
     ("report",),
     ("export", "training", "predict", "own_data"),
     ("benchmarks",),
+    ("cli",),
+    ("__main__",),
 )
 ONLY_IN = {
     "flax": ("models",),
@@ -29,7 +31,7 @@ ONLY_IN = {
     "PIL": ("data",),
     "orbax": ("workdir/checkpoints.py",),
     "ml_collections": ("config", "workdir/trained.py"),
-    "absl": (),
+    "absl": ("cli",),
     "onnx": ("export",),
     "onnxruntime": ("export",),
 }

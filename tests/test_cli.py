@@ -1,12 +1,21 @@
-"""The training script as a user meets it: help, mistakes in one line with status 2, and a smoke run."""
+"""The program as a user meets it: help, mistakes in one line with status 2, completion, and a smoke run."""
 
+import inspect
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from mtl_jax import cli
+from mtl_jax.cli import completion, flags
+from mtl_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,6 +43,10 @@ def test_help_names_the_flags():
         (("--config", "configs/quickstart.py", "--config.seed=many"), "many"),
         (("--config", "configs/quickstart.py", "--flag_of_nothing"), "flag_of_nothing"),
         (("--config", "configs/quickstart.py", "stray"), "unexpected argument stray"),
+        (("photos/masks",), "unexpected argument photos/masks; expected a kind of label and where it is"),
+        (("mask=photos",), "there is no kind of label mask; did you mean masks?"),
+        (("boxes=a", "boxes=b"), "boxes is given twice; tell them apart by names: boxes.one="),
+        (("masks=nowhere",), "nowhere"),
         (("--config", "configs/quickstart.py", "--config.order=seg,dte"), "config.order names dte"),
         (("--config", "configs/quickstart.py", "--config.model.neck=three"), "neck"),
         (("--config", "configs/seq.py", "--config.data_root=/nowhere"), "/nowhere"),
@@ -63,9 +76,18 @@ def test_a_smoke_run_of_one_stage_writes_every_file_and_a_broken_contract_can_be
         assert (workdir / name).exists()
 
 
-def test_every_command_prints_names_that_are_no_text():
-    commands = [*(ROOT / "scripts").glob("*.py"), ROOT / "eval.py", ROOT / "mtl_jax" / "predict.py"]
-    assert [path.name for path in commands if "    print_any_name()\n" not in path.read_text()] == []
+def test_a_mistake_with_a_name_that_is_no_text_is_printed_by_every_command(monkeypatch):
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
+    monkeypatch.setattr(sys, "stderr", printed)
+
+    @flags.reported
+    def refuses(arguments):
+        raise UserError(f"{arguments[0]} is not there")
+
+    assert refuses(["caf\udce9"]) == 2
+    assert printed.buffer.getvalue() == b"error: caf\\udce9 is not there\n"
+    for name in cli.COMMANDS:
+        assert "flags.reported" in inspect.getsource(cli.module(name)), name
 
 
 def test_a_data_folder_whose_name_is_no_text_is_told_in_one_line(tmp_path):
@@ -76,3 +98,102 @@ def test_a_data_folder_whose_name_is_no_text_is_told_in_one_line(tmp_path):
     assert done.returncode == 2
     assert b"caf\\udce9" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def mtl_jax(*arguments: str, **settings) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mtl_jax", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **settings)
+
+
+def test_the_program_is_installed_by_its_name():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"mtl-jax": "mtl_jax.cli:program"}
+    assert callable(cli.program)
+
+
+def test_help_names_every_command_and_flag():
+    printed = mtl_jax("--help").stdout
+    assert all(f"  {name}" in printed and what in printed for name, what in cli.COMMANDS.items())
+    for name in cli.COMMANDS:
+        assert cli.module(name).parser().format_help().startswith(f"usage: mtl-jax {name}")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help")])
+def test_help_waits_for_nothing_heavy(arguments):
+    code = (
+        "import contextlib, sys; from mtl_jax import cli\n"
+        f"with contextlib.suppress(SystemExit): cli.main({list(arguments)})\n"
+        "print(*{'jax', 'numpy', 'flax', 'absl', 'ml_collections', 'rich'} & set(sys.modules), 'end')"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "end"
+    assert time.monotonic() - started < 2  # 0.07 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tarin",), "mtl-jax has no command tarin; did you mean train?"),
+        (("--vers",), "mtl-jax has no flag --vers"),
+        (("eval",), "the following arguments are required: --weights"),
+        (("eval", "--weights", "nowhere"), "neither a work directory"),
+        (("compare", "page.py"), "--out"),
+        (("benchmark", "speed"), "invalid choice: 'speed'"),
+        (("prepare", "--sets", "cifar"), "found 'cifar'"),
+        (("completion", "fish"), "invalid choice: 'fish'"),
+    ],
+)
+def test_a_mistake_in_any_command_is_one_line_and_status_two(arguments, words):
+    done = mtl_jax(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_the_version_is_printed():
+    from mtl_jax import __version__
+
+    assert mtl_jax("--version").stdout == f"mtl-jax {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ((), False),
+        (("--quick",), True),
+        (("--quick=true",), True),
+        (("--quick=False",), False),
+        (("--noquick",), False),
+        (("--quick", "--noquick"), False),
+    ],
+)
+def test_a_switch_is_written_in_several_ways_and_takes_no_word_after_it(written, read):
+    parser = flags.Parser("test", None)
+    flags.add_switch(parser, "quick", "hurries")
+    parser.add_argument("places", nargs="*")
+    options = parser.parse_args([*written, "masks=photos"])
+    assert (options.quick, options.places) == (read, ["masks=photos"])
+
+
+def completed(*words: str) -> set[str]:
+    program = f'{completion.bash()}\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mtl_jax; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", program, "bash", *words], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_bash_completes_commands_flags_and_choices():
+    assert completed("mtl-jax", "") == set(cli.COMMANDS)
+    assert completed("mtl-jax", "ev") == {"eval"}
+    assert completed("mtl-jax", "train", "--wo") == {"--workdir"}
+    assert completed("mtl-jax", "benchmark", "--dtype", "b") == {"bfloat16"}
+    assert completed("mtl-jax", "completion", "z") == {"zsh"}
+
+
+def test_zsh_takes_the_completion_function(tmp_path):
+    (tmp_path / "completion").write_text(completion.zsh())
+    assert "'--workdir=[where the run leaves its files" in completion.zsh()
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed: its completion function is not read by it")
+    subprocess.run(["zsh", "-n", tmp_path / "completion"], check=True)

@@ -1,11 +1,12 @@
 """The command that compares: which runs it starts, which it does not start again, and its exit status."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from mtl_jax.cli import compare as command
 from mtl_jax.workdir import run_record
 
 ROOT = Path(__file__).parent.parent
@@ -47,19 +48,16 @@ def get_config(variant=""):
 
 @pytest.fixture
 def compare(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("compare", ROOT / "scripts" / "compare.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     stub = tmp_path / "train.py"
     stub.write_text(STUB)
-    monkeypatch.setattr(script, "TRAIN", stub)
+    monkeypatch.setattr(command, "TRAIN", (sys.executable, str(stub)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CODE_OF_THE_STUB", run_record.code_digest())
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("MTL_JAX_DATA", raising=False)
     for name, variants in (("page", ()), ("broken", ()), ("many", ("none", "ewc+lwf"))):
         Path(f"{name}.py").write_text(PAGE.format(variants=variants, rate=0.001))
-    return script
+    return command
 
 
 def test_every_variant_is_trained_with_every_seed_and_compared(compare):

@@ -1,6 +1,5 @@
 """Exported files: they answer as the network does, run without this package, and say what they take and give."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from tiny import KINDS, save_checkpoint
 
+from mtl_jax.cli import export as command
 from mtl_jax.errors import UserError
 from mtl_jax.export import check, formats, network
 from mtl_jax.workdir import trained
@@ -51,13 +51,6 @@ def pixels(image) -> np.ndarray:
 @pytest.fixture(scope="module")
 def expected(weights, pixels) -> dict[str, np.ndarray]:
     return jax.device_get(jax.jit(network.answers(trained.load(weights)))(pixels))
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("script_export", Path(__file__).parent.parent / "scripts/export.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def require_onnx() -> None:
@@ -120,7 +113,7 @@ def test_a_norm_and_a_bias_are_part_of_the_convolution_before_them():
 
 def test_the_script_writes_checks_and_describes(weights, tmp_path, capsys):
     flags = ["--weights", str(weights), "--out", str(tmp_path), "--format", "stablehlo", "--tasks", "det,cls"]
-    status = script().main(flags)
+    status = command.main(flags)
     printed = capsys.readouterr().out
     assert status == 0
     assert "stablehlo" in printed
@@ -156,7 +149,7 @@ def test_a_file_that_differs_is_told_by_name_with_status_two(weights, tmp_path, 
 
     monkeypatch.setitem(formats.FORMATS, "wrong", wrong)
     flags = ["--weights", str(weights), "--out", str(tmp_path), "--format", "wrong", "--tasks", "age"]
-    assert script().main(flags) == 2
+    assert command.main(flags) == 2
     error = capsys.readouterr().err
     assert "wrong: age/outputs differs by" in error
     assert error.count("\n") == 1
@@ -172,14 +165,14 @@ def test_a_failed_export_leaves_what_was_there_and_nothing_else(weights, tmp_pat
     (tmp_path / "model.stablehlo").write_text("an earlier one")
     monkeypatch.setitem(formats.FORMATS, "wrong", failing)
     for out in (tmp_path, tmp_path / "new"):
-        assert script().main(["--weights", str(weights), "--out", str(out), "--format", "wrong"]) == 2
+        assert command.main(["--weights", str(weights), "--out", str(out), "--format", "wrong"]) == 2
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model.stablehlo": "an earlier one"}
 
 
 def test_a_network_that_computes_in_bfloat16_is_exported(weights, tmp_path, capsys):
     half = trained.computing_in(trained.load(weights), "bfloat16")
     image = network.input_shape(image_size=SIZE, batch_size=1)
-    (rows, wrong, runs) = script()._make(["stablehlo"], half, tmp_path, image, [np.full((1, SIZE, SIZE, 3), 0.5)])
+    (rows, wrong, runs) = command._make(["stablehlo"], half, tmp_path, image, [np.full((1, SIZE, SIZE, 3), 0.5)])
     assert (len(rows), wrong, list(runs)) == (1, "", ["the network in JAX", "stablehlo"])
 
 
@@ -203,7 +196,7 @@ def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, p
     ],
 )
 def test_a_mistake_is_one_line_and_status_two(weights, tmp_path, capsys, flags, words):
-    assert script().main(["--weights", str(weights), "--out", str(tmp_path), *flags]) == 2
+    assert command.main(["--weights", str(weights), "--out", str(tmp_path), *flags]) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1

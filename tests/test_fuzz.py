@@ -1,7 +1,6 @@
 """Whatever a file holds: it is read, or refused in one line; `make fuzz` tries more of it."""
 
 import csv
-import importlib.util
 import io
 import json
 import shutil
@@ -23,6 +22,8 @@ from test_voc import make_voc
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.cli import train
+from mtl_jax.config import overrides
 from mtl_jax.continual import memory
 from mtl_jax.data import images
 from mtl_jax.data.minis.archives import read_files
@@ -224,14 +225,6 @@ def test_folders_of_images(tmp_path_factory, data):
     verdict(lambda: read_all("image_folder", root, folder="set"), "set")
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts/train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 NUMBER_WORDS = ("nan", "inf", "-inf", "-1", "0", "1", "1.5", "1e400", "1" * 5000, "1000000000")
 ODD_WORDS = (
     "",
@@ -264,18 +257,18 @@ WORDS = PLAIN_WORDS | st.sampled_from(NUMBER_WORDS) | st.sampled_from(ODD_WORDS)
 
 @cases(20)
 @given(st.lists(st.tuples(st.sampled_from(FIELDS) | st.text(max_size=5), WORDS), min_size=1, max_size=2))
-def test_settings_on_the_command_line(script, settings):
+def test_settings_on_the_command_line(settings):
     flags = [f"--config.{field}={word}" for field, word in settings]
-    arguments = ["train.py", "--config", str(ROOT / "configs/quickstart.py"), *flags]
+    arguments = ["--config", str(ROOT / "configs/quickstart.py"), *flags]
 
     def read():
-        config = script._parse(arguments)
+        page, overridden, _ = train.parse(arguments)
+        config = overrides.load(page, overridden)
         config_lib.resolve(config)
         parts = experiment.build(config.to_dict(), data_root=Path("data"))
         stage_plan.plan(config, parts, 0, NOTHING_LEARNT)
 
     verdict(read, "config", "argument", "flag", "expected", "stream", "task")
-    script.flags.FLAGS.unparse_flags()
 
 
 @pytest.fixture(scope="module")

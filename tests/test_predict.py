@@ -14,9 +14,11 @@ from PIL import Image
 from tiny import KINDS, save_checkpoint
 
 from mtl_jax import predict, tasks
+from mtl_jax.cli import predict as command
 from mtl_jax.data.images import decode_image
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry
+from mtl_jax.workdir import predicted_files
 from mtl_jax.workdir.checkpoints import CheckpointError
 
 RECORDS = tasks.build(KINDS)
@@ -111,7 +113,7 @@ def test_a_label_that_would_leave_the_picture_stands_in_its_box():
 def test_every_image_gets_its_own_files_and_an_unreadable_one_is_told(weights, photos, tmp_path, capsys):
     out = tmp_path / "out"
     places = [str(photos / "a" / "*.jpg"), str(photos / "b"), str(photos / "missing.jpg")]
-    status = predict.main(["--weights", str(weights), "--out", str(out), *places])
+    status = command.main(["--weights", str(weights), "--out", str(out), *places])
     errors = capsys.readouterr().err.splitlines()
     assert status == 2
     assert len(errors) == 2
@@ -162,7 +164,7 @@ def test_images_are_found_once_in_order_and_nothing_found_is_told(photos):
 
 def test_names_stay_apart():
     paths = [Path(name) for name in ("a/x.jpg", "a/x.png", "x-2.jpg", "b/x.jpg")]
-    assert predict.names_for(paths) == ["x", "x-2", "x-2-2", "x-3"]
+    assert predicted_files.names_for(paths) == ["x", "x-2", "x-2-2", "x-3"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_names_stay_apart():
 )
 def test_a_mistake_is_one_line_and_status_two(weights, photos, tmp_path, capsys, arguments, words):
     flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), *arguments, str(photos / "a")]
-    assert predict.main(flags) == 2
+    assert command.main(flags) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
@@ -182,7 +184,7 @@ def test_a_mistake_is_one_line_and_status_two(weights, photos, tmp_path, capsys,
 
 def test_no_image_is_overwritten(weights, photos, capsys):
     before = (photos / "b" / "x.png").read_bytes()
-    assert predict.main(["--weights", str(weights), "--out", str(photos / "b"), str(photos / "b")]) == 2
+    assert command.main(["--weights", str(weights), "--out", str(photos / "b"), str(photos / "b")]) == 2
     assert "would be overwritten" in capsys.readouterr().err
     assert (photos / "b" / "x.png").read_bytes() == before
 
@@ -198,8 +200,8 @@ def test_files_of_other_programs_are_not_overwritten_and_named_before_the_start(
     weights, photos, capsys, monkeypatch, name, content
 ):
     (photos / "a" / name).write_text(content)
-    monkeypatch.setattr(predict, "_predict", lambda *arguments, **settings: pytest.fail("started"))
-    assert predict.main(["--weights", str(weights), "--out", str(photos / "a"), str(photos / "a" / "x.jpg")]) == 2
+    monkeypatch.setattr(predict, "by_network", lambda *arguments, **settings: pytest.fail("started"))
+    assert command.main(["--weights", str(weights), "--out", str(photos / "a"), str(photos / "a" / "x.jpg")]) == 2
     error = capsys.readouterr().err
     assert f"{name} there did not come from predictions and would be overwritten" in error
     assert error.count("\n") == 1
@@ -209,7 +211,7 @@ def test_files_of_other_programs_are_not_overwritten_and_named_before_the_start(
 def test_predictions_beside_their_images_are_replaced_and_not_looked_at(weights, photos, capsys):
     flags = ["--weights", str(weights), "--tasks", "seg,age", "--out", str(photos / "a"), str(photos / "a")]
     for _ in range(2):
-        assert predict.main(flags) == 0
+        assert command.main(flags) == 0
         assert capsys.readouterr().out.count(" -> ") == 1
     assert {path.name for path in (photos / "a").iterdir()} == {"x.jpg", "x.json", "x.png", "x.seg.mask.png"}
 
@@ -220,7 +222,7 @@ def test_a_name_that_is_not_utf_8_is_an_image_like_another(weights, photos, tmp_
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict", write_through=True))
     flags = ["--weights", str(weights), "--tasks", "age", "--out", str(tmp_path / "out"), str(photos / "a")]
-    assert predict.main(flags) == 0
+    assert command.main(flags) == 0
     assert b"caf\\udce9.jpg -> " in printed.getvalue()
     (record,) = (tmp_path / "out").glob("*.json")
     assert json.loads(record.read_bytes())["image"] == str(photos / "a" / odd)
@@ -228,19 +230,19 @@ def test_a_name_that_is_not_utf_8_is_an_image_like_another(weights, photos, tmp_
 
 def test_names_do_not_meet_another_s_maps_or_differ_in_case_alone():
     paths = [Path(name) for name in ("x.jpg", "x.seg.mask.png", "X.png", "y.seg.mask.png", "y.jpg")]
-    assert predict.names_for(paths, ["seg"]) == ["x", "x.seg.mask-2", "X-2", "y.seg.mask", "y-2"]
+    assert predicted_files.names_for(paths, ["seg"]) == ["x", "x.seg.mask-2", "X-2", "y.seg.mask", "y-2"]
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(weights, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").symlink_to(weights)
-    assert predict.main(["--weights", "~/run", "--tasks", "age", "--out", "~/found", "~/a/*.jpg"]) == 0
+    assert command.main(["--weights", "~/run", "--tasks", "age", "--out", "~/found", "~/a/*.jpg"]) == 0
     assert (tmp_path / "found" / "x.json").is_file()
 
 
 @pytest.mark.parametrize("threshold", [math.nan, -0.1, 1.5])
 def test_a_threshold_that_is_no_score_is_refused(weights, photos, capsys, threshold):
-    assert predict.main(["--weights", str(weights), "--threshold", str(threshold), str(photos / "a")]) == 2
+    assert command.main(["--weights", str(weights), "--threshold", str(threshold), str(photos / "a")]) == 2
     assert "expected a score from 0 to 1" in capsys.readouterr().err
     with pytest.raises(UserError, match="expected a score from 0 to 1"):
         next(predict.predict(weights, [photos / "a" / "x.jpg"], threshold=threshold))

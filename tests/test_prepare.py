@@ -424,7 +424,9 @@ def test_the_command_downloads_from_a_mirror_and_says_what_it_did(
     pinned(archives)
     server.files = archives
     monkeypatch.setattr("mtl_jax.data.minis.prepare.load_id_list", lambda name: id_list)
-    monkeypatch.setitem(command.__globals__, "describe", lambda name, data_root: [f"{name} in {data_root} was seen"])
+    monkeypatch.setattr(
+        "mtl_jax.data.minis.prepared.describe", lambda name, data_root: [f"{name} in {data_root} was seen"]
+    )
     mirror = f"imagenette={server.url}/"
     assert command(["--data_root", str(tmp_path), "--sets", "imagenette", "--base_url", mirror]) == 0
     done, seen = capfd.readouterr().out.splitlines()

@@ -1,0 +1,107 @@
+"""Measures speed and memory: `mtl-jax benchmark step --peer torch --json step.json`."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.benchmarks import commands
+from mtl_jax.cli import flags
+
+
+def parser() -> flags.Parser:
+    """Returns the command's flags."""
+    epilog = "\n".join(f"{name}: {command.__doc__}" for name, command in commands.COMMANDS.items())
+    parser = flags.Parser("benchmark", __doc__, epilog=epilog)
+    parser.add_argument("what", choices=tuple(commands.COMMANDS), help="what is measured, see below")
+    parser.add_argument("--peer", choices=("", "torch"), default="", help="compare with PyTorch, eager and compiled")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--image_size", type=int, default=512, help="px, a multiple of 32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what JAX computes in")
+    parser.add_argument("--repeats", type=int, default=10, help="timed computations of each side")
+    parser.add_argument("--data_root", type=Path, default=Path(os.environ.get("MTL_JAX_DATA", "data")))
+    parser.add_argument("--methods", default="", help="of `balance`: names with commas between; all by default")
+    parser.add_argument("--runs", default="", help="of `sharing`: finished trainings, shared=DIR,plain=DIR")
+    parser.add_argument("--svg", type=Path, help="of `sharing`: draw what the runs reached against what networks cost")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of `gpu`: ends with what it has by then")
+    parser.add_argument("--quick", action="store_true", help="of `gpu`: tiny sizes, as without a GPU")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser
+
+
+@flags.reported
+def main(arguments: Sequence[str]) -> int:
+    """Prints one table; returns 0, or 2 for a user's mistake."""
+    options = vars(parser().parse_args(arguments))
+    what, path = options.pop("what"), options.pop("json")
+    about = {"command": ["mtl-jax", "benchmark", *arguments], "machine": _machine()}
+    try:
+        rows = commands.COMMANDS[what](commands.Options(**options, on_rows=functools.partial(_write, path, about)))
+        _print(what, rows)
+        _write(path, about, rows)
+    except OSError as error:
+        return flags.fail(error)
+    return 0
+
+
+def _write(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Replaces the file as a whole, so that a run which is ended early leaves what it had."""
+    if path:
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        part.replace(path)
+
+
+def _print(what: str, rows: list[dict[str, Any]]) -> None:
+    if what == "gpu":  # in plain text, as a bare machine prints it too
+        from mtl_jax.benchmarks import gpu
+
+        print(gpu.tables(rows))
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(_table(rows))
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    varied = [name for name in names if len({str(row.get(name)) for row in rows}) > 1 or len(rows) == 1]
+    table = Table(*varied)
+    for row in rows:
+        table.add_row(*(_cell(row.get(name, "")) for name in varied))
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _machine() -> dict[str, Any]:
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "optax", "torch"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.date.today().isoformat(),
+    }

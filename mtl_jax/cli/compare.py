@@ -1,0 +1,247 @@
+"""Trains several configurations over several seeds and puts them side by side.
+
+mtl-jax compare --out runs/ablation --seeds 0,1,2 configs/ablation_seq.py
+mtl-jax compare --out runs/ways configs/seq.py "branched=configs/seq.py:branched" -- --config.data_root=data
+
+What stands after -- is for every run; {seed} in it, or in a variant's overrides, becomes the run's seed.
+A run is known by its resolved configuration, its code and its data: where page, flags or data have changed, it is
+trained again, and the old one kept beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtl_jax.cli import flags
+
+TRAIN = (sys.executable, "-m", "mtl_jax", "train")
+
+
+class Variant(NamedTuple):
+    """One configuration."""
+
+    label: str
+    arguments: tuple[str, ...]  # of `mtl-jax train`
+
+
+def parser() -> flags.Parser:
+    """Returns the command's flags."""
+    parser = flags.Parser("compare", __doc__)
+    parser.add_argument("variants", nargs="+", help='"[label=]page.py[:argument] [--config.field=value …]"')
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the comparison")
+    parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
+    return parser
+
+
+@flags.reported
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 0, 1 where a run failed, 2 for a user's mistake."""
+    arguments = list(arguments)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser().parse_args(arguments[:cut])
+    options.out = options.out.expanduser()
+    common = tuple(arguments[cut + 1 :])
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"--seeds is {options.seeds}; expected different whole numbers from 0, such as 0,1,2")
+        variants = [variant for text in options.variants for variant in parse(text)]
+        labels = [_folder(variant.label) for variant in variants]
+        repeated = {label for label in labels if labels.count(label) > 1}
+        if repeated:
+            raise ValueError(f"several variants are called {', '.join(sorted(repeated))}; label them: name=page.py")
+        for variant in variants:  # a mistake in the last is reported before the first is trained
+            resolved(_arguments(variant, seeds[0], common))
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        return flags.fail(error)
+    return compare(options.out, variants, seeds, common)
+
+
+def parse(text: str) -> list[Variant]:
+    """Reads one positional argument; a page with VARIANTS and no argument gives one variant for each of them.
+
+    Raises:
+        UserError: the page is not there, or cannot be read.
+    """
+    from mtl_jax.config import load_page
+
+    page, *overrides = shlex.split(text)
+    label, equals, rest = page.partition("=")
+    page = rest if equals else page
+    path, colon, argument = page.partition(":")
+    variants = getattr(load_page(Path(path)), "VARIANTS", ())
+    names = () if colon else variants
+    if names:
+        prefix = f"{label} " if equals else ""
+        return [Variant(prefix + name, (f"--config={path}:{name}", *overrides)) for name in names]
+    shown = [
+        Path(path).stem + (f":{argument}" if colon else ""),
+        *(word.removeprefix("--config.") for word in overrides),
+    ]
+    return [Variant(label if equals else " ".join(shown), (f"--config={page}", *overrides))]
+
+
+def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[str, ...]) -> int:
+    """Trains what is not trained yet, and rewrites the comparison after every run."""
+    from mtl_jax.errors import UserError
+    from mtl_jax.report import comparison
+    from mtl_jax.workdir.files import replace_text
+
+    results, failed, started = [], 0, time.monotonic()
+    runs = [(variant, seed) for seed in seeds for variant in variants]  # a first look at all of them comes early
+    for number, (variant, seed) in enumerate(runs, 1):
+        workdir = out / _folder(variant.label) / f"seed_{seed}"
+        minutes = (time.monotonic() - started) / 60
+        print(f"[{number}/{len(runs)}] {variant.label}, seed {seed} ({minutes:.0f} min so far)", flush=True)
+        problem = train(workdir, _arguments(variant, seed, common))
+        try:
+            result = None if problem else comparison.read(variant.label, seed, workdir)
+        except UserError as error:
+            result, problem = None, str(error)
+        if result is None:
+            failed += 1
+            print(f"  failed: {problem or 'no contract.json was written'}", flush=True)
+            continue
+        print(f"  contract {'PASSED' if result.contract['passed'] else 'BROKEN'}", flush=True)
+        order = [variant.label for variant in variants]
+        results = sorted([*results, result], key=lambda each: (order.index(each.variant), each.seed))
+        replace_text(out / "comparison.md", comparison.as_markdown(results))
+        replace_text(out / "comparison.csv", comparison.as_csv(results))
+        replace_text(out / "comparison.html", comparison.as_html(out.name, results))
+        replace_text(out / "training_history.json", comparison.as_history(results))
+        replace_text(out / "heatmaps.svg", comparison.heatmaps_svg(results))
+        replace_text(out / "tradeoffs.svg", comparison.tradeoffs_svg(results))
+    if results:
+        print(f"\n{comparison.as_markdown(results)}\n{out}/comparison.html")
+    return 1 if failed else 0
+
+
+def _arguments(variant: Variant, seed: int, common: tuple[str, ...]) -> tuple[str, ...]:
+    given = [word.replace("{seed}", str(seed)) for word in (*variant.arguments, *common)]
+    return (*given, f"--config.seed={seed}")
+
+
+def train(workdir: Path, arguments: tuple[str, ...]) -> str:
+    """Trains a run, unless it is finished with the same settings and data; returns what went wrong, or nothing."""
+    from mtl_jax.errors import UserError
+    from mtl_jax.workdir.files import write_json
+
+    try:
+        found = look(workdir, arguments)
+    except UserError as error:
+        return str(error)
+    if found.changed:
+        place = _set_aside(workdir)
+        print(f"  trained again ({'; '.join(found.changed[:3])}); the old run is kept in {place}", flush=True)
+    if found.is_done and not found.changed:
+        if found.other_code:
+            print(f"  was trained with other code of the package; remove {workdir} to train it again", flush=True)
+        return ""
+    log = workdir.with_name(f"{workdir.name}.log")
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        command = [*TRAIN, *arguments, f"--workdir={workdir}"]
+        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    if status:
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        return f"{lines[-1] if lines else 'nothing was printed'} (exit status {status}, {log})"
+    write_json(_record(workdir), {"arguments": list(arguments), "data": found.data})
+    return ""
+
+
+def resolved(arguments: tuple[str, ...]) -> Any:
+    """Returns the configuration of a run.
+
+    Raises:
+        UserError: the page or a setting is wrong.
+    """
+    from mtl_jax import config as config_lib
+    from mtl_jax.config import overrides
+
+    page, changes, _ = overrides.split(arguments)
+    config = overrides.load(page, changes)
+    config_lib.resolve(config)
+    return config
+
+
+class Found(NamedTuple):
+    """What a work directory holds, beside what is asked of it."""
+
+    is_done: bool  # finished, and judged by the limits that are asked for
+    changed: list[str]  # what of the settings or data is other than when it was trained
+    other_code: bool
+    data: str  # a digest of the data of now
+
+
+def look(workdir: Path, arguments: tuple[str, ...]) -> Found:
+    """Compares a run with what is asked of it: its resolved configuration, its code and its data.
+
+    Raises:
+        UserError: the page or a setting is wrong, or a file of the run is damaged.
+    """
+    from mtl_jax import config as config_lib
+    from mtl_jax.workdir import continuation, run_record
+    from mtl_jax.workdir.files import read_json, without_nan
+
+    config = resolved(arguments)
+    asked, data = without_nan(config.to_dict()), data_digest(config)
+    trained = read_json(workdir / run_record.RECORD)
+    if trained is None:
+        return Found(is_done=False, changed=[], other_code=False, data=data)
+    before = without_nan(config_lib.completed(trained.get("config", {})))
+    changed = continuation.differences(continuation.learnt_from(before), continuation.learnt_from(asked))
+    record = json.loads(_record(workdir).read_text()) if _record(workdir).is_file() else {}
+    if isinstance(record, dict) and record.get("data", data) != data:
+        changed.append("files of its datasets have changed")
+    is_done = (workdir / "contract.json").is_file() and before["contract"] == asked["contract"]
+    return Found(is_done, changed, trained.get("code") != run_record.code_digest(), data)
+
+
+def data_digest(config: Any) -> str:
+    """Digests names and sizes of the files below the folders that a configuration's sources read."""
+    from mtl_jax import config as config_lib
+
+    root, digest = config_lib.data_root(config), hashlib.sha256()
+    for name, stream in sorted(config.streams.items()):
+        given = {**_defaults(stream.source), **stream.options.to_dict()}.values()
+        folders = {root / value for value in given if isinstance(value, str) and value and (root / value).is_dir()}
+        for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
+            digest.update(os.fsencode(f"{name}/{path.relative_to(root)}:{path.stat().st_size}\n"))
+    return digest.hexdigest()[:16]
+
+
+def _defaults(source: str) -> dict[str, Any]:
+    from mtl_jax.data.sources.registry import SOURCES
+
+    parameters = inspect.signature(SOURCES[source]).parameters.values() if source in SOURCES else ()
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def _record(workdir: Path) -> Path:
+    return workdir.with_name(f"{workdir.name}.json")
+
+
+def _set_aside(workdir: Path) -> Path:
+    places = (workdir.with_name(f"{workdir.name}.old-{number}") for number in itertools.count(1))
+    place = next(each for each in places if not each.exists())
+    _record(workdir).unlink(missing_ok=True)
+    return workdir.rename(place)
+
+
+def _folder(label: str) -> str:
+    """A label as a folder's name; those that lose characters keep apart by a digest."""
+    name = re.sub(r"[^\w.+=-]+", "_", label).strip("._") or "variant"
+    return name if name == label else f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"

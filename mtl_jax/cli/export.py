@@ -1,0 +1,161 @@
+"""Writes a trained network as files that run without this package, and checks them.
+
+mtl-jax export --weights runs/seq --out exported --images "data/mini-coco-det/val/*.jpg"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.cli import flags
+
+REPEATS = 20  # timed calls
+
+
+def parser() -> flags.Parser:
+    """Returns the command's flags."""
+    parser = flags.Parser("export", __doc__)
+    flags.add_weights(parser)
+    parser.add_argument("--out", required=True, type=Path, help="folder of the files")
+    parser.add_argument("--format", default="stablehlo,onnx", help="one or both")
+    parser.add_argument("--image_size", type=int, default=0, help="px, a multiple of 32; as validated if not given")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
+    return parser
+
+
+@flags.reported
+def main(arguments: Sequence[str]) -> int:
+    """Prints sizes, differences and latencies; returns 0, or 2 for a user's mistake or a file that differs."""
+    options = parser().parse_args(arguments)
+    # Imported after the flags: --help should not wait for JAX.
+    from mtl_jax.runtime import compilation
+
+    compilation.enable_cache()
+    try:
+        problem = _export(options)
+    except OSError as error:
+        problem = f"{options.out} cannot be written ({error.strerror}); name another folder with --out"
+    return flags.fail(problem) if problem else 0
+
+
+def _export(options: argparse.Namespace) -> str:
+    """Writes the files once all of them are made and checked; returns what is wrong with them, or nothing."""
+    from mtl_jax.export import formats, network
+    from mtl_jax.workdir import trained
+
+    names = list(dict.fromkeys(name.strip() for name in options.format.split(",")))
+    if problem := _mistake(names, options):
+        return problem
+    model = trained.load(options.weights, tasks=options.tasks)
+    view = network.input_view(model)
+    view = view._replace(image_size=options.image_size or view.image_size)
+    image = network.input_shape(image_size=view.image_size, batch_size=options.batch_size)
+    batches = list(_batches(options.images, image.shape, crop=view.crop))
+    description = network.describe(model, image)
+    for name in names:
+        formats.require_packages(name)
+    out = options.out.expanduser()
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        # Made in a folder of its own, so that nothing half done is left where the files belong.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as drafts:
+            rows, wrong, runs = _make(names, model, Path(drafts), image, batches)
+            if wrong:
+                return wrong
+            description["files"] = {name: row[1].name for name, row in zip(names, rows, strict=True)}
+            (Path(drafts) / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+            for draft in Path(drafts).iterdir():
+                draft.replace(out / draft.name)
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
+    _tell(model, view, description)
+    _show([(label, str(out / path.name), *rest) for label, path, *rest in rows], runs, batches[0])
+    return ""
+
+
+def _mistake(names: list[str], options: argparse.Namespace) -> str:
+    """What is wrong with the flags, or nothing."""
+    from mtl_jax.export import formats
+
+    if unknown := [name for name in names if name not in formats.FORMATS]:
+        return f"--format names {', '.join(unknown)}; expected some of {', '.join(formats.FORMATS)}"
+    if options.batch_size < 1:
+        return f"--batch_size is {options.batch_size}; expected 1 or more"
+    if options.image_size < 0:
+        return f"--image_size is {options.image_size}; expected a multiple of 32, or 0 for the size of validation"
+    return ""
+
+
+def _make(
+    names: list[str], model: Any, folder: Path, image: Any, batches: list[Any]
+) -> tuple[list[tuple[Any, ...]], str, dict[str, Any]]:
+    """Writes and checks each format; returns their rows of the table, what differs, and all that can be timed."""
+    from mtl_jax.export import check, formats
+
+    rows, wrong, runs = [], [], {"the network in JAX": check.reference(model)[0]}
+    for name in names:
+        exported = formats.FORMATS[name](model, folder, image)
+        network = exported.network or model
+        limit = check.MAX_DIFFERENCE[network.config["model"]["compute_dtype"]]
+        apart = check.differences(network, check.reference(network)[1], exported.check, batches)
+        worst = max(apart, key=lambda key: apart[key])
+        wrong += [
+            f"{name}: {key} differs by {apart[key]:.1e}, expected at most {limit} of the largest magnitude"
+            for key in apart
+            if not apart[key] <= limit
+        ]
+        runs[name] = exported.run
+        size = f"{exported.path.stat().st_size / 1e6:.1f}"
+        rows.append((name, exported.path, size, f"{apart[worst]:.1e} ({worst})"))
+    return rows, "; ".join(wrong), runs
+
+
+def _tell(model: Any, view: Any, description: dict[str, Any]) -> None:
+    """Says what was exported, and where the files are used otherwise than the network was."""
+    print(f"{model.path}, stage {model.stage}: {', '.join(model.names)}; the files take {view}")
+    if model.config["model"]["compute_dtype"] != "float32" and "onnx" in description["files"]:
+        print("note: model.onnx computes in float32, and is compared with the network in float32")
+    for name, task in description["tasks"].items():
+        if task["validated_on"] != str(view):
+            print(f"note: {name} was validated on {task['validated_on']}, the files take {view}")
+
+
+def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterator[Any]:
+    """Images as the files take them, or without any blotches of colour."""
+    import numpy as np
+
+    from mtl_jax import predict
+    from mtl_jax.data import pipeline
+    from mtl_jax.data.images import decode_image
+
+    size, count = shape[1:3], shape[0]
+    if not places:
+        blotches = np.random.default_rng(0).random((count, size[0] // 16, size[1] // 16, 3), np.float32)
+        yield blotches.repeat(16, axis=1).repeat(16, axis=2)
+        return
+    paths = predict.find_images(places)
+    for first in range(0, len(paths), count):
+        images = [decode_image(path) for path in paths[first : first + count]]
+        yield pipeline.fitted(images, size=(size[0], size[1]), batch_size=count, crop=crop)[0]
+
+
+def _show(rows: list[tuple[str, ...]], runs: dict[str, Any], pixels: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mtl_jax.export import check
+
+    times = check.latencies_ms(runs, pixels, repeats=REPEATS)
+    table = Table("format", "file", "MB", "largest difference (of)", "median ms")
+    for row in [("the network in JAX", "", "", ""), *rows]:
+        table.add_row(*row, f"{times[row[0]]:.1f}")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,0 +1,74 @@
+"""Looks at one's own data: what it holds, what seems wrong with it, and images with their labels drawn in.
+
+mtl-jax inspect masks=photos/masks boxes=labels.json classes=flowers/ --out inspect.html
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtl_jax.cli import flags
+from mtl_jax.errors import UserError
+
+MOST_IMAGES = 200  # of a dataset: a page of more takes long to open
+TOLD_SECONDS = 10.0  # between two lines while images are looked at
+
+
+def parser() -> flags.Parser:
+    """Returns the command's flags."""
+    parser = flags.Parser("inspect", __doc__)
+    parser.add_argument("labels", nargs="+", metavar="KIND=PATH", help="a kind of label, and a folder or file of it")
+    parser.add_argument("--out", type=Path, default=Path("inspect.html"), help="the page of images; inspect.html")
+    parser.add_argument("--images", type=int, default=24, help="most that are shown of a dataset")
+    flags.add_val_share(parser)
+    flags.add_minutes(parser)
+    return parser
+
+
+@flags.reported
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table that training prints and what seems wrong, and writes the page; returns 0, or 2."""
+    options = parser().parse_args(arguments)
+    if not 1 <= options.images <= MOST_IMAGES:
+        raise UserError(f"--images is {options.images}; expected 1 to {MOST_IMAGES}")
+    from mtl_jax.cli import own_run
+    from mtl_jax.own_data import asked, contact_sheet, inspection
+    from mtl_jax.workdir import data_record, files
+
+    choices, _ = own_run.look(asked.parse(options.labels), options)
+    inspected = [
+        inspection.inspect(
+            choice.found,
+            val_share=options.val_share,
+            cache=data_record.cache_folder(),
+            on_progress=_progress(choice.found.asked.name),
+        )
+        for choice in choices
+    ]
+    leaks = inspection.leaks(inspected)
+    for line in [*leaks, *(line for each in inspected for line in each.suspicious)]:
+        print(f"suspicious: {line}")
+    out = options.out.expanduser()
+    try:
+        files.replace_text(out, contact_sheet.render(inspected, leaks, images=options.images))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); name another file with --out") from error
+    print(f"images with their labels: {out}")
+    return 0
+
+
+class _progress:
+    """Says now and then how many images were looked at: in one line that changes, or in lines of a log."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._told = name, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        live = sys.stderr.isatty()
+        if live or time.monotonic() - self._told > TOLD_SECONDS:
+            self._told = time.monotonic()
+            end = ("\n" if done == total else "\r") if live else "\n"
+            print(f"{self._name}: {done} of {total} images looked at", end=end, file=sys.stderr, flush=True)

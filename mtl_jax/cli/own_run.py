@@ -1,0 +1,141 @@
+"""A run on one's own data: looks at it, says what is there, and writes the page that is trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtl_jax import config as config_lib
+from mtl_jax.errors import UserError
+from mtl_jax.models.backbones import published
+from mtl_jax.own_data import asked as asked_lib
+from mtl_jax.own_data import choices as choices_lib
+from mtl_jax.own_data import found as found_lib
+from mtl_jax.own_data import machine as machine_lib
+from mtl_jax.own_data import page as page_lib
+from mtl_jax.own_data import table
+from mtl_jax.workdir.run_record import RECORD
+
+BACKBONE = "mobilenet_v3_small"
+OFFER = f"--pretrained {BACKBONE} downloads features learnt on ImageNet once (10 MB), from which far more is learnt"
+# Files of its features, under the names that people have them by.
+FEATURES = ("mobilenet_v3_small_features.npz", "mobilenet_v3_small_features.pth", "mobilenet_v3_small-047dcff4.pth")
+
+
+def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
+    """Looks at the data and writes a page, unless the work directory holds a run of the same command.
+
+    Args:
+        options: of `mtl-jax train`.
+
+    Returns:
+        Page and work directory of each run, in their order: with --alone the baselines first.
+
+    Raises:
+        UserError: data that cannot be read, or a work directory of another command.
+    """
+    _check(options)
+    asked = asked_lib.parse(options.labels)
+    names = [each.name for each in asked]
+    workdir = Path(options.workdir or f"runs/{'-'.join(names)}").expanduser()
+    page = workdir / page_lib.FILE
+    baselines = {name: workdir / f"{page_lib.ALONE}{name}" for name in names} if options.alone else {}
+    main = page_lib.TOGETHER if options.together else page_lib.ONE_AFTER_ANOTHER
+    runs = [(f"{page}:{page_lib.ALONE}{name}", place) for name, place in baselines.items()]
+    runs.append((f"{page}:{main}", workdir))
+    made_from = json.dumps([*map(str, asked), options.minutes, options.val_share, options.alone, options.pretrained])
+    if any((place / RECORD).exists() for _, place in runs):
+        _require_same(page, made_from)
+        print(f"goes on with {page}")
+        return runs
+    choices, machine = look(asked, options)
+    pretrained = _pretrained(options.pretrained)
+    page_lib.write(
+        page,
+        choices,
+        name=workdir.name,
+        made_from=made_from,
+        val_share=options.val_share,
+        pretrained=pretrained,
+        baselines={name: str(place.absolute()) for name, place in baselines.items()},
+    )
+    _say(page, choices, machine, pretrained, alone=options.alone)
+    return runs
+
+
+def look(
+    asked: Sequence[asked_lib.Asked], options: argparse.Namespace
+) -> tuple[tuple[choices_lib.Choice, ...], machine_lib.Machine]:
+    """Looks at all datasets, and prints what was found and chosen.
+
+    Raises:
+        UserError: data that cannot be read.
+    """
+    found = [found_lib.look(each, val_share=options.val_share) for each in asked]
+    machine = machine_lib.measure()
+    choices = choices_lib.choose(found, machine, minutes=options.minutes)
+    table.show(found, choices)
+    return choices, machine
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.coordinator or options.distributed or options.num_processes or options.process_id >= 0:
+        raise UserError(
+            "expected --config to train in several processes, found labels: start once in one process, and then the "
+            "page that it has written to the work directory"
+        )
+    if not options.minutes > 0:
+        raise UserError(f"--minutes is {options.minutes:g}; expected more than 0")
+
+
+def _require_same(page: Path, made_from: str) -> None:
+    before = page_lib.made_from(page)
+    if before != made_from:
+        was = f"its page was made from {before}" if before else f"there is no {page}"
+        raise UserError(
+            f"{page.parent} holds a run of another command ({was}); name another --workdir, or go on with --config"
+        )
+
+
+def _pretrained(given: str | None) -> str:
+    """The features that are given, or else those that are on this machine, or else what a user lets be downloaded."""
+    if given is not None:
+        return given
+    root = config_lib.data_root(config_lib.base())
+    for name in (*FEATURES, BACKBONE):
+        try:
+            found = published.find(name, backbone=BACKBONE, data_root=root, offline=True)
+        except UserError:
+            continue
+        return name if name == BACKBONE else str(found.absolute())
+    return BACKBONE if _is_download_wanted() else ""
+
+
+def _is_download_wanted() -> bool:
+    """Asks in a terminal; a log has nobody to answer."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    answer = input(f"Features of {BACKBONE} learnt on ImageNet are not here. Download them once (10 MB)? [Y/n] ")
+    return answer.strip().lower() in ("", "y", "yes")
+
+
+def _say(
+    page: Path,
+    choices: Sequence[choices_lib.Choice],
+    machine: machine_lib.Machine,
+    pretrained: str,
+    *,
+    alone: bool,
+) -> None:
+    for choice in choices:
+        for note in choice.found.notes:
+            print(f"note: {choice.found.asked.name}: {note}")
+    seconds = machine.start_seconds + sum(machine.stage_seconds + choice.seconds for choice in choices)
+    minutes = seconds / 60 * (2 if alone else 1)
+    start = f"from the features in {pretrained}" if pretrained else f"from random weights; {OFFER}"
+    print(f"starts {start}")
+    print(f"takes about {minutes:.0f} min on {machine}; --minutes changes that")
+    print(f"page: {page}, to be edited and trained with --config")
