@@ -11,7 +11,7 @@ from mtl_jax.workdir.metrics_log import FIELDS, MetricsLog, read
 
 
 def plain_log(workdir, **options):
-    return MetricsLog(workdir, **{"tensorboard": False, "clock": lambda: 12.3456} | options)
+    return MetricsLog(workdir, **{"trackers": (), "clock": lambda: 12.3456} | options)
 
 
 def log_steps(log, steps):
@@ -180,7 +180,7 @@ def test_event_files_can_be_left_out(tmp_path):
     "change", [{"value": float("nan")}, {"epoch": "1"}, {"stage": ["seg"]}, {"time": None}, {"value": 10**400}]
 )
 def test_a_line_with_a_value_that_was_never_logged_is_refused(tmp_path, change):
-    with MetricsLog(tmp_path, tensorboard=False) as log:
+    with MetricsLog(tmp_path, trackers=()) as log:
         log.log(1, 0.5, "seg", "train", None, "loss", 1.0)
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")

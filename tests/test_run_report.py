@@ -63,7 +63,7 @@ def test_a_bar_shows_whose_the_parameters_are():
 def fill(workdir, task="seg", stage="det"):
     """A work directory of two stages, the first task having lost a quarter."""
     workdir.mkdir(exist_ok=True)
-    with MetricsLog(workdir, tensorboard=False) as log:
+    with MetricsLog(workdir, trackers=()) as log:
         for step in range(1, 7):
             name = task if step <= 3 else stage
             log.log(step, step, name, "train", task, "loss", 1.0 / step)

@@ -38,6 +38,12 @@ def parser() -> flags.Parser:
     parser.add_argument("--workdir", metavar="DIR", help="where the run leaves its files; runs/<name> by default")
     flags.add_switch(parser, "smoke", "two steps a stage on a handful of images, every file still written")
     flags.add_switch(parser, "enforce_contract", "exit with status 3 when the contract is broken")
+    parser.add_argument(
+        "--track",
+        default="tensorboard",
+        metavar="NAMES",
+        help="where figures and report go too: tensorboard, wandb, mlflow, with commas between, or none",
+    )
     _add_own_data(parser.add_argument_group("of one's own data"))
     together = parser.add_argument_group("in several processes")
     together.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
@@ -129,8 +135,10 @@ def train(config: Any, workdir: Path, options: argparse.Namespace, *, command: s
     from mtl_jax.runtime import compilation, devices
     from mtl_jax.runtime.preemption import SAVED, Preempted, Preemption
     from mtl_jax.training.train_loop import train_and_evaluate
+    from mtl_jax.workdir import tracking
     from mtl_jax.workdir.checkpoints import CheckpointError
 
+    track = tracking.parse(options.track)
     logging.set_verbosity(logging.ERROR)  # of what Orbax says
     together = is_one_of_several(options)
     compilation.enable_cache()
@@ -138,7 +146,7 @@ def train(config: Any, workdir: Path, options: argparse.Namespace, *, command: s
         if together:
             devices.join(options.coordinator, process_count=options.num_processes, process_id=options.process_id)
         with Preemption() as preemption:
-            contract = train_and_evaluate(config, workdir, command=command, preemption=preemption)
+            contract = train_and_evaluate(config, workdir, command=command, preemption=preemption, track=track)
     except Preempted:
         print(SAVED, file=sys.stderr, flush=True)
         if together:

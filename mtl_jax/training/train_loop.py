@@ -7,7 +7,7 @@ import itertools
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,12 @@ from mtl_jax.workdir.metrics_log import MetricsLog
 
 
 def train_and_evaluate(
-    config: Any, workdir: str | Path, *, command: str = "", preemption: Preemption | None = None
+    config: Any,
+    workdir: str | Path,
+    *,
+    command: str = "",
+    preemption: Preemption | None = None,
+    track: Sequence[str] = ("tensorboard",),
 ) -> dict[str, Any]:
     """Trains every stage of a config, or what is left of it, and judges the contract.
 
@@ -52,6 +57,7 @@ def train_and_evaluate(
         workdir: where the run's files go; a run that is there already is continued.
         command: for the record in `config.json`.
         preemption: asked after every step whether to save and end; None never ends early.
+        track: keys of `workdir.tracking.TRACKERS`, which get all figures, the configuration and the report.
 
     Returns:
         The contract, as written to `contract.json`.
@@ -62,7 +68,7 @@ def train_and_evaluate(
         Preempted: the run was asked to end, and has saved.
     """
     try:
-        return _train_and_evaluate(config, Path(workdir).expanduser(), command, preemption or Preemption())
+        return _train_and_evaluate(config, Path(workdir).expanduser(), command, preemption or Preemption(), track)
     except OSError as error:
         raise UserError(
             f"{error.filename or workdir}: {error.strerror or error}; the checkpoints in {workdir} are intact, and the "
@@ -70,7 +76,9 @@ def train_and_evaluate(
         ) from error
 
 
-def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Preemption) -> dict[str, Any]:
+def _train_and_evaluate(
+    config: Any, workdir: Path, command: str, preemption: Preemption, track: Sequence[str]
+) -> dict[str, Any]:
     config_lib.resolve(config)
     reading.complete(config)
     dry_run.check_arguments(config)
@@ -93,7 +101,9 @@ def _train_and_evaluate(config: Any, workdir: Path, command: str, preemption: Pr
         run_record.claim(written, config.to_dict(), command=command, trains=done < len(config.order))
         if done < len(config.order):  # else the data there is what the figures are of
             data.write(written)
-        log = stack.enter_context(MetricsLog(written))
+        asked = tuple(track) if devices.is_primary() else ()
+        log = MetricsLog(written, trackers=asked, name=workdir.name, config=config.to_dict())
+        stack.enter_context(log)
         predict = evaluate.make_predict(parts.model, parts.tasks)
         run = Run(config, parts, predict, workdir, written, log, preemption, data.digests())
         _tell_unmeasured(parts)
@@ -345,4 +355,6 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
         batches = experiment.eval_batches(run.parts, stream)
         shown |= pictures.render(run.predict, learnt.variables, batches, asked, count=run.config.example_images)
     run_report.write(run.written, examples=shown)
+    for name in ("report.html", "contract.json"):
+        run.log.artifact(run.written / name)
     return verdict

@@ -1,24 +1,21 @@
-"""What happened in a run: `metrics.jsonl`, one JSON object per line, and the same as TensorBoard events."""
+"""What happened in a run: `metrics.jsonl`, one JSON object per line, and the same to trackers, such as TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import Any, SupportsFloat
 
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import tracking
 from mtl_jax.workdir.files import replace_text
 
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
-
 FILE_NAME = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 NUMBER = (int, float)
 FIELDS: dict[str, tuple[type, ...]] = {
     "step": (int,),
@@ -38,21 +35,32 @@ class MetricsLog:
     Each line is written whole and flushed: a killed run leaves at most one torn; the next start drops it.
     """
 
-    def __init__(self, workdir: Path, *, tensorboard: bool = True, clock: Callable[[], float] = time.time) -> None:
-        """Names the work directory; files are opened by `with`.
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        trackers: Sequence[str] = ("tensorboard",),
+        name: str = "",
+        config: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Names the work directory; files are opened by `with`, and trackers by the first event.
 
         Args:
             workdir: created where missing.
-            tensorboard: also write event files (its import takes a second).
+            trackers: keys of `tracking.TRACKERS`, which get the same events.
+            name: of the run, for them; the folder's by default.
+            config: of the run, for them, as plain values.
             clock: returns seconds since 1970; replaced in tests.
         """
         self._workdir = workdir
         self._path = workdir / FILE_NAME
-        self._tensorboard = tensorboard
+        self._names = tuple(trackers)
+        self._about = (name or workdir.name, dict(config or {}))
         self._clock = clock
         self._purge_step: int | None = None
         self._file: BufferedWriter | None = None
-        self._events: SummaryWriter | None = None
+        self._open: tuple[tracking.Tracker, ...] = ()
 
     def __enter__(self) -> MetricsLog:
         self._workdir.mkdir(parents=True, exist_ok=True)
@@ -63,14 +71,14 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self._close(failed=kind is not None)
 
-    def _close(self) -> None:
+    def _close(self, *, failed: bool = False) -> None:
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
-        self._file = self._events = None
+        for tracker in self._open:
+            tracker.close(failed=failed)
+        self._file, self._open = None, ()
 
     def log(
         self,
@@ -91,7 +99,7 @@ class MetricsLog:
             split: "train" or "val".
             task: None for what concerns the whole network.
             name: "loss", "miou", "learning_rate", …
-            value: NaN and infinity are written as null, and left out of the event files.
+            value: NaN and infinity are written as null, and left out of what trackers get.
         """
         if self._file is None:
             raise RuntimeError("MetricsLog.log was called outside its `with` block")
@@ -100,13 +108,19 @@ class MetricsLog:
         event = dict(zip(FIELDS, (step, epoch, stage, split, task, name, finite, round(self._clock(), 3)), strict=True))
         self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
-        if self._tensorboard and finite is not None:
-            self._event_files().add_scalar(f"{split}/{task or 'all'}/{name}", finite, step)
+        if finite is not None:
+            for tracker in self._trackers():
+                tracker.log(step, f"{split}/{task or 'all'}/{name}", finite)
+
+    def artifact(self, path: Path) -> None:
+        """Gives a file of the work directory to the trackers."""
+        for tracker in self._trackers():
+            tracker.artifact(path)
 
     def flush(self) -> None:
-        """Writes what the event files hold back; lines of `metrics.jsonl` are never held back."""
-        if self._events is not None:
-            self._events.flush()
+        """Writes what trackers hold back; lines of `metrics.jsonl` are never held back."""
+        for tracker in self._open:
+            tracker.flush()
 
     def resume_from(self, step: int) -> None:
         """Forgets what was logged after a step, so that the resumed run logs it anew.
@@ -127,14 +141,11 @@ class MetricsLog:
         if reopen:
             self._file = self._path.open("ab")
 
-    def _event_files(self) -> SummaryWriter:
-        if self._events is None:
-            from tensorboardX import SummaryWriter
-
-            folder = self._workdir / TENSORBOARD_FOLDER
-            # TensorBoard hides what older files hold from purge_step on: event files cannot be shortened.
-            self._events = SummaryWriter(str(folder), purge_step=self._purge_step)
-        return self._events
+    def _trackers(self) -> tuple[tracking.Tracker, ...]:
+        if self._names and not self._open:
+            name, config = self._about
+            self._open = tracking.opened(self._names, tracking.Start(self._workdir, name, config, self._purge_step))
+        return self._open
 
 
 def _drop_torn_line(path: Path) -> None:
