@@ -142,6 +142,8 @@ def test_help_waits_for_nothing_heavy(arguments):
         (("benchmark", "speed"), "invalid choice: 'speed'"),
         (("prepare", "--sets", "cifar"), "found 'cifar'"),
         (("completion", "fish"), "invalid choice: 'fish'"),
+        (("inspect", "boxes=nowhere"), "nowhere: expected a folder or file of labels, found none"),
+        (("convert", "nowhere", "out", "--to", "coco"), "nowhere: expected a folder or file of labels, found none"),
     ],
 )
 def test_a_mistake_in_any_command_is_one_line_and_status_two(arguments, words):

@@ -137,5 +137,5 @@ def _say(
     minutes = seconds / 60 * (2 if alone else 1)
     start = f"from the features in {pretrained}" if pretrained else f"from random weights; {OFFER}"
     print(f"starts {start}")
-    print(f"takes about {minutes:.0f} min on {machine}; --minutes changes that")
+    print(f"takes about {max(1, round(minutes))} min on {machine}; --minutes changes that")
     print(f"page: {page}, to be edited and trained with --config")

@@ -103,7 +103,7 @@ def _pictures(inspected: Inspected, count: int) -> Iterator[str]:
     found = inspected.found
     for split, most in (("train", count - count // 3), ("val", count // 3)):
         source: Any = inspected.sources[split]
-        for index in range(0, len(source), max(1, -(-len(source) // max(1, most)))):
+        for index in range(0, len(source), -(-len(source) // most)) if most and len(source) else ():
             try:
                 sample = source[index]
             except UserError:
