@@ -172,3 +172,31 @@ def test_without_splits_content_decides_and_copies_stay_together(tmp_path):
     put(tmp_path / "ant/more.png", PICTURES[1])
     more = registry.build("labels", data_root=tmp_path, split="train", path=".", val_share=0.3)
     assert ids["train"] <= {more[i]["id"] for i in range(len(more))} <= ids["train"] | {"more.png"}
+
+
+def test_the_stream_names_and_orders_classes(tmp_path):
+    BOXES["yolo"][1](tmp_path / "boxes")
+    (tmp_path / "boxes/data.yaml").unlink()
+    MASKS["numbers"][1](tmp_path / "masks")
+    (tmp_path / "masks/classes.txt").unlink()
+    MASKS["colours"][1](tmp_path / "colours")
+
+    def source(path: str, *classes: str, **options):
+        return registry.build("labels", data_root=tmp_path, split="train", path=path, classes=classes, **options)
+
+    boxes = source("boxes", "wasp", "fly", "moth")
+    assert boxes.class_names["detection"] == ("wasp", "fly", "moth")
+    labels = {boxes[i]["id"]: boxes[i]["labels"]["detection"]["label"].tolist() for i in range(len(boxes))}
+    drawn = BY_SPLIT["train"]
+    assert labels == {name: [CLASSES.index(each.label) for each in drawn[name].objects] for name in drawn}
+    for path, order in (("masks", ("background", "ant", "bee")), ("colours", ("bee", "background", "ant"))):
+        masks = source(path, *order)
+        for sample in (masks[i] for i in range(len(masks))):
+            meant = np.array([order.index(name) for name in ("background", *CLASSES)])[drawn[sample["id"]].mask]
+            assert np.array_equal(sample["labels"]["segmentation"]["mask"], meant)
+    with pytest.raises(UserError, match="for segmentation, found 'bee'"):
+        source("colours", "background", "ant")
+    some = source("colours", "background", "ant", other_classes="ignore")
+    for sample in (some[i] for i in range(len(some))):
+        mask = drawn[sample["id"]].mask
+        assert np.array_equal(sample["labels"]["segmentation"]["mask"], np.where(mask == 2, 255, mask))

@@ -217,7 +217,7 @@ def _record(place: Place, each: _Located, name: str, shapes: tuple[Shape, ...] |
         image=each.image,
         name=name,
         size=each.header.upright_size,
-        split=entry.split or place.split_of(each.image),
+        split=entry.split or place.listed_split_of(each.image) or place.split_of(each.image),
         shapes=shapes,
         mask=entry.mask,
         class_name=class_name,

@@ -12,7 +12,7 @@ from PIL import Image
 from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.entries import SPLIT_WORDS, Entry, Found
 from mtl_jax.data.formats.mask_files import ClassMasks
-from mtl_jax.data.formats.pairs import MAP_WORDS, look_at
+from mtl_jax.data.formats.pairs import MAP_WORDS, groups_of, is_binary, sample
 from mtl_jax.data.formats.pixels import mask_of
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import BACKGROUND, Dataset
@@ -47,7 +47,8 @@ def read(place: Place, kind: str | None) -> Found:
 
 def _parts(place: Place) -> Parts:
     files = place.below_images
-    binary = [file for file in files if _is_binary(file)]
+    groups = [group for group in groups_of(files) if any(is_binary(file) for _, file in sample(group.files))]
+    binary = [file for group in groups for _, file in group.files if is_binary(file)]
     others = set(files) - set(binary)
     if binary and not others:  # masks alone, beside the folder of the images
         others = {path for path in walk(place.images_root or place.root.parent) if is_image(path)} - set(files)
@@ -61,11 +62,6 @@ def _parts(place: Place) -> Parts:
     names = {name for of_image in parts.values() for name in of_image}
     several = len(names) > 1 or (len(names) == 1 and not _is_general(next(iter(names))))
     return dict(parts) if several else {}
-
-
-def _is_binary(file: Path) -> bool:
-    look = look_at((("", file),))
-    return look.binary and look.grey and not look.lossy
 
 
 def _owner(file: Path, by_stem: dict[str, list[Path]], place: Place) -> Iterator[tuple[Path, str]]:

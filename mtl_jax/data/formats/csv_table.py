@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mtl_jax.data.files import SUFFIXES
 from mtl_jax.data.formats.entries import SPLIT_WORDS, Drawn, Entry, Found, split_of
-from mtl_jax.data.formats.parsing import coordinate, rows_of
+from mtl_jax.data.formats.parsing import coordinate, rows_of, whole
 from mtl_jax.data.formats.place import LOOKED_AT, Place
 from mtl_jax.data.formats.records import Dataset, Record, tags_of
 from mtl_jax.data.formats.writing import Out, by_split, number, simple
@@ -236,8 +236,8 @@ def _boxes(table: Table) -> Fill:
             return
         x0, y0, x1, y1 = (coordinate(cells[i], entry.where) for i in corners)
         if len(sizes) == 2:
-            width, height = (coordinate(cells[i], entry.where) for i in sizes)
-            entry.size = (int(width), int(height)) if min(width, height) >= 1 else None
+            width, height = (whole(cells[i] or 0, entry.where) for i in sizes)
+            entry.size = (width, height) if min(width, height) else None
         entry.shapes.append(Drawn(cells[names[0]], (x0, y0, x1, y1)))
 
     return fill

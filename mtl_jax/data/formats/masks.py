@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,6 @@ from mtl_jax.data.formats.entries import Entry, Found
 from mtl_jax.data.formats.mask_files import ColourMask, NumberMask, colours_in
 from mtl_jax.data.formats.pairs import Pair, pairs_of
 from mtl_jax.data.formats.palettes import BLACK, Palette, palette_of
-from mtl_jax.data.formats.parsing import lines_of
 from mtl_jax.data.formats.pixels import mask_of
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import BACKGROUND, Dataset, MaskFiles
@@ -26,6 +28,7 @@ from mtl_jax.data.sources.base import VOID, missing
 from mtl_jax.errors import UserError
 
 FOREGROUND = "foreground"  # the other class of masks of two values without names
+THREADS = min(16, 2 * (os.cpu_count() or 1))
 MOST_COLOURS = 256  # of masks without a palette's file
 VOID_COLOUR = (224, 224, 192)  # PASCAL VOC's, of pixels that nobody labelled
 
@@ -47,12 +50,11 @@ def read(place: Place, kind: str | None) -> Found:
     roots |= {place.root.parent} if any(place.root not in pair.image.parents for pair in pairs) else set()
     palette = palette_of(place, sorted(roots))
     names, masks, notes = _masks(pairs, palette)
-    splits = _image_sets(place)
     entries = [
         Entry(
             pair.image,
             str(pair.map),
-            split=splits.get(pair.image.stem) or place.split_of(pair.image) or place.split_of(pair.map),
+            split=place.listed_split_of(pair.image) or place.split_of(pair.image) or place.split_of(pair.map),
             mask=mask,
         )
         for pair, mask in zip(pairs, masks, strict=True)
@@ -65,19 +67,12 @@ def read(place: Place, kind: str | None) -> Found:
     return found
 
 
-def _image_sets(place: Place) -> dict[str, str]:
-    """PASCAL VOC's lists: name of an image without suffix -> split."""
-    lists = [
-        (split, file) for split in ("train", "val", "test") for file in place.by_suffix(".txt") if file.stem == split
-    ]
-    return {line: split for split, file in lists if "ImageSets" in file.parts for _, line in lines_of(file)}
-
-
 def _masks(pairs: Sequence[Pair], palette: Palette | None) -> tuple[tuple[str, ...], list[MaskFiles], list[str]]:
     """Returns the names of the classes, each mask, and what was decided."""
     if palette is not None and palette.colours:
-        by_colour = all(_is_coloured(pair.map, palette) for pair in pairs)
-        if by_colour:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="masks") as pool:
+            by_colour = pool.map(lambda pair: _is_coloured(pair.map, palette), pairs)
+        if all(by_colour):
             names, colours = palette.names, dict(palette.colours)
             if BLACK not in colours:
                 names, colours = (
@@ -85,7 +80,8 @@ def _masks(pairs: Sequence[Pair], palette: Palette | None) -> tuple[tuple[str, .
                     {c: v + 1 if v >= 0 else v for c, v in colours.items()} | {BLACK: 0},
                 )
             return names, [ColourMask(pair.map, colours, len(names)) for pair in pairs], []
-    numbers = [_numbers(pair.map) for pair in pairs]
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="masks") as pool:
+        numbers = list(pool.map(lambda pair: _numbers(pair.map), pairs))
     if any(values is None for values in numbers):
         return _colours_without_palette(pairs)
     found = {value for values in numbers for value in values or ()}
@@ -119,10 +115,20 @@ def _is_coloured(file: Path, palette: Palette) -> bool:
     return _numbers(file) is None or colours_in(file) <= palette.colours.keys() | {BLACK}
 
 
-def _numbers(file: Path) -> set[int] | None:
-    """The values of a greyscale or palette file; None of one in colour."""
+def _numbers(file: Path) -> frozenset[int] | None:
+    """The values of a greyscale or palette file; None of one in colour.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _numbers_once(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _numbers_once(file: Path, changed_ns: int) -> frozenset[int] | None:
+    del changed_ns
     try:
-        return set(present(mask_values(file)).tolist())
+        return frozenset(present(mask_values(file)).tolist())
     except UserError:
         read_image(file)  # which refuses what cannot be read at all
         return None

@@ -16,12 +16,16 @@ from PIL import Image
 from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.images import FORMATS, LOSSY, MAX_PIXELS
+from mtl_jax.data.masks import present
 
 SAMPLED = 3  # files of a folder, to tell what they are
 FEW = 64  # colours or levels: a photograph has more, a mask seldom
 MAP_WORDS = ("mask", "label", "seg", "gt", "annot", "depth", "truth", "disparity")
 IMAGE_WORDS = ("image", "img", "photo", "rgb", "picture", "jpeg")
 MARKED = re.compile(r"(.+?)[_\-. ]+(masks?|labels?|seg|segmentation|gt|depth|labelids|groundtruth|l)", re.IGNORECASE)
+
+
+Named = tuple[str, Path]  # name without mark and suffix, file
 
 
 class Look(NamedTuple):
@@ -39,7 +43,7 @@ class Group(NamedTuple):
     folder: Path
     marked: bool  # as "photo_mask.png" is
     suffix: str
-    files: tuple[tuple[str, Path], ...]  # name without mark and suffix, file
+    files: tuple[Named, ...]
 
     @property
     def names(self) -> set[str]:
@@ -117,11 +121,9 @@ def _role(group: Group) -> int:
     return 0
 
 
-@functools.lru_cache(maxsize=256)
-def look_at(files: tuple[tuple[str, Path], ...]) -> Look:
+def look_at(files: Sequence[Named]) -> Look:
     """Looks at the first files of a group; those that cannot be read say nothing."""
-    spread = files[:: max(1, len(files) // SAMPLED)][:SAMPLED]
-    looks = [look for _, file in spread if (look := _look(file)) is not None]
+    looks = [look for _, file in sample(files) if (look := _look_once(file, file.stat().st_mtime_ns)) is not None]
     if not looks:
         return Look(False, False, False, True)
     return Look(
@@ -132,16 +134,34 @@ def look_at(files: tuple[tuple[str, Path], ...]) -> Look:
     )
 
 
+def sample(files: Sequence[Named]) -> Sequence[Named]:
+    """Returns a few files, evenly spread."""
+    return files[:: max(1, len(files) // SAMPLED)][:SAMPLED]
+
+
+@functools.lru_cache(maxsize=10_000)
+def _look_once(file: Path, changed_ns: int) -> Look | None:
+    del changed_ns
+    return _look(file)
+
+
 def _look(file: Path) -> Look | None:
     try:
         with Image.open(file, formats=FORMATS) as image:
+            grey = image.mode in ("1", "L", "P", "I", "I;16")
+            if image.format in LOSSY:  # which no map is
+                return Look(grey, few=False, binary=False, lossy=True)
             if image.width * image.height > MAX_PIXELS:
                 return None
-            grey = image.mode in ("1", "L", "P", "I", "I;16")
             pixels = np.asarray(image if grey else image.convert("RGB"))
-            lossy = image.format in LOSSY
     except Exception:  # is told when the file is read
         return None
     values = pixels.astype(np.int64) if pixels.ndim == 2 else pixels.astype(np.int64) @ (65536, 256, 1)
-    found = np.unique(values)
-    return Look(grey, len(found) <= FEW, len(found) <= 2 and (found[0] == 0 or len(found) == 1), lossy)
+    found = present(values)
+    return Look(grey, len(found) <= FEW, len(found) <= 2 and (found[0] == 0 or len(found) == 1), lossy=False)
+
+
+def is_binary(file: Path) -> bool:
+    """Whether a file holds two values, of which one is 0, or one alone."""
+    look = look_at((("", file),))
+    return look.binary and look.grey and not look.lossy

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from mtl_jax.data.files import is_image, is_system, walk
 from mtl_jax.data.formats.entries import split_of
-from mtl_jax.data.formats.parsing import header_of, read_xml
+from mtl_jax.data.formats.parsing import header_of, lines_of, read_xml
 from mtl_jax.data.sources.base import read_json
 from mtl_jax.errors import UserError
 
@@ -57,6 +57,23 @@ class Place:
         """Returns the split that the folders between the dataset's and a file stand for, the nearest first."""
         inside = file.relative_to(self.root).parts[:-1] if self.root in file.parents else file.parts[:-1]
         return split_of(*reversed(inside))
+
+    def listed_split_of(self, image: Path) -> str:
+        """Returns the split whose list, such as train.txt, names an image; "" where none does."""
+        return self._listed.get(image.stem, "")
+
+    @functools.cached_property
+    def _listed(self) -> dict[str, str]:
+        """Name of an image without folders and suffix -> split."""
+        stems = {image.stem for image in self.images}
+        splits: dict[str, str] = {}
+        for file in (file for file in self.below if file.suffix.lower() == ".txt" and split_of(file.stem)):
+            for line in _lines(file):
+                name = line.replace("\\", "/").rpartition("/")[2]
+                stem = PurePosixPath(name).stem if is_image(PurePosixPath(name)) else name
+                if stem in stems:
+                    splits.setdefault(stem, split_of(file.stem))
+        return splits
 
     @functools.cached_property
     def below(self) -> list[Path]:
@@ -171,6 +188,13 @@ class Finder:
                 break
             best = closer
         return best
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line for _, line in lines_of(file)]
+    except UserError:  # no text: no list
+        return []
 
 
 def _key(path: str) -> str:

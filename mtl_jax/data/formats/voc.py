@@ -7,8 +7,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
-from mtl_jax.data.formats.parsing import coordinate, lines_of, read_xml, whole
+from mtl_jax.data.formats.entries import Drawn, Entry, Found
+from mtl_jax.data.formats.parsing import coordinate, read_xml, whole
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Record
 from mtl_jax.data.formats.writing import Out, by_split, number
@@ -31,10 +31,9 @@ def read(place: Place, kind: str | None) -> Found:
     """
     del kind
     counts: Counter[str] = Counter()
-    splits = _image_sets(place)
     trees = {file: read_xml(file) for file in place.by_suffix(".xml")}
     trees = {file: tree for file, tree in trees.items() if tree.tag == "annotation"}
-    entries = [_entry(tree, file, splits, place.split_of(file), counts) for file, tree in trees.items()]
+    entries = [_entry(tree, file, place.split_of(file), counts) for file, tree in trees.items()]
     found = Found(entries, counts=counts)
     if entries and _counts_from_one(list(trees.values()), entries):
         counts["boxes counted from 1"] = _shift(entries)
@@ -45,17 +44,7 @@ def read(place: Place, kind: str | None) -> Found:
     return found
 
 
-def _image_sets(place: Place) -> dict[str, str]:
-    """Name of an image without suffix -> split."""
-    splits: dict[str, str] = {}
-    for file in place.by_suffix(".txt"):
-        if "ImageSets" in file.parts and split_of(file.stem):
-            for _, line in lines_of(file):
-                splits.setdefault(line, split_of(file.stem))
-    return splits
-
-
-def _entry(tree: Element, file: Path, splits: dict[str, str], outer_split: str, counts: Counter[str]) -> Entry:
+def _entry(tree: Element, file: Path, split: str, counts: Counter[str]) -> Entry:
     where = str(file)
     name = (tree.findtext("filename") or "").strip() or file.stem
     size = tuple(whole(tree.findtext(f"size/{side}") or 0, f"{where}: size") for side in ("width", "height"))
@@ -64,7 +53,6 @@ def _entry(tree: Element, file: Path, splits: dict[str, str], outer_split: str, 
     shapes = [
         _drawn(found, f"{where}: object {index}", counts) for index, found in enumerate(tree.findall("object"), 1)
     ]
-    split = splits.get(file.stem) or splits.get(Path(name).stem) or outer_split
     return Entry(
         name, where, file.parent, (size[0], size[1]) if min(size) else None, split, shapes, other_name=file.stem
     )

@@ -12,7 +12,7 @@ import yaml
 
 from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.coco import points_of
-from mtl_jax.data.formats.entries import SPLIT_ORDER, Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.entries import SPLIT_ORDER, Drawn, Entry, Found
 from mtl_jax.data.formats.parsing import coordinate, lines_of, read_yaml, text, whole
 from mtl_jax.data.formats.place import LOOKED_AT, Place
 from mtl_jax.data.formats.records import Dataset, Shape
@@ -123,9 +123,7 @@ def _images(place: Place, description: tuple[Path, dict[str, Any]] | None) -> tu
             f"{description[0]}: {', '.join(missing)} is not there: the split of each image is that of its folder."
         ] * bool(missing)
         return [(image, place.split_of(image)) for image in place.images], notes
-    lists = [file for file in place.below if file.stem in KEYS["train"] + KEYS["val"] + KEYS["test"]]
-    listed = {image: split_of(file.stem) for file in lists if file.suffix == ".txt" for image in _listed(file, place)}
-    return [(image, listed.get(image) or place.split_of(image)) for image in place.images], []
+    return [(image, place.listed_split_of(image) or place.split_of(image)) for image in place.images], []
 
 
 def _named_images(place: Place, description: tuple[Path, dict[str, Any]]) -> tuple[list[tuple[Path, str]], list[str]]:

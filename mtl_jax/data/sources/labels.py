@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data import formats
-from mtl_jax.data.formats import pixels, splitting
+from mtl_jax.data.formats import naming, pixels, splitting
 from mtl_jax.data.formats.records import BACKGROUND, Dataset, Record, Shape
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import Decoded, decode_depth, read_image
@@ -31,7 +31,8 @@ class Labels:
         path: the folder or file of the labels, below `data_root` or absolute; "table.csv:column" names a column.
         format: a key of `formats.FORMATS`, or "auto" to tell it by content.
         read_as: the kind of label that is wanted, a key of `formats.LABELS`, where a format leaves a choice.
-        classes: names, in the order of their labels; of all labels, or by label.
+        classes: names, in the order of their labels; of all labels, or by label. They name classes that the files call
+            by number.
         other_classes: what an object or mask value of another class is: an "error", or "ignore"d.
         images: the folder of the images, where they lie apart.
         val_share: of the images that validate, where the dataset has no splits.
@@ -63,13 +64,14 @@ class Labels:
             raise UserError(f"expected other_classes 'error' or 'ignore', found {other_classes!r}: choose one")
         self.grey = GreyBits(grey_bits)
         root = Path(data_root).expanduser()
-        self.dataset = formats.read(
+        dataset = formats.read(
             root / Path(path).expanduser(),
             kind=read_as,
             format=format,
             images=None if images is None else root / Path(images).expanduser(),
             annotated_on=annotated_on,
         )
+        self.dataset = _named(dataset, classes)
         self.class_names = _tables(self.dataset, classes)
         self._check_classes(other_classes)
         self._records, note = splitting.of_split(self.dataset, check_split(split), val_share=val_share)
@@ -112,6 +114,15 @@ def _counts(records: Sequence[Record]) -> dict[str, int]:
         "crowds among them": sum(shape.crowd for of_image in shapes for shape in of_image),
         "images without boxes": sum(not of_image for of_image in shapes),
     }
+
+
+def _named(dataset: Dataset, classes: Any) -> Dataset:
+    """The stream's classes name what the files call by number."""
+    for label in ("detection", "segmentation"):
+        names = classes.get(label) if isinstance(classes, Mapping) else classes
+        if names is not None:
+            dataset = naming.named(dataset, label, tuple(names))
+    return dataset
 
 
 def _tables(dataset: Dataset, classes: Any) -> dict[str, tuple[str, ...]]:
