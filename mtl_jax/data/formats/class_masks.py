@@ -49,6 +49,9 @@ def _parts(place: Place) -> Parts:
     files = place.below_images
     groups = [group for group in groups_of(files) if any(is_binary(file) for _, file in sample(group.files))]
     binary = [file for group in groups for _, file in group.files if is_binary(file)]
+    mixed = {file.parent for group in groups for _, file in group.files} & {
+        file.parent for file in set(files) - set(binary)
+    }
     others = set(files) - set(binary)
     if binary and not others:  # masks alone, beside the folder of the images
         others = {path for path in walk(place.images_root or place.root.parent) if is_image(path)} - set(files)
@@ -57,19 +60,21 @@ def _parts(place: Place) -> Parts:
         by_stem[image.stem].append(image)
     parts: Parts = defaultdict(dict)
     for file in binary:
-        for image, name in _owner(file, by_stem, place):
+        for image, name in _owner(file, by_stem, place, named_by_folder=file.parent not in mixed):
             parts[image].setdefault(name, file)
     names = {name for of_image in parts.values() for name in of_image}
     several = len(names) > 1 or (len(names) == 1 and not _is_general(next(iter(names))))
     return dict(parts) if several else {}
 
 
-def _owner(file: Path, by_stem: dict[str, list[Path]], place: Place) -> Iterator[tuple[Path, str]]:
-    """Yields the image of a file, and its class."""
-    if file.parent.name in by_stem:
+def _owner(
+    file: Path, by_stem: dict[str, list[Path]], place: Place, *, named_by_folder: bool
+) -> Iterator[tuple[Path, str]]:
+    """Yields the image of a file, and its class; a folder names one or the other where it holds nothing else."""
+    if named_by_folder and file.parent.name in by_stem:
         yield _nearest(by_stem[file.parent.name], file, place), file.stem
     elif file.stem in by_stem:
-        if not _is_general(file.parent.name):
+        if named_by_folder and not _is_general(file.parent.name):
             yield _nearest(by_stem[file.stem], file, place), file.parent.name
     else:
         for cut in (i for i, letter in enumerate(file.stem) if letter in "_-. "):

@@ -171,7 +171,7 @@ def _labels_of(image: Path, labels: set[Path], by_stem: dict[str, list[Path]]) -
     swapped = [i for i, part in enumerate(parts[:-1]) if part.lower() == "images"]
     if swapped:
         file = Path(*parts[: swapped[-1]], "labels", *parts[swapped[-1] + 1 :]).with_suffix(".txt")
-        if file in labels:
+        if file in labels or file.is_file():  # images may lie elsewhere, as the YAML file says
             return file
     beside = image.with_suffix(".txt")
     if beside in labels:
