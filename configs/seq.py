@@ -167,7 +167,7 @@ def _branched(config: Any) -> None:
     No stage changes the shared ones, whose ImageNet features serve every task as well as trained ones would, and so no
     task is forgotten.
     """
-    config.model.share_until = "stage_2"
+    config.model.share_until = 8
     config.model.neck_channels = config.model.head_channels = 64
     config.model.branches = {"seg": {"neck_channels": 128, "head_channels": 128}, "cls": {"head_layers": 2}}
     own = {name: {"backbone_rate": rate, "freeze": ("backbone",)} for name, rate in FREE_BACKBONE.items()}

@@ -16,7 +16,7 @@ from mtl_jax.errors import UserError
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hard": ({}, {}),
     "own_norms": ({"batch_norm_per_task": True}, {}),
-    "branches": ({"share_until": "stage_2"}, {}),
+    "branches": ({"share_until": 8}, {}),
     "series_adapters": ({"sharing": "series_adapters"}, {}),
     "patches": ({"norms_from": 8, "patches": {"neck": 16, "head": 16}}, {}),
     "attention": ({"sharing": "attention"}, {}),

@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
+from mtl_jax import config as config_lib
 from mtl_jax import tasks as tasks_lib
+from mtl_jax.config.checks import check_arguments, suggestion
+from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.config.stream_settings import StreamSettings
 from mtl_jax.data import pipeline, transforms
 from mtl_jax.data.sources import registry
 from mtl_jax.data.sources.base import Subset
@@ -35,11 +39,11 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a config describes. `streams` and the sizes are the config's own sections, as plain values."""
+    """What a config describes. `streams` and the sizes are the config's own."""
 
     tasks: Mapping[str, Task]
     model: Any
-    streams: Mapping[str, Mapping[str, Any]]
+    streams: Mapping[str, StreamSettings]
     used_streams: tuple[str, ...]  # those of the order's stages, as it comes to them
     data_root: Path
     image_size: int
@@ -47,40 +51,46 @@ class Experiment:
     smoke: bool
 
 
-def build(config: Mapping[str, Any], *, data_root: Path) -> Experiment:
+def build(config: RunSettings | Mapping[str, Any], *, data_root: Path) -> Experiment:
     """Builds the tasks and the network of a config; touches no data.
 
     Args:
-        config: a resolved config, or the same as read from `config.json`.
+        config: settings, or the same as plain values.
         data_root: folder of the datasets.
 
     Raises:
         UserError: a section that does not fit its factory.
     """
-    tasks = tasks_lib.build(config["tasks"])
-    _check_crops(config["streams"], tasks)
+    settings = config_lib.read_settings(config)
+    tasks = tasks_lib.build(settings.tasks)
+    check_crops(settings.streams, tasks)
     return Experiment(
         tasks=tasks,
-        model=multi_task.build(config["model"], tasks),
-        streams=config["streams"],
-        used_streams=_used_streams(config),
+        model=multi_task.build(settings.model, tasks),
+        streams=settings.streams,
+        used_streams=_used_streams(settings),
         data_root=data_root,
-        image_size=config["image_size"],
-        cache_bytes=int(config["cache_gb"] * 1e9),
-        smoke=config["smoke"],
+        image_size=settings.image_size,
+        cache_bytes=int(settings.cache_gb * 1e9),
+        smoke=settings.smoke,
     )
 
 
-def _used_streams(config: Mapping[str, Any]) -> tuple[str, ...]:
+def _used_streams(settings: RunSettings) -> tuple[str, ...]:
     """The streams that the order trains on; all of a config without an order."""
-    named = (stream for stage in config["order"] for stream in config["stages"][stage]["streams"])
-    return tuple(dict.fromkeys(named if config["order"] else config["streams"]))
+    named = (stream for stage in settings.order for stream in settings.stages[stage].streams)
+    return tuple(dict.fromkeys(named if settings.order else settings.streams))
 
 
-def _check_crops(streams: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, Task]) -> None:
+def check_crops(streams: Mapping[str, StreamSettings], tasks: Mapping[str, Task]) -> None:
+    """Checks that no stream crops images whose labels have places in them.
+
+    Raises:
+        UserError: one does.
+    """
     for name, settings in streams.items():
-        located = [task for task in settings["labels"] if task in tasks and tasks[task].readout != "pooled"]
-        if settings["crop"] and located:
+        located = [task for task in settings.labels if task in tasks and tasks[task].readout != "pooled"]
+        if settings.crop and located:
             raise UserError(
                 f"config.streams.{name}.crop leaves parts of images away, in which task {located[0]} has "
                 f"{tasks[located[0]].kind} labels; set it to False: it is for labels of whole images"
@@ -150,18 +160,18 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> registry.S
         UserError: the dataset is not there, or its classes differ from the task's.
     """
     settings = experiment.streams[stream]
-    options = _ignore_label(experiment, stream) | dict(settings["options"])
+    options = _ignore_label(experiment, stream) | dict(settings.options)
     found = registry.build(
-        settings["source"],
+        settings.source,
         data_root=experiment.data_root,
-        split=settings["train_split" if training else "val_split"],
+        split=settings.train_split if training else settings.val_split,
         **options,
     )
-    for task, label in settings["labels"].items():
+    for task, label in settings.labels.items():
         if label not in found.class_names:
             raise UserError(
-                f"stream {stream} gives task {task} the label {label!r}, which source {settings['source']} does not "
-                f"have; it has {', '.join(found.class_names)}"
+                f"config.streams.{stream}.labels gives task {task} the label {label!r}, which source {settings.source} "
+                f"does not have; {suggestion(label, found.class_names)}"
             )
         _check_names(experiment, stream, task, label, tuple(found.class_names[label]))
     return Subset(found, range(min(SMOKE_EXAMPLES, len(found)))) if experiment.smoke else found
@@ -170,7 +180,7 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> registry.S
 def _check_names(experiment: Experiment, stream: str, task: str, label: str, names: tuple[str, ...]) -> None:
     """Refuses a stream whose numbers mean other classes than the task's, or none that it can tell."""
     settings, classes = experiment.streams[stream], tuple(experiment.tasks[task].classes)
-    if not names and classes and "classes" in registry.options_of(settings["source"]):
+    if not names and classes and "classes" in registry.options_of(settings.source):
         raise UserError(
             f"stream {stream} labels task {task} by numbers without names; set config.streams.{stream}.options.classes "
             f"to {{{label!r}: {_short(classes)}}}, the task's classes in the order of the numbers"
@@ -182,10 +192,10 @@ def _check_names(experiment: Experiment, stream: str, task: str, label: str, nam
         )
 
 
-def _advice(task: str, stream: str, settings: Mapping[str, Any]) -> str:
+def _advice(task: str, stream: str, settings: StreamSettings) -> str:
     """Which of the two tables to change: both splits have the stream's, so either leads to an end."""
     to_the_stream_s = f"set config.tasks.{task}.classes to the stream's, in its order"
-    if "classes" not in registry.options_of(settings["source"]):
+    if "classes" not in registry.options_of(settings.source):
         return to_the_stream_s
     return (
         f"they must be the same names in the same order: set config.streams.{stream}.options.classes to the task's, if "
@@ -196,13 +206,13 @@ def _advice(task: str, stream: str, settings: Mapping[str, Any]) -> str:
 def _ignore_label(experiment: Experiment, stream: str) -> dict[str, Any]:
     """What the task of a stream's masks calls void, for a source that asks."""
     found = list(ignore_labels(experiment, stream).values())
-    is_asked = "ignore_label" in registry.options_of(experiment.streams[stream]["source"])
+    is_asked = "ignore_label" in registry.options_of(experiment.streams[stream].source)
     return {"ignore_label": found[0]} if found and is_asked else {}
 
 
 def ignore_labels(experiment: Experiment, stream: str) -> dict[str, int]:
     """Returns what the tasks of a stream call void in their masks."""
-    found = {task: experiment.tasks[task].ignore_label for task in experiment.streams[stream]["labels"]}
+    found = {task: experiment.tasks[task].ignore_label for task in experiment.streams[stream].labels}
     return {task: value for task, value in found.items() if value is not None}
 
 
@@ -234,25 +244,39 @@ def train_batches(
         extra_labels: key in the batch -> name of a label that `data` has beside those of the stream.
     """
     settings = experiment.streams[stream]
-    count: int = batch_size or settings["batch_size"]
-    changes = settings["augment"] if augmented else {}
-    try:
-        augment = transforms.Augment(**changes, crop=settings["crop"])
-    except TypeError as error:
-        fields = ", ".join(field.name for field in dataclasses.fields(transforms.Augment))
-        raise UserError(f"config.streams.{stream}.augment: {error}; it has {fields}") from error
+    count: int = batch_size or settings.batch_size
+    augment = transforms.Augment(crop=settings.crop)
+    if augmented:
+        augment = augmentation(f"config.streams.{stream}", settings)
     return pipeline.train_batches(
         data,
-        labels=dict(settings["labels"]) | dict(extra_labels or {}),
+        labels=dict(settings.labels) | dict(extra_labels or {}),
         image_size=train_image_size(experiment, stream),
         batch_size=count,
         share=devices.share(count) if shared else (0, 1),
         augment=augment,
         seed=seed,
-        max_boxes=settings["max_boxes"],
+        max_boxes=settings.max_boxes,
         cache_bytes=experiment.cache_bytes,
         ignore_labels=ignore_labels(experiment, stream),
     )
+
+
+def augmentation(where: str, settings: StreamSettings) -> transforms.Augment:
+    """Returns how a stream changes its training images.
+
+    Args:
+        where: the settings, for the error.
+        settings: of the stream.
+
+    Raises:
+        UserError: an unknown change, or a value that does not fit.
+    """
+    check_arguments(f"{where}.augment", settings.augment, transforms.Augment, own=("crop",))
+    try:
+        return transforms.Augment(**settings.augment, crop=settings.crop)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
 
 
 def examples(experiment: Experiment, stream: str, data: registry.Source) -> Iterator[Any]:
@@ -266,10 +290,10 @@ def examples(experiment: Experiment, stream: str, data: registry.Source) -> Iter
     settings = experiment.streams[stream]
     return pipeline.examples(
         data,
-        labels=dict(settings["labels"]),
+        labels=dict(settings.labels),
         image_size=train_image_size(experiment, stream),
-        max_boxes=settings["max_boxes"],
-        crop=settings["crop"],
+        max_boxes=settings.max_boxes,
+        crop=settings.crop,
         ignore_labels=ignore_labels(experiment, stream),
     )
 
@@ -277,13 +301,13 @@ def examples(experiment: Experiment, stream: str, data: registry.Source) -> Iter
 def train_image_size(experiment: Experiment, stream: str) -> int:
     """Returns the side of a stream's training images, px."""
     settings = experiment.streams[stream]
-    return settings["train_image_size"] or settings["image_size"] or experiment.image_size
+    return settings.train_image_size or settings.image_size or experiment.image_size
 
 
 def view(experiment: Experiment, stream: str) -> View:
     """Returns how a stream's validation images are shown to the network."""
     settings = experiment.streams[stream]
-    return View(settings["image_size"] or experiment.image_size, settings["crop"])
+    return View(settings.image_size or experiment.image_size, settings.crop)
 
 
 def labelling_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
@@ -292,7 +316,7 @@ def labelling_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
     The first of them is the one that stands for the task: it is measured on its validation images, and predicts and is
     exported as these are shown.
     """
-    return tuple(name for name in experiment.used_streams if task in experiment.streams[name]["labels"])
+    return tuple(name for name in experiment.used_streams if task in experiment.streams[name].labels)
 
 
 def measured_streams(experiment: Experiment, tasks: Iterable[str]) -> dict[str, dict[str, Task]]:
@@ -315,8 +339,8 @@ def validation_data(experiment: Experiment, stream: str) -> dict[str, Any]:
     settings = experiment.streams[stream]
     return {
         "stream": stream,
-        "source": settings["source"],
-        "split": settings["val_split"],
+        "source": settings.source,
+        "split": settings.val_split,
         "images": len(source(experiment, stream, training=False)),
         "shown": str(view(experiment, stream)),
         "data_root": str(experiment.data_root),
@@ -328,9 +352,9 @@ def eval_batches(experiment: Experiment, stream: str) -> Any:
     settings, (image_size, crop) = experiment.streams[stream], view(experiment, stream)
     return pipeline.eval_batches(
         source(experiment, stream, training=False),
-        labels=dict(settings["labels"]),
+        labels=dict(settings.labels),
         image_size=image_size,
-        batch_size=settings["eval_batch_size"],
+        batch_size=settings.eval_batch_size,
         crop=crop,
         ignore_labels=ignore_labels(experiment, stream),
     )
@@ -338,4 +362,4 @@ def eval_batches(experiment: Experiment, stream: str) -> Any:
 
 def stream_tasks(experiment: Experiment, stream: str) -> dict[str, Task]:
     """Returns the tasks that a stream labels."""
-    return {task: experiment.tasks[task] for task in experiment.streams[stream]["labels"]}
+    return {task: experiment.tasks[task] for task in experiment.streams[stream].labels}

@@ -25,7 +25,7 @@ def page():
 
 def test_none_switches_every_method_off(page):
     config = page.get_config("none")
-    config_lib.validate(config)
+    config_lib.resolve(config)
     for name in config.order:
         stage = config.stages[name]
         assert stage.keep.to_dict() == {}
@@ -36,7 +36,7 @@ def test_none_switches_every_method_off(page):
 def test_a_variant_switches_on_what_it_names_and_nothing_else(page, data):
     for variant in page.VARIANTS:
         config = page.get_config(data + variant)
-        config_lib.validate(config)
+        config_lib.resolve(config)
         last = config.stages[config.order[-1]]
         assert set(last.keep) == set(variant.split("+")) - {"none"}
         left = config.stages[config.order[0]].keep.to_dict()
@@ -45,7 +45,7 @@ def test_a_variant_switches_on_what_it_names_and_nothing_else(page, data):
 
 def test_projected_updates_and_balanced_distillation_join_the_others(page):
     config = page.get_config("gpm+balanced+replay")
-    config_lib.validate(config)
+    config_lib.resolve(config)
     seg, det, cls = (config.stages[name].keep.to_dict() for name in config.order)
     assert (seg["gpm"], det["gpm"]) == ({"energy": 0.95}, {"energy": 0.95})
     assert set(seg) == {"gpm", "replay"}

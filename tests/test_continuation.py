@@ -19,8 +19,7 @@ def resolved() -> dict[str, Any]:
         config.stages[name] = config_lib.stage((f"s{name}",))
     config.stages.a.keep = {"replay": {"images": 4}}
     config.order = ("a", "b")
-    config_lib.resolve(config)
-    return config.to_dict()
+    return config_lib.resolve(config).to_dict()
 
 
 def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:

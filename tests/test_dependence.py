@@ -21,7 +21,7 @@ def built(way):
     changes: dict = {
         "shared": SETTINGS | PATCHES,
         "plain": SETTINGS | {"norms_from": 0},
-        "branched": SETTINGS | {"norms_from": 0, "share_until": "stage_2"},
+        "branched": SETTINGS | {"norms_from": 0, "share_until": 8},
         "cross_stitch": SETTINGS | {"norms_from": 0, "sharing": "cross_stitch"},
     }[way]
     model = multi_task.build(changes, TASKS)

@@ -180,7 +180,7 @@ def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, p
     require_onnx()
     half = trained.computing_in(trained.load(weights), "bfloat16")
     exported = formats.onnx(half, tmp_path, image)
-    assert exported.network.config["model"]["compute_dtype"] == "float32"
+    assert exported.network.config.model.compute_dtype == "float32"
     assert_same(exported.run(pixels), expected)
 
 

@@ -24,15 +24,15 @@ def test_pooling_means_over_windows_of_whole_cells():
 @pytest.mark.parametrize("part", [{"until": 16}, {"after": 16}])
 def test_a_division_after_the_branches_part_is_refused(part):
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    with pytest.raises(UserError, match=r"8 px or before, found 16 px: share up to stage_2"):
+    with pytest.raises(UserError, match=r"is 16 px; expected at most 8 px with backbone fast_scnn"):
         jax.eval_shape(lambda x: FastSCNN(**part).init(jax.random.key(0), x, train_batch_norm=False), x)
 
 
 def test_tasks_share_it_up_to_8_px_and_no_further():
     settings = {"backbone": "fast_scnn", "width_multiplier": 0.1, "neck_channels": 8, "head_channels": 8}
-    model = multi_task.build(settings | {"share_until": "stage_2"}, CLASSES)
+    model = multi_task.build(settings | {"share_until": 8}, CLASSES)
     shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))["params"]
     assert set(shapes["backbone"]) == {"detail_1", "detail_2", "detail_3"}
     assert "fusion" in shapes["branch_cls"]["backbone"]
     with pytest.raises(UserError, match="backbone fast_scnn joins strides 8 and 32 px"):
-        multi_task.build(settings | {"share_until": "stage_3"}, CLASSES)
+        multi_task.build(settings | {"share_until": 16}, CLASSES)

@@ -263,9 +263,8 @@ def test_settings_on_the_command_line(settings):
 
     def read():
         page, overridden, _ = train.parse(arguments)
-        config = overrides.load(page, overridden)
-        config_lib.resolve(config)
-        parts = experiment.build(config.to_dict(), data_root=Path("data"))
+        config = config_lib.resolve(overrides.load(page, overridden))
+        parts = experiment.build(config, data_root=Path("data"))
         stage_plan.plan(config, parts, 0, NOTHING_LEARNT)
 
     verdict(read, "config", "argument", "flag", "expected", "stream", "task")

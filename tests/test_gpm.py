@@ -150,6 +150,7 @@ def network(tiny_backbone):
 def test_what_would_not_hold_is_refused(network, first, later, words):
     config, (parts, variables) = held_config(**later), network
     config.stages.seg.keep.gpm.update(first)
+    config = config_lib.resolve(config)
 
     def plan():
         view = StageView(config, parts, 0)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtl_jax import config as config_lib
 from mtl_jax.data import findings, survey
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.sources import registry
@@ -72,8 +73,11 @@ def test_what_was_seen_tells_the_bits_and_is_not_reused_for_other_ones(tmp_path,
 
 
 def test_evaluation_and_prediction_take_the_bits_that_training_saw():
-    streams = {name: {"source": source, "options": {}} for name, source in (("a", "image_folder"), ("b", "utkface"))}
+    streams = {
+        name: {"source": source, "labels": {"cls": "class"}}
+        for name, source in (("a", "image_folder"), ("b", "utkface"))
+    }
     seen = {"a": {"train": {"grey_bits": 12}}, "b": {"train": {"grey_bits": None}}}
-    scaled = trained.as_scaled({"streams": streams}, seen)
-    assert scaled["streams"]["a"]["options"] == {"grey_bits": 12}
-    assert scaled["streams"]["b"] == streams["b"]
+    scaled = trained.as_scaled(config_lib.read_settings({"streams": streams}), seen)
+    assert scaled.streams["a"].options == {"grey_bits": 12}
+    assert scaled.streams["b"].options == {}

@@ -28,7 +28,7 @@ def test_every_method_is_a_word_after_the_page_s_name(joint):
     for data in ("", "scenes/"):
         for name in ("sum", "nash_mtl", "gradnorm"):
             config = joint.get_config(data + name)
-            config_lib.validate(config)
+            config_lib.resolve(config)
             assert config.stages.joint.balance == name
             assert config.order == ("joint",)
 
@@ -46,7 +46,7 @@ def test_a_task_alone_has_the_network_the_data_and_the_steps_of_the_joint_run(jo
     steps = both.stages.joint.epochs / both.streams.voc.batch_size
     for task in single.VARIANTS:
         config = single.get_config(task)
-        config_lib.validate(config)
+        config_lib.resolve(config)
         (stream,) = config.stages[task].streams
         assert tuple(config.streams[stream].labels) == (task,)
         assert config.streams == both.streams

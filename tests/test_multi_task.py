@@ -277,4 +277,4 @@ def test_batch_norm_per_task_leaves_the_other_tasks_statistics_and_scales_alone(
 
 def test_batch_norm_per_task_and_branches_exclude_each_other():
     with pytest.raises(UserError, match="batch norms of their own"):
-        multi_task.build({"batch_norm_per_task": True, "share_until": "stage_2"}, TASKS)
+        multi_task.build({"batch_norm_per_task": True, "share_until": 8}, TASKS)

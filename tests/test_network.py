@@ -17,12 +17,12 @@ from mtl_jax.models.backbones.plain_cnn import PlainCNN
 
 SMALL = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8, "head_layers": 2}
 IMAGE = jax.random.uniform(jax.random.key(1), (2, 32, 64, 3))
-SHARES = ("stage_0", "stage_1", "stage_2", "stage_3")
+SHARES = (2, 4, 8, 16)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return multi_task.build(SMALL | {"share_until": "stage_2"}, TASKS)
+    return multi_task.build(SMALL | {"share_until": 8}, TASKS)
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +115,19 @@ def test_split_stages_compute_what_the_whole_computes():
 
 
 def test_nothing_left_for_the_branches_is_refused():
-    settings = {"share_until": "stage_3", "output_stride": 16, "neck": "two_conv", "width_multiplier": 0.25}
+    settings = {"share_until": 16, "output_stride": 16, "neck": "two_conv", "width_multiplier": 0.25}
     with pytest.raises(UserError, match="nothing is left for the branches"):
         multi_task.build(settings, {"seg": dataclasses.replace(TASKS["seg"], strides=(16,))})
 
 
 def test_an_unknown_stage_is_refused():
-    with pytest.raises(UserError, match=r"share_until: expected one of all, stage_0"):
+    with pytest.raises(UserError, match=r"share_until is 'stage_9'; expected one of all, 2, 4, 8, 16"):
         multi_task.build(SMALL | {"share_until": "stage_9"}, TASKS)
 
 
 def test_a_branch_may_have_its_own_width_and_depth(model, variables):
     own = {"branches": {"det": {"head_channels": 24, "neck_channels": 24, "head_layers": 3}}}
-    wider = multi_task.build(SMALL | {"share_until": "stage_2"} | own, TASKS)
+    wider = multi_task.build(SMALL | {"share_until": 8} | own, TASKS)
     shapes = jax.eval_shape(lambda key: multi_task.init_variables(wider, key=key), jax.random.key(0))["params"]
     assert shapes["branch_det"]["head"]["conv_1"]["kernel"].shape == (3, 3, 24, 24)
     before, after = (
@@ -140,12 +140,12 @@ def test_a_branch_may_have_its_own_width_and_depth(model, variables):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"branches": {"pose": {}}}, "found task pose"),
-        ({"branches": {"det": {"neck": "two_conv"}}}, "expected neck_channels, .* found neck"),
-        ({"branches": {"det": {"head_layers": 0}}}, "model.branches.det.head_layers: expected a whole number"),
-        ({"branches": {"det": {}}, "share_until": "all"}, "which has no branches"),
+        ({"branches": {"pose": {}}}, "branches names pose; config.tasks has"),
+        ({"branches": {"det": {"neck": "two_conv"}}}, "branches.det names neck; a branch has neck_channels"),
+        ({"branches": {"det": {"head_layers": 0}}}, "model.branches.det.head_layers is 0; expected at least 1"),
+        ({"branches": {"det": {}}, "share_until": "all"}, "nothing branches with share_until 'all'"),
     ],
 )
 def test_impossible_branches_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
-        multi_task.build(SMALL | {"share_until": "stage_2"} | changes, TASKS)
+        multi_task.build(SMALL | {"share_until": 8} | changes, TASKS)

@@ -70,7 +70,7 @@ def test_every_method_and_either_task_alone_is_a_word_after_the_page_s_name():
     assert set(PAGE.VARIANTS) == {"seg", "depth", *METHODS}
     for word in ("sum", "nash_mtl", "seg", "depth"):
         config = PAGE.get_config(word)
-        config_lib.validate(config)
+        config_lib.resolve(config)
         alone = word in joint.tasks
         assert set(config.streams.rooms.labels) == ({word} if alone else {"seg", "depth"})
         assert config.stages.rooms.balance == ("sum" if alone else word)

@@ -279,7 +279,7 @@ def test_a_table_is_read_row_by_row_and_unwanted_rows_are_passed_over(tmp_path):
 def test_the_page_takes_every_method_and_no_other_word():
     page = config_lib.load_page(PAGE)
     config = page.get_config("pcgrad")
-    config_lib.validate(config)
+    config_lib.resolve(config)
     assert config.stages.joint.balance == "pcgrad"
     assert set(config.streams.open_images.labels) == set(config.tasks)
     with pytest.raises(UserError, match=r"open_images\.py:pc: expected one of sum, mean"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_train import tiny_config
 
+from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.continual import memory
 from mtl_jax.continual.paste import SCENES, PastedReplay, paste
@@ -88,9 +89,10 @@ def test_a_stage_replays_pasted_objects_where_it_says_so_but_no_stored_outputs_o
     kept = {**memory.nothing(), "replay": {"masks": ReplayBuffer((masks[0],), dict(masks.class_names))}}
     learnt = stage_plan.StageResult(experiment.abstract_variables(parts), kept, [], 0.0, 0)
     config.stages.cls.keep.paste = {"share": 1.0}
-    labels = stage_plan.plan(config, parts, 1, learnt).data["masks_replay"][0]["labels"]["seg"]["mask"]
+    plan = stage_plan.plan(config_lib.resolve(config), parts, 1, learnt)
+    labels = plan.data["masks_replay"][0]["labels"]["seg"]["mask"]
     assert (labels == 255).mean() > 0.5  # all but the digits of one scene
     assert (labels == 0).sum() == 0
     config.stages.cls.keep.der = {"weight": 1.0}
     with pytest.raises(UserError, match=r"config\.stages\.cls\.keep\.der compares .* name one of them"):
-        stage_plan.plan(config, parts, 1, learnt)
+        stage_plan.plan(config_lib.resolve(config), parts, 1, learnt)

@@ -189,16 +189,16 @@ def test_a_counterpart_lies_in_the_other_task_s_parts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norms_from": 3}, "norms_from: expected a stride in px, one of 0, 1, 2, 4, 8, 16, 32, found 3"),
-        ({"norms_from": 8, "batch_norm_per_task": True}, "exclude each other"),
-        ({"norms_from": 8, "share_until": "stage_2"}, "batch norms of their own"),
-        ({"norms_from": 8, "sharing": "mmoe"}, "norms_from: expected 0 where model.sharing is 'mmoe'"),
-        ({"norms_from": 0, "patches": {"head": 4}}, "set model.norms_from"),
-        ({"norms_from": 32, "patches": {"backbone": 4}}, "no stage lies above"),
-        ({"patches": {"head": -1}}, "patches.head: expected a rank"),
-        ({"patches": {"tail": 1}}, "expected backbone, neck, head, found tail"),
-        ({"head_kernel": 4}, "head_kernel: expected an odd number"),
-        ({"head_convolution": "sparse"}, "dense, separable, found 'sparse'"),
+        ({"norms_from": 3}, "norms_from is 3; expected one of 0, 1, 2, 4, 8, 16, 32"),
+        ({"norms_from": 8, "batch_norm_per_task": True}, "expected 0 with batch_norm_per_task=True"),
+        ({"norms_from": 8, "share_until": 8}, "batch norms of their own"),
+        ({"norms_from": 8, "sharing": "mmoe"}, "norms_from is 8; expected 0 with sharing 'mmoe'"),
+        ({"norms_from": 0, "patches": {"head": 4}}, "set norms_from"),
+        ({"norms_from": 32, "patches": {"backbone": 4}}, "no layer lies above"),
+        ({"patches": {"head": -1}}, "patches.head is -1; expected at least 0"),
+        ({"patches": {"tail": 1}}, "patches names tail; a network has backbone, neck, head"),
+        ({"head_kernel": 4}, "head_kernel is 4; expected an odd number"),
+        ({"head_convolution": "sparse"}, "head_convolution is 'sparse'; expected one of dense, separable"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(change, message):

@@ -62,7 +62,7 @@ def test_stages_up_to_a_stride_have_a_name():
 
 def test_the_stages_of_a_backbone_hold_every_layer_once():
     records = tasks.build({"cls": {"kind": "classification", "classes": ("a", "b")}})
-    for changes in ({}, {"share_until": "stage_2"}, {"backbone": "plain_cnn"}):
+    for changes in ({}, {"share_until": 8}, {"backbone": "plain_cnn"}):
         model = multi_task.build(changes, records)
         stages = multi_task.backbone_stages(model)
         layers = [layer for own in stages.values() for layer in own]

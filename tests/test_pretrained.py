@@ -12,6 +12,7 @@ from published_backbones import NETWORKS, shapes
 from torch_files import Tensor, save, save_legacy
 
 from mtl_jax import tasks
+from mtl_jax.config.model_settings import ModelSettings
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.models.backbones import pretrained
@@ -102,7 +103,7 @@ def test_every_way_to_share_takes_the_features_into_all_its_backbones(way, file)
     loaded = pretrained.load(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), file)
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(loaded["params"])}
     stems = [path for path in leaves if "['backbone']['stem']['conv']" in path]
-    assert len(stems) == (2 if has_branches({"share_until": "all", "sharing": way}) else 1)
+    assert len(stems) == (2 if has_branches(ModelSettings(sharing=way)) else 1)
     assert all(leaves[path].any() for path in stems)
 
 

@@ -28,9 +28,9 @@ def test_unknown_split_is_refused(tmp_path, kind):
 
 
 def test_unknown_source_and_option_are_refused():
-    with pytest.raises(UserError, match=r"expected a source among .*digits.*, found 'mnist'"):
+    with pytest.raises(UserError, match=r"source is 'mnist'; expected one of .*digits"):
         registry.build("mnist", data_root=None, split="train")
-    with pytest.raises(UserError, match=r"source digits: expected options among .*length.*, found lenght"):
+    with pytest.raises(UserError, match=r"options has no setting lenght; did you mean length"):
         registry.build("digits", data_root=None, split="train", lenght=3)
 
 

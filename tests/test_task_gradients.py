@@ -114,7 +114,7 @@ def test_the_features_of_a_branched_network_are_those_before_its_branches(tiny_b
 
 @pytest.fixture(scope="module")
 def tiny_branches(tiny_backbone):
-    return build(backbone="plain_cnn", width_multiplier=0.25, share_until="stage_1")
+    return build(backbone="plain_cnn", width_multiplier=0.25, share_until=4)
 
 
 @pytest.mark.parametrize("method", ["sum", "pcgrad"])

@@ -41,13 +41,13 @@ def test_build_keeps_names_order_and_settings():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"classes": ["cat"]}, r"'x': expected a kind among segmentation, .*, found None; correct tasks\.x"),
-        ({"kind": "pose"}, "found 'pose'"),
+        ({"classes": ["cat"]}, r"config\.tasks\.x\.kind is None; expected one of segmentation, "),
+        ({"kind": "pose"}, "kind is 'pose'; expected one of segmentation"),
         (
             {"kind": "detection", "classes": ["a"], "anchors": 3},
-            r"settings of a detection task .*found anchors",
+            r"tasks\.x has no setting anchors; expected one of classes",
         ),
-        ({"kind": "detection"}, "expected classes, found none"),
+        ({"kind": "detection"}, "tasks.x.classes is missing; expected several values"),
         ({"kind": "classification", "classes": "abc"}, r"tasks\.x\.classes is 'abc'; expected a list of names"),
         ({"kind": "classification", "classes": ["a", "b", "a"]}, "has 'a' more than once; expected each class once"),
         ({"kind": "detection", "classes": ["a", " "]}, "has the class ' '; expected a name"),
@@ -140,7 +140,7 @@ def test_classes_that_are_no_names_are_refused():
 
 
 def test_a_setting_of_another_type_is_refused():
-    with pytest.raises(UserError, match=r"task 'seg': expected settings of their types, found .*; correct tasks\.seg"):
+    with pytest.raises(UserError, match=r"config\.tasks\.seg has values of other types"):
         tasks.build({"seg": {"kind": "segmentation", "classes": ("a", "b"), "class_weights": ("c", "d")}})
 
 

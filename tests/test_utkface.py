@@ -73,7 +73,7 @@ def test_a_list_of_other_names_is_refused(tmp_path):
 def test_the_real_set_has_the_page_s_classes(data_root):
     page = config_lib.load_page(PAGE)
     config = page.get_config("gradnorm")
-    config_lib.validate(config)
+    config_lib.resolve(config)
     for split, count in (("train", 1200), ("val", 300)):
         source = UTKFace(data_root=data_root, split=split)
         assert len(source) == count

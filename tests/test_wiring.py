@@ -151,10 +151,8 @@ def test_a_progressive_network_reads_earlier_columns_only():
 
 
 def test_settings_of_hard_sharing_are_refused_elsewhere():
-    with pytest.raises(
-        UserError, match=r"model\.share_until: expected 'all' where model\.sharing is 'mmoe', found 'stage_2'"
-    ):
-        build(sharing="mmoe", share_until="stage_2")
+    with pytest.raises(UserError, match=r"model\.share_until is 8; expected 'all' with sharing 'mmoe'"):
+        build(sharing="mmoe", share_until=8)
     with pytest.raises(UserError, match=r"model\.sharing: expected one of hard, independent, .*, found 'soft'"):
         build(sharing="soft")
     with pytest.raises(UserError, match=r"model\.experts: expected a whole number from 1, found 0"):

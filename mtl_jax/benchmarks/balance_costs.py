@@ -18,7 +18,7 @@ from mtl_jax.benchmarks import jax_side
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.benchmarks.turns import timed
-from mtl_jax.config import stage
+from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.models import multi_task
 from mtl_jax.models.ownership import split_private
 from mtl_jax.training import task_balancing
@@ -101,7 +101,7 @@ def _update_seconds(problem: Problem, repeats: int) -> float:
     task_grads = jax.tree.map(
         lambda leaf: jnp.asarray(generator.normal(size=(len(names), *leaf.shape)), jnp.float32), shared
     )
-    settings = stage(("all",), balance=problem.balance)
+    settings = StageSettings(("all",), balance=problem.balance)
     tx = task_balancing.method(
         settings, tasks=len(names), where="the benchmark"
     )  # with the state that training gives it

@@ -20,6 +20,6 @@ def build(data_root: Path, variant: str = "shared", **model_changes: Any) -> exp
     """
     if not PAGE.is_file():
         raise UserError(f"the flagship's page {PAGE} is missing; run the benchmark from a clone of the repository")
-    config = load_page(PAGE).get_config(variant).to_dict()
-    config["model"] |= model_changes
+    config = load_page(PAGE).get_config(variant)
+    config.model.update(model_changes)
     return experiment.build(config, data_root=data_root)

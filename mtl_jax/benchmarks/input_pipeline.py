@@ -20,7 +20,7 @@ def measure(data_root: Path) -> list[dict[str, Any]]:
     for stream, settings in parts.streams.items():
         source = cached(experiment.source(parts, stream, training=True), parts.cache_bytes)
         batches = experiment.train_batches(parts, stream, source, seed=0)
-        steps, size = pipeline.steps_per_epoch(len(source), settings["batch_size"]), settings["batch_size"]
+        steps, size = pipeline.steps_per_epoch(len(source), settings.batch_size), settings.batch_size
         iterator = pipeline.prefetch(batches, threads=2)
         first = _seconds(iterator, steps)
         decodes = source.decodes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import jax
 from mtl_jax import tasks
 from mtl_jax.benchmarks import problem as problem_lib
 from mtl_jax.benchmarks.problem import Problem
-from mtl_jax.config import defaults
+from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import depthwise, multi_task
 from mtl_jax.runtime import compilation, devices
@@ -69,8 +68,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         momentum=0.9,
         rates={"backbone": 0.2},
     )
-    own = {"streams": tuple(streams), "balance": problem.balance, "gradient_space": problem.gradient_space}
-    settings = SimpleNamespace(**(defaults.STAGE | own))
+    settings = StageSettings(tuple(streams), balance=problem.balance, gradient_space=problem.gradient_space)
     method = task_balancing.method(settings, tasks=len(names), where="the benchmark")
     state = train_step.init_state(
         variables["params"],

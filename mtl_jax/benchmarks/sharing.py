@@ -22,9 +22,9 @@ from mtl_jax.report.svg_figures import scatters_svg
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("plain", {}),
     "shared": ("shared", {}),
-    "branched at stage_3": ("branched", {"share_until": "stage_3"}),
+    "branched at stage_3": ("branched", {"share_until": 16}),
     "branched": ("branched", {}),
-    "branched at stage_1": ("branched", {"share_until": "stage_1"}),
+    "branched at stage_1": ("branched", {"share_until": 4}),
     "independent": ("plain", {"sharing": "independent"}),
 }
 COSTS = {"shared_percent": "shared parameters, %", "params": "parameters", "all_ms": "all tasks, ms"}

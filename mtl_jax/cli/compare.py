@@ -173,8 +173,7 @@ def resolved(arguments: tuple[str, ...]) -> Any:
 
     page, changes, _ = overrides.split(arguments)
     config = overrides.load(page, changes)
-    config_lib.resolve(config)
-    return config
+    return config_lib.resolve(config)
 
 
 class Found(NamedTuple):
@@ -216,7 +215,7 @@ def data_digest(config: Any) -> str:
 
     root, digest = config_lib.data_root(config), hashlib.sha256()
     for name, stream in sorted(config.streams.items()):
-        given = {**_defaults(stream.source), **stream.options.to_dict()}.values()
+        given = {**_defaults(stream.source), **stream.options}.values()
         folders = {root / value for value in given if isinstance(value, str) and value and (root / value).is_dir()}
         for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
             digest.update(os.fsencode(f"{name}/{path.relative_to(root)}:{path.stat().st_size}\n"))

@@ -105,7 +105,7 @@ def _make(
     for name in names:
         exported = formats.FORMATS[name](model, folder, image)
         network = exported.network or model
-        limit = check.MAX_DIFFERENCE[network.config["model"]["compute_dtype"]]
+        limit = check.MAX_DIFFERENCE[network.config.model.compute_dtype]
         apart = check.differences(network, check.reference(network)[1], exported.check, batches)
         worst = max(apart, key=lambda key: apart[key])
         wrong += [
@@ -122,7 +122,7 @@ def _make(
 def _tell(model: Any, view: Any, description: dict[str, Any]) -> None:
     """Says what was exported, and where the files are used otherwise than the network was."""
     print(f"{model.path}, stage {model.stage}: {', '.join(model.names)}; the files take {view}")
-    if model.config["model"]["compute_dtype"] != "float32" and "onnx" in description["files"]:
+    if model.config.model.compute_dtype != "float32" and "onnx" in description["files"]:
         print("note: model.onnx computes in float32, and is compared with the network in float32")
     for name, task in description["tasks"].items():
         if task["validated_on"] != str(view):

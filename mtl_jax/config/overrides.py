@@ -147,6 +147,8 @@ def _value(override: Override, example: Any) -> Any:
         return text
     literal = _literal(text)
     if isinstance(example, tuple | list):
+        if isinstance(literal, dict):  # a table where names alone are usual: parts with their epochs
+            return literal
         listed = literal if isinstance(literal, tuple | list) else text.split(",")
         return tuple(part for part in listed if part != "")
     if example is None:

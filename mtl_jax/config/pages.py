@@ -1,16 +1,22 @@
-"""Configuration pages: loaded, completed, checked, and where their data is."""
+"""Configuration pages: loaded, completed, resolved, and where their data is."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import importlib.util
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config import checks, defaults, legacy
-from mtl_jax.config.settings import base, stage, stream
+from mtl_jax.config import former, legacy, order_checks
+from mtl_jax.config.contract_settings import ContractSettings
+from mtl_jax.config.model_settings import ModelSettings
+from mtl_jax.config.run_settings import RunSettings, check, read_settings
+from mtl_jax.config.section import RULE, Section, defaults
+from mtl_jax.config.stage_settings import StageSettings
+from mtl_jax.config.stream_settings import StreamSettings
 from mtl_jax.errors import UserError
 
 
@@ -37,45 +43,43 @@ def data_root(config: Any) -> Path:
 
 
 def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration that was saved, with the defaults of settings that have come since, and today's names.
+    """Returns a configuration that was saved, with the names of now, and defaults of settings that have come since.
 
     Args:
         saved: a resolved configuration, as plain values.
     """
-    config = {**base().to_dict(), **legacy.translated(saved)}
-    for section, default in (("model", defaults.MODEL), ("contract", defaults.CONTRACT)):
-        config[section] = _filled(config[section], default)
-    for section, default in (("streams", defaults.STREAM), ("stages", defaults.STAGE)):
-        if isinstance(config[section], Mapping):
-            config[section] = {name: _filled(each, default) for name, each in config[section].items()}
+    config = _filled(former.renamed(legacy.translated(saved)), RunSettings)
+    for name, section in (("model", ModelSettings), ("contract", ContractSettings)):
+        config[name] = _filled(config[name], section)
+    for name, section in (("streams", StreamSettings), ("stages", StageSettings)):
+        if isinstance(config[name], Mapping):
+            config[name] = {key: _filled(each, section) for key, each in config[name].items()}
     return config
 
 
-def _filled(section: Any, default: dict[str, Any]) -> Any:
-    return copy.deepcopy(default) | dict(section) if isinstance(section, Mapping) else section
+def _filled(saved: Any, section: type[Section]) -> Any:
+    """A section with the defaults of what it lacks, and the infinities that JSON has no number for."""
+    if not isinstance(saved, Mapping):
+        return saved
+    endless = [field.name for field in dataclasses.fields(section) if _may_be_endless(field)]
+    infinite = {name: math.inf for name in endless if name in saved and saved[name] is None}
+    return defaults(section) | dict(saved) | infinite
 
 
-def resolve(config: Any) -> None:
-    """Splits the lists of names that a command line gives as one string ("seg,det"), and validates the config.
-
-    Raises:
-        UserError: as `validate`.
-    """
-    config.order = _split(config.order)
-    for settings in config.stages.values():
-        settings.streams = _split(settings.streams)
-        settings.freeze = _split(settings.freeze)
-    validate(config)
+def _may_be_endless(field: dataclasses.Field[Any]) -> bool:
+    return RULE in field.metadata and field.metadata[RULE].most == math.inf
 
 
-def _split(names: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(part.strip() for name in names for part in str(name).split(",") if part.strip())
+def resolve(config: Any) -> RunSettings:
+    """Reads a configuration, and checks that its parts name each other.
 
-
-def validate(config: Any) -> None:
-    """Checks names, types, ranges and choices, and that the parts of the config name each other.
+    Args:
+        config: a page's ConfigDict, or plain values.
 
     Raises:
-        UserError: a stage without a stream, a stream without a task, a number out of range.
+        UserError: the first setting that does not fit, with what was expected.
     """
-    checks.check(config, base(), stream("", {}), stage(()))
+    settings = read_settings(config)
+    check(settings)
+    order_checks.check(settings)
+    return settings

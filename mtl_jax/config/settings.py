@@ -1,4 +1,4 @@
-"""Configurations: a page in `configs/` starts from `base()` and says what differs from `defaults.py`."""
+"""Configurations as pages write them: one starts from `base()` and says what differs from the defaults."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config import defaults, legacy
-from mtl_jax.errors import UserError
+from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.config.section import Section, defaults, require_known
+from mtl_jax.config.stage_settings import StageSettings
+from mtl_jax.config.stream_settings import StreamSettings
 
 
 def base() -> Any:
     """Returns the settings that every experiment shares; `tasks`, `streams`, `stages` and `order` are left to it."""
-    return ConfigDict({**defaults.EXPERIMENT, "model": defaults.MODEL, "contract": defaults.CONTRACT})
+    return _table(RunSettings)
 
 
 def stream(source: str, labels: Mapping[str, str], **changes: Any) -> Any:
@@ -24,7 +26,7 @@ def stream(source: str, labels: Mapping[str, str], **changes: Any) -> Any:
         labels: task name -> the source's name for the label.
         **changes: settings that differ from the defaults; `options` are keyword arguments of the source.
     """
-    return _changed(ConfigDict(defaults.STREAM), {"source": source, "labels": labels, **changes}, f"stream({source!r})")
+    return _changed(StreamSettings, {"source": source, "labels": labels, **changes}, f"stream({source!r})")
 
 
 def stage(streams: tuple[str, ...], **changes: Any) -> Any:
@@ -34,15 +36,18 @@ def stage(streams: tuple[str, ...], **changes: Any) -> Any:
         streams: names of the streams that the stage trains on.
         **changes: settings that differ from the defaults.
     """
-    return _changed(ConfigDict(defaults.STAGE), {"streams": streams, **changes}, f"stage({streams!r})")
+    return _changed(StageSettings, {"streams": streams, **changes}, f"stage({streams!r})")
 
 
-def _changed(settings: Any, changes: Mapping[str, Any], where: str) -> Any:
-    unknown = sorted(set(changes) - set(settings))
-    moved = [f"{name} is now {legacy.FLAT[name]}" for name in unknown if name in legacy.FLAT and "keep" in settings]
-    if unknown:
-        known = "; ".join(moved) or f"it has {', '.join(sorted(settings))}"
-        raise UserError(f"{where} has no setting {', '.join(unknown)}; {known}")
+def _table(section: type[Section]) -> Any:
+    """The defaults of a section, to be changed; types are checked when it is read."""
+    return ConfigDict(defaults(section), type_safe=False)
+
+
+def _changed(section: type[Section], changes: Mapping[str, Any], where: str) -> Any:
+    settings = _table(section)
+    for name in changes:
+        require_known(section, where, name)
     for name, value in changes.items():
-        settings[name] = ConfigDict(dict(value)) if isinstance(value, Mapping) else value
+        settings[name] = ConfigDict(dict(value), type_safe=False) if isinstance(value, Mapping) else value
     return settings

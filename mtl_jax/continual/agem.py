@@ -31,8 +31,6 @@ class AGEM(Method):
         phases: Iterable[Phase],
     ) -> None:
         del memory, variables, phases
-        if not tasks.old:
-            return
         if not self.opposed(tasks):
             raise UserError(
                 f"{stage.where}.keep.agem needs exemplars of an old task; set keep.replay.images of an earlier stage "

@@ -12,7 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from mtl_jax.continual.method import Finished, Keep, Memory, Method, StageTasks, StageView, described, later, setting
+from mtl_jax.continual.method import (
+    Finished,
+    Keep,
+    Memory,
+    Method,
+    Phase,
+    StageTasks,
+    StageView,
+    described,
+    later,
+    setting,
+)
 from mtl_jax.errors import UserError
 
 # Trees of the parameters' structure and shapes, in one call all the same.
@@ -54,6 +65,22 @@ class Consolidation(Method):
         asked = [method for method in later(keeps, index, Consolidation) if method.strength]
         found = named or [dataclasses.replace(method, strength=0.0) for method in asked[:1]]
         return found[0] if found and type(found[0]) is cls else None
+
+    def refuse(
+        self,
+        stage: StageView,
+        tasks: StageTasks,
+        memory: Memory,
+        variables: Mapping[str, PyTree],
+        phases: Iterable[Phase],
+    ) -> None:
+        del memory, variables, phases
+        if self.strength and not tasks.old:
+            name = type(self).__name__.lower()
+            raise UserError(
+                f"{stage.where}.keep.{name}.strength is {self.strength:g}; expected 0 where no stage before has left "
+                "anything to hold; leave it to a later stage"
+            )
 
     def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
         del tasks, variables

@@ -17,6 +17,8 @@ from mtl_jax.continual.method import (
     Memory,
     Method,
     Passed,
+    Phase,
+    StageTasks,
     StageView,
     Term,
     later,
@@ -49,6 +51,21 @@ class DER(Method):
     def in_stage(cls, keeps: Sequence[Keep], index: int, name: str) -> Method | None:
         own = keeps[index].get(name)
         return own or (cls(weight=0.0) if _asked(keeps, index) else None)
+
+    def refuse(
+        self,
+        stage: StageView,
+        tasks: StageTasks,
+        memory: Memory,
+        variables: Mapping[str, PyTree],
+        phases: Iterable[Phase],
+    ) -> None:
+        del memory, variables, phases
+        if self.weight and not tasks.replayed:
+            raise UserError(
+                f"{stage.where}.keep.der.weight is {self.weight:g}; expected 0 without exemplars of another "
+                "stream; set keep.replay.images of an earlier stage and keep.replay.batch_size of this one"
+            )
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         """Brings back whole images, as they were stored, with their outputs."""

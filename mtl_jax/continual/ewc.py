@@ -48,7 +48,7 @@ class EWC(Consolidation):
         variables: Mapping[str, PyTree],
         phases: Iterable[Phase],
     ) -> None:
-        del memory, variables, phases
+        super().refuse(stage, tasks, memory, variables, phases)
         if self.estimator == "exact" and self.leaves(stage.keeps, stage.index):
             for task in tasks.own:
                 importance.reader(stage.tasks[task])

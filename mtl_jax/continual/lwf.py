@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.config.checks import suggestion
-from mtl_jax.continual.method import Keep, Memory, Method, Passed, StageTasks, Term, setting
+from mtl_jax.continual.method import Keep, Memory, Method, Passed, Phase, StageTasks, StageView, Term, setting
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import ImageSize, Task
@@ -37,6 +37,29 @@ class LwF(Method):
         for task in self.weights:
             if task not in known:
                 raise UserError(f"{where}.weights names {task}; {suggestion(task, known)}")
+
+    def refuse(
+        self,
+        stage: StageView,
+        tasks: StageTasks,
+        memory: Memory,
+        variables: Mapping[str, PyTree],
+        phases: Iterable[Phase],
+    ) -> None:
+        del memory, variables, phases
+        where = f"{stage.where}.keep.lwf"
+        for name, kept in (("weight", tasks.only_old), ("feature_weight", tasks.old)):
+            if (value := getattr(self, name)) and not kept:
+                raise UserError(
+                    f"{where}.{name} is {value:g}; expected 0 where no stage before has learnt a task that this one "
+                    "could forget; leave it to a later stage"
+                )
+        for task in self.weights if self.weight else ():
+            if task not in tasks.only_old:
+                raise UserError(
+                    f"{where}.weights names {task}; expected tasks of earlier stages that this one does not train: "
+                    f"{suggestion(task, tasks.only_old)}"
+                )
 
     def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
         del memory

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, PyTree, UInt8
 
-from mtl_jax.continual.method import Feed, Memory, Method, StageView, setting
+from mtl_jax.continual.method import Feed, Memory, Method, Phase, StageTasks, StageView, setting
 from mtl_jax.data import transforms
 from mtl_jax.data.sources.base import Fields, Sample, Source, missing
 from mtl_jax.data.warp import Placement, warp_nearest
+from mtl_jax.errors import UserError
 
 SCENES = 16  # that an exemplar is replayed in: new images, and itself
 
@@ -21,6 +22,21 @@ class Paste(Method):
     """Of a share of the replayed samples, the objects alone are laid onto the stage's own images."""
 
     share: float = setting(0.5, most=1.0)  # 0 is off
+
+    def refuse(
+        self,
+        stage: StageView,
+        tasks: StageTasks,
+        memory: Memory,
+        variables: Mapping[str, PyTree],
+        phases: Iterable[Phase],
+    ) -> None:
+        del memory, variables, phases
+        if self.share and not tasks.replayed:
+            raise UserError(
+                f"{stage.where}.keep.paste.share is {self.share:g}; expected 0 without exemplars of another "
+                "stream; set keep.replay.images of an earlier stage and keep.replay.batch_size of this one"
+            )
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         del memory

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.config import checks
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import METHODS
 from mtl_jax.continual.method import Keep, Method
 from mtl_jax.errors import UserError
@@ -34,7 +35,7 @@ def read(table: Any, *, where: str, tasks: Iterable[str] = ()) -> dict[str, Meth
     return keep
 
 
-def read_order(config: Any) -> tuple[Keep, ...]:
+def read_order(config: RunSettings | Mapping[str, Any]) -> tuple[Keep, ...]:
     """Returns what every stage of a configuration's order names.
 
     Args:
@@ -43,10 +44,12 @@ def read_order(config: Any) -> tuple[Keep, ...]:
     Raises:
         UserError: as `read`.
     """
-    stages, tasks = config["stages"], tuple(config["tasks"])
-    return tuple(
-        read(stages[name]["keep"], where=f"config.stages.{name}.keep", tasks=tasks) for name in config["order"]
-    )
+    if isinstance(config, RunSettings):
+        keeps, tasks, order = {name: each.keep for name, each in config.stages.items()}, config.tasks, config.order
+    else:
+        keeps = {name: each["keep"] for name, each in config["stages"].items()}
+        tasks, order = config["tasks"], config["order"]
+    return tuple(read(keeps[name], where=f"config.stages.{name}.keep", tasks=tuple(tasks)) for name in order)
 
 
 def in_stage(keeps: Sequence[Keep], index: int) -> dict[str, Method]:
@@ -73,14 +76,15 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "stages": {name: filled(name, stage) for name, stage in config["stages"].items()}}
 
 
-def complete(config: Any) -> None:
-    """As `completed`, of a configuration that a page has made, in its place.
+def complete(config: RunSettings) -> RunSettings:
+    """As `completed`, of settings.
 
     Raises:
         UserError: as `read`.
     """
-    for name, stage in completed({"tasks": config.tasks, "stages": config.stages.to_dict()})["stages"].items():
-        config.stages[name].keep = stage["keep"]
+    kept = completed(config.to_dict())["stages"]
+    stages = {name: dataclasses.replace(each, keep=kept[name]["keep"]) for name, each in config.stages.items()}
+    return dataclasses.replace(config, stages=stages)
 
 
 def _method(where: str, kind: type[Method], given: Any) -> Method:
@@ -123,5 +127,5 @@ def _check_range(where: str, value: Any, allowed: Mapping[str, Any]) -> None:
         if not allowed["least"] <= value <= allowed["most"]:
             limits = f"at least {allowed['least']:g} and at most {allowed['most']:g}"
             raise UserError(f"{where} is {value}; expected {limits}")
-    elif allowed["choices"] and value not in allowed["choices"]:
-        raise UserError(f"{where} is {value!r}; expected one of {', '.join(allowed['choices'])}")
+    elif allowed["choices"]:
+        checks.among(where, value, allowed["choices"])

@@ -6,14 +6,25 @@ import copy
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, PyTree, UInt8
 
 from mtl_jax.continual import exemplars
-from mtl_jax.continual.method import Feed, Finished, Keep, Memory, Method, StageView, later, setting
+from mtl_jax.continual.method import (
+    Feed,
+    Finished,
+    Keep,
+    Memory,
+    Method,
+    Phase,
+    StageTasks,
+    StageView,
+    later,
+    setting,
+)
 from mtl_jax.continual.network_view import NetworkView
 from mtl_jax.data import transforms, warp
 from mtl_jax.data.sources.base import Fields, Sample, Source, Subset
@@ -37,6 +48,21 @@ class Replay(Method):
     max_mb: float = setting(0.0)  # of the kept images of a stream with their labels, decoded; 0 sets no limit
     batch_size: int = setting(0)  # images of each old stream added to every step of this stage; 0 is off
     weight: float = setting(1.0)  # of the loss on replayed labels
+
+    def refuse(
+        self,
+        stage: StageView,
+        tasks: StageTasks,
+        memory: Memory,
+        variables: Mapping[str, PyTree],
+        phases: Iterable[Phase],
+    ) -> None:
+        del memory, variables, phases
+        if self.batch_size and not tasks.replayed:
+            raise UserError(
+                f"{stage.where}.keep.replay.batch_size is {self.batch_size:g}; expected 0 without exemplars of another "
+                "stream; set keep.replay.images of an earlier stage and keep.replay.batch_size of this one"
+            )
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         if not self.batch_size:

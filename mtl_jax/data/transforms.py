@@ -49,14 +49,16 @@ class Augment:
             UserError: names the setting.
         """
         if not 0 < self.scale_min <= self.scale_max:
-            raise UserError(f"augment: expected 0 < scale_min <= scale_max, found {self.scale_min}, {self.scale_max}")
+            raise UserError(
+                f"augment.scale_min is {self.scale_min}; expected more than 0 and at most scale_max, {self.scale_max}"
+            )
         if self.aspect < 1:
-            raise UserError(f"augment: expected aspect >= 1, found {self.aspect}")
+            raise UserError(f"augment.aspect is {self.aspect}; expected at least 1")
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment: expected {name} between 0 and 1, found {getattr(self, name)}")
+                raise UserError(f"augment.{name} is {getattr(self, name)}; expected at least 0 and at most 1")
         if not 0 <= self.hue <= 0.5:
-            raise UserError(f"augment: expected hue between 0 and 0.5, found {self.hue}")
+            raise UserError(f"augment.hue is {self.hue}; expected at least 0 and at most 0.5")
 
 
 def apply(sample: Sample, rng: np.random.Generator, *, size: tuple[int, int], augment: Augment) -> Sample:

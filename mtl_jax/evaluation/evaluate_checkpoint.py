@@ -46,7 +46,7 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
     first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
     others = {name: {at: each for at, each in found[name].items() if at != first[name]} for name in names}
     as_trained = _as_trained(network, tuple(dict.fromkeys(first.values())))
-    size = network.config["contract"]["latency_image_size"]
+    size = network.config.contract.latency_image_size
     return {
         "checkpoint": str(network.path),
         "stage": network.stage,
@@ -65,7 +65,7 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
 def _as_trained(network: trained.Trained, streams: Sequence[str]) -> dict[str, bool | None]:
     """Whether the validation images of streams are those that training saw; None where it kept nothing of them."""
     known = [stream for stream in streams if "val" in network.data.get(stream, {})]
-    most = network.config["survey_images"]
+    most = network.config.survey_images
     now = data_record.validation_digests(network.parts, known, most=most, cache=data_record.cache_folder())
     changed = data_changes.others(network.data, now, "val")
     return {stream: stream not in changed if stream in known else None for stream in streams}

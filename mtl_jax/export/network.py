@@ -107,6 +107,6 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct) -> dict[str, Any]:
         "tasks": tasks,
         "checkpoint": str(network.path),
         "stage": network.stage,
-        "config": network.config["name"],
+        "config": network.config.name,
         "versions": {"mtl_jax": mtl_jax.__version__, "jax": jax.__version__},
     }

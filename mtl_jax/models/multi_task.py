@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from mtl_jax.config import defaults
+from mtl_jax.config import former
+from mtl_jax.config.checks import among, require_names
+from mtl_jax.config.model_settings import IMAGE_STRIDE, ModelSettings
+from mtl_jax.config.section import defaults, plain, read
 from mtl_jax.errors import UserError
-from mtl_jax.models.backbones.backbone import OUTPUT_STRIDES, BackboneMaker
+from mtl_jax.models.backbones.backbone import BackboneMaker
 from mtl_jax.models.backbones.csp_darknet import YoloV8N
 from mtl_jax.models.backbones.efficientnet import EfficientNetB0
 from mtl_jax.models.backbones.fast_scnn import FastSCNN
@@ -24,9 +26,9 @@ from mtl_jax.models.exchange import EXCHANGES
 from mtl_jax.models.head import CONVOLUTIONS, Head
 from mtl_jax.models.layers import ByBatch, draw_kernels
 from mtl_jax.models.neck import NECKS
-from mtl_jax.models.sharing import own_parts, wiring
+from mtl_jax.models.sharing import wiring
 from mtl_jax.models.sharing.network import FEATURES, OFFSETS, SHARED
-from mtl_jax.models.sharing.wiring import SHARE_CHOICES, WAYS, Network
+from mtl_jax.models.sharing.wiring import WAYS, Network
 from mtl_jax.tasks.base import Task
 
 BACKBONES = {
@@ -37,16 +39,22 @@ BACKBONES = {
     "fast_scnn": FastSCNN,
     "plain_cnn": PlainCNN,
 }
-COMPUTE_DTYPES = ("float32", "bfloat16")
-IMAGE_STRIDE = 32  # px; the backbone halves the image five times
 INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
 RESERVED = ("scale", "bias", "mean", "var", "shared", "unread")  # no names of tasks
-BRANCH_KEYS = ("neck_channels", "head_channels", "head_layers", "dropout_rate")
 
 Variables = Mapping[str, Any]
 # By "stride_8" (px per cell) and so on: between neck and head, or the last of the shared stages of a branched network,
 # whose branches add their own as "branch_<task>/stride_8"; where each task's pass is its own, as "<task>_stride_8".
 Features = dict[str, Float[Array, "batch _ _ _"]]
+
+
+CHOICES = {
+    "backbone": BACKBONES,
+    "neck": NECKS,
+    "sharing": WAYS,
+    "head_exchange": EXCHANGES,
+    "head_convolution": CONVOLUTIONS,
+}
 
 
 @runtime_checkable
@@ -62,11 +70,11 @@ class Settings(Protocol):
         ...
 
 
-def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
+def build(model_config: ModelSettings | Settings, tasks: Mapping[str, Task]) -> Network:
     """Makes the network for some tasks.
 
     Args:
-        model_config: Any of the keys of `default_config`, which stands in for those left out.
+        model_config: Settings, or any of the keys of `default_config`, which stands in for those left out.
         tasks: {task name: task}, all that the network will ever emit.
 
     Returns:
@@ -76,25 +84,25 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
         UserError: The configuration has an unknown key, an unknown name or a value out of range, a task reads
             a level that the neck does not give, or the network has more parameters than `max_params`.
     """
-    settings = _checked_settings(model_config)
-    neck = NECKS[settings["neck"]]
-    _check_tasks(tasks, neck_name=settings["neck"], strides=neck.strides(settings["output_stride"]))
-    dtype = jnp.dtype(settings["compute_dtype"])
-    sizes = settings["width_multiplier"], settings["output_stride"], dtype, settings["batch_norm_momentum"]
+    settings = _settings(model_config)
+    neck = NECKS[settings.neck]
+    _check_tasks(tasks, neck_name=settings.neck, strides=neck.strides(settings.output_stride))
+    dtype = jnp.dtype(settings.compute_dtype)
+    sizes = settings.width_multiplier, settings.output_stride, dtype, settings.batch_norm_momentum
 
-    def make_neck(own: Mapping[str, Any]) -> Any:
-        return neck(own["neck_channels"], dtype, parent=None)
+    def make_neck(own: ModelSettings) -> Any:
+        return neck(own.neck_channels, dtype, parent=None)
 
-    def make_head(own: Mapping[str, Any], records: tuple[Task, ...]) -> Head:
-        sizes = {"channels": own["head_channels"], "layers": own["head_layers"], "dropout_rate": own["dropout_rate"]}
-        layers = {"convolution": settings["head_convolution"], "kernel_size": settings["head_kernel"]}
-        return Head(records, **sizes, dtype=dtype, exchange=settings["head_exchange"], **layers, parent=None)
+    def make_head(own: ModelSettings, records: tuple[Task, ...]) -> Head:
+        sizes = {"channels": own.head_channels, "layers": own.head_layers, "dropout_rate": own.dropout_rate}
+        layers = {"convolution": settings.head_convolution, "kernel_size": settings.head_kernel}
+        return Head(records, **sizes, dtype=dtype, exchange=settings.head_exchange, **layers, parent=None)
 
-    backbone = BackboneMaker(BACKBONES[settings["backbone"]], sizes)
+    backbone = BackboneMaker(BACKBONES[settings.backbone], sizes)
     makers = wiring.PartFactories(backbone, make_neck, make_head)
-    model = wiring.wire(settings, _checked_branches(settings, tasks), makers, tuple(tasks.values()))
+    model = wiring.wire(settings, _branches(settings, tasks), makers, tuple(tasks.values()))
     count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
-    total, limit = sum(count.values()), settings["max_params"]
+    total, limit = sum(count.values()), settings.max_params
     if total > limit:
         parts = ", ".join(f"{part} {size:,}" for part, size in count.items())
         raise UserError(
@@ -106,7 +114,7 @@ def build(model_config: Settings, tasks: Mapping[str, Task]) -> Network:
 
 def default_config() -> dict[str, Any]:
     """Returns the value of every key that `build` takes, as `config.base` sets it."""
-    return copy.deepcopy(defaults.MODEL)
+    return defaults(ModelSettings)
 
 
 def backbone_name(model: Network) -> str:
@@ -307,62 +315,27 @@ def _check_image_size(height: int, width: int) -> None:
         )
 
 
-def _checked_settings(model_config: Settings) -> dict[str, Any]:
-    settings = default_config()
-    unknown = sorted(set(model_config.keys()) - set(settings))
-    if unknown:
-        raise UserError(f"model: expected the keys {', '.join(settings)}, found {', '.join(unknown)}: remove them")
-    settings |= dict(model_config)
-    settings["sharing"] = wiring.FORMER_NAMES.get(settings["sharing"], settings["sharing"])
-    choices = {
-        "backbone": BACKBONES,
-        "neck": NECKS,
-        "output_stride": OUTPUT_STRIDES,
-        "compute_dtype": COMPUTE_DTYPES,
-        "sharing": WAYS,
-        "head_exchange": EXCHANGES,
-        "head_convolution": CONVOLUTIONS,
-        "share_until": SHARE_CHOICES,
-    }
-    for name, allowed in choices.items():
-        if settings[name] not in allowed:
-            expected = ", ".join(str(value) for value in allowed)
-            raise UserError(f"model.{name}: expected one of {expected}, found {settings[name]!r}: choose one of them")
-    _check_numbers(settings, where="model")
-    if settings["head_exchange"] != "none" and settings["head_layers"] < 2:
-        raise UserError("model.head_exchange takes the place of a layer of the head: set head_layers to 2 or more")
-    return settings | own_parts.checked(settings)
+def _settings(given: ModelSettings | Settings) -> ModelSettings:
+    """The settings, which name parts that there are."""
+    settings = (
+        given
+        if isinstance(given, ModelSettings)
+        else read(ModelSettings, former.renamed_model(plain(given)), "config.model")
+    )
+    for name, choices in CHOICES.items():
+        among(f"config.model.{name}", getattr(settings, name), choices)
+    return settings
 
 
-def _check_numbers(settings: dict[str, Any], *, where: str) -> None:
-    for name in ("neck_channels", "head_channels", "head_layers", "experts", "max_params"):
-        if not isinstance(settings[name], int) or settings[name] < 1:
-            raise UserError(f"{where}.{name}: expected a whole number from 1, found {settings[name]!r}: change it")
-    for name, low, high in (
-        ("width_multiplier", 0.1, 10.0),
-        ("dropout_rate", 0.0, 0.99),
-        ("batch_norm_momentum", 0.0, 0.9999),
-    ):
-        if not isinstance(settings[name], int | float) or not low <= settings[name] <= high:
-            raise UserError(f"{where}.{name}: expected {low} to {high}, found {settings[name]!r}: change it")
-        settings[name] = float(settings[name])
-
-
-def _checked_branches(settings: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
+def _branches(settings: ModelSettings, tasks: Mapping[str, Task]) -> dict[str, ModelSettings]:
     """The settings of each task's branch."""
-    given = {name: dict(own) for name, own in dict(settings["branches"]).items()}
-    unknown = sorted(set(given) - set(tasks))
-    if unknown or (given and not wiring.has_branches(settings)):
-        found = f"task {', '.join(unknown)}" if unknown else 'share_until "all", which has no branches'
-        raise UserError(f"model.branches: expected settings of the branches of {', '.join(tasks)}, found {found}")
-    for name, own in given.items():
-        wrong = sorted(set(own) - set(BRANCH_KEYS))
-        if wrong:
-            raise UserError(f"model.branches.{name}: expected {', '.join(BRANCH_KEYS)}, found {', '.join(wrong)}")
-    branches = {name: dict(settings) | given.get(name, {}) for name in tasks}
-    for name, own in branches.items():
-        _check_numbers(own, where=f"model.branches.{name}")
-    return branches
+    require_names("config.model.branches", settings.branches, "config.tasks", tasks)
+    if settings.branches and not wiring.has_branches(settings):
+        raise UserError(
+            f"config.model.branches has {', '.join(settings.branches)}, and nothing branches with share_until "
+            f'{settings.share_until!r}; set share_until to a stride in px, or sharing="independent", or leave them out'
+        )
+    return {name: settings.of_branch(name) for name in tasks}
 
 
 def _check_tasks(tasks: Mapping[str, Task], *, neck_name: str, strides: tuple[int, ...]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtl_jax.config.checks import check_class_names
+from mtl_jax.config.checks import among, check_arguments
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import classification, depth, detection, multi_label, regression, segmentation
 from mtl_jax.tasks.base import Task
@@ -50,33 +49,17 @@ def build(tasks_config: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
 
 
 def _build_one(name: str, section: Mapping[str, Any]) -> Task:
-    kind = section.get("kind")
-    if kind not in KINDS:
-        raise UserError(
-            f"task {name!r}: expected a kind among {', '.join(KINDS)}, found {kind!r}; correct tasks.{name}"
-        )
+    where = f"config.tasks.{name}"
+    kind: Any = section.get("kind")
+    among(f"{where}.kind", kind, KINDS)
     options = {key: value for key, value in section.items() if key != "kind"}
-    parameters = inspect.signature(KINDS[kind]).parameters
-    known = [key for key in parameters if key != "name"]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise UserError(
-            f"task {name!r}: expected settings of a {kind} task ({', '.join(known)}), found "
-            f"{', '.join(unknown)}; correct tasks.{name}"
-        )
-    missing = [key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options]
-    if missing:
-        raise UserError(f"task {name!r}: expected {', '.join(missing)}, found none; add it to tasks.{name}")
-    if "classes" in options:
-        check_class_names(f"tasks.{name}.classes", options["classes"])
+    check_arguments(where, options, KINDS[kind], own=("name",))
     for key, value in options.items():
-        _check_numbers(f"tasks.{name}.{key}", value)
+        _check_numbers(f"{where}.{key}", value)
     try:
         return KINDS[kind](name, **options)
     except TypeError as error:  # a word where a number belongs
-        raise UserError(
-            f"task {name!r}: expected settings of their types, found {error}; correct tasks.{name}"
-        ) from error
+        raise UserError(f"{where} has values of other types than its settings take ({error}); correct them") from error
 
 
 def _check_numbers(where: str, value: Any) -> None:

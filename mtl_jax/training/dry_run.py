@@ -1,98 +1,93 @@
-"""Every stage planned and prepared from shapes alone, so that a mistake in the last is told before the first."""
+"""Every stage planned from shapes alone, so that a mistake in the last is told before the first."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from mtl_jax import balance, experiment, tasks
-from mtl_jax.config import checks
+from mtl_jax import experiment
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import memory
-from mtl_jax.data import transforms
 from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
-from mtl_jax.models import multi_task
-from mtl_jax.training import stage_plan, stage_setup
+from mtl_jax.training import stage_plan, stage_setup, task_balancing
 from mtl_jax.training.stage_plan import StageResult
 
+UNOPENED_STEPS = 100  # of an epoch of a dataset that has not been opened: epochs stay apart
 
-def rehearse(config: Any, parts: experiment.Experiment) -> None:
+
+def rehearse(
+    config: RunSettings, parts: experiment.Experiment, *, variables: PyTree | None = None, data: bool = True
+) -> None:
     """Goes through all stages without compiling or training anything.
 
     Args:
         config: the resolved configuration.
         parts: what it describes.
+        variables: shapes of the network's; found where they are not given.
+        data: open the datasets too, and look at one sample of each; False opens nothing.
 
     Raises:
         UserError: a setting of any stage, stream or task that does not fit the others.
     """
-    check_sizes(config)
-    for stream in parts.used_streams:
-        _check_labels(parts, stream, experiment.source(parts, stream, training=True))
-    variables = experiment.abstract_variables(parts)
+    variables = variables or experiment.abstract_variables(parts)
+    sources = {stream: _opened(parts, stream) if data else _Unopened(parts, stream) for stream in parts.used_streams}
     kept = memory.nothing()
     for index in range(len(config.order)):
         learnt = StageResult(variables, kept, stages=[], train_seconds=0.0, step=0)
-        stage = stage_plan.plan(config, parts, index, learnt)
-        jax.eval_shape(lambda given, stage=stage, learnt=learnt: _state(parts, stage, learnt, given), variables)
+        stage = stage_plan.plan(config, parts, index, learnt, sources=sources)
+        stage_setup.chosen(parts, stage, variables)
         for method in stage.view.keep.values():
             kept = method.expected(stage.view, kept, variables)
 
 
-def _state(parts: experiment.Experiment, stage: stage_plan.StagePlan, learnt: StageResult, variables: Any) -> Any:
-    return stage_setup.prepare(parts, stage, learnt._replace(variables=variables), seed=0)[0]
+def _opened(parts: experiment.Experiment, stream: str) -> registry.Source:
+    source = experiment.source(parts, stream, training=True)
+    _check_labels(parts, stream, source)
+    return source
 
 
-def check_arguments(config: Any) -> None:
-    """Checks the types in tables of keyword arguments: of tasks, sources, augmentation and balancing.
+@dataclasses.dataclass(frozen=True)
+class _Unopened:
+    """Stands in for a dataset that has not been opened: as if it held so many images, none of which is looked at."""
+
+    parts: experiment.Experiment
+    stream: str
+
+    @property
+    def class_names(self) -> Mapping[str, tuple[str, ...]]:
+        labels = self.parts.streams[self.stream].labels
+        return {label: tuple(self.parts.tasks[task].classes) for task, label in labels.items()}
+
+    def __len__(self) -> int:
+        return UNOPENED_STEPS * self.parts.streams[self.stream].batch_size
+
+    def __getitem__(self, index: int) -> registry.Sample:
+        raise IndexError(index)
+
+
+def check_arguments(config: RunSettings) -> None:
+    """Checks names and values in tables of keyword arguments: of sources, augmentation and balancing.
 
     Raises:
-        UserError: a value of another type than the argument's.
+        UserError: an unknown choice or argument, one that is missing, or a value that does not fit.
     """
-    tables: list[tuple[str, str, str, Any]] = [
-        ("tasks", name, "", tasks.KINDS.get(task.get("kind"))) for name, task in config.tasks.items()
-    ]
     for name, stream in config.streams.items():
-        tables.append(("streams", name, "augment", transforms.Augment))
-        tables.append(("streams", name, "options", registry.SOURCES.get(stream.source)))
-    tables += [
-        ("stages", name, "balance_options", balance.METHODS.get(stage.balance)) for name, stage in config.stages.items()
-    ]
-    for section, name, table, factory in tables:
-        settings = config[section][name]
-        if factory is not None:  # an unknown choice is refused where it is made
-            where = ".".join(part for part in ("config", section, name, table) if part)
-            checks.check_arguments(where, settings[table] if table else settings, factory)
-
-
-def check_sizes(config: Any) -> None:
-    """Checks that the network can take images of every size that the config names.
-
-    Raises:
-        UserError: a size that is no multiple of the network's stride.
-    """
-    sizes = {"config.image_size": config.image_size}
-    sizes["config.contract.latency_image_size"] = config.contract.latency_image_size
-    for name, settings in config.streams.items():
-        for setting in ("image_size", "train_image_size"):
-            sizes[f"config.streams.{name}.{setting}"] = settings[setting]
-    for where, size in sizes.items():
-        if size % multi_task.IMAGE_STRIDE:
-            near = max(1, round(size / multi_task.IMAGE_STRIDE)) * multi_task.IMAGE_STRIDE
-            raise UserError(
-                f"{where} is {size}; expected a multiple of {multi_task.IMAGE_STRIDE} px, such as {near}: the network "
-                "halves an image five times"
-            )
+        registry.check_options(stream.source, stream.options, where=f"config.streams.{name}")
+        experiment.augmentation(f"config.streams.{name}", stream)
+    for name, stage in config.stages.items():
+        task_balancing.method(stage, tasks=1, where=f"config.stages.{name}")
 
 
 def _check_labels(parts: experiment.Experiment, stream: str, source: registry.Source) -> None:
     """Looks at one sample: whether its labels are of the kind that the tasks learn from."""
     example = next(experiment.examples(parts, stream, experiment.Subset(source, [0])))
     size = example["image"].shape[:2]
-    for task, label in parts.streams[stream]["labels"].items():
+    for task, label in parts.streams[stream].labels.items():
         wanted = parts.tasks[task].no_labels(1, size)
         if not _kinds(wanted, 1).items() <= _kinds(example["labels"][task], 0).items():
             raise UserError(

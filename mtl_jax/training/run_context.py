@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.evaluation.evaluate import Predict
 from mtl_jax.experiment import Experiment
 from mtl_jax.runtime.preemption import Preemption
@@ -15,7 +16,7 @@ from mtl_jax.workdir.metrics_log import MetricsLog
 class Run(NamedTuple):
     """What every stage of one run shares."""
 
-    config: Any
+    config: RunSettings
     parts: Experiment
     predict: Predict
     workdir: Path  # shared by all processes of the run, and read by all

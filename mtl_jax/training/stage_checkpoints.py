@@ -12,6 +12,7 @@ from typing import Any
 
 from mtl_jax import experiment
 from mtl_jax.config import legacy
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import memory
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import devices
@@ -45,7 +46,7 @@ class StageClock:
         return time.monotonic() - self.started
 
 
-def finished(workdir: Path, config: Any, parts: experiment.Experiment) -> StageResult | None:
+def finished(workdir: Path, config: RunSettings, parts: experiment.Experiment) -> StageResult | None:
     """Reads what the last finished stage left, if there is one.
 
     Args:
@@ -66,7 +67,7 @@ def finished(workdir: Path, config: Any, parts: experiment.Experiment) -> StageR
     return read(path, config, parts)
 
 
-def read(path: Path, config: Any, parts: experiment.Experiment) -> StageResult:
+def read(path: Path, config: RunSettings, parts: experiment.Experiment) -> StageResult:
     """Reads what a finished stage left; the arguments and errors are those of `finished`."""
     record = checkpoints.read_metadata(path)
     continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
@@ -81,7 +82,7 @@ def read(path: Path, config: Any, parts: experiment.Experiment) -> StageResult:
     )
 
 
-def refuse_another_in_training(workdir: Path, config: Any, *, done: int) -> None:
+def refuse_another_in_training(workdir: Path, config: RunSettings, *, done: int) -> None:
     """Checks that a stage which is partly trained is the one to train next, with the same settings.
 
     Args:

@@ -11,8 +11,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mtl_jax import experiment
+from mtl_jax.config.checks import near
+from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.continual.method import Feed, Memory, Method, Phase, StageTasks
 from mtl_jax.data import pipeline, sampling
+from mtl_jax.data.sources.base import Source
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import expanded, matches, paths
@@ -39,7 +43,7 @@ class StagePlan(NamedTuple):
 
     index: int
     name: str
-    settings: Any  # of the stage, from the config
+    settings: StageSettings  # of the stage, from the config
     view: StageView  # for what keeps old tasks
     data: dict[str, Any]  # stream (replayed ones included) -> endless batches
     # From which step on which losses are summed; what is frozen is all that changes. The first begins at 0.
@@ -77,7 +81,14 @@ class _Feeds(NamedTuple):
     groups: dict[str, tuple[str, ...]]
 
 
-def plan(config: Any, parts: experiment.Experiment, index: int, learnt: StageResult) -> StagePlan:
+def plan(
+    config: RunSettings,
+    parts: experiment.Experiment,
+    index: int,
+    learnt: StageResult,
+    *,
+    sources: Mapping[str, Source] | None = None,
+) -> StagePlan:
     """Decides what a stage trains on: its own streams, replayed exemplars, distillation from the network before.
 
     Args:
@@ -85,8 +96,12 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: StageRes
         parts: what it describes.
         index: of the stage in `config.order`.
         learnt: what the stages before it left.
+        sources: stream -> training images; those that are not given are opened.
+
+    Raises:
+        UserError: settings of the stage that do not fit the network, the data or each other.
     """
-    view = StageView(config, parts, index)
+    view = StageView(config, parts, index, sources)
     name, where = config.order[index], view.where
     settings, params = config.stages[name], learnt.variables["params"]
     seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
@@ -119,7 +134,7 @@ def plan(config: Any, parts: experiment.Experiment, index: int, learnt: StageRes
 
 
 def _feeds(
-    config: Any, parts: experiment.Experiment, view: StageView, learnt: StageResult, seeds: Iterator[int]
+    config: RunSettings, parts: experiment.Experiment, view: StageView, learnt: StageResult, seeds: Iterator[int]
 ) -> _Feeds:
     """The stage's own streams, then images of old ones, which pass the network beside one of the same size."""
     feeds = _Feeds({}, {}, {}, {}, {}, {})
@@ -137,7 +152,9 @@ def _feeds(
     return feeds
 
 
-def _add(feeds: _Feeds, feed: Feed, config: Any, parts: experiment.Experiment, view: StageView, *, seed: int) -> None:
+def _add(
+    feeds: _Feeds, feed: Feed, config: RunSettings, parts: experiment.Experiment, view: StageView, *, seed: int
+) -> None:
     """Adds images of an old stream under a name of their own."""
     name = _name_of_replayed(feed.stream, taken=config.streams)
     feeds.data[name] = experiment.train_batches(
@@ -166,7 +183,7 @@ def _name_of_replayed(stream: str, *, taken: Collection[str]) -> str:
 
 
 def _length(
-    config: Any, settings: Any, feeds: _Feeds, seeds: Iterator[int], *, where: str
+    config: RunSettings, settings: StageSettings, feeds: _Feeds, seeds: Iterator[int], *, where: str
 ) -> tuple[int, int, tuple[str, ...]]:
     """Returns the steps of an epoch and of the stage, and whose turn each is where streams take turns."""
     first = settings.streams[0]
@@ -179,14 +196,14 @@ def _length(
     return steps_per_epoch, steps, drawn
 
 
-def _stage_tasks(config: Any, index: int, feeds: _Feeds) -> StageTasks:
+def _stage_tasks(config: RunSettings, index: int, feeds: _Feeds) -> StageTasks:
     """The tasks of a stage by the part that they have in it."""
-    own, old = _tasks(config, config.order[index : index + 1]), _tasks(config, config.order[:index])
+    own, old = config.tasks_of(config.order[index]), config.tasks_of(*config.order[:index])
     beside = (stream for stream in feeds.tasks if stream not in feeds.sizes)
     return StageTasks(own, old, tuple(dict.fromkeys(task for stream in beside for task in feeds.tasks[stream])))
 
 
-def _objective(settings: Any, feeds: _Feeds, keep: Mapping[str, Method], tasks: StageTasks) -> Objective:
+def _objective(settings: StageSettings, feeds: _Feeds, keep: Mapping[str, Method], tasks: StageTasks) -> Objective:
     """The losses that the stage sums, while nothing is frozen."""
     return Objective(
         streams=feeds.tasks,
@@ -195,24 +212,38 @@ def _objective(settings: Any, feeds: _Feeds, keep: Mapping[str, Method], tasks: 
         loss_weights=dict(settings.loss_weights),
         stage=tasks,
         keep=keep,
-        update=settings["update"],  # not `.update`, a method of a ConfigDict
+        update=settings.update,
     )
 
 
 def _phases(
-    parts: experiment.Experiment, settings: Any, params: PyTree, steps_per_epoch: int, steps: int, *, where: str
+    parts: experiment.Experiment,
+    settings: StageSettings,
+    params: PyTree,
+    steps_per_epoch: int,
+    steps: int,
+    *,
+    where: str,
 ) -> dict[int, tuple[str, ...]]:
     """From which step on which patterns of parameters are frozen."""
     where = f"{where}.freeze"
     rules = [freezing.parse(rule, where=where) for rule in settings.freeze]
     stages = experiment.backbone_stages(parts, settings.freeze)
     rules = [rule._replace(pattern=each) for rule in rules for each in expanded(rule.pattern, stages)]
+    found = paths(params)
+    for rule in rules:
+        _require_match(rule.pattern, found, where=where)
+        if rule.start >= settings.epochs:
+            raise UserError(
+                f"{where} has {rule.pattern!r} from epoch {rule.start:g} on; expected less than epochs, "
+                f"{settings.epochs:g}, at which the stage ends"
+            )
     phases = freezing.phases(rules, steps_per_epoch=steps_per_epoch, total_steps=steps)
-    _check_frozen(phases, params, where=where)
+    _check_frozen(phases, found, where=where)
     return phases
 
 
-def _rates(parts: experiment.Experiment, settings: Any, params: PyTree, *, where: str) -> dict[str, float]:
+def _rates(parts: experiment.Experiment, settings: StageSettings, params: PyTree, *, where: str) -> dict[str, float]:
     """Pattern of parameters -> factor on the learning rate."""
     rates = {"backbone": settings.backbone_rate, "*/backbone": settings.backbone_rate}
     stages = experiment.backbone_stages(parts, settings.rates)
@@ -225,7 +256,7 @@ def _rates(parts: experiment.Experiment, settings: Any, params: PyTree, *, where
 
 def _batch_norm(
     parts: experiment.Experiment,
-    settings: Any,
+    settings: StageSettings,
     frozen: tuple[str, ...],
     tasks: StageTasks,
 ) -> bool | Callable[[str], bool]:
@@ -252,7 +283,7 @@ def _batch_norm(
     return by_batch
 
 
-def _check_turns(settings: Any, *, where: str) -> None:
+def _check_turns(settings: StageSettings, *, where: str) -> None:
     if settings.balance != "sum" or settings.log_conflicts or settings.gradient_space != "params":
         raise UserError(
             f"{where}.sampling_temperature is {settings.sampling_temperature:g}: a step then sees one stream, whose "
@@ -262,27 +293,23 @@ def _check_turns(settings: Any, *, where: str) -> None:
 
 def _check_rates(rates: Mapping[str, float], params: PyTree, *, where: str) -> None:
     found = paths(params)
-    for pattern, factor in rates.items():
-        if factor < 0:
-            raise UserError(f"{where}: expected factors of at least 0, found {factor} for {pattern!r}")
-        if pattern not in ("backbone", "*/backbone") and not any(matches(path, (pattern,)) for path in found):
-            raise UserError(f"{where} has {pattern!r}, which matches no parameter; {_where_they_lie(found)}")
+    for pattern in rates:
+        if pattern not in ("backbone", "*/backbone"):
+            _require_match(pattern, found, where=where)
 
 
-def _where_they_lie(found: Sequence[str]) -> str:
-    return f"they lie in {', '.join(dict.fromkeys(path.split('/')[0] for path in found))}"
+def _require_match(pattern: str, found: Sequence[str], *, where: str) -> None:
+    if not any(matches(path, (pattern,)) for path in found):
+        parts = dict.fromkeys(
+            "/".join(path.split("/")[:depth]) for depth in range(1, 4) for path in found if path.count("/") >= depth
+        )
+        likely = near(pattern, parts)
+        hint = f"; did you mean {' or '.join(likely)}?" if likely else ""
+        top = ", ".join(each for each in parts if "/" not in each)
+        raise UserError(f"{where} has {pattern!r}, which matches no parameter; expected one in {top}{hint}")
 
 
-def _check_frozen(phases: Mapping[int, tuple[str, ...]], params: PyTree, *, where: str) -> None:
-    found = paths(params)
+def _check_frozen(phases: Mapping[int, tuple[str, ...]], found: Sequence[str], *, where: str) -> None:
     for patterns in phases.values():
-        for pattern in patterns:
-            if not any(matches(path, (pattern,)) for path in found):
-                raise UserError(f"{where} has {pattern!r}, which matches no parameter; {_where_they_lie(found)}")
         if all(matches(path, patterns) for path in found):
             raise UserError(f"{where} is {', '.join(patterns)}, which leaves no parameter to train; freeze less")
-
-
-def _tasks(config: Any, stages: tuple[str, ...]) -> tuple[str, ...]:
-    streams = [stream for stage in stages for stream in config.stages[stage].streams]
-    return tuple(dict.fromkeys(task for stream in streams for task in config.streams[stream].labels))

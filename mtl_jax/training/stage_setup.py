@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import optax
 from jaxtyping import PyTree
 
 from mtl_jax import experiment
@@ -15,7 +16,7 @@ from mtl_jax.models.layers import branch_name
 from mtl_jax.models.ownership import counterpart, owner_of
 from mtl_jax.runtime import devices
 from mtl_jax.training import optimizer, task_balancing, train_step
-from mtl_jax.training.losses import Objective, StepSpec
+from mtl_jax.training.losses import Backward, Objective, StepSpec
 from mtl_jax.training.stage_plan import StagePlan, StageResult
 
 
@@ -38,8 +39,8 @@ def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
         return found
 
     filled = jax.tree_util.tree_map_with_path(fill, variables)
-    if source in stage.own_tasks or not copied:
-        raise UserError(f"{where} is {source!r}; expected another task that has a branch, norms or patches of its own")
+    if not copied:
+        raise UserError(f"{where} is {source!r}; expected a task that has a branch, norms or patches of its own")
     return filled
 
 
@@ -47,11 +48,45 @@ def _names(path: tuple) -> tuple[str, ...]:
     return tuple(entry.key for entry in path)
 
 
+class Chosen(NamedTuple):
+    """What a stage's settings choose for its steps."""
+
+    method: optax.GradientTransformationExtraArgs  # of balancing
+    backward: Backward
+    variables: PyTree  # that the stage starts from
+
+
+def chosen(parts: experiment.Experiment, stage: StagePlan, variables: PyTree) -> Chosen:
+    """Makes a stage's balancing, and fills what its tasks start from; computes nothing.
+
+    Args:
+        parts: of the run.
+        stage: that is planned.
+        variables: as the stages before it left them, or their shapes.
+
+    Raises:
+        UserError: settings of the stage that do not fit each other or the network.
+    """
+    settings, objective, where = stage.settings, stage.objectives[0], f"config.stages.{stage.name}"
+    method = task_balancing.method(settings, tasks=len(objective.tasks), where=where)
+    backward = task_balancing.backward(
+        settings, method, objective, features_are_shared=parts.model.shares_features, where=where
+    )
+    _check_micro_batches(stage, where=where)
+    if settings.soft_sharing and not any(branch_name(task) in variables["params"] for task in objective.tasks):
+        raise UserError(
+            f"{where}.soft_sharing is {settings.soft_sharing:g}; expected 0 without branches to draw near; set "
+            'model.sharing="independent", or model.share_until'
+        )
+    return Chosen(method, backward, _warm_started(variables, stage))
+
+
 def prepare(
     parts: experiment.Experiment, stage: StagePlan, learnt: StageResult, *, seed: int, skip_not_finite: bool = False
 ) -> tuple[train_step.TrainState, dict[int, train_step.Step], dict[str, PyTree]]:
     """Builds a stage's state at step 0, its jitted steps by when each begins, and what they read of earlier stages."""
     settings, objective = stage.settings, stage.objectives[0]
+    method, backward, variables = chosen(parts, stage, learnt.variables)
     schedule = optimizer.learning_rate_schedule(
         settings.schedule,
         learning_rate=settings.learning_rate,
@@ -65,17 +100,6 @@ def prepare(
         momentum=settings.momentum,
         rates=stage.rates,
     )
-    where = f"config.stages.{stage.name}"
-    method = task_balancing.method(settings, tasks=len(objective.tasks), where=where)
-    backward = task_balancing.backward(
-        settings, method, objective, features_are_shared=parts.model.shares_features, where=where
-    )
-    _check_micro_batches(stage, where=where)
-    if settings.soft_sharing and not any(branch_name(task) in learnt.variables["params"] for task in objective.tasks):
-        raise UserError(
-            f'{where}.soft_sharing needs branches to draw near; set model.sharing="independent", or model.share_until'
-        )
-    variables = _warm_started(learnt.variables, stage)
     state = train_step.init_state(
         variables["params"],
         variables["batch_stats"],
@@ -115,7 +139,11 @@ def _check_micro_batches(stage: StagePlan, *, where: str) -> None:
     count = stage.settings.micro_batches
     for stream, size in stage.batch_sizes.items():
         if size % count:
-            raise UserError(f"{where}.micro_batches is {count}, which does not divide the {size} images of {stream}")
+            fits = max(each for each in range(1, min(size, count) + 1) if size % each == 0)
+            raise UserError(
+                f"{where}.micro_batches is {count}, which does not divide the {size} images of {stream}; expected a "
+                f"divisor, such as {fits}"
+            )
 
 
 def evaluated(state: train_step.TrainState) -> Mapping[str, PyTree]:

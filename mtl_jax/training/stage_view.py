@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax import experiment
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import reading
 from mtl_jax.continual.method import Keep
 from mtl_jax.data import pipeline
@@ -17,13 +18,20 @@ from mtl_jax.tasks.base import Task
 class StageView:
     """Its place among the others, the network, and its training images."""
 
-    def __init__(self, config: Any, parts: experiment.Experiment, index: int) -> None:
+    def __init__(
+        self,
+        config: RunSettings,
+        parts: experiment.Experiment,
+        index: int,
+        sources: Mapping[str, Source] | None = None,
+    ) -> None:
         """Reads what the stages name; touches no data.
 
         Args:
             config: the resolved configuration.
             parts: what it describes.
             index: of the stage in `config.order`.
+            sources: stream -> training images, where they are opened already.
         """
         name = config.order[index]
         settings = config.stages[name]
@@ -33,7 +41,7 @@ class StageView:
         self.keep = reading.in_stage(self.keeps, index)  # the methods that act in the stage
         self.model, self.tasks = parts.model, parts.tasks
         self._parts = parts
-        self._sources: dict[str, Source] = {}  # each is opened once
+        self._sources: dict[str, Source] = dict(sources or {})  # each is opened once
 
     def stream_tasks(self, stream: str) -> dict[str, Task]:
         """Returns the tasks that a stream labels."""
@@ -57,7 +65,7 @@ class StageView:
         """Yields unaugmented training batches of a stream, of so many images together, and of one batch at least."""
         source = self.source(stream)
         data = experiment.train_batches(self._parts, stream, source, seed=self.seed, augmented=False)
-        batch_size = self._parts.streams[stream]["batch_size"]
+        batch_size = self._parts.streams[stream].batch_size
         for position in range(max(1, min(images, len(source)) // batch_size)):
             yield pipeline.without_ids(data[position])
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import optax
 
 from mtl_jax import balance
+from mtl_jax.config.checks import among, check_arguments
+from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.errors import UserError
 from mtl_jax.training.losses import Backward, Objective
 
 
-def method(settings: Any, *, tasks: int, where: str) -> optax.GradientTransformationExtraArgs:
+def method(settings: StageSettings, *, tasks: int, where: str) -> optax.GradientTransformationExtraArgs:
     """Makes the balancing method of a stage.
 
     Args:
@@ -23,15 +24,10 @@ def method(settings: Any, *, tasks: int, where: str) -> optax.GradientTransforma
     Raises:
         UserError: the method or one of its options is unknown, or out of range.
     """
-    name, options = settings.balance, dict(settings.balance_options)
-    if name not in balance.METHODS:
-        raise UserError(f"{where}.balance is {name!r}; expected one of {', '.join(balance.METHODS)}")
-    factory = balance.METHODS[name]
-    known = inspect.signature(factory).parameters
-    if unknown := sorted(set(options) - set(known)):
-        expected = ", ".join(known) or "nothing"
-        raise UserError(f"{where}.balance_options has {', '.join(unknown)}; expected arguments of {name}: {expected}")
-    if "max_tasks" in known:  # its state holds no more than the stage needs
+    among(f"{where}.balance", settings.balance, balance.METHODS)
+    factory, options = balance.METHODS[settings.balance], dict(settings.balance_options)
+    check_arguments(f"{where}.balance_options", options, factory)
+    if "max_tasks" in inspect.signature(factory).parameters:  # its state holds no more than the stage needs
         options = {"max_tasks": tasks} | options
     try:
         return factory(**options)
@@ -40,7 +36,7 @@ def method(settings: Any, *, tasks: int, where: str) -> optax.GradientTransforma
 
 
 def backward(
-    settings: Any,
+    settings: StageSettings,
     method: optax.GradientTransformationExtraArgs,
     objective: Objective,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import tempfile
@@ -16,6 +17,7 @@ from jaxtyping import PyTree
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import memory, reading
 from mtl_jax.continual.method import Finished, Memory
 from mtl_jax.data import pipeline
@@ -79,39 +81,39 @@ def train_and_evaluate(
 def _train_and_evaluate(
     config: Any, workdir: Path, command: str, preemption: Preemption, track: Sequence[str]
 ) -> dict[str, Any]:
-    config_lib.resolve(config)
-    reading.complete(config)
-    dry_run.check_arguments(config)
-    dry_run.check_sizes(config)
-    config.data_root = str(config_lib.data_root(config).absolute())  # recorded, so that eval.py finds the same data
-    parts = experiment.build(config.to_dict(), data_root=Path(config.data_root))
+    settings = reading.complete(config_lib.resolve(config))
+    dry_run.check_arguments(settings)
+    root = config_lib.data_root(settings).absolute()
+    settings = dataclasses.replace(settings, data_root=str(root))  # recorded, so that eval.py finds the same data
+    parts = experiment.build(settings, data_root=root)
+    dry_run.rehearse(settings, parts, data=False)  # a mistake in the last stage is told before any image is read
     if not checkpoints.stages(workdir):  # a run that goes on has its weights
-        experiment.check_weights(parts, pretrained_path=config.pretrained, offline=config.offline)
-    baselines.baselines(config.contract.baseline_from.to_dict())  # a missing run is told before the first stage too
-    data = data_record.look(config, parts)  # what is wrong is told before the first stage, not after it
-    _refuse_other_baselines(config, parts, data)
-    dry_run.rehearse(config, parts)
-    fresh = None if checkpoints.stages(workdir) else _start(config, parts)
+        experiment.check_weights(parts, pretrained_path=settings.pretrained, offline=settings.offline)
+    baselines.baselines(settings.contract.baseline_from)  # a missing run is told before the first stage too
+    data = data_record.look(settings, parts)  # what is wrong is told before the first stage, not after it
+    _refuse_other_baselines(settings, parts, data)
+    dry_run.rehearse(settings, parts)
+    fresh = None if checkpoints.stages(workdir) else _start(settings, parts)
     with contextlib.ExitStack() as stack:
         written = workdir if devices.is_primary() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(run_record.locked(written))
-        learnt = stage_checkpoints.finished(workdir, config, parts)
+        learnt = stage_checkpoints.finished(workdir, settings, parts)
         done = 0 if learnt is None else len(learnt.stages)
-        stage_checkpoints.refuse_another_in_training(workdir, config, done=done)
-        run_record.claim(written, config.to_dict(), command=command, trains=done < len(config.order))
-        if done < len(config.order):  # else the data there is what the figures are of
+        stage_checkpoints.refuse_another_in_training(workdir, settings, done=done)
+        run_record.claim(written, settings.to_dict(), command=command, trains=done < len(settings.order))
+        if done < len(settings.order):  # else the data there is what the figures are of
             data.write(written)
         asked = tuple(track) if devices.is_primary() else ()
-        log = MetricsLog(written, trackers=asked, name=workdir.name, config=config.to_dict())
+        log = MetricsLog(written, trackers=asked, name=workdir.name, config=settings.to_dict())
         stack.enter_context(log)
         predict = evaluate.make_predict(parts.model, parts.tasks)
-        run = Run(config, parts, predict, workdir, written, log, preemption, data.digests())
+        run = Run(settings, parts, predict, workdir, written, log, preemption, data.digests())
         _tell_unmeasured(parts)
         if learnt is None:
-            learnt = fresh or _start(config, parts)
+            learnt = fresh or _start(settings, parts)
         else:
-            learnt = resumption.with_this_data(run, learnt, lambda: _start(config, parts))
-        for index in range(len(learnt.stages), len(config.order)):
+            learnt = resumption.with_this_data(run, learnt, lambda: _start(settings, parts))
+        for index in range(len(learnt.stages), len(settings.order)):
             learnt = _run_stage(run, index, learnt)
         return _conclude(run, learnt)
 
@@ -124,14 +126,14 @@ def _tell_unmeasured(parts: experiment.Experiment) -> None:
             data_record.tell(f"{task} is measured on {first}, not on {', '.join(others)}: eval.py measures on all")
 
 
-def _refuse_other_baselines(config: Any, parts: experiment.Experiment, data: data_record.DataRecord) -> None:
+def _refuse_other_baselines(config: RunSettings, parts: experiment.Experiment, data: data_record.DataRecord) -> None:
     if not config.smoke:  # which measures on a few images, to try everything out
         streams = experiment.measured_streams(parts, parts.tasks)
         measured = {task: stream for stream, tasks in streams.items() for task in tasks}
-        data_changes.refuse_other_baselines(config.contract.baseline_from.to_dict(), measured, data.digests())
+        data_changes.refuse_other_baselines(config.contract.baseline_from, measured, data.digests())
 
 
-def _start(config: Any, parts: experiment.Experiment) -> StageResult:
+def _start(config: RunSettings, parts: experiment.Experiment) -> StageResult:
     given = {"pretrained_path": config.pretrained, "offline": config.offline}
     variables = experiment.init_variables(parts, key=jax.random.key(config.seed), **given)
     return StageResult(variables, memory.nothing(), stages=[], train_seconds=0.0, step=0)
@@ -345,7 +347,7 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
         {name: (tasks[name].main_metric, tasks[name].higher_is_better) for name in names},
         budgets,
         max_drop_percent=limits.max_drop_percent,
-        baselines=baselines.baselines(limits.baseline_from.to_dict()),
+        baselines=baselines.baselines(limits.baseline_from),
     )
     for name, entry in verdict["tasks"].items():
         entry["stream"], *entry["streams_not_measured"] = experiment.labelling_streams(run.parts, name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from mtl_jax import experiment
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.data import findings, leakage, opened, survey
 from mtl_jax.data.sources.registry import Source
 from mtl_jax.data.survey import Survey
@@ -145,7 +146,7 @@ def _look(parts: Experiment, stream: str, training: bool, looked: dict[str, Surv
             looked[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})
     found = looked[name]
     figures = findings.figures(found, _classes(parts, stream, source))
-    labels = parts.streams[stream]["labels"]
+    labels = parts.streams[stream].labels
     figures["tasks"] = {task: found.digest([label]) for task, label in labels.items()}
     return _Split(source, found, figures)
 
@@ -162,14 +163,14 @@ def _whole(source: Source) -> Source:
 def _name(parts: Experiment, stream: str, training: bool) -> str:
     """What decides which samples a split has, beside its files."""
     settings = parts.streams[stream]
-    split = settings["train_split" if training else "val_split"]
+    split = settings.train_split if training else settings.val_split
     void = experiment.ignore_labels(parts, stream)
-    where = [settings["source"], settings["options"], void, split, str(parts.data_root.absolute())]
+    where = [settings.source, settings.options, void, split, str(parts.data_root.absolute())]
     return json.dumps(where, sort_keys=True, default=str)
 
 
 def _classes(parts: Experiment, stream: str, source: Source) -> dict[str, tuple[str, ...]]:
-    labels = parts.streams[stream]["labels"]
+    labels = parts.streams[stream].labels
     return {label: tuple(source.class_names[label] or parts.tasks[task].classes) for task, label in labels.items()}
 
 
@@ -187,7 +188,7 @@ def _refuse_leaks(seen: Mapping[str, Mapping[str, _Split]], tolerated_percent: f
 def _labels(parts: Experiment, seen: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     """Yields stream, task and label name of every label that is used."""
     for stream in seen:
-        for task, label in parts.streams[stream]["labels"].items():
+        for task, label in parts.streams[stream].labels.items():
             yield stream, task, label
 
 
@@ -217,7 +218,7 @@ def _warnings(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> It
         yield findings.classes_never_shown(figures, task=task)
 
 
-def look(config: Any, parts: Experiment) -> DataRecord:
+def look(config: RunSettings, parts: Experiment) -> DataRecord:
     """Looks at all data of a run, and says in the log what is there.
 
     Args:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Task
@@ -23,7 +24,7 @@ class Trained(NamedTuple):
 
     path: Path  # of the checkpoint
     stage: str
-    config: Mapping[str, Any]  # resolved, as it was trained with; what has come since has its default
+    config: RunSettings  # as it was trained with; what has come since has its default
     parts: experiment.Experiment
     names: tuple[str, ...]  # of the tasks asked for
     variables: PyTree
@@ -51,7 +52,7 @@ def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) ->
     path = checkpoints.find(weights.expanduser())
     record = checkpoints.read_metadata(path)
     data = {stream: splits for stage in record["stages"] for stream, splits in stage.get("data", {}).items()}
-    config = as_scaled(config_lib.completed(record["config"]), data)
+    config = as_scaled(config_lib.read_settings(config_lib.completed(record["config"])), data)
     parts = experiment.build(config, data_root=data_root or _recorded_root(config))
     names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
     variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
@@ -60,30 +61,31 @@ def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) ->
 
 def computing_in(network: Trained, dtype: str) -> Trained:
     """Returns the same network, whose weights are float32 in any case, with `model.compute_dtype` of another kind."""
-    config = {**network.config, "model": {**network.config["model"], "compute_dtype": dtype}}
+    model = dataclasses.replace(network.config.model, compute_dtype=dtype)
+    config = dataclasses.replace(network.config, model=model)
     return network._replace(config=config, parts=experiment.build(config, data_root=network.parts.data_root))
 
 
-def as_scaled(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def as_scaled(config: RunSettings, data: Mapping[str, Any]) -> RunSettings:
     """The configuration with the bits of greyscale images that the stages saw, whatever files are there today."""
-    streams = dict(config["streams"])
+    streams = dict(config.streams)
     for name, splits in data.items():
         bits = splits.get("train", {}).get("grey_bits")
-        if bits and name in streams and "grey_bits" in registry.options_of(streams[name]["source"]):
-            streams[name] = {**streams[name], "options": {**streams[name]["options"], "grey_bits": bits}}
-    return {**config, "streams": streams}
+        if bits and name in streams and "grey_bits" in registry.options_of(streams[name].source):
+            options = {**streams[name].options, "grey_bits": bits}
+            streams[name] = dataclasses.replace(streams[name], options=options)
+    return dataclasses.replace(config, streams=streams)
 
 
 def grey_bits(network: Trained) -> int | None:
     """Returns by how many bits the greyscale images of 16-bit files were scaled in training; None where none were."""
     streams = [network.parts.streams[name] for name in network.parts.used_streams]
-    return max((bits for each in streams if (bits := each["options"].get("grey_bits"))), default=None)
+    return max((bits for each in streams if (bits := each.options.get("grey_bits"))), default=None)
 
 
-def _recorded_root(config: Mapping[str, Any]) -> Path:
-    recorded = config["data_root"]
-    there = bool(recorded) and Path(recorded).expanduser().is_dir()
-    return config_lib.data_root(ConfigDict({"data_root": recorded if there else ""}))
+def _recorded_root(config: RunSettings) -> Path:
+    there = bool(config.data_root) and Path(config.data_root).expanduser().is_dir()
+    return config_lib.data_root(config if there else dataclasses.replace(config, data_root=""))
 
 
 def _names(tasks: str, *, learnt: tuple[str, ...]) -> tuple[str, ...]:

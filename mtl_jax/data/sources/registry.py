@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config.checks import check_arguments
+from mtl_jax.config.checks import among, check_arguments
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import largest_level
 from mtl_jax.data.sources.base import SPLITS, Reading, Sample, Source, reading_of
@@ -38,9 +38,27 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 
+OF_THE_RUN = ("data_root", "split")  # arguments of every source that are no options of it
+
+
 def options_of(kind: str) -> tuple[str, ...]:
     """Returns the keyword arguments of a source; none of a kind that there is not."""
     return tuple(inspect.signature(SOURCES[kind]).parameters) if kind in SOURCES else ()
+
+
+def check_options(kind: str, options: Mapping[str, Any], *, where: str) -> None:
+    """Checks a source and its options without opening anything.
+
+    Args:
+        kind: a key of `SOURCES`.
+        options: keyword arguments of the source.
+        where: the settings, for the error.
+
+    Raises:
+        UserError: no such kind or option, or an option that is missing or of another type.
+    """
+    among(f"{where}.source", kind, SOURCES)
+    check_arguments(f"{where}.options", options, SOURCES[kind], own=OF_THE_RUN)
 
 
 def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any) -> Source:
@@ -55,13 +73,7 @@ def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any
     Raises:
         UserError: no such kind, option, folder or split, or an option of another type.
     """
-    if kind not in SOURCES:
-        raise UserError(f"expected a source among {', '.join(SOURCES)}, found {kind!r}: choose one of them")
-    known = options_of(kind)
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise UserError(f"source {kind}: expected options among {', '.join(known)}, found {', '.join(unknown)}")
-    check_arguments("options", options, SOURCES[kind])
+    check_options(kind, options, where="stream")
     source = SOURCES[kind](data_root=data_root, split=split, **options)
     grey = getattr(source, "grey", None)
     if isinstance(grey, GreyBits):

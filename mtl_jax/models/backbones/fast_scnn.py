@@ -146,8 +146,8 @@ class FastSCNN(Backbone):
         divided_at = self.until if self.until < 32 else self.after
         if divided_at > DETAIL_STRIDE:
             raise UserError(
-                "model.share_until, model.norms_from: backbone fast_scnn joins strides 8 and 32 px, and divides at 8 "
-                f"px or before, found {divided_at} px: share up to stage_2 (8 px), or all"
+                f"config.model.share_until or norms_from is {divided_at} px; expected at most 8 px with backbone "
+                "fast_scnn, which joins strides 8 and 32 px; share up to 8 px, or all"
             )
         features = self.chained(self.layers(), image, train_batch_norm=train_batch_norm)
         if self.until < 32:

@@ -1,0 +1,35 @@
+"""What a stage asks of the stages before it: an earlier task to start from, and tasks that have a loss."""
+
+from __future__ import annotations
+
+from mtl_jax.config.checks import suggestion
+from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.config.stage_settings import StageSettings
+from mtl_jax.errors import UserError
+
+
+def check(settings: RunSettings) -> None:
+    """Checks every stage of the order against those before it; `continual` checks what each names under `keep`.
+
+    Raises:
+        UserError: the first setting that would do nothing, or that nothing has prepared.
+    """
+    for name in settings.order:
+        stage, where = settings.stages[name], f"config.stages.{name}"
+        earlier, own = settings.tasks_of(*settings.stages_before(name)), settings.tasks_of(name)
+        _check_warm_start(stage, where, earlier=earlier, own=own)
+        for task in stage.loss_weights:
+            if task not in (*own, *earlier):
+                raise UserError(
+                    f"{where}.loss_weights names {task}; expected tasks that this stage or one before it learns: "
+                    f"{suggestion(task, (*own, *earlier))}"
+                )
+
+
+def _check_warm_start(stage: StageSettings, where: str, *, earlier: tuple[str, ...], own: tuple[str, ...]) -> None:
+    others = tuple(task for task in earlier if task not in own)
+    if stage.warm_start and stage.warm_start not in others:
+        raise UserError(
+            f"{where}.warm_start is {stage.warm_start!r}; expected a task of an earlier stage that this one does not "
+            f"train, {' or '.join(map(repr, others)) or 'of which there is none'}; name one, or leave it out"
+        )

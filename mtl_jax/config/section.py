@@ -1,0 +1,191 @@
+"""Sections of a configuration: frozen dataclasses whose fields carry default, reason, unit and the values they take."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from mtl_jax.config.checks import MAX_NUMBER, TAKEN, among, suggestion
+from mtl_jax.errors import UserError
+
+RULE = "rule"
+
+
+class Rule(NamedTuple):
+    """What is known of a setting beside its type and default."""
+
+    reason: str
+    unit: str = ""
+    least: float = -math.inf
+    above: float | None = None  # the setting is more than this
+    below: float | None = None
+    most: float = MAX_NUMBER
+    choices: tuple[Any, ...] = ()  # empty: any
+
+
+def setting(default: Any, reason: str, **limits: Any) -> Any:
+    """Returns a dataclass field with its default, and what `Rule` holds.
+
+    Args:
+        default: a plain value.
+        reason: what the setting is, or why one would change it.
+        **limits: the other fields of `Rule`. Those of numbers hold for every number of a table.
+    """
+    metadata = {RULE: Rule(reason, **limits)}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Settings that belong together; where one is out of its range, there is no such section."""
+
+    former: ClassVar[Mapping[str, str]] = {}  # name of an earlier version -> what it is called now
+
+    def __post_init__(self) -> None:
+        """Checks every setting by its field.
+
+        Raises:
+            UserError: names the setting, beginning with its own name.
+        """
+        for field in dataclasses.fields(self):
+            if RULE in field.metadata:
+                _check(field.name, getattr(self, field.name), field.metadata[RULE])
+        self.check()
+
+    def check(self) -> None:
+        """Checks what settings of this section mean for each other.
+
+        Raises:
+            UserError: settings that exclude each other, beginning with the name of one.
+        """
+
+    @classmethod
+    def sections(cls, given: Any) -> dict[str, Any]:
+        """Returns the values as the constructor takes them; a section with sections below it reads those."""
+        return dict(given.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, sections below included."""
+        return dataclasses.asdict(self)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read(section: type[S], given: Any, where: str) -> S:
+    """Reads a section from a table: what is left out has its default.
+
+    Args:
+        section: to read.
+        given: name -> value; a dict, or a ConfigDict, which is no Mapping.
+        where: the table, for errors.
+
+    Raises:
+        UserError: a setting that is unknown, or a value that does not fit.
+    """
+    if not hasattr(given, "items"):
+        raise UserError(f"{where} is {given!r}; expected a table of settings")
+    kinds = typing.get_type_hints(section)
+    for name, _ in given.items():
+        require_known(section, where, name)
+    try:
+        return section(**{name: fitted(name, value, kinds[name]) for name, value in section.sections(given).items()})
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
+
+
+def require_known(section: type[Section], where: str, name: Any) -> None:
+    """Checks that a section has a setting.
+
+    Raises:
+        UserError: it has none of this name, with what it is called now, or the nearest right name.
+    """
+    known = [field.name for field in dataclasses.fields(section)]
+    if name not in known:
+        moved = f"it is now {section.former[name]}" if name in section.former else suggestion(str(name), known)
+        raise UserError(f"{where} has no setting {name}; {moved}")
+
+
+def defaults(section: type[Section]) -> dict[str, Any]:
+    """Returns the default of every setting, as plain values."""
+    return section().to_dict()
+
+
+def plain(value: Any) -> Any:
+    """Returns tables as dicts and sequences as tuples, all through."""
+    if hasattr(value, "items"):
+        return {name: plain(each) for name, each in value.items()}
+    return tuple(plain(each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def fitted(where: str, value: Any, kind: Any) -> Any:
+    """Returns a value as a field's type says: whole numbers as floats where these belong, lists as tuples.
+
+    Names that a command line gives as one text ("seg, det") are taken apart.
+
+    Args:
+        where: the setting, for errors.
+        value: as it was given.
+        kind: the annotation of the field.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    named = [(each, _name(each)) for each in options]
+    for each, name in named:
+        if name not in TAKEN or TAKEN[name][0](value):
+            return _inner(where, value, each, name)
+    if isinstance(value, str) and value.isdigit() and int in options:  # as a command line gives it
+        return int(value)
+    expected = " or ".join(dict.fromkeys(_described(each, name) for each, name in named))
+    raise UserError(f"{where} is {value!r}; expected {expected}")
+
+
+def _name(kind: Any) -> str:
+    return "None" if kind is types.NoneType else getattr(typing.get_origin(kind) or kind, "__name__", str(kind))
+
+
+def _described(kind: Any, name: str) -> str:
+    of_names = name == "tuple" and typing.get_args(kind)[:1] == (str,)
+    return "a tuple of names, such as ('name',)" if of_names else TAKEN[name][1]
+
+
+def _inner(where: str, value: Any, kind: Any, name: str) -> Any:
+    inner = typing.get_args(kind)
+    if name == "float":
+        return float(value)
+    if name == "Mapping":
+        return {key: fitted(f"{where}.{key}", each, inner[1]) for key, each in value.items()}
+    if name == "tuple" and inner[:1] == (str,):
+        if not all(isinstance(each, str) for each in value):
+            raise UserError(f"{where} is {plain(value)!r}; expected {_described(kind, name)}")
+        return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+    return plain(value) if name in ("tuple", "Any") else value
+
+
+def _check(where: str, value: Any, rule: Rule) -> None:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _check(f"{where}.{name}", each, rule)
+    elif rule.choices:
+        among(where, value, rule.choices)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        is_above = rule.above is None or value > rule.above
+        is_below = rule.below is None or value < rule.below
+        if not (rule.least <= value <= rule.most and is_above and is_below):
+            raise UserError(f"{where} is {value}; expected {_range(rule)}")
+
+
+def _range(rule: Rule) -> str:
+    limits = {"at least": rule.least, "more than": rule.above, "less than": rule.below, "at most": rule.most}
+    named = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None and math.isfinite(limit)]
+    unit = f" {rule.unit}" if rule.unit else ""
+    return " and ".join(named) + unit if named else "a number"

@@ -1,0 +1,102 @@
+"""Settings of a stage: `config.stages.<name>`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mtl_jax.config import legacy
+from mtl_jax.config.section import Section, setting
+
+OPTIMIZERS = ("adamw", "sgd")
+UPDATES = ("forward", "mask", "weight")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSettings(Section):
+    """What a stage trains on, how long and how, and what keeps the tasks of earlier stages."""
+
+    streams: tuple[str, ...] = setting((), "names of those that the stage trains on")
+    epochs: float = setting(10.0, "passes over the first stream", above=0.0)
+    sampling_temperature: float = setting(
+        0.0,
+        "0 takes a batch of every stream in every step. Above, each step takes a batch of one, drawn with probability "
+        "proportional to its size ** (1 / temperature): 1 by size, 2 by its square root, inf all alike",
+        least=0.0,
+        most=math.inf,
+    )
+    update: str = setting(
+        "forward",
+        'what becomes of the stage\'s tasks that a batch does not label: "forward" does not compute them; "mask" '
+        'computes them and drops their gradient; "weight" computes them and gives their loss the weight 0. In each '
+        "case their own parameters stay as they are",
+        choices=UPDATES,
+    )
+    eval_every_epochs: float = setting(0.0, "for the curves only; 0 evaluates at the end of the stage alone", least=0.0)
+    # optimizer
+    optimizer: str = setting("adamw", "the update rule", choices=OPTIMIZERS)
+    learning_rate: float = setting(1e-3, "peak", least=0.0)
+    backbone_rate: float = setting(1.0, "times learning_rate", least=0.0)
+    rates: Mapping[str, float] = setting(
+        {},
+        'pattern of parameters -> factor on learning_rate, beside backbone_rate: "branch_seg", "head/det", "neck", '
+        '"backbone/stride_4" (the layers that end at this stride, px), "backbone/until_8" (all up to 8 px), '
+        '"backbone/kernels", "neck/kernels", "head/kernels" (what tasks share but for batch norms), "patches", '
+        '"norms", "head/norms"',
+        least=0.0,
+    )
+    schedule: str = setting("cosine", "of the learning rate", choices=SCHEDULES)
+    warmup_fraction: float = setting(0.05, "of the stage's steps", least=0.0, most=1.0)
+    weight_decay: float = setting(1e-4, "on kernels only", least=0.0)
+    momentum: float = setting(0.9, 'of "sgd"', least=0.0, most=1.0)
+    clip_norm: float = setting(10.0, "global gradient norm; 0 is off", least=0.0)
+    ema_decay: float = setting(0.0, "of the weights that are evaluated and kept; 0 is off", least=0.0, below=1.0)
+    balance: str = setting("sum", "a key of mtl_jax.balance.METHODS")
+    balance_options: Mapping[str, Any] = setting({}, "keyword arguments of that method")
+    gradient_space: str = setting(
+        "params",
+        'where gradients of tasks that share their images meet: "params", the shared parameters, a backward pass a '
+        'task; or "features", what the tasks read last in common, and one backward pass through what leads there',
+        choices=("params", "features"),
+    )
+    log_conflicts: bool = setting(
+        False,
+        "log the cosines between the tasks' gradients where the method needs none too, at a backward pass a task",
+    )
+    micro_batches: int = setting(
+        1, "parts a batch is taken in, whose gradients are averaged: the memory of one part", least=1
+    )
+    train_batch_norm: str = setting(
+        "everywhere",
+        'or "new_levels": only in the head\'s layers of levels that no earlier task has read, which keeps all other '
+        'statistics as the stage found them; or "nowhere"',
+        choices=("everywhere", "new_levels", "nowhere"),
+    )
+    warm_start: str = setting(
+        "",
+        "an earlier task, from whose branch, norms and patches those of this stage's tasks start, where shapes agree; "
+        '"" is off',
+    )
+    freeze: tuple[str, ...] = setting(
+        (),
+        'patterns of parameters that stay as they are, statistics too: "backbone", "head/kernels"; with epochs, '
+        '"backbone@:5" until the fifth (gradual unfreezing), "backbone/stage_0@2.5:" from then on (progressive)',
+    )
+    soft_sharing: float = setting(
+        0.0,
+        'of the squared distances between the tasks\' branches, or their networks with model.sharing="independent"; 0 '
+        "is off, infinity keeps them alike",
+        least=0.0,
+        most=math.inf,
+    )
+    loss_weights: Mapping[str, float] = setting({}, "task -> factor; 1 where absent", least=0.0)
+    keep: Mapping[str, Mapping[str, Any]] = setting(
+        {},
+        "what keeps the tasks of earlier stages: key of mtl_jax.continual.METHODS -> its settings, by name those that "
+        'differ from their defaults, as in {"lwf": {"weight": 4.0}, "replay": {"images": 10, "batch_size": 2}}',
+    )
+
+    former: ClassVar[Mapping[str, str]] = {name: str(flat) for name, flat in legacy.FLAT.items()}

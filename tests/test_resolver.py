@@ -1,0 +1,188 @@
+"""Every deliberate mistake in a setting, of a later stage above all, is refused before any data is opened."""
+
+import functools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import MODEL
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.continual import reading
+from mtl_jax.errors import UserError
+from mtl_jax.training import dry_run
+
+DIGITS = tuple("0123456789")
+LATER = "stages.cls"
+# What is changed, and how the refusal begins and what it holds; the second stage is the one that is wrong.
+MISTAKES: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "top level": [
+        ({"seeed": 1}, "config has no setting seeed; did you mean seed?"),
+        ({"seed": -1}, "config.seed is -1; expected at least 0"),
+        ({"smoke": "yes"}, "config.smoke is 'yes'; expected True or False"),
+        ({"image_size": 100}, "config.image_size is 100; expected a multiple of 32 px, such as 96"),
+        ({"on_nan": "skp"}, "config.on_nan is 'skp'; expected one of stop, skip; did you mean skip?"),
+        ({"order": ("seg", "clss")}, "config.order names clss; config.stages has cls, seg; did you mean cls?"),
+        ({"order": "seg"}, "config.order is 'seg'; expected a tuple of names, such as ('name',)"),
+        ({"order": ("seg", "seg")}, "config.order names seg twice; expected each stage once"),
+    ],
+    "model": [
+        ({"model.bakbone": "tiny"}, "config.model has no setting bakbone; did you mean backbone?"),
+        ({"model.backbone": "mobilenet_v3_smal"}, "did you mean mobilenet_v3_small"),
+        ({"model.share_until": 12}, "config.model.share_until is 12; expected one of all, 2, 4, 8, 16"),
+        ({"model.head_layers": 0}, "config.model.head_layers is 0; expected at least 1 and at most 100"),
+        ({"model.dropout_rate": 1.0}, "config.model.dropout_rate is 1.0; expected at least 0 and at most 0.99"),
+        ({"model.head_kernel": 4}, "config.model.head_kernel is 4; expected an odd number of cells"),
+        ({"model.patches": {"head": 4}}, "config.model.patches, depthwise_patches: those of head need batch norms"),
+        ({"model.patches": {"tail": 4}}, "config.model.patches names tail; a network has backbone, neck, head"),
+        ({"model.branches": {"seg": {}}}, "nothing branches with share_until 'all'"),
+        ({"model": 5}, "config.model is 5; expected a table of settings"),
+    ],
+    "tasks": [
+        ({"tasks.cls.kind": "clasification"}, "config.tasks.cls.kind is 'clasification'; expected one of segmentation"),
+        ({"tasks.cls.label_smooting": 0.1}, "config.tasks.cls has no setting label_smooting; did you mean label_smoo"),
+        ({"tasks.cls.label_smoothing": "high"}, "config.tasks.cls.label_smoothing is 'high'; expected a number"),
+        ({"tasks.cls.classes": "0123"}, "config.tasks.cls.classes is '0123'; expected a list of names"),
+        ({"tasks.cls": {"kind": "classification"}}, "config.tasks.cls.classes is missing; expected several values"),
+        ({"tasks.all": {"kind": "depth"}}, "config.tasks has the name 'all', which has a meaning of its own"),
+        ({"tasks.a b": {"kind": "depth"}}, "config.tasks has the name 'a b'; expected 1 to 64 of the letters"),
+    ],
+    "streams": [
+        ({"streams.single.bach_size": 4}, "config.streams.single has no setting bach_size; did you mean batch_size"),
+        ({"streams.single.batch_size": 0}, "config.streams.single.batch_size is 0; expected at least 1"),
+        ({"streams.single.source": "digts"}, "config.streams.single.source is 'digts'; expected one of voc_seg"),
+        ({"streams.single.options": {"lenght": 9}}, "options has no setting lenght; did you mean length?"),
+        ({"streams.single.options": {"length": "9"}}, "config.streams.single.options.length is '9'; expected a whole"),
+        ({"streams.single.labels": {"clss": "digit"}}, "config.streams.single.labels names clss; config.tasks has"),
+        ({"streams.single.labels": {}}, "config.streams.single.labels is empty; expected task -> label name"),
+        ({"streams.single.labels": {"cls": 5}}, "config.streams.single.labels.cls is 5; expected text"),
+        ({"streams.single.image_size": 100}, "config.streams.single.image_size is 100; expected a multiple of 32 px"),
+        ({"streams.single.augment": {"flip_probabilty": 1.0}}, "did you mean flip_probability"),
+        ({"streams.single.augment": {"hue": 3.0}}, "config.streams.single.augment.hue is 3.0; expected at least 0"),
+        ({"streams.masks.crop": True}, "config.streams.masks.crop leaves parts of images away"),
+    ],
+    "contract": [
+        ({"contract.max_drop": 5.0}, "config.contract has no setting max_drop; did you mean max_drop_percent"),
+        ({"contract.max_drop_percent": math.nan}, "config.contract.max_drop_percent is nan; expected at least 0"),
+        ({"contract.baseline_from": {"clss": ""}}, "config.contract.baseline_from names clss; config.tasks has"),
+        ({"contract.latency_image_size": 500}, "config.contract.latency_image_size is 500; expected a multiple of 32"),
+    ],
+    "stages": [
+        ({f"{LATER}.learning_rat": 0.1}, "config.stages.cls has no setting learning_rat; did you mean learning_rate"),
+        ({f"{LATER}.learning_rate": -1.0}, "config.stages.cls.learning_rate is -1.0; expected at least 0"),
+        ({f"{LATER}.epochs": math.nan}, "config.stages.cls.epochs is nan; expected more than 0"),
+        ({f"{LATER}.epochs": "24"}, "config.stages.cls.epochs is '24'; expected a number"),
+        ({f"{LATER}.ema_decay": 1.0}, "config.stages.cls.ema_decay is 1.0; expected at least 0 and less than 1"),
+        ({f"{LATER}.streams": "single"}, "config.stages.cls.streams is 'single'; expected a tuple of names"),
+        ({f"{LATER}.streams": ("singel",)}, "config.stages.cls.streams names singel; config.streams has masks, single"),
+        ({f"{LATER}.streams": ("single", "single")}, "config.stages.cls.streams names single twice"),
+        ({f"{LATER}.optimizer": "adm"}, "config.stages.cls.optimizer is 'adm'; expected one of adamw, sgd; did you"),
+        ({f"{LATER}.loss_weights": {"dett": 2.0}}, "config.stages.cls.loss_weights names dett; config.tasks"),
+        ({"stages.seg.loss_weights": {"cls": 2.0}}, "config.stages.seg.loss_weights names cls; expected tasks that"),
+        ({f"{LATER}.micro_batches": 3}, "micro_batches is 3, which does not divide the 4 images of single; expected a"),
+        # which parameters
+        ({f"{LATER}.freeze": ("bakbone",)}, "freeze has 'bakbone', which matches no parameter; expected one in"),
+        ({f"{LATER}.freeze": "backbone"}, "config.stages.cls.freeze is 'backbone'; expected"),
+        ({f"{LATER}.freeze": ("*",)}, "config.stages.cls.freeze is *, which leaves no parameter to train; freeze less"),
+        ({f"{LATER}.rates": {"hed": 1.0}}, "rates has 'hed', which matches no parameter; expected one in back"),
+        ({f"{LATER}.rates": {"head": -1.0}}, "config.stages.cls.rates.head is -1.0; expected at least 0"),
+        ({"stages.seg.keep": {"gpm": {"layers": ("hed",)}}}, "keep.gpm.layers has 'hed', which matches no parameter"),
+        # how gradients meet
+        ({f"{LATER}.balance": "pcgrd"}, "config.stages.cls.balance is 'pcgrd'; expected one of sum, mean"),
+        (
+            {f"{LATER}.balance": "cagrad", f"{LATER}.balance_options": {"d": 1.0}},
+            "config.stages.cls.balance_options has no setting d; expected one of c",
+        ),
+        (
+            {f"{LATER}.balance": "cagrad", f"{LATER}.balance_options": {"c": -4.0}},
+            "config.stages.cls.balance_options: expected c >= 0, found -4.0",
+        ),
+        ({f"{LATER}.gradient_space": "features"}, 'gradient_space is "features" with'),
+        (
+            {f"{LATER}.sampling_temperature": 1.0, f"{LATER}.balance": "pcgrad"},
+            "config.stages.cls.sampling_temperature is 1: a step then sees one stream",
+        ),
+        ({f"{LATER}.soft_sharing": 1.0}, "config.stages.cls.soft_sharing is 1; expected 0 without branches"),
+        # what earlier stages left
+        ({f"{LATER}.warm_start": "sgg"}, "config.stages.cls.warm_start names sgg; config.tasks has"),
+        ({f"{LATER}.warm_start": "cls"}, "config.stages.cls.warm_start is 'cls'; expected a task of an earlier stage"),
+        ({"stages.seg.warm_start": "cls"}, "config.stages.seg.warm_start is 'cls'; expected a task of an earlier"),
+        ({f"{LATER}.warm_start": "seg"}, "warm_start is 'seg'; expected a task that has a branch, norms or patches"),
+        # what keeps the old tasks
+        ({f"{LATER}.lwf_weight": 1.0}, "config.stages.cls has no setting lwf_weight; it is now keep.lwf.weight"),
+        ({f"{LATER}.keep": "lwf"}, "config.stages.cls.keep is 'lwf'; expected a table of settings"),
+        ({f"{LATER}.keep": {"lfw": {}}}, "config.stages.cls.keep names lfw, which is no method; did you mean lwf?"),
+        ({f"{LATER}.keep": {"lwf": {"wieght": 1.0}}}, "keep.lwf has no setting wieght; did you mean weight"),
+        ({f"{LATER}.keep": {"lwf": {"weight": "1"}}}, "config.stages.cls.keep.lwf.weight is '1'; expected a number"),
+        ({f"{LATER}.keep": {"lwf": {"weight": -1.0}}}, "config.stages.cls.keep.lwf.weight is -1.0; expected at lea"),
+        ({"stages.seg.keep": {"lwf": {}}}, "config.stages.seg.keep.lwf.weight is 1; expected 0 where no stage before"),
+        ({"stages.seg.keep": {"ewc": {"strength": 1.0}}}, "stages.seg.keep.ewc.strength is 1; expected 0 where no s"),
+        ({"stages.seg.keep": {"agem": {}}}, "config.stages.seg.keep.agem needs exemplars of an old task"),
+        ({f"{LATER}.keep": {"lwf": {"weights": {"cls": 2.0}}}}, "keep.lwf.weights names cls; expected tasks of ear"),
+        ({f"{LATER}.keep": {"replay": {"batch_size": 2}}}, "keep.replay.batch_size is 2; expected 0 without exemplars"),
+        ({f"{LATER}.keep": {"agem": {}}}, "config.stages.cls.keep.agem needs exemplars of an old task; set keep.re"),
+        ({f"{LATER}.keep": {"der": {}}}, "config.stages.cls.keep.der.weight is 1; expected 0 without exemplars"),
+        ({f"{LATER}.keep": {"paste": {}}}, "config.stages.cls.keep.paste.share is 0.5; expected 0 without exemplars"),
+        ({f"{LATER}.keep": {"replay": {"images": "> 10"}}}, "keep.replay.images is '> 10'; expected a whole number"),
+        ({f"{LATER}.keep": {"replay": {"selection": "herdin"}}}, "diverse, hard; did you mean herding"),
+        ({f"{LATER}.keep": {"ewc": {"strength": 1.0, "estimator": "exact"}}}, "needs a task whose answers can be li"),
+        ({f"{LATER}.keep": {"ewc": {}, "si": {}}}, "name one of them: they share anchors"),
+    ],
+}  # fmt: skip
+CASES = [(section, changes, words) for section, each in MISTAKES.items() for changes, words in each]
+
+
+def page() -> Any:
+    config: Any = config_lib.base()
+    config.image_size = config.contract.latency_image_size = 64
+    config.model.update(MODEL)
+    config.tasks.seg = {"kind": "segmentation", "classes": ("background", *DIGITS)}
+    config.tasks.cls = {"kind": "classification", "classes": DIGITS}
+    config.streams.masks = config_lib.stream("digits", {"seg": "segmentation"}, batch_size=4)
+    config.streams.single = config_lib.stream("digits", {"cls": "classification"}, batch_size=4)
+    config.stages.seg = config_lib.stage(("masks",))
+    config.stages.cls = config_lib.stage(("single",))
+    config.order = ("seg", "cls")
+    return config
+
+
+@pytest.fixture(scope="module")
+def network(tiny_backbone):
+    """The experiment of the page as it is right, and the shapes of its network."""
+    parts = experiment.build(config_lib.resolve(page()), data_root=Path("no such folder"))
+    return parts, experiment.abstract_variables(parts)
+
+
+def plan(config: Any, network: Any) -> None:
+    """What a run does before it opens data; the network is made only where it is another."""
+    parts, variables = network
+    settings = reading.complete(config_lib.resolve(config))
+    dry_run.check_arguments(settings)
+    right = config_lib.resolve(page())
+    if (settings.model, settings.tasks) != (right.model, right.tasks):
+        parts = experiment.build(settings, data_root=Path("no such folder"))
+        variables = experiment.abstract_variables(parts)
+    experiment.check_crops(settings.streams, parts.tasks)
+    dry_run.rehearse(settings, parts, variables=variables, data=False)
+
+
+@pytest.mark.parametrize(("section", "changes", "words"), CASES, ids=[words[:60] for _, _, words in CASES])
+def test_a_mistake_is_refused_before_data_is_opened(network, section, changes, words):
+    del section
+    config = page()
+    for field, value in changes.items():
+        *above, name = field.split(".")
+        functools.reduce(lambda part, each: part[each], above, config)[name] = value
+    with pytest.raises(UserError, match=re.escape(words)):
+        plan(config, network)
+
+
+def test_what_is_right_passes_and_opens_nothing(network):
+    config = page()
+    config.stages.seg.keep = {"replay": {"images": 3}}
+    kept = {"replay": {"batch_size": 2}, "der": {}, "lwf": {}, "ewc": {"strength": 1.0}}
+    config.stages.cls.update({"keep": kept, "freeze": ("backbone",)})
+    plan(config, network)  # there is no such folder of data
