@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import KINDS, save_checkpoint
@@ -83,32 +82,58 @@ def test_onnx_answers_as_the_network_does(weights, image, pixels, expected, tmp_
     assert set(exported.check(pixels)) == NAMES | {f"{task}/outputs" for task in KINDS}
 
 
-def test_a_norm_and_a_bias_are_part_of_the_convolution_before_them():
+def test_onnx_takes_any_number_of_images(weights, image, pixels, tmp_path):
     require_onnx()
-    import onnxruntime
+    exported = formats.onnx(trained.load(weights), tmp_path, image)
+    assert exported.any_batch
+    together = exported.run(pixels)
+    for number in range(len(pixels)):
+        alone = exported.run(pixels[number : number + 1])
+        for name, value in alone.items():
+            np.testing.assert_allclose(value[0], together[name][number], rtol=1e-4, atol=1e-4, err_msg=name)
 
-    from mtl_jax.export import onnx_model
-    from mtl_jax.kernels import cpu_kernels
-    from mtl_jax.models import batch_norm, convolution
 
-    kernel, pixels = (jax.random.normal(jax.random.key(0), shape) for shape in ((3, 3, 3, 4), (2, 8, 8, 3)))
-    scale, bias, mean = (jnp.linspace(start, 2.0, 4) for start in (0.5, -1.0, 0.0))
+@pytest.mark.parametrize(("layout", "turns"), [("nhwc", 1), ("nchw", 0)])
+def test_convolutions_follow_each_other_in_one_layout(weights, image, pixels, expected, tmp_path, layout, turns):
+    require_onnx()
+    import onnx
 
-    def function(image):
-        y = convolution.dense_conv(image, kernel, stride=2)
-        y = batch_norm.by_statistics(y, scale, bias, mean, 3 * scale, epsilon=1e-3, activation="relu")
-        unread = y * jnp.ones((2, 4, 4, 1))
-        return {"y": y + jnp.arange(4.0).reshape(1, 1, 1, 4), "z": unread[..., :1]}
+    exported = formats.onnx(trained.load(weights), tmp_path, image, network.Form(layout=layout))
+    assert_same(exported.run(pixels), expected)
+    nodes = onnx.load(str(exported.path)).graph.node
+    kinds = {node.op_type for node in nodes}
+    assert {"Conv", "Resize", "NonMaxSuppression", "GlobalAveragePool"} <= kinds
+    assert not {"BatchNormalization", "Loop", "Identity"} & kinds
+    after_image: set[str] = {network.INPUT}
+    turned: set[str] = set()  # results of transpositions, and what is made of them
+    for node in nodes:
+        if node.op_type == "Transpose" and not after_image & set(node.input):
+            turned |= set(node.output)
+        elif turned & set(node.input):
+            assert node.op_type != "Conv", node.name
+            turned |= set(node.output)
+    assert sum(node.op_type == "Transpose" and network.INPUT in node.input for node in nodes) == turns
 
-    with cpu_kernels.left_out():
-        model = onnx_model.convert(function, jax.ShapeDtypeStruct(pixels.shape, jnp.float32), input_name="image")
-        expected = jax.jit(function)(pixels)
-    kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("Conv") == 1
-    assert kinds.count("Add") == 1  # behind the activation
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    for name, value in zip(("y", "z"), session.run(["y", "z"], {"image": np.asarray(pixels)}), strict=True):
-        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5)
+
+@pytest.mark.parametrize("name", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("form", [network.Form("none"), network.Form("boxes", "nchw")])
+def test_files_decode_as_far_as_asked(weights, image, pixels, tmp_path, name, form):
+    if name == "onnx":
+        require_onnx()
+    tasks = trained.load(weights, tasks="det,age,seg")
+    exported = formats.FORMATS[name](tasks, tmp_path, image, form)
+    described = network.describe(tasks, image, form)
+    outputs = {field: each for task in described["tasks"].values() for field, each in task["outputs"].items()}
+    decoded = {"det/boxes_xyxy", "det/score", "age/value", "seg/mask"}
+    assert (
+        set(exported.run(pixels))
+        == set(outputs)
+        == (decoded if form.decode == "boxes" else {"det/outputs", "age/outputs", "seg/outputs"})
+    )
+    assert described["input"]["shape"] == [2, *((3, SIZE, SIZE) if form.layout == "nchw" else (SIZE, SIZE, 3))]
+    reference = check.reference(tasks, form)[1]
+    apart = check.differences(tasks, reference, exported.check, [pixels], decode=form.decode)
+    assert max(apart.values()) < 1e-4
 
 
 def test_the_script_writes_checks_and_describes(weights, tmp_path, capsys):
@@ -141,8 +166,8 @@ def test_a_file_takes_what_its_tasks_were_validated_on(weights):
 
 
 def test_a_file_that_differs_is_told_by_name_with_status_two(weights, tmp_path, capsys, monkeypatch):
-    def wrong(model, folder, image):
-        del image
+    def wrong(model, folder, image, form):
+        del image, form
         (folder / "model.wrong").write_text("")
         full = check.reference(model)[1]
         return formats.Exported(folder / "model.wrong", full, lambda pixels: full(pixels) | {"age/outputs": np.ones(1)})
@@ -157,8 +182,8 @@ def test_a_file_that_differs_is_told_by_name_with_status_two(weights, tmp_path, 
 
 
 def test_a_failed_export_leaves_what_was_there_and_nothing_else(weights, tmp_path, monkeypatch):
-    def failing(model, folder, image):
-        del model, image
+    def failing(model, folder, image, form):
+        del model, image, form
         (folder / "model.stablehlo").write_text("half a file")
         raise UserError("failed")
 
@@ -212,49 +237,3 @@ def test_a_missing_extra_is_named(weights, image, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"flatbuffers, which is not installed: pip install -e \.,"):
         formats.stablehlo(trained.load(weights, tasks="age"), tmp_path, image)
-
-
-def converted(function, *shape: int, dtype=jnp.float32):
-    """Runs a function through ONNX on numbers from -3 to 3."""
-    require_onnx()
-    import onnxruntime
-
-    from mtl_jax.export import onnx_model
-
-    given = jax.ShapeDtypeStruct(shape, dtype)
-    model = onnx_model.convert(lambda x: {"y": function(x)}, given, input_name="x")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    x = np.random.default_rng(0).uniform(-3, 3, shape).astype(dtype)
-    return session.run(["y"], {"x": x})[0], np.asarray(function(jnp.asarray(x)))
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        jax.nn.hard_swish,
-        jax.nn.silu,
-        jax.nn.log_sigmoid,
-        jnp.tanh,
-        lambda x: jax.nn.softmax(x, axis=-1),
-        lambda x: jnp.where(x > 0, jax.lax.rsqrt(jnp.abs(x) + 1), x / 3),
-        lambda x: jnp.cumsum(x > 0, axis=1).astype(jnp.float32),
-        lambda x: jax.lax.top_k(x, 3)[1],
-        lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32) % 2,
-        lambda x: jnp.stack([x[:, ::2], x[:, 1::2]], axis=2),
-        lambda x: jax.image.resize(x.reshape(2, 2, 3, 1), (2, 8, 12, 1), "linear"),
-        lambda x: jax.lax.while_loop(lambda y: jnp.any(y < 9), lambda y: y + 1, x),
-        jax.vmap(lambda row: jax.lax.while_loop(lambda y: jnp.any(y < 9), lambda y: 2 * y + 7, row)),
-        jax.vmap(lambda row: jnp.zeros(4).at[jax.lax.top_k(row, 3)[1]].set(row[:3], mode="drop")),
-        jax.vmap(lambda row: row.reshape(3, 2)[jax.lax.top_k(row, 3)[1] // 2]),
-    ],
-)
-def test_operations_are_translated_exactly(function):
-    found, expected = converted(function, 2, 6)
-    assert found.dtype == expected.dtype
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_what_is_not_translated_is_refused():
-    with pytest.raises(UserError, match="the network computes sin, which is not translated; export it as stablehlo"):
-        converted(jnp.sin, 2)

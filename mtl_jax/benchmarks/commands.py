@@ -180,6 +180,13 @@ def gpu(options: Options) -> Rows:
     return gpu.measure(minutes=options.minutes, quick=options.quick, on_rows=options.on_rows)
 
 
+def export(options: Options) -> Rows:
+    """Times the ONNX file of the flagship's network at batch 1 and 8 beside JAX, and beside torch.onnx's (--peer)."""
+    from mtl_jax.benchmarks import exported
+
+    return exported.measure(image_size=options.image_size, repeats=options.repeats, peer=options.peer)
+
+
 COMMANDS = {
     "step": step,
     "infer": infer,
@@ -193,4 +200,5 @@ COMMANDS = {
     "backbones": backbones,
     "roofline": roofline,
     "gpu": gpu,
+    "export": export,
 }

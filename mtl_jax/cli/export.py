@@ -25,7 +25,9 @@ def parser() -> flags.Parser:
     parser.add_argument("--out", required=True, type=Path, help="folder of the files")
     parser.add_argument("--format", default="stablehlo,onnx", help="one or both")
     parser.add_argument("--image_size", type=int, default=0, help="px, a multiple of 32; as validated if not given")
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--batch_size", type=int, default=1, help="of the StableHLO file, and of the checks")
+    parser.add_argument("--decode", choices=("none", "boxes", "all"), default="all", help="boxes: no suppression")
+    parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of images, and maps that come out")
     parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
     return parser
 
@@ -58,7 +60,8 @@ def _export(options: argparse.Namespace) -> str:
     view = view._replace(image_size=options.image_size or view.image_size)
     image = network.input_shape(image_size=view.image_size, batch_size=options.batch_size)
     batches = list(_batches(options.images, image.shape, crop=view.crop))
-    description = network.describe(model, image)
+    form = network.Form(options.decode, options.layout)
+    description = network.describe(model, image, form)
     for name in names:
         formats.require_packages(name)
     out = options.out.expanduser()
@@ -67,10 +70,11 @@ def _export(options: argparse.Namespace) -> str:
     try:
         # Made in a folder of its own, so that nothing half done is left where the files belong.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as drafts:
-            rows, wrong, runs = _make(names, model, Path(drafts), image, batches)
+            rows, wrong, runs = _make(names, model, Path(drafts), image, batches, form)
             if wrong:
                 return wrong
             description["files"] = {name: row[1].name for name, row in zip(names, rows, strict=True)}
+            description["batch_sizes"] = {row[0]: row[-1] for row in rows}
             (Path(drafts) / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
             for draft in Path(drafts).iterdir():
                 draft.replace(out / draft.name)
@@ -78,7 +82,7 @@ def _export(options: argparse.Namespace) -> str:
         if made and not any(out.iterdir()):
             out.rmdir()
     _tell(model, view, description)
-    _show([(label, str(out / path.name), *rest) for label, path, *rest in rows], runs, batches[0])
+    _show([(label, str(out / path.name), *map(str, rest)) for label, path, *rest in rows], runs, batches[0])
     return ""
 
 
@@ -96,17 +100,19 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
 
 
 def _make(
-    names: list[str], model: Any, folder: Path, image: Any, batches: list[Any]
+    names: list[str], model: Any, folder: Path, image: Any, batches: list[Any], form: Any = None
 ) -> tuple[list[tuple[Any, ...]], str, dict[str, Any]]:
     """Writes and checks each format; returns their rows of the table, what differs, and all that can be timed."""
-    from mtl_jax.export import check, formats
+    from mtl_jax.export import check, formats, network
 
-    rows, wrong, runs = [], [], {"the network in JAX": check.reference(model)[0]}
+    form = form or network.Form()
+    rows, wrong, runs = [], [], {"the network in JAX": check.reference(model, form)[0]}
     for name in names:
-        exported = formats.FORMATS[name](model, folder, image)
-        network = exported.network or model
-        limit = check.MAX_DIFFERENCE[network.config.model.compute_dtype]
-        apart = check.differences(network, check.reference(network)[1], exported.check, batches)
+        exported = formats.FORMATS[name](model, folder, image, form)
+        peer = exported.network or model
+        limit = check.MAX_DIFFERENCE[peer.config.model.compute_dtype]
+        expected = check.reference(peer, form)[1]
+        apart = check.differences(peer, expected, exported.check, batches, decode=form.decode)
         worst = max(apart, key=lambda key: apart[key])
         wrong += [
             f"{name}: {key} differs by {apart[key]:.1e}, expected at most {limit} of the largest magnitude"
@@ -115,7 +121,8 @@ def _make(
         ]
         runs[name] = exported.run
         size = f"{exported.path.stat().st_size / 1e6:.1f}"
-        rows.append((name, exported.path, size, f"{apart[worst]:.1e} ({worst})"))
+        batch = "any" if exported.any_batch else image.shape[0]
+        rows.append((name, exported.path, size, f"{apart[worst]:.1e} ({worst})", batch))
     return rows, "; ".join(wrong), runs
 
 
@@ -155,7 +162,7 @@ def _show(rows: list[tuple[str, ...]], runs: dict[str, Any], pixels: Any) -> Non
     from mtl_jax.export import check
 
     times = check.latencies_ms(runs, pixels, repeats=REPEATS)
-    table = Table("format", "file", "MB", "largest difference (of)", "median ms")
-    for row in [("the network in JAX", "", "", ""), *rows]:
+    table = Table("format", "file", "MB", "largest difference (of)", "images", f"median ms of {len(pixels)}")
+    for row in [("the network in JAX", "", "", "", "any"), *rows]:
         table.add_row(*row, f"{times[row[0]]:.1f}")
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -10,20 +10,22 @@ import jax
 import numpy as np
 
 from mtl_jax.export.formats import Run
-from mtl_jax.export.network import OUTPUTS, answers, decoded
+from mtl_jax.export.network import OUTPUTS, Form, answers, decoded
 from mtl_jax.workdir.trained import Trained
 
 # Of the largest magnitude of each output, by what the network computes in: the numbers of bfloat16 lie 8e-3 apart.
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
-def reference(network: Trained) -> tuple[Run, Run]:
+def reference(network: Trained, form: Form | None = None) -> tuple[Run, Run]:
     """Returns the network itself, jitted, as users of the package run it: its answers, and its outputs too."""
-    plain, full = (jax.jit(answers(network, with_outputs=more)) for more in (False, True))
+    plain, full = (jax.jit(answers(network, form, with_outputs=more)) for more in (False, True))
     return (lambda pixels: jax.device_get(plain(pixels))), (lambda pixels: jax.device_get(full(pixels)))
 
 
-def differences(network: Trained, expected: Run, found: Run, batches: Sequence[np.ndarray]) -> dict[str, float]:
+def differences(
+    network: Trained, expected: Run, found: Run, batches: Sequence[np.ndarray], *, decode: str = "all"
+) -> dict[str, float]:
     """Returns the largest difference of each output, relative to its largest magnitude.
 
     Outputs are compared with the network's own. What is decoded from them is compared with what the network's decoding
@@ -34,14 +36,15 @@ def differences(network: Trained, expected: Run, found: Run, batches: Sequence[n
         expected: the network, with its outputs.
         found: the file, with its outputs.
         batches: images, letterboxed.
+        decode: how far the file decodes, one of `network.DECODE`.
     """
-    decode = jax.jit(lambda outputs: decoded(network, outputs))
+    decoder = jax.jit(lambda outputs: decoded(network.tasks, outputs, decode))
     largest: dict[str, float] = {}
     apart: dict[str, float] = {}
     for pixels in batches:
         ours, theirs = expected(pixels), found(pixels)
         outputs = {name: theirs[f"{name}/{OUTPUTS}"] for name in network.names}
-        ours |= jax.device_get(decode(outputs))
+        ours |= jax.device_get(decoder(outputs))
         for name, value in ours.items():
             value, other = np.asarray(value, np.float64), np.asarray(theirs[name], np.float64)
             largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))

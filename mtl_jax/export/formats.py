@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.export.network import INPUT, OUTPUTS, answers
+from mtl_jax.export.network import INPUT, OUTPUTS, TO_NCHW, TO_NHWC, Answers, Form, answers, in_layout
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise
 from mtl_jax.workdir.trained import Trained, computing_in
@@ -30,6 +30,7 @@ class Exported(NamedTuple):
     run: Run  # as a user of the file does
     check: Run  # the same, and "<task>/outputs"
     network: Trained | None = None  # what it is compared with, where that is not the exported one as it was trained
+    any_batch: bool = False  # whether it takes other numbers of images than the one it was checked with
 
 
 def require_packages(name: str) -> None:
@@ -48,66 +49,112 @@ def require_packages(name: str) -> None:
             ) from error
 
 
-def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Exported:
+def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:
     """Writes model.stablehlo, which `jax.export.deserialize` reads.
 
     Args:
         network: to export.
         folder: gets the file.
-        image: what the function takes.
+        image: what the function takes, the channels last.
+        form: what the file takes and gives; the default if None.
 
     Raises:
         UserError: a package is not installed.
     """
     require_packages("stablehlo")
+    form = form or Form()
+    given = image if form.layout == "nhwc" else jax.ShapeDtypeStruct([image.shape[i] for i in TO_NCHW], image.dtype)
     # Depthwise sums tap by tap, because XLA's grouped convolutions are slow on CPUs.
     with cpu_kernels.left_out(), depthwise.traced_in("shifted"):
         served, checked = (
-            jax.export.export(jax.jit(answers(network, with_outputs=more)), platforms=PLATFORMS)(image)
-            for more in (False, True)
+            jax.export.export(jax.jit(function), platforms=PLATFORMS)(given)
+            for function in (
+                in_layout(answers(network, form, with_outputs=more), form.layout) for more in (False, True)
+            )
         )
     path = folder / "model.stablehlo"
     path.write_bytes(served.serialize())
     read = jax.export.deserialize(bytearray(path.read_bytes()))
-    return Exported(path, _on_host(jax.jit(read.call)), _on_host(jax.jit(checked.call)))
+    run, check = (_with_channels_last(_on_host(jax.jit(each.call)), form) for each in (read, checked))
+    return Exported(path, run, check)
 
 
-def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct) -> Exported:
+def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:
     """Writes model.onnx, checked and run by onnxruntime on the CPU.
 
-    It computes in float32 also where the network was trained in bfloat16, of which onnxruntime lacks most operations.
+    It takes any number of images, unless a part of the network needs to know it. It computes in float32 also where the
+    network was trained in bfloat16, of which onnxruntime lacks most operations.
 
     Args:
         network: to export.
         folder: gets the file.
-        image: what the function takes.
+        image: what the function takes, the channels last.
+        form: what the file takes and gives; the default if None.
 
     Raises:
         UserError: the packages are not installed, or the network computes what is not translated.
     """
     require_packages("onnx")
     import onnx
-    import onnxruntime
 
     from mtl_jax.export import onnx_model
 
-    network = computing_in(network, "float32")
-    with cpu_kernels.left_out(), depthwise.traced_in("grouped"):
-        model = onnx_model.convert(answers(network, with_outputs=True), image, input_name=INPUT)
-    checked: Any = model.SerializeToString()
+    form, network = form or Form(), computing_in(network, "float32")
+    model, any_batch = _as_onnx(answers(network, form, with_outputs=True), image, form.layout)
     path = folder / "model.onnx"
-    onnx.save(onnx_model.without_outputs(model, lambda name: name.endswith(f"/{OUTPUTS}")), path)
+    unserved = (lambda name: False) if form.decode == "none" else (lambda name: name.endswith(f"/{OUTPUTS}"))
+    onnx.save(onnx_model.without_outputs(model, unserved), path)
+    run, check = (_with_channels_last(session(source), form) for source in (str(path), model.SerializeToString()))
+    return Exported(path, run, check, network, any_batch)
 
-    def session(source: Any) -> Run:
-        opened: Any = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-        names = [output.name for output in opened.get_outputs()]
-        return lambda pixels: dict(zip(names, opened.run(names, {INPUT: pixels}), strict=True))
 
-    return Exported(path, session(str(path)), session(checked), network)
+def write_onnx(function: Answers, path: Path, image: jax.ShapeDtypeStruct, *, layout: str = "nhwc") -> bool:
+    """Writes what a network computes as an ONNX file, unchecked; returns whether it takes any number of images."""
+    require_packages("onnx")
+    import onnx
+
+    model, any_batch = _as_onnx(function, image, layout)
+    onnx.save(model, path)
+    return any_batch
+
+
+def _as_onnx(function: Answers, image: jax.ShapeDtypeStruct, layout: str) -> tuple[Any, bool]:
+    from mtl_jax.export import onnx_model
+
+    with cpu_kernels.left_out(), depthwise.traced_in("grouped"):
+        return onnx_model.convert_any_batch(function, image, input_name=INPUT, layout=layout)
+
+
+def session(source: Any) -> Run:
+    """Opens an ONNX file, or its bytes, as a function of the array that it takes."""
+    import onnxruntime
+
+    opened: Any = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    names, given = [output.name for output in opened.get_outputs()], opened.get_inputs()[0].name
+    return lambda pixels: dict(zip(names, opened.run(names, {given: pixels}), strict=True))
+
+
+def node_count(path: Path) -> int:
+    """Returns the number of operators in an ONNX file."""
+    import onnx
+
+    return len(onnx.load(str(path)).graph.node)
+
+
+def _with_channels_last(run: Run, form: Form) -> Run:
+    """Runs a file on what the network takes, whatever the file's layout."""
+    if form.layout == "nhwc":
+        return run
+
+    def turned(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        found = run(np.ascontiguousarray(pixels.transpose(TO_NCHW)))
+        return {name: value.transpose(TO_NHWC) if value.ndim == 4 else value for name, value in found.items()}
+
+    return turned
 
 
 def _on_host(function: Callable[..., Any]) -> Run:
     return lambda pixels: jax.device_get(function(pixels))
 
 
-FORMATS: dict[str, Callable[[Trained, Path, jax.ShapeDtypeStruct], Exported]] = {"stablehlo": stablehlo, "onnx": onnx}
+FORMATS: dict[str, Callable[..., Exported]] = {"stablehlo": stablehlo, "onnx": onnx}

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 import mtl_jax
 from mtl_jax import experiment
 from mtl_jax.data.warp import PADDING_GREY
 from mtl_jax.experiment import View
 from mtl_jax.models import multi_task
+from mtl_jax.tasks.base import Task
 from mtl_jax.workdir import trained
 from mtl_jax.workdir.trained import Trained
 
 INPUT = "image"
-OUTPUTS = "outputs"  # what a task says before it is decoded; only the check asks for it
+OUTPUTS = "outputs"  # what a task says before it is decoded
+OUTPUT_MEANINGS = {  # by kind
+    "segmentation": "the logit of each class at each pixel of the input",
+    "detection": "of each cell: centre x, y, width, height in px of the input, logits of objectness and of each class",
+    "classification": "the logit of each class",
+    "multi_label": "the logit of each class",
+    "regression": "the value",
+    "depth": "of each pixel of the input, metres",
+}
+DECODE = {  # how far a file goes
+    "none": "the file does not decode: it says what each task's outputs are",
+    "boxes": "the file decodes, but for non-maximum suppression: it gives every box with the scores of each class",
+    "all": "the file decodes: non-maximum suppression, softmax and the like are part of it",
+}
+LAYOUTS = {"nhwc": ("batch", "height", "width", "RGB"), "nchw": ("batch", "RGB", "height", "width")}
+TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 PLACEMENT = (
     "scale = {}(height / image_height, width / image_width); the image is resized by scale (bilinear; averaged down "
     "first where scale < 0.5) and centred: offset_x = (width - image_width * scale) / 2, offset_y likewise; {}. "
@@ -30,31 +46,67 @@ CROP = PLACEMENT.format("max", "what stands out is left away")
 Answers = Callable[[Float[Array, "batch height width 3"]], dict[str, Array]]
 
 
-def answers(network: Trained, *, with_outputs: bool = False) -> Answers:
-    """Returns image -> {"<task>/<prediction>": array}, decoded.
+class Form(NamedTuple):
+    """What a file takes and gives."""
+
+    decode: str = "all"  # one of `DECODE`
+    layout: str = "nhwc"  # one of `LAYOUTS`: of images, and of maps that it gives
+
+
+def answers(network: Trained, form: Form | None = None, *, with_outputs: bool = False) -> Answers:
+    """Returns image -> {"<task>/<prediction>": array}, with the channels last, whatever the form's layout.
 
     Args:
         network: whose tasks answer, from its own weights.
+        form: how far they are decoded; all the way if None.
         with_outputs: also return "<task>/outputs", which the rest is decoded from.
     """
+    decode = (form or Form()).decode
+    return answers_of(network.parts.model, network.tasks, network.variables, decode, with_outputs=with_outputs)
 
-    variables = jax.tree.map(jnp.asarray, network.variables)
+
+def answers_of(
+    model: Any, tasks: Mapping[str, Task], variables: PyTree, decode: str = "all", *, with_outputs: bool = False
+) -> Answers:
+    """As `answers`, of a network that no checkpoint holds; what is decoded to "none" are the outputs alone."""
+    variables = jax.tree.map(jnp.asarray, variables)
 
     def answer(image: Float[Array, "batch height width 3"]) -> dict[str, Array]:
-        outputs = multi_task.apply_eval(network.parts.model, variables, image, tasks=network.names)
-        found = {f"{name}/{OUTPUTS}": value for name, value in outputs.items()} if with_outputs else {}
-        return found | decoded(network, outputs)
+        outputs = multi_task.apply_eval(model, variables, image, tasks=tuple(tasks))
+        kept = with_outputs or decode == "none"
+        found = {f"{name}/{OUTPUTS}": value for name, value in outputs.items()} if kept else {}
+        return found | decoded(tasks, outputs, decode)
 
     return answer
 
 
-def decoded(network: Trained, outputs: dict[str, Array]) -> dict[str, Array]:
-    """Returns {"<task>/<prediction>": array} of {task: outputs}."""
-    return {
-        f"{name}/{field}": value
-        for name, each in outputs.items()
-        for field, value in network.tasks[name].decode(each).items()
-    }
+def in_layout(function: Answers, layout: str) -> Answers:
+    """Returns a function of images with the channels last as one of images, and maps, in one of `LAYOUTS`."""
+    if layout == "nhwc":
+        return function
+
+    def turned(image: Float[Array, "batch 3 height width"]) -> dict[str, Array]:
+        found = function(image.transpose(TO_NHWC))
+        return {name: value.transpose(TO_NCHW) if value.ndim == 4 else value for name, value in found.items()}
+
+    return turned
+
+
+def decoded(tasks: Mapping[str, Task], outputs: dict[str, Array], decode: str = "all") -> dict[str, Array]:
+    """Returns {"<task>/<prediction>": array} of {task: outputs}, decoded as far as one of `DECODE` says."""
+    if decode == "none":
+        return {}
+    decoders = {name: _decoding(tasks[name], decode)[0] for name in outputs}
+    return {f"{name}/{field}": value for name, each in outputs.items() for field, value in decoders[name](each).items()}
+
+
+def _decoding(task: Task, decode: str) -> tuple[Callable[[Array], dict[str, Array]], Mapping[str, str]]:
+    """Returns how a task's outputs are decoded, and what the predictions mean."""
+    if decode == "none":
+        return (lambda outputs: {OUTPUTS: outputs}), {OUTPUTS: OUTPUT_MEANINGS.get(task.kind, "before it is decoded")}
+    if decode == "boxes" and task.candidates is not None:
+        return task.candidates
+    return task.decode, task.meanings
 
 
 def input_view(network: Trained) -> View:
@@ -68,45 +120,48 @@ def input_shape(*, image_size: int, batch_size: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.float32)
 
 
-def describe(network: Trained, image: jax.ShapeDtypeStruct) -> dict[str, Any]:
+def describe(network: Trained, image: jax.ShapeDtypeStruct, form: Form | None = None) -> dict[str, Any]:
     """Returns what stands in model.json: enough to run the file without this package.
 
     Args:
         network: the exported one.
         image: from `input_shape`.
+        form: what the files take and give.
     """
-    shapes = jax.eval_shape(answers(network), image)
-    views = {name: experiment.task_view(network.parts, name) for name in network.tasks}
-    tasks = {
-        name: {
-            "kind": task.kind,
-            "classes": list(task.classes),
-            "validated_on": str(views[name]),
-            "outputs": {
-                f"{name}/{field}": {
-                    "shape": list(shapes[f"{name}/{field}"].shape),
-                    "dtype": str(shapes[f"{name}/{field}"].dtype),
-                    "meaning": meaning,
-                }
-                for field, meaning in task.meanings.items()
-            },
-        }
-        for name, task in network.tasks.items()
-    }
+    form = form or Form()
+    turned = image if form.layout == "nhwc" else _turned(image)
+    shapes = jax.eval_shape(in_layout(answers(network, form), form.layout), turned)
     return {
         "input": {
             "name": INPUT,
-            "shape": list(image.shape),
-            "axes": ["batch", "height", "width", "RGB"],
+            "shape": list(turned.shape),
+            "axes": list(LAYOUTS[form.layout]),
             "dtype": str(image.dtype),
             "range": [0.0, 1.0],
             "grey_bits": trained.grey_bits(network),  # of 16-bit greyscale, whose largest level is 1.0; None is 8-bit
             "placement": CROP if input_view(network).crop else LETTERBOX,
         },
-        "decoded": "the file decodes: non-maximum suppression, softmax and the like are part of it",
-        "tasks": tasks,
+        "decoded": DECODE[form.decode],
+        "tasks": {name: _described(network, name, shapes, form.decode) for name in network.tasks},
         "checkpoint": str(network.path),
         "stage": network.stage,
         "config": network.config.name,
         "versions": {"mtl_jax": mtl_jax.__version__, "jax": jax.__version__},
+    }
+
+
+def _turned(image: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct([image.shape[axis] for axis in TO_NCHW], image.dtype)
+
+
+def _described(network: Trained, name: str, shapes: Mapping[str, Any], decode: str) -> dict[str, Any]:
+    task, found = network.tasks[name], {}
+    for field, meaning in _decoding(task, decode)[1].items():
+        shape = shapes[f"{name}/{field}"]
+        found[f"{name}/{field}"] = {"shape": list(shape.shape), "dtype": str(shape.dtype), "meaning": meaning}
+    return {
+        "kind": task.kind,
+        "classes": list(task.classes),
+        "validated_on": str(experiment.task_view(network.parts, name)),
+        "outputs": found,
     }

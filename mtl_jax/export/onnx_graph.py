@@ -11,14 +11,44 @@ import numpy as np
 import onnx
 
 from mtl_jax.errors import UserError
+from mtl_jax.export import onnx_layout as layout
+from mtl_jax.export.onnx_layout import BATCH, Order, Shape
 
 
 class Tensor(NamedTuple):
-    """A value of the graph. Axes may be 1 where JAX's value has more: ONNX's arithmetic repeats them."""
+    """A value of the graph.
+
+    Axes may be 1 where JAX's value has more: ONNX's arithmetic repeats them. The array of this name may hold the
+    axes in another order, so that a transposition is a note and no node until an operator needs it done.
+    """
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: np.dtype
+    order: Order | None = None  # axis i is axis order[i] of the array; None: as they come
+
+    @property
+    def axes(self) -> Order:
+        """Where each axis lies in the array."""
+        return tuple(range(len(self.shape))) if self.order is None else self.order
+
+    @property
+    def array(self) -> Tensor:
+        """The array as it is held."""
+        return Tensor(self.name, layout.stored(self.shape, self.axes), self.dtype)
+
+    def seen(self, order: Sequence[int]) -> Tensor:
+        """Returns the value whose axis i is axis order[i] of this one."""
+        axes = self.axes
+        return self._replace(shape=tuple(self.shape[i] for i in order), order=tuple(axes[i] for i in order))
+
+
+class Entry(NamedTuple):
+    """One of the entries along an axis."""
+
+    value: Tensor
+    axis: int
+    number: int
 
 
 Value = np.ndarray | Tensor  # an array is known already
@@ -30,19 +60,22 @@ class Graph:
     def __init__(self, parent: Graph | None = None) -> None:
         self.helper: Any = onnx.helper
         self.nodes: list[Any] = []
+        self.made: dict[tuple[Any, ...], Tensor] = {}  # what computes a result -> the result
         self.initializers: dict[str, np.ndarray] = parent.initializers if parent else {}
         self.constants: dict[tuple[Any, ...], str] = parent.constants if parent else {}  # by what they hold
-        self.convolutions: dict[str, Any] = {}  # result -> `onnx_folding.Convolution`
+        self.origins: dict[str, Any] = {}  # result -> what `onnx_folding` knows of its making
+        self.reshapings: dict[str, Tensor] = {}  # result of a Reshape -> the array that it reshapes
         self.numbers: Any = parent.numbers if parent else itertools.count()
+        self.batch: Tensor | None = parent.batch if parent else None  # [1], the length of `BATCH`
 
     def fresh(self, what: str) -> str:
         """Returns a new name."""
         return f"{what}_{next(self.numbers)}"
 
     def name(self, value: Value) -> str:
-        """Returns the name of a value, of which an array becomes an initializer."""
+        """Returns the name of an array in the order of the value's axes; known ones become initializers."""
         if isinstance(value, Tensor):
-            return value.name
+            return self.arranged(value, range(len(value.shape))).name
         whole = np.ascontiguousarray(value).reshape(value.shape)
         key = str(whole.dtype), whole.shape, hashlib.sha256(whole.data).digest()
         if key not in self.constants:  # tasks pass through the same kernels, which the file holds once
@@ -54,44 +87,116 @@ class Graph:
         self, op: str, *inputs: Value, shape: Sequence[int], dtype: Any, outputs: int = 1, **attributes: Any
     ) -> Tensor:
         """Adds a node and returns its first output; those after it are called as it is, with .1 and so on behind."""
+        names = [self.name(each) for each in inputs]
+        key = op, *names, outputs, repr(sorted(attributes.items()))
+        if "body" not in attributes and key in self.made:
+            return self.made[key]
         name = self.fresh(op)
-        names = [name, *(f"{name}.{number}" for number in range(1, outputs))]
-        self.nodes.append(self.helper.make_node(op, [self.name(each) for each in inputs], names, name, **attributes))
-        return Tensor(name, tuple(shape), np.dtype(dtype))
+        results = [name, *(f"{name}.{number}" for number in range(1, outputs))]
+        self.nodes.append(self.helper.make_node(op, names, results, name, **attributes))
+        self.made[key] = Tensor(name, tuple(shape), np.dtype(dtype))
+        return self.made[key]
+
+    def arranged(self, value: Value, order: Sequence[int]) -> Any:
+        """Returns the array that holds a value with axis i at order[i]: a known one, or one of the graph."""
+        turn = layout.inverse(tuple(order))
+        if isinstance(value, np.ndarray):
+            return value.transpose(turn)
+        array, turn = value.array, [value.axes[axis] for axis in turn]
+        shape = [array.shape[axis] for axis in turn]
+        filled = [axis for axis in turn if array.shape[axis] != 1]
+        if filled == sorted(filled):
+            return self.reshaped(array, shape)
+        return self.node("Transpose", array, shape=shape, dtype=value.dtype, perm=turn)
+
+    def sizes(self, shape: Sequence[int]) -> Value:
+        """Returns a shape as numbers of the graph."""
+        if BATCH not in shape or self.batch is None:
+            return np.array(shape, np.int64)
+        parts = [self.batch if length == BATCH else np.array([length], np.int64) for length in shape]
+        return self.node("Concat", *parts, shape=(len(shape),), dtype=np.int64, axis=0)
 
     def full(self, value: Value, shape: Sequence[int]) -> Value:
         """Repeats the axes that were left at 1."""
         if value.shape == tuple(shape):
             return value
-        if isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray) and BATCH not in shape:
             return np.broadcast_to(value, shape)
-        return self.node("Expand", value, np.array(shape, np.int64), shape=shape, dtype=value.dtype)
+        if isinstance(value, np.ndarray):
+            return self.node("Expand", value, self.sizes(shape), shape=shape, dtype=value.dtype)
+        whole = layout.stored(tuple(shape), value.axes)
+        found = self.node("Expand", value.array, self.sizes(whole), shape=whole, dtype=value.dtype)
+        return found.seen(value.axes)
 
-    def reshaped(self, value: Value, shape: Sequence[int]) -> Value:
+    def reshaped(self, value: Value, shape: Sequence[int]) -> Any:
         """Gives a value other axes."""
+        shape = tuple(shape)
         if isinstance(value, np.ndarray):
             return value.reshape(shape)
-        if value.shape == tuple(shape):
+        if value.shape == shape:
             return value
-        return self.node("Reshape", value, np.array(shape, np.int64), shape=shape, dtype=value.dtype)
+        found = layout.reshaped(value.shape, value.axes, shape)
+        array, (target, order) = (
+            (value.array, found) if found else (self.plain(value), (shape, tuple(range(len(shape)))))
+        )
+        array = self.reshapings.get(array.name, array)
+        if array.shape != target:
+            source = array
+            array = self.node("Reshape", array, np.array(target, np.int64), shape=target, dtype=value.dtype)
+            self.reshapings[array.name] = source
+        return array.seen(order)
+
+    def plain(self, value: Tensor) -> Tensor:
+        """Returns the array whose axes are the value's."""
+        return self.arranged(value, range(len(value.shape)))
 
     def transposed(self, value: Value, order: Sequence[int]) -> Value:
         """Puts a value's axes into another order."""
-        if isinstance(value, np.ndarray):
-            return value.transpose(order)
-        shape = [value.shape[axis] for axis in order]
-        return self.node("Transpose", value, shape=shape, dtype=value.dtype, perm=list(order))
+        return value.transpose(order) if isinstance(value, np.ndarray) else value.seen(order)
 
-    def part(self, value: Value, start: Sequence[int], stop: Sequence[int], strides: Sequence[int]) -> Tensor:
+    def part(self, value: Value, start: Sequence[int], stop: Sequence[int], strides: Sequence[int]) -> Value:
         """Takes a range of every axis."""
-        shape = [-(-(last - first) // step) for first, last, step in zip(start, stop, strides, strict=True)]
-        bounds = [np.array(each, np.int64) for each in (start, stop, range(len(start)), strides)]
-        return self.node("Slice", value, *bounds, shape=shape, dtype=value.dtype)
+        if isinstance(value, np.ndarray):
+            return value[tuple(slice(*each) for each in zip(start, stop, strides, strict=True))]
+        whole = [
+            each == (0, own, 1) for each, own in zip(zip(start, stop, strides, strict=True), value.shape, strict=True)
+        ]
+        axes = [axis for axis, all_of_it in enumerate(whole) if not all_of_it]
+        shape = [
+            own if all_of_it else -(-(last - first) // step)
+            for first, last, step, own, all_of_it in zip(start, stop, strides, value.shape, whole, strict=True)
+        ]
+        if not axes:
+            return value
+        bounds = [[each[axis] for axis in axes] for each in (start, stop, value.axes, strides)]
+        arrays = [np.array(each, np.int64) for each in bounds]
+        found = self.node("Slice", value.array, *arrays, shape=layout.stored(shape, value.axes), dtype=value.dtype)
+        if len(axes) == 1 and shape[axes[0]] == 1:
+            self.origins[found.name] = Entry(value, axes[0], start[axes[0]])
+        return found.seen(value.axes)
+
+    def squeezed(self, value: Value, axes: Sequence[int]) -> Value:
+        """Takes axes of 1 away; one entry of an axis is taken without that axis at once."""
+        entry = self.origins.get(value.name) if isinstance(value, Tensor) else None
+        if isinstance(entry, Entry) and tuple(axes) == (entry.axis,) and value.axes == entry.value.axes:
+            return self.entry(entry.value, entry.axis, entry.number)
+        return self.reshaped(value, [length for axis, length in enumerate(value.shape) if axis not in axes])
+
+    def entry(self, value: Tensor, axis: int, number: int) -> Tensor:
+        """Takes one entry along an axis, which goes."""
+        order, array = layout.without(value.axes, [axis]), value.array
+        shape = layout.stored([length for each, length in enumerate(value.shape) if each != axis], order)
+        place = value.axes[axis]
+        found = self.node("Gather", array, np.array(number, np.int64), shape=shape, dtype=value.dtype, axis=place)
+        return found.seen(order)
 
     def cast(self, value: Value, dtype: Any) -> Tensor:
         """Gives a value another type."""
         kind = self.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        return self.node("Cast", value, shape=value.shape, dtype=dtype, to=kind)
+        if isinstance(value, np.ndarray):
+            return self.node("Cast", value, shape=value.shape, dtype=dtype, to=kind)
+        array = value.array
+        return self.node("Cast", array, shape=array.shape, dtype=dtype, to=kind).seen(value.axes)
 
     def any(self, value: Value, axes: Sequence[int]) -> Tensor:
         """Says whether any is true along some axes, as the largest of ones and zeros."""
@@ -103,7 +208,7 @@ class Graph:
 
     def chosen(self, which: Value, value: Value, otherwise: Value) -> Tensor:
         """Chooses element by element."""
-        shape, dtype = np.broadcast_shapes(which.shape, value.shape, otherwise.shape), value.dtype
+        shape, dtype = layout.broadcast(which.shape, value.shape, otherwise.shape), value.dtype
         if dtype != np.bool_:
             return self.node("Where", which, value, otherwise, shape=shape, dtype=dtype)
         # Not every runtime chooses among truth values.
@@ -114,12 +219,23 @@ class Graph:
     def info(self, value: Tensor) -> Any:
         """Returns the declaration of a graph's input or output."""
         kind = self.helper.np_dtype_to_tensor_dtype(value.dtype)
-        return self.helper.make_tensor_value_info(value.name, kind, value.shape)
+        shape = ["batch" if length == BATCH else length for length in value.shape]
+        return self.helper.make_tensor_value_info(value.name, kind, shape)
 
     def named(self, value: Value, name: str) -> Tensor:
         """Gives a value another name."""
         self.nodes.append(self.helper.make_node("Identity", [self.name(value)], [name], name))
         return Tensor(name, value.shape, value.dtype)
+
+
+def shape_of(variable: Any) -> Shape:
+    """Returns the shape of a jaxpr's variable."""
+    return layout.sizes(variable.aval.shape)
+
+
+def described(variable: Any) -> tuple[Shape, np.dtype]:
+    """Returns the shape and the type of a jaxpr's variable."""
+    return shape_of(variable), np.dtype(variable.aval.dtype)
 
 
 def refuse(equation: Any, why: str = "") -> UserError:

@@ -10,39 +10,77 @@ import numpy as np
 import onnx
 from jax.extend import core
 
-from mtl_jax.export import onnx_folding, onnx_ops
-from mtl_jax.export.onnx_graph import Graph, Tensor, Value
+from mtl_jax.export import onnx_folding, onnx_layout, onnx_named, onnx_ops
+from mtl_jax.export.onnx_folding import CHANNELS_FIRST
+from mtl_jax.export.onnx_graph import Graph, Tensor, Value, shape_of
+from mtl_jax.export.onnx_layout import BATCH
 
 OPSET = 17  # of 2021, which every runtime of today reads
 IR_VERSION = 8
 INLINED = ("jit", "custom_jvp_call", "custom_vjp_call")
 
 
-def convert(function: Callable[..., Mapping[str, Any]], image: jax.ShapeDtypeStruct, *, input_name: str) -> Any:
-    """Returns a function of one array as an ONNX model.
+def convert(
+    function: Callable[..., Mapping[str, Any]],
+    image: jax.ShapeDtypeStruct,
+    *,
+    input_name: str,
+    layout: str = "nhwc",
+) -> Any:
+    """Returns a function of one array as an ONNX model, whose convolutions have the channels first.
 
     Args:
         function: array -> {name: array}; what it closes over becomes part of the model.
-        image: shape and type of the array.
+        image: shape and type of the array; the length of an axis may be a symbol of `jax.export.symbolic_shape`.
         input_name: of the model's input; its outputs are called as the function's are.
+        layout: "nchw" has input and outputs of four axes with the channels first too.
 
     Raises:
         UserError: the function has an operation that is not translated.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(image)
-    graph = Graph()
-    given = Tensor(input_name, image.shape, np.dtype(image.dtype))
-    results = run(graph, closed, [given])
+    graph, shape = Graph(), onnx_layout.sizes(image.shape)
+    order = CHANNELS_FIRST if layout == "nchw" and len(shape) == 4 else tuple(range(len(shape)))
+    given = Tensor(input_name, onnx_layout.stored(shape, order), np.dtype(image.dtype))
+    if shape[:1] == (BATCH,):
+        lengths = graph.node("Shape", given, shape=(len(shape),), dtype=np.int64)
+        graph.batch = graph.node("Slice", lengths, *(np.array([at]) for at in (0, 1)), shape=(1,), dtype=np.int64)
+    first = given.seen(order)
+    if len(shape) == 4:  # once, before anything is computed
+        first = graph.arranged(first, CHANNELS_FIRST).seen(CHANNELS_FIRST)
+    results = run(graph, closed, [first])
     names = list(shapes)
     leaves = [shapes[name] for name in sorted(names)]  # JAX sorts a dict's keys
-    outputs = {
-        name: graph.named(graph.full(value, leaf.shape), name)
-        for name, value, leaf in zip(sorted(names), results, leaves, strict=True)
-    }
+    outputs = {}
+    for name, value, leaf in zip(sorted(names), results, leaves, strict=True):
+        whole: Any = graph.full(value, onnx_layout.sizes(leaf.shape))
+        if len(whole.shape) == 4 and layout == "nchw":
+            whole = graph.arranged(whole, CHANNELS_FIRST)
+        outputs[name] = graph.named(whole, name)
+    return _model(graph, given, [outputs[name] for name in names])
+
+
+def convert_any_batch(
+    function: Callable[..., Mapping[str, Any]], image: jax.ShapeDtypeStruct, **settings: str
+) -> tuple[Any, bool]:
+    """Returns `convert`'s model for any number of images, and that it is; or one for the given number.
+
+    A part of the network that somebody else wrote may need a number, or compute what is translated of numbers only.
+    """
+    (count,) = jax.export.symbolic_shape("batch")
+    try:
+        return convert(function, jax.ShapeDtypeStruct((count, *image.shape[1:]), image.dtype), **settings), True
+    except Exception:
+        return convert(function, image, **settings), False
+
+
+def _model(graph: Graph, given: Tensor, outputs: Sequence[Tensor]) -> Any:
+    names = [output.name for output in outputs]
     nodes, read = onnx_folding.needed(graph.nodes, names)
+    nodes = onnx_folding.without_copies(nodes, {given.name, *graph.initializers})
     used = {name: array for name, array in graph.initializers.items() if name in read}
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in used.items()]
-    declared = [graph.info(outputs[name]) for name in names]
+    declared = [graph.info(output) for output in outputs]
     body = graph.helper.make_graph(nodes, "network", [graph.info(given)], declared, weights)
     opsets = [graph.helper.make_opsetid("", OPSET)]
     model = graph.helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mtl_jax")
@@ -51,14 +89,27 @@ def convert(function: Callable[..., Mapping[str, Any]], image: jax.ShapeDtypeStr
 
 
 def without_outputs(model: Any, unwanted: Callable[[str], bool]) -> Any:
-    """Returns a model without some of its outputs."""
+    """Returns a model without some of its outputs, and without what only they need."""
     less = onnx.ModelProto()
     less.CopyFrom(model)
-    parts: Any = (less.graph.output, less.graph.node)
-    for part in parts:
-        for entry in [entry for entry in part if unwanted(entry.name)]:
-            part.remove(entry)
+    graph: Any = less.graph
+    for output in [output for output in graph.output if unwanted(output.name)]:
+        graph.output.remove(output)
+    kept = [output.name for output in graph.output]
+    nodes, read = onnx_folding.needed(less.graph.node, kept)
+    weights = [each for each in model.graph.initializer if each.name in read]
+    taken = {*kept, *(each.name for each in (*graph.input, *graph.initializer))}
+    nodes = onnx_folding.without_copies([_copied(node) for node in nodes], taken)
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(weights)
     return less
+
+
+def _copied(node: Any) -> Any:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
 
 
 def run(graph: Graph, closed: Any, arguments: Sequence[Value]) -> list[Value]:
@@ -74,26 +125,32 @@ def run(graph: Graph, closed: Any, arguments: Sequence[Value]) -> list[Value]:
         return known[variable]
 
     for equation in jaxpr.eqns:
-        inputs = [read(variable) for variable in equation.invars]
-        name = equation.primitive.name
-        if name in INLINED and not onnx_ops.has_name(equation):
-            inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
-            results = run(graph, inner, inputs)
-        elif name == "while":
-            whole = [graph.full(x, variable.aval.shape) for x, variable in zip(inputs, equation.invars, strict=True)]
-            results = _loop(graph, equation, *whole)
-        elif name not in (*INLINED, "broadcast_in_dim") and all(isinstance(each, np.ndarray) for each in inputs):
-            results = _computed(equation, inputs, elementwise=name in onnx_ops.ELEMENTWISE)
-        else:
-            results = onnx_ops.add(graph, equation, inputs)
+        results = _results(graph, equation, [read(variable) for variable in equation.invars])
         known |= dict(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
 
 
+def _results(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Sequence[Value]:
+    name = equation.primitive.name
+    if name in INLINED:
+        if (named := onnx_named.results(graph, equation, inputs)) is not None:
+            return named
+        return run(graph, equation.params.get("jaxpr") or equation.params["call_jaxpr"], inputs)
+    if name == "while":
+        shapes = [shape_of(variable) for variable in equation.invars]
+        return _loop(graph, equation, *map(graph.full, inputs, shapes))
+    if all(isinstance(each, np.ndarray) for each in inputs) and name != "broadcast_in_dim":
+        elementwise = name in onnx_ops.ELEMENTWISE
+        if elementwise or not any(BATCH in shape_of(variable) for variable in equation.invars):
+            return _computed(equation, inputs, elementwise=elementwise)
+    return onnx_ops.add(graph, equation, inputs)
+
+
 def _computed(equation: Any, inputs: Sequence[Any], *, elementwise: bool) -> list[Value]:
-    shapes = [variable.aval.shape for variable in equation.invars]
     if elementwise:
         shapes = [np.broadcast_shapes(*(each.shape for each in inputs))] * len(inputs)
+    else:
+        shapes = [variable.aval.shape for variable in equation.invars]
     arrays = [np.broadcast_to(each, shape) for each, shape in zip(inputs, shapes, strict=True)]
     results = equation.primitive.bind(*arrays, **equation.params)
     return [np.asarray(each) for each in (results if equation.primitive.multiple_results else [results])]
@@ -103,6 +160,8 @@ def _loop(graph: Graph, equation: Any, *inputs: Value) -> list[Value]:
     """A loop that ends for every example of a batch by itself: what has ended stays as it is."""
     given, truth = equation.params, np.dtype(np.bool_)
     first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
+    # The loop's graph reads arrays as they are; what puts their axes into order has to come before it.
+    inputs = tuple(graph.plain(each) if isinstance(each, Tensor) else each for each in inputs)
     cond_consts, body_consts, start = inputs[:first], inputs[first:second], inputs[second:]
 
     def goes_on(graph: Graph, state: Sequence[Value]) -> tuple[Value, Tensor]:
@@ -111,7 +170,7 @@ def _loop(graph: Graph, equation: Any, *inputs: Value) -> list[Value]:
 
     body = Graph(graph)
     state = [
-        Tensor(body.fresh("state"), variable.aval.shape, np.dtype(variable.aval.dtype)) for variable in equation.outvars
+        Tensor(body.fresh("state"), shape_of(variable), np.dtype(variable.aval.dtype)) for variable in equation.outvars
     ]
     after = run(body, given["body_jaxpr"], [*body_consts, *state])
     open_still, _ = goes_on(body, state)

@@ -64,6 +64,17 @@ class Metric(Protocol):
         ...
 
 
+class Candidates(NamedTuple):
+    """Every prediction of a task that a last step chooses from."""
+
+    decode: Callable[[Array], dict[str, Array]]  # (outputs) -> the predictions, inside jit
+    meanings: Mapping[str, str]  # of each
+
+    def __hash__(self) -> int:
+        """Leaves the texts out, which have no hash."""
+        return hash(self.decode)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One task of the network.
@@ -93,6 +104,8 @@ class Task:
     decode: Callable[[Array], dict[str, Array]]
     # (raw, image_size) -> `decode(finish(raw, image_size))` in fewer steps; None where there is no shorter way.
     decode_raw: Callable[[Array, ImageSize], dict[str, Array]] | None = dataclasses.field(default=None, kw_only=True)
+    # What comes before a last step that depends on all predictions of an image; None where there is no such step.
+    candidates: Candidates | None = dataclasses.field(default=None, kw_only=True)
     # What each of these predictions is, for those who run an exported network.
     meanings: Mapping[str, str] = dataclasses.field(hash=False)
     # (batch size, image_size) -> labels that say of every image that there are none.

@@ -85,12 +85,13 @@ def to_centre_size(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
 
 def _overlap(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
     """Returns the areas of the intersection and of the union."""
-    size_a, size_b = a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2]
-    common = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
-    common = jnp.maximum(common, 0.0)
-    intersection = common[..., 0] * common[..., 1]
-    union = size_a[..., 0] * size_a[..., 1] + size_b[..., 0] * size_b[..., 1] - intersection
-    return intersection, union
+    # One coordinate after the other: computed together, they would be rows of two numbers, which are slow to run along.
+    sides = []
+    for low, high in ((0, 2), (1, 3)):
+        common = jnp.minimum(a[..., high], b[..., high]) - jnp.maximum(a[..., low], b[..., low])
+        sides.append((jnp.maximum(common, 0.0), a[..., high] - a[..., low], b[..., high] - b[..., low]))
+    intersection, area_a, area_b = (width * height for width, height in zip(*sides, strict=True))
+    return intersection, area_a + area_b - intersection
 
 
 def iou(a: Float[Array, "*n 4"], b: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
@@ -188,6 +189,14 @@ def suppress(
     Returns:
         Which boxes stay.
     """
+    return greedy_suppression(boxes_xyxy, label, valid, jnp.float32(iou_threshold))
+
+
+@jax.jit  # under a name by which exported files know it: they have an operator for it
+def greedy_suppression(
+    boxes_xyxy: Float[Array, "n 4"], label: Int[Array, " n"], valid: Bool[Array, " n"], iou_threshold: Float[Array, ""]
+) -> Bool[Array, " n"]:
+    """Says which boxes stay; arguments as in `suppress`."""
     better = jnp.arange(len(label))[:, None] > jnp.arange(len(label))[None, :]
     rivals = better & (label[:, None] == label[None, :]) & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import assignment, boxes
-from mtl_jax.tasks.base import Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Candidates, Geometry, ImageSize, Labels, Task
 from mtl_jax.tasks.distillation import rarity
 from mtl_jax.tasks.mean_average_precision import MeanAveragePrecision, to_original
 
@@ -103,6 +103,13 @@ def make(
             voting_iou=voting_iou,
             candidates=candidates,
             max_detections=max_detections,
+        ),
+        candidates=Candidates(
+            every_box,
+            {
+                "boxes_xyxy": "left, top, right, bottom of the box of each cell, px of the input",
+                "score": "of each cell's box as each class, 0 to 1; boxes of one class that overlap are not suppressed",
+            },
         ),
         meanings={
             "boxes_xyxy": "left, top, right, bottom of each detection, px of the input, best first; 0 if not valid",
@@ -353,6 +360,23 @@ def decode(
     return jax.vmap(select)(outputs)
 
 
+def every_box(outputs: Float[Array, "batch cells channels"]) -> dict[str, Array]:
+    """Returns the box of every cell and its score as each class, of which `decode` chooses.
+
+    Args:
+        outputs: of `finish`.
+
+    Returns:
+        "boxes_xyxy" f32[batch, cells, 4] in px of the input and "score" f32[batch, cells, classes].
+    """
+    return {"boxes_xyxy": boxes.to_corners(outputs[..., :BOX_CHANNELS]), "score": _scores(outputs)}
+
+
+def _scores(outputs: Float[Array, "*cells channels"]) -> Float[Array, "*cells classes"]:
+    log_probability = jax.nn.log_sigmoid(outputs[..., OBJECTNESS:])
+    return jnp.exp(0.5 * (log_probability[..., :1] + log_probability[..., 1:]))
+
+
 def _decode_one(
     outputs: Float[Array, "cells channels"],
     *,
@@ -362,8 +386,7 @@ def _decode_one(
     candidates: int,
     max_detections: int,
 ) -> dict[str, Array]:
-    log_probability = jax.nn.log_sigmoid(outputs[:, OBJECTNESS:])
-    score = jnp.exp(0.5 * (log_probability[:, :1] + log_probability[:, 1:]))
+    score = _scores(outputs)
     class_count = score.shape[1]
     score, index = jax.lax.top_k(score.reshape(-1), min(candidates, score.size))
     label = index % class_count

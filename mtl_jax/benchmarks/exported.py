@@ -1,0 +1,84 @@
+"""The ONNX file of the library's network beside the network itself and beside the file that `torch.onnx` makes."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax import tasks
+from mtl_jax.benchmarks import problem as problem_lib
+from mtl_jax.benchmarks.problem import Problem
+from mtl_jax.benchmarks.turns import timed
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate
+from mtl_jax.export import formats
+from mtl_jax.export.network import TO_NCHW, answers_of
+from mtl_jax.models import multi_task
+
+BATCH_SIZES = (1, 8)
+Rows = list[dict[str, Any]]
+
+
+def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
+    """Times the same network on the same images by each program, in turns in one process.
+
+    Args:
+        image_size: px, both sides.
+        repeats: timed passes of each.
+        peer: "torch" adds the file that `torch.onnx` makes of the PyTorch peer with the same weights.
+
+    Returns:
+        A row for each decoding and number of images. JAX predicts as `evaluate` does, so that it decodes in any case.
+    """
+    records = tasks.build(problem_lib.task_settings(Problem("jax", "infer")))
+    model = multi_task.build({}, records)
+    variables = multi_task.init_variables(model, key=jax.random.key(0), image_size=image_size)
+    predict, names, rows = evaluate.make_predict(model, records), tuple(records), []
+    with tempfile.TemporaryDirectory() as folder:
+        for decode in ("none", "all"):
+            files = {"onnx": Path(folder) / f"{decode}.onnx"}
+            image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+            formats.write_onnx(answers_of(model, records, variables, decode), files["onnx"], image, layout="nchw")
+            if peer:
+                files["torch_onnx"] = Path(folder) / f"{decode}-torch.onnx"
+                _write_peer(files["torch_onnx"], variables, image_size, decode)
+            sessions = {name: formats.session(str(path)) for name, path in files.items()}
+            for batch_size in BATCH_SIZES:
+                pixels = problem_lib.images(Problem("jax", "infer", batch_size, image_size))
+                turned = np.ascontiguousarray(pixels.transpose(TO_NCHW))
+                placed = jax.device_put((variables, pixels))
+                programs = {name: lambda run=run, x=turned: run(x) for name, run in sessions.items()}
+                programs["jax"] = lambda placed=placed: jax.block_until_ready(predict(*placed, names=names))
+                row = {"decode": decode, "images": batch_size} | _in_turns(programs, repeats)
+                rows.append(row | {f"{name}_nodes": formats.node_count(path) for name, path in files.items()})
+    return rows
+
+
+def _write_peer(path: Path, variables: Any, image_size: int, decode: str) -> None:
+    try:
+        from mtl_jax.benchmarks import torch_onnx
+    except ImportError as error:
+        raise UserError(f"--peer torch needs PyTorch ({error}): pip install -e '.[oracle]'") from error
+    torch_onnx.write(path, variables, image_size=image_size, decode=decode)
+
+
+def _in_turns(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Returns medians, least times, and the medians of the turns' ratios, which the machine's noise changes least."""
+    for run in programs.values():
+        run()
+    turns = [{name: timed(run) for name, run in programs.items()} for _ in range(repeats)]
+    figures = {}
+    for name in programs:
+        times = [turn[name] for turn in turns]
+        figures |= {f"{name}_ms": 1e3 * statistics.median(times), f"{name}_min_ms": 1e3 * min(times)}
+    for name in programs:
+        if name != "onnx":
+            figures[f"of_{name}"] = statistics.median(turn["onnx"] / turn[name] for turn in turns)
+            figures[f"of_{name}_min"] = figures["onnx_min_ms"] / figures[f"{name}_min_ms"]
+    return figures

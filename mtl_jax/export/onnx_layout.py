@@ -1,0 +1,133 @@
+"""Shapes and orders of axes: what a value's axes are called, and where they lie in the array that holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtl_jax.errors import UserError
+
+BATCH = -1  # the length of an axis that is known when the model runs
+
+Shape = tuple[int, ...]
+Order = tuple[int, ...]  # axis i of the value is axis order[i] of the array
+
+
+def sizes(shape: Sequence[object]) -> Shape:
+    """Returns a shape of JAX as whole numbers, `BATCH` where JAX has a symbol.
+
+    Raises:
+        UserError: a length is computed from the symbol.
+    """
+    for length in shape:
+        if not isinstance(length, int | np.integer) and not str(length).isidentifier():
+            raise UserError(f"ONNX: expected axes of known lengths or of the batch's, found one of {length}")
+    return tuple(int(length) if isinstance(length, int | np.integer) else BATCH for length in shape)
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    """Returns the shape of elementwise arithmetic; a shape () repeats."""
+    rank = max(map(len, shapes), default=0)
+    whole = [shape for shape in shapes if len(shape) == rank]
+    return tuple(next((length for length in lengths if length != 1), 1) for lengths in zip(*whole, strict=True))
+
+
+def stored(shape: Sequence[int], order: Order) -> Shape:
+    """Returns the shape of the array that holds a value."""
+    return tuple(shape[axis] for axis in inverse(order))
+
+
+def inverse(order: Order) -> Order:
+    """Returns the order that undoes an order."""
+    return tuple(np.argsort(order).tolist())
+
+
+def without(order: Order, axes: Sequence[int]) -> Order:
+    """Returns the order of the axes that are left when a value loses some of them."""
+    left = [place for axis, place in enumerate(order) if axis not in axes]
+    return tuple(sorted(left).index(place) for place in left)
+
+
+def reshaped(shape: Shape, order: Order, target: Shape) -> tuple[Shape, Order] | None:
+    """Says how an array is reshaped so that the value which it holds gets other axes, without moving a number.
+
+    Args:
+        shape: of the value.
+        order: of its axes.
+        target: what its shape becomes.
+
+    Returns:
+        The new shape of the array and the order of the value's new axes; None where numbers would have to move.
+    """
+    groups = _groups(shape, target)
+    if groups is None:
+        return None
+    new_shape: list[int] = []
+    new_order = [0] * len(target)
+    axes = [axis for old, _ in groups for axis in old]
+
+    def place(group: tuple[list[int], list[int]]) -> int:
+        filled = [order[axis] for axis in group[0] if shape[axis] != 1]
+        return min(filled or [order[axis] for axis in group[0]], default=len(order))
+
+    for old, new in sorted(groups, key=place):
+        moved = [order[axis] for axis in old if shape[axis] != 1]
+        between = {order[axis] for axis in axes if axis not in old and shape[axis] != 1}
+        apart = moved and between.intersection(range(min(moved), max(moved)))
+        if moved != sorted(moved) or apart:
+            return None
+        for axis in new:
+            new_order[axis] = len(new_shape)
+            new_shape.append(target[axis])
+    return tuple(new_shape), tuple(new_order)
+
+
+def _groups(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]] | None:
+    """Pairs runs of axes of two shapes that hold the same numbers, each run as short as can be."""
+    groups, first, second = [], 0, 0
+    while first < len(shape) or second < len(target):
+        old, new = [], []
+        while (not old and not new) or _count(shape, old) != _count(target, new):
+            shorter = abs(_count(shape, old)) <= abs(_count(target, new))
+            if first < len(shape) and (not old or (new and shorter) or second == len(target)):
+                old.append(first)
+                first += 1
+            elif second < len(target):
+                new.append(second)
+                second += 1
+            else:
+                return None
+        groups.append((old, new))
+    return groups
+
+
+def _count(shape: Shape, axes: Sequence[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def repeats(own: Shape, whole: Shape, target: Shape) -> Shape | None:
+    """Says how often each axis's entries are repeated where repeated axes of 1 are merged with the axes before them.
+
+    Args:
+        own: the shape of a value before it is repeated.
+        whole: the same, repeated.
+        target: what `whole` is reshaped to.
+
+    Returns:
+        For each axis of `target` a factor; None where the reshaping does something else.
+    """
+    factors, axis = [], 0
+    for length in target:
+        if axis >= len(whole) or own[axis] != whole[axis]:
+            return None
+        factor = 1
+        if whole[axis] != length:
+            axis += 1
+            if axis >= len(whole) or own[axis] != 1 or whole[axis - 1] * whole[axis] != length:
+                return None
+            factor = whole[axis]
+        factors.append(factor)
+        axis += 1
+    return tuple(factors) if axis == len(whole) and any(factor != 1 for factor in factors) else None

@@ -1,0 +1,85 @@
+"""Shapes and orders of axes: an array is reshaped in the order in which it lies, or not at all."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mtl_jax.errors import UserError
+from mtl_jax.export import onnx_layout as layout
+
+NCHW = (0, 2, 3, 1)  # where the axes of an NHWC value lie
+
+
+def value_of(array: np.ndarray, order: layout.Order) -> np.ndarray:
+    return array.transpose(order)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "target", "stored"),
+    [
+        ((2, 4, 6, 3), NCHW, (2, 24, 3), (2, 3, 24)),  # rows and columns lie side by side
+        ((2, 1, 1, 3), NCHW, (2, 3), (2, 3)),
+        ((2, 3), (0, 1), (2, 1, 1, 3), (2, 1, 1, 3)),
+        ((2, 4, 6, 3), NCHW, (2, 4, 1, 6, 1, 3), (2, 1, 3, 4, 1, 6)),
+        ((2, 24, 3), (0, 2, 1), (2, 4, 6, 3), (2, 3, 4, 6)),
+        ((2, 4, 6, 3), NCHW, (2, 4, 18), None),  # columns and channels do not
+        ((2, 4, 6, 3), (0, 3, 2, 1), (2, 24, 3), None),  # in the other direction
+    ],
+)
+def test_a_value_is_reshaped_where_its_numbers_lie(shape, order, target, stored):
+    found = layout.reshaped(shape, order, target)
+    assert (None if found is None else found[0]) == stored
+    if found is not None:
+        array = np.arange(math.prod(shape)).reshape(layout.stored(shape, order))
+        expected = value_of(array, order).reshape(target)
+        np.testing.assert_array_equal(value_of(array.reshape(found[0]), found[1]), expected)
+
+
+def test_reshaping_random_values_is_right_or_refused():
+    generator, found = np.random.default_rng(0), 0
+    for _ in range(500):
+        factors = generator.choice([1, 2, 3], generator.integers(1, 6)).tolist()
+        shape, target = (
+            (math.prod(factors[:first]), math.prod(factors[first:second]), math.prod(factors[second:]))
+            for first, second in np.sort(generator.integers(0, len(factors) + 1, (2, 2)))
+        )
+        order = tuple(generator.permutation(3).tolist())
+        array = np.arange(math.prod(shape)).reshape(layout.stored(shape, order))
+        if (result := layout.reshaped(shape, order, target)) is not None:
+            found += 1
+            same = value_of(array.reshape(result[0]), result[1])
+            np.testing.assert_array_equal(same, value_of(array, order).reshape(target))
+    assert 100 < found < 500
+
+
+def test_a_batch_of_any_length_stays_an_axis():
+    assert layout.reshaped((layout.BATCH, 4, 6, 3), NCHW, (layout.BATCH, 24, 3)) == ((layout.BATCH, 3, 24), (0, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("own", "whole", "target", "factors"),
+    [
+        ((2, 4, 1, 6, 1, 3), (2, 4, 2, 6, 2, 3), (2, 8, 12, 3), (1, 2, 2, 1)),
+        ((2, 4, 2, 6, 2, 3), (2, 4, 2, 6, 2, 3), (2, 8, 12, 3), None),  # nothing is repeated
+        ((2, 4, 6, 3), (2, 4, 6, 3), (2, 4, 6, 3), None),
+        ((2, 1, 4, 3), (2, 5, 4, 3), (2, 20, 3), None),  # whole rows are repeated, not cells
+    ],
+)
+def test_repeated_cells_are_found(own, whole, target, factors):
+    assert layout.repeats(own, whole, target) == factors
+
+
+def test_lengths_that_are_computed_from_the_batch_are_refused():
+    import jax
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    assert layout.sizes((batch, 3)) == (layout.BATCH, 3)
+    with pytest.raises(UserError, match=r"2\*batch"):
+        layout.sizes((2 * batch, 3))
+
+
+def test_an_order_loses_axes():
+    assert layout.without(NCHW, [1, 2]) == (0, 1)
+    assert layout.without(NCHW, [3]) == (0, 1, 2)
+    assert layout.without((2, 0, 1), [1]) == (1, 0)

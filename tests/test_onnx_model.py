@@ -1,0 +1,161 @@
+"""JAX functions as ONNX: every operation is translated exactly, and what runtimes have an operator for becomes it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax.errors import UserError
+from mtl_jax.models import batch_norm, convolution
+from mtl_jax.models.neck import upsample_2x
+from mtl_jax.tasks import boxes
+
+
+def require_onnx() -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed: ONNX is not tested")
+    pytest.importorskip("onnx", reason="the extra `export` is not installed: ONNX is not tested")
+
+
+def test_a_norm_and_a_bias_are_part_of_the_convolution_before_them():
+    require_onnx()
+    import onnxruntime
+
+    from mtl_jax.export import onnx_model
+    from mtl_jax.kernels import cpu_kernels
+
+    kernel, pixels = (jax.random.normal(jax.random.key(0), shape) for shape in ((3, 3, 3, 4), (2, 8, 8, 3)))
+    scale, bias, mean = (jnp.linspace(start, 2.0, 4) for start in (0.5, -1.0, 0.0))
+
+    def function(image):
+        y = convolution.dense_conv(image, kernel, stride=2)
+        y = batch_norm.by_statistics(y, scale, bias, mean, 3 * scale, epsilon=1e-3, activation="relu")
+        unread = y * jnp.ones((2, 4, 4, 1))
+        return {"y": y + jnp.arange(4.0).reshape(1, 1, 1, 4), "z": unread[..., :1]}
+
+    with cpu_kernels.left_out():
+        model = onnx_model.convert(function, jax.ShapeDtypeStruct(pixels.shape, jnp.float32), input_name="image")
+        expected = jax.jit(function)(pixels)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Conv") == 1
+    assert kinds.count("Add") == 1  # behind the activation
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for name, value in zip(("y", "z"), session.run(["y", "z"], {"image": np.asarray(pixels)}), strict=True):
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def converted(function, *shape: int, dtype=jnp.float32, kinds: list[str] | None = None):
+    """Runs a function through ONNX on numbers from -3 to 3, for any batch; appends what the file's nodes are."""
+    require_onnx()
+    import onnxruntime
+
+    from mtl_jax.export import onnx_model
+
+    given = jax.ShapeDtypeStruct(shape, dtype)
+    model, _ = onnx_model.convert_any_batch(lambda x: {"y": function(x)}, given, input_name="x")
+    if kinds is not None:
+        kinds.extend(node.op_type for node in model.graph.node)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).uniform(-3, 3, shape).astype(dtype)
+    return session.run(["y"], {"x": x})[0], np.asarray(function(jnp.asarray(x)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        jax.nn.hard_swish,
+        jax.nn.silu,
+        jax.nn.log_sigmoid,
+        jnp.tanh,
+        lambda x: jax.nn.softmax(x, axis=-1),
+        lambda x: jnp.where(x > 0, jax.lax.rsqrt(jnp.abs(x) + 1), x / 3),
+        lambda x: jnp.cumsum(x > 0, axis=1).astype(jnp.float32),
+        lambda x: jax.lax.top_k(x, 3)[1],
+        lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32) % 2,
+        lambda x: jnp.stack([x[:, ::2], x[:, 1::2]], axis=2),
+        lambda x: jax.image.resize(x.reshape(-1, 2, 3, 1), (x.shape[0], 8, 12, 1), "linear"),
+        lambda x: jax.lax.while_loop(lambda y: jnp.any(y < 9), lambda y: y + 1, x),
+        jax.vmap(lambda row: jax.lax.while_loop(lambda y: jnp.any(y < 9), lambda y: 2 * y + 7, row)),
+        jax.vmap(lambda row: jnp.zeros(4).at[jax.lax.top_k(row, 3)[1]].set(row[:3], mode="drop")),
+        jax.vmap(lambda row: row.reshape(3, 2)[jax.lax.top_k(row, 3)[1] // 2]),
+    ],
+)
+def test_operations_are_translated_exactly(function):
+    found, expected = converted(function, 2, 6)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+MAP = (2, 4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "kinds"),
+    [
+        (jax.nn.hard_swish, (2, 6), ["HardSwish"]),
+        (jax.nn.hard_sigmoid, (2, 6), ["HardSigmoid"]),
+        (jax.nn.relu, (2, 6), ["Relu"]),
+        (jax.nn.softplus, (2, 6), ["Softplus"]),
+        (lambda x: jnp.clip(x, -1.0, 2.0), (2, 6), ["Clip"]),
+        (lambda x: jnp.mean(x, axis=(1, 2), keepdims=True), MAP, ["Transpose", "GlobalAveragePool", "Reshape"]),
+        (lambda x: jnp.mean(x, axis=1), (2, 6), ["ReduceMean", "Reshape"]),
+        (upsample_2x, MAP, ["Transpose", "Resize", "Transpose"]),
+        (lambda x: x.reshape(x.shape[0], 24, 3).sum(axis=1), MAP, ["Transpose", "Reshape", "ReduceSum"]),
+        (lambda x: x.astype(jnp.int32) % 3, (2, 6), ["Cast", "Mod"]),
+        (lambda x: x.astype(jnp.int32) // 3, (2, 6), ["Cast", "Mod", "Sub", "Div"]),
+        (lambda x: x + x.transpose(0, 2, 1).transpose(0, 2, 1), (2, 3, 4), ["Add"]),
+        (lambda x: jnp.tanh(x) + jnp.tanh(x), (2, 6), ["Tanh", "Add"]),  # once
+    ],
+)
+def test_what_runtimes_have_an_operator_for_becomes_it(function, shape, kinds):
+    nodes = []
+    found, expected = converted(function, *shape, kinds=nodes)
+    assert nodes == kinds
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_factors_of_channels_before_and_behind_a_convolution_become_part_of_it():
+    factors, kernel = jnp.array([0.5, 2.0, 3.0]), jax.random.normal(jax.random.key(0), (3, 3, 3, 4))
+    channels = jnp.arange(1.0, 5.0)
+
+    def function(x):
+        y = convolution.dense_conv(x / factors[None, None, None], kernel)
+        return 2.0 * (y * channels[None, None, None]) + 1.0
+
+    nodes = []
+    found, expected = converted(function, *MAP, kinds=nodes)
+    assert nodes == ["Transpose", "Conv", "Transpose"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_non_maximum_suppression_keeps_the_boxes_that_the_network_keeps():
+    def function(x):
+        corner = 2 * x[..., :2]
+        box = jnp.concatenate([corner, corner + 6 + x[..., 2:4]], axis=-1)
+        label, valid = jnp.floor(x[..., 4]).astype(jnp.int32) % 3, x[..., 5] > -2
+        return jax.vmap(lambda *each: boxes.suppress(*each, iou_threshold=0.3))(box, label, valid)
+
+    nodes = []
+    found, expected = converted(function, 3, 60, 6, kinds=nodes)
+    assert "NonMaxSuppression" in nodes
+    assert "Loop" not in nodes
+    np.testing.assert_array_equal(found, expected)
+    assert 0.1 < expected.mean() < 0.7
+
+
+def test_a_part_that_needs_to_know_the_number_of_images_gets_it():
+    require_onnx()
+    from mtl_jax.export import onnx_model
+
+    def function(x):
+        return {"y": x * jnp.arange(1.0, 1.0 + int(x.shape[0]))[:, None]}
+
+    model, any_batch = onnx_model.convert_any_batch(function, jax.ShapeDtypeStruct((2, 3), jnp.float32), input_name="x")
+    assert not any_batch
+    assert [axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim] == [2, 3]
+
+
+def test_what_is_not_translated_is_refused():
+    with pytest.raises(UserError, match="the network computes sin, which is not translated; export it as stablehlo"):
+        converted(jnp.sin, 2)
