@@ -161,6 +161,10 @@ def test_a_detector_reads_the_levels_that_its_boxes_need(sides_px, expected):
     assert choices_lib.strides(found(box_shares=shares), 512) == expected
 
 
+def test_there_is_room_for_the_boxes_of_several_images_in_one():
+    assert [choose(found(most_boxes=most))[0].max_boxes for most in (3, 20, 1000)] == [16, 40, 256]
+
+
 def test_small_boxes_ask_for_large_images():
     small = choose(found(box_shares=(0.03,) * 9))[0]
     large = choose(found(box_shares=(0.5,) * 9))[0]

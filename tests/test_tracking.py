@@ -83,6 +83,15 @@ def test_what_is_no_tracker_is_refused(text):
         tracking.parse(text)
 
 
+def test_a_service_that_refuses_is_told_in_one_line(tmp_path, monkeypatch):
+    def refuses(start):
+        raise RuntimeError("no such\nserver")
+
+    monkeypatch.setitem(tracking.TRACKERS, "kept", refuses)
+    with pytest.raises(UserError, match="--track kept cannot start: no such server; correct its settings"):
+        tracking.opened(("kept",), Start(tmp_path, "mine", {}))
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_tracker_whose_package_is_missing_says_what_to_install(name, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, name, None)
@@ -113,7 +122,6 @@ def test_mlflow_keeps_a_run_in_a_local_folder_and_goes_on_with_it(tmp_path, monk
     mlflow = pytest.importorskip("mlflow", reason="the extra `track` is not installed: MLflow is not tested")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "kept").as_uri())
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "tests")
-    mlflow.set_tracking_uri((tmp_path / "kept").as_uri())
     for steps in (range(2), range(2, 3)):
         logged(tmp_path / "run", "mlflow", steps)
     client = mlflow.MlflowClient()

@@ -26,6 +26,7 @@ LEAST = {
 MOST = {"tags": 288, "classes": 288, "values": 224}  # px; of whole images little more is gained
 EPOCHS = {"masks": 40.0, "depth": 40.0, "boxes": 100.0, "tags": 30.0, "classes": 24.0, "values": 24.0}
 LEAST_STEPS, ENOUGH_STEPS = 60, 300  # of a stage: never fewer; few images are shown more often for so many
+MOST_BOXES, MOSAIC = 256, 2  # of an input; four images in one hold more boxes than one, cropped parts of them
 LEAST_BOX_PX = 12  # that small boxes have in the input, where the images allow it
 ALONG = {"masks", "depth", "boxes"}  # labels that lie somewhere in the image
 BACKGROUND_SHARE, BACKGROUND_WEIGHT = 0.5, 0.3  # a class with more of the pixels drowns the others
@@ -101,7 +102,7 @@ def _choose(found: Found, machine: Machine, *, seconds: float, measured: int) ->
         batch_size=batch,
         eval_batch_size=min(8, found.val),
         epochs=epochs,
-        max_boxes=min(256, max(8, -(-found.most_boxes // 8) * 8)),
+        max_boxes=min(MOST_BOXES, max(16, -(-MOSAIC * found.most_boxes // 8) * 8)),
         crop=crop,
         augment=_augment(found, crop=crop),
         task={"kind": TASK_KINDS[kind], **_TASKS.get(kind, lambda found, size: {})(found, size)},

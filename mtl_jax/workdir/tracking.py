@@ -120,10 +120,13 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME are followed."""
+    """A run of MLflow; MLFLOW_TRACKING_URI, by default the folder ./mlruns, and MLFLOW_EXPERIMENT_NAME are followed."""
 
     def __init__(self, start: Start) -> None:
+        # MLflow takes a folder only where it is told that one is wanted: it prefers a database.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._mlflow = _package("mlflow")
+        self._mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or Path("mlruns").absolute().as_uri())
         self._client: Any = self._mlflow.MlflowClient()
         self._held: list[Any] = []
         known = _identity(start.workdir, "mlflow")
@@ -197,8 +200,20 @@ def opened(names: Sequence[str], start: Start) -> tuple[Tracker, ...]:
     Args:
         names: keys of `TRACKERS`.
         start: of the run.
+
+    Raises:
+        UserError: a service refuses, or is not there.
     """
-    return tuple(TRACKERS[name](start) for name in names)
+    return tuple(_opened(name, start) for name in names)
+
+
+def _opened(name: str, start: Start) -> Tracker:
+    try:
+        return TRACKERS[name](start)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the service's package raises
+        raise UserError(f"--track {name} cannot start: {error}; correct its settings, or leave it out") from error
 
 
 def _package(name: str) -> Any:
