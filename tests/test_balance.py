@@ -450,3 +450,17 @@ def test_mgda_normalised_by_loss_weights_by_it():
 def test_mgda_refuses_an_unknown_normalisation():
     with pytest.raises(ValueError, match='found "max"'):
         balance.mgda(normalise="max")
+
+
+ON_LOSSES = [name for name, factory in balance.METHODS.items() if isinstance(factory(), balance.OnLosses)]
+
+
+@pytest.mark.parametrize("name", ON_LOSSES)
+def test_weights_that_need_no_gradient_are_those_of_the_update(name):
+    """Unit vectors in the place of gradients show the weights that an update has used."""
+    tx, losses = balance.METHODS[name](), jnp.array([1.0, 2.0])
+    state = tx.init(jnp.zeros(2))
+    used, expected = tx.update(jnp.eye(2), state, None, task_losses=losses)
+    weights, after = tx.weigh(losses, state)
+    np.testing.assert_array_equal(weights, used)
+    np.testing.assert_array_equal(after.task_weights, expected.task_weights)

@@ -26,18 +26,6 @@ def sum_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"]:
     return jnp.ones_like(gramian, shape=gramian.shape[:1])
 
 
-def mean_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"]:
-    """An equal share for every task, of sum 1.
-
-    Args:
-        gramian: inner products of the tasks' gradients; only its size is used.
-
-    Returns:
-        Weights of the tasks.
-    """
-    return sum_weights(gramian) / gramian.shape[0]
-
-
 def pcgrad_weights(gramian: Float[Array, "tasks tasks"], *, key: PRNGKeyArray) -> Float[Array, "tasks"]:
     """Projecting conflicting gradients: each gradient loses its part against the others, then all are added.
 

@@ -13,12 +13,12 @@ from mtl_jax.balance import gradient_weights
 from mtl_jax.balance.transform import (
     CAPACITY,
     Decision,
-    OnLosses,
     by_gramian,
     check_capacity,
     first_rows,
     required,
     with_first_rows,
+    without_gradients,
 )
 
 
@@ -47,8 +47,7 @@ def equal_mean() -> optax.GradientTransformationExtraArgs:
         >>> update.tolist()
         [1.0, 1.0, 1.0]
     """
-    decide = lambda products, state, losses: Decision(gradient_weights.mean_weights(products), state)  # noqa: E731
-    return OnLosses(*by_gramian(decide))
+    return without_gradients(lambda tasks, state, losses: Decision(jnp.full(tasks, 1.0 / tasks), state))
 
 
 def fixed(weights: Sequence[float] | None = None) -> optax.GradientTransformationExtraArgs:
@@ -73,18 +72,18 @@ def fixed(weights: Sequence[float] | None = None) -> optax.GradientTransformatio
         Help?", 2022.
     """
 
-    def decide(products: Array, state: tuple, losses: Array | None) -> Decision:
+    def decide(tasks: int, state: tuple, losses: Array | None) -> Decision:
         del losses
         if weights is None:
-            return Decision(gradient_weights.sum_weights(products), state)
-        if len(weights) != products.shape[0]:
+            return Decision(jnp.ones(tasks), state)
+        if len(weights) != tasks:
             raise ValueError(
-                f"expected one weight for each of {products.shape[0]} task gradients, found {len(weights)}: "
+                f"expected one weight for each of {tasks} task gradients, found {len(weights)}: "
                 "give the weights in the order of the tasks"
             )
         return Decision(jnp.asarray(weights, jnp.float32), state)
 
-    return OnLosses(*by_gramian(decide))
+    return without_gradients(decide)
 
 
 def random(seed: int = 0) -> optax.GradientTransformationExtraArgs:
@@ -106,12 +105,12 @@ def random(seed: int = 0) -> optax.GradientTransformationExtraArgs:
         2022 (RGW).
     """
 
-    def decide(products: Array, key: Array, losses: Array | None) -> Decision:
+    def decide(tasks: int, key: Array, losses: Array | None) -> Decision:
         del losses
         next_key, key = jax.random.split(key)
-        return Decision(gradient_weights.random_weights(products.shape[0], key=key), next_key)
+        return Decision(gradient_weights.random_weights(tasks, key=key), next_key)
 
-    return OnLosses(*by_gramian(decide, lambda: jax.random.key(seed)))
+    return without_gradients(decide, lambda: jax.random.key(seed))
 
 
 def pcgrad(seed: int = 0) -> optax.GradientTransformationExtraArgs:

@@ -31,7 +31,12 @@ class Decision(NamedTuple):
 
 
 class OnLosses(optax.GradientTransformationExtraArgs):
-    """A method whose weights depend on the tasks' losses alone, or on nothing."""
+    """A method whose weights depend on the tasks' losses alone, or on nothing.
+
+    `weigh(task_losses, state) -> task weights, state` decides them before any gradient is known, as `update` would.
+    """
+
+    weigh: Callable[[Float[Array, " tasks"], BalanceState], tuple[Float[Array, " tasks"], BalanceState]]
 
 
 class RemembersGradients(optax.GradientTransformationExtraArgs):
@@ -139,12 +144,30 @@ def by_losses(
         decide: (task losses, the method's state) -> what to do.
         init: makes the method's state.
     """
+    return without_gradients(lambda tasks, method, losses: decide(required(name, losses), method), init)
+
+
+def without_gradients(
+    decide: Callable[[int, Any, Array | None], Decision], init: Callable[[], Any] = tuple
+) -> optax.GradientTransformationExtraArgs:
+    """The transform that weights the tasks without looking at their gradients.
+
+    Args:
+        decide: (number of tasks, the method's state, task losses or None) -> what to do.
+        init: makes the method's state.
+    """
 
     def update(task_grads: PyTree, method: Any, losses: Array | None) -> tuple[PyTree, Decision]:
-        decision = decide(required(name, losses), method)
+        decision = decide(jax.tree.leaves(task_grads)[0].shape[0], method, losses)
         return combine(task_grads, decision.task_weights), decision
 
-    return OnLosses(*by_gradients(update, lambda params: init()))
+    def weigh(task_losses: Array, state: BalanceState) -> tuple[Array, BalanceState]:
+        decision = decide(task_losses.shape[0], state.method, jnp.asarray(task_losses, jnp.float32))
+        return decision.task_weights, _after(decision, state)
+
+    tx = OnLosses(*by_gradients(update, lambda params: init()))
+    tx.weigh = weigh
+    return tx
 
 
 def remembering(
@@ -172,11 +195,15 @@ def by_gradients(
         check(updates, params, task_losses)
         losses = None if task_losses is None else jnp.asarray(task_losses, jnp.float32)
         combined, decision = update(updates, state.method, losses)
-        shown = jnp.asarray(decision.task_weights, jnp.float32)[:CAPACITY]
-        weights = jnp.zeros_like(state.task_weights).at[: shown.shape[0]].set(shown)
-        return combined, BalanceState(decision.method, weights, jnp.asarray(decision.residual, jnp.float32))
+        return combined, _after(decision, state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _after(decision: Decision, before: BalanceState) -> BalanceState:
+    shown = jnp.asarray(decision.task_weights, jnp.float32)[:CAPACITY]
+    weights = jnp.zeros_like(before.task_weights).at[: shown.shape[0]].set(shown)
+    return BalanceState(decision.method, weights, jnp.asarray(decision.residual, jnp.float32))
 
 
 def required(name: str, losses: Array | None) -> Array:

@@ -85,9 +85,8 @@ def _weighted(problem: StepSpec, given: StepInputs, balance_state: PyTree) -> Gr
         values, backward, parts = jax.vjp(functools.partial(function, batch_stats), given.params, has_aux=True)
         ways_back.append((carried, backward(jnp.ones(1))[0] if len(carried) == 1 else backward))
         losses, metrics, batch_stats = losses.at[carried].add(values), metrics | parts.metrics, parts.batch_stats
-    # Such a method combines whatever it is given with the same weights; unit vectors show them.
-    weights: Any  # f32[tasks]
-    weights, state = problem.balance.update(jnp.eye(len(names)), balance_state, None, task_losses=losses)
+    assert isinstance(problem.balance, balance_lib.OnLosses)  # `task_balancing.backward` sees to that
+    weights, state = problem.balance.weigh(losses, balance_state)
     shared, private = zip(*(_weighted_group(names, weights, *way) for way in ways_back), strict=True)
     own = {name: _added([parts[name] for parts in private]) for name in names}
     return Gradient(losses, batch_stats, metrics | _weights(names, state), join_private(_added(shared), own), state)

@@ -189,9 +189,7 @@ def _train(
 ) -> None:
     """Takes the stage's remaining steps."""
     saved = time.monotonic()
-    compiled: dict[tuple[int, tuple[str, ...]], Any] = {}  # for each phase of the stage, and the streams of a batch
     evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
-    pending: Any = None
     with (
         StageProgress(
             stage.name,
@@ -202,45 +200,81 @@ def _train(
         ) as progress,
         run.preemption.training(),
     ):
-
-        def finish() -> None:
-            nonlocal pending
-            if pending is not None:
-                _finish_step(run, stage, progress, *pending, steps_before=steps_before)
-            pending = None
-
+        ahead = _Steps(run, stage, course, steps, given, progress, steps_before)
         for batch, ids in _batches(run, stage, course.done):
-            program = (max(start for start in steps if start <= course.done), tuple(batch))
-            if program not in compiled:
-                finish()
-                with run.preemption.paused():
-                    compiled[program] = compilation.ahead_of_time(steps[program[0]], course.state, given, batch)
-            course.state, metrics = compiled[program](course.state, given, batch)
-            finish()  # the step before is read while this one runs
-            course.done += 1
-            pending = (course.done, ids, metrics)
+            ahead.take(batch, ids)
             if course.done == stage.total_steps:
                 break
-            save, leave = time.monotonic() - saved > run.config.checkpoint_every_seconds, run.preemption.requested
-            if jax.process_count() > 1:  # clocks and signals differ, and asking at every step would slow them all
-                ask = course.done % run.config.log_every_steps == 0
-                save, leave = ask and devices.agreed(save), ask and devices.agreed(leave)
+            save, leave = _save_and_leave(run, course.done, since=saved)
             if save or leave:
-                finish()
+                ahead.finish()
                 stage_checkpoints.save_partial(run, stage, course)
                 saved = time.monotonic()
                 progress.after_pause()
             if leave:
                 raise Preempted
             if evaluate_every and course.done % evaluate_every == 0:
-                finish()
-                with course.paused(), run.preemption.paused():
-                    figures = measurement.tasks(
-                        run, jax.device_get(stage_setup.evaluated(course.state)), stage.learnt_tasks
-                    )
-                    _log_metrics(run, stage, figures, step=steps_before + course.done, done=course.done)
+                ahead.finish()
+                _evaluate_within(run, stage, course, steps_before)
                 progress.after_pause()
-        finish()
+        ahead.finish()
+
+
+@dataclasses.dataclass
+class _Steps:
+    """The steps of a stage; the figures of each are read while the next one runs."""
+
+    run: Run
+    stage: StagePlan
+    course: StageClock
+    steps: Mapping[int, train_step.Step]  # by the step with which each begins
+    given: Mapping[str, PyTree]  # of the stages before
+    progress: StageProgress
+    steps_before: int  # of the stages before
+    # For each phase of the stage, and the streams of a batch.
+    compiled: dict[tuple[int, tuple[str, ...]], Any] = dataclasses.field(default_factory=dict)
+    pending: tuple[int, Mapping[str, tuple[str, ...]], Mapping[str, jax.Array]] | None = None
+
+    def take(self, batch: dict[str, Any], ids: Mapping[str, tuple[str, ...]]) -> None:
+        """Takes a step, and reads the one before it."""
+        program = self._program(batch)
+        self.course.state, metrics = program(self.course.state, self.given, batch)
+        self.finish()
+        self.course.done += 1
+        self.pending = (self.course.done, ids, metrics)
+
+    def finish(self) -> None:
+        """Reads the last step, unless it has been read."""
+        if self.pending is not None:
+            _finish_step(self.run, self.stage, self.progress, *self.pending, steps_before=self.steps_before)
+        self.pending = None
+
+    def _program(self, batch: dict[str, Any]) -> Any:
+        phase = max(start for start in self.steps if start <= self.course.done)
+        key = (phase, tuple(batch))
+        if key not in self.compiled:
+            self.finish()
+            with self.run.preemption.paused():
+                state = self.course.state
+                self.compiled[key] = compilation.ahead_of_time(self.steps[phase], state, self.given, batch)
+        return self.compiled[key]
+
+
+def _save_and_leave(run: Run, done: int, *, since: float) -> tuple[bool, bool]:
+    """Whether it is time to save, and whether the run is asked to end: the same in every process."""
+    save, leave = time.monotonic() - since > run.config.checkpoint_every_seconds, run.preemption.requested
+    if jax.process_count() > 1:  # clocks and signals differ, and asking at every step would slow them all
+        ask = done % run.config.log_every_steps == 0
+        save, leave = ask and devices.agreed(save), ask and devices.agreed(leave)
+    return save, leave
+
+
+def _evaluate_within(run: Run, stage: StagePlan, course: StageClock, steps_before: int) -> None:
+    """Measures a stage that is not at its end, for the curves; the time is not the training's."""
+    with course.paused(), run.preemption.paused():
+        variables = jax.device_get(stage_setup.evaluated(course.state))
+        figures = measurement.tasks(run, variables, stage.learnt_tasks)
+        _log_metrics(run, stage, figures, step=steps_before + course.done, done=course.done)
 
 
 def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str, Any], dict[str, tuple[str, ...]]]]:
@@ -286,8 +320,8 @@ def _finish_step(
     if progress.images_per_second is not None:
         values["all/images_per_second"] = progress.images_per_second
         values["all/step_ms"] = 1e3 * images / progress.images_per_second
-    if (memory := devices.memory_mb()) is not None:
-        values["all/memory_mb"] = memory
+    if (held_mb := devices.memory_mb()) is not None:
+        values["all/memory_mb"] = held_mb
     for path, value in values.items():
         task, _, name = path.partition("/")
         epoch = done / stage.steps_per_epoch
