@@ -295,6 +295,12 @@ def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):
     assert any("hardly enough" in line for line in seen.suspicious)
 
 
+def test_the_number_zero_is_a_number(tmp_path):
+    label_files.csv_values(tmp_path)
+    seen = inspect(found_lib.look(Asked("values", "age", f"{tmp_path}/faces.csv:age")))
+    assert not any("without a number" in line for line in seen.suspicious)
+
+
 def test_a_healthy_dataset_has_no_leak(boxes):
     assert inspection.leaks([inspect(boxes)]) == []
 

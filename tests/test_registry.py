@@ -21,6 +21,12 @@ def test_missing_dataset_says_where_it_looked_and_how_to_set_the_folder(tmp_path
     assert "\n" not in message
 
 
+def test_missing_labels_say_where_they_were_looked_for(tmp_path):
+    for path in ("nowhere", "nowhere.csv:age"):
+        with pytest.raises(UserError, match=r"expected labels, found none at .*nowhere.*MTL_JAX_DATA"):
+            registry.build("labels", data_root=tmp_path, split="train", path=path)
+
+
 @pytest.mark.parametrize("kind", [*ON_DISK, "digits"])
 def test_unknown_split_is_refused(tmp_path, kind):
     with pytest.raises(UserError, match="expected split 'train' or 'val', found 'test'"):

@@ -117,4 +117,4 @@ def _is_empty(sample: SampleFacts, found: Found) -> bool:
         return facts["class"] < 0
     if kind == "tags":
         return not facts["present"] and not facts["absent"]
-    return facts.get("value", facts.get("pixels")) in (None, 0)
+    return facts["value"] is None if kind == "values" else not facts["pixels"]

@@ -152,14 +152,13 @@ class Cleaner:
         for polygon in polygons:
             if len(polygon) > MOST_CORNERS:
                 raise UserError(f"{where}: expected at most {MOST_CORNERS} corners of a polygon, found {len(polygon)}")
-            whole = tuple((round(x, DECIMALS), round(y, DECIMALS)) for x, y in polygon)
-            is_finite = all(math.isfinite(value) for point in whole for value in point)
-            inside = painting.clip_polygon(whole, size) if is_finite and len(whole) > 2 else ()
-            if len(inside) < 3:
+            whole = _clipped(polygon, size)
+            if len(whole) < 3:
                 self._outlines["polygons dropped"] += 1
                 continue
-            self._outlines["polygons clipped"] += inside != whole
-            yield tuple((round(x, DECIMALS), round(y, DECIMALS)) for x, y in inside)
+            inside = _rounded_points(whole)
+            self._outlines["polygons clipped"] += whole is not polygon and inside != _rounded_points(polygon)
+            yield inside
 
     def counts(self) -> dict[str, int]:
         """Returns what was counted, by name."""
@@ -172,6 +171,20 @@ class Cleaner:
             path: of the dataset.
         """
         return list(self._boxes.notes(path)) if self._labelled else []
+
+
+def _clipped(polygon: Polygon, size: Size) -> Polygon:
+    """The part of a polygon inside the image; empty where a corner is not finite."""
+    corners = np.array(polygon, float).reshape(-1, 2)
+    if not np.isfinite(corners).all():
+        return ()
+    if len(corners) and (corners.min(axis=0) >= 0).all() and (corners.max(axis=0) <= size).all():
+        return polygon
+    return painting.clip_polygon(polygon, size)
+
+
+def _rounded_points(polygon: Polygon) -> Polygon:
+    return tuple(map(tuple, np.round(np.array(polygon, float), DECIMALS).tolist()))
 
 
 def _rounded(xyxy: Corners) -> Corners:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mtl_jax.data.formats import painting
 from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
-from mtl_jax.data.formats.parsing import coordinate, items
+from mtl_jax.data.formats.parsing import coordinate, coordinates, items
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Polygon, Runs, Shape
 from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split, number, object_names
@@ -104,7 +104,7 @@ def points_of(numbers: Sequence[Any], where: str) -> Polygon:
     """
     if len(numbers) % 2:
         raise UserError(f"{where}: expected a polygon as x, y, x, y, …, found {len(numbers)} numbers: correct the file")
-    values = [coordinate(value, where) for value in numbers]
+    values = coordinates(numbers, where)
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 

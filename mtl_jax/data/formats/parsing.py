@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+import numpy as np
 import yaml
 
 from mtl_jax.data.sources.base import read_bytes, read_text
@@ -37,6 +38,21 @@ def coordinate(value: Any, where: str) -> float:
     if number is None:
         raise UserError(f"{where}: expected a number, found {_short(value)}: correct the file")
     return number if abs(number) < FAR_PX else math.nan
+
+
+def coordinates(values: Sequence[Any], where: str) -> list[float]:
+    """Returns several numbers, each as `coordinate` does.
+
+    Raises:
+        UserError: one is no number.
+    """
+    try:
+        if {*map(type, values)} <= {int, float}:
+            numbers = np.array(values, float)
+            return np.where(np.abs(numbers) < FAR_PX, numbers, np.nan).tolist()
+    except OverflowError:  # of a whole number of hundreds of digits
+        pass
+    return [coordinate(value, where) for value in values]
 
 
 def whole(value: Any, where: str, *, least: int = 0, most: int = 2**31) -> int:

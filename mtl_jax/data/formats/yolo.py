@@ -13,7 +13,7 @@ import yaml
 from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.coco import points_of
 from mtl_jax.data.formats.entries import SPLIT_ORDER, Drawn, Entry, Found
-from mtl_jax.data.formats.parsing import coordinate, lines_of, read_yaml, text, whole
+from mtl_jax.data.formats.parsing import coordinates, lines_of, read_yaml, text, whole
 from mtl_jax.data.formats.place import LOOKED_AT, Place
 from mtl_jax.data.formats.records import Dataset, Shape
 from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split, object_names, short, simple
@@ -206,8 +206,15 @@ def _rows(file: Path, keypoints: bool) -> Iterator[Row]:
                 f"{where}: expected a class and x, y, width, height or a polygon, found {len(words)} numbers: "
                 "correct the line"
             )
-        numbers = [coordinate(word, where) for word in words[1:]]
+        numbers = _numbers(words[1:], where)
         yield whole(words[0], f"{where}: class"), numbers[:4] if keypoints or count == 5 else numbers, where
+
+
+def _numbers(words: Sequence[str], where: str) -> list[float]:
+    try:
+        return coordinates([float(word) for word in words], where)
+    except ValueError:
+        return coordinates(words, where)  # which names the word
 
 
 def _first_class(rows: Mapping[Path, Sequence[Row]], names: Mapping[int, str]) -> int:

@@ -14,7 +14,7 @@ from mtl_jax.data.formats.records import BACKGROUND, Dataset, Record, Shape
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import Decoded, decode_depth, read_image
 from mtl_jax.data.masks import mask_dtype, usual_void
-from mtl_jax.data.sources.base import Fields, Reading, Sample, check_split, missing
+from mtl_jax.data.sources.base import Fields, Reading, Sample, check_split, find_first, missing
 from mtl_jax.errors import UserError
 
 
@@ -64,8 +64,11 @@ class Labels:
             raise UserError(f"expected other_classes 'error' or 'ignore', found {other_classes!r}: choose one")
         self.grey = GreyBits(grey_bits)
         root = Path(data_root).expanduser()
+        place = root / Path(path).expanduser()
+        table = place.with_name(place.name.rpartition(":")[0] or place.name)
+        find_first(dict.fromkeys((place, table)), what="labels", data_root=data_root)
         dataset = formats.read(
-            root / Path(path).expanduser(),
+            place,
             kind=read_as,
             format=format,
             images=None if images is None else root / Path(images).expanduser(),
