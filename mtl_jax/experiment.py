@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from mtl_jax import config as config_lib
@@ -15,7 +17,7 @@ from mtl_jax import tasks as tasks_lib
 from mtl_jax.config.checks import check_arguments, suggestion
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.config.stream_settings import StreamSettings
-from mtl_jax.data import pipeline, transforms
+from mtl_jax.data import partial, pipeline, transforms
 from mtl_jax.data.sources import registry
 from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
@@ -161,6 +163,8 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> registry.S
     """
     settings = experiment.streams[stream]
     options = _ignore_label(experiment, stream) | dict(settings.options)
+    if not training:
+        options |= dict(settings.val_options)
     found = registry.build(
         settings.source,
         data_root=experiment.data_root,
@@ -174,7 +178,49 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> registry.S
                 f"does not have; {suggestion(label, found.class_names)}"
             )
         _check_names(experiment, stream, task, label, tuple(found.class_names[label]))
+    if training and settings.train_parts > 1:
+        found = _part(experiment, stream, found)
     return Subset(found, range(min(SMOKE_EXAMPLES, len(found)))) if experiment.smoke else found
+
+
+def _part(experiment: Experiment, stream: str, whole: registry.Source) -> registry.Source:
+    part, parts = experiment.streams[stream].train_part, experiment.streams[stream].train_parts
+    if parts > len(whole):
+        raise UserError(
+            f"config.streams.{stream} takes part {part} of {parts} of {len(whole)} training images; expected "
+            "no more parts than images"
+        )
+    return Subset(whole, range(part, len(whole), parts))
+
+
+def classes_of(experiment: Experiment, stream: str, data: registry.Source) -> dict[str, partial.Classes]:
+    """Returns, by task, its classes as a stream sees them: their numbers there, and which of them it labels.
+
+    Args:
+        experiment: from `build`.
+        stream: its name.
+        data: an open source of it, or exemplars.
+
+    Raises:
+        UserError: config.streams.<stream>.labelled_classes names no class of the task.
+    """
+    settings = experiment.streams[stream]
+    found = {}
+    for task, label in settings.labels.items():
+        classes = tuple(experiment.tasks[task].classes)
+        if not classes:
+            continue
+        names = tuple(data.class_names[label]) or classes
+        known = settings.labelled_classes.get(task) or getattr(data, "labelled_classes", {}).get(label, names)
+        if unknown := [name for name in known if name not in classes]:
+            raise UserError(
+                f"config.streams.{stream}.labelled_classes.{task} names {', '.join(map(str, unknown))}; the task has "
+                f"{', '.join(classes)}"
+            )
+        found[task] = partial.Classes(
+            tuple(classes.index(name) for name in names), tuple(name in known for name in classes)
+        )
+    return found
 
 
 def _check_names(experiment: Experiment, stream: str, task: str, label: str, names: tuple[str, ...]) -> None:
@@ -185,7 +231,7 @@ def _check_names(experiment: Experiment, stream: str, task: str, label: str, nam
             f"stream {stream} labels task {task} by numbers without names; set config.streams.{stream}.options.classes "
             f"to {{{label!r}: {_short(classes)}}}, the task's classes in the order of the numbers"
         )
-    if names and names != classes:
+    if names and names != classes and (len(names) == len(classes) or not set(names) < set(classes)):
         raise UserError(
             f"task {task} has classes {_short(classes)}, but stream {stream} labels {_short(names)}; "
             f"{_advice(task, stream, settings)}"
@@ -259,6 +305,7 @@ def train_batches(
         max_boxes=settings.max_boxes,
         cache_bytes=experiment.cache_bytes,
         ignore_labels=ignore_labels(experiment, stream),
+        classes=classes_of(experiment, stream, data),
     )
 
 
@@ -295,6 +342,7 @@ def examples(experiment: Experiment, stream: str, data: registry.Source) -> Iter
         max_boxes=settings.max_boxes,
         crop=settings.crop,
         ignore_labels=ignore_labels(experiment, stream),
+        classes=classes_of(experiment, stream, data),
     )
 
 
@@ -319,11 +367,30 @@ def labelling_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
     return tuple(name for name in experiment.used_streams if task in experiment.streams[name].labels)
 
 
+def measuring_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
+    """Returns the streams on whose validation images a task is measured, as if they were one.
+
+    They are the first of those that label it, and those whose images label classes that the ones before do not.
+    """
+    streams = labelling_streams(experiment, task)
+    if len(streams) < 2 or not experiment.tasks[task].classes:
+        return streams[:1]
+    found, known = list(streams[:1]), np.zeros(len(experiment.tasks[task].classes), bool)
+    with contextlib.suppress(UserError):  # a dataset that is not there is told where it is read
+        for stream in streams:
+            data = source(experiment, stream, training=False)
+            labelled = np.array(classes_of(experiment, stream, data)[task].labelled)
+            if stream not in found and (labelled & ~known).any():
+                found.append(stream)
+            known |= labelled
+    return tuple(found)
+
+
 def measured_streams(experiment: Experiment, tasks: Iterable[str]) -> dict[str, dict[str, Task]]:
-    """Returns, by stream, those of the tasks that are measured on it (`labelling_streams`)."""
+    """Returns, by stream, those of the tasks that are measured on it (`measuring_streams`)."""
     found: dict[str, dict[str, Task]] = {}
     for task in tasks:
-        for stream in labelling_streams(experiment, task)[:1]:
+        for stream in measuring_streams(experiment, task):
             found.setdefault(stream, {})[task] = experiment.tasks[task]
     return found
 
@@ -350,13 +417,15 @@ def validation_data(experiment: Experiment, stream: str) -> dict[str, Any]:
 def eval_batches(experiment: Experiment, stream: str) -> Any:
     """Returns the validation batches of a stream."""
     settings, (image_size, crop) = experiment.streams[stream], view(experiment, stream)
+    data = source(experiment, stream, training=False)
     return pipeline.eval_batches(
-        source(experiment, stream, training=False),
+        data,
         labels=dict(settings.labels),
         image_size=image_size,
         batch_size=settings.eval_batch_size,
         crop=crop,
         ignore_labels=ignore_labels(experiment, stream),
+        classes=classes_of(experiment, stream, data),
     )
 
 

@@ -69,6 +69,14 @@ def test_images_are_chosen_by_what_they_show_and_other_objects_are_left_unlabell
         opened(tmp_path, images_with=("cat",))
 
 
+def test_classes_that_no_file_has_count_as_not_labelled(tmp_path):
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])])
+    source = opened(tmp_path, classes=("cup", "person", "teddy bear"))
+    assert source.class_names["detection"] == ("cup", "person", "teddy bear")
+    assert source.labelled_classes == dict.fromkeys(("detection", "multi_label"), ("person", "teddy bear"))
+    assert source[0]["labels"]["detection"]["label"].tolist() == [1]
+
+
 def test_image_without_objects_stays_with_zero_boxes(tmp_path):
     make_coco(tmp_path, [annotation([1, 2, 3, 4])])
     source = opened(tmp_path)

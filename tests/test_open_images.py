@@ -83,6 +83,22 @@ def test_what_people_verified_is_known_and_all_else_is_not(tmp_path):
     assert label.dtype == np.float32
 
 
+def test_boxes_and_masks_say_which_classes_people_looked_for(tmp_path):
+    rows = ["a,verification,/m/2,0", "b,verification,/m/3,1", "b,verification,/m/1,0", "b,human,/m/1,1"]
+    make(tmp_path, [CAT], rows)
+    first, second = (labels(tmp_path, index) for index in range(2))
+    assert first["detection"]["labelled"].tolist() == [True, True, False]
+    assert first["segmentation"]["labelled"].tolist() == [True, True, True, False]
+    assert second["detection"]["labelled"].tolist() == [False, False, True]  # a contradiction is no answer
+    assert registry.reading_of(opened(tmp_path)).counts["images not searched for every class"] == 2
+
+
+@pytest.mark.parametrize("presences", [None, [f"a,verification,/m/{number},0" for number in (1, 2, 3)]])
+def test_classes_that_were_looked_for_in_every_image_are_not_told(tmp_path, presences):
+    make(tmp_path, [CAT], presences)
+    assert all("labelled" not in fields for fields in labels(tmp_path).values())
+
+
 def test_classes_restrict_the_images_and_order_the_labels(tmp_path):
     boxes = [CAT, WHOLE_TREE, box("0,1,0,1", "b", "/m/2"), box("0,1,0,1", "d", "/m/2")]
     presences = ["b,verification,/m/2,1", "c,verification,/m/3,0", "d,verification,/m/2,1", "a,verification,/m/1,1"]
@@ -185,6 +201,7 @@ def test_what_was_read_and_dropped_is_counted(tmp_path):
         "boxes dropped: degenerate": 2,
         "labels of whole images": 2,
         "labels in contradiction": 1,
+        "images not searched for every class": 2,
     }
 
 

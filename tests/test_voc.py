@@ -30,6 +30,16 @@ def test_the_mini_and_the_standard_layout_are_found(tmp_path, place, folder):
     assert (sample["labels"]["segmentation"]["mask"] == 15).all()
 
 
+def test_classes_may_be_read_as_background_and_are_then_not_labelled(tmp_path):
+    make_voc(tmp_path / "mini-voc-seg")
+    options = {"data_root": tmp_path, "split": "train"}
+    source = registry.build("voc_segmentation", **options, as_background=("person", "cat"))
+    assert not source[0]["labels"]["segmentation"]["mask"].any()
+    assert set(source.class_names["segmentation"]) - set(source.labelled_classes["segmentation"]) == {"person", "cat"}
+    with pytest.raises(UserError, match="as_background names background, dogg; expected some of aeroplane"):
+        registry.build("voc_segmentation", **options, as_background=("background", "dogg"))
+
+
 def test_empty_list_is_refused(tmp_path):
     make_voc(tmp_path / "mini-voc-seg")
     with pytest.raises(UserError, match=r"val\.txt: expected one image name per line"):

@@ -22,6 +22,8 @@ TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 OPEN = {
     ("tasks", "*"): None,
     ("streams", "*", "options"): None,
+    ("streams", "*", "val_options"): None,
+    ("streams", "*", "labelled_classes"): None,
     ("streams", "*", "labels"): "",
     ("streams", "*", "augment"): None,
     ("stages", "*", "balance_options"): None,

@@ -123,7 +123,9 @@ def check(settings: RunSettings) -> None:
     """
     _check_tasks(settings)
     for name, stream in settings.streams.items():
-        require_names(f"config.streams.{name}.labels", stream.labels, "config.tasks", settings.tasks)
+        where = f"config.streams.{name}"
+        require_names(f"{where}.labels", stream.labels, "config.tasks", settings.tasks)
+        require_names(f"{where}.labelled_classes", stream.labelled_classes, f"{where}.labels", stream.labels)
     _check_order(settings)
     for name, stage in settings.stages.items():
         _check_stage(settings, name, stage)

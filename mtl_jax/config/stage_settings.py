@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from mtl_jax.config import legacy
 from mtl_jax.config.section import Section, setting
+from mtl_jax.errors import UserError
 
 OPTIMIZERS = ("adamw", "sgd")
 UPDATES = ("forward", "mask", "weight")
@@ -93,6 +94,12 @@ class StageSettings(Section):
         most=math.inf,
     )
     loss_weights: Mapping[str, float] = setting({}, "task -> factor; 1 where absent", least=0.0)
+    pseudo_labels: bool = setting(
+        False,
+        "True lets the average of the network (ema_decay) fill in the classes that a dataset does not label, where it "
+        "is sure of its answer (Tarvainen and Valpola, 2017)",
+    )
+    pseudo_threshold: float = setting(0.7, "least probability or score of such an answer", least=0.0, most=1.0)
     keep: Mapping[str, Mapping[str, Any]] = setting(
         {},
         "what keeps the tasks of earlier stages: key of mtl_jax.continual.METHODS -> its settings, by name those that "
@@ -100,3 +107,15 @@ class StageSettings(Section):
     )
 
     former: ClassVar[Mapping[str, str]] = {name: str(flat) for name, flat in legacy.FLAT.items()}
+
+    def check(self) -> None:
+        """Checks that there is something to fill in labels from.
+
+        Raises:
+            UserError: there is not.
+        """
+        if self.pseudo_labels and not self.ema_decay:
+            raise UserError(
+                "pseudo_labels is True, and ema_decay 0; expected above 0, e.g. 0.99: the average of the network fills "
+                "in what is not labelled"
+            )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mtl_jax.config.checks import check_class_names
 from mtl_jax.config.section import Section, setting
 from mtl_jax.errors import UserError
 
@@ -18,7 +19,15 @@ class StreamSettings(Section):
 
     source: str = setting("", "a key of mtl_jax.data.sources.SOURCES")
     options: Mapping[str, Any] = setting({}, "keyword arguments of the source")
+    val_options: Mapping[str, Any] = setting({}, "keyword arguments of the source for val_split, over options")
     labels: Mapping[str, str] = setting({}, "task name -> the source's name for the label")
+    labelled_classes: Mapping[str, Any] = setting(
+        {},
+        "task name -> those of its classes that the dataset labels; of a task that is left out, the data tells. The "
+        "others are neither background nor learnt from it",
+    )
+    train_parts: int = setting(1, "equal parts of the training images, of which one is trained on", least=1)
+    train_part: int = setting(0, "which of train_parts, from 0", least=0)
     train_split: str = setting("train", "that is trained on")
     val_split: str = setting("val", "that is measured on")
     image_size: int = setting(0, "0 means config.image_size", unit="px", least=0, most=MAX_SIZE)
@@ -36,10 +45,14 @@ class StreamSettings(Section):
     augment: Mapping[str, Any] = setting({}, "keyword arguments of mtl_jax.data.transforms.Augment")
 
     def check(self) -> None:
-        """Checks that the stream labels something.
+        """Checks that the stream labels something, and which classes and part of the images it names.
 
         Raises:
-            UserError: it does not.
+            UserError: it does not, or names none that there are.
         """
+        if self.train_part >= self.train_parts:
+            raise UserError(f"train_part is {self.train_part}; expected less than train_parts, {self.train_parts}")
+        for task, names in self.labelled_classes.items():
+            check_class_names(f"labelled_classes.{task}", names)
         if not self.labels and self.source:  # the defaults name neither
             raise UserError("labels is empty; expected task -> label name, e.g. {'seg': 'segmentation'}")

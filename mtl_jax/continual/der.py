@@ -118,7 +118,7 @@ def _with_outputs(buffer: ReplayBuffer, outputs: Sequence[Mapping[str, np.ndarra
         stored = {label_name(task): {"outputs": value} for task, value in raw.items()}
         samples.append({**sample, "labels": sample["labels"] | stored})
     names = {label_name(task): () for task in outputs[0]}
-    return ReplayBuffer(tuple(samples), dict(buffer.class_names) | names)
+    return ReplayBuffer(tuple(samples), dict(buffer.class_names) | names, buffer.labelled_classes)
 
 
 def label_name(task: str) -> str:

@@ -67,6 +67,7 @@ class PastedReplay:
         """
         self._exemplars, self._scenes, self._share, self._seed = exemplars, scenes, share, seed
         self.class_names = exemplars.class_names
+        self.labelled_classes = getattr(exemplars, "labelled_classes", {})
 
     def __len__(self) -> int:
         return SCENES * len(self._exemplars)

@@ -30,6 +30,7 @@ from mtl_jax.data import transforms, warp
 from mtl_jax.data.sources.base import Fields, Sample, Source, Subset
 from mtl_jax.errors import UserError
 
+EMPTY = np.frombuffer(b"{}", np.uint8)
 SELECTIONS = ("random", "reservoir", "class_balanced", "herding", "diverse", "hard")
 CANDIDATES = 2000  # training images that exemplars are chosen among; decoding more would take minutes
 
@@ -116,6 +117,7 @@ class Relabelled:
     def __init__(self, source: Source, names: tuple[str, ...]) -> None:
         self._source = source
         self.class_names = {**source.class_names, **dict.fromkeys(names, ())}
+        self.labelled_classes = getattr(source, "labelled_classes", {})
 
     def __len__(self) -> int:
         return len(self._source)
@@ -143,6 +145,8 @@ class ReplayBuffer:
 
     samples: tuple[Sample, ...]
     class_names: Mapping[str, tuple[str, ...]]
+    # Label name -> those of its classes that were looked for, where they are not all.
+    labelled_classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -218,7 +222,8 @@ def fill(
             f"expected room for at least one exemplar, found a limit of {max_bytes} bytes where the last one "
             f"needs {needed_bytes}: raise the limit or lower max_side_px"
         )
-    return ReplayBuffer(samples=tuple(samples), class_names=dict(source.class_names))
+    labelled = dict(getattr(source, "labelled_classes", {}))
+    return ReplayBuffer(tuple(samples), dict(source.class_names), labelled)
 
 
 def _chosen(
@@ -277,6 +282,8 @@ def to_tree(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
         {"npz": u8[bytes]}
     """
     arrays = {"class_names": _to_bytes(json.dumps(dict(buffer.class_names)))}
+    if buffer.labelled_classes:
+        arrays["labelled_classes"] = _to_bytes(json.dumps(dict(buffer.labelled_classes)))
     for number, sample in enumerate(buffer.samples):
         arrays[f"{number}/image"] = sample["image"]
         arrays[f"{number}/id"] = _to_bytes(sample["id"])
@@ -298,7 +305,10 @@ def from_tree(tree: Mapping[str, Any]) -> ReplayBuffer:
     """
     with np.load(io.BytesIO(np.asarray(tree["npz"]).tobytes()), allow_pickle=False) as archive:
         arrays = {path: archive[path] for path in archive.files}
-    class_names = {name: tuple(of) for name, of in json.loads(_to_text(arrays.pop("class_names"))).items()}
+    class_names, labelled = (
+        {name: tuple(of) for name, of in json.loads(_to_text(arrays.pop(key, EMPTY))).items()}
+        for key in ("class_names", "labelled_classes")
+    )
     count = sum(path.endswith("/id") and path.count("/") == 1 for path in arrays)
     labels: list[dict[str, Fields]] = [{} for _ in range(count)]
     for path, array in arrays.items():
@@ -310,7 +320,7 @@ def from_tree(tree: Mapping[str, Any]) -> ReplayBuffer:
     samples = tuple(
         Sample(image=arrays[f"{i}/image"], labels=labels[i], id=_to_text(arrays[f"{i}/id"])) for i in range(count)
     )
-    return ReplayBuffer(samples=samples, class_names=class_names)
+    return ReplayBuffer(samples, class_names, labelled)
 
 
 def _to_bytes(text: str) -> UInt8[np.ndarray, "bytes"]:

@@ -181,7 +181,7 @@ def classes_never_shown(training: Sequence[Mapping[str, Any]], *, task: str) -> 
         training: figures of the task's label in every stream that labels it.
         task: its name.
     """
-    missing = [name for name in never_shown(training[0]) if all(name in never_shown(each) for each in training)]
+    missing = [name for name in never_shown(training[0]) if all(_is_missing(name, each) for each in training)]
     if not missing:
         return ""
     shows = OBJECT.get(training[0]["kind"], "image")
@@ -189,6 +189,10 @@ def classes_never_shown(training: Sequence[Mapping[str, Any]], *, task: str) -> 
         f"task {task}: no training {shows} shows {len(missing)} of {len(training[0]['classes'])} classes "
         f"({some(missing)}), which cannot be learnt: check the labels and the list of classes"
     )
+
+
+def _is_missing(name: str, figures: Mapping[str, Any]) -> bool:
+    return name not in figures["classes"] or name in never_shown(figures)
 
 
 def hardly_measured(figures: Mapping[str, Any], *, task: str, label: str, where: str) -> str:

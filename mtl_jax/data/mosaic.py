@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtl_jax.data.sources.base import PIXEL_FIELDS, Fields, Sample
+from mtl_jax.data.sources.base import PIXEL_FIELDS, WHOLE_FIELDS, Fields, Sample
 from mtl_jax.data.transforms import Augment, change_colours, place, random_scales
 from mtl_jax.data.warp import Placement, fit
 from mtl_jax.errors import UserError
@@ -81,8 +81,9 @@ def _can_be_joined(fields: Fields) -> bool:
 
 def _joined(parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
     maps = {name: _tiled([part[name] for part in parts]) for name in PIXEL_FIELDS if name in parts[0]}
+    whole = {name: np.all([part[name] for part in parts], axis=0) for name in WHOLE_FIELDS if name in parts[0]}
     if maps:
-        return maps
+        return maps | whole
     if "boxes_xyxy" not in parts[0]:
         labels = np.stack([part["label"] for part in parts])
         return {"label": np.where((labels == 1).any(axis=0), np.float32(1), labels.max(axis=0))}  # of NaN, NaN
@@ -90,4 +91,6 @@ def _joined(parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fiel
         {**part, "boxes_xyxy": part["boxes_xyxy"] + np.array([[left, top, left, top]], np.float32)}
         for part, (top, left) in zip(parts, corners, strict=True)
     ]
-    return {field: np.concatenate([part[field] for part in shifted]) for field in shifted[0]}
+    return {
+        field: np.concatenate([part[field] for part in shifted]) for field in shifted[0] if field not in whole
+    } | whole

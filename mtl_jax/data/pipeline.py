@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32
 
+from mtl_jax.data import partial
 from mtl_jax.data.boxes import pad_boxes
 from mtl_jax.data.cache import cached
 from mtl_jax.data.mosaic import mosaic
@@ -22,6 +23,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry
 
 NO_IGNORE_LABELS: Mapping[str, int] = MappingProxyType({})
+ALL_CLASSES: Mapping[str, partial.Classes] = MappingProxyType({})
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ def train_batches(
     max_boxes: int = 64,
     cache_bytes: int = 0,
     ignore_labels: Mapping[str, int] = NO_IGNORE_LABELS,
+    classes: Mapping[str, partial.Classes] = ALL_CLASSES,
     share: tuple[int, int] = (0, 1),
 ) -> grain.MapDataset:
     """Returns endless, random-access batches; every sample comes once before any comes again.
@@ -65,6 +68,7 @@ def train_batches(
         max_boxes: rows of a detection label; the largest boxes stay.
         cache_bytes: limit of the memory for decoded samples.
         ignore_labels: task name -> the value of void pixels in its masks; 255 (65535 of u16 masks) by default.
+        classes: task name -> its classes as the source sees them; by default the source's are the task's.
         share: which part of every batch to make, and of how many equal parts that follow each other in the batch.
 
     Returns:
@@ -78,7 +82,13 @@ def train_batches(
     order_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
     part, parts = share
     samples = grain.MapDataset.range(len(source)).shuffle(seed=order_seed).repeat().random_map(load, seed=augment_seed)
-    collate = functools.partial(_collate, labels=dict(labels), max_boxes=max_boxes, ignore_labels=dict(ignore_labels))
+    collate = functools.partial(
+        _collate,
+        labels=dict(labels),
+        max_boxes=max_boxes,
+        ignore_labels=dict(ignore_labels),
+        classes=dict(classes),
+    )
     batches = samples.batch(batch_size // parts, batch_fn=collate)
     return batches if parts == 1 else batches[part::parts]
 
@@ -96,6 +106,7 @@ def examples(
     max_boxes: int = 64,
     crop: bool = False,
     ignore_labels: Mapping[str, int] = NO_IGNORE_LABELS,
+    classes: Mapping[str, partial.Classes] = ALL_CLASSES,
 ) -> Iterator[dict[str, Any]]:
     """Yields a source's examples in its order, unchanged but for their size, without a batch axis.
 
@@ -106,6 +117,7 @@ def examples(
         max_boxes: rows of a detection label; the largest boxes stay.
         crop: images fill the input, instead of lying whole between grey bars.
         ignore_labels: as for `train_batches`.
+        classes: as for `train_batches`.
 
     Raises:
         UserError: the source is empty or has no such label.
@@ -114,7 +126,7 @@ def examples(
     generator = np.random.default_rng(0)  # draws nothing: every augmentation is off
     for index in range(len(source)):
         sample = apply(source[index], generator, size=_pair(image_size), augment=Augment(crop=crop))
-        batch = _collate([sample], labels=labels, max_boxes=max_boxes, ignore_labels=ignore_labels)
+        batch = _collate([sample], labels=labels, max_boxes=max_boxes, ignore_labels=ignore_labels, classes=classes)
         by_task = {task: {name: field[0] for name, field in fields.items()} for task, fields in batch["labels"].items()}
         yield {"image": batch["image"][0], "labels": by_task}
 
@@ -130,9 +142,10 @@ class EvalBatches(Sequence[EvalBatch]):
         batch_size: int,
         crop: bool,
         ignore_labels: Mapping[str, int] = NO_IGNORE_LABELS,
+        classes: Mapping[str, partial.Classes] = ALL_CLASSES,
     ) -> None:
         self._source, self._labels, self._batch_size = source, dict(labels), batch_size
-        self._ignore_labels = dict(ignore_labels)
+        self._ignore_labels, self._classes = dict(ignore_labels), dict(classes)
         self._size, self._crop = size, crop
 
     def __len__(self) -> int:
@@ -153,7 +166,7 @@ class EvalBatches(Sequence[EvalBatch]):
         batch, geometries = fitted(images, size=self._size, batch_size=self._batch_size, crop=self._crop)
         targets = [
             {
-                task: _with_void(sample["labels"][label], self._ignore_labels.get(task))
+                task: _of_task(sample["labels"][label], self._ignore_labels.get(task), self._classes.get(task))
                 for task, label in self._labels.items()
             }
             for sample in samples
@@ -169,6 +182,7 @@ def eval_batches(
     batch_size: int,
     crop: bool = False,
     ignore_labels: Mapping[str, int] = NO_IGNORE_LABELS,
+    classes: Mapping[str, partial.Classes] = ALL_CLASSES,
 ) -> EvalBatches:
     """Returns the batches of one pass over a source, in its order, without augmentation.
 
@@ -179,12 +193,13 @@ def eval_batches(
         batch_size: images per batch; the last batch is filled by repeating its last image.
         crop: images fill the input, instead of lying whole between grey bars.
         ignore_labels: as for `train_batches`.
+        classes: as for `train_batches`.
 
     Raises:
         UserError: the source is empty or has no such label.
     """
     _check(source, labels)
-    return EvalBatches(source, labels, _pair(image_size), batch_size, crop, ignore_labels)
+    return EvalBatches(source, labels, _pair(image_size), batch_size, crop, ignore_labels, classes)
 
 
 def fitted(
@@ -240,10 +255,18 @@ class _Load:
 
 
 def _collate(
-    samples: Sequence[Sample], *, labels: Mapping[str, str], max_boxes: int, ignore_labels: Mapping[str, int]
+    samples: Sequence[Sample],
+    *,
+    labels: Mapping[str, str],
+    max_boxes: int,
+    ignore_labels: Mapping[str, int],
+    classes: Mapping[str, partial.Classes],
 ) -> dict[str, Any]:
     by_task = {
-        task: _stack([_with_void(sample["labels"][label], ignore_labels.get(task)) for sample in samples], max_boxes)
+        task: _stack(
+            [_of_task(sample["labels"][label], ignore_labels.get(task), classes.get(task)) for sample in samples],
+            max_boxes,
+        )
         for task, label in labels.items()
     }
     return {
@@ -251,6 +274,10 @@ def _collate(
         "labels": by_task,
         "ids": tuple(sample["id"] for sample in samples),
     }
+
+
+def _of_task(fields: Fields, ignore_label: int | None, classes: partial.Classes | None) -> Fields:
+    return _with_void(fields if classes is None else partial.in_task_terms(fields, classes), ignore_label)
 
 
 def _with_void(fields: Fields, ignore_label: int | None) -> Fields:
@@ -263,15 +290,16 @@ def _with_void(fields: Fields, ignore_label: int | None) -> Fields:
 
 
 def _stack(fields: Sequence[Fields], max_boxes: int) -> Fields:
+    beside = {partial.FIELD: np.stack([each[partial.FIELD] for each in fields])} if partial.FIELD in fields[0] else {}
     if "mask" in fields[0]:
-        return {"mask": np.stack([each["mask"] for each in fields], dtype=np.int32, casting="safe")}
+        return {"mask": np.stack([each["mask"] for each in fields], dtype=np.int32, casting="safe"), **beside}
     if "boxes_xyxy" in fields[0]:
         padded = [pad_boxes(each, max_boxes) for each in fields]
         lost = sum(count for _, count in padded)
         if lost:
             _log.warning("%d boxes of a batch exceed max_boxes=%d: the smallest are left out", lost, max_boxes)
         fields = [each for each, _ in padded]
-    return {name: np.stack([each[name] for each in fields]) for name in fields[0]}
+    return {name: np.stack([each[name] for each in fields]) for name in fields[0]} | beside
 
 
 def _unit_images(images: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mtl_jax.data.boxes import areas, clip_boxes, place_boxes
-from mtl_jax.data.sources.base import PIXEL_FIELDS, Fields, Sample, missing
+from mtl_jax.data.sources.base import PIXEL_FIELDS, WHOLE_FIELDS, Fields, Sample, missing
 from mtl_jax.data.warp import Placement, fit, mirror, warp, warp_nearest
 from mtl_jax.errors import UserError
 
@@ -181,7 +181,8 @@ def _place_fields(fields: Fields, placement: Placement, size: tuple[int, int], m
     boxes, visible = clip_boxes(place_boxes(fields["boxes_xyxy"], placement), size=size, min_visible=min_visible)
     visible |= fields["crowd"] & (areas(boxes) > 0)  # a sliver of a crowd is still no background
     area = fields["area"] * np.float32(abs(placement.scale_x * placement.scale_y))
-    return {
+    whole = {name: fields[name] for name in WHOLE_FIELDS if name in fields}
+    return whole | {
         "boxes_xyxy": boxes[visible],
         "label": fields["label"][visible],
         "crowd": fields["crowd"][visible],

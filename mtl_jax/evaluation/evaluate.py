@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -55,9 +56,24 @@ def evaluate(
     return {name: metric.compute() for name, metric in filled(predict, variables, batches, tasks).items()}
 
 
-def filled(predict: Predict, variables: PyTree, batches: Iterable[Any], tasks: Mapping[str, Task]) -> dict[str, Metric]:
-    """Returns, by task, the metric that has seen the network's predictions for a validation stream; as `evaluate`."""
-    metrics = {name: task.new_metric() for name, task in tasks.items()}
+def filled(
+    predict: Predict,
+    variables: PyTree,
+    batches: Iterable[Any],
+    tasks: Mapping[str, Task],
+    *,
+    before: Mapping[str, Metric] = MappingProxyType({}),
+) -> dict[str, Metric]:
+    """Returns, by task, the metric that has seen the network's predictions for a validation stream.
+
+    Args:
+        predict: as for `evaluate`.
+        variables: likewise.
+        batches: likewise.
+        tasks: likewise.
+        before: task -> a metric that has seen other streams, and goes on with this one.
+    """
+    metrics = {name: before[name] if name in before else task.new_metric() for name, task in tasks.items()}
     for batch in batches:
         predictions = jax.device_get(predict(variables, batch.image, names=tuple(tasks)))
         for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):

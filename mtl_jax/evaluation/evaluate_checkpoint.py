@@ -12,6 +12,7 @@ from mtl_jax import tasks as tasks_lib
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import multi_task
+from mtl_jax.tasks.base import Metric
 from mtl_jax.workdir import data_changes, data_record, files, trained
 
 
@@ -36,21 +37,25 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
     network = trained.load(weights, tasks=tasks, data_root=Path(data_root).expanduser() if data_root else None)
     parts, names = network.parts, network.names
     predict = evaluate.make_predict(parts.model, parts.tasks)
-    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}  # by task and stream
+    measured: dict[str, Metric] = {}
+    for stream, asked in experiment.measured_streams(parts, names).items():
+        batches = experiment.eval_batches(parts, stream)
+        measured |= evaluate.filled(predict, network.variables, batches, asked, before=measured)
+    first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
+    others: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}  # by task and stream
     for stream in parts.used_streams:
-        asked = {name: task for name, task in experiment.stream_tasks(parts, stream).items() if name in names}
+        known = experiment.stream_tasks(parts, stream)
+        asked = {name: task for name, task in known.items() if name in names and first[name] != stream}
         if asked:
             batches = experiment.eval_batches(parts, stream)
             for name, figures in evaluate.evaluate(predict, network.variables, batches, asked).items():
-                found[name][stream] = figures
-    first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
-    others = {name: {at: each for at, each in found[name].items() if at != first[name]} for name in names}
+                others[name][stream] = figures
     as_trained = _as_trained(network, tuple(dict.fromkeys(first.values())))
     size = network.config.contract.latency_image_size
     return {
         "checkpoint": str(network.path),
         "stage": network.stage,
-        "tasks": {name: found[name][first[name]] for name in names},
+        "tasks": {name: measured[name].compute() for name in names},
         "measured_on": {
             name: experiment.validation_data(parts, first[name]) | {"as_trained": as_trained[first[name]]}
             for name in names

@@ -123,6 +123,9 @@ class Task:
     ignore_label: int | None = None  # of a mask: the value of void pixels in the labels
     # As `distillation_loss`, but what the teacher rarely sees counts as much as what it often sees; None: all is alike.
     balanced_distillation_loss: Callable[[Array, Array, ImageSize], Float[Array, ""]] | None = None
+    # (labels, raw of another network, image_size, threshold) -> labels with what that network is sure of, of
+    # classes that nobody looked for; None for tasks without classes.
+    fill_in: Callable[[Labels, Array, ImageSize, float], Labels] | None = None
     # (raw) -> f32[b, answers], the log-probability of every answer; None where there are too many to list.
     log_probabilities: Callable[[Array], Float[Array, "batch answers"]] | None = None
 

@@ -17,6 +17,7 @@ from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task, shar
 from mtl_jax.tasks.distillation import by_class, softened_divergence
 
 CAPTION_CLASSES = 3
+UNLABELLED_LOGIT = -1e9  # of a class that nobody looked for: its probability is 0
 TITLES = {"top1": "Top-1", "top5": "Top-5"}
 
 
@@ -63,6 +64,7 @@ def make(
             softened_divergence, temperature=distillation_temperature, weigh=by_class
         ),
         sampled_loss=sampled_loss,
+        fill_in=fill_in,
         log_probabilities=log_probabilities,
         finish=finish,
         decode=decode,
@@ -79,15 +81,20 @@ def loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy, averaged over the labelled images of the batch; a label outside the table is missing.
 
+    Where only some classes are labelled, the softmax is over these alone, and a label of another is missing.
+
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing), 2016.
     """
     del image_size
-    label = labels["label"]
+    label, logits = labels["label"], raw.astype(jnp.float32)
     labelled = (label >= 0) & (label < raw.shape[-1])
-    log_p = jax.nn.log_softmax(raw.astype(jnp.float32))
-    cost = -jnp.take_along_axis(log_p, jnp.where(labelled, label, 0)[:, None], axis=-1)[:, 0]
-    cost = (1 - label_smoothing) * cost - label_smoothing * log_p.mean(axis=-1)
+    target = jnp.where(labelled, label, 0)[:, None]
+    among = jnp.asarray(labels.get("labelled", jnp.ones(raw.shape, bool)))  # bool[batch, classes]
+    labelled &= jnp.take_along_axis(among, target, axis=-1)[:, 0]
+    log_p = jax.nn.log_softmax(jnp.where(among, logits, UNLABELLED_LOGIT))
+    every_class = jnp.where(among, log_p, 0.0).sum(axis=-1) / jnp.maximum(among.sum(axis=-1), 1)
+    cost = -(1 - label_smoothing) * jnp.take_along_axis(log_p, target, axis=-1)[:, 0] - label_smoothing * every_class
     value = jnp.where(labelled, cost, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
     return value, {"cross_entropy": value}
 
@@ -96,6 +103,21 @@ def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
     """Returns labels outside the table."""
     del image_size
     return {"label": jnp.full(batch_size, -1)}
+
+
+def fill_in(
+    labels: Labels, teacher_raw: Float[Array, "batch classes"], image_size: ImageSize, threshold: float
+) -> Labels:
+    """Gives images without a label the class that another network is sure of, if nobody looked for it there."""
+    del image_size
+    if "labelled" not in labels:
+        return labels
+    label, among = jnp.asarray(labels["label"]), jnp.asarray(labels["labelled"])
+    probability = jax.nn.softmax(teacher_raw.astype(jnp.float32))
+    best = probability.argmax(axis=-1)
+    unlabelled = ~jnp.take_along_axis(among, best[:, None], axis=-1)[:, 0]
+    filled = (label < 0) & unlabelled & (probability.max(axis=-1) >= threshold)
+    return {**labels, "label": jnp.where(filled, best, label), "labelled": among | filled[:, None]}
 
 
 def sampled_loss(raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
@@ -126,7 +148,7 @@ class TopAccuracy:
     """Share of images whose class is the most probable one ("top1") or among the five most probable ("top5").
 
     With 5 classes or fewer there is no "top5". Images without a label are left out; without any the figures
-    are NaN.
+    are NaN. Where only some classes are labelled, an image's class is ranked among these.
     """
 
     def __init__(self, *, name: str, class_count: int) -> None:
@@ -147,8 +169,9 @@ class TopAccuracy:
                 f"task {self._name!r}: expected labels below {self._class_count}, found {label}; list every "
                 "class in the config"
             )
-        if label >= 0:
-            order = np.argsort(-np.asarray(prediction["probability"]), kind="stable")
+        among = np.asarray(target.get("labelled", np.ones(self._class_count, bool)))
+        if label >= 0 and among[label]:
+            order = np.argsort(-np.where(among, np.asarray(prediction["probability"]), -1.0), kind="stable")
             self._ranks.append(int(np.flatnonzero(order == label)[0]))
             self._labels.append(label)
 

@@ -29,6 +29,9 @@ TITLES = {
     "map_medium": "mAP medium",
     "map_large": "mAP large",
 }
+UNLABELLED_LOGIT = -1e4  # of a class that nobody looked for: as good as impossible, and finite
+LOG_FLOOR = 1e-6
+PSEUDO_BOXES = 32  # of an image, that another network may fill in
 MIN_SCORE = 0.3  # of an answer; the tail below is there for mean average precision
 
 
@@ -95,6 +98,7 @@ def make(
         distillation_loss=functools.partial(distillation_loss, strides=strides),
         balanced_distillation_loss=functools.partial(distillation_loss, strides=strides, balanced=True),
         sampled_loss=functools.partial(sampled_loss, strides=strides),
+        fill_in=functools.partial(fill_in, strides=strides, nms_iou=nms_iou),
         finish=functools.partial(finish, strides=strides),
         decode=functools.partial(
             decode,
@@ -164,7 +168,8 @@ def loss(
     that the score says how well a box fits. Cells are assigned by `assignment.sim_ota`: like task alignment
     it lets the predictions decide, but its windows around the centres give even boxes smaller than a cell
     their candidates. Cells in a crowd's box that learn no object are left out, as are all cells of an image
-    without labels.
+    without labels. Where only some classes are labelled, the cells without a box learn that they show none of these,
+    by `_absence`, and the others have no part in the loss.
 
     References:
         Li et al., "Generalized Focal Loss", 2020 (quality focal loss). Zheng et al., "Distance-IoU Loss",
@@ -179,14 +184,42 @@ def loss(
     quality = jnp.where(target.positive, jax.lax.stop_gradient(boxes.iou(predicted, own_box)), 0.0)
     focal = jnp.abs(quality - jax.nn.sigmoid(objectness)) ** focal_exponent
     class_target = jax.nn.one_hot(target.label, class_logits.shape[-1]) * quality[..., None]
+    objectness_cost, class_cost = (
+        focal * _cross_entropy(objectness, quality),
+        _cross_entropy(class_logits, class_target),
+    )
+    if "labelled" in labels:
+        labelled = jnp.asarray(labels["labelled"])[:, None]  # bool[batch, 1, classes]
+        partly = ~target.positive & ~labelled.all(axis=-1)
+        objectness_cost = jnp.where(
+            partly, _absence(objectness, class_logits, labelled, focal_exponent), objectness_cost
+        )
+        class_cost = jnp.where(labelled | target.pseudo[..., None], class_cost, 0.0)
     cells = {
         "box": jnp.where(target.positive, 1 - boxes.complete_iou(predicted, own_box), 0.0),
-        "objectness": jnp.where(target.ignored, 0.0, focal * _cross_entropy(objectness, quality)),
-        "class": jnp.where(target.positive, _cross_entropy(class_logits, class_target).sum(axis=-1), 0.0),
+        "objectness": jnp.where(target.ignored, 0.0, objectness_cost),
+        "class": jnp.where(target.positive, class_cost.sum(axis=-1), 0.0),
     }
     count = jnp.maximum(target.positive.sum(), 1)
     parts = {name: weights[name] * cell.sum() / count for name, cell in cells.items()}
     return parts["box"] + parts["objectness"] + parts["class"], parts
+
+
+def _absence(
+    objectness: Float[Array, "batch cells"],
+    class_logits: Float[Array, "batch cells classes"],
+    labelled: Bool[Array, "batch 1 classes"],
+    focal_exponent: float,
+) -> Float[Array, "batch cells"]:
+    """Focal cross-entropy of the score of any labelled class towards 0; 0 where none is labelled.
+
+    The objectness alone may not be held down: the cell may show an object of another class.
+    """
+    log_none = -jax.nn.softplus(jnp.where(labelled, class_logits, UNLABELLED_LOGIT)).sum(axis=-1)
+    log_any = jnp.log(-jnp.expm1(jnp.minimum(log_none, -LOG_FLOOR)))
+    log_score = jnp.minimum(0.5 * (jax.nn.log_sigmoid(objectness) + log_any), -LOG_FLOOR)
+    cost = -(jnp.exp(log_score) ** focal_exponent) * jnp.log(-jnp.expm1(log_score))
+    return jnp.where(labelled.any(axis=-1), cost, 0.0)
 
 
 def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
@@ -197,11 +230,57 @@ def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
     return {"boxes_xyxy": boxes_xyxy, "label": jnp.zeros(rows, jnp.int32), "valid": jnp.zeros(rows, bool)}
 
 
+def fill_in(
+    labels: Labels,
+    teacher_raw: Float[Array, "batch cells channels"],
+    image_size: ImageSize,
+    threshold: float,
+    *,
+    strides: tuple[int, ...],
+    nms_iou: float,
+) -> Labels:
+    """Adds the boxes of unlabelled classes that another network is sure of, unless a labelled box lies there.
+
+    They are marked by "pseudo" bool[batch, boxes].
+    """
+    if "labelled" not in labels:
+        return labels
+    labels = {name: jnp.asarray(value) for name, value in labels.items()}
+    found = decode(
+        finish(teacher_raw, image_size, strides=strides),
+        score_threshold=threshold,
+        nms_iou=nms_iou,
+        voting_iou=1.0,
+        candidates=4 * PSEUDO_BOXES,
+        max_detections=PSEUDO_BOXES,
+    )
+    truth = labels["boxes_xyxy"]
+    known = labels["valid"] & jnp.isfinite(truth).all(axis=-1)
+    shape = (*truth.shape[:2], PSEUDO_BOXES, 4)
+    overlap = boxes.iou(
+        jnp.broadcast_to(jnp.where(known[..., None], truth, 0.0)[:, :, None], shape),
+        jnp.broadcast_to(found["boxes_xyxy"][:, None], shape),
+    )
+    added = found["valid"] & ~jnp.take_along_axis(labels["labelled"], found["label"], axis=1)
+    added &= (jnp.where(known[..., None], overlap, 0.0).max(axis=1) < nms_iou) & ~jnp.isnan(truth).all(axis=(1, 2))[
+        :, None
+    ]
+    fields = {
+        "boxes_xyxy": jnp.where(added[..., None], found["boxes_xyxy"], jnp.nan),
+        "label": found["label"],
+        "valid": added,
+        "crowd": jnp.zeros_like(added),
+    }
+    joined = {name: jnp.concatenate([labels[name], fields[name]], axis=1) for name in fields if name in labels}
+    return {**labels, **joined, "pseudo": jnp.concatenate([jnp.zeros_like(labels["valid"]), added], axis=1)}
+
+
 class _Targets(NamedTuple):
     positive: Bool[Array, "batch cells"]  # the cell learns an object
     ignored: Bool[Array, "batch cells"]  # its objectness learns nothing
     box: Float[Array, "batch cells 4"]  # of the cell's object, px
     label: Int[Array, "batch cells"]
+    pseudo: Bool[Array, "batch cells"]  # the object is another network's answer
 
 
 def _targets(
@@ -215,13 +294,19 @@ def _targets(
     missing = jnp.all(jnp.isnan(labels["boxes_xyxy"]), axis=(1, 2))
     truth = jnp.where(finite[..., None], labels["boxes_xyxy"], 0.0)  # before any sum: 0 * NaN would be NaN
     label = jnp.clip(labels["label"], 0, outputs.shape[-1] - BOX_CHANNELS - 2)
+    valid, class_logits = labels["valid"] & finite, outputs[..., OBJECTNESS + 1 :]
+    pseudo = labels.get("pseudo", jnp.zeros(label.shape, bool))
+    if "labelled" in labels:
+        labelled = jnp.asarray(labels["labelled"])
+        valid &= jnp.take_along_axis(labelled, label, axis=1) | pseudo
+        class_logits = jnp.where(labelled[:, None] | pseudo.any(), class_logits, UNLABELLED_LOGIT)
     owner = jax.vmap(functools.partial(assignment.sim_ota, image_size=image_size, strides=strides))(
         boxes.to_corners(outputs[..., :BOX_CHANNELS]),
         outputs[..., OBJECTNESS],
-        outputs[..., OBJECTNESS + 1 :],
+        class_logits,
         truth,
         label,
-        labels["valid"] & finite,
+        valid,
     )
     positive = owner < truth.shape[1]
     owner = jnp.where(positive, owner, 0)
@@ -229,7 +314,8 @@ def _targets(
     if "crowd" in labels:
         ignored |= ~positive & _in_boxes(truth, labels["crowd"] & finite, image_size, strides)
     box = jnp.take_along_axis(truth, owner[..., None], axis=1)
-    return _Targets(positive, ignored, box, jnp.take_along_axis(label, owner, axis=1))
+    of_pseudo = positive & jnp.take_along_axis(pseudo, owner, axis=1)
+    return _Targets(positive, ignored, box, jnp.take_along_axis(label, owner, axis=1), of_pseudo)
 
 
 def _cross_entropy(logits: Float[Array, "*n"], target: Float[Array, "*n"]) -> Float[Array, "*n"]:

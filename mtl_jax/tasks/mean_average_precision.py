@@ -22,7 +22,8 @@ class MeanAveragePrecision:
 
     A figure is NaN where there is nothing to find: without any object, or without any of that size. Boxes of
     crowds neither count as objects nor make the detections on them wrong. Images without objects count: what
-    is detected there is wrong. Images without labels (boxes all NaN) are left out.
+    is detected there is wrong. Images without labels (boxes all NaN) are left out, and of images in which only some
+    classes are labelled all objects and detections of the others.
     """
 
     def __init__(self, *, name: str, classes: tuple[str, ...]) -> None:
@@ -46,16 +47,17 @@ class MeanAveragePrecision:
                 f"task {self._name!r}: expected labels below {len(self._classes)}, found {label.max()}; list "
                 "every class in the config"
             )
+        looked_for = np.asarray(target.get("labelled", np.ones(len(self._classes), bool)))
         image_id = len(self._images) + 1  # COCOeval takes 0 for "none"
         self._images.append({"id": image_id, "height": geometry.height, "width": geometry.width})
         sides = truth[:, 2:] - truth[:, :2]
         area = np.asarray(target.get("area", sides[:, 0] * sides[:, 1]))
         crowd = np.asarray(target.get("crowd", np.zeros(len(truth), bool)))
-        for index in range(len(truth)):
+        for index in np.flatnonzero(looked_for[label]) if len(truth) else ():
             entry = _annotation(len(self._objects) + 1, image_id, truth[index], int(label[index]))
             self._objects.append(entry | {"area": float(area[index]), "iscrowd": int(crowd[index])})
 
-        valid = np.asarray(prediction["valid"]).astype(bool)
+        valid = np.asarray(prediction["valid"]).astype(bool) & looked_for[np.asarray(prediction["label"])]
         found = to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[valid], geometry)
         for box, score, kind in zip(
             found, np.asarray(prediction["score"])[valid], np.asarray(prediction["label"])[valid], strict=True

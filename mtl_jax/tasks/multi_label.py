@@ -59,6 +59,7 @@ def make(
         distillation_loss=distillation_loss,
         balanced_distillation_loss=functools.partial(distillation_loss, balanced=True),
         sampled_loss=sampled_loss,
+        fill_in=fill_in,
         finish=finish,
         decode=decode,
         meanings={"probability": "of each class by itself"},
@@ -91,6 +92,17 @@ def no_labels(batch_size: int, image_size: ImageSize, *, class_count: int) -> La
     """Returns NaN, unknown, for every class."""
     del image_size
     return {"label": jnp.full((batch_size, class_count), jnp.nan)}
+
+
+def fill_in(
+    labels: Labels, teacher_raw: Float[Array, "batch classes"], image_size: ImageSize, threshold: float
+) -> Labels:
+    """Puts a sure yes or no of another network in the place of what is unknown."""
+    del image_size
+    probability = jax.nn.sigmoid(teacher_raw.astype(jnp.float32))
+    sure = jnp.maximum(probability, 1 - probability) >= threshold
+    answer = jnp.where(sure, jnp.round(probability), jnp.nan)
+    return {**labels, "label": jnp.where(jnp.isnan(labels["label"]), answer, labels["label"])}
 
 
 def distillation_loss(

@@ -17,7 +17,9 @@ from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task, shar
 from mtl_jax.tasks.distillation import by_class_and_border, softened_divergence
 
 OVERLAY_OPACITY = 0.6
+BACKGROUND = "background"  # the class that is none of the others
 TITLES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+UNLABELLED_LOGIT = -1e9  # of a class that nobody looked for: its probability is 0
 IGNORE_LABEL = 255  # PASCAL VOC's
 IGNORE_LABEL_OF_MANY = 65535  # where 255 is a class
 
@@ -82,6 +84,12 @@ def make(
             softened_divergence, temperature=distillation_temperature, weigh=by_class_and_border
         ),
         sampled_loss=sampled_loss,
+        fill_in=functools.partial(
+            fill_in,
+            stride=strides[0],
+            ignore_label=ignore_label,
+            background=classes.index(BACKGROUND) if BACKGROUND in classes else None,
+        ),
         finish=functools.partial(finish, stride=strides[0]),
         decode=decode,
         decode_raw=functools.partial(decode_raw, stride=strides[0]),
@@ -128,7 +136,8 @@ def loss(
     """Cross-entropy, averaged over the labelled pixels of the batch by the weight of their class, and soft Dice loss.
 
     The logits are interpolated to one pixel in `loss_stride` each way and compared with the mask there. Mask
-    values outside the table count as void.
+    values outside the table count as void, as do those of classes that are not labelled in the image; the softmax is
+    over the labelled ones alone, so that what one dataset calls background may be a class of another.
 
     References:
         Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing), 2016.
@@ -139,25 +148,59 @@ def loss(
     rows, columns, class_count = raw.shape[1:]
     mask = dense.every_nth(labels["mask"], (rows * stride, columns * stride), loss_stride, missing=ignore_label)
     logits = dense.enlarge(raw.astype(jnp.float32), stride // loss_stride)
-    # On a CPU a fifth cheaper than log_softmax, which writes the log-probability of every class out.
-    log_sum = jax.nn.logsumexp(logits, axis=-1)
-
     labelled = (mask >= 0) & (mask < class_count) & (mask != ignore_label)
     target = jnp.where(labelled, mask, 0)
+    among = labels.get("labelled")  # bool[batch, classes]
+    if among is not None:
+        among = jnp.asarray(among)
+        labelled &= jnp.take_along_axis(among, target.reshape(len(target), -1), axis=1).reshape(target.shape)
+        logits = jnp.where(among[:, None, None], logits, UNLABELLED_LOGIT)
+    # On a CPU a fifth cheaper than log_softmax, which writes the log-probability of every class out.
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
     cost = log_sum - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    pixel_weight = labelled.astype(jnp.float32)
+    pixel_weight = jnp.ones_like(cost)
     weights = jnp.ones(class_count) if class_weights is None else jnp.asarray(class_weights, jnp.float32)
     if class_weights is not None:
         cost, pixel_weight = cost * weights[target], pixel_weight * weights[target]
     if label_smoothing:
-        every_class = (log_sum * weights.sum() - logits @ weights) / class_count
+        every_class = _every_class(logits, log_sum, weights, among)
         cost = (1 - label_smoothing) * cost + label_smoothing * every_class
+    cost, pixel_weight = jnp.where(labelled, cost, 0.0), jnp.where(labelled, pixel_weight, 0.0)
+    if "pseudo" in labels:
+        pseudo = dense.every_nth(labels["pseudo"], (rows * stride, columns * stride), loss_stride, missing=-1)
+        pseudo_cost, weight = _pseudo_cost(
+            dense.enlarge(raw.astype(jnp.float32), stride // loss_stride), pseudo, weights
+        )
+        cost, pixel_weight = cost + pseudo_cost, pixel_weight + weight
     total = pixel_weight.sum()
-    value = jnp.where(labelled, cost, 0.0).sum() / jnp.where(total > 0, total, 1.0)
+    value = cost.sum() / jnp.where(total > 0, total, 1.0)
     if not dice_weight:
         return value, {"cross_entropy": value}
     dice = _soft_dice_loss(jnp.exp(logits - log_sum[..., None]), target, labelled)
     return value + dice_weight * dice, {"cross_entropy": value, "dice": dice}
+
+
+def _pseudo_cost(
+    logits: Float[Array, "b h w c"], pseudo: Int[Array, "b h w"], weights: Float[Array, " c"]
+) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
+    """Cross-entropy of filled-in pixels among all classes, and their weight."""
+    target = jnp.maximum(pseudo, 0)
+    weight = jnp.where(pseudo >= 0, weights[target], 0.0)
+    own = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    return weight * (jax.nn.logsumexp(logits, axis=-1) - own), weight
+
+
+def _every_class(
+    logits: Float[Array, "b h w c"],
+    log_sum: Float[Array, "b h w"],
+    weights: Float[Array, " c"],
+    among: Bool[Array, "b c"] | None,
+) -> Float[Array, "b h w"]:
+    """The mean over the labelled classes of their cross-entropy."""
+    if among is None:
+        return (log_sum * weights.sum() - logits @ weights) / len(weights)
+    spread = (among * weights[None] / jnp.maximum(among.sum(axis=-1, keepdims=True), 1))[:, None, None]
+    return (spread * jnp.where(among[:, None, None], log_sum[..., None] - logits, 0.0)).sum(axis=-1)
 
 
 def _soft_dice_loss(
@@ -176,6 +219,32 @@ def _soft_dice_loss(
 def no_labels(batch_size: int, image_size: ImageSize, *, ignore_label: int) -> Labels:
     """Returns masks of void pixels."""
     return {"mask": jnp.full((batch_size, *image_size), ignore_label)}
+
+
+def fill_in(
+    labels: Labels,
+    teacher_raw: Float[Array, "batch rows columns classes"],
+    image_size: ImageSize,
+    threshold: float,
+    *,
+    stride: int,
+    ignore_label: int,
+    background: int | None,
+) -> Labels:
+    """Takes pixels out of what is labelled background for which another network is sure of an unlabelled class.
+
+    They come as "pseudo" i32[batch, height, width], a class or -1.
+    """
+    if "labelled" not in labels or background is None:
+        return labels
+    mask, among = jnp.asarray(labels["mask"]), jnp.asarray(labels["labelled"])
+    probability = jax.nn.softmax(teacher_raw.astype(jnp.float32))
+    best = probability.argmax(axis=-1)
+    unlabelled = ~jnp.take_along_axis(among, best.reshape(len(best), -1), axis=1).reshape(best.shape)
+    sure = jnp.where(unlabelled & (probability.max(axis=-1) >= threshold), best, -1)
+    sure = sure.repeat(stride, axis=1).repeat(stride, axis=2)[:, : image_size[0], : image_size[1]]
+    sure = jnp.where(mask == background, sure, -1)
+    return {**labels, "mask": jnp.where(sure >= 0, ignore_label, mask), "pseudo": sure}
 
 
 def sampled_loss(
@@ -212,12 +281,14 @@ class MeanIoU:
     """Mean intersection over union, from one confusion matrix of all pixels at the masks' original size.
 
     Classes that occur neither in a target nor in a prediction are left out of the mean. Void pixels count
-    nowhere. Without any labelled pixel every figure is NaN.
+    nowhere. Without any labelled pixel every figure is NaN. Where only some classes are labelled, predictions of the
+    others are neither right nor wrong on what is labelled "background", which they may be, and misses elsewhere.
     """
 
     def __init__(self, *, name: str, classes: tuple[str, ...], ignore_label: int) -> None:
         self._name, self._classes, self._ignore_label = name, classes, ignore_label
         self.confusion = np.zeros((len(classes), len(classes)), np.int64)  # [target, prediction]
+        self._missed = np.zeros(len(classes), np.int64)  # pixels that were given to an unlabelled class
         self._images = 0  # with a labelled pixel
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
@@ -237,15 +308,22 @@ class MeanIoU:
                 f"found {wrong[-1]}; list every class in the config, or set the task's ignore_label"
             )
         predicted = dense.at_original(np.asarray(prediction["mask"]), geometry).astype(np.int64)
-        pairs = truth[labelled] * count + predicted[labelled]
         self._images += bool(labelled.any())
+        if "labelled" in target:
+            among = np.asarray(target["labelled"])
+            labelled &= among[np.where(labelled, truth, 0)]
+            elsewhere = labelled & ~among[predicted]
+            labelled &= ~elsewhere
+            missed = np.bincount(truth[elsewhere], minlength=count)
+            self._missed += np.where([name == BACKGROUND for name in self._classes], 0, missed)
+        pairs = truth[labelled] * count + predicted[labelled]
         self.confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
 
     def compute(self) -> dict[str, float]:
         """Returns "miou", "pixel_accuracy" and "iou/<class>" (NaN for a class that never occurs)."""
         hits = np.diag(self.confusion).astype(float)
-        union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - hits
-        total = self.confusion.sum()
+        union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) + self._missed - hits
+        total = self.confusion.sum() + self._missed.sum()
         iou = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
         figures = {
             "miou": float(iou[union > 0].mean()) if total else float("nan"),
@@ -255,7 +333,7 @@ class MeanIoU:
 
     def constant(self) -> Constant:
         """Returns what the most frequent class reaches, mostly the background: its share, by the classes."""
-        pixels = self.confusion.sum(axis=1)
+        pixels = self.confusion.sum(axis=1) + self._missed
         figure = float(pixels.max() / pixels.sum() / np.count_nonzero(pixels)) if pixels.any() else float("nan")
         return Constant(figure, share_error(figure, self._images), self._images, "image with a labelled pixel")
 
@@ -293,7 +371,7 @@ def draw(
 
     del threshold
     mask: Int[np.ndarray, "height width"] = np.asarray(prediction["mask"])
-    opacity = np.array([0.0 if name == "background" else OVERLAY_OPACITY for name in classes])
+    opacity = np.array([0.0 if name == BACKGROUND else OVERLAY_OPACITY for name in classes])
     colours = np.concatenate([palette(len(classes)), opacity[:, None]], axis=1)
     axes.imshow(colours[mask], interpolation="nearest")
     present = [index for index in np.unique(mask) if opacity[index]]

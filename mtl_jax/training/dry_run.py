@@ -78,6 +78,7 @@ def check_arguments(config: RunSettings) -> None:
     """
     for name, stream in config.streams.items():
         registry.check_options(stream.source, stream.options, where=f"config.streams.{name}")
+        registry.check_options(stream.source, {**stream.options, **stream.val_options}, where=f"config.streams.{name}")
         experiment.augmentation(f"config.streams.{name}", stream)
     for name, stage in config.stages.items():
         task_balancing.method(stage, tasks=1, where=f"config.stages.{name}")

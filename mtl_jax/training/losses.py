@@ -17,7 +17,7 @@ from mtl_jax.models import multi_task
 from mtl_jax.models.layers import ByBatch
 from mtl_jax.models.patterns import change_where
 from mtl_jax.tasks.base import Task
-from mtl_jax.training import unlabelled
+from mtl_jax.training import filling, unlabelled
 
 # "summed": one pass back for each group of streams, for the plain sum. "stacked": one for each task that a group
 # carries. "weighted": one for each group, for methods that look at the losses alone. "features": one through what tasks
@@ -41,6 +41,7 @@ class Objective:
     update: str = "forward"  # a key of `unlabelled.UPDATES`
     train_batch_norm: ByBatch = True  # or the paths of the layers to train it in
     frozen: tuple[str, ...] = ()  # patterns of the parameters that the stage leaves as they are
+    pseudo_threshold: float | None = None  # from which the average's answers fill in classes that are not labelled
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -96,6 +97,7 @@ class StepInputs(NamedTuple):
     memory: Mapping[str, PyTree]  # key of `Objective.keep` -> what its `before` gave
     batch: Mapping[str, Any]  # stream -> image and labels
     key: Array  # of the dropout
+    average: PyTree = None  # variables that fill in what is not labelled; None leaves it
 
 
 class LossParts(NamedTuple):
@@ -159,13 +161,18 @@ def _passed(
     sizes = [given.batch[stream]["image"].shape[0] for stream in group]
     ends = list(itertools.accumulate(sizes))
     rows = {stream: slice(end - size, end) for stream, end, size in zip(group, ends, sizes, strict=True)}
+    labels: Mapping[str, Any] = {stream: given.batch[stream]["labels"] for stream in group}
+    threshold = spec.objective.pseudo_threshold
+    if threshold is not None and given.average is not None:
+        how = {"rows": rows, "image": image, "average": given.average, "threshold": threshold}
+        labels = filling.filled(spec.model, spec.tasks, labels, **how)
     return Passed(
         model=spec.model,
         tasks=spec.tasks,
         stage=spec.objective.stage,
         group=group,
         labelled={stream: spec.objective.streams[stream] for stream in group},
-        labels={stream: given.batch[stream]["labels"] for stream in group},
+        labels=labels,
         rows=rows,
         image=image,
         raw=raw,

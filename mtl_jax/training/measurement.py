@@ -28,11 +28,12 @@ def tasks(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, dict
     Returns:
         Task -> figures by name.
     """
-    metrics: dict[str, dict[str, float]] = {}
+    metrics: dict[str, Metric] = {}
     for stream, asked in experiment.measured_streams(run.parts, names).items():
-        metrics |= evaluate.evaluate(run.predict, variables, experiment.eval_batches(run.parts, stream), asked)
+        batches = experiment.eval_batches(run.parts, stream)
+        metrics |= evaluate.filled(run.predict, variables, batches, asked, before=metrics)
     devices.give_back_memory()
-    return {name: metrics[name] for name in names}
+    return {name: metrics[name].compute() for name in names}
 
 
 def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -> dict[str, Any]:
@@ -60,7 +61,8 @@ def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -
     metrics: dict[str, Metric] = {}
     for stream, beside in together.items():
         if set(beside) & set(asked):
-            metrics |= evaluate.filled(run.predict, variables, experiment.eval_batches(run.parts, stream), beside)
+            batches = experiment.eval_batches(run.parts, stream)
+            metrics |= evaluate.filled(run.predict, variables, batches, beside, before=metrics)
     devices.give_back_memory()
     return {
         "before": {task: metrics[task].compute() for task in asked if task in metrics},

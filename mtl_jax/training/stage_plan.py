@@ -213,6 +213,7 @@ def _objective(settings: StageSettings, feeds: _Feeds, keep: Mapping[str, Method
         stage=tasks,
         keep=keep,
         update=settings.update,
+        pseudo_threshold=settings.pseudo_threshold if settings.pseudo_labels else None,
     )
 
 

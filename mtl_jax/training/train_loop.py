@@ -20,7 +20,7 @@ from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import memory, reading
 from mtl_jax.continual.method import Finished, Memory
-from mtl_jax.data import pipeline
+from mtl_jax.data import findings, pipeline
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import baselines, contract, evaluate
 from mtl_jax.models import dependence, multi_task
@@ -109,6 +109,7 @@ def _train_and_evaluate(
         predict = evaluate.make_predict(parts.model, parts.tasks)
         run = Run(settings, parts, predict, workdir, written, log, preemption, data.digests())
         _tell_unmeasured(parts)
+        _tell_unlabelled(parts)
         if learnt is None:
             learnt = fresh or _start(settings, parts)
         else:
@@ -121,15 +122,31 @@ def _train_and_evaluate(
 def _tell_unmeasured(parts: experiment.Experiment) -> None:
     """Says which streams label a task that is measured on another's images."""
     for task in parts.tasks:
-        first, *others = experiment.labelling_streams(parts, task) or ("",)
+        measured = experiment.measuring_streams(parts, task)
+        others = [name for name in experiment.labelling_streams(parts, task) if name not in measured]
         if others:
-            data_record.tell(f"{task} is measured on {first}, not on {', '.join(others)}: eval.py measures on all")
+            on = " and ".join(measured)
+            data_record.tell(f"{task} is measured on {on}, not on {', '.join(others)}: eval.py measures on all")
+
+
+def _tell_unlabelled(parts: experiment.Experiment) -> None:
+    """Says which classes a stream leaves unlabelled."""
+    for stream in parts.used_streams:
+        data = experiment.source(parts, stream, training=True)
+        for task, classes in experiment.classes_of(parts, stream, data).items():
+            names = zip(parts.tasks[task].classes, classes.labelled, strict=True)
+            others = [name for name, is_labelled in names if not is_labelled]
+            if others:
+                data_record.tell(
+                    f"{stream} does not label {len(others)} of the {len(classes.labelled)} classes of {task} "
+                    f"({findings.some(others)}): they are neither background nor learnt there"
+                )
 
 
 def _refuse_other_baselines(config: RunSettings, parts: experiment.Experiment, data: data_record.DataRecord) -> None:
     if not config.smoke:  # which measures on a few images, to try everything out
         streams = experiment.measured_streams(parts, parts.tasks)
-        measured = {task: stream for stream, tasks in streams.items() for task in tasks}
+        measured = {task: stream for stream, tasks in reversed(streams.items()) for task in tasks}  # the first
         data_changes.refuse_other_baselines(config.contract.baseline_from, measured, data.digests())
 
 
@@ -384,7 +401,12 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
         baselines=baselines.baselines(limits.baseline_from),
     )
     for name, entry in verdict["tasks"].items():
-        entry["stream"], *entry["streams_not_measured"] = experiment.labelling_streams(run.parts, name)
+        measured = experiment.measuring_streams(run.parts, name)
+        entry["stream"] = measured[0]
+        streams = experiment.labelling_streams(run.parts, name)
+        entry["streams_not_measured"] = [stream for stream in streams if stream not in measured]
+        if measured[1:]:
+            entry["streams_measured_too"] = list(measured[1:])
     files.write_json(run.written / "contract.json", verdict)
     shown = {}
     for stream, asked in experiment.measured_streams(run.parts, names).items():

@@ -111,7 +111,7 @@ def make_train_step(
         objective = stage.of(tuple(batch))
         drawn = problem._replace(objective=objective)
         key = jax.random.fold_in(state.key, state.step)
-        given = StepInputs(state.params, state.batch_stats, memory, batch, key)
+        given = StepInputs(state.params, state.batch_stats, memory, batch, key, average=_average(objective, state))
         found = _one_gradient(drawn, given, state.balance_state)
         grads, penalties = _with_penalties(objective.keep, found.grads, state.params, memory)
         metrics = found.metrics | penalties
@@ -141,6 +141,13 @@ def make_train_step(
         return after, metrics
 
     return step
+
+
+def _average(objective: Objective, state: TrainState) -> PyTree:
+    """The variables that fill in what is not labelled, where the stage asks for it."""
+    if objective.pseudo_threshold is None or state.ema is None:
+        return None
+    return {"params": state.ema.params, "batch_stats": state.batch_stats}
 
 
 def _one_gradient(spec: StepSpec, given: StepInputs, balance_state: PyTree) -> Gradient:

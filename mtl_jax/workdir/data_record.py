@@ -140,7 +140,8 @@ def _look(parts: Experiment, stream: str, training: bool, looked: dict[str, Surv
     """Looks at one split, unless a stream before it had the same dataset."""
     most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if parts.smoke else settings["most"]
     with opened.noted() as files:
-        source = _whole(experiment.source(parts, stream, training=training))
+        source = experiment.source(parts, stream, training=training)
+        source = source.whole if parts.smoke and isinstance(source, experiment.Subset) else source
         name = _name(parts, stream, training)
         if name not in looked:
             looked[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})
@@ -156,16 +157,16 @@ def cache_folder() -> Path:
     return cpu_kernels.cache_dir() / "data"
 
 
-def _whole(source: Source) -> Source:
-    return source.whole if isinstance(source, experiment.Subset) else source
-
-
 def _name(parts: Experiment, stream: str, training: bool) -> str:
     """What decides which samples a split has, beside its files."""
     settings = parts.streams[stream]
     split = settings.train_split if training else settings.val_split
     void = experiment.ignore_labels(parts, stream)
     where = [settings.source, settings.options, void, split, str(parts.data_root.absolute())]
+    if training and settings.train_parts > 1:
+        where += [settings.train_part, settings.train_parts]
+    if not training and settings.val_options:
+        where.append(settings.val_options)
     return json.dumps(where, sort_keys=True, default=str)
 
 

@@ -17,6 +17,7 @@ from mtl_jax.errors import UserError
 
 VOID = 255  # of a mask: pixels that nobody labelled; PASCAL VOC's convention
 PIXEL_FIELDS = ("mask", "depth")  # with a value for every pixel, which move with the image
+WHOLE_FIELDS = ("labelled",)  # of the whole image beside them: which classes somebody has looked for
 SPLITS = ("train", "val")
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class Source(Protocol):
     """Random access to samples.
 
     A source may also have an attribute `reading` (see `Reading` and `reading_of`), which may look at every file when it
-    is first asked for, and a method `image_origin(index)`, the file of an image.
+    is first asked for, a method `image_origin(index)`, the file of an image, and an attribute `labelled_classes`, which
+    of a label's classes were looked for in its images, by label name.
     """
 
     @property
@@ -235,6 +237,10 @@ class Subset:
         self.whole = whole
         self.indices = indices
         self.class_names = whole.class_names
+        self.labelled_classes: Mapping[str, tuple[str, ...]] = getattr(whole, "labelled_classes", {})
+        origin = getattr(whole, "image_origin", None)
+        if origin is not None:  # else it has none either
+            self.image_origin = lambda index: origin(indices[index])
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -30,8 +30,9 @@ class CocoDetection:
         split: "train" or "val": annotations/instances_{split}.json with {split}/, or else
             instances_{split}2017.json with {split}2017/.
         folder: the dataset's folder below `data_root`.
-        classes: category names, in the order of their labels; by default those of the training file (of the split's
-            own, where there is none), ordered by id. Categories of the two files are the same by name, not by id.
+        classes: category names, in the order of their labels; those that neither split's file has count as not
+            labelled. By default those of the training file (of the split's own, where there is none), ordered by id.
+            Categories of the two files are the same by name, not by id.
         other_categories: what an annotation of a category outside `classes` is: an "error", or "ignore"d and
             counted.
         images_with: category names; only images that show one of them are kept. Empty keeps all.
@@ -74,8 +75,9 @@ class CocoDetection:
         names = coco_file.names_of(content)
         others = [file for other in SPLITS if other != split for file in _places(base, other) if file.exists()][:1]
         table = tuple(_default_table(split, names, others) if classes is None else classes)
-        _check_table((*table, *images_with, *images_without), names, self.file, others)
+        known = _known(table, (*images_with, *images_without), names, self.file, others)
         self.class_names = {"detection": table, "multi_label": table}
+        self.labelled_classes = {label: tuple(name for name in table if name in known) for label in self.class_names}
         found = coco_file.images_of(content, self.file)
         self._repeated, self._is_read = found.repeated, False
         self._images, boxes = found.entries, coco_boxes.Boxes(len(found.entries))
@@ -206,13 +208,27 @@ def _default_table(
     return coco_file.read_names(others[0])
 
 
-def _check_table(table: Sequence[str], names: Mapping[coco_file.Id, str], file: Path, others: Sequence[Path]) -> None:
-    """A class may be in the other split's file alone: a converter lists the categories that occur."""
-    unknown = [name for name in table if name not in names.values()]
-    elsewhere = [name for other in others for name in coco_file.read_names(other)] if unknown else []
-    unknown = [name for name in unknown if name not in elsewhere]
+def _known(
+    table: Sequence[str],
+    chosen: Sequence[str],
+    names: Mapping[coco_file.Id, str],
+    file: Path,
+    others: Sequence[Path],
+) -> frozenset[str]:
+    """The names of all categories; one may be in the other split's file alone: a converter lists those that occur.
+
+    A class of the table that neither file has was not looked for.
+
+    Raises:
+        UserError: there is none of the table, or no category that images are chosen by.
+    """
+    known = set(names.values())
+    if not known.issuperset((*table, *chosen)):
+        known |= {name for other in others for name in coco_file.read_names(other)}
+    unknown = [name for name in (table if known.isdisjoint(table) else chosen) if name not in known]
     if unknown:
         raise UserError(
             f"{file}: expected the classes among the file's categories, found no {unknown}: the file has "
             f"{', '.join(names.values())}"
         )
+    return frozenset(known)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from mtl_jax.data import orientation
 from mtl_jax.data.files import ImageFolderIndex
@@ -32,6 +32,9 @@ class OpenImages:
     that are not there are skipped, and their number is logged. An image without any object of `classes` stays if people
     have verified that one of them is absent. Objects that stand for a group are crowds. Boxes without area, and masks
     that belong to no box, are dropped and counted in `dropped` by reason.
+
+    Where the split has labels of whole images, objects were looked for of those classes alone that people have verified
+    to be present or absent: boxes and masks say which, in "labelled", unless they are all of every image.
 
     The mask holds 0 for the background and then `classes`; smaller objects lie over larger ones. An object without a
     file of its mask fills its box, and the log says how many. With more classes than a mask can hold, there is no
@@ -92,6 +95,7 @@ class OpenImages:
             if masks and self.mask_folder.is_dir():
                 self._add_masks(masks, labels)
         self._ids = sorted(self._objects.keys() | self._presences.keys())
+        self._is_partly_labelled = bool(presences) and not all(self._labelled(name).all() for name in self._ids)
         self._report()
 
     def _add_boxes(self, labels: dict[str, int]) -> None:
@@ -119,6 +123,13 @@ class OpenImages:
                 self.dropped["mask_without_box"] += 1
             else:
                 boxes[index] = boxes[index]._replace(mask=masked.mask)
+
+    def _labelled(self, image: str) -> Bool[np.ndarray, "classes"]:
+        """Which classes people have looked for in an image."""
+        found = np.zeros(len(self.class_names["detection"]), bool)
+        found[[number for number, present in self._presences.get(image, {}).items() if present is not None]] = True
+        found[[box.label for box in self._objects.get(image, [])]] = True
+        return found
 
     def _is_there(self, image: str) -> bool:
         if image not in self._stems:
@@ -162,6 +173,8 @@ class OpenImages:
         if stored:
             detection["boxes_xyxy"] = orientation.turn_boxes(detection["boxes_xyxy"], header)
         labels: dict[str, Fields] = {"detection": detection}
+        if self._is_partly_labelled:
+            detection["labelled"] = self._labelled(name)
         if "multi_label" in self.class_names:
             label = np.full(len(self.class_names["multi_label"]), np.nan, np.float32)
             for number, present in self._presences.get(name, {}).items():
@@ -171,6 +184,8 @@ class OpenImages:
             blank = np.zeros((height, width), mask_dtype(len(self.class_names["segmentation"])))
             mask = _painted(blank, boxes, self.mask_folder)
             labels["segmentation"] = {"mask": turn_upright(mask, header.orientation) if stored else mask}
+            if self._is_partly_labelled:
+                labels["segmentation"]["labelled"] = np.append(True, self._labelled(name))
         return {"image": image.upright, "labels": labels, "id": name}
 
     @functools.cached_property
@@ -188,6 +203,8 @@ class OpenImages:
             **{f"boxes dropped: {reason.replace('_', ' ')}": count for reason, count in self.dropped.items()},
             "labels of whole images": sum(present is not None for present in known),
             "labels in contradiction": sum(present is None for present in known),
+            "images not searched for every class": self._is_partly_labelled
+            and sum(not self._labelled(name).all() for name in self._ids),
         }
         notes, dropped = [*self._convention.notes], self.dropped["degenerate"]
         if dropped > len(boxes):

@@ -33,6 +33,7 @@ class VocSegmentation:
         split: "train" or "val"; the list ImageSets/Segmentation/{split}.txt.
         folder: the dataset's folder below `data_root`; VOC2012 or VOCdevkit/VOC2012 inside it is found too.
         classes: names of the mask values, from 0.
+        as_background: names of classes whose pixels are read as the first class, as if nobody had looked for them.
         void: the only mask value of pixels that nobody labelled; by default 255 (65535 of more than 255 classes) and
             `ignore_label`. Without it, masks of two classes that hold 0 and 255 alone are read as the two classes.
         ignore_label: what the task calls void.
@@ -42,7 +43,7 @@ class VocSegmentation:
             those of all training images.
 
     Raises:
-        UserError: no dataset there, or an empty list of images.
+        UserError: no dataset there, an empty list of images, or an unknown class.
 
     References:
         Everingham, Van Gool, Williams, Winn, Zisserman, "The PASCAL Visual Object Classes
@@ -56,6 +57,7 @@ class VocSegmentation:
         split: str,
         folder: str = "mini-voc-seg",
         classes: Sequence[str] = VOC_CLASSES,
+        as_background: Sequence[str] = (),
         void: int | None = None,
         ignore_label: int | None = None,
         annotated_on: str = "auto",
@@ -72,6 +74,8 @@ class VocSegmentation:
         self.folder = index.parents[2]
         self.class_names = {"segmentation": tuple(classes)}
         count = len(self.class_names["segmentation"])
+        self.labelled_classes = {"segmentation": tuple(name for name in classes if name not in as_background)}
+        self._hidden = _numbers(as_background, tuple(classes))
         self._void = masks.void_values(void, ignore_label, count)
         self._may_be_binary = void is None and count == 2
         self._files = _listed(index, self.folder, annotated_on)
@@ -93,6 +97,7 @@ class VocSegmentation:
             binary=self._is_binary,
             stored=self._files.is_stored(image.header, index),
         )
+        mask[np.isin(mask, self._hidden)] = 0
         return {"image": image.upright, "labels": {"segmentation": {"mask": mask}}, "id": self._files.names[index]}
 
     @functools.cached_property
@@ -145,6 +150,13 @@ class VocSegmentation:
                     "are read, not colours; look whether it is the same class, or export all masks with one palette."
                 )
                 return
+
+
+def _numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    unknown = [name for name in names if name not in classes[1:]]
+    if unknown:
+        raise UserError(f"as_background names {', '.join(unknown)}; expected some of {', '.join(classes[1:])}")
+    return [classes.index(name) for name in names]
 
 
 def _listed(file: Path, folder: Path, annotated_on: str) -> ListedImages:

@@ -1,0 +1,56 @@
+"""Classes that a dataset does not label, filled in by the average of the network in training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from mtl_jax.models import multi_task
+from mtl_jax.tasks.base import Labels, Task
+
+StreamLabels = Mapping[str, Mapping[str, Labels]]  # stream -> task -> labels
+
+
+def filled(
+    model: Any,
+    tasks: Mapping[str, Task],
+    labels: StreamLabels,
+    *,
+    rows: Mapping[str, slice],
+    image: Float[Array, "batch height width 3"],
+    average: PyTree,
+    threshold: float,
+) -> StreamLabels:
+    """Puts the average's sure answers in the place of what is not labelled.
+
+    Args:
+        model: from `multi_task.build`.
+        tasks: every task of the model.
+        labels: of the images.
+        rows: of each stream among the images.
+        image: of the streams, one after another.
+        average: variables.
+        threshold: least probability or score of an answer.
+
+    References:
+        Tarvainen, Valpola, "Mean teachers are better role models", 2017 (there its outputs are targets as they are).
+    """
+    asked = tuple(dict.fromkeys(task for of in labels.values() for task in of if _lacks_classes(tasks, task, of[task])))
+    if not asked:
+        return labels
+    raw = jax.lax.stop_gradient(multi_task.eval_raw(model, average, image, tasks=asked)[0])
+    size = (image.shape[1], image.shape[2])
+
+    def fill(stream: str, task: str, given: Labels) -> Labels:
+        fill_in = tasks[task].fill_in if task in asked else None
+        return given if fill_in is None else fill_in(given, raw[task][rows[stream]], size, threshold)
+
+    return {stream: {task: fill(stream, task, given) for task, given in of.items()} for stream, of in labels.items()}
+
+
+def _lacks_classes(tasks: Mapping[str, Task], task: str, labels: Labels) -> bool:
+    """Whether any class may be unlabelled; stored outputs of exemplars are no task's labels."""
+    return task in tasks and (tasks[task].kind == "multi_label" or "labelled" in labels)
