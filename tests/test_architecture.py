@@ -20,7 +20,6 @@ LAYERS = (  # each may import those to its left, and its own
     ("evaluation",),
     ("report",),
     ("export", "training", "predict", "own_data"),
-    ("benchmarks",),
     ("cli",),
     ("__main__",),
 )

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import jax_side, problem, turns
+from benchmarks.problem import Problem
 from mtl_jax import tasks
-from mtl_jax.benchmarks import jax_side, problem, turns
-from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 
@@ -36,7 +36,7 @@ def test_a_bfloat16_step_stays_within_2_percent_of_float32_s_loss(monkeypatch):
 
 def test_the_torch_peer_has_the_same_parameters_outputs_and_joint_loss():
     torch = pytest.importorskip("torch", reason="the peer needs torch: pip install -e '.[oracle]'")
-    from mtl_jax.benchmarks import torch_peer
+    from benchmarks import torch_peer
 
     records = tasks.build(problem.task_settings(SMALL))
     model = multi_task.build({}, records)
@@ -75,7 +75,7 @@ def test_a_side_in_its_own_process_is_timed_and_one_that_fails_says_why():
 
 
 def test_the_command_line_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):
-    from mtl_jax.benchmarks import commands
+    from benchmarks import commands
 
     monkeypatch.setitem(commands.COMMANDS, "step", lambda options: [{"side": "jax", "median_ms": 1.5}])
     assert benchmark.main(["step", "--json", str(tmp_path / "out.json")]) == 0
@@ -94,7 +94,7 @@ def small_networks(monkeypatch):
 
 
 def test_balancing_methods_are_set_beside_the_sum(monkeypatch):
-    from mtl_jax.benchmarks import balance_costs, commands
+    from benchmarks import balance_costs, commands
 
     found = balance_costs.settings(SMALL, ("sum", "moco", "pcgrad"))
     assert found[0][2] == ("sum", "moco", "pcgrad")
@@ -113,7 +113,7 @@ def test_balancing_methods_are_set_beside_the_sum(monkeypatch):
 
 
 def test_a_body_with_heads_holds_fewer_parameters_than_as_many_networks(monkeypatch):
-    from mtl_jax.benchmarks import hydra
+    from benchmarks import hydra
 
     monkeypatch.setattr(hydra, "HEADS", (1, 2))
     small_networks(monkeypatch)
@@ -125,7 +125,7 @@ def test_a_body_with_heads_holds_fewer_parameters_than_as_many_networks(monkeypa
 
 
 def test_every_backbone_is_counted_and_timed(monkeypatch):
-    from mtl_jax.benchmarks import commands
+    from benchmarks import commands
 
     asked = []
 
@@ -146,9 +146,9 @@ def test_every_backbone_is_counted_and_timed(monkeypatch):
 
 
 def test_sharing_is_timed_counted_and_set_against_what_runs_reached(monkeypatch, tmp_path):
+    from benchmarks import commands, sharing
     from mtl_jax import config as config_lib
     from mtl_jax import experiment
-    from mtl_jax.benchmarks import commands, sharing
 
     config = config_lib.base()
     config.model.update({"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8})
@@ -190,7 +190,7 @@ found = builtins.__import__
 
 def bare(name, globals=None, *rest, **named):
     asked_by = (globals or {{}}).get("__name__", "").partition(".")[0]
-    if name.partition(".")[0] in ("rich", "absl") and asked_by in ("mtl_jax", "benchmark", "__main__"):
+    if name.partition(".")[0] in ("rich", "absl") and asked_by in ("mtl_jax", "benchmarks", "benchmark", "__main__"):
         raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
     return found(name, globals, *rest, **named)
 
@@ -225,7 +225,7 @@ def test_the_gpu_command_runs_on_a_bare_machine_and_says_where_there_is_no_gpu(t
 
 def gpu_times(monkeypatch, outcomes):
     """Lets `turns.together` return, for each problem, seconds of a computation or words; returns what was asked."""
-    from mtl_jax.benchmarks import gpu
+    from benchmarks import gpu
 
     asked = []
 
@@ -295,7 +295,7 @@ def test_sides_that_are_built_together_fail_one_by_one():
 
 
 def test_processes_share_one_cache_and_a_user_s_flags_for_xla_are_left_alone(monkeypatch):
-    from mtl_jax.benchmarks import gpu
+    from benchmarks import gpu
 
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     assert gpu._environment()["XLA_FLAGS"] == gpu.XLA_FLAGS

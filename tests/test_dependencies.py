@@ -22,15 +22,21 @@ DISTRIBUTIONS = {  # of packages that are installed under another name than they
 BEHIND = {"jax.export": "flatbuffers"}  # what a package imports in one of its parts, without declaring it
 EXTRAS = {  # of what may import more than the dependencies
     "mtl_jax/export": ("export",),
-    "mtl_jax/benchmarks/torch_peer.py": ("oracle",),
+    "benchmarks/torch_peer.py": ("oracle",),
+    "benchmarks/torch_onnx.py": ("oracle", "export"),
+    "benchmarks/exported.py": ("export",),
     "tests": ("dev", "export", "oracle"),
 }
 FILES = sorted(
     path
-    for place in ("mtl_jax", "scripts", "configs", "tests", "eval.py")
+    for place in ("mtl_jax", "benchmarks", "scripts", "configs", "tests", "eval.py")
     for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
 )
-OURS = {"mtl_jax", *(path.stem for folder in ("tests", "scripts") for path in (ROOT / folder).glob("*.py"))}
+OURS = {
+    "mtl_jax",
+    "benchmarks",
+    *(path.stem for folder in ("tests", "scripts") for path in (ROOT / folder).glob("*.py")),
+}
 
 
 def declared(requirements: list[str]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib
 import json
 import os
 import platform
@@ -13,15 +14,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.benchmarks import commands
 from mtl_jax.cli import flags
+from mtl_jax.errors import UserError
+
+CHECKOUT = Path(__file__).parents[2]
 
 
 def parser() -> flags.Parser:
     """Returns the command's flags."""
-    epilog = "\n".join(f"{name}: {command.__doc__}" for name, command in commands.COMMANDS.items())
+    commands = _commands().COMMANDS if _in_checkout() else {}
+    epilog = "\n".join(f"{name}: {command.__doc__}" for name, command in commands.items())
     parser = flags.Parser("benchmark", __doc__, epilog=epilog)
-    parser.add_argument("what", choices=tuple(commands.COMMANDS), help="what is measured, see below")
+    parser.add_argument("what", choices=tuple(commands) or None, help="what is measured, see below")
     parser.add_argument("--peer", choices=("", "torch"), default="", help="compare with PyTorch, eager and compiled")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=512, help="px, a multiple of 32")
@@ -41,6 +45,12 @@ def parser() -> flags.Parser:
 def main(arguments: Sequence[str]) -> int:
     """Prints one table; returns 0, or 2 for a user's mistake."""
     options = vars(parser().parse_args(arguments))
+    if not _in_checkout():
+        raise UserError(
+            "mtl-jax benchmark: expected a checkout of the repository, with its folder benchmarks, found none in "
+            f"{CHECKOUT}; clone it and install it with pip install -e ."
+        )
+    commands = _commands()
     what, path = options.pop("what"), options.pop("json")
     about = {"command": ["mtl-jax", "benchmark", *arguments], "machine": _machine()}
     try:
@@ -50,6 +60,17 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         return flags.fail(error)
     return 0
+
+
+def _in_checkout() -> bool:
+    return (CHECKOUT / "benchmarks" / "commands.py").is_file()
+
+
+def _commands() -> Any:
+    """Imports what lies beside the package: benchmarks are no part of what is installed."""
+    if str(CHECKOUT) not in sys.path:
+        sys.path.append(str(CHECKOUT))
+    return importlib.import_module("benchmarks.commands")
 
 
 def _write(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -62,9 +83,7 @@ def _write(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]])
 
 def _print(what: str, rows: list[dict[str, Any]]) -> None:
     if what == "gpu":  # in plain text, as a bare machine prints it too
-        from mtl_jax.benchmarks import gpu
-
-        print(gpu.tables(rows))
+        print(importlib.import_module("benchmarks.gpu").tables(rows))
         return
     from rich.console import Console
 

@@ -1,29 +1,37 @@
 """Learning one task after another: what keeps the old tasks, one file a method, all of the shape of `method.Method`."""
 
-from mtl_jax.continual.agem import AGEM
-from mtl_jax.continual.der import DER
-from mtl_jax.continual.ewc import EWC
-from mtl_jax.continual.gpm import GPM
-from mtl_jax.continual.lwf import LwF
-from mtl_jax.continual.mas import MAS
-from mtl_jax.continual.method import Method
-from mtl_jax.continual.paste import Paste
-from mtl_jax.continual.replay import Replay
-from mtl_jax.continual.si import SI
+import importlib
+from typing import TYPE_CHECKING, Any
 
-# A stage names them as keep={"lwf": {"weight": 4.0}}; their hooks run in this order.
-METHODS: dict[str, type[Method]] = {
+if TYPE_CHECKING:
+    from mtl_jax.continual.method import Method
+
+    METHODS: dict[str, type[Method]]
+
+# A stage names them as keep={"lwf": {"weight": 4.0}}; their hooks run in this order. Key -> file, class.
+PLACES = {
     # parameters are held near where old stages left them
-    "ewc": EWC,
-    "mas": MAS,
-    "si": SI,
+    "ewc": ("ewc", "EWC"),
+    "mas": ("mas", "MAS"),
+    "si": ("si", "SI"),
     # images of old stages come back
-    "replay": Replay,
-    "paste": Paste,
-    "der": DER,
-    "agem": AGEM,
+    "replay": ("replay", "Replay"),
+    "paste": ("paste", "Paste"),
+    "der": ("der", "DER"),
+    "agem": ("agem", "AGEM"),
     # the network before the stage teaches
-    "lwf": LwF,
+    "lwf": ("lwf", "LwF"),
     # updates leave a space alone
-    "gpm": GPM,
+    "gpm": ("gpm", "GPM"),
 }
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `METHODS` on first use: the losses alone are needed where no image library is installed."""
+    if name != "METHODS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    methods = {
+        key: getattr(importlib.import_module(f"{__name__}.{module}"), method)
+        for key, (module, method) in PLACES.items()
+    }
+    return globals().setdefault(name, methods)

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from mtl_jax.benchmarks.problem import Problem
+from benchmarks.problem import Problem
 from mtl_jax.runtime import allocator
 
 WARM_UP = 3
@@ -19,11 +19,11 @@ def main(specification: str) -> int:
     started = time.perf_counter()
     problem = Problem(**json.loads(specification))
     if problem.side == "jax":
-        from mtl_jax.benchmarks import jax_side
+        from benchmarks import jax_side
 
         compute, device_peak_mb = jax_side.build(problem).compute, jax_side.device_peak_mb
     else:
-        from mtl_jax.benchmarks import torch_peer
+        from benchmarks import torch_peer
 
         compute, device_peak_mb = torch_peer.build(problem), torch_peer.device_peak_mb
     compute()

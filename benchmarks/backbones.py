@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
+from benchmarks import problem as problem_lib
+from benchmarks import turns
+from benchmarks.problem import Problem
 from mtl_jax import tasks
-from mtl_jax.benchmarks import problem as problem_lib
-from mtl_jax.benchmarks import turns
-from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.models import multi_task
 
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from benchmarks import jax_side
+from benchmarks import problem as problem_lib
+from benchmarks.problem import Problem
+from benchmarks.turns import timed
 from mtl_jax import tasks
-from mtl_jax.benchmarks import jax_side
-from mtl_jax.benchmarks import problem as problem_lib
-from mtl_jax.benchmarks.problem import Problem
-from mtl_jax.benchmarks.turns import timed
 from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.models import multi_task
 from mtl_jax.models.ownership import split_private

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import flagship
 from mtl_jax import experiment
-from mtl_jax.benchmarks import flagship
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import dependence

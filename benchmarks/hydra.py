@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from benchmarks.turns import timed
 from mtl_jax import tasks
-from mtl_jax.benchmarks.turns import timed
 from mtl_jax.models import multi_task
 
 HEADS = (1, 2, 3, 8)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtl_jax.benchmarks import problem as problem_lib
-from mtl_jax.benchmarks.problem import Problem
+from benchmarks import problem as problem_lib
+from benchmarks.problem import Problem
 
 # kernel, expanded, outputs, squeeze, activation, stride: Howard et al., "Searching for MobileNetV3", 2019, table 2.
 RE, HS = nn.ReLU, nn.Hardswish

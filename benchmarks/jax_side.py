@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks import problem as problem_lib
+from benchmarks.problem import Problem
 from mtl_jax import tasks
-from mtl_jax.benchmarks import problem as problem_lib
-from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import depthwise, multi_task

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
+from benchmarks import flagship
 from mtl_jax import experiment
-from mtl_jax.benchmarks import flagship
 from mtl_jax.evaluation import evaluate
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import benchmarks
 from mtl_jax import experiment
 from mtl_jax.config import load_page
 from mtl_jax.errors import UserError
 
-PAGE = Path(__file__).parents[2] / "configs" / "seq.py"
+PAGE = benchmarks.ROOT / "configs" / "seq.py"
 
 
 def build(data_root: Path, variant: str = "shared", **model_changes: Any) -> experiment.Experiment:

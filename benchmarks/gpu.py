@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtl_jax.benchmarks import turns
-from mtl_jax.benchmarks.problem import Problem
+import benchmarks
+from benchmarks import turns
+from benchmarks.problem import Problem
 
 Rows = list[dict[str, Any]]
 
@@ -144,11 +145,11 @@ def _checks(
     facts: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mtl_jax.benchmarks.gpu_checks", *(["quick"] if quick else [])],
+            [sys.executable, "-m", "benchmarks.gpu_checks", *(["quick"] if quick else [])],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, **environment},
+            env=benchmarks.environment(environment),
         )
         alarm = threading.Timer(seconds, process.kill)
         alarm.start()

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtl_jax.benchmarks.problem import Problem
+import benchmarks
+from benchmarks.problem import Problem
 from mtl_jax.errors import UserError
 
 OUT_OF_MEMORY = "out of memory"
@@ -123,12 +123,12 @@ class _Worker:
         # A pipe that nobody reads would stop a compiler that warns a lot.
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 -- `close` closes it
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mtl_jax.benchmarks.worker", json.dumps(dataclasses.asdict(problem))],
+            [sys.executable, "-m", "benchmarks.worker", json.dumps(dataclasses.asdict(problem))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env=benchmarks.environment(environment),
         )
 
     def build(self) -> None:

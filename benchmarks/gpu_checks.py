@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from benchmarks import problem as problem_lib
+from benchmarks.problem import Problem
 from mtl_jax import balance, tasks
-from mtl_jax.benchmarks import problem as problem_lib
-from mtl_jax.benchmarks.problem import Problem
 from mtl_jax.evaluation import evaluate
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise, depthwise_forms, multi_task

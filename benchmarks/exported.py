@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import problem as problem_lib
+from benchmarks.problem import Problem
+from benchmarks.turns import timed
 from mtl_jax import tasks
-from mtl_jax.benchmarks import problem as problem_lib
-from mtl_jax.benchmarks.problem import Problem
-from mtl_jax.benchmarks.turns import timed
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.export import formats
@@ -62,7 +62,7 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
 
 def _write_peer(path: Path, variables: Any, image_size: int, decode: str) -> None:
     try:
-        from mtl_jax.benchmarks import torch_onnx
+        from benchmarks import torch_onnx
     except ImportError as error:
         raise UserError(f"--peer torch needs PyTorch ({error}): pip install -e '.[oracle]'") from error
     torch_onnx.write(path, variables, image_size=image_size, decode=decode)

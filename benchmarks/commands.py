@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.benchmarks import turns
-from mtl_jax.benchmarks.problem import Problem
+import benchmarks
+from benchmarks import turns
+from benchmarks.problem import Problem
 from mtl_jax.errors import UserError
 
 Rows = list[dict[str, Any]]
-REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +68,8 @@ def _against_peers(problem: Problem, options: Options) -> Rows:
 
 def balance(options: Options) -> Rows:
     """Times every balancing method against the plain sum, on three streams, on one, and for more tasks."""
+    from benchmarks import balance_costs
     from mtl_jax import balance
-    from mtl_jax.benchmarks import balance_costs
     from mtl_jax.runtime import compilation
 
     methods = tuple(name for name in options.methods.split(",") if name) or tuple(balance.METHODS)
@@ -97,7 +96,7 @@ def compile_times(options: Options) -> Rows:
     program = (
         "import time; start = time.perf_counter()\n"
         "from mtl_jax.runtime import compilation; compilation.enable_cache()\n"
-        "from mtl_jax.benchmarks import jax_side, problem\n"
+        "from benchmarks import jax_side, problem\n"
         "imported = time.perf_counter()\n"
         f"jax_side.build(problem.Problem('jax', 'step', {options.batch_size}, {options.image_size})).compute()\n"
         "print(time.perf_counter() - imported, time.perf_counter() - start)"
@@ -105,7 +104,7 @@ def compile_times(options: Options) -> Rows:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in ("empty cache", "warm cache"):
-            environment = {**os.environ, "MTL_JAX_CACHE": folder}
+            environment = benchmarks.environment({"MTL_JAX_CACHE": folder})
             done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise UserError(f"the program to compile failed: {done.stderr.strip().splitlines()[-1]}")
@@ -113,7 +112,7 @@ def compile_times(options: Options) -> Rows:
             rows.append({"what": f"first step, {name}", "seconds": first, "with_imports_seconds": total})
     for name, command in {
         "import mtl_jax": ["-c", "import mtl_jax"],
-        "python eval.py --help": [str(REPOSITORY / "eval.py"), "--help"],
+        "python eval.py --help": [str(benchmarks.ROOT / "eval.py"), "--help"],
     }.items():
         start = time.perf_counter()
         subprocess.run([sys.executable, *command], check=True, capture_output=True)
@@ -123,21 +122,21 @@ def compile_times(options: Options) -> Rows:
 
 def data(options: Options) -> Rows:
     """Images per second of each stream's pipeline alone, in its first epoch and after it, and its decodes."""
-    from mtl_jax.benchmarks import input_pipeline
+    from benchmarks import input_pipeline
 
     return input_pipeline.measure(options.data_root)
 
 
 def evaluate(options: Options) -> Rows:
     """Seconds of evaluating each stream's validation images, and of the network's share in it."""
-    from mtl_jax.benchmarks import evaluation
+    from benchmarks import evaluation
 
     return evaluation.measure(options.data_root)
 
 
 def sharing(options: Options) -> Rows:
     """Times one image through each wiring of the flagship, counts parameters; --runs and --svg draw the frontier."""
-    from mtl_jax.benchmarks import sharing
+    from benchmarks import sharing
 
     runs: dict[str, list[Path]] = {}
     for name, equals, folder in (each.partition("=") for each in options.runs.split(",") if each):
@@ -152,14 +151,14 @@ def sharing(options: Options) -> Rows:
 
 def hydra(options: Options) -> Rows:
     """Times one image through one body with 1, 2, 3 and 8 heads, and through as many networks of one task."""
-    from mtl_jax.benchmarks import hydra
+    from benchmarks import hydra
 
     return hydra.measure(image_size=options.image_size, repeats=options.repeats)
 
 
 def backbones(options: Options) -> Rows:
     """Times one image and a training step at half its size with each backbone, under the flagship's neck and head."""
-    from mtl_jax.benchmarks import backbones
+    from benchmarks import backbones
 
     one_image = Problem("jax", "infer", 1, options.image_size, options.dtype)
     step = Problem("jax", "step", options.batch_size, options.image_size // 2, options.dtype)
@@ -168,21 +167,21 @@ def backbones(options: Options) -> Rows:
 
 def roofline(options: Options) -> Rows:
     """Time of each layer, forward and backward, against what the machine's ceilings allow it."""
-    from mtl_jax.benchmarks import roofline
+    from benchmarks import roofline
 
     return roofline.measure(batch_size=options.batch_size, image_size=options.image_size, repeats=options.repeats)
 
 
 def gpu(options: Options) -> Rows:
     """Everything to know of one GPU in --minutes: correctness, step and inference beside PyTorch, balancing."""
-    from mtl_jax.benchmarks import gpu
+    from benchmarks import gpu
 
     return gpu.measure(minutes=options.minutes, quick=options.quick, on_rows=options.on_rows)
 
 
 def export(options: Options) -> Rows:
     """Times the ONNX file of the flagship's network at batch 1 and 8 beside JAX, and beside torch.onnx's (--peer)."""
-    from mtl_jax.benchmarks import exported
+    from benchmarks import exported
 
     return exported.measure(image_size=options.image_size, repeats=options.repeats, peer=options.peer)
 

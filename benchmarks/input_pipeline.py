@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import flagship
 from mtl_jax import experiment
-from mtl_jax.benchmarks import flagship
 from mtl_jax.data import pipeline
 from mtl_jax.data.cache import cached
 

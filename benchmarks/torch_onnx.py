@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtl_jax.benchmarks.torch_peer import (
+from benchmarks.torch_peer import (
     CANDIDATES,
     MAX_BOXES,
     PRIOR_LOGIT,

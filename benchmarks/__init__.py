@@ -1,0 +1,17 @@
+"""Measurements of speed and memory, run from a checkout by `mtl-jax benchmark`; a PyTorch peer to compare with."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Returns the environment of a process that can import this folder, as an installed package could be.
+
+    Args:
+        changes: variables that differ from this process's.
+    """
+    merged = {**os.environ, **(changes or {})}
+    return {**merged, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), merged.get("PYTHONPATH"))))}
