@@ -19,11 +19,12 @@ from benchmarks.torch_peer import (
     Network,
     boxes_of,
     grid,
+    iou,
     load_jax_params,
 )
 
 OPSET = 17
-IOU_THRESHOLD, SCORE_THRESHOLD = 0.5, 0.005
+IOU_THRESHOLD, SCORE_THRESHOLD, VOTING_IOU = 0.5, 0.005, 0.6
 
 
 class _Suppression(torch.autograd.Function):
@@ -74,8 +75,16 @@ class Served(nn.Module):
         place = torch.arange(CANDIDATES, dtype=torch.float32)
         first = torch.where(keep > 0, place, float(CANDIDATES)).topk(MAX_BOXES, 1, largest=False).values
         kept = first.clamp(max=CANDIDATES - 1).long()
-        box = box.gather(1, kept[..., None].expand(-1, -1, 4))
+        box = _voted(box, score, label).gather(1, kept[..., None].expand(-1, -1, 4))
         return box, score.gather(1, kept), label.gather(1, kept), first < CANDIDATES
+
+
+def _voted(box: Tensor, score: Tensor, label: Tensor) -> Tensor:
+    """Replaces each box by the mean, weighted by score, of the boxes of its class that overlap it."""
+    near = (iou(box[:, :, None], box[:, None]) > VOTING_IOU) & (label[:, :, None] == label[:, None])
+    near = near & (score >= SCORE_THRESHOLD)[:, None]
+    weight = torch.where(near, score[:, None], torch.eye(CANDIDATES))
+    return weight @ box / weight.sum(-1, keepdim=True)
 
 
 def write(path: Path, variables: Any, *, image_size: int, decode: str) -> None:

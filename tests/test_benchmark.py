@@ -304,3 +304,22 @@ def test_processes_share_one_cache_and_a_user_s_flags_for_xla_are_left_alone(mon
     assert gpu._environment()["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(compilation.MAX_BYTES)
     monkeypatch.setenv("XLA_FLAGS", "--mine")
     assert gpu._environment()["XLA_FLAGS"] == "--mine"
+
+
+def test_the_file_that_torch_onnx_makes_of_the_peer_says_what_the_library_s_file_says(tmp_path):
+    for package in ("torch", "onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: files of the peer are not tested")
+    from benchmarks import torch_onnx
+    from mtl_jax.export import formats, network
+
+    records = tasks.build(problem.task_settings(SMALL))
+    model = multi_task.build({}, records)
+    variables = multi_task.init_variables(model, key=jax.random.key(0))
+    torch_onnx.write(tmp_path / "peer.onnx", variables, image_size=64, decode="none")
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    function = network.answers_of(model, records, variables, "none")
+    assert formats.write_onnx(function, tmp_path / "own.onnx", image, layout="nchw")
+    pixels = np.ascontiguousarray(problem.images(SMALL).transpose(network.TO_NCHW))
+    expected, found = (formats.session(str(tmp_path / name))(pixels) for name in ("peer.onnx", "own.onnx"))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[f"{name}/outputs"], value, rtol=1e-4, atol=1e-4, err_msg=name)
