@@ -1,5 +1,6 @@
 # make train   trains CONFIG (the quickstart on embedded data, if not set) and prints its contract
-# make test    runs the tests
+# make test    runs the tests, but for the slow ones, which end real processes or join several
+# make test-all  runs those too
 # make fuzz    feeds the readers CASES spoilt and misleading files, others than the tests do; SEED repeats a run
 # All make the virtual environment .venv first, where it is missing or pyproject.toml has changed; with PYTHON=python3.13, say, they
 # make and use .venv-3.13 beside it.
@@ -15,7 +16,7 @@ CASES ?= 4000
 KILLS ?= 20
 SEED ?= $(shell date +%s)
 
-.PHONY: train test fuzz torture lint
+.PHONY: train test test-all fuzz torture lint
 
 train: $(call STAMP,core)
 	$(VENV)/bin/python scripts/train.py --config $(CONFIG) --workdir $(WORKDIR) $(ARGS)
@@ -23,11 +24,14 @@ train: $(call STAMP,core)
 test: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
+test-all: $(call STAMP,$(EXTRAS))
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m "slow or not slow" $(ARGS)
+
 fuzz: $(call STAMP,$(EXTRAS))
 	MTL_JAX_FUZZ_CASES=$(CASES) $(VENV)/bin/python -m pytest tests/test_fuzz.py tests/test_fuzz_meaning.py --hypothesis-seed=$(SEED) $(ARGS)
 
 torture: $(call STAMP,$(EXTRAS))
-	MTL_JAX_KILLS=$(KILLS) MTL_JAX_KILL_SEED=$(SEED) $(VENV)/bin/python -m pytest tests/test_kill.py $(ARGS)
+	MTL_JAX_KILLS=$(KILLS) MTL_JAX_KILL_SEED=$(SEED) $(VENV)/bin/python -m pytest -m slow tests/test_kill.py $(ARGS)
 
 lint: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/ruff check .

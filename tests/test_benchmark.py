@@ -198,6 +198,7 @@ builtins.__import__ = bare
 """
 
 
+@pytest.mark.slow
 def test_the_gpu_command_runs_on_a_bare_machine_and_says_where_there_is_no_gpu(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BARE)  # which every process of the command runs first
     root, path = Path(__file__).parents[1], tmp_path / "gpu.json"

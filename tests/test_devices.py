@@ -75,6 +75,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains_and_write_once(alone, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -89,6 +90,7 @@ def test_two_processes_train_what_one_trains_and_write_once(alone, tmp_path):
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_four_devices_train_what_one_trains(alone, tmp_path):
     finish(start(tmp_path / "run", device_count=4))
     assert_same(parameters(tmp_path / "run"), alone)

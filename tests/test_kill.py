@@ -19,6 +19,8 @@ from compiling import QUICK
 
 from mtl_jax.workdir import checkpoints, metrics_log
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("MTL_JAX_KILLS", "1"))
 SEED = int(os.environ.get("MTL_JAX_KILL_SEED", "0"))

@@ -19,6 +19,8 @@ from compiling import QUICK
 
 from mtl_jax.workdir import checkpoints
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PORT = 12355
 PAGE = """
