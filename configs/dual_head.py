@@ -51,7 +51,7 @@ def get_config(variant: str = "together") -> ConfigDict:
         config.order = ("both",)
     else:
         config.stages.people = stage(("people",), epochs=50.0, **OPTIMIZER)
-        thaw = {"freeze": ("backbone/stage_[0-2]", "backbone/stage_3@:10", "backbone/stage_4@:5")}
+        thaw = {"freeze": {"backbone/until_8": None, "backbone/stride_16": (0, 10), "backbone/stride_32": (0, 5)}}
         by_root = {"sampling_temperature": 2.0}
         config.stages.both = stage(("people", "things"), epochs=50.0, **by_root, **thaw, **OPTIMIZER)
         config.order = ("people", "both")

@@ -46,12 +46,13 @@ def go_on(field: str, value: Any, **options: Any) -> list[str]:
         ("tasks.b.label_smoothing", 0.1),
         ("stages.b.streams", ("sa", "sb")),
         ("stages.b.freeze", ("neck",)),
+        ("stages.b.freeze", {"neck": (0, 5)}),
         ("order", ("a",)),
     ],
 )
 def test_what_follows_a_finished_stage_may_change_and_is_told(field, value):
     (told,) = go_on(field, value)
-    assert told.startswith(f"{field} was ")
+    assert told.startswith(f"{field} was " if "freeze" not in field else "stages.b.freeze.neck was None, is [0.0, ")
 
 
 def test_a_task_more_is_refused_with_what_can_be_done():

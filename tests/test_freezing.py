@@ -1,45 +1,66 @@
 """Which patterns are frozen from which step on."""
 
-import math
+from typing import Any
 
 import pytest
 
+from mtl_jax.config.former import renamed_stage
+from mtl_jax.config.section import read
+from mtl_jax.config.stage_settings import WHOLE, StageSettings
 from mtl_jax.errors import UserError
 from mtl_jax.training import freezing
 
 
+def frozen(given: Any) -> Any:
+    return read(StageSettings, {"freeze": given}, "config.stages.seg").freeze
+
+
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("given", "expected"),
     [
-        ("backbone", ("backbone", 0.0, math.inf)),
-        ("backbone@:5", ("backbone", 0.0, 5.0)),
-        ("head/conv_*@2.5:", ("head/conv_*", 2.5, math.inf)),
-        ("neck@1:3", ("neck", 1.0, 3.0)),
+        (("backbone", "neck,head"), dict.fromkeys(("backbone", "neck", "head"), WHOLE)),
+        ({"backbone": None, "backbone/stride_16": (0, 10)}, {"backbone": WHOLE, "backbone/stride_16": (0.0, 10.0)}),
+        ({"neck": [2.5, None]}, {"neck": (2.5, float("inf"))}),
+        ((), {}),
     ],
 )
-def test_a_rule_is_a_pattern_with_epochs(text, expected):
-    assert freezing.parse(text, where="freeze") == expected
+def test_what_is_frozen_is_read_as_patterns_with_epochs(given, expected):
+    assert frozen(given) == expected
 
 
-@pytest.mark.parametrize("text", ["backbone@", "backbone@5", "@:5", "neck@3:1", "neck@-1:", "neck@a:b", "neck@nan:"])
-def test_a_rule_that_says_nothing_is_refused(text):
-    with pytest.raises(UserError, match=r"freeze has .* expected a pattern"):
-        freezing.parse(text, where="freeze")
+@pytest.mark.parametrize("epochs", [5, (3, 1), (-1, 2), ("a", "b"), (0, 1, 2), (float("nan"), 3), "5:"])
+def test_epochs_that_say_nothing_are_refused(epochs):
+    with pytest.raises(UserError, match=r"stages\.seg\.freeze\.neck is .*; expected None, or epochs from and to"):
+        frozen({"neck": epochs})
 
 
-def phases(*rules, total_steps=100):
-    parsed = [freezing.parse(rule, where="freeze") for rule in rules]
-    return freezing.phases(parsed, steps_per_epoch=10, total_steps=total_steps)
+@pytest.mark.parametrize(
+    ("former", "now"),
+    [
+        (("backbone@:5",), {"backbone": (0.0, 5.0)}),
+        (("head/conv_*@2.5:",), {"head/conv_*": (2.5, None)}),
+        (
+            ("neck", "backbone/stage_[0-1]@1:3"),
+            {"neck": None, "backbone/stride_2": (1, 3), "backbone/stride_4": (1, 3)},
+        ),
+    ],
+)
+def test_former_texts_are_read_as_what_they_are_called_now(former, now):
+    assert frozen(renamed_stage({"freeze": former})["freeze"]) == frozen(now)
+
+
+def phases(freeze: Any, total_steps: int = 100) -> Any:
+    return freezing.phases(freezing.rules(frozen(freeze)), steps_per_epoch=10, total_steps=total_steps)
 
 
 def test_without_epochs_there_is_one_phase():
-    assert phases() == {0: ()}
-    assert phases("a", "b") == {0: ("a", "b")}
+    assert phases(()) == {0: ()}
+    assert phases(("a", "b")) == {0: ("a", "b")}
 
 
 def test_a_phase_begins_wherever_the_frozen_patterns_change():
-    assert phases("a@:2", "b@:5", "c@3:") == {0: ("a", "b"), 20: ("b",), 30: ("b", "c"), 50: ("c",)}
+    assert phases({"a": (0, 2), "b": (0, 5), "c": (3, None)}) == {0: ("a", "b"), 20: ("b",), 30: ("b", "c"), 50: ("c",)}
 
 
 def test_what_begins_after_the_stage_is_left_out():
-    assert phases("a@20:", "b@:50") == {0: ("b",)}
+    assert phases({"a": (20, None), "b": (0, 50)}) == {0: ("b",)}

@@ -140,7 +140,7 @@ def network(tiny_backbone):
     [
         ({}, {"train_batch_norm": "everywhere"}, 'moves the running statistics of .*train_batch_norm="new_levels"'),
         ({"layers": ("neck", "head")}, {}, "trains backbone/.*freeze it with config.stages.cls.freeze, or hold it"),
-        ({"layers": ("neck", "head")}, {"freeze": ("backbone@:0.5",)}, "trains backbone/.*freeze it"),
+        ({"layers": ("neck", "head")}, {"freeze": {"backbone": (0, 0.5)}}, "trains backbone/.*freeze it"),
         ({"layers": ("necks",)}, {}, "keep.gpm.layers has 'necks', which matches no parameter that tasks share"),
         ({}, {}, ""),
         ({"layers": ("neck", "head")}, {"freeze": ("backbone",)}, ""),

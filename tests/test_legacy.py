@@ -36,7 +36,7 @@ def config(run):
     plain: Any = config_lib.completed(json.loads((run / "config.json").read_text())["config"])
     plain["order"] = tuple(plain["order"])  # JSON has no tuples
     for stage in plain["stages"].values():
-        stage |= {name: tuple(stage[name]) for name in ("streams", "freeze")}
+        stage["streams"] = tuple(stage["streams"])
     return ConfigDict(plain)
 
 
@@ -87,7 +87,8 @@ def test_a_page_of_today_goes_on_with_a_run_of_then(run, config):
 
 
 def test_checkpoints_of_then_give_back_what_a_stage_left_and_where_the_next_one_was(run, config):
-    parts = experiment.build(config.to_dict(), data_root=Path())
+    config = config_lib.resolve(config)
+    parts = experiment.build(config, data_root=Path())
     learnt = stage_checkpoints.read(run / "checkpoints" / "0-seg", config, parts)
     (anchor,), buffers, held = (learnt.memory[slot] for slot in ("anchors", "replay", "gpm"))
     assert any(np.any(leaf > 0) for leaf in anchor.importance["head"]["seg"].values())

@@ -6,7 +6,7 @@ import pytest
 from mtl_jax import tasks
 from mtl_jax.models import multi_task, patterns
 
-STAGES = {"stage_0": ("stem",), "stage_1": ("block_1",), "stage_2": ("block_2", "block_3")}
+STAGES = {"stride_2": ("stem",), "stride_4": ("block_1",), "stride_8": ("block_2", "block_3")}
 
 
 def test_a_name_stands_for_all_that_lies_below_it():
@@ -19,7 +19,7 @@ def test_a_name_stands_for_all_that_lies_below_it():
 
 
 def test_stages_become_their_layers():
-    assert patterns.expanded("backbone/stage_[02]/conv", STAGES) == [
+    assert patterns.expanded("backbone/stride_[28]/conv", STAGES) == [
         "backbone/stem/conv",
         "backbone/block_2/conv",
         "backbone/block_3/conv",
@@ -71,5 +71,5 @@ def test_the_stages_of_a_backbone_hold_every_layer_once():
         ]
         built = {*params["backbone"], *params.get("branch_cls", {}).get("backbone", {})}
         assert sorted(layers) == sorted(built)
-        assert stages["stage_0"] == (("layer_0",) if changes.get("backbone") else ("stem",))
-    assert multi_task.backbone_stages(multi_task.build({}, records))["stage_2"] == ("block_2", "block_3")
+        assert stages["stride_2"] == (("layer_0",) if changes.get("backbone") else ("stem",))
+    assert multi_task.backbone_stages(multi_task.build({}, records))["stride_8"] == ("block_2", "block_3")

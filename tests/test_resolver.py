@@ -85,7 +85,9 @@ MISTAKES: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({f"{LATER}.micro_batches": 3}, "micro_batches is 3, which does not divide the 4 images of single; expected a"),
         # which parameters
         ({f"{LATER}.freeze": ("bakbone",)}, "freeze has 'bakbone', which matches no parameter; expected one in"),
-        ({f"{LATER}.freeze": "backbone"}, "config.stages.cls.freeze is 'backbone'; expected"),
+        ({f"{LATER}.freeze": "backbone"}, "config.stages.cls.freeze is 'backbone'; expected patterns, such as"),
+        ({f"{LATER}.freeze": {"neck": (5, 2)}}, "stages.cls.freeze.neck is (5, 2); expected None, or epochs"),
+        ({f"{LATER}.freeze": {"neck": (500, None)}}, "freeze has 'neck' from epoch 500 on; expected less than"),
         ({f"{LATER}.freeze": ("*",)}, "config.stages.cls.freeze is *, which leaves no parameter to train; freeze less"),
         ({f"{LATER}.rates": {"hed": 1.0}}, "rates has 'hed', which matches no parameter; expected one in back"),
         ({f"{LATER}.rates": {"head": -1.0}}, "config.stages.cls.rates.head is -1.0; expected at least 0"),

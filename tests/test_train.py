@@ -166,7 +166,7 @@ def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path):
     config.order = ("seg",)
     changes = {"epochs": 2.0, "schedule": "constant", "warmup_fraction": 0.0}
 
-    def kernels(*freeze):
+    def kernels(freeze):
         config.stages.seg = config_lib.stage(("masks",), freeze=freeze, **changes)
         workdir = tmp_path / str(len(list(tmp_path.iterdir())))
         train_loop.train_and_evaluate(config, workdir)
@@ -175,8 +175,8 @@ def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path):
         return conv, norm["mean"]
 
     frozen, still = kernels("backbone")
-    late, moved = kernels("backbone@:1")
-    whole, _ = kernels()
+    late, moved = kernels({"backbone": (0, 1)})
+    whole, _ = kernels(())
     assert not still.any()
     assert moved.any()
     assert 0 < abs(late - frozen).mean() < abs(whole - frozen).mean()

@@ -17,6 +17,7 @@ from mtl_jax.errors import UserError
 
 PREFIX = "--config."
 PAGE = "--config"
+FREEZE = "freeze"  # takes a table, or names alone
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 # Tables that take names which the page leaves out, and what one of their values looks like; None takes any.
 OPEN = {
@@ -29,6 +30,7 @@ OPEN = {
     ("stages", "*", "balance_options"): None,
     ("stages", "*", "rates"): 0.0,
     ("stages", "*", "loss_weights"): 0.0,
+    ("stages", "*", "freeze"): None,
     ("stages", "*", "keep"): {},
     ("stages", "*", "keep", "*"): None,
     ("stages", "*", "keep", "*", "*"): 0.0,
@@ -148,7 +150,7 @@ def _value(override: Override, example: Any) -> Any:
     if isinstance(example, str):
         return text
     literal = _literal(text)
-    if isinstance(example, tuple | list):
+    if isinstance(example, tuple | list) or (override.path[-1] == FREEZE and not isinstance(literal, dict)):
         if isinstance(literal, dict):  # a table where names alone are usual: parts with their epochs
             return literal
         listed = literal if isinstance(literal, tuple | list) else text.split(",")

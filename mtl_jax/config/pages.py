@@ -48,7 +48,7 @@ def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         saved: a resolved configuration, as plain values.
     """
-    config = _filled(former.renamed(legacy.translated(saved)), RunSettings)
+    config = RunSettings().to_dict() | former.renamed(legacy.translated(saved)) | _infinite(saved, RunSettings)
     for name, section in (("model", ModelSettings), ("contract", ContractSettings)):
         config[name] = _filled(config[name], section)
     for name, section in (("streams", StreamSettings), ("stages", StageSettings)):
@@ -61,9 +61,12 @@ def _filled(saved: Any, section: type[Section]) -> Any:
     """A section with the defaults of what it lacks, and the infinities that JSON has no number for."""
     if not isinstance(saved, Mapping):
         return saved
+    return section.sections(defaults(section) | dict(saved) | _infinite(saved, section))
+
+
+def _infinite(saved: Mapping[str, Any], section: type[Section]) -> dict[str, float]:
     endless = [field.name for field in dataclasses.fields(section) if _may_be_endless(field)]
-    infinite = {name: math.inf for name in endless if name in saved and saved[name] is None}
-    return defaults(section) | dict(saved) | infinite
+    return {name: math.inf for name in endless if name in saved and saved[name] is None}
 
 
 def _may_be_endless(field: dataclasses.Field[Any]) -> bool:

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mtl_jax.config import legacy
-from mtl_jax.config.section import Section, setting
+from mtl_jax.config.checks import is_number
+from mtl_jax.config.section import Section, fitted, setting
 from mtl_jax.errors import UserError
 
 OPTIMIZERS = ("adamw", "sgd")
 UPDATES = ("forward", "mask", "weight")
+WHOLE = (0.0, math.inf)  # epochs of a stage
+FREEZE_EXAMPLE = "{'backbone': (0, 5)}"
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -81,10 +84,11 @@ class StageSettings(Section):
         "an earlier task, from whose branch, norms and patches those of this stage's tasks start, where shapes agree; "
         '"" is off',
     )
-    freeze: tuple[str, ...] = setting(
+    freeze: Mapping[str, tuple[float, float]] | tuple[str, ...] = setting(
         (),
-        'patterns of parameters that stay as they are, statistics too: "backbone", "head/kernels"; with epochs, '
-        '"backbone@:5" until the fifth (gradual unfreezing), "backbone/stage_0@2.5:" from then on (progressive)',
+        'patterns of parameters that stay as they are, statistics too: ("backbone", "head/kernels"); or with epochs '
+        'from and to, {"backbone": None, "backbone/stride_16": (0, 5), "neck": (2.5, None)}, where None is the whole '
+        "stage, or its end (gradual unfreezing, progressive freezing)",
     )
     soft_sharing: float = setting(
         0.0,
@@ -119,3 +123,32 @@ class StageSettings(Section):
                 "pseudo_labels is True, and ema_decay 0; expected above 0, e.g. 0.99: the average of the network fills "
                 "in what is not labelled"
             )
+
+    @property
+    def frozen(self) -> dict[str, tuple[float, float]]:
+        """What is frozen, by pattern, and from which epoch to which."""
+        return _frozen(self.freeze)
+
+    @classmethod
+    def sections(cls, given: Any) -> dict[str, Any]:
+        """Reads `freeze`, a tuple of patterns or a table, as a table with the epochs of each."""
+        values = dict(given.items())
+        return values | ({"freeze": _frozen(values["freeze"])} if "freeze" in values else {})
+
+
+def _frozen(given: Any) -> dict[str, tuple[float, float]]:
+    if isinstance(given, tuple | list):
+        return dict.fromkeys(fitted("freeze", given, tuple[str, ...]), WHOLE)
+    if not hasattr(given, "items"):
+        raise UserError(f"freeze is {given!r}; expected patterns, such as ('backbone',), or {FREEZE_EXAMPLE}")
+    return {str(pattern): _epochs(f"freeze.{pattern}", epochs) for pattern, epochs in given.items()}
+
+
+def _epochs(where: str, given: Any) -> tuple[float, float]:
+    if given is None:
+        return WHOLE
+    numbers = tuple(given) if isinstance(given, tuple | list) else ()
+    ends = tuple(math.inf if number is None and place else number for place, number in enumerate(numbers))
+    if len(ends) != 2 or not all(map(is_number, ends)) or not 0 <= ends[0] < ends[1]:
+        raise UserError(f"{where} is {given!r}; expected None, or epochs from and to, as in {FREEZE_EXAMPLE}")
+    return float(ends[0]), float(ends[1])

@@ -274,14 +274,14 @@ def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
 
 
 def backbone_stages(model: Network) -> dict[str, tuple[str, ...]]:
-    """Returns {"stage_0" and so on: the names of its layers}, stage k ending at stride 2 ** (k + 1)."""
+    """Returns {"stride_2" and so on: the names of the backbone's layers that end at this stride}."""
     whole, stages, seen = wiring.whole_backbone(model), {}, set()
     image = jax.ShapeDtypeStruct((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3), jnp.float32)
     for number in range(int(math.log2(IMAGE_STRIDE))):
         part = whole.clone(until=2 ** (number + 1))
         init = functools.partial(part.init, train_batch_norm=False)
         layers = jax.eval_shape(init, jax.random.key(0), image).get("params", {})
-        stages[f"stage_{number}"] = tuple(name for name in layers if name not in seen)
+        stages[f"stride_{2 ** (number + 1)}"] = tuple(name for name in layers if name not in seen)
         seen |= set(layers)
     return stages
 

@@ -1,12 +1,10 @@
-"""Which parameters a stage leaves as they are, and when: patterns with epochs, such as "backbone@:5"."""
+"""Which parameters a stage leaves as they are, and when: patterns with epochs, such as {"backbone": (0, 5)}."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-from mtl_jax.errors import UserError
 
 
 class Rule(NamedTuple):
@@ -17,28 +15,13 @@ class Rule(NamedTuple):
     stop: float  # infinite: to the end
 
 
-def parse(text: str, *, where: str) -> Rule:
-    """Reads "pattern", "pattern@start:stop", "pattern@start:" or "pattern@:stop", in epochs.
+def rules(freeze: Mapping[str, tuple[float, float]]) -> list[Rule]:
+    """Returns what a stage's setting says, each pattern with its epochs.
 
     Args:
-        text: to read.
-        where: the setting, for the error.
-
-    Raises:
-        UserError: the epochs cannot be read, or none lies between them.
+        freeze: pattern -> epochs from and to.
     """
-    pattern, at, epochs = text.partition("@")
-    start, colon, stop = epochs.partition(":")
-    try:
-        rule = Rule(pattern, float(start or 0), float(stop or math.inf))
-    except ValueError:
-        rule = None
-    if rule is None or not pattern or bool(at) != bool(colon) or not 0 <= rule.start < rule.stop:
-        raise UserError(
-            f'{where} has {text!r}; expected a pattern such as "backbone", or with epochs "backbone@:5", '
-            '"backbone@5:", "backbone@2:5"'
-        )
-    return rule
+    return [Rule(pattern, *epochs) for pattern, epochs in freeze.items()]
 
 
 def phases(rules: Sequence[Rule], *, steps_per_epoch: int, total_steps: int) -> dict[int, tuple[str, ...]]:

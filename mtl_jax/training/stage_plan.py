@@ -228,9 +228,9 @@ def _phases(
 ) -> dict[int, tuple[str, ...]]:
     """From which step on which patterns of parameters are frozen."""
     where = f"{where}.freeze"
-    rules = [freezing.parse(rule, where=where) for rule in settings.freeze]
-    stages = experiment.backbone_stages(parts, settings.freeze)
-    rules = [rule._replace(pattern=each) for rule in rules for each in expanded(rule.pattern, stages)]
+    stages = experiment.backbone_stages(parts, settings.frozen)
+    named = freezing.rules(settings.frozen)
+    rules = [rule._replace(pattern=each) for rule in named for each in expanded(rule.pattern, stages)]
     found = paths(params)
     for rule in rules:
         _require_match(rule.pattern, found, where=where)
