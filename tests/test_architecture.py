@@ -20,6 +20,7 @@ LAYERS = (  # each may import those to its left, and its own
     ("evaluation",),
     ("report",),
     ("export", "training", "predict", "own_data"),
+    ("extend",),
     ("cli",),
     ("__main__",),
 )

@@ -48,7 +48,7 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
     runs.append((f"{page}:{main}", workdir))
     made_from = json.dumps([*map(str, asked), options.minutes, options.val_share, options.alone, options.pretrained])
     if any((place / RECORD).exists() for _, place in runs):
-        _require_same(page, made_from)
+        require_same(page, made_from)
         print(f"goes on with {page}")
         return runs
     choices, machine = look(asked, options)
@@ -91,7 +91,16 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--minutes is {options.minutes:g}; expected more than 0")
 
 
-def _require_same(page: Path, made_from: str) -> None:
+def require_same(page: Path, made_from: str) -> None:
+    """Refuses to go on with a run whose page was made from something else.
+
+    Args:
+        page: in its work directory.
+        made_from: what the command line asks for now.
+
+    Raises:
+        UserError: it was made from something else, or is gone.
+    """
     before = page_lib.made_from(page)
     if before != made_from:
         was = f"its page was made from {before}" if before else f"there is no {page}"

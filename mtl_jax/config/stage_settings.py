@@ -104,6 +104,13 @@ class StageSettings(Section):
         "is sure of its answer (Tarvainen and Valpola, 2017)",
     )
     pseudo_threshold: float = setting(0.7, "least probability or score of such an answer", least=0.0, most=1.0)
+    old_outputs: str = setting(
+        "",
+        'of the tasks of earlier stages: "exact" leaves all that they depend on as it is, so that no bit of their '
+        'outputs changes; "may_change" lets them move; "" too, unless an earlier stage kept them exactly, which is '
+        "refused",
+        choices=("", "exact", "may_change"),
+    )
     keep: Mapping[str, Mapping[str, Any]] = setting(
         {},
         "what keeps the tasks of earlier stages: key of mtl_jax.continual.METHODS -> its settings, by name those that "

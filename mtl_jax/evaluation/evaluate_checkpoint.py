@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Metric
-from mtl_jax.workdir import data_changes, data_record, files, trained
+from mtl_jax.workdir import data_changes, data_record, files, lineage, trained
 
 
 def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, Any]:
@@ -27,8 +27,9 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
     Returns:
         {"checkpoint", "stage", "tasks": {task: {figure: value}}, "measured_on": {task: what the figures are of,
         with "as_trained": whether these are the images that training validated with, None where that is not known},
-        "other_streams": {task: {stream: {figure: value}}} where several streams of the order label a task, "params",
-        "latency_ms", "latency_image_size"}.
+        "other_streams": {task: {stream: {figure: value}}} where several streams of the order label a task,
+        "lineage": of the work directory, None where it grew from no other, "params", "latency_ms",
+        "latency_image_size"}.
 
     Raises:
         UserError: an unknown task, or a dataset that is not there.
@@ -60,6 +61,7 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
             name: experiment.validation_data(parts, first[name]) | {"as_trained": as_trained[first[name]]}
             for name in names
         },
+        "lineage": lineage.of_checkpoint(network.path),
         "other_streams": {name: figures for name, figures in others.items() if figures},
         "params": sum(multi_task.parameter_count(network.variables["params"]).values()),
         "latency_ms": evaluate.latency_ms(predict, network.variables, names, image_size=size),
@@ -99,6 +101,8 @@ def show(figures: dict[str, Any]) -> None:
     size = figures["latency_image_size"]
     table.add_row("", f"latency, 1 image of {size} px, ms", f"{figures['latency_ms']:.1f}")
     Console().print(table)
+    if figures["lineage"]:
+        print(lineage.sentence(figures["lineage"]))
     for task, data in figures["measured_on"].items():
         print(
             f"{task}: {data['images']} images of stream {data['stream']} (split {data['split']} of {data['source']}, "

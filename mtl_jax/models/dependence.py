@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from mtl_jax.models import multi_task
+from mtl_jax.models.patterns import path_of
 from mtl_jax.models.sharing.wiring import Network
 
 SHARED, UNREAD = "shared", "unread"  # names of owners beside those of tasks, which no task may have
@@ -25,7 +27,7 @@ def params_by_owner(model: Network) -> dict[str, int]:
     Returns:
         {"shared": count, task: count}, with "unread" where parameters are left that no output depends on.
     """
-    shapes: Any = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
+    shapes = _shapes(model)
     readers = readers_of(model, shapes)
     counts = {SHARED: 0, **dict.fromkeys((task.name for task in model.tasks), 0)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"]):
@@ -51,18 +53,50 @@ def readers_of(model: Network, variables: PyTree) -> dict[tuple, tuple[str, ...]
         model: The network.
         variables: {"params", "batch_stats"}, or their shapes.
     """
+    found = _readers(model, variables)
+    return {path[1:]: tasks for path, tasks in found.items() if path[0].key == "params"}
+
+
+@functools.lru_cache(maxsize=8)
+def reads_of(model: Network) -> dict[str, tuple[str, ...]]:
+    """Returns {task: what its outputs depend on}, as "params/neck/…" and "batch_stats/neck/…".
+
+    Args:
+        model: The network.
+    """
+    readers = _readers(model, _shapes(model))
+    return {
+        task.name: tuple(path_of(path) for path, tasks in readers.items() if task.name in tasks) for task in model.tasks
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def paths_of(model: Network) -> tuple[str, ...]:
+    """Returns the path of every variable, as `reads_of` names them.
+
+    Args:
+        model: The network.
+    """
+    return tuple(path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(_shapes(model)))
+
+
+def _shapes(model: Network) -> Any:
+    return jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
+
+
+def _readers(model: Network, variables: PyTree) -> dict[tuple, tuple[str, ...]]:
+    """As `readers_of`, of all variables: a path begins with the collection's name."""
     image = jax.ShapeDtypeStruct((1, multi_task.INIT_IMAGE_SIZE, multi_task.INIT_IMAGE_SIZE, 3), jnp.float32)
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     found: dict[tuple, tuple[str, ...]] = dict.fromkeys(paths, ())
     for task in model.tasks:
 
-        def outputs(params: PyTree, others: PyTree, x: Any, name: str = task.name) -> Any:
-            return multi_task.eval_raw(model, {**others, "params": params}, x, tasks=(name,))[0]
+        def outputs(variables: PyTree, x: Any, name: str = task.name) -> Any:
+            return multi_task.eval_raw(model, variables, x, tasks=(name,))[0]
 
-        others = {name: tree for name, tree in variables.items() if name != "params"}
-        jaxpr = jax.make_jaxpr(outputs)(variables["params"], others, image).jaxpr
+        jaxpr = jax.make_jaxpr(outputs)(variables, image).jaxpr
         needed = _needed(jaxpr)
-        for path, variable in zip(paths, jaxpr.invars, strict=False):  # the parameters come first
+        for path, variable in zip(paths, jaxpr.invars, strict=False):  # the variables come before the image
             if variable in needed:
                 found[path] += (task.name,)
     return found

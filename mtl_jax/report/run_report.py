@@ -11,7 +11,7 @@ from typing import Any
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import contract_table
 from mtl_jax.evaluation.contract import relative_drop_percent, task_histories
-from mtl_jax.report import balance_section, html_page
+from mtl_jax.report import balance_section, html_page, versions_section
 from mtl_jax.report.svg_figures import Span, curves_by, panel_svg
 from mtl_jax.tasks import title
 from mtl_jax.workdir import metrics_log
@@ -77,6 +77,7 @@ def html(
         _title(name, config, contract),
         _contract(contract),
         _matrix(contract),
+        versions_section.section(contract),
         _curves(
             "Validation",
             _validation_panels(finite, spans, contract),

@@ -20,7 +20,7 @@ from mtl_jax.data.sources.base import Source
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import expanded, matches, paths
-from mtl_jax.training import freezing
+from mtl_jax.training import exactness, freezing
 from mtl_jax.training.losses import Objective
 from mtl_jax.training.stage_view import StageView
 
@@ -109,20 +109,23 @@ def plan(
     steps_per_epoch, steps, drawn = _length(config, settings, feeds, seeds, where=where)
     tasks = _stage_tasks(config, index, feeds)
     objective = _objective(settings, feeds, view.keep, tasks)
+    exact = exactness.held(config, parts, index)
     held = tuple(pattern for method in view.keep.values() for pattern in method.frozen(learnt.memory))
     phases = {
-        first: Phase((*frozen, *held), _batch_norm(parts, settings, frozen, tasks))
+        first: Phase((*frozen, *exact, *held), _batch_norm(parts, settings, (*frozen, *exact), tasks))
         for first, frozen in _phases(parts, settings, params, steps_per_epoch, steps, where=where).items()
     }
     for method in view.keep.values():
         method.refuse(view, tasks, learnt.memory, learnt.variables, phases.values())
+    objectives = {first: dataclasses.replace(objective, **phase._asdict()) for first, phase in phases.items()}
+    exactness.refuse_moving(config, parts, index, objectives.values())
     return StagePlan(
         index=index,
         name=name,
         settings=settings,
         view=view,
         data=feeds.data,
-        objectives={first: dataclasses.replace(objective, **phase._asdict()) for first, phase in phases.items()},
+        objectives=objectives,
         own_tasks=tasks.own,
         learnt_tasks=tuple(dict.fromkeys([*tasks.old, *tasks.own])),
         batch_sizes=feeds.batch_sizes,

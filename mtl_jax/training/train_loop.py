@@ -22,7 +22,7 @@ from mtl_jax.continual import memory, reading
 from mtl_jax.continual.method import Finished, Memory
 from mtl_jax.data import findings, pipeline
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import baselines, contract, evaluate
+from mtl_jax.evaluation import baselines, contract, evaluate, output_change
 from mtl_jax.models import dependence, multi_task
 from mtl_jax.report import pictures, run_report
 from mtl_jax.runtime import compilation, devices
@@ -30,6 +30,7 @@ from mtl_jax.runtime.preemption import Preempted, Preemption
 from mtl_jax.runtime.progress import StageProgress
 from mtl_jax.training import (
     dry_run,
+    exactness,
     measurement,
     resumption,
     stage_checkpoints,
@@ -40,7 +41,7 @@ from mtl_jax.training import (
 from mtl_jax.training.run_context import Run
 from mtl_jax.training.stage_checkpoints import StageClock
 from mtl_jax.training.stage_plan import StagePlan, StageResult
-from mtl_jax.workdir import checkpoints, data_changes, data_record, files, run_record
+from mtl_jax.workdir import checkpoints, data_changes, data_record, files, lineage, run_record
 from mtl_jax.workdir.metrics_log import MetricsLog
 
 
@@ -367,6 +368,19 @@ def _log_metrics(
             run.log.log(step, epoch, stage.name, "val", task, name, value)
 
 
+def _output_changes(run: Run, learnt: StageResult) -> dict[str, float]:
+    """How far the outputs of old tasks have moved: since the parent, or since a stage said what becomes of them."""
+    grown = lineage.read(run.workdir)
+    added = len(grown["versions"][-1]["stages"]) if grown else 0
+    index = len(run.config.order) - added if added else exactness.first_kept(run.config)
+    before = next((each for each in checkpoints.stages(run.workdir) if each.index == index - 1), None)
+    if index == 0 or before is None:
+        return {}
+    old = run.config.tasks_of(*run.config.order[:index])
+    variables = checkpoints.load(before.path, {"variables": experiment.abstract_variables(run.parts)})["variables"]
+    return output_change.largest(run.parts, variables, learnt.variables, old)
+
+
 def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
     """Measures the budgets, judges the contract, and writes both and the report."""
     tasks, limits = run.parts.tasks, run.config.contract
@@ -407,6 +421,10 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
         entry["streams_not_measured"] = [stream for stream in streams if stream not in measured]
         if measured[1:]:
             entry["streams_measured_too"] = list(measured[1:])
+    for name, change in _output_changes(run, learnt).items():
+        verdict["tasks"][name]["largest_output_change"] = change
+    if grown := lineage.read(run.workdir):
+        verdict["lineage"] = grown
     files.write_json(run.written / "contract.json", verdict)
     shown = {}
     for stream, asked in experiment.measured_streams(run.parts, names).items():

@@ -124,6 +124,16 @@ def verify(path: Path) -> None:
         _require_sound(path, name, digest)
 
 
+def digest(path: Path) -> str:
+    """Returns a digest of all files of a checkpoint.
+
+    Raises:
+        CheckpointError: nothing complete is there.
+    """
+    read_metadata(path)
+    return _digest((path / DIGESTS).read_bytes())
+
+
 def _require_sound(path: Path, name: str, digest: Any) -> None:
     try:
         sound = _digest((path / name).read_bytes()) == digest

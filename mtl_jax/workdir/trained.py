@@ -29,6 +29,7 @@ class Trained(NamedTuple):
     names: tuple[str, ...]  # of the tasks asked for
     variables: PyTree
     data: Mapping[str, Any] = MappingProxyType({})  # stream -> split -> what its stages saw of it (`data_record.KEPT`)
+    stages: tuple[str, ...] = ()  # names of the finished ones, in their order
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -56,7 +57,8 @@ def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) ->
     parts = experiment.build(config, data_root=data_root or _recorded_root(config))
     names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
     variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
-    return Trained(path, record["stage"], config, parts, names, variables, data)
+    stages = tuple(stage["name"] for stage in record["stages"])
+    return Trained(path, record["stage"], config, parts, names, variables, data, stages)
 
 
 def computing_in(network: Trained, dtype: str) -> Trained:

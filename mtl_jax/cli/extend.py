@@ -1,0 +1,125 @@
+"""Adds a task to a finished run, in a work directory of its own; no output of an old task changes.
+
+mtl-jax extend --from runs/mine --workdir runs/mine-2 classes=more/
+mtl-jax extend --from runs/digits --workdir runs/digits-2 --config configs/grow.py:more [--config.some.field=value …]
+
+Labels are named and looked at as by mtl-jax train. The page that --config takes says what is added: tasks, streams and
+stages; of the network it says nothing, or what the old run says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax import config as config_lib
+from mtl_jax.cli import flags
+from mtl_jax.errors import UserError
+
+EXIT_CONTRACT_BROKEN = 3
+
+
+def parser() -> flags.Parser:
+    """Returns the command's flags."""
+    usage = "mtl-jax extend --from DIR --workdir DIR (KIND[.NAME]=PATH … | --config PAGE) [flags]"
+    parser = flags.Parser("extend", __doc__, usage=usage)
+    parser.add_argument("labels", nargs="*", metavar="KIND=PATH", help="a kind of label, and a folder or file of it")
+    parser.add_argument("--from", dest="parent", required=True, metavar="DIR", help="the finished run's work directory")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the new run leaves its files")
+    parser.add_argument("--config", metavar="PAGE", help="a page of what is added, as --config of train takes it")
+    parser.add_argument(
+        "--keep", default="exact", help="exact: no old output changes; 5%%: no old task loses more than so much"
+    )
+    flags.add_switch(parser, "smoke", "two steps a stage on a handful of images, every file still written")
+    flags.add_switch(parser, "enforce_contract", "exit with status 3 when the contract is broken")
+    flags.add_minutes(parser)
+    flags.add_val_share(parser)
+    return parser
+
+
+@flags.reported(interrupted="interrupted; the same command goes on from the last checkpoint")
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 0, 2 for a user's mistake, 3 for a broken contract under --enforce_contract."""
+    from mtl_jax.config import overrides
+
+    page, changes, others = overrides.split(arguments)
+    options = parser().parse_args(others)
+    if bool(page) == bool(options.labels):
+        raise UserError(f"expected labels to add, or a page of them; {parser().format_usage().strip()}")
+    if options.smoke:
+        changes.append(overrides.Override(("smoke",), "true"))
+    from mtl_jax.workdir import checkpoints
+
+    options.parent = checkpoints.find(Path(options.parent).expanduser())
+    config = config_lib.read_settings(overrides.load(page or _own_page(options), changes))
+    if options.labels:  # which say nothing of the network
+        config = dataclasses.replace(config, model=_model_of(options.parent))
+    return _extend(config, options, command=" ".join(("mtl-jax extend", *arguments)))
+
+
+def _own_page(options: argparse.Namespace) -> str:
+    """Looks at the data and writes a page of it, unless the work directory has one of the same command."""
+    from mtl_jax.cli import own_run
+    from mtl_jax.own_data import asked as asked_lib
+    from mtl_jax.own_data import page as page_lib
+    from mtl_jax.workdir.run_record import RECORD
+
+    workdir = Path(options.workdir).expanduser()
+    asked = [_renamed(each, _tasks_of(options.parent)) for each in asked_lib.parse(options.labels)]
+    made_from = json.dumps([*map(str, asked), options.minutes, options.val_share, str(options.parent)])
+    page = workdir / page_lib.FILE
+    if (workdir / RECORD).exists():
+        own_run.require_same(page, made_from)
+    else:
+        choices, _ = own_run.look(asked, options)
+        page_lib.write(page, choices, name=workdir.name, made_from=made_from, val_share=options.val_share)
+        print(f"page: {page}, to be edited and added with --config")
+    return f"{page}:{page_lib.ONE_AFTER_ANOTHER}"
+
+
+def _renamed(asked: Any, taken: Sequence[str]) -> Any:
+    """Calls a task that the user gave no name by one that the old run has not."""
+    name, number = asked.name, 2
+    while asked.name == asked.kind and name in taken:
+        name, number = f"{asked.kind}_{number}", number + 1
+    return asked._replace(name=name)
+
+
+def _tasks_of(parent: Path) -> tuple[str, ...]:
+    from mtl_jax.workdir import checkpoints
+
+    return tuple(checkpoints.read_metadata(parent)["config"]["tasks"])
+
+
+def _model_of(parent: Path) -> Any:
+    from mtl_jax.workdir import checkpoints
+
+    return config_lib.read_settings(config_lib.completed(checkpoints.read_metadata(parent)["config"])).model
+
+
+def _extend(config: Any, options: argparse.Namespace, *, command: str) -> int:
+    # Imported after the flags: a typing error should not wait for JAX.
+    from absl import logging
+    from rich.console import Console
+
+    from mtl_jax.evaluation import contract_table
+    from mtl_jax.extend import extend
+    from mtl_jax.runtime.preemption import SAVED, Preempted, Preemption
+
+    logging.set_verbosity(logging.ERROR)  # of what Orbax says
+    try:
+        with Preemption() as preemption:
+            contract = extend(
+                options.parent, options.workdir, config, keep=options.keep, command=command, preemption=preemption
+            )
+    except Preempted:
+        print(SAVED, file=sys.stderr, flush=True)
+        return 0
+    Console().print(contract_table.table(contract))
+    print(f"report: {options.workdir}/report.html")
+    return EXIT_CONTRACT_BROKEN if options.enforce_contract and not contract["passed"] else 0

@@ -1,0 +1,204 @@
+"""What is to be added to a finished run, joined to its configuration, and refused where it does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mtl_jax
+from mtl_jax.config.model_settings import ModelSettings
+from mtl_jax.config.recipes import KEPT
+from mtl_jax.config.run_settings import RunSettings, read_settings
+from mtl_jax.config.section import defaults
+from mtl_jax.errors import UserError
+from mtl_jax.models import dependence
+from mtl_jax.models.ownership import owner_of
+from mtl_jax.training import exactness
+from mtl_jax.workdir import continuation, files, metrics_log, run_record
+from mtl_jax.workdir.trained import Trained
+
+PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
+
+
+def limit_percent(keep: str) -> float | None:
+    """Returns how much an old task may lose, percent; None where nothing may change.
+
+    Args:
+        keep: "exact", or "5%".
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = PERCENT.fullmatch(keep.strip())
+    if keep.strip() != exactness.EXACT and (not found or float(found[1]) > 100):
+        raise UserError(f'keep is {keep!r}; expected "exact", or what an old task may lose, such as "5%"')
+    return float(found[1]) if found else None
+
+
+def refuse_newer(path: Path) -> None:
+    """Refuses a run that was trained by a later version than this one, whose settings it may not know.
+
+    Args:
+        path: of a checkpoint of the run.
+
+    Raises:
+        UserError: names both versions.
+    """
+    record = files.read_json(path.absolute().parent.parent / run_record.RECORD) or {}
+    theirs = record.get("versions", {}).get("mtl_jax", "")
+    if _numbers(theirs) > _numbers(mtl_jax.__version__):
+        raise UserError(f"{path} was trained by mtl_jax {theirs}, this is the older {mtl_jax.__version__}: upgrade it")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def joined(old: Trained, page: RunSettings, *, limit: float | None) -> RunSettings:
+    """Returns the settings of the new run: the old one's, and what a page adds to it.
+
+    Args:
+        old: the finished run.
+        page: tasks, streams and stages to add; those of the old run may stand in it too, as they are.
+        limit: what an old task may lose, percent; None where nothing may change.
+
+    Raises:
+        UserError: what the page says of the old run is not so, or adds nothing that could be learnt.
+    """
+    config, now = old.config.to_dict(), page.to_dict()
+    config["order"] = config["order"][: len(old.stages)]  # without those that it has not come to
+    _require_same_network(old, config, now)
+    _join_tasks(old, config, now)
+    _join_streams(old, config, now)
+    new = _join_stages(old, config, now)
+    _take_over(config, now)
+    for name in new:
+        stage = config["stages"][name]
+        stage |= _kept(old, stage, limit)
+        stage["warm_start"] = stage["warm_start"] or _warm_start(old, config, stage)
+    if limit is not None:
+        config["contract"]["max_drop_percent"] = limit
+    return read_settings(config)
+
+
+def _require_same_network(old: Trained, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses a network that is neither the parent's nor left at its defaults."""
+    for name, value in now["model"].items():
+        stays = name in ("branches", "max_params") or value in (defaults(ModelSettings)[name], before["model"][name])
+        if not stays:
+            raise UserError(
+                f"model.{name} is {value!r}, and {old.path} was trained with {before['model'][name]!r}: a trained "
+                "network keeps its layers; leave the setting out, or train all tasks from the start"
+            )
+
+
+def _join_tasks(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -> None:
+    for name, task in now["tasks"].items():
+        if name not in config["tasks"]:
+            config["tasks"][name] = task
+        else:
+            _require_same_task(old, name, config["tasks"][name], task)
+    config["model"]["branches"] = {**dict(config["model"]["branches"]), **dict(now["model"]["branches"])}
+
+
+def _require_same_task(old: Trained, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    had, asked = list(before.get("classes") or ()), list(now.get("classes") or ())
+    if had != asked and sorted(map(str, had)) == sorted(map(str, asked)):
+        raise UserError(
+            f"task {name} has the classes of {old.path} in another order ({', '.join(map(str, asked))}); a trained "
+            f"readout keeps its order: {', '.join(map(str, had))}"
+        )
+    if _plain(before) != _plain(now):
+        changed = continuation.differences(_plain(before), _plain(now))
+        raise UserError(
+            f"task {name} is in {old.path} already, with other settings ({changed[0]}); give the new task another name"
+        )
+
+
+def _join_streams(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -> None:
+    for name, stream in now["streams"].items():
+        if name in config["streams"]:
+            if config["streams"][name] != stream:
+                raise UserError(
+                    f"stream {name} is in {old.path} already, with other settings; give the new stream another name"
+                )
+            continue
+        if now["image_size"] != config["image_size"] and not stream["image_size"]:
+            stream = {**stream, "image_size": now["image_size"]}
+        config["streams"][name] = stream
+
+
+def _join_stages(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Adds the new stages, and returns their names."""
+    new = [name for name in now["order"] if name not in config["order"]]
+    used = {stream for name in new for stream in now["stages"][name]["streams"]}
+    fresh = [task for task in now["tasks"] if task not in old.names]
+    for stream in now["streams"]:
+        added = stream not in old.config.streams
+        if added and (stream not in used or not set(now["streams"][stream]["labels"]) & set(fresh)):
+            raise UserError(
+                f"stream {stream} labels no new task in a new stage ({', '.join(fresh) or 'there is none'}); label "
+                "one, or leave the stream out"
+            )
+    learnt = {task for stream in used for task in config["streams"][stream]["labels"]}
+    if idle := [task for task in fresh if task not in learnt]:
+        raise UserError(f"task {idle[0]} is new and no new stage labels it; add a stream and a stage for it")
+    if not new or not fresh:
+        raise UserError(f"nothing is added to {old.path}; expected a task that it has not, with a stream and a stage")
+    for name in new:
+        if name in config["stages"] and name in old.stages:
+            raise UserError(f"stage {name} is in {old.path} already; give the new stage another name")
+        config["stages"][name] = now["stages"][name]
+    config["order"] = (*config["order"], *new)
+    return new
+
+
+def _take_over(config: dict[str, Any], now: Mapping[str, Any]) -> None:
+    """Takes what no finished stage was learnt from as the page says it, where it says so."""
+    usual = defaults(RunSettings)
+    for name in (*continuation.NOT_LEARNT_FROM, "seed", "smoke"):
+        if name != "contract" and now[name] != usual[name]:
+            config[name] = now[name]
+    baselines = {**dict(config["contract"]["baseline_from"]), **dict(now["contract"]["baseline_from"])}
+    changed = {name: value for name, value in now["contract"].items() if value != usual["contract"][name]}
+    config["contract"] = {**config["contract"], **changed, "baseline_from": baselines}
+    config["model"]["max_params"] = max(config["model"]["max_params"], now["model"]["max_params"])
+
+
+def _kept(old: Trained, stage: Mapping[str, Any], limit: float | None) -> dict[str, Any]:
+    """What a new stage does for the old tasks: nothing can move them, or the usual methods hold them."""
+    if limit is None:
+        return {"old_outputs": exactness.EXACT}
+    # The last stage of a run leaves no exemplars, as none was to follow.
+    left = any(old.config.stages[name].keep.get("replay", {}).get("images") for name in old.stages[:-1])
+    usual = {name: dict(each) for name, each in KEPT.items() if left or name != "replay"}
+    still = {"train_batch_norm": "new_levels"} if stage["train_batch_norm"] == "everywhere" else {}
+    return {"old_outputs": exactness.MAY_CHANGE, "keep": stage["keep"] or usual, **still}
+
+
+def _warm_start(old: Trained, config: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
+    """The old task from whose branch, norms and patches a new one's start: of its kind, or else the last learnt."""
+    own = {task for stream in stage["streams"] for task in config["streams"][stream]["labels"]}
+    kinds = {config["tasks"][task]["kind"] for task in own}
+    places = [path.split("/")[1:] for path in dependence.paths_of(old.parts.model) if path.startswith("params/")]
+    owners = {owner_of(tuple(place), old.names) for place in places if place[-3:-2] != ["head"]}
+    having = [task for task in old.names if task in owners]
+    return next((task for task in having if config["tasks"][task]["kind"] in kinds), having[-1] if having else "")
+
+
+def copy_metrics(before: Path, workdir: Path) -> None:
+    """Copies the old run's curves, which the new one's go on from.
+
+    Args:
+        before: work directory of the old run.
+        workdir: of the new one.
+    """
+    log = before / metrics_log.FILE_NAME
+    if log.is_file():
+        files.replace_text(workdir / metrics_log.FILE_NAME, log.read_text(encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    return files.without_nan(value)

@@ -1,0 +1,127 @@
+"""A trained network as the first stages of a larger one: every old variable in its place, the others fresh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from mtl_jax import experiment
+from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.errors import UserError
+from mtl_jax.models import dependence
+from mtl_jax.models.patterns import path_of
+from mtl_jax.workdir import checkpoints, files
+from mtl_jax.workdir.trained import Trained
+
+
+def require_room(parent: Trained, parts: experiment.Experiment, *, exact: bool) -> None:
+    """Checks that a network can take in new tasks and leave the old ones what they read.
+
+    Args:
+        parent: the trained network.
+        parts: of the larger one.
+        exact: whether old tasks must read nothing that is new.
+
+    Raises:
+        UserError: names what an old task would read, or what has another shape.
+    """
+    way = f"the network of {parent.path} (model.sharing={parent.config.model.sharing!r})"
+    shapes = {path_of(path): leaf.shape for path, leaf in _leaves(experiment.abstract_variables(parts))}
+    for path, leaf in _leaves(parent.variables):
+        if shapes.get(path_of(path)) != leaf.shape:
+            raise UserError(
+                f"{way} has no room for a further task: {path_of(path)}, which old tasks read, would have the shape "
+                f"{shapes.get(path_of(path))} in place of {leaf.shape}; train all tasks from the start"
+            )
+    if not exact:
+        return
+    before, now = dependence.reads_of(parent.parts.model), dependence.reads_of(parts.model)
+    for task in parent.names:
+        fresh = [path for path in now[task] if path not in before[task]]
+        if fresh:
+            raise UserError(
+                f"{way} cannot keep old tasks exactly: task {task} would read {fresh[0]}, which is a new task's; "
+                "extend it with --keep 5%, or train all tasks from the start"
+            )
+
+
+def grown(variables: PyTree, fresh: PyTree) -> PyTree:
+    """Returns variables of a larger network, with those of the smaller one in their places.
+
+    Args:
+        variables: of the smaller network.
+        fresh: of the larger one, untrained.
+    """
+    old = {path_of(path): leaf for path, leaf in _leaves(variables)}
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: old.get(path_of(path), np.asarray(leaf)), fresh)
+
+
+def fresh_variables(parent: Trained, parts: experiment.Experiment, config: RunSettings) -> PyTree:
+    """Returns untrained variables of the larger network, with published features where a new part has such.
+
+    Args:
+        parent: the trained network.
+        parts: of the larger one.
+        config: of the larger one.
+
+    Raises:
+        UserError: the file of features is gone.
+    """
+    old = {path_of(path) for path, _ in _leaves(parent.variables)}
+    added = [path_of(path) for path, _ in _leaves(experiment.abstract_variables(parts)) if path_of(path) not in old]
+    features = config.pretrained if any("backbone" in path.split("/") for path in added) else ""
+    # Not the run's own key, from which the old tasks' parts were drawn: theirs and the new ones' would be alike.
+    key = jax.random.fold_in(jax.random.key(config.seed), len(parent.config.tasks))
+    return jax.device_get(experiment.init_variables(parts, key=key, pretrained_path=features, offline=config.offline))
+
+
+def copy_stages(parent: Trained, workdir: Path, fresh: PyTree, config: RunSettings) -> None:
+    """Writes the parent's stages, up to the one that is extended, as the first of the larger network's.
+
+    Args:
+        parent: the trained network.
+        workdir: of the new run.
+        fresh: untrained variables of the larger network.
+        config: of the larger network.
+
+    Raises:
+        CheckpointError: a stage cannot be read, or not be written.
+    """
+    abstract = experiment.abstract_variables(parent.parts)
+    last = checkpoints.read_metadata(parent.path)["stages"]
+    beside = {stage.index: stage.path for stage in checkpoints.stages(parent.path.parent.parent)}
+    for index in range(len(last)):
+        path = parent.path if index == len(last) - 1 else beside.get(index)
+        if path is None:  # a checkpoint by itself
+            continue
+        loaded = checkpoints.load(path, {"variables": abstract, "memory": None})
+        record = {**checkpoints.read_metadata(path), "config": config.to_dict(), "train_seconds": 0.0}
+        parts = {
+            "variables": grown(loaded["variables"], fresh),
+            "memory": _grown_memory(loaded["memory"], parent.variables["params"], fresh["params"]),
+        }
+        checkpoints.save(workdir / "checkpoints" / path.name, parts, files.without_nan(record))
+
+
+def _grown_memory(memory: Mapping[str, Any], params: PyTree, fresh: PyTree) -> dict[str, Any]:
+    """The memory of old stages, in which trees like the parameters become as large as those of the new network."""
+    paths = [path for path, _ in _leaves(params)]
+
+    def enlarged(name: str, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        if tree and [path for path, _ in _leaves(tree)] == paths:
+            # New parameters lie where they begin, and matter to no old task.
+            return grown(tree, fresh if name == "params" else jax.tree.map(np.zeros_like, fresh))
+        return {below: enlarged(below, branch) for below, branch in tree.items()}
+
+    return enlarged("", memory)
+
+
+def _leaves(tree: PyTree) -> list[tuple[tuple, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)

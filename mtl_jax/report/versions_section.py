@@ -1,0 +1,56 @@
+"""The report's section on the versions of a run that grew from others: what each added, and every task over all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.evaluation import contract_table
+from mtl_jax.evaluation.contract import task_histories
+from mtl_jax.report import html_page
+
+COLUMNS = ("version", "work directory", "stages added", "classes added", "old tasks")
+
+
+def section(contract: Mapping[str, Any] | None) -> str:
+    """Returns the section; nothing for a run that grew from no other.
+
+    Args:
+        contract: the tree of `contract.json`.
+    """
+    lineage = (contract or {}).get("lineage")
+    if not contract or not lineage:
+        return ""
+    versions, tasks = lineage["versions"], contract["tasks"]
+    judged = {task: (entry["metric"], entry["higher_is_better"]) for task, entry in tasks.items()}
+    histories = task_histories(contract["stages"], judged)
+    rows, done, known = [], 0, {}
+    for number, version in enumerate(versions, start=1):
+        done += len(version["stages"])
+        values = [histories[task][done - 1] for task in tasks]
+        rows.append((*_described(number, version, known), *map(_figure, values)))
+        known |= version["classes"]
+    lead = f"Grown from {lineage['parent']}, digest {lineage['digest']}. Figures are of the end of each version."
+    if changes := {task: entry["largest_output_change"] for task, entry in tasks.items() if _is_old(entry)}:
+        lead += f" Largest change of an output since: {', '.join(f'{task} {x:g}' for task, x in changes.items())}."
+    numbers = range(len(COLUMNS), len(COLUMNS) + len(tasks))
+    return html_page.section("Versions", html_page.table((*COLUMNS, *tasks), rows, numbers=numbers), lead=lead)
+
+
+def _described(number: int, version: Mapping[str, Any], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    added = []
+    for task, classes in version["classes"].items():
+        fresh = [name for name in classes if name not in known.get(task, ())]
+        if task not in known or fresh:
+            added.append(f"{task}: {len(fresh)}" if fresh else task)
+    kept = version.get("keep", "-")
+    return f"{number}", Path(version["workdir"]).name, ", ".join(version["stages"]), ", ".join(added), kept
+
+
+def _figure(value: float | None) -> str:
+    return "·" if value is None else contract_table.figure(value)
+
+
+def _is_old(entry: Mapping[str, Any]) -> bool:
+    return "largest_output_change" in entry

@@ -1,0 +1,165 @@
+"""Old tasks that stay bit for bit as they are: what a stage must not move, and the refusal of one that would."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterable, Mapping
+
+from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.errors import UserError
+from mtl_jax.experiment import Experiment
+from mtl_jax.models import dependence
+from mtl_jax.models.ownership import owner_of
+from mtl_jax.models.patterns import matches
+from mtl_jax.models.sharing.wiring import Network
+from mtl_jax.training.losses import Objective
+
+EXACT, MAY_CHANGE = "exact", "may_change"  # values of a stage's `old_outputs`; "" says nothing
+
+
+def kept_exactly(config: RunSettings, index: int) -> dict[str, str]:
+    """Returns the tasks that earlier stages have kept exactly, each with the last stage that did.
+
+    Args:
+        config: the resolved configuration.
+        index: of a stage in `config.order`.
+    """
+    kept: dict[str, str] = {}
+    for earlier, name in enumerate(config.order[:index]):
+        wish = config.stages[name].old_outputs
+        if wish == EXACT:
+            kept |= dict.fromkeys(config.tasks_of(*config.order[:earlier]), name)
+        elif wish == MAY_CHANGE:
+            kept = {}
+    return kept
+
+
+def first_kept(config: RunSettings) -> int:
+    """Returns the index of the first stage that says what becomes of old outputs; 0 if none does.
+
+    Args:
+        config: the resolved configuration.
+    """
+    return next((index for index, name in enumerate(config.order) if config.stages[name].old_outputs), 0)
+
+
+def held(config: RunSettings, parts: Experiment, index: int) -> tuple[str, ...]:
+    """Returns patterns of all that a stage must leave as it is, statistics too; none where its old tasks may change.
+
+    Args:
+        config: the resolved configuration.
+        parts: what it describes.
+        index: of the stage in `config.order`.
+
+    Raises:
+        UserError: the stage cannot learn what it is to learn without changing an old task.
+    """
+    name = config.order[index]
+    settings, where = config.stages[name], f"config.stages.{name}"
+    if settings.old_outputs != EXACT:
+        return ()
+    old, own = config.tasks_of(*config.order[:index]), config.tasks_of(name)
+    if both := [task for task in own if task in old]:
+        raise UserError(
+            f"{where} is to keep old tasks exactly, and trains task {both[0]}, which is one; leave its label out of "
+            f'the stage\'s streams, or set {where}.old_outputs="{MAY_CHANGE}"'
+        )
+    if settings.soft_sharing:
+        raise UserError(f"{where}.soft_sharing draws branches of old tasks along; set it to 0 to keep them exactly")
+    patterns = patterns_of(parts.model, old)
+    free = [path for path in _all(parts.model, own) if not _is_held(path, patterns)]
+    if old and not any(path.startswith("params/") for path in free):
+        raise UserError(
+            f"{where} leaves task {own[0]} nothing to train: old tasks depend on all that it reads; give tasks "
+            "branches or norms of their own"
+        )
+    return patterns
+
+
+def refuse_moving(config: RunSettings, parts: Experiment, index: int, objectives: Iterable[Objective]) -> None:
+    """Refuses a stage that would change a task which earlier stages have kept exactly, unless it says that it may.
+
+    Args:
+        config: the resolved configuration.
+        parts: what it describes.
+        index: of the stage in `config.order`.
+        objectives: of the stage's phases.
+
+    Raises:
+        UserError: names the parameter, or statistic, and the task that needs it.
+    """
+    name = config.order[index]
+    kept = kept_exactly(config, index)
+    if config.stages[name].old_outputs == MAY_CHANGE or not kept:
+        return
+    reads, where = dependence.reads_of(parts.model), f"config.stages.{name}"
+    by_kind = functools.partial(sorted, key=lambda path: not path.startswith("params/"))  # parameters first
+    for objective in objectives:
+        for task, stage in kept.items():
+            moved = next((path for path in by_kind(reads[task]) if _moves(path, objective, tuple(parts.tasks))), None)
+            if moved is not None:
+                raise UserError(
+                    f"{where} would change {moved}, which task {task} needs as it is (stage {stage} kept it exactly); "
+                    f'set {where}.old_outputs="{EXACT}" to leave it alone, or "{MAY_CHANGE}" to give that up'
+                )
+
+
+def patterns_of(model: Network, tasks: Iterable[str]) -> tuple[str, ...]:
+    """Returns patterns that cover what the outputs of tasks depend on, and nothing else.
+
+    Args:
+        model: the network.
+        tasks: of it.
+    """
+    reads = dependence.reads_of(model)
+    needed = {path for task in tasks for path in reads[task]}
+    free = {prefix for path in dependence.paths_of(model) if path not in needed for prefix in _prefixes(path)}
+    return tuple(dict.fromkeys(_pattern(path, free) for path in sorted(needed)))
+
+
+def _all(model: Network, tasks: Iterable[str]) -> list[str]:
+    reads = dependence.reads_of(model)
+    return [path for task in tasks for path in reads[task]]
+
+
+def _place(path: str) -> str:
+    """Where a parameter or statistic lies as patterns name it: a statistic by its layer, which holds nothing else."""
+    collection, _, place = path.partition("/")
+    return place if collection == "params" else place.rpartition("/")[0]
+
+
+def _prefixes(path: str) -> list[str]:
+    names = _place(path).split("/")
+    return ["/".join(names[: end + 1]) for end in range(len(names))]
+
+
+def _pattern(path: str, free: Collection[str]) -> str:
+    """The shortest beginning of a path under which nothing is free."""
+    prefixes = _prefixes(path)
+    return next((prefix for prefix in prefixes if prefix not in free), prefixes[-1])
+
+
+def _is_held(path: str, patterns: Iterable[str]) -> bool:
+    return matches(_place(path), patterns)
+
+
+def _moves(path: str, objective: Objective, tasks: tuple[str, ...]) -> bool:
+    """Whether a step changes a parameter or statistic."""
+    place = _place(path)
+    owner = owner_of(tuple(place.split("/")), tasks)
+    if owner is not None and owner not in objective.tasks:
+        return False
+    if path.startswith("params/"):
+        return not matches(place, objective.frozen)
+    by_batch = objective.train_batch_norm
+    return bool(by_batch(place) if callable(by_batch) else by_batch)
+
+
+def recorded(model: Network, tasks: Iterable[str]) -> Mapping[str, list[str]]:
+    """Returns {task: patterns of what its outputs depend on}, for a checkpoint.
+
+    Args:
+        model: the network.
+        tasks: that it has learnt.
+    """
+    return {task: list(patterns_of(model, (task,))) for task in tasks}

@@ -1,0 +1,89 @@
+"""Which run a work directory grew from: `lineage.json`, one entry for each version, the oldest first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.errors import UserError
+from mtl_jax.workdir import checkpoints, files
+
+FILE_NAME = "lineage.json"
+
+
+def entry(workdir: Path, stages: Sequence[str], classes: Mapping[str, Sequence[str]], **more: Any) -> dict[str, Any]:
+    """Returns what a lineage holds of one version.
+
+    Args:
+        workdir: of the version.
+        stages: that it added.
+        classes: task -> names of its classes, of every task that it has learnt.
+        **more: what else it says of itself.
+    """
+    names = {task: list(each) for task, each in classes.items()}
+    return {"workdir": str(workdir.expanduser().absolute()), "stages": list(stages), "classes": names, **more}
+
+
+def read(workdir: Path) -> dict[str, Any] | None:
+    """Reads a work directory's lineage; None where it grew from no other.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    found = files.read_json(workdir / FILE_NAME)
+    if found is not None and not isinstance(found.get("versions"), list):
+        raise UserError(
+            f"{workdir / FILE_NAME} is damaged (it lists no versions); put it back, or extend again elsewhere"
+        )
+    return found
+
+
+def of_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Reads the lineage of the work directory that a stage's checkpoint lies in.
+
+    Args:
+        path: of the checkpoint.
+    """
+    return read(path.absolute().parent.parent)
+
+
+def write(workdir: Path, parent: Path, versions: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the lineage of a run that grows from a checkpoint.
+
+    Args:
+        workdir: of the new run.
+        parent: the checkpoint.
+        versions: all of them, this one last.
+    """
+    digest = checkpoints.digest(parent)
+    files.write_json(workdir / FILE_NAME, {"parent": str(parent.absolute()), "digest": digest, "versions": versions})
+
+
+def require_same_parent(workdir: Path, found: Mapping[str, Any], parent: Path) -> None:
+    """Refuses to go on with a run that grew from something else.
+
+    Args:
+        workdir: of the run.
+        found: its lineage.
+        parent: the checkpoint that it should have grown from.
+
+    Raises:
+        UserError: it grew from another, or the parent has been trained again since.
+    """
+    if found["parent"] != str(parent.absolute()):
+        raise UserError(f"{workdir} grew from {found['parent']}, not from {parent}; name another --workdir")
+    if found["digest"] != checkpoints.digest(parent):
+        raise UserError(
+            f"{parent} is newer than {workdir}, which grew from it (its digest was {found['digest']}, is "
+            f"{checkpoints.digest(parent)}); name another --workdir to extend the newer one"
+        )
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """Returns in words which version a run is, and what it grew from."""
+    kept = found["versions"][-1].get("keep", "")
+    return (
+        f"version {len(found['versions'])}, grown from {found['parent']} (digest {found['digest']}), "
+        f"{'old outputs kept exactly' if kept == 'exact' else f'old tasks within {kept}'}"
+    )

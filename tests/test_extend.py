@@ -1,0 +1,337 @@
+"""A finished run takes in a new task, and every old output stays as it is."""
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from test_pages import CONFIGS
+from test_train import DIGITS, tiny_config
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax import tasks as tasks_lib
+from mtl_jax.continual import memory
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate, evaluate_checkpoint
+from mtl_jax.extend import additions, extend, growth
+from mtl_jax.models import multi_task
+from mtl_jax.report import versions_section
+from mtl_jax.training import exactness, stage_plan, train_loop
+from mtl_jax.workdir import checkpoints, files, lineage, trained
+from mtl_jax.workdir.checkpoints import CheckpointError
+
+# How tasks share a network, by what the new task then has for itself.
+WAYS = {
+    "norms, patches and a slice": {"norms_from": 16, "patches": {"neck": 4, "head": 4}},
+    "a branch": {"share_until": "stage_3"},
+}
+
+
+def parent_config(**model) -> ConfigDict:
+    config = tiny_config()
+    config.forward_transfer = False
+    config.model.update(model)
+    for stage in config.stages.values():
+        stage.keep, stage.epochs = ConfigDict(), 0.5
+    return config
+
+
+def addition(**stage) -> ConfigDict:
+    """A page that adds boxes."""
+    config = config_lib.base()
+    config.name, config.image_size, config.example_images = "more", 64, 1
+    config.tasks.det = {"kind": "detection", "classes": DIGITS, "strides": (8, 16)}
+    options = {"labels": "detection", "size": 64, "length": 16}
+    config.streams.boxes = config_lib.stream("digits", {"det": "detection"}, options=options, batch_size=4)
+    # What would move old weights if they were not held: a large rate, decay, averaging, statistics of the batch.
+    moving = {"learning_rate": 0.1, "weight_decay": 0.1, "ema_decay": 0.9}
+    config.stages.det = config_lib.stage(("boxes",), **{"epochs": 1.0, **moving, **stage})
+    config.order = ("det",)
+    return config
+
+
+def outputs(weights, ask=("seg", "cls")) -> dict:
+    """Every raw output and every prediction of the old tasks on all validation images."""
+    network = trained.load(weights)
+    predict, found = evaluate.make_predict(network.parts.model, network.parts.tasks), {}
+    raw = jax.jit(lambda variables, image: multi_task.eval_raw(network.parts.model, variables, image, tasks=ask)[0])
+    for stream in ("masks", "single"):
+        for number, batch in enumerate(experiment.eval_batches(network.parts, stream)):
+            given, seen = raw(network.variables, batch.image), predict(network.variables, batch.image, names=ask)
+            found[stream, number] = jax.device_get({name: (given[name], seen[name]) for name in ("seg", "cls")})
+    return found
+
+
+def untrained(folder, config) -> trained.Trained:
+    """A run that counts as finished, its network as it was drawn."""
+    config = config_lib.resolve(config)
+    parts = experiment.build(config, data_root=folder)
+    variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
+    stages = [
+        {"name": name, "metrics": {task: {} for task in config.tasks_of(*config.order[: index + 1])}}
+        for index, name in enumerate(config.order)
+    ]
+    path = folder / "checkpoints" / f"{len(stages) - 1}-{config.order[-1]}"
+    metadata = {"stage": config.order[-1], "stages": stages, "config": files.without_nan(config.to_dict())}
+    checkpoints.save(
+        path,
+        {"variables": variables, "memory": memory.to_tree(memory.nothing())},
+        metadata | {"step": 0, "train_seconds": 1.0},
+    )
+    return trained.load(folder)
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def grown(request, tiny_backbone, tmp_path_factory):
+    """A run and one that has grown from it, for each way of sharing."""
+    folder = tmp_path_factory.mktemp("grown")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("latency_ms", "gigaflops"):
+            patch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
+        patch.setattr(train_loop.pictures, "render", lambda *arguments, **settings: {})
+        train_loop.train_and_evaluate(parent_config(**WAYS[request.param]), folder / "old")
+        before = {path: path.read_bytes() for path in (folder / "old").rglob("*") if path.is_file()}
+        contract = extend(folder / "old", folder / "new", addition())
+        assert before == {path: path.read_bytes() for path in (folder / "old").rglob("*") if path.is_file()}
+    return folder, contract
+
+
+def test_every_output_of_every_old_task_stays_bit_for_bit(grown):
+    folder, contract = grown
+    before = outputs(folder / "old")
+    jax.tree.map(np.testing.assert_array_equal, before, outputs(folder / "new"))
+    jax.tree.map(np.testing.assert_array_equal, before, outputs(folder / "new", ("seg", "cls", "det")))
+    assert [contract["tasks"][task]["largest_output_change"] for task in ("seg", "cls")] == [0.0, 0.0]
+    assert "largest_output_change" not in contract["tasks"]["det"]
+
+
+def test_the_new_run_begins_with_the_old_one_s_stages(grown):
+    folder, contract = grown
+    assert [path.name for path in sorted((folder / "new" / "checkpoints").iterdir())] == ["0-seg", "1-cls", "2-det"]
+    assert [stage["name"] for stage in contract["stages"]] == ["seg", "cls", "det"]
+    old = json.loads((folder / "old" / "contract.json").read_text())
+    for task, entry in old["tasks"].items():
+        assert contract["tasks"][task]["baseline"] == entry["baseline"]
+        assert contract["tasks"][task]["final"] == entry["final"]
+    steps = [json.loads(line)["stage"] for line in (folder / "new" / "metrics.jsonl").read_text().splitlines()]
+    assert set(steps) == {"seg", "cls", "det"}
+
+
+def test_a_version_says_what_it_grew_from(grown):
+    folder, contract = grown
+    figures = evaluate_checkpoint.run(folder / "new", tasks="cls")
+    last = folder / "old" / "checkpoints" / "1-cls"
+    assert figures["lineage"] == contract["lineage"] == lineage.read(folder / "new")
+    assert figures["lineage"]["digest"] == checkpoints.digest(last)
+    assert [version["stages"] for version in contract["lineage"]["versions"]] == [["seg", "cls"], ["det"]]
+    assert contract["lineage"]["versions"][1]["classes"]["det"] == list(DIGITS)
+    page = versions_section.section(contract)
+    assert "seg 0, cls 0" in page
+    assert "det: 10" in page
+    assert not versions_section.section({**contract, "lineage": None})
+    assert lineage.of_checkpoint(last) is None
+
+
+def test_the_checkpoint_says_what_every_task_depends_on(grown):
+    folder, _ = grown
+    found = checkpoints.read_metadata(folder / "new" / "checkpoints" / "2-det")["depends_on"]
+    assert list(found) == ["seg", "cls", "det"]
+    assert not any("det" in pattern.split("/")[-1] for pattern in found["seg"])
+
+
+def test_a_second_call_goes_on_and_another_parent_is_refused(grown, no_report, monkeypatch):
+    folder, contract = grown
+    del no_report
+    monkeypatch.setattr(train_loop.pictures, "render", lambda *arguments, **settings: {})
+    assert extend(folder / "old", folder / "new", addition())["tasks"] == contract["tasks"]
+    with pytest.raises(UserError, match=r"grew from .*1-cls, not from .*0-seg"):
+        extend(folder / "old" / "checkpoints" / "0-seg", folder / "new", addition())
+    found = lineage.read(folder / "new")
+    assert found is not None
+    with pytest.raises(UserError, match="is newer than"):
+        lineage.require_same_parent(folder / "new", {**found, "digest": "0"}, folder / "old" / "checkpoints" / "1-cls")
+    with pytest.raises(UserError, match="holds a run already"):
+        extend(folder / "old", folder / "old", addition())
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_backbone, tmp_path_factory):
+    """An untrained run, whose tasks have norms and patches of their own."""
+    return untrained(tmp_path_factory.mktemp("old"), parent_config(**WAYS["norms, patches and a slice"]))
+
+
+def planned(old, config, index) -> stage_plan.StagePlan:
+    parts = parts_of(old, config)
+    learnt = stage_plan.StageResult(experiment.abstract_variables(parts), memory.nothing(), [], 0.0, 0)
+    return stage_plan.plan(config_lib.resolve(config), parts, index, learnt)
+
+
+def joined(old, page, limit=None):
+    return additions.joined(old, config_lib.read_settings(page), limit=limit)
+
+
+def followed(config, name, **changes):
+    """The settings with a further stage, like the last but for some changes."""
+    last = dataclasses.replace(config.stages[config.order[-1]], **changes)
+    return dataclasses.replace(config, stages={**config.stages, name: last}, order=(*config.order, name))
+
+
+def test_a_later_stage_that_would_move_an_old_task_is_refused_unless_it_says_so(finished):
+    config = joined(finished, addition())
+    planned(finished, config, 2)
+    planned(finished, followed(config, "later", streams=("masks",), old_outputs="may_change"), 3)
+    with pytest.raises(UserError, match=r"later would change params/.*/kernel, which task seg .*stage det kept"):
+        planned(finished, followed(config, "later", old_outputs=""), 3)
+    kernels = ("backbone/conv_*", "neck/kernels", "head/kernels")
+    with pytest.raises(UserError, match=r"later would change params/backbone/norm_\d+/.*, which task seg"):
+        planned(finished, followed(config, "later", old_outputs="", freeze=kernels), 3)
+    given_up = followed(config, "later", old_outputs="may_change")
+    planned(finished, followed(given_up, "last", old_outputs=""), 4)
+
+
+def test_statistics_alone_break_the_guarantee_too(finished):
+    config = joined(finished, addition())
+    parts = parts_of(finished, config)
+    config = followed(config, "later", old_outputs="", freeze=exactness.held(config, parts, 2))
+    plan = planned(finished, config, 3)
+    moving = [dataclasses.replace(each, train_batch_norm=True) for each in plan.objectives.values()]
+    with pytest.raises(UserError, match=r"would change batch_stats/backbone/norm_\d+/mean, which task seg"):
+        exactness.refuse_moving(config, parts, 3, moving)
+
+
+def parts_of(old, config) -> experiment.Experiment:
+    return experiment.build(config, data_root=old.parts.data_root)
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        ({"backbone": "plain_cnn", "sharing": "cross_stitch"}, "no room"),
+        ({"head_exchange": "refinement"}, "no room"),
+        ({"head_exchange": "attention"}, "task seg would read"),
+    ],
+)
+def test_networks_in_which_old_tasks_read_the_new_one_are_refused(finished, tmp_path, model, word):
+    old = untrained(tmp_path, parent_config(**model))
+    config = joined(old, addition())
+    with pytest.raises(UserError, match=word):
+        growth.require_room(old, parts_of(old, config), exact=True)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{}, *({"backbone": "plain_cnn", "sharing": way} for way in ("independent", "mmoe"))],
+    ids=str,
+)
+def test_other_ways_of_sharing_have_room(finished, tmp_path, model):
+    old = untrained(tmp_path, parent_config(**model))
+    config = joined(old, addition())
+    parts = parts_of(old, config)
+    growth.require_room(old, parts, exact=True)
+    held = exactness.held(config, parts, 2)
+    free = [path for path in growth.dependence.paths_of(parts.model) if not exactness._is_held(path, held)]
+    assert free
+    assert not {path for task in old.names for path in growth.dependence.reads_of(parts.model)[task]} & set(free)
+
+
+def changed(change) -> ConfigDict:
+    config = addition()
+    with config.unlocked(), config.ignore_type():
+        change(config)
+    return config
+
+
+def in_another_order(config):
+    config.tasks.cls = {"kind": "classification", "classes": DIGITS[::-1]}
+
+
+def with_other_settings(config):
+    config.tasks.cls = {"kind": "classification", "classes": DIGITS, "label_smoothing": 0.1}
+
+
+def with_an_idle_stream(config):
+    config.streams.idle = copy.deepcopy(config.streams.boxes)
+
+
+def with_a_stream_of_old_tasks(config):
+    config.streams.boxes.labels = {"cls": "classification"}
+    del config.tasks["det"]
+
+
+def with_the_old_stage_s_name(config):
+    config.stages.cls = config.stages.det
+    config.order = ("cls",)
+
+
+def with_an_idle_task(config):
+    config.tasks.tags = {"kind": "multi_label", "classes": DIGITS}
+
+
+def with_another_backbone(config):
+    config.model.backbone = "plain_cnn"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (in_another_order, "task cls has the classes of .* in another order"),
+        (with_other_settings, "task cls is in .* already, with other settings"),
+        (with_an_idle_stream, "stream idle labels no new task"),
+        (with_a_stream_of_old_tasks, "stream boxes labels no new task"),
+        (with_the_old_stage_s_name, "task det is new and no new stage labels it|stream boxes labels no new task"),
+        (with_an_idle_task, "task tags is new and no new stage labels it"),
+        (with_another_backbone, "model.backbone is 'plain_cnn', and .* was trained with 'tiny'"),
+    ],
+)
+def test_what_does_not_fit_the_parent_is_refused_in_one_line(finished, change, words):
+    with pytest.raises(UserError, match=words) as refused:
+        joined(finished, changed(change))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("keep", ["", "exactly", "5", "-1%", "101%"])
+def test_keep_is_exact_or_a_percentage(keep):
+    with pytest.raises(UserError, match=r'expected "exact"'):
+        additions.limit_percent(keep)
+    assert additions.limit_percent("exact") is None
+    assert additions.limit_percent("2.5 %") == 2.5
+
+
+def test_within_a_percentage_the_usual_methods_hold_the_old_tasks(finished):
+    config = joined(finished, addition(), 2.0)
+    assert config.contract.max_drop_percent == 2.0
+    assert config.stages["det"].old_outputs == "may_change"
+    assert set(config.stages["det"].keep) == {"lwf"}  # the old run left no exemplars
+    assert config.stages["det"].train_batch_norm == "new_levels"
+    assert not planned(finished, config, 2).objectives[0].frozen
+
+
+def test_a_damaged_or_newer_parent_is_refused(finished, tmp_path):
+    folder = shutil.copytree(finished.path.parent.parent, tmp_path / "old")
+    files.write_json(folder / "config.json", {"versions": {"mtl_jax": "99.0"}})
+    with pytest.raises(UserError, match=r"trained by mtl_jax 99\.0, this is the older"):
+        extend(folder, tmp_path / "new", addition())
+    damaged = next(path for path in (folder / "checkpoints").rglob("*") if path.is_file() and "json" not in path.name)
+    damaged.write_bytes(damaged.read_bytes() + b"!")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        extend(folder, tmp_path / "new", addition())
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_task_that_joins_the_flagship_costs_less_than_a_tenth_of_it():
+    config = config_lib.load_page(CONFIGS / "seq.py").get_config()
+    tasks = tasks_lib.build(config.tasks.to_dict())
+    for name in tasks:
+        others = {other: task for other, task in tasks.items() if other != name}
+        old, new = (sum(parameters(multi_task.build(config.model, each))) for each in (others, tasks))
+        assert new - old < 0.1 * old
+
+
+def parameters(model) -> list[int]:
+    shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
+    return [leaf.size for leaf in jax.tree.leaves(shapes["params"])]
