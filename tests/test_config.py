@@ -12,6 +12,7 @@ from mtl_jax import config as config_lib
 from mtl_jax.config import stage_settings
 from mtl_jax.errors import UserError
 from mtl_jax.training import optimizer, unlabelled
+from mtl_jax.workdir import files
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -156,3 +157,18 @@ def test_what_was_saved_before_a_setting_came_has_its_default(config):
     }
     assert config_lib.completed(older) == config_lib.completed(saved) == saved
     assert config_lib.completed({"streams": "not a section"})["streams"] == "not a section"
+
+
+@pytest.mark.parametrize(("former", "stride"), [("stage_0", 2), ("stage_2", 8), ("all", "all"), (8, 8)])
+def test_what_is_shared_is_read_under_its_former_name(config, former, stride):
+    config.model.share_until = former
+    assert config_lib.resolve(config).model.share_until == stride
+    assert config_lib.completed(config.to_dict())["model"]["share_until"] == stride
+
+
+def test_infinities_come_back_from_json(config):
+    config.stages.seg.update({"soft_sharing": float("inf"), "freeze": {"neck": (1, None)}})
+    settings = config_lib.resolve(config)
+    saved = files.without_nan(settings.to_dict())
+    assert saved["stages"]["seg"]["soft_sharing"] is None
+    assert config_lib.read_settings(config_lib.completed(saved)) == settings

@@ -174,7 +174,7 @@ def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path):
         conv, norm = variables["params"]["backbone"]["conv_8"]["kernel"], variables["batch_stats"]["backbone"]["norm_8"]
         return conv, norm["mean"]
 
-    frozen, still = kernels("backbone")
+    frozen, still = kernels(("backbone",))
     late, moved = kernels({"backbone": (0, 1)})
     whole, _ = kernels(())
     assert not still.any()
