@@ -1,5 +1,7 @@
 """A finished run that grows: masks of handwritten digits first, later which digit a scene shows (docs/grow.md).
 
+Both take a minute together, which is too short to learn anything: it is how to write such pages.
+
 mtl-jax train --config configs/grow.py --workdir runs/digits
 mtl-jax extend --from runs/digits --workdir runs/digits-2 --config configs/grow.py:more
 """
@@ -20,7 +22,7 @@ def get_config(variant: str = "first") -> Any:
         raise UserError(f"configs/grow.py:{variant}: expected one of {', '.join(VARIANTS)}")
     config = base()
     config.name, config.image_size, config.contract.latency_image_size = "grow", 64, 64
-    config.model.backbone = "plain_cnn"  # learns from random weights in seconds
+    config.model.backbone = "plain_cnn"  # small, and for random weights
     config.model.batch_norm_momentum = 0.9
     config.model.norms_from = 8  # above it each task has norms, and so statistics, of its own
     config.model.patches = {"neck": 4, "head": 4}
