@@ -35,12 +35,13 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
         expected = f"none or some of {', '.join((*METHODS, *MORE))} joined by +, after minis/ for the real sets"
         raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}")
     page = load_page(Path(__file__).with_name("seq.py" if data == "minis" else "quickstart.py"))
-    config: Any = page.get_config("plain") if data == "minis" else page.get_config()
+    config: Any = page.get_config("plain")
     config.name = "ablation_seq"
     if data == "minis":  # shorter and smaller than configs/seq.py: eight variants are to be trained
         page.shrink(config)
         for name, epochs in (("seg", 20.0), ("det", 25.0), ("cls", 8.0)):
-            config.stages[name].update({"epochs": epochs, "eval_every_epochs": 0.0})
+            rate = page.FREE_BACKBONE[name]  # its kernels are trained here, which the page leaves as they are
+            config.stages[name].update({"epochs": epochs, "eval_every_epochs": 0.0, "backbone_rate": rate})
     switch(config, chosen)
     return config
 

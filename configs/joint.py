@@ -59,7 +59,7 @@ def _minis() -> Any:
 
 def _scenes() -> Any:
     page = load_page(Path(__file__).with_name("quickstart.py"))
-    config: Any = page.get_config()
+    config: Any = page.get_config("plain")
     labels = {"seg": "segmentation", "det": "detection", "cls": "classification"}
     options = {"labels": tuple(labels.values()), "size": 96}  # with a class among its labels, a scene holds one digit
     sizes = {"batch_size": 32, "eval_batch_size": 50, "max_boxes": 8}

@@ -3,16 +3,36 @@
 python scripts/train.py --config configs/quickstart.py --workdir runs/quickstart
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from mtl_jax.config import base, stage, stream
+from mtl_jax.config import base, recipes, stage, stream
+from mtl_jax.errors import UserError
 
 DIGITS = tuple("0123456789")
 AUGMENT = {"scale_min": 0.8, "scale_max": 1.25, "random_position": True}
+RATE = 3e-3
 
 
-def get_config() -> ConfigDict:
-    """Returns the configuration."""
+def get_config(variant: str = "shared") -> ConfigDict:
+    """Returns the configuration.
+
+    Args:
+        variant: "shared", the recipe of `configs/seq.py`: kernels that all tasks use, with batch norms and patches of
+            each task's own; or "plain", nothing of a task's own but its slice of the head.
+
+    Raises:
+        UserError: an unknown variant.
+    """
+    if variant not in NETWORKS:
+        raise UserError(f"configs/quickstart.py:{variant}: expected one of {', '.join(NETWORKS)}")
+    config = _data_and_tasks()
+    NETWORKS[variant](config)
+    return config
+
+
+def _data_and_tasks() -> Any:
     config = base()
     config.name = "quickstart"
     config.image_size = 96
@@ -45,13 +65,33 @@ def get_config() -> ConfigDict:
             max_boxes=8,
             augment=AUGMENT,
         )
-    rates = {"learning_rate": 3e-3}
-    later = rates | {"train_batch_norm": "new_levels"}
+    config.order = ("seg", "det", "cls")
+    return config
+
+
+def _shared(config: Any) -> None:
+    """The first stage trains the backbone's kernels, which start from random weights, and the later ones keep them."""
+    config.model.norms_from = 8
+    config.model.patches.update({"neck": 8, "head": 8})
+    own = recipes.one_after_another(config.order)
+    own["seg"].pop("freeze")
+    own["det"]["keep"]["replay"]["batch_size"] = 4
+    later = {"learning_rate": RATE, "warm_start": "seg"}
+    config.stages.seg = stage(("scenes_masks",), epochs=7.0, learning_rate=RATE, **own["seg"])
+    config.stages.det = stage(("scenes_boxes",), epochs=6.0, **later, **own["det"])
+    # Little is trained, and fast.
+    config.stages.cls = stage(("scenes_single",), epochs=6.0, **{**later, "learning_rate": 6e-3}, **own["cls"])
+
+
+def _plain(config: Any) -> None:
+    """All kernels and norms may move in every stage; distillation and replay keep what the older tasks need."""
+    later = {"learning_rate": RATE, "train_batch_norm": "new_levels"}
     old = {"batch_size": 4}  # replayed images of each old stream in a step
     distilled = {"weight": 4.0}
-    config.stages.seg = stage(("scenes_masks",), epochs=7.0, keep={"replay": {"images": 10}}, **rates)
+    config.stages.seg = stage(("scenes_masks",), epochs=7.0, learning_rate=RATE, keep={"replay": {"images": 10}})
     kept = {"replay": {"images": 10, **old}, "lwf": distilled}
     config.stages.det = stage(("scenes_boxes",), epochs=6.0, keep=kept, **later)
     config.stages.cls = stage(("scenes_single",), epochs=3.0, keep={"replay": old, "lwf": distilled}, **later)
-    config.order = ("seg", "det", "cls")
-    return config
+
+
+NETWORKS = {"shared": _shared, "plain": _plain}
