@@ -11,7 +11,7 @@ from test_train_step import SIZE, TASKS, assert_close, batch, objective
 from tiny import MODEL
 
 from mtl_jax import balance
-from mtl_jax.config import stage
+from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.continual import agem
 from mtl_jax.continual.method import StageTasks
 from mtl_jax.errors import UserError
@@ -147,7 +147,7 @@ def test_gradients_are_float32_when_the_network_computes_in_bfloat16(tiny_backbo
 
 
 def chosen(aim, *, features_are_shared=True, **changes):
-    settings = stage(tuple(aim.streams), **changes)
+    settings = StageSettings(tuple(aim.streams), **changes)
     method = task_balancing.method(settings, tasks=2, where="stage")
     return task_balancing.backward(settings, method, aim, features_are_shared=features_are_shared, where="stage")
 
