@@ -34,5 +34,5 @@ def test_tasks_share_it_up_to_8_px_and_no_further():
     shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))["params"]
     assert set(shapes["backbone"]) == {"detail_1", "detail_2", "detail_3"}
     assert "fusion" in shapes["branch_cls"]["backbone"]
-    with pytest.raises(UserError, match="backbone fast_scnn joins strides 8 and 32 px"):
+    with pytest.raises(UserError, match="backbone fast_scnn, which joins strides 8 and 32 px"):
         multi_task.build(settings | {"share_until": 16}, CLASSES)

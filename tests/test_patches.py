@@ -100,7 +100,7 @@ def test_norms_are_shared_up_to_the_stride_and_a_task_s_own_above_it():
     moved = jax.tree.map(lambda old, new: bool(np.any(old != new)), variables["batch_stats"], trained()[1])
     owners = by_owner(moved, NAMES)
     stages = multi_task.backbone_stages(build(patched=True)[0])
-    below = {layer for number in range(3) for layer in stages[f"stage_{number}"]}
+    below = {layer for stride in (2, 4, 8) for layer in stages[f"stride_{stride}"]}
     assert set(owners["shared"]["backbone"]) == below
     assert all(jax.tree.leaves(owners["shared"]))
     assert not any(jax.tree.leaves(owners["seg"]))
@@ -135,9 +135,9 @@ def test_shared_stages_are_passed_once_for_all_tasks():
     with nn.intercept_methods(count):
         jax.eval_shape(lambda variables: multi_task.eval_raw(model, variables, IMAGE, tasks=NAMES), variables)
     stages = multi_task.backbone_stages(model)
-    for number in range(5):
-        for layer in stages[f"stage_{number}"]:
-            assert passes[f"backbone/{layer}"] == (1 if number <= 2 else len(NAMES))
+    for stride in (2, 4, 8, 16, 32):
+        for layer in stages[f"stride_{stride}"]:
+            assert passes[f"backbone/{layer}"] == (1 if stride <= 8 else len(NAMES))
 
 
 def test_what_is_frozen_takes_no_backward_pass():

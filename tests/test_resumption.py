@@ -52,9 +52,9 @@ def test_after_a_change_all_figures_are_of_the_images_that_are_there_now(tmp_pat
     with pytest.MonkeyPatch.context() as patch:
         filled = evaluate.filled
 
-        def note(predict, variables, batches, tasks):
+        def note(predict, variables, batches, tasks, **options):
             measured.append((sum(len(batch.ids) for batch in batches), *tasks))
-            return filled(predict, variables, batches, tasks)
+            return filled(predict, variables, batches, tasks, **options)
 
         patch.setattr(train_loop.evaluate, "filled", note)
         after = folder_run()

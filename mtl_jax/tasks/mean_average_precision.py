@@ -57,7 +57,7 @@ class MeanAveragePrecision:
             entry = _annotation(len(self._objects) + 1, image_id, truth[index], int(label[index]))
             self._objects.append(entry | {"area": float(area[index]), "iscrowd": int(crowd[index])})
 
-        valid = np.asarray(prediction["valid"]).astype(bool) & looked_for[np.asarray(prediction["label"])]
+        valid = np.asarray(prediction["valid"]).astype(bool) & looked_for[np.asarray(prediction["label"], int)]
         found = to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[valid], geometry)
         for box, score, kind in zip(
             found, np.asarray(prediction["score"])[valid], np.asarray(prediction["label"])[valid], strict=True

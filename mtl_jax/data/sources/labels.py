@@ -66,7 +66,8 @@ class Labels:
         root = Path(data_root).expanduser()
         place = root / Path(path).expanduser()
         table = place.with_name(place.name.rpartition(":")[0] or place.name)
-        find_first(dict.fromkeys((place, table)), what="labels", data_root=data_root)
+        if not Path(path).expanduser().is_absolute():  # else another data root would not help
+            find_first(dict.fromkeys((place, table)), what="labels", data_root=data_root)
         dataset = formats.read(
             place,
             kind=read_as,
