@@ -1,5 +1,5 @@
 # make train   trains CONFIG (the quickstart on embedded data, if not set) and prints its contract
-# make test    runs the tests, but for the slow ones, which end real processes or join several
+# make test    runs the tests, but for the slow ones, which end real processes, join several or train for minutes
 # make test-all  runs those too
 # make fuzz    feeds the readers CASES spoilt and misleading files, others than the tests do; SEED repeats a run
 # All make the virtual environment .venv first, where it is missing or pyproject.toml has changed; with PYTHON=python3.13, say, they

@@ -68,6 +68,7 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_without_mitigation_the_first_task_falls_and_with_the_default_it_keeps_the_contract(
     page, optimised, tmp_path, monkeypatch
