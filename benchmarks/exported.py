@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -53,7 +54,9 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
                 pixels = problem_lib.images(Problem("jax", "infer", batch_size, image_size))
                 turned = np.ascontiguousarray(pixels.transpose(TO_NCHW))
                 placed = jax.device_put((variables, pixels))
-                programs = {name: lambda run=run, x=turned: run(x) for name, run in sessions.items()}
+                programs: dict[str, Callable[[], Any]] = {
+                    name: functools.partial(run, turned) for name, run in sessions.items()
+                }
                 programs["jax"] = lambda placed=placed: jax.block_until_ready(predict(*placed, names=names))
                 row = {"decode": decode, "images": batch_size} | _in_turns(programs, repeats)
                 rows.append(row | {f"{name}_nodes": formats.node_count(path) for name, path in files.items()})

@@ -177,9 +177,10 @@ class Graph:
 
     def squeezed(self, value: Value, axes: Sequence[int]) -> Value:
         """Takes axes of 1 away; one entry of an axis is taken without that axis at once."""
-        entry = self.origins.get(value.name) if isinstance(value, Tensor) else None
-        if isinstance(entry, Entry) and tuple(axes) == (entry.axis,) and value.axes == entry.value.axes:
-            return self.entry(entry.value, entry.axis, entry.number)
+        if isinstance(value, Tensor):
+            entry = self.origins.get(value.name)
+            if isinstance(entry, Entry) and tuple(axes) == (entry.axis,) and value.axes == entry.value.axes:
+                return self.entry(entry.value, entry.axis, entry.number)
         return self.reshaped(value, [length for axis, length in enumerate(value.shape) if axis not in axes])
 
     def entry(self, value: Tensor, axis: int, number: int) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from mtl_jax.models import multi_task
 from mtl_jax.models.patterns import path_of
 from mtl_jax.models.sharing.wiring import Network
 
+T = TypeVar("T")
 SHARED, UNREAD = "shared", "unread"  # names of owners beside those of tasks, which no task may have
 
 
@@ -57,7 +58,12 @@ def readers_of(model: Network, variables: PyTree) -> dict[tuple, tuple[str, ...]
     return {path[1:]: tasks for path, tasks in found.items() if path[0].key == "params"}
 
 
-@functools.lru_cache(maxsize=8)
+def _once_a_network(function: Callable[[Network], T]) -> Callable[[Network], T]:
+    """Keeps the results of the last networks; type checkers do not see that Flax modules can be hashed."""
+    return cast("Callable[[Network], T]", functools.lru_cache(maxsize=8)(function))
+
+
+@_once_a_network
 def reads_of(model: Network) -> dict[str, tuple[str, ...]]:
     """Returns {task: what its outputs depend on}, as "params/neck/…" and "batch_stats/neck/…".
 
@@ -70,7 +76,7 @@ def reads_of(model: Network) -> dict[str, tuple[str, ...]]:
     }
 
 
-@functools.lru_cache(maxsize=8)
+@_once_a_network
 def paths_of(model: Network) -> tuple[str, ...]:
     """Returns the path of every variable, as `reads_of` names them.
 
