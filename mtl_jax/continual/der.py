@@ -22,6 +22,7 @@ from mtl_jax.continual.method import (
     StageView,
     Term,
     later,
+    refuse_without_exemplars,
     setting,
 )
 from mtl_jax.continual.network_view import NetworkView
@@ -61,11 +62,7 @@ class DER(Method):
         phases: Iterable[Phase],
     ) -> None:
         del memory, variables, phases
-        if self.weight and not tasks.replayed:
-            raise UserError(
-                f"{stage.where}.keep.der.weight is {self.weight:g}; expected 0 without exemplars of another "
-                "stream; set keep.replay.images of an earlier stage and keep.replay.batch_size of this one"
-            )
+        refuse_without_exemplars(f"{stage.where}.keep.der.weight", self.weight, tasks)
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         """Brings back whole images, as they were stored, with their outputs."""

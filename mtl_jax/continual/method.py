@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.config.checks import MAX_NUMBER
 from mtl_jax.data.sources.base import Source
+from mtl_jax.errors import UserError
 from mtl_jax.models.layers import ByBatch
 from mtl_jax.tasks.base import Task
 
@@ -43,6 +44,24 @@ class StageTasks(NamedTuple):
     def only_old(self) -> tuple[str, ...]:
         """The tasks of the stages before that the stage does not label itself."""
         return tuple(task for task in self.old if task not in self.own)
+
+
+def refuse_without_exemplars(where: str, value: int | float, tasks: StageTasks) -> None:
+    """Refuses a setting that does something only with exemplars, in a stage that has none.
+
+    Args:
+        where: the setting's place, for the error.
+        value: of the setting; 0 is off.
+        tasks: of the stage.
+
+    Raises:
+        UserError: it is on, and nothing is replayed.
+    """
+    if value and not tasks.replayed:
+        raise UserError(
+            f"{where} is {value:g}; expected 0 without exemplars of another stream; set keep.replay.images of an "
+            "earlier stage and keep.replay.batch_size of this one"
+        )
 
 
 class Phase(NamedTuple):

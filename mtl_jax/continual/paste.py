@@ -8,11 +8,19 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Bool, PyTree, UInt8
 
-from mtl_jax.continual.method import Feed, Memory, Method, Phase, StageTasks, StageView, setting
+from mtl_jax.continual.method import (
+    Feed,
+    Memory,
+    Method,
+    Phase,
+    StageTasks,
+    StageView,
+    refuse_without_exemplars,
+    setting,
+)
 from mtl_jax.data import transforms
 from mtl_jax.data.sources.base import Fields, Sample, Source, missing
 from mtl_jax.data.warp import Placement, warp_nearest
-from mtl_jax.errors import UserError
 
 SCENES = 16  # that an exemplar is replayed in: new images, and itself
 
@@ -32,11 +40,7 @@ class Paste(Method):
         phases: Iterable[Phase],
     ) -> None:
         del memory, variables, phases
-        if self.share and not tasks.replayed:
-            raise UserError(
-                f"{stage.where}.keep.paste.share is {self.share:g}; expected 0 without exemplars of another "
-                "stream; set keep.replay.images of an earlier stage and keep.replay.batch_size of this one"
-            )
+        refuse_without_exemplars(f"{stage.where}.keep.paste.share", self.share, tasks)
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         del memory

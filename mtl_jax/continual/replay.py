@@ -23,6 +23,7 @@ from mtl_jax.continual.method import (
     StageTasks,
     StageView,
     later,
+    refuse_without_exemplars,
     setting,
 )
 from mtl_jax.continual.network_view import NetworkView
@@ -59,11 +60,7 @@ class Replay(Method):
         phases: Iterable[Phase],
     ) -> None:
         del memory, variables, phases
-        if self.batch_size and not tasks.replayed:
-            raise UserError(
-                f"{stage.where}.keep.replay.batch_size is {self.batch_size:g}; expected 0 without exemplars of another "
-                "stream; set keep.replay.images of an earlier stage and keep.replay.batch_size of this one"
-            )
+        refuse_without_exemplars(f"{stage.where}.keep.replay.batch_size", self.batch_size, tasks)
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         if not self.batch_size:
