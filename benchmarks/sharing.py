@@ -45,7 +45,8 @@ def measure(
         data_root: folder of datasets.
         image_size: px.
         repeats: turns, after a first one that compiles.
-        runs: name of a wiring -> work directories of finished trainings, whose mean figures stand beside its costs.
+        runs: name of a wiring -> work directories of finished trainings, whose mean figures are listed with its costs;
+            of "independent", those of networks for one task each.
     """
     reached = {name: _reached(name, folders) for name, folders in (runs or {}).items()}
     networks = {name: flagship.build(data_root, variant, **more) for name, (variant, more) in NETWORKS.items()}
@@ -81,7 +82,7 @@ def _times(
 
 
 def _reached(name: str, folders: Sequence[Path]) -> dict[str, float]:
-    """Mean of each task's figure over runs, and the largest of the tasks' mean drops."""
+    """Mean of each task's figure over the runs that have the task, and the largest of the tasks' mean drops."""
     if name not in NETWORKS:
         raise UserError(f"--runs names {name}; expected some of {', '.join(NETWORKS)}")
     found = [comparison.read(name, number, folder) for number, folder in enumerate(folders)]
@@ -89,10 +90,14 @@ def _reached(name: str, folders: Sequence[Path]) -> dict[str, float]:
     if unfinished:
         raise UserError(f"--runs: expected finished trainings, found no contract.json in {', '.join(unfinished)}")
     figures = [comparison.figures(run) for run in found if run]
-    drops = [name for name in figures[0] if name.endswith("_drop_percent")]
-    main = [f"{task}_{entry['metric']}" for run in found[:1] if run for task, entry in run.contract["tasks"].items()]
-    means = {each: statistics.fmean(run[each] or 0.0 for run in figures) for each in (*main, *drops)}
-    return {each: means[each] for each in main} | {LARGEST_DROP: max(means[drop] for drop in drops)}
+    tasks = {task: entry["metric"] for run in found if run for task, entry in run.contract["tasks"].items()}
+    means = {f"{task}_{metric}": _mean(figures, f"{task}_{metric}") for task, metric in tasks.items()}
+    return means | {LARGEST_DROP: max(_mean(figures, f"{task}_drop_percent") for task in tasks)}
+
+
+def _mean(figures: Sequence[Mapping[str, float | None]], name: str) -> float:
+    """Mean of a figure over the runs that have its task."""
+    return statistics.fmean(run[name] or 0.0 for run in figures if name in run)
 
 
 def frontier_svg(rows: Rows) -> str:

@@ -166,7 +166,11 @@ def test_sharing_is_timed_counted_and_set_against_what_runs_reached(monkeypatch,
         tree = {"passed": True, "tasks": {"one": entry}, "budgets": {}, "stages": []}
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "contract.json").write_text(json.dumps(tree))
-    runs = f"plain={tmp_path}/0,plain={tmp_path}/1"
+    entry = {"metric": "top1", "final": 0.9, "drop_percent": 0.0, "higher_is_better": True}
+    (tmp_path / "single").mkdir()
+    tree = {"passed": True, "tasks": {"two": entry}, "budgets": {}, "stages": []}
+    (tmp_path / "single" / "contract.json").write_text(json.dumps(tree))
+    runs = f"plain={tmp_path}/0,plain={tmp_path}/1,apart={tmp_path}/0,apart={tmp_path}/single"
     options = commands.Options(image_size=64, repeats=1, runs=runs, svg=tmp_path / "frontier.svg")
     plain, apart = commands.sharing(options)
     assert plain["params"] < apart["params"]
@@ -174,6 +178,7 @@ def test_sharing_is_timed_counted_and_set_against_what_runs_reached(monkeypatch,
     assert apart["shared_percent"] == 0
     assert plain["ratio"] > 0
     assert (plain["one_top1"], plain["largest_drop_percent"]) == pytest.approx((0.55, 4.0))
+    assert (apart["one_top1"], apart["two_top1"], apart["largest_drop_percent"]) == (0.5, 0.9, 2.0)
     assert "largest drop percent" in (tmp_path / "frontier.svg").read_text()
     with pytest.raises(UserError, match=r"no contract\.json in nowhere"):
         commands.sharing(dataclasses.replace(options, runs="plain=nowhere"))
