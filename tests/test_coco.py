@@ -433,7 +433,7 @@ def test_where_no_size_tells_the_setting_decides(tmp_path, annotated_on, right):
 
 def test_where_nothing_tells_the_image_is_refused(tmp_path):
     with pytest.raises(
-        UserError, match=r"7\.jpg: .* found none here .* 2 turned images: set the stream's options\.annotated_on"
+        UserError, match=r"7\.jpg: .* found none here .* 2 turned images: set annotated_on to stored or upright"
     ):
         turned(tmp_path, (3, 3))[0]
 

@@ -36,6 +36,7 @@ from label_files import (
 )
 from PIL import Image
 
+from mtl_jax import cli
 from mtl_jax.data import formats
 from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
@@ -318,7 +319,8 @@ def test_photos_that_exif_turns_keep_their_labels(tmp_path, tag, format):
     if tag == 3:
         with pytest.raises(UserError, match="annotated_on"):
             formats.read(tmp_path / "a")
-    formats.convert(tmp_path / "a", tmp_path / "b", to=format, **options)
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    assert cli.main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", format, *flags]) == 0
     width, height = (24, 30) if tag == 3 else (30, 24)
     turned = {3: lambda x, y: (24 - x, 30 - y), 6: lambda x, y: (30 - y, x)}[tag]
     for dataset in (formats.read(tmp_path / "a", **options), formats.read(tmp_path / "b")):

@@ -108,7 +108,7 @@ def test_every_kind_of_label_is_found_chosen_for_and_inspected(tmp_path, kind, w
     assert holds in table.holds(seen)
     assert seen.train + seen.val == len(label_files.PICTURES)
     (chosen,) = choose(seen)
-    page_lib.write(tmp_path / "page.py", [chosen], name="one", made_from="[]", val_share=0.2)
+    page_lib.write(tmp_path / "page.py", [chosen], name="one", made_from="[]")
     config = overrides.load(str(tmp_path / "page.py"), [])
     config_lib.resolve(config)
     experiment.build(config.to_dict(), data_root=tmp_path)
@@ -120,7 +120,7 @@ def test_without_splits_a_share_of_the_images_validates(tmp_path):
     label_files.coco(tmp_path)
     (tmp_path / "annotations" / "instances_val.json").unlink()
     shutil.rmtree(tmp_path / "val")
-    seen = found_lib.look(Asked("boxes", "boxes", str(tmp_path)), val_share=0.4)
+    seen = found_lib.look(Asked("boxes", "boxes", str(tmp_path), val_share=0.4))
     assert seen.splits == "40% by content"
     assert seen.val > 0
     assert seen.train + seen.val == sum(picture.split == "train" for picture in label_files.PICTURES)
@@ -205,9 +205,11 @@ def page(tmp_path):
         found("boxes", "people", classes=awkward, box_shares=(0.1,), most_boxes=3),
         found("values", "age", classes=(), counts={}),
     )
+    reading = {"val_share": 0.3, "annotated_on": "stored"}
+    sets = tuple(dataclasses.replace(each, asked=each.asked._replace(**reading)) for each in sets)
     path = tmp_path / "a run" / "page.py"
     chosen = choose(*sets)
-    page_lib.write(path, chosen, name="mine", made_from='["a"]', val_share=0.3, baselines={"masks": "/elsewhere"})
+    page_lib.write(path, chosen, name="mine", made_from='["a"]', baselines={"masks": "/elsewhere"})
     return path, sets, chosen
 
 
@@ -222,7 +224,7 @@ def test_the_page_holds_what_was_found_and_chosen(page):
         stream = config.streams[name]
         assert tuple(config.tasks[name].get("classes", ())) == each.classes
         assert stream.options.path == each.asked.path
-        assert stream.options.val_share == 0.3
+        assert (stream.options.val_share, stream.options.annotated_on) == (0.3, "stored")
         assert (stream.image_size, stream.batch_size) == (choice.image_size, choice.batch_size)
         assert config.stages[name].epochs == choice.epochs
     assert config.contract.baseline_from.masks == "/elsewhere"
@@ -246,7 +248,7 @@ def test_without_published_features_the_first_task_learns_the_kernels(page):
     path, sets, chosen = page
     frozen = {}
     for pretrained in ("", "features.npz"):
-        page_lib.write(path, chosen, name="mine", made_from="[]", val_share=0.2, pretrained=pretrained)
+        page_lib.write(path, chosen, name="mine", made_from="[]", pretrained=pretrained)
         config = overrides.load(str(path), [])
         assert config.pretrained == pretrained
         frozen[pretrained] = [bool(config.stages[each.asked.name].freeze) for each in sets]
@@ -272,7 +274,7 @@ def test_the_table_says_what_was_found_and_chosen(boxes, capsys):
 
 
 def inspect(each: Found) -> inspection.Inspected:
-    return inspection.inspect(each, val_share=0.2, cache=None, on_progress=lambda done, total: None)
+    return inspection.inspect(each, cache=None, on_progress=lambda done, total: None)
 
 
 def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):

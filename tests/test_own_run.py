@@ -94,6 +94,7 @@ def test_features_are_found_beside_the_data(labels, started, tmp_path, monkeypat
     [
         (("--minutes=0",), "--minutes is 0; expected more than 0"),
         (("--val_share=1.5",), "expected a share between 0 and 1"),
+        (("--annotated_on=exif",), "expected annotated_on among auto, upright, stored, found 'exif'"),
         (("--num_processes=2",), "expected --config to train in several processes"),
         (("--config=page.py",), "beside --config"),
     ],

@@ -1,4 +1,4 @@
-"""Writes images and labels in another format, which is told by content where it is not named.
+"""Writes images and labels in another format; that of the source is found by its content where it is not named.
 
 mtl-jax convert photos/annotations.xml yolo/ --to yolo
 """
@@ -19,6 +19,7 @@ def parser() -> flags.Parser:
     parser.add_argument("--kind", help="of label to write, such as boxes; all that the format holds by default")
     parser.add_argument("--format", default="auto", help="of SRC; found by its content by default")
     parser.add_argument("--images", metavar="DIR", help="folder of the images of SRC, where they lie apart")
+    flags.add_annotated_on(parser)
     return parser
 
 
@@ -30,7 +31,13 @@ def main(arguments: Sequence[str]) -> int:
     from mtl_jax.data.sources.base import counted
 
     done = formats.convert(
-        options.src, options.dst, to=options.to, kind=options.kind, format=options.format, images=options.images
+        options.src,
+        options.dst,
+        to=options.to,
+        kind=options.kind,
+        format=options.format,
+        images=options.images,
+        annotated_on=options.annotated_on,
     )
     read = done.source.reading
     print(f"read {done.source.format}: {', '.join(counted(count, what) for what, count in read.counts.items())}")

@@ -38,7 +38,7 @@ def parser() -> flags.Parser:
     flags.add_switch(parser, "smoke", "two steps a stage on a handful of images, every file still written")
     flags.add_switch(parser, "enforce_contract", "exit with status 3 when the contract is broken")
     flags.add_minutes(parser)
-    flags.add_val_share(parser)
+    flags.add_reading(parser)
     return parser
 
 
@@ -70,14 +70,15 @@ def _own_page(options: argparse.Namespace) -> str:
     from mtl_jax.workdir.run_record import RECORD
 
     workdir = Path(options.workdir).expanduser()
-    asked = [_renamed(each, _tasks_of(options.parent)) for each in asked_lib.parse(options.labels)]
-    made_from = json.dumps([*map(str, asked), options.minutes, options.val_share, str(options.parent)])
+    reading = {"val_share": options.val_share, "annotated_on": options.annotated_on}
+    asked = [_renamed(each, _tasks_of(options.parent)) for each in asked_lib.parse(options.labels, **reading)]
+    made_from = json.dumps([*map(str, asked), options.minutes, *reading.values(), str(options.parent)])
     page = workdir / page_lib.FILE
     if (workdir / RECORD).exists():
         own_run.require_same(page, made_from)
     else:
         choices, _ = own_run.look(asked, options)
-        page_lib.write(page, choices, name=workdir.name, made_from=made_from, val_share=options.val_share)
+        page_lib.write(page, choices, name=workdir.name, made_from=made_from)
         print(f"page: {page}, to be edited and added with --config")
     return f"{page}:{page_lib.ONE_AFTER_ANOTHER}"
 

@@ -101,14 +101,29 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", default="all", help="all, or names separated by commas")
 
 
-def add_val_share(parser: Any) -> None:
-    """Adds --val_share: of a dataset without splits.
+def add_reading(parser: Any) -> None:
+    """Adds --val_share and --annotated_on: how datasets are read that do not say it themselves.
 
     Args:
         parser: or a group of it.
     """
     parser.add_argument(
         "--val_share", type=float, default=0.2, help="of the images validates, where a dataset has no splits; 0.2"
+    )
+    add_annotated_on(parser)
+
+
+def add_annotated_on(parser: Any) -> None:
+    """Adds --annotated_on: how labels of images that EXIF turns are meant.
+
+    Args:
+        parser: or a group of it.
+    """
+    parser.add_argument(
+        "--annotated_on",
+        default="auto",
+        metavar="PIXELS",
+        help="upright or stored: the pixels that labels of images turned by EXIF refer to; found by image sizes",
     )
 
 

@@ -23,7 +23,7 @@ def parser() -> flags.Parser:
     parser.add_argument("labels", nargs="+", metavar="KIND=PATH", help="a kind of label, and a folder or file of it")
     parser.add_argument("--out", type=Path, default=Path("inspect.html"), help="the page of images; inspect.html")
     parser.add_argument("--images", type=int, default=24, help="most that are shown of a dataset")
-    flags.add_val_share(parser)
+    flags.add_reading(parser)
     flags.add_minutes(parser)
     return parser
 
@@ -38,11 +38,11 @@ def main(arguments: Sequence[str]) -> int:
     from mtl_jax.own_data import asked, contact_sheet, inspection
     from mtl_jax.workdir import data_record, files
 
-    choices, _ = own_run.look(asked.parse(options.labels), options)
+    datasets = asked.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
+    choices, _ = own_run.look(datasets, options)
     inspected = [
         inspection.inspect(
             choice.found,
-            val_share=options.val_share,
             cache=data_record.cache_folder(),
             on_progress=_progress(choice.found.asked.name),
         )

@@ -38,7 +38,7 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
         UserError: data that cannot be read, or a work directory of another command.
     """
     _check(options)
-    asked = asked_lib.parse(options.labels)
+    asked = asked_lib.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
     names = [each.name for each in asked]
     workdir = Path(options.workdir or f"runs/{'-'.join(names)}").expanduser()
     page = workdir / page_lib.FILE
@@ -46,7 +46,8 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
     main = page_lib.TOGETHER if options.together else page_lib.ONE_AFTER_ANOTHER
     runs = [(f"{page}:{page_lib.ALONE}{name}", place) for name, place in baselines.items()]
     runs.append((f"{page}:{main}", workdir))
-    made_from = json.dumps([*map(str, asked), options.minutes, options.val_share, options.alone, options.pretrained])
+    chosen = (options.minutes, options.val_share, options.annotated_on, options.alone, options.pretrained)
+    made_from = json.dumps([*map(str, asked), *chosen])
     if any((place / RECORD).exists() for _, place in runs):
         require_same(page, made_from)
         print(f"goes on with {page}")
@@ -58,7 +59,6 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
         choices,
         name=workdir.name,
         made_from=made_from,
-        val_share=options.val_share,
         pretrained=pretrained,
         baselines={name: str(place.absolute()) for name, place in baselines.items()},
     )
@@ -74,7 +74,7 @@ def look(
     Raises:
         UserError: data that cannot be read.
     """
-    found = [found_lib.look(each, val_share=options.val_share) for each in asked]
+    found = [found_lib.look(each) for each in asked]
     machine = machine_lib.measure()
     choices = choices_lib.choose(found, machine, minutes=options.minutes)
     table.show(found, choices)

@@ -57,7 +57,7 @@ def _add_own_data(group: Any) -> None:
     flags.add_switch(group, "together", "train the tasks jointly, instead of one after another")
     flags.add_switch(group, "alone", "first train each task by itself, as the baseline of the contract")
     flags.add_minutes(group)
-    flags.add_val_share(group)
+    flags.add_reading(group)
     group.add_argument(
         "--pretrained",
         metavar="NAME|FILE",

@@ -66,8 +66,8 @@ class Convention(NamedTuple):
             among = f" and in none of the dataset's {self.turned} turned images" if self.turned else ""
             raise UserError(
                 f"{name}: expected a size that tells whether {what} are of the pixels as stored or turned upright as "
-                f"EXIF asks, found none here{among}: set the "
-                "stream's options.annotated_on to 'stored' or 'upright'"
+                f"EXIF asks, found none here{among}: set "
+                "annotated_on to stored or upright (an option of the stream, and of mtl-jax train, inspect and convert)"
             )
         return self.stored
 
@@ -122,8 +122,8 @@ def judge(
         notes.append(
             f"{where}: EXIF turns {counted(len(unclear), 'images')} (first: {unclear[0]}) whose size does not tell "
             f"whether {what} are of the pixels as stored or upright: taken {reading}, like "
-            f"{max(len(stored), len(upright))} whose size does; set the stream's options.annotated_on to 'stored' or "
-            "'upright' to decide."
+            f"{max(len(stored), len(upright))} whose size does; set annotated_on to stored or upright (an option of "
+            "the stream, and of mtl-jax train, inspect and convert) to decide."
         )
     odd = upright if decided else stored
     if odd and (len(odd) < len(stored) + len(upright) or annotated_on != "auto"):

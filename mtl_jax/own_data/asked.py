@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtl_jax.config.checks import suggestion
+from mtl_jax.data.formats.splitting import VAL_SHARE
 from mtl_jax.errors import UserError
 
 # Kind of label, as a user calls it -> the kind of task that learns it; in the order in which tasks are learnt: what
@@ -29,22 +30,26 @@ class Asked(NamedTuple):
     kind: str  # a key of `TASK_KINDS`
     name: str  # of the task and its stream
     path: str  # absolute; a column of a table after a colon
+    val_share: float = VAL_SHARE  # of its images that validate, where it has no splits
+    annotated_on: str = "auto"  # one of `orientation.ANNOTATED_ON`
 
     def __str__(self) -> str:
         name = "" if self.name == self.kind else f".{self.name}"
         return f"{self.kind}{name}={self.path}"
 
 
-def parse(words: Sequence[str]) -> tuple[Asked, ...]:
+def parse(words: Sequence[str], *, val_share: float = VAL_SHARE, annotated_on: str = "auto") -> tuple[Asked, ...]:
     """Reads what stands on the command line, in the order in which the tasks are learnt.
 
     Args:
         words: such as "masks=photos/masks", "boxes.people=labels.json", "values.age=faces.csv:age".
+        val_share: of the images that validate, in datasets without splits.
+        annotated_on: one of `orientation.ANNOTATED_ON`.
 
     Raises:
         UserError: a word of another form, an unknown kind, or two of one name.
     """
-    asked = [_parse(word) for word in words]
+    asked = [_parse(word)._replace(val_share=val_share, annotated_on=annotated_on) for word in words]
     twice = [name for name, count in Counter(each.name for each in asked).items() if count > 1]
     if twice:
         kind = next(each.kind for each in asked if each.name == twice[0])

@@ -16,7 +16,6 @@ from mtl_jax.data.sources import registry
 from mtl_jax.own_data.asked import Asked
 
 LOOKED_AT = 48  # training images whose masks or depths are opened
-VAL_SHARE = 0.2  # of the images of a dataset without splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,26 +65,26 @@ class Found:
         return round(median(max(size) for size in self.sizes))
 
 
-def options(asked: Asked, val_share: float) -> dict[str, Any]:
-    """Returns the options of the source `labels` for a dataset."""
-    given: dict[str, Any] = {"path": asked.path, "read_as": asked.kind}
-    return given if val_share == splitting.VAL_SHARE else {**given, "val_share": val_share}
+def options(asked: Asked) -> dict[str, Any]:
+    """Returns the options of the source `labels` for a dataset; those of their default value are left out."""
+    reading = {"val_share": asked.val_share, "annotated_on": asked.annotated_on}
+    changed = {name: value for name, value in reading.items() if value != Asked._field_defaults[name]}
+    return {"path": asked.path, "read_as": asked.kind, **changed}
 
 
-def look(asked: Asked, *, val_share: float = VAL_SHARE) -> Found:
+def look(asked: Asked) -> Found:
     """Reads a dataset's labels, and some of its masks or depths.
 
     Args:
         asked: kind and place.
-        val_share: of the images that validate, where the dataset has no splits.
 
     Raises:
         UserError: nothing of that kind is there, or it cannot be read.
     """
-    source: Any = registry.build("labels", data_root="/", split="train", **options(asked, val_share))
+    source: Any = registry.build("labels", data_root="/", split="train", **options(asked))
     dataset = source.dataset
-    train, _ = splitting.of_split(dataset, "train", val_share=val_share)
-    val, _ = splitting.of_split(dataset, "val", val_share=val_share)
+    train, _ = splitting.of_split(dataset, "train", val_share=asked.val_share)
+    val, _ = splitting.of_split(dataset, "val", val_share=asked.val_share)
     own = bool({"train"} & set(dataset.splits) and {"val", "test"} & set(dataset.splits))
     return Found(
         asked=asked,
@@ -93,7 +92,7 @@ def look(asked: Asked, *, val_share: float = VAL_SHARE) -> Found:
         classes=tuple(source.class_names[LABELS[asked.kind]]),
         train=len(train),
         val=len(val),
-        splits="as the dataset has them" if own else f"{val_share:.0%} by content",
+        splits="as the dataset has them" if own else f"{asked.val_share:.0%} by content",
         sizes=tuple(record.size for record in train),
         notes=tuple(dataset.reading.notes),
         **_FIGURES[asked.kind](source, train),

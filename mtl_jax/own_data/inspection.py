@@ -35,19 +35,18 @@ class Inspected(NamedTuple):
     suspicious: tuple[str, ...]
 
 
-def inspect(found: Found, *, val_share: float, cache: Path | None, on_progress: survey.OnProgress) -> Inspected:
+def inspect(found: Found, *, cache: Path | None, on_progress: survey.OnProgress) -> Inspected:
     """Looks at every image and label of a dataset.
 
     Args:
         found: the dataset.
-        val_share: of datasets without splits.
         cache: folder in which to keep what was seen; None keeps nothing.
         on_progress: is called with images looked at, and all.
 
     Raises:
         UserError: the dataset cannot be opened.
     """
-    sources, surveys, given = {}, {}, options(found.asked, val_share)
+    sources, surveys, given = {}, {}, options(found.asked)
     for split in SPLITS:
         with opened.noted() as files:
             sources[split] = registry.build("labels", data_root="/", split=split, **given)

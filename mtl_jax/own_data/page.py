@@ -99,7 +99,6 @@ def write(
     *,
     name: str,
     made_from: str,
-    val_share: float,
     pretrained: str = "",
     baselines: Mapping[str, str] | None = None,
 ) -> None:
@@ -110,7 +109,6 @@ def write(
         choices: of every dataset, in the order of training.
         name: of the run.
         made_from: what the command line asked for, in one line.
-        val_share: of datasets without splits.
         pretrained: file of backbone features; "" starts from random weights.
         baselines: task -> work directory of a run that it is compared with; none takes its own stage.
 
@@ -122,7 +120,6 @@ def write(
         choices,
         name=name,
         made_from=made_from,
-        val_share=val_share,
         pretrained=pretrained,
         baselines=baselines,
     )
@@ -152,7 +149,6 @@ def render(
     *,
     name: str,
     made_from: str,
-    val_share: float,
     pretrained: str,
     baselines: Mapping[str, str] | None,
 ) -> str:
@@ -172,7 +168,7 @@ def render(
         image_size=max(choice.image_size for choice in choices),
         leakage=TOLERATED_LEAKAGE_PERCENT,
         baselines=_literal(dict(baselines or dict.fromkeys(names, ""))),
-        parts="\n".join(_part(choice, val_share) for choice in choices),
+        parts="\n".join(_part(choice) for choice in choices),
         steps_per_epoch=_literal(
             {choice.found.asked.name: max(1, choice.found.train // choice.batch_size) for choice in choices}
         ),
@@ -187,9 +183,9 @@ def _rates(choice: Choice, count: int, index: int) -> dict[str, Any]:
     return {"learning_rate": 6e-3 if locked else 2e-3, "ema_decay": decay}
 
 
-def _part(choice: Choice, val_share: float) -> str:
+def _part(choice: Choice) -> str:
     found = choice.found
-    task, given = dict(choice.task), options(found.asked, val_share)
+    task, given = dict(choice.task), options(found.asked)
     if found.classes:
         table = _Name(f"CLASSES[{_literal(found.asked.name)}]")
         task["classes"], given["classes"] = table, {found.label: table}
