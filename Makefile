@@ -2,6 +2,7 @@
 # make test    runs the tests, but for the slow ones, which end real processes, join several or train for minutes
 # make test-all  runs those too
 # make fuzz    feeds the readers CASES spoilt and misleading files, others than the tests do; SEED repeats a run
+# make docs    writes the site to build/site; nothing is read from the network but the packages of the extra "docs"
 # All make the virtual environment .venv first, where it is missing or pyproject.toml has changed; with PYTHON=python3.13, say, they
 # make and use .venv-3.13 beside it.
 PYTHON ?= python3
@@ -16,7 +17,7 @@ CASES ?= 4000
 KILLS ?= 20
 SEED ?= $(shell date +%s)
 
-.PHONY: train test test-all fuzz torture lint
+.PHONY: train test test-all fuzz torture lint docs
 
 train: $(call STAMP,core)
 	$(VENV)/bin/python scripts/train.py --config $(CONFIG) --workdir $(WORKDIR) $(ARGS)
@@ -38,12 +39,19 @@ lint: $(call STAMP,$(EXTRAS))
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
+docs: $(call STAMP,docs)
+	$(VENV)/bin/mkdocs build --strict
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with PYTHON=…" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(call STAMP,core): pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(call STAMP,docs): pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
 $(call STAMP,$(EXTRAS)): pyproject.toml | $(VENV)/bin/python

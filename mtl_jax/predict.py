@@ -73,9 +73,9 @@ def predict(
         UserError: an unknown task, or an image that cannot be read.
         CheckpointError: no checkpoint at `weights`.
 
-    Example:
-        for predicted in predict("runs/seq", ["photo.jpg"]):
-            print(predicted.answers["det"]["label"], predicted.answers["det"]["boxes_xyxy"])
+    Examples:
+        >>> for predicted in predict("runs/seq", ["photo.jpg"]):
+        ...     print(predicted.answers["det"]["label"], predicted.answers["det"]["boxes_xyxy"])
     """
     check_threshold(threshold)
     network = trained.load(Path(weights), tasks=tasks)

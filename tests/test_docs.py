@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mtl_jax import balance, continual
 
@@ -50,6 +51,13 @@ def test_the_entry_of_a_method_has_every_field_and_cites_what_its_docstring_cite
 
 def test_titles_are_found_in_docstrings() -> None:
     assert titles(balance.cagrad) == ["Conflict-Averse Gradient Descent for Multi-task Learning"]
+
+
+def test_the_site_shows_every_page() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    shown = re.findall(r"[\w/]+\.md", str(site["nav"]))
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(shown) == sorted(pages)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

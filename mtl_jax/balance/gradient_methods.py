@@ -36,7 +36,7 @@ def graddrop(leak: float = 0.0, seed: int = 0) -> optax.GradientTransformationEx
     Raises:
         ValueError: `leak` is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["graddrop"]()
@@ -82,7 +82,7 @@ def moco(
         rho: pull of the weights towards evenness.
         max_tasks: that the state has room for; it holds as many gradients.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["moco"](beta=1.0, gamma=0.0)
@@ -123,7 +123,7 @@ def modo(gamma: float = 0.1, rho: float = 0.1, max_tasks: int = CAPACITY) -> opt
         rho: pull of the weights towards evenness.
         max_tasks: that the state has room for; it holds as many gradients.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["modo"]()
@@ -162,7 +162,7 @@ def db_mtl(beta: float = 0.9, max_tasks: int = CAPACITY) -> optax.GradientTransf
     Raises:
         ValueError: at the update, if `task_losses` is missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["db_mtl"](beta=0.0)
@@ -201,7 +201,7 @@ def excess_mtl(step_size: float = 1.0, max_tasks: int = CAPACITY) -> optax.Gradi
         step_size: of the exponentiated steps of the weights.
         max_tasks: that the state has room for; it holds as many squared gradients.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["excess_mtl"]()

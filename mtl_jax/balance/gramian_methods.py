@@ -25,7 +25,7 @@ from mtl_jax.balance.transform import (
 def equal_sum() -> optax.GradientTransformationExtraArgs:
     """Adds the tasks' gradients: the plain gradient of the summed losses.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["sum"]()
@@ -39,7 +39,7 @@ def equal_sum() -> optax.GradientTransformationExtraArgs:
 def equal_mean() -> optax.GradientTransformationExtraArgs:
     """Averages the tasks' gradients: the plain gradient of the mean loss.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["mean"]()
@@ -59,7 +59,7 @@ def fixed(weights: Sequence[float] | None = None) -> optax.GradientTransformatio
     Raises:
         ValueError: at the update, if the number of weights is not that of the tasks.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.fixed([1.0, 0.5])
@@ -92,7 +92,7 @@ def random(seed: int = 0) -> optax.GradientTransformationExtraArgs:
     Args:
         seed: of the key in the state.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["random"]()
@@ -119,7 +119,7 @@ def pcgrad(seed: int = 0) -> optax.GradientTransformationExtraArgs:
     Args:
         seed: of the key in the state, which draws the order of the projections anew for every task and step.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.pcgrad()
@@ -148,7 +148,7 @@ def gradvac(beta: float = 0.5, seed: int = 0, max_tasks: int = CAPACITY) -> opta
         seed: of the key in the state, which draws the order of the others anew for every task and step.
         max_tasks: that the state has room for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["gradvac"]()
@@ -185,7 +185,7 @@ def mgda(normalise: str = "none") -> optax.GradientTransformationExtraArgs:
     Raises:
         ValueError: if `normalise` is none of these; at the update, if `task_losses` is needed and missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.mgda()
@@ -226,7 +226,7 @@ def cagrad(c: float = 0.5) -> optax.GradientTransformationExtraArgs:
     Raises:
         ValueError: `c` is negative.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["cagrad"]()
@@ -256,7 +256,7 @@ def nash_mtl(max_norm: float = 1.0) -> optax.GradientTransformationExtraArgs:
     Args:
         max_norm: longest update; a longer one is shortened to it. 0 shortens none.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["nash_mtl"]()
@@ -285,7 +285,7 @@ def fairgrad(alpha: float = 1.0) -> optax.GradientTransformationExtraArgs:
     Raises:
         ValueError: `alpha` is not above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["fairgrad"]()
@@ -310,7 +310,7 @@ def fairgrad(alpha: float = 1.0) -> optax.GradientTransformationExtraArgs:
 def imtl_g() -> optax.GradientTransformationExtraArgs:
     """Takes the combination of sum 1 whose projections on all tasks' gradients are equally long.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["imtl_g"]()
@@ -327,7 +327,7 @@ def imtl_g() -> optax.GradientTransformationExtraArgs:
 def aligned_mtl() -> optax.GradientTransformationExtraArgs:
     """Gives all principal components of the gradients the length of the shortest, and averages the gradients.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["aligned_mtl"]()
@@ -348,7 +348,7 @@ def upgrad(regularisation: float = 1e-4) -> optax.GradientTransformationExtraArg
         regularisation: added to the diagonal of the gradients' inner products, as a share of their trace; with 0 the
             projection is exact.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["upgrad"]()
@@ -375,7 +375,7 @@ def dual_proj(regularisation: float = 1e-4) -> optax.GradientTransformationExtra
         regularisation: added to the diagonal of the gradients' inner products, as a share of their trace; with 0 the
             projection is exact.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["dual_proj"]()
@@ -398,7 +398,7 @@ def dual_proj(regularisation: float = 1e-4) -> optax.GradientTransformationExtra
 def config() -> optax.GradientTransformationExtraArgs:
     """Takes the direction of equal cosine with all tasks' gradients, as long as their projections on it together.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["config"]()
@@ -430,7 +430,7 @@ def sdmgrad(
         iterations: of the search in one step.
         max_tasks: that the state has room for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["sdmgrad"]()

@@ -33,7 +33,7 @@ def uncertainty(learning_rate: float = 0.01, max_tasks: int = CAPACITY) -> optax
         learning_rate: of the log-variances.
         max_tasks: that the state has room for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["uncertainty"]()
@@ -60,7 +60,7 @@ def imtl_l(learning_rate: float = 0.01, max_tasks: int = CAPACITY) -> optax.Grad
         learning_rate: of the log-scales.
         max_tasks: that the state has room for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["imtl_l"]()
@@ -111,7 +111,7 @@ def dwa(
         epoch_steps: steps over which a mean loss is taken.
         max_tasks: that the state has room for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["dwa"]()
@@ -145,7 +145,7 @@ def dwa(
 def gls() -> optax.GradientTransformationExtraArgs:
     """Descends on the geometric mean of the losses: every task's relative progress counts alike.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["gls"]()
@@ -167,7 +167,7 @@ def rlw(seed: int = 0) -> optax.GradientTransformationExtraArgs:
     Args:
         seed: of the key in the state.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["rlw"]()
@@ -198,7 +198,7 @@ def stch(mu: float = 1.0, ideal: float = 0.0) -> optax.GradientTransformationExt
     Raises:
         ValueError: `mu` is not above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["stch"]()
@@ -230,7 +230,7 @@ def famo(
         weight_decay: of the logits.
         max_tasks: that the state has room for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["famo"]()
@@ -287,7 +287,7 @@ def gradnorm(
     Raises:
         ValueError: at the update, if `task_losses` is missing.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["gradnorm"]()
@@ -336,7 +336,7 @@ def dtp(gamma: float = 1.0, decay: float = 0.9, max_tasks: int = CAPACITY) -> op
         decay: share of the past in the running mean.
         max_tasks: that the state has room for.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> from mtl_jax import balance
         >>> tx = balance.METHODS["dtp"](gamma=0.0)

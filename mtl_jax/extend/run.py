@@ -52,9 +52,9 @@ def extend(
         UserError: what is to be added does not fit the parent, or the work directory is another run's.
         CheckpointError: the parent is damaged.
 
-    Example:
-        contract = extend("runs/digits", "runs/digits-2", "configs/tags.py")
-        print(contract["tasks"]["seg"]["largest_output_change"])
+    Examples:
+        >>> contract = extend("runs/digits", "runs/digits-2", "configs/tags.py")
+        >>> print(contract["tasks"]["seg"]["largest_output_change"])
     """
     compilation.enable_cache()
     where, workdir = checkpoints.find(Path(parent).expanduser()), Path(workdir).expanduser()

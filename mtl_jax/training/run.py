@@ -28,9 +28,9 @@ def train(page: Any, workdir: str | Path = "", settings: Mapping[str, Any] | Non
         UserError: a setting, a dataset or a work directory that does not fit, or files that cannot be written.
         CheckpointError: a checkpoint that cannot be read or written.
 
-    Example:
-        contract = train("configs/quickstart.py", "runs/digits", {"seed": 1})
-        print(contract["passed"], contract["tasks"]["det"]["final"])
+    Examples:
+        >>> contract = train("configs/quickstart.py", "runs/digits", {"seed": 1})
+        >>> print(contract["passed"], contract["tasks"]["det"]["final"])
     """
     changes = [Override(tuple(name.split(".")), str(value)) for name, value in (settings or {}).items()]
     if isinstance(page, str | Path):
