@@ -27,7 +27,13 @@ class Problem:
     classifiers: int = 0  # so many classification tasks instead of the flagship's three
     backbone: str = "mobilenet_v3_small"
     depthwise: str = ""  # a form of `models.depthwise.FORMS`; "" is what the platform takes
+    memory_kept: bool | None = None  # by the allocator's settings of the library's programs; None: on the side "jax"
     seed: int = 0
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether the side runs with the allocator's settings of the library's programs."""
+        return self.side == "jax" if self.memory_kept is None else self.memory_kept
 
 
 def task_settings(problem: Problem) -> dict[str, dict[str, Any]]:

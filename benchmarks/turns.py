@@ -19,6 +19,7 @@ from typing import Any
 import benchmarks
 from benchmarks.problem import Problem
 from mtl_jax.errors import UserError
+from mtl_jax.runtime import allocator
 
 OUT_OF_MEMORY = "out of memory"
 OUT_OF_MEMORY_SIGNS = ("RESOURCE_EXHAUSTED", "OutOfMemoryError", "out of memory", "Out of memory", "MemoryError")
@@ -128,7 +129,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=benchmarks.environment(environment),
+            env=environment_of(problem, environment),
         )
 
     def build(self) -> None:
@@ -161,6 +162,14 @@ class _Worker:
         self.process.wait()
         self._errors.seek(0)
         raise UserError(f"the side {self.problem.side} of the benchmark ended early: {cause(self._errors.read())}")
+
+
+def environment_of(problem: Problem, changes: dict[str, str] | None) -> dict[str, str]:
+    """Returns the variables of a side's process; the allocator's settings of this one are not the other sides'."""
+    merged = benchmarks.environment(changes)
+    if merged.get("GLIBC_TUNABLES") == allocator.TUNABLES and not problem.keeps_memory:
+        del merged["GLIBC_TUNABLES"]
+    return merged
 
 
 def cause(errors: str) -> str:

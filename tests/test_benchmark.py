@@ -17,6 +17,7 @@ from benchmarks.problem import Problem
 from mtl_jax import tasks
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
+from mtl_jax.runtime import allocator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import benchmark
@@ -72,6 +73,34 @@ def test_a_side_in_its_own_process_is_timed_and_one_that_fails_says_why():
     assert timing.record()["peak_mb"] > 0
     with pytest.raises(UserError, match=r"side jax of the benchmark ended early: .*multiple"):
         turns.run([dataclasses.replace(SMALL, image_size=33)], repeats=1)
+
+
+def test_a_comparison_has_the_peers_as_they_come_and_with_memory_kept(monkeypatch):
+    from benchmarks import commands
+
+    took = {("jax", True): 0.2, ("torch", False): 0.5, ("torch_compile", False): 0.4, ("torch", True): 0.25}
+
+    def run(problems, *, repeats):
+        seconds = (took.get((each.side, each.keeps_memory), 1.0) for each in problems)
+        return [turns.Timing(each, 1.0, (found,), 1.0) for each, found in zip(problems, seconds, strict=True)]
+
+    monkeypatch.setattr(turns, "run", run)
+    first, *others = commands.step(commands.Options(peer="torch"))
+    assert (first["ratio_of_medians"], first["ratio_of_medians_memory_kept"]) == (
+        pytest.approx(0.5),
+        pytest.approx(0.8),
+    )
+    assert [(row["side"], row["memory_kept"]) for row in others[::2]] == [("torch", False), ("torch", True)]
+
+
+def test_the_allocator_s_settings_reach_only_the_sides_that_ask_for_them(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", allocator.TUNABLES)
+    assert "GLIBC_TUNABLES" not in turns.environment_of(dataclasses.replace(SMALL, side="torch"), None)
+    assert turns.environment_of(SMALL, None)["GLIBC_TUNABLES"] == allocator.TUNABLES
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")  # the user's own
+    assert (
+        turns.environment_of(dataclasses.replace(SMALL, side="torch"), None)["GLIBC_TUNABLES"] == "glibc.malloc.check=0"
+    )
 
 
 def test_the_command_line_prints_a_table_and_writes_json(monkeypatch, tmp_path, capsys):
