@@ -43,6 +43,13 @@ def update(grads=None, **changes):
     return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
 
 
+@pytest.mark.parametrize("rule", optimizer.RULES)
+def test_the_state_follows_from_shapes_alone(rule):
+    tx = optimizer.build(rule, learning_rate=optax.constant_schedule(0.1), weight_decay=0.1, momentum=0.9)
+    shapes = jax.eval_shape(lambda: PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, tx.init(shapes), tx.init(PARAMS))
+
+
 def test_sgd_without_momentum_is_minus_rate_times_gradient():
     assert jax.tree.all(jax.tree.map(lambda leaf: jnp.allclose(leaf, -0.1), update()))
 

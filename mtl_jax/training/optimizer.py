@@ -91,7 +91,12 @@ def _packed(tx: optax.GradientTransformation, rates: Mapping[str, float]) -> opt
         vectors, state = tx.update(pack(updates, rates), state, None if params is None else pack(params, rates))
         return unpack(vectors, rates, like=updates), state
 
-    return optax.GradientTransformation(lambda params: tx.init(pack(params, rates)), update)
+    def init(params: PyTree) -> optax.OptState:
+        # No rule here begins with the parameters' values, and packing them one by one would compile a program for each.
+        shapes = jax.eval_shape(lambda tree: pack(tree, rates), params)
+        return tx.init(jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes))
+
+    return optax.GradientTransformation(init, update)
 
 
 def pack(tree: PyTree, rates: Mapping[str, float]) -> dict[str, Float[Array, " group"]]:
