@@ -168,6 +168,18 @@ def test_boxes_of_a_class_that_overlap_are_averaged_by_their_scores():
     np.testing.assert_allclose(voted[4], found[4], rtol=1e-5)
 
 
+def test_some_boxes_are_moved_as_all_of_them_would_be():
+    generator = np.random.default_rng(0)
+    corner, size = generator.uniform(0, 30, (40, 2)), generator.uniform(5, 20, (40, 2))
+    found, score = jnp.array(np.concatenate([corner, corner + size], axis=1)), jnp.array(generator.uniform(0.1, 1, 40))
+    label, valid = jnp.array(generator.integers(0, 2, 40)), jnp.array(generator.random(40) > 0.2)
+    some = jnp.array([3, 0, 17, 39])
+    voted = boxes.vote(found, score, label, valid, iou_threshold=0.3)
+    moved = boxes.vote(found, score, label, valid, iou_threshold=0.3, moved=(found[some], label[some]))
+    np.testing.assert_allclose(moved, voted[some], rtol=1e-6)
+    assert float(jnp.abs(moved - found[some]).max()) > 1
+
+
 def test_a_vote_above_every_overlap_changes_nothing():
     found = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [1.0, 1.0, 1.0, 1.0]])
     voted = boxes.vote(found, jnp.full(3, 0.5), jnp.zeros(3, jnp.int32), jnp.ones(3, bool), iou_threshold=1.0)

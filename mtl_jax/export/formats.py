@@ -129,7 +129,10 @@ def session(source: Any) -> Run:
     """Opens an ONNX file, or its bytes, as a function of the array that it takes."""
     import onnxruntime
 
-    opened: Any = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    options: Any = onnxruntime.SessionOptions()
+    # Between calls its threads would wait in loops, and take the cores from whatever is timed in turns with it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    opened: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     names, given = [output.name for output in opened.get_outputs()], opened.get_inputs()[0].name
     return lambda pixels: dict(zip(names, opened.run(names, {given: pixels}), strict=True))
 

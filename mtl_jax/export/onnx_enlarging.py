@@ -34,17 +34,69 @@ def enlarged(graph: Graph, x: Any, size: tuple[int, ...]) -> Tensor:
     return found.seen(CHANNELS_FIRST)
 
 
-def with_channels_last(graph: Graph, x: Tensor) -> Tensor:
-    """Returns an enlarged map with the channels last, where the largest is found fastest; else the value as it is."""
+def argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
+    """Returns the channel that is largest at each place of an enlarged map; None where a value is no such map.
+
+    Between four cells no channel exceeds its largest value in them, nor falls below its least. One that nowhere reaches
+    the best of the least values is left out before anything is enlarged: of the classes, few are in an image.
+
+    Args:
+        graph: gets the nodes.
+        x: batch, height, width, channels.
+        dtype: of the result, whole numbers.
+    """
     origin = graph.origins.get(x.name)
-    if not isinstance(origin, Enlarged) or x.axes != CHANNELS_FIRST:
-        return x
-    (batch, rows, columns, channels), (height, width) = origin.x.shape, origin.size
-    shapes = (batch, rows, width, channels), (batch, rows, width * channels), (batch, height, width * channels)
-    wide = graph.node("MatMul", interpolation(columns, width), origin.x, shape=shapes[0], dtype=x.dtype)
-    lines = graph.reshaped(wide, shapes[1])
-    found = graph.node("MatMul", interpolation(rows, height), lines, shape=shapes[2], dtype=x.dtype)
-    return graph.reshaped(found, (batch, height, width, channels))
+    if not isinstance(origin, Enlarged) or x.axes != CHANNELS_FIRST or min(origin.x.shape[1:3]) < 2:
+        return None
+    (batch, rows, columns, _), (height, width) = origin.x.shape, origin.size
+    array = graph.arranged(origin.x, CHANNELS_FIRST)
+    number = _candidates(graph, _somewhere_largest(graph, array))
+    rows_of = graph.node("Unsqueeze", number, np.array([2]), shape=(batch, 0, 1), dtype=np.int64)
+    kept = graph.node("GatherND", array, rows_of, shape=(batch, 0, rows, columns), dtype=x.dtype, batch_dims=1)
+    # With the channels last, where the largest is found fastest; a length of 0 stands for one that is not known.
+    kept = graph.node("Transpose", kept, shape=(batch, rows, columns, 0), dtype=x.dtype, perm=[0, 2, 3, 1])
+    wide = graph.node("MatMul", interpolation(columns, width), kept, shape=(batch, rows, width, 0), dtype=x.dtype)
+    lines = _with_lengths(graph, wide, (0, rows, -1))
+    found = graph.node("MatMul", interpolation(rows, height), lines, shape=(batch, height, 0), dtype=x.dtype)
+    pixels = _with_lengths(graph, found, (0, height * width, -1))
+    place = graph.node("ArgMax", pixels, shape=(batch, height * width), dtype=np.int64, axis=2, keepdims=0)
+    number = graph.cast(number, dtype)
+    mask = graph.node("GatherElements", number, place, shape=(batch, height * width), dtype=dtype, axis=1)
+    return graph.reshaped(mask, (batch, height, width))
+
+
+def _candidates(graph: Graph, which: Tensor) -> Tensor:
+    """Returns the numbers of the channels that are true, in their order, of each image as many as of any."""
+    batch, channels = which.shape
+    whole, wide = graph.cast(which, np.int32), np.dtype(np.int64)
+    count = graph.node("ReduceSum", whole, np.array([1]), shape=(batch,), dtype=np.int32, keepdims=0)
+    most = graph.node("ReduceMax", count, shape=(1,), dtype=np.int32, axes=[0], keepdims=1)
+    rank = np.arange(channels, 0, -1, dtype=np.float32)[None]
+    first = graph.node("Where", which, rank, rank - channels, shape=which.shape, dtype=np.float32)
+    found = graph.node("TopK", first, graph.cast(most, wide), shape=(batch, 0), dtype=np.float32, outputs=2)
+    return Tensor(f"{found.name}.1", (batch, 0), wide)
+
+
+def _somewhere_largest(graph: Graph, x: Tensor) -> Tensor:
+    """Returns which channels of each map, with the channels first, may be the largest somewhere in it, enlarged."""
+    batch, channels, rows, columns = x.shape
+    cells, one = (batch, channels, rows - 1, columns - 1), (batch, 1, rows - 1, columns - 1)
+
+    def largest(x: Tensor) -> Tensor:
+        return graph.node("MaxPool", x, shape=cells, dtype=x.dtype, kernel_shape=[2, 2])
+
+    def negative(x: Tensor) -> Tensor:
+        return graph.node("Neg", x, shape=x.shape, dtype=x.dtype)
+
+    least = negative(largest(negative(x)))
+    best = graph.node("ReduceMax", least, shape=one, dtype=x.dtype, axes=[1], keepdims=1)
+    reached = graph.node("GreaterOrEqual", largest(x), best, shape=cells, dtype=np.bool_)
+    return graph.any(reached, (2, 3))
+
+
+def _with_lengths(graph: Graph, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Gives an array other axes: 0 keeps the length, -1 is what is left."""
+    return graph.node("Reshape", x, np.array(lengths, np.int64), shape=lengths, dtype=x.dtype)
 
 
 def interpolation(old: int, new: int) -> np.ndarray:

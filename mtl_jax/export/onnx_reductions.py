@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.export import onnx_enlarging as enlarging
 from mtl_jax.export import onnx_folding as folding
 from mtl_jax.export import onnx_layout as layout
-from mtl_jax.export.onnx_enlarging import with_channels_last
 from mtl_jax.export.onnx_graph import Graph, Tensor, Value, described
 
 
@@ -37,8 +37,8 @@ def reduced(op: str) -> Callable[..., Value]:
 def argmax(graph: Graph, equation: Any, x: Tensor) -> Value:
     """Finds the place of the largest along an axis."""
     (axis,), (shape, dtype) = equation.params["axes"], described(equation.outvars[0])
-    if int(axis) == len(x.shape) - 1:
-        x = with_channels_last(graph, x)
+    if int(axis) == len(x.shape) - 1 and (largest := enlarging.argmax(graph, x, dtype)) is not None:
+        return largest
     order = layout.without(x.axes, [int(axis)])
     whole, place = layout.stored(shape, order), x.axes[int(axis)]
     found = graph.node("ArgMax", x.array, shape=whole, dtype=np.int64, axis=place, keepdims=0)

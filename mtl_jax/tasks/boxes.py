@@ -146,7 +146,8 @@ def vote(
     valid: Bool[Array, " n"],
     *,
     iou_threshold: float,
-) -> Float[Array, "n 4"]:
+    moved: tuple[Float[Array, "m 4"], Int[Array, " m"]] | None = None,
+) -> Float[Array, "m 4"]:
     """Replaces each box by the mean, weighted by score, of the boxes of its class that overlap it.
 
     Suppression keeps one box of many that found the same object; their mean lies nearer to it than any of them.
@@ -155,16 +156,19 @@ def vote(
         boxes_xyxy: corners, px.
         score: of each box, above 0 where valid.
         label: class of each box.
-        valid: boxes that take part; the others vote for none but themselves.
+        valid: boxes that take part; the others do not vote.
         iou_threshold: overlap above which a box counts for another.
+        moved: corners and classes of the boxes that are replaced; all if None. One that no box overlaps stays.
 
     References:
         Gidaris, Komodakis, "Object detection via a multi-region & semantic segmentation-aware CNN model", 2015.
     """
-    same = (label[:, None] == label[None, :]) & valid[None, :]
-    near = same & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
-    weight = jnp.where(near, score[None, :], jnp.eye(len(label)))
-    return weight @ boxes_xyxy / weight.sum(axis=1, keepdims=True)
+    corners, classes = (boxes_xyxy, label) if moved is None else moved
+    same = (classes[:, None] == label[None, :]) & valid[None, :]
+    near = same & (iou_matrix(corners, boxes_xyxy) > iou_threshold)
+    weight = jnp.where(near, score[None, :], 0.0)
+    total = weight.sum(axis=1, keepdims=True)
+    return jnp.where(total > 0, weight @ boxes_xyxy / jnp.where(total > 0, total, 1.0), corners)
 
 
 def suppress(

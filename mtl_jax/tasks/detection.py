@@ -479,13 +479,14 @@ def _decode_one(
     box = boxes.to_corners(outputs[:, :BOX_CHANNELS][index // class_count])
     valid = score >= score_threshold
     keep = boxes.suppress(box, label, valid, iou_threshold=nms_iou)
-    box = boxes.vote(box, score, label, valid, iou_threshold=voting_iou)
     rank = jnp.where(keep, jnp.cumsum(keep) - 1, max_detections)  # those past the end are dropped
 
     def place(values: Array) -> Array:
         return jnp.zeros((max_detections, *values.shape[1:]), values.dtype).at[rank].set(values, mode="drop")
 
-    return {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
+    found = {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
+    moved = found["boxes_xyxy"], found["label"]
+    return found | {"boxes_xyxy": boxes.vote(box, score, label, valid, iou_threshold=voting_iou, moved=moved)}
 
 
 def at_original(prediction: Mapping[str, np.ndarray], geometry: Geometry) -> dict[str, np.ndarray]:
