@@ -258,7 +258,7 @@ def _ignore_label(experiment: Experiment, stream: str) -> dict[str, Any]:
 
 def ignore_labels(experiment: Experiment, stream: str) -> dict[str, int]:
     """Returns what the tasks of a stream call void in their masks."""
-    found = {task: experiment.tasks[task].ignore_label for task in experiment.streams[stream].labels}
+    found = {task: experiment.tasks[task].void for task in experiment.streams[stream].labels}
     return {task: value for task, value in found.items() if value is not None}
 
 

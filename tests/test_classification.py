@@ -14,7 +14,7 @@ from mtl_jax.tasks.base import Geometry
 SIZE = (32, 32)
 GEOMETRY = Geometry(1.0, 1.0, 0.0, 0.0, 32, 32)
 CLASSES = ("ant", "bee", "cat")
-task = classification.make("cls", CLASSES)
+task = classification.Classification("cls", CLASSES)
 loss_and_gradient = jax.jit(jax.value_and_grad(lambda raw, label: task.loss(raw, {"label": label}, image_size=SIZE)[0]))
 
 
@@ -26,7 +26,7 @@ def test_loss_equals_hand_computed_value():
 
 
 def test_label_smoothing_spreads_the_target_over_all_classes():
-    smooth = classification.make("cls", CLASSES, label_smoothing=0.3)
+    smooth = classification.Classification("cls", CLASSES, label_smoothing=0.3)
     raw = jnp.array([[0.0, np.log(2), np.log(5)]])
     value, _ = smooth.loss(raw, {"label": jnp.array([1])}, image_size=SIZE)
     costs = np.log([8, 4, 8 / 5])
@@ -64,12 +64,12 @@ def test_gradients_equal_finite_differences(key):
 def test_distillation_is_zero_at_the_teacher_and_equals_a_hand_computed_value():
     raw = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
     teacher = jnp.log(jnp.array([[0.25, 0.25, 0.5]]))
-    sharp = classification.make("cls", CLASSES, distillation_temperature=1.0)
+    sharp = classification.Classification("cls", CLASSES, distillation_temperature=1.0)
     assert sharp.distillation_loss(raw, raw, image_size=SIZE) == 0
     expected = 0.25 * np.log(0.5) + 0.5 * np.log(2)
     np.testing.assert_allclose(sharp.distillation_loss(raw, teacher, image_size=SIZE), expected, rtol=1e-6)
     # Logits twice as large at temperature 2 are the same distributions; the factor is temperature².
-    soft = classification.make("cls", CLASSES, distillation_temperature=2.0)
+    soft = classification.Classification("cls", CLASSES, distillation_temperature=2.0)
     np.testing.assert_allclose(soft.distillation_loss(2 * raw, 2 * teacher, image_size=SIZE), 4 * expected, rtol=1e-6)
 
 
@@ -83,7 +83,7 @@ def test_half_precision_is_computed_in_single_precision(key):
 
 
 def test_top_accuracies_count_ranks():
-    metric = classification.make("cls", [str(i) for i in range(7)]).new_metric()
+    metric = classification.Classification("cls", tuple(str(i) for i in range(7))).new_metric()
     probability = np.array([0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05])
     for label in (0, 1, 4, 5, -1):  # ranks 0, 1, 4, 5; missing
         metric.update({"probability": probability}, {"label": np.int32(label)}, GEOMETRY)
@@ -104,14 +104,14 @@ def test_a_label_outside_the_table_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": ["only"]}, "at least 2 classes"),
+        ({"classes": ("only",)}, "at least 2 classes"),
         ({"classes": CLASSES, "strides": (16, 32)}, "one stride"),
         ({"classes": CLASSES, "label_smoothing": 1.0}, "label_smoothing"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        classification.make("cls", **settings)
+        classification.Classification("cls", **settings)
 
 
 def test_the_caption_lists_the_most_probable_classes():

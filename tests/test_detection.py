@@ -12,7 +12,7 @@ import pytest
 from jax.test_util import check_grads
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import assignment, boxes, detection
+from mtl_jax.tasks import assignment, boxes, detection, detection_cells
 from mtl_jax.tasks.base import Geometry
 
 CLASSES = ("cat", "dog", "eel")
@@ -21,7 +21,7 @@ STRIDES = (8, 16, 32)
 CENTRES, CELL_STRIDES = boxes.cell_grid(SIZE, STRIDES)
 CELLS = len(CENTRES)
 CHANNELS = 5 + len(CLASSES)
-task = detection.make("det", CLASSES)
+task = detection.Detection("det", CLASSES)
 loss_and_gradient = jax.jit(
     jax.value_and_grad(lambda raw, labels: task.loss(raw, labels, image_size=SIZE), has_aux=True)
 )
@@ -116,14 +116,14 @@ def test_the_cell_goes_to_the_box_that_it_predicts_best():
 
 def test_loss_of_one_assigned_cell_equals_hand_computed_value():
     # One level of one cell: its prior box of 32 px at (4, 4) against the box (-12, -12, 20, 4), IoU 1/2.
-    single = detection.make("det", CLASSES, strides=(8,))
+    single = detection.Detection("det", CLASSES, strides=(8,))
     labels = labels_of([(-12, -12, 20, 4, 1)])
     raw = jnp.zeros((1, 1, CHANNELS))
     _, parts = jax.jit(lambda raw: single.loss(raw, labels, image_size=(8, 8)))(raw)
     v = 4 / np.pi**2 * (np.arctan(1) - np.arctan(2)) ** 2
     complete = 0.5 - 8**2 / (2 * 32**2) - v**2 / (0.5 + v)
     np.testing.assert_allclose(parts["box"], 5 * (1 - complete), rtol=1e-5)
-    prior = detection.OBJECTNESS_PRIOR
+    prior = detection_cells.OBJECTNESS_PRIOR
     entropy = -0.5 * np.log(prior) - 0.5 * np.log(1 - prior)
     np.testing.assert_allclose(parts["objectness"], (0.5 - prior) ** 2 * entropy, rtol=1e-5)
     np.testing.assert_allclose(parts["class"], 3 * np.log(2), rtol=1e-5)  # logits 0, whatever the target
@@ -131,7 +131,7 @@ def test_loss_of_one_assigned_cell_equals_hand_computed_value():
 
 def test_loss_of_an_image_without_objects_is_that_of_its_objectness():
     (value, parts), gradient = loss_and_gradient(jnp.zeros((1, CELLS, CHANNELS)), labels_of([]))
-    prior = detection.OBJECTNESS_PRIOR
+    prior = detection_cells.OBJECTNESS_PRIOR
     np.testing.assert_allclose(value, -CELLS * prior**2 * np.log(1 - prior), rtol=1e-4)
     assert parts["box"] == parts["class"] == 0
     assert (gradient[..., 4] > 0).all()
@@ -290,7 +290,7 @@ def test_silence_decodes_to_nothing_and_invalid_entries_are_zero():
 
 
 def test_at_most_max_detections_are_returned():
-    few = detection.make("det", CLASSES, max_detections=3, candidates=8)
+    few = detection.Detection("det", CLASSES, max_detections=3, candidates=8)
     rows = [[8 * i + 4, 4, 6, 6, i / 10, 3.0, -20, -20] for i in range(10)]
     prediction = few.decode(outputs_of(*rows))
     assert prediction["score"].shape == (1, 3)
@@ -416,7 +416,7 @@ def test_a_label_outside_the_table_is_refused():
 def test_ground_truth_as_predictions_scores_one_and_noise_scores_nothing_on_real_labels(data_root):
     content = json.loads((data_root / "mini-coco-det/annotations/instances_val.json").read_text())
     kinds = {category["id"]: index for index, category in enumerate(content["categories"])}
-    judge = detection.make("det", [category["name"] for category in content["categories"]])
+    judge = detection.Detection("det", tuple(category["name"] for category in content["categories"]))
     perfect, noise = judge.new_metric(), judge.new_metric()
     numbers = np.random.default_rng(0)
     for image in content["images"]:
@@ -442,16 +442,16 @@ def test_ground_truth_as_predictions_scores_one_and_noise_scores_nothing_on_real
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": []}, "at least one class"),
-        ({"strides": ()}, "strides >= 1 px"),
-        ({"nms_iou": 0.0}, "score_threshold, nms_iou and voting_iou"),
-        ({"score_threshold": 1.5}, "score_threshold, nms_iou and voting_iou"),
-        ({"max_detections": 600}, "1 <= max_detections <= candidates"),
+        ({"classes": ()}, "at least 1 class"),
+        ({"strides": ()}, "at least one stride"),
+        ({"nms_iou": 0.0}, "nms_iou is 0.0; expected more than 0 and at most 1"),
+        ({"score_threshold": 1.5}, "score_threshold is 1.5; expected at least 0 and less than 1"),
+        ({"max_detections": 600}, "at most candidates, 512, found 600"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        detection.make("det", **({"classes": CLASSES} | options))
+        detection.Detection("det", **({"classes": CLASSES} | options))
 
 
 def test_drawing_frames_detections_of_a_fair_score():

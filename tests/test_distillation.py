@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import tasks
-from mtl_jax.tasks import distillation
+from mtl_jax.tasks import detection_cells, distillation
 
 SIZE = (32, 32)
 NAMES = ("a", "b")
@@ -27,7 +27,7 @@ def logits(label, sharpness=3.0):
 
 def detected(found, label):
     """Sixteen cells whose box is that of an untrained head; `found` says where the teacher sees an object."""
-    objectness = jnp.where(jnp.asarray(found), 4.0, -4.0) - tasks.detection.PRIOR_LOGIT
+    objectness = jnp.where(jnp.asarray(found), 4.0, -4.0) - detection_cells.PRIOR_LOGIT
     return jnp.concatenate([jnp.zeros((1, 16, 4)), objectness[None, :, None], logits(label)[None]], axis=-1)
 
 
@@ -48,7 +48,7 @@ RARE = {
 
 def both(name, teacher, student):
     task, given = TASKS[name], (student, teacher, SIZE)
-    return task.distillation_loss(*given), task.balanced_distillation_loss(*given)
+    return task.distillation_loss(*given), task.distillation_loss(*given, balanced=True)
 
 
 @pytest.mark.parametrize("name", TASKS)

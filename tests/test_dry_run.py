@@ -88,7 +88,7 @@ def test_a_mistake_of_the_second_stage_is_told_before_the_first(first, second, s
     [
         ("tasks.cls.label_smoothing", "high", "config.tasks.cls.label_smoothing is 'high'; expected a number"),
         ("tasks.cls.label_smoothing", float("nan"), "config.tasks.cls.label_smoothing is nan"),
-        ("tasks.cls.strides", 8, "config.tasks.cls.strides is 8; expected several values, such as (32,)"),
+        ("tasks.cls.strides", 8, "config.tasks.cls.strides is 8; expected numbers, such as (8, 16)"),
         ("streams.single.options.size", "big", "config.streams.single.options.size is 'big'; expected a whole number"),
         ("streams.single.augment.hue", "high", "config.streams.single.augment.hue is 'high'; expected a number"),
         ("streams.single.augment.random_position", 2, "augment.random_position is 2; expected True or False"),

@@ -4,36 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stub_task import stub
 
 from mtl_jax.models.head import Head
 from mtl_jax.models.layers import draw_kernels
-from mtl_jax.tasks.base import Task
 
-
-def task(name, readout, channels, strides):
-    return Task(
-        name=name,
-        kind="stub",
-        classes=(),
-        channels=channels,
-        readout=readout,
-        strides=strides,
-        main_metric="none",
-        higher_is_better=True,
-        loss=lambda raw, labels, image_size: ((raw**2).mean(), {}),
-        distillation_loss=lambda raw, teacher_raw, image_size: ((raw - teacher_raw) ** 2).mean(),
-        sampled_loss=lambda raw, image_size, key: (raw**2).mean(),
-        finish=lambda raw, image_size: raw,
-        decode=lambda outputs: {},
-        meanings={},
-        no_labels=lambda batch_size, image_size: {},
-        new_metric=lambda: None,
-        answer=lambda prediction, threshold: {},
-        draw=lambda axes, prediction: None,
-    )
-
-
-TASKS = (task("seg", "dense", 5, (8,)), task("det", "cells", 7, (16, 8, 32)), task("cls", "pooled", 3, (32,)))
+TASKS = (stub("seg", "dense", 5, (8,)), stub("det", "cells", 7, (16, 8, 32)), stub("cls", "pooled", 3, (32,)))
 NAMES = ("seg", "det", "cls")
 
 
@@ -129,7 +105,7 @@ def test_a_tasks_loss_moves_neither_the_other_slices_nor_their_statistics(variab
 
 def test_dropout_zeroes_whole_channels_by_its_key(levels):
     """With one channel and one class, a dropped channel leaves the bias alone."""
-    module = head(channels=1, tasks=(task("seg", "dense", 1, (8,)),))
+    module = head(channels=1, tasks=(stub("seg", "dense", 1, (8,)),))
     x = {8: jnp.ones((64, 2, 2, 6))}
     params = {
         "conv_0": {"kernel": jnp.ones((3, 3, 6, 1))},

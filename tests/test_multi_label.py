@@ -15,7 +15,7 @@ from mtl_jax.tasks.base import Geometry
 SIZE = (32, 32)
 GEOMETRY = Geometry(1.0, 1.0, 0.0, 0.0, 32, 32)
 CLASSES = ("ant", "bee", "cat")
-task = multi_label.make("tags", CLASSES)
+task = multi_label.MultiLabel("tags", CLASSES)
 loss_and_gradient = jax.jit(jax.value_and_grad(lambda raw, label: task.loss(raw, {"label": label}, image_size=SIZE)[0]))
 
 
@@ -25,7 +25,7 @@ def logit(probability):
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_loss_equals_hand_computed_value(weight):
-    weighted = multi_label.make("tags", CLASSES, positive_weight=weight)
+    weighted = multi_label.MultiLabel("tags", CLASSES, positive_weight=weight)
     labels = {"label": jnp.array([[1.0, 0.0, jnp.nan]])}
     value, parts = weighted.loss(logit([[0.25, 0.5, 0.9]]), labels, image_size=SIZE)
     np.testing.assert_allclose(value, (weight * np.log(4) + np.log(2)) / 2, rtol=1e-6)
@@ -73,7 +73,7 @@ def test_half_precision_is_computed_in_single_precision(key):
 
 
 def measured(probabilities, labels):
-    metric = multi_label.make("tags", [str(i) for i in range(labels.shape[1])]).new_metric()
+    metric = multi_label.MultiLabel("tags", tuple(str(i) for i in range(labels.shape[1]))).new_metric()
     for probability, label in zip(probabilities, labels, strict=True):
         metric.update({"probability": probability}, {"label": label}, GEOMETRY)
     return metric.compute()
@@ -112,14 +112,14 @@ def test_labels_of_another_number_of_classes_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"classes": []}, "at least 1 class"),
+        ({"classes": ()}, "at least 1 class"),
         ({"classes": CLASSES, "strides": (16, 32)}, "one stride"),
-        ({"classes": CLASSES, "positive_weight": 0.0}, "a positive_weight above 0"),
+        ({"classes": CLASSES, "positive_weight": 0.0}, "positive_weight is 0.0; expected more than 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        multi_label.make("tags", **settings)
+        multi_label.MultiLabel("tags", **settings)
 
 
 @pytest.mark.parametrize(

@@ -5,39 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from stub_task import stub
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.tasks.base import Task
-
-
-def task(name, readout, channels, strides):
-    return Task(
-        name=name,
-        kind="stub",
-        classes=(),
-        channels=channels,
-        readout=readout,
-        strides=strides,
-        main_metric="none",
-        higher_is_better=True,
-        loss=lambda raw, labels, image_size: ((raw**2).mean(), {}),
-        distillation_loss=lambda raw, teacher_raw, image_size: ((raw - teacher_raw) ** 2).mean(),
-        sampled_loss=lambda raw, image_size, key: (raw**2).mean(),
-        finish=lambda raw, image_size: raw + image_size[0] * 1000 + image_size[1],
-        decode=lambda outputs: {},
-        meanings={},
-        no_labels=lambda batch_size, image_size: {},
-        new_metric=lambda: None,
-        answer=lambda prediction, threshold: {},
-        draw=lambda axes, prediction: None,
-    )
-
 
 TASKS = {
-    "seg": task("seg", "dense", 21, (8,)),
-    "det": task("det", "cells", 15, (8, 16, 32)),
-    "cls": task("cls", "pooled", 10, (32,)),
+    "seg": stub("seg", "dense", 21, (8,)),
+    "det": stub("det", "cells", 15, (8, 16, 32)),
+    "cls": stub("cls", "pooled", 10, (32,)),
 }
 SMALL = {
     "width_multiplier": 0.25,
@@ -135,8 +111,8 @@ def test_a_wrong_setting_is_refused_by_name(change, message):
     [
         {},
         {"seg": TASKS["det"]},
-        {"conv_0": task("conv_0", "dense", 2, (8,))},
-        {"a": task("a", "cells", 2, ())},
+        {"conv_0": stub("conv_0", "dense", 2, (8,))},
+        {"a": stub("a", "cells", 2, ())},
     ],
 )
 def test_tasks_that_no_network_can_hold_are_refused(tasks):
@@ -237,7 +213,7 @@ def test_the_other_tasks_parameters_are_not_needed(model, variables, name):
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_bfloat16_and_every_output_stride_give_float32_outputs(output_stride):
-    tasks = {"seg": task("seg", "dense", 2, (output_stride,))}
+    tasks = {"seg": stub("seg", "dense", 2, (output_stride,))}
     config = SMALL | {"compute_dtype": "bfloat16", "neck": "two_conv", "output_stride": output_stride}
     model = multi_task.build(config, tasks)
 

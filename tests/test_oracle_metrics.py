@@ -16,13 +16,13 @@ from mtl_jax.data.sources import registry
 from mtl_jax.tasks import classification, detection, segmentation
 from mtl_jax.tasks.base import Geometry
 
-CLASSES = [f"class {i}" for i in range(5)]
+CLASSES = tuple(f"class {i}" for i in range(5))
 
 
 def test_mean_iou_equals_scikit_learns_confusion_matrix_and_jaccard_score():
     metrics = pytest.importorskip("sklearn.metrics")
     numbers = np.random.default_rng(0)
-    metric = segmentation.make("seg", CLASSES).new_metric()
+    metric = segmentation.Segmentation("seg", CLASSES).new_metric()
     truths, predictions = [], []
     for _ in range(3):
         truth = numbers.integers(0, 5, (9, 11))
@@ -43,7 +43,7 @@ def test_mean_iou_leaves_out_void_and_classes_that_occur_nowhere_as_scikit_learn
     metrics = pytest.importorskip("sklearn.metrics")
     numbers = np.random.default_rng(seed)
     shown, guessed = numbers.choice(5, 2, replace=False), numbers.choice(5, 3, replace=False)  # others are absent
-    metric = segmentation.make("seg", CLASSES).new_metric()
+    metric = segmentation.Segmentation("seg", CLASSES).new_metric()
     truths, predictions = [], []
     for void in (0.0, 0.3, 1.0):  # the last image is void alone
         truth = np.where(numbers.random((7, 8)) < void, 255, numbers.choice(shown, (7, 8)))
@@ -91,7 +91,7 @@ def test_mean_average_precision_from_a_coco_file_equals_that_of_pycocotools_own_
     file = folder / "annotations/instances_val.json"
     file.write_text(json.dumps(content))
     source = registry.build("coco_detection", data_root=tmp_path, split="val")
-    metric = detection.make("det", source.class_names["detection"]).new_metric()
+    metric = detection.Detection("det", source.class_names["detection"]).new_metric()
     labels = {category["id"]: label for label, category in enumerate(content["categories"])}
     most = 0
     for sample_index, image in enumerate(content["images"]):
@@ -121,14 +121,14 @@ def test_mean_average_precision_from_a_coco_file_equals_that_of_pycocotools_own_
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("class_weights", [None, [0.5, 1.0, 2.0, 0.1, 3.0]])
+@pytest.mark.parametrize("class_weights", [None, (0.5, 1.0, 2.0, 0.1, 3.0)])
 def test_segmentation_loss_and_gradient_equal_pytorchs(label_smoothing, class_weights):
     torch = pytest.importorskip("torch")
     numbers = np.random.default_rng(1)
     raw = numbers.normal(size=(2, 3, 4, 5)).astype(np.float32)
     mask = numbers.integers(0, 6, (2, 24, 32))
     mask = np.where(mask == 5, 255, mask)
-    task = segmentation.make(
+    task = segmentation.Segmentation(
         "seg", CLASSES, label_smoothing=label_smoothing, class_weights=class_weights, loss_stride=1
     )
     value, gradient = jax.value_and_grad(lambda raw: task.loss(raw, {"mask": jnp.array(mask)}, image_size=(24, 32))[0])(
@@ -157,7 +157,7 @@ def test_classification_loss_and_distillation_equal_pytorchs():
     numbers = np.random.default_rng(2)
     raw, teacher = numbers.normal(size=(2, 6, 5)).astype(np.float32)
     label = np.array([0, 4, -1, 2, 2, -1])
-    task = classification.make("cls", CLASSES, label_smoothing=0.1, distillation_temperature=3.0)
+    task = classification.Classification("cls", CLASSES, label_smoothing=0.1, distillation_temperature=3.0)
     value, _ = task.loss(jnp.array(raw), {"label": jnp.array(label)}, image_size=(32, 32))
     expected = functional.cross_entropy(torch.tensor(raw), torch.tensor(label), ignore_index=-1, label_smoothing=0.1)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)

@@ -13,8 +13,8 @@ from mtl_jax.tasks.base import Geometry
 
 SIZE = (32, 32)
 GEOMETRY = Geometry(1.0, 1.0, 0.0, 0.0, 32, 32)
-AGE = regression.make("age", center=30.0, scale=10.0, unit="years")
-SQUARED = regression.make("age", cost="l2", center=30.0, scale=10.0)
+AGE = regression.Regression("age", center=30.0, scale=10.0, unit="years")
+SQUARED = regression.Regression("age", cost="l2", center=30.0, scale=10.0)
 
 
 @pytest.mark.parametrize(("task", "expected"), [(AGE, (0.5 + 2.0) / 2), (SQUARED, (0.25 + 4.0) / 2)])
@@ -69,11 +69,11 @@ def test_the_caption_has_the_unit():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"cost": "l3"}, "a cost among l1, l2, found 'l3'"),
-        ({"scale": 0.0}, "a scale above 0"),
+        ({"cost": "l3"}, "cost is 'l3'; expected one of l1, l2"),
+        ({"scale": 0.0}, "scale is 0.0; expected more than 0"),
         ({"strides": ()}, "one stride"),
     ],
 )
 def test_mistakes_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        regression.make("age", **settings)
+        regression.Regression("age", **settings)

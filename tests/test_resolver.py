@@ -46,7 +46,7 @@ MISTAKES: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"tasks.cls.label_smooting": 0.1}, "config.tasks.cls has no setting label_smooting; did you mean label_smoo"),
         ({"tasks.cls.label_smoothing": "high"}, "config.tasks.cls.label_smoothing is 'high'; expected a number"),
         ({"tasks.cls.classes": "0123"}, "config.tasks.cls.classes is '0123'; expected a list of names"),
-        ({"tasks.cls": {"kind": "classification"}}, "config.tasks.cls.classes is missing; expected several values"),
+        ({"tasks.cls": {"kind": "classification"}}, "config.tasks.cls.classes is missing; expected a tuple of names"),
         ({"tasks.all": {"kind": "depth"}}, "config.tasks has the name 'all', which has a meaning of its own"),
         ({"tasks.a b": {"kind": "depth"}}, "config.tasks has the name 'a b'; expected 1 to 64 of the letters"),
     ],

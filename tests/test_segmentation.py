@@ -19,7 +19,7 @@ VOID = 255
 
 
 def make(**options):
-    return segmentation.make("seg", CLASSES, **options)
+    return segmentation.Segmentation("seg", CLASSES, **options)
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def test_logits_are_interpolated_between_the_centres_of_cells():
 def test_the_mask_is_the_best_class_of_the_interpolated_logits(key, stride):
     raw = jax.random.normal(key, (2, 3, 5, 6)).at[..., 4].set(-9.0).at[0, ..., 5].set(9.0).at[0, ..., 2].set(9.0)
     size = 3 * stride - 1, 5 * stride - 3
-    task = segmentation.make("seg", tuple("abcdef"), strides=(stride,))
+    task = segmentation.Segmentation("seg", tuple("abcdef"), strides=(stride,))
     mask = task.predictions(raw, size)["mask"]
     assert mask.shape == (2, *size)
     assert mask.dtype == jnp.int32
@@ -217,19 +217,19 @@ def test_broken_targets_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": ["cat"]}, "at least 2 classes"),
+        ({"classes": ("cat",)}, "at least 2 classes"),
         ({"strides": (8, 16)}, "one stride"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
-        ({"class_weights": [1.0]}, "3 class_weights"),
-        ({"class_weights": [1.0, -1.0, 1.0]}, "3 class_weights"),
+        ({"class_weights": (1.0,)}, "3 class_weights"),
+        ({"class_weights": (1.0, -1.0, 1.0)}, r"class_weights\[1\] is -1.0; expected at least 0"),
         ({"ignore_label": 2}, "ignore_label outside the classes"),
-        ({"dice_weight": -0.5}, "dice_weight >= 0"),
+        ({"dice_weight": -0.5}, "dice_weight is -0.5; expected at least 0"),
         ({"loss_stride": 3}, "loss_stride that divides 8"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        segmentation.make("seg", **({"classes": CLASSES} | options))
+        segmentation.Segmentation("seg", **({"classes": CLASSES} | options))
 
 
 def test_the_palette_is_that_of_pascal_voc():
@@ -251,9 +251,9 @@ def test_the_overlay_shows_the_classes_present_and_leaves_background_clear():
 
 
 def test_void_is_255_unless_255_is_a_class():
-    assert segmentation.make("seg", ("a", "b")).ignore_label == 255
-    many = segmentation.make("seg", [str(number) for number in range(256)])
-    assert many.ignore_label == 65535
+    assert segmentation.Segmentation("seg", ("a", "b")).void == 255
+    many = segmentation.Segmentation("seg", tuple(str(number) for number in range(256)))
+    assert many.void == 65535
     metric = many.new_metric()
     metric.update({"mask": np.array([[255, 0]])}, {"mask": np.array([[255, 65535]], np.uint16)}, identity(1, 2))
     assert metric.compute()["pixel_accuracy"] == 1

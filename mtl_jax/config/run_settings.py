@@ -72,7 +72,7 @@ class RunSettings(Section):
     example_images: int = setting(4, "predictions per task shown in report.html", least=0)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     contract: ContractSettings = dataclasses.field(default_factory=ContractSettings)
-    tasks: Mapping[str, Mapping[str, Any]] = setting({}, "name -> kind and the keyword arguments of that kind's `make`")
+    tasks: Mapping[str, Mapping[str, Any]] = setting({}, "name -> kind, and settings of that kind")
     streams: Mapping[str, StreamSettings] = dataclasses.field(default_factory=dict)
     stages: Mapping[str, StageSettings] = dataclasses.field(default_factory=dict)
     order: tuple[str, ...] = setting((), "stage names in the order in which they are trained")

@@ -7,13 +7,14 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from mtl_jax.config.checks import MAX_NUMBER, TAKEN, among, suggestion
 from mtl_jax.errors import UserError
 
 RULE = "rule"
+REQUIRED: Any = object()  # in a default's place: the setting has none
 
 
 class Rule(NamedTuple):
@@ -32,11 +33,13 @@ def setting(default: Any, reason: str, **limits: Any) -> Any:
     """Returns a dataclass field with its default, and what `Rule` holds.
 
     Args:
-        default: a plain value.
+        default: a plain value, or `REQUIRED`.
         reason: what the setting is, or why one would change it.
-        **limits: the other fields of `Rule`. Those of numbers hold for every number of a table.
+        **limits: the other fields of `Rule`. Those of numbers hold for every number of a table or list.
     """
     metadata = {RULE: Rule(reason, **limits)}
+    if default is REQUIRED:
+        return dataclasses.field(metadata=metadata)
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -79,35 +82,53 @@ class Section:
 S = TypeVar("S", bound=Section)
 
 
-def read(section: type[S], given: Any, where: str) -> S:
+def read(section: type[S], given: Any, where: str, **own: Any) -> S:
     """Reads a section from a table: what is left out has its default.
 
     Args:
         section: to read.
         given: name -> value; a dict, or a ConfigDict, which is no Mapping.
         where: the table, for errors.
+        **own: fields that are not the table's to give.
 
     Raises:
-        UserError: a setting that is unknown, or a value that does not fit.
+        UserError: a setting that is unknown or missing, or a value that does not fit.
     """
     if not hasattr(given, "items"):
         raise UserError(f"{where} is {given!r}; expected a table of settings")
     kinds = typing.get_type_hints(section)
     for name, _ in given.items():
-        require_known(section, where, name)
+        require_known(section, where, name, own=own)
+    for field in dataclasses.fields(section):
+        if _is_required(field) and field.name not in (*given, *own):
+            kind = kinds[field.name]
+            raise UserError(f"{where}.{field.name} is missing; expected {_described(kind, _name(kind))}")
     try:
-        return section(**{name: fitted(name, value, kinds[name]) for name, value in section.sections(given).items()})
+        values = {name: fitted(name, value, kinds[name]) for name, value in section.sections(given).items()}
+        return section(**values, **own)
     except UserError as error:
         raise UserError(f"{where}.{error}") from error
 
 
-def require_known(section: type[Section], where: str, name: Any) -> None:
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.init and field.default is missing and field.default_factory is missing
+
+
+def require_known(section: type[Section], where: str, name: Any, *, own: Container[str] = ()) -> None:
     """Checks that a section has a setting.
+
+    Args:
+        section: that is asked for it.
+        where: the section, for the error.
+        name: of the setting.
+        own: fields that come from elsewhere; those without a rule are no settings.
 
     Raises:
         UserError: it has none of this name, with what it is called now, or the nearest right name.
     """
-    known = [field.name for field in dataclasses.fields(section)]
+    fields = [field for field in dataclasses.fields(section) if field.init]
+    known = [field.name for field in fields if RULE in field.metadata or field.name not in own]
     if name not in known:
         moved = f"it is now {section.former[name]}" if name in section.former else suggestion(str(name), known)
         raise UserError(f"{where} has no setting {name}; {moved}")
@@ -154,14 +175,17 @@ def _name(kind: Any) -> str:
 
 
 def _described(kind: Any, name: str) -> str:
-    of_names = name == "tuple" and typing.get_args(kind)[:1] == (str,)
-    return "a tuple of names, such as ('name',)" if of_names else TAKEN[name][1]
+    if name != "tuple":
+        return TAKEN[name][1]
+    return "a tuple of names, such as ('name',)" if typing.get_args(kind)[:1] == (str,) else "numbers, such as (8, 16)"
 
 
 def _inner(where: str, value: Any, kind: Any, name: str) -> Any:
     inner = typing.get_args(kind)
     if name == "float":
         return float(value)
+    if name == "tuple" and inner[:1] in ((int,), (float,)):
+        return tuple(fitted(f"{where}[{index}]", each, inner[0]) for index, each in enumerate(value))
     if name == "Mapping":
         return {key: fitted(f"{where}.{key}", each, inner[1]) for key, each in value.items()}
     if name == "tuple" and inner[:1] == (str,):
@@ -175,6 +199,9 @@ def _check(where: str, value: Any, rule: Rule) -> None:
     if isinstance(value, dict):
         for name, each in value.items():
             _check(f"{where}.{name}", each, rule)
+    elif isinstance(value, tuple):
+        for index, each in enumerate(value):
+            _check(f"{where}[{index}]", each, rule)
     elif rule.choices:
         among(where, value, rule.choices)
     elif isinstance(value, int | float) and not isinstance(value, bool):

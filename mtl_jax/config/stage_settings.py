@@ -89,6 +89,7 @@ class StageSettings(Section):
         'patterns of parameters that stay as they are, statistics too: ("backbone", "head/kernels"); or with epochs '
         'from and to, {"backbone": None, "backbone/stride_16": (0, 5), "neck": (2.5, None)}, where None is the whole '
         "stage, or its end (gradual unfreezing, progressive freezing)",
+        most=math.inf,
     )
     soft_sharing: float = setting(
         0.0,

@@ -140,9 +140,8 @@ def distillation(
             )
     parts: dict[str, Array] = {}
     for name, teacher_output in teacher_raw.items():
-        balanced = tasks[name].balanced_distillation_loss if balance == "classes" else None
-        term = balanced or tasks[name].distillation_loss
-        parts[name] = term(raw[name], jax.lax.stop_gradient(teacher_output), image_size)
+        teacher = jax.lax.stop_gradient(teacher_output)
+        parts[name] = tasks[name].distillation_loss(raw[name], teacher, image_size, balanced=balance == "classes")
     total = sum((weights[name] * part for name, part in parts.items()), start=jnp.float32(0.0))
     return total, parts
 

@@ -104,8 +104,8 @@ def _decoding(task: Task, decode: str) -> tuple[Callable[[Array], dict[str, Arra
     """Returns how a task's outputs are decoded, and what the predictions mean."""
     if decode == "none":
         return (lambda outputs: {OUTPUTS: outputs}), {OUTPUTS: OUTPUT_MEANINGS.get(task.kind, "before it is decoded")}
-    if decode == "boxes" and task.candidates is not None:
-        return task.candidates
+    if decode == "boxes" and task.undecided is not None:
+        return task.undecided
     return task.decode, task.meanings
 
 

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from mtl_jax.config.checks import among, check_arguments
-from mtl_jax.errors import UserError
-from mtl_jax.tasks import classification, depth, detection, multi_label, regression, segmentation
+from mtl_jax.config.checks import among, check_class_names
+from mtl_jax.config.section import read
 from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.classification import Classification
+from mtl_jax.tasks.depth import Depth
+from mtl_jax.tasks.detection import Detection
+from mtl_jax.tasks.multi_label import MultiLabel
+from mtl_jax.tasks.regression import Regression
+from mtl_jax.tasks.segmentation import Segmentation
 
-KINDS: dict[str, Callable[..., Task]] = {
-    "segmentation": segmentation.make,
-    "detection": detection.make,
-    "classification": classification.make,
-    "multi_label": multi_label.make,
-    "regression": regression.make,
-    "depth": depth.make,
+KINDS: dict[str, type[Task]] = {
+    "segmentation": Segmentation,
+    "detection": Detection,
+    "classification": Classification,
+    "multi_label": MultiLabel,
+    "regression": Regression,
+    "depth": Depth,
 }
 # What people read for a figure's name, in every table, report and comparison.
-TITLES: dict[str, str] = {
-    **segmentation.TITLES,
-    **detection.TITLES,
-    **classification.TITLES,
-    **multi_label.TITLES,
-    **regression.TITLES,
-    **depth.TITLES,
-}
+TITLES: dict[str, str] = {figure: title for kind in KINDS.values() for figure, title in kind.titles.items()}
 
 
 def title(figure: str) -> str:
@@ -40,10 +38,10 @@ def build(tasks_config: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
     """Builds the tasks of a configuration, in its order.
 
     Args:
-        tasks_config: by task name: "kind", one of `KINDS`, and keyword arguments of that kind's `make`.
+        tasks_config: by task name: "kind", one of `KINDS`, and settings of that kind.
 
     Raises:
-        UserError: a kind or an argument is unknown, or an argument is missing or outside its range.
+        UserError: a kind or a setting is unknown, or a setting is missing or outside its range.
     """
     return {name: _build_one(name, section) for name, section in tasks_config.items()}
 
@@ -52,27 +50,10 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
     where = f"config.tasks.{name}"
     kind: Any = section.get("kind")
     among(f"{where}.kind", kind, KINDS)
-    options = {key: value for key, value in section.items() if key != "kind"}
-    check_arguments(where, options, KINDS[kind], own=("name",))
-    for key, value in options.items():
-        _check_numbers(f"{where}.{key}", value)
-    try:
-        return KINDS[kind](name, **options)
-    except TypeError as error:  # a word where a number belongs
-        raise UserError(f"{where} has values of other types than its settings take ({error}); correct them") from error
-
-
-def _check_numbers(where: str, value: Any) -> None:
-    """Refuses numbers that no loss can be made of: beyond all numbers, or of a sign that turns it round."""
-    found = [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, int | float)]
-    endless = [each for each in found if not math.isfinite(each)]
-    if endless:
-        raise UserError(f"{where} has {endless[0]}; expected finite numbers")
-    if where.endswith(("_weight", "_weights", "_exponent")) and min(found, default=0) < 0:
-        raise UserError(f"{where} is {value}; expected at least 0")
-    if where.endswith("_weights") and found and not any(found):
-        raise UserError(f"{where} is {value}; expected one above 0")
-    if where.endswith("_temperature") and min(found, default=1) <= 0:
-        raise UserError(f"{where} is {value}; expected more than 0")
-    if where.endswith(".strides") and len(set(found)) < len(found):
-        raise UserError(f"{where} is {value}; expected each level once")
+    own: dict[str, Any] = {"name": name}
+    takes_classes = "classes" in inspect.signature(KINDS[kind]).parameters
+    if takes_classes and "classes" in section:  # not read as other names, which a comma parts
+        check_class_names(f"{where}.classes", section["classes"])
+        own["classes"] = tuple(section["classes"])
+    given = {key: value for key, value in section.items() if key != "kind" and key not in own}
+    return read(KINDS[kind], given, where, **own)

@@ -1,17 +1,23 @@
-"""The Task record: all that the rest of the library knows about one task, as pure functions."""
+"""What every kind of task is: a frozen dataclass whose fields are its settings and whose methods are pure."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
+
+from mtl_jax.config.checks import check_class_names
+from mtl_jax.config.section import REQUIRED, Section, setting
+from mtl_jax.errors import UserError
 
 Labels = Mapping[str, Any]  # one task's labels of a batch (arrays) or, in a metric, of one example (numpy)
 ImageSize = tuple[int, int]  # height, width, in pixels of the network's input
+Prediction = Mapping[str, np.ndarray]  # of one example
 Readout = Literal["dense", "cells", "pooled"]
+LossAndParts = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
 
 
 class Geometry(NamedTuple):
@@ -51,7 +57,7 @@ def share_error(share: float, count: int) -> float:
 class Metric(Protocol):
     """Accumulates over the examples of a dataset, at their original resolution."""
 
-    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+    def update(self, prediction: Prediction, target: Labels, geometry: Geometry) -> None:
         """Adds one example."""
         ...
 
@@ -64,78 +70,166 @@ class Metric(Protocol):
         ...
 
 
-class Candidates(NamedTuple):
+class Undecided(NamedTuple):
     """Every prediction of a task that a last step chooses from."""
 
     decode: Callable[[Array], dict[str, Array]]  # (outputs) -> the predictions, inside jit
     meanings: Mapping[str, str]  # of each
 
-    def __hash__(self) -> int:
-        """Leaves the texts out, which have no hash."""
-        return hash(self.decode)
-
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Task(Section):
     """One task of the network.
+
+    A kind is a subclass: its fields are the settings that `config.tasks.<name>` takes, each with its type, default,
+    unit and reason, and its methods are all that the rest of the library knows about it.
 
     `raw` is what the head emits for the task, by `readout`: "dense" f32[b, h / s, w / s, channels] with
     s = strides[0]; "cells" f32[b, cells, channels], the levels in the order of `strides`, each row-major;
     "pooled" f32[b, channels].
     """
 
-    name: str
-    kind: str
-    classes: tuple[str, ...]
-    channels: int  # of the task's slice of the head's last convolution
-    readout: Readout
-    strides: tuple[int, ...]  # px of input per cell, of the neck levels that the head reads
-    main_metric: str  # the figure that the contract judges
-    higher_is_better: bool
-    # (raw, labels, image_size) -> loss f32[], its parts by name. A missing label adds no loss and no gradient.
-    loss: Callable[[Array, Labels, ImageSize], tuple[Float[Array, ""], dict[str, Float[Array, ""]]]]
-    # (raw, teacher_raw, image_size) -> f32[]: how far the student is from the teacher on the same images.
-    distillation_loss: Callable[[Array, Array, ImageSize], Float[Array, ""]]
-    # (raw, image_size, key) -> f32[]: -log-likelihood of labels drawn from the prediction itself, on the loss's scale.
-    sampled_loss: Callable[[Array, ImageSize, Array], Float[Array, ""]]
-    # (raw, image_size) -> outputs as a user sees them, at input size and in pixels.
-    finish: Callable[[Array, ImageSize], Array]
-    # (outputs) -> predictions of fixed size, inside jit.
-    decode: Callable[[Array], dict[str, Array]]
-    # (raw, image_size) -> `decode(finish(raw, image_size))` in fewer steps; None where there is no shorter way.
-    decode_raw: Callable[[Array, ImageSize], dict[str, Array]] | None = dataclasses.field(default=None, kw_only=True)
-    # What comes before a last step that depends on all predictions of an image; None where there is no such step.
-    candidates: Candidates | None = dataclasses.field(default=None, kw_only=True)
-    # What each of these predictions is, for those who run an exported network.
-    meanings: Mapping[str, str] = dataclasses.field(hash=False)
-    # (batch size, image_size) -> labels that say of every image that there are none.
-    no_labels: Callable[[int, ImageSize], Labels]
-    new_metric: Callable[[], Metric]
-    # (one example's prediction at its image's own resolution, least score or None for the kind's own) -> the answer in
-    # JSON's terms; a map [height, width] of u8 or u16 in it is for an image file.
-    answer: Callable[[Mapping[str, np.ndarray], float | None], dict[str, Any]]
-    # (matplotlib axes that show an image, the prediction in its pixels, least score or None) draws onto them.
-    draw: Callable[..., None]
-    # (one example's prediction, where its image went) -> the prediction in the pixels of the image.
-    at_original: Callable[[Mapping[str, np.ndarray], Geometry], Mapping[str, np.ndarray]] = lambda prediction, _: (
-        prediction
-    )
-    ignore_label: int | None = None  # of a mask: the value of void pixels in the labels
-    # As `distillation_loss`, but what the teacher rarely sees counts as much as what it often sees; None: all is alike.
-    balanced_distillation_loss: Callable[[Array, Array, ImageSize], Float[Array, ""]] | None = None
-    # (labels, raw of another network, image_size, threshold) -> labels with what that network is sure of, of
-    # classes that nobody looked for; None for tasks without classes.
-    fill_in: Callable[[Labels, Array, ImageSize, float], Labels] | None = None
-    # (raw) -> f32[b, answers], the log-probability of every answer; None where there are too many to list.
-    log_probabilities: Callable[[Array], Float[Array, "batch answers"]] | None = None
+    kind: ClassVar[str]
+    readout: ClassVar[Readout]
+    main_metric: ClassVar[str]  # the figure that the contract judges
+    higher_is_better: ClassVar[bool] = True
+    titles: ClassVar[Mapping[str, str]] = {}  # what people read for a figure's name
 
-    def predictions(self, raw: Array, image_size: ImageSize) -> dict[str, Array]:
-        """Returns what `decode` makes of the finished outputs, inside jit."""
-        if self.decode_raw is not None:
-            return self.decode_raw(raw, image_size)
-        return self.decode(self.finish(raw, image_size))
+    name: str
+    classes: tuple[str, ...] = setting(REQUIRED, "names, in the order of the labels")
+    strides: tuple[int, ...] = setting(REQUIRED, "of the neck levels that the head reads", unit="px", least=1)
+
+    def __post_init__(self) -> None:
+        """Checks every setting.
+
+        Raises:
+            UserError: names the setting, beginning with its own name.
+        """
+        if self.classes:
+            check_class_names("classes", self.classes)
+        if len(set(self.strides)) < len(self.strides):
+            raise UserError(f"strides is {self.strides}; expected each level once")
+        super().__post_init__()
+
+    @property
+    def channels(self) -> int:
+        """Those of the task's slice of the head's last convolution."""
+        return len(self.classes)
 
     @property
     def levels(self) -> tuple[int, ...]:
         """The neck levels that the head reads, px of input per cell: only "cells" reads more than the first."""
         return self.strides if self.readout == "cells" else self.strides[:1]
+
+    @property
+    def void(self) -> int | None:
+        """The value of pixels in the labels that count nowhere; None where pixels have no class."""
+        return None
+
+    # What a kind has to say.
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """What each prediction of `decode` is, for those who run an exported network."""
+        raise NotImplementedError
+
+    def loss(self, raw: Array, labels: Labels, image_size: ImageSize) -> LossAndParts:
+        """Returns the loss, and its parts by name; a missing label adds no loss and no gradient."""
+        raise NotImplementedError
+
+    def sampled_loss(self, raw: Array, image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Returns the -log-likelihood of labels drawn from the prediction itself, on the loss's scale."""
+        raise NotImplementedError
+
+    def distillation_loss(
+        self, raw: Array, teacher_raw: Array, image_size: ImageSize, *, balanced: bool = False
+    ) -> Float[Array, ""]:
+        """Returns how far the student is from the teacher on the same images.
+
+        Args:
+            raw: of the student.
+            teacher_raw: of the teacher.
+            image_size: of the images, px.
+            balanced: what the teacher rarely sees counts as much as what it often sees, where a kind knows how.
+        """
+        raise NotImplementedError
+
+    def no_labels(self, batch_size: int, image_size: ImageSize) -> Labels:
+        """Returns labels that say of every image that there are none."""
+        raise NotImplementedError
+
+    def finish(self, raw: Array, image_size: ImageSize) -> Array:
+        """Returns the outputs as a user sees them, at input size and in pixels."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Array) -> dict[str, Array]:
+        """Returns predictions of fixed size, inside jit."""
+        raise NotImplementedError
+
+    def new_metric(self) -> Metric:
+        """Returns a metric that has seen nothing."""
+        raise NotImplementedError
+
+    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+        """Returns one image's prediction in JSON's terms; a map [height, width] of u8 or u16 in it is for a file.
+
+        Args:
+            prediction: of one image, in its own pixels.
+            threshold: least score; None for the kind's own.
+        """
+        raise NotImplementedError
+
+    def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
+        """Draws a prediction onto matplotlib axes that show the image, in its pixels."""
+        raise NotImplementedError
+
+    # What most kinds share.
+
+    def predictions(self, raw: Array, image_size: ImageSize) -> dict[str, Array]:
+        """Returns what `decode` makes of the finished outputs; a kind may have a shorter way."""
+        return self.decode(self.finish(raw, image_size))
+
+    def at_original(self, prediction: Prediction, geometry: Geometry) -> Prediction:
+        """Returns one example's prediction in the pixels of its image."""
+        del geometry
+        return prediction
+
+    def lacks_classes(self, labels: Labels) -> bool:
+        """Whether labels may be silent about a class, so that there is something to fill in."""
+        return "labelled" in labels
+
+    def fill_in(self, labels: Labels, teacher_raw: Array, image_size: ImageSize, threshold: float) -> Labels:
+        """Returns labels with what another network is sure of, of classes that nobody looked for."""
+        del teacher_raw, image_size, threshold
+        return labels
+
+    @property
+    def log_probabilities(self) -> Callable[[Array], Float[Array, "batch answers"]] | None:
+        """(raw) -> the log-probability of every answer; None where there are too many to list."""
+        return None
+
+    @property
+    def undecided(self) -> Undecided | None:
+        """What comes before a last step that depends on all predictions of an image; None without such a step."""
+        return None
+
+
+def one_level(kind: str, strides: tuple[int, ...]) -> int:
+    """Returns the stride of the one level that a kind reads.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    if len(strides) != 1:
+        raise UserError(f"strides: expected one stride for {kind}, found {strides}; name one level of the neck")
+    return strides[0]
+
+
+def enough_classes(classes: tuple[str, ...], least: int, todo: str) -> None:
+    """Checks that there are so many classes.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if len(classes) < least:
+        raise UserError(f"classes: expected at least {least} class{'es' * (least > 1)}, found {list(classes)}; {todo}")

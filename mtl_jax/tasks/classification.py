@@ -2,146 +2,159 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from mtl_jax.config.section import setting
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
-from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task, share_error
+from mtl_jax.tasks.base import (
+    Constant,
+    Geometry,
+    ImageSize,
+    Labels,
+    LossAndParts,
+    Prediction,
+    Task,
+    enough_classes,
+    one_level,
+    share_error,
+)
 from mtl_jax.tasks.distillation import by_class, softened_divergence
 
 CAPTION_CLASSES = 3
 UNLABELLED_LOGIT = -1e9  # of a class that nobody looked for: its probability is 0
-TITLES = {"top1": "Top-1", "top5": "Top-5"}
 
 
-def make(
-    name: str,
-    classes: Sequence[str],
-    *,
-    strides: Sequence[int] = (32,),
-    label_smoothing: float = 0.0,
-    distillation_temperature: float = 2.0,
-) -> Task:
-    """Builds a classification task.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Task):
+    """One class per image."""
 
-    Args:
-        name: of the task.
-        classes: names, in the order of the labels.
-        strides: px per cell of the one level that the head reads.
-        label_smoothing: share of the target that is spread over all classes, 0 to 1.
-        distillation_temperature: divides the logits of teacher and student.
+    kind = "classification"
+    readout = "pooled"
+    main_metric = "top1"
+    titles: ClassVar[Mapping[str, str]] = {"top1": "Top-1", "top5": "Top-5"}
 
-    Raises:
-        UserError: a setting is outside its range.
-    """
-    classes, strides = tuple(classes), tuple(strides)
-    where = f"task {name!r}: expected "
-    if len(classes) < 2:
-        raise UserError(where + f"at least 2 classes, found {list(classes)}; list them all")
-    if len(strides) != 1:
-        raise UserError(where + f"one stride for classification, found {strides}; name one level of the neck")
-    if not 0 <= label_smoothing < 1:
-        raise UserError(where + f"label_smoothing from 0 to below 1, found {label_smoothing}; change it")
-    return Task(
-        name=name,
-        kind="classification",
-        classes=classes,
-        channels=len(classes),
-        readout="pooled",
-        strides=strides,
-        main_metric="top1",
-        higher_is_better=True,
-        loss=functools.partial(loss, label_smoothing=label_smoothing),
-        distillation_loss=functools.partial(softened_divergence, temperature=distillation_temperature),
-        balanced_distillation_loss=functools.partial(
-            softened_divergence, temperature=distillation_temperature, weigh=by_class
-        ),
-        sampled_loss=sampled_loss,
-        fill_in=fill_in,
-        log_probabilities=log_probabilities,
-        finish=finish,
-        decode=decode,
-        meanings={"probability": "of each class; they sum to 1"},
-        no_labels=no_labels,
-        new_metric=functools.partial(TopAccuracy, name=name, class_count=len(classes)),
-        answer=functools.partial(answer, classes=classes),
-        draw=functools.partial(draw, classes=classes),
-    )
+    strides: tuple[int, ...] = setting((32,), "of the one level that the head reads", unit="px", least=1)
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all classes", least=0.0, below=1.0)
+    distillation_temperature: float = setting(2.0, "divides the logits of teacher and student", above=0.0)
 
+    def check(self) -> None:
+        """Checks that there is a choice, and one level.
 
-def loss(
-    raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize, *, label_smoothing: float
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Cross-entropy, averaged over the labelled images of the batch; a label outside the table is missing.
+        Raises:
+            UserError: there is not.
+        """
+        enough_classes(self.classes, 2, "list them all")
+        one_level(self.kind, self.strides)
 
-    Where only some classes are labelled, the softmax is over these alone, and a label of another is missing.
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """What each prediction is."""
+        return {"probability": "of each class; they sum to 1"}
 
-    References:
-        Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing), 2016.
-    """
-    del image_size
-    label, logits = labels["label"], raw.astype(jnp.float32)
-    labelled = (label >= 0) & (label < raw.shape[-1])
-    target = jnp.where(labelled, label, 0)[:, None]
-    among = jnp.asarray(labels.get("labelled", jnp.ones(raw.shape, bool)))  # bool[batch, classes]
-    labelled &= jnp.take_along_axis(among, target, axis=-1)[:, 0]
-    log_p = jax.nn.log_softmax(jnp.where(among, logits, UNLABELLED_LOGIT))
-    every_class = jnp.where(among, log_p, 0.0).sum(axis=-1) / jnp.maximum(among.sum(axis=-1), 1)
-    cost = -(1 - label_smoothing) * jnp.take_along_axis(log_p, target, axis=-1)[:, 0] - label_smoothing * every_class
-    value = jnp.where(labelled, cost, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
-    return value, {"cross_entropy": value}
+    def loss(self, raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize) -> LossAndParts:
+        """Cross-entropy, averaged over the labelled images of the batch; a label outside the table is missing.
 
+        Where only some classes are labelled, the softmax is over these alone, and a label of another is missing.
 
-def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
-    """Returns labels outside the table."""
-    del image_size
-    return {"label": jnp.full(batch_size, -1)}
+        References:
+            Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing), 2016.
+        """
+        del image_size
+        label, logits = labels["label"], raw.astype(jnp.float32)
+        labelled = (label >= 0) & (label < raw.shape[-1])
+        target = jnp.where(labelled, label, 0)[:, None]
+        among = jnp.asarray(labels.get("labelled", jnp.ones(raw.shape, bool)))  # bool[batch, classes]
+        labelled &= jnp.take_along_axis(among, target, axis=-1)[:, 0]
+        log_p = jax.nn.log_softmax(jnp.where(among, logits, UNLABELLED_LOGIT))
+        own_class = jnp.take_along_axis(log_p, target, axis=-1)[:, 0]
+        every_class = jnp.where(among, log_p, 0.0).sum(axis=-1) / jnp.maximum(among.sum(axis=-1), 1)
+        cost = -(1 - self.label_smoothing) * own_class - self.label_smoothing * every_class
+        value = jnp.where(labelled, cost, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
+        return value, {"cross_entropy": value}
 
+    def sampled_loss(
+        self, raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]
+    ) -> Float[Array, ""]:
+        """Cross-entropy towards classes drawn from the prediction, averaged over the images."""
+        del image_size
+        log_p = log_probabilities(raw)
+        drawn = jax.random.categorical(key, jax.lax.stop_gradient(log_p))
+        return -jnp.take_along_axis(log_p, drawn[:, None], axis=-1).mean()
 
-def fill_in(
-    labels: Labels, teacher_raw: Float[Array, "batch classes"], image_size: ImageSize, threshold: float
-) -> Labels:
-    """Gives images without a label the class that another network is sure of, if nobody looked for it there."""
-    del image_size
-    if "labelled" not in labels:
-        return labels
-    label, among = jnp.asarray(labels["label"]), jnp.asarray(labels["labelled"])
-    probability = jax.nn.softmax(teacher_raw.astype(jnp.float32))
-    best = probability.argmax(axis=-1)
-    unlabelled = ~jnp.take_along_axis(among, best[:, None], axis=-1)[:, 0]
-    filled = (label < 0) & unlabelled & (probability.max(axis=-1) >= threshold)
-    return {**labels, "label": jnp.where(filled, best, label), "labelled": among | filled[:, None]}
+    def distillation_loss(
+        self,
+        raw: Float[Array, "batch classes"],
+        teacher_raw: Float[Array, "batch classes"],
+        image_size: ImageSize,
+        *,
+        balanced: bool = False,
+    ) -> Float[Array, ""]:
+        """KL(teacher || student), both softened; balanced, every class that the teacher sees counts alike."""
+        del image_size
+        weigh = by_class if balanced else None
+        return softened_divergence(raw, teacher_raw, temperature=self.distillation_temperature, weigh=weigh)
 
+    def no_labels(self, batch_size: int, image_size: ImageSize) -> Labels:
+        """Returns labels outside the table."""
+        del image_size
+        return {"label": jnp.full(batch_size, -1)}
 
-def sampled_loss(raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
-    """Cross-entropy towards classes drawn from the prediction, averaged over the images."""
-    del image_size
-    log_p = log_probabilities(raw)
-    drawn = jax.random.categorical(key, jax.lax.stop_gradient(log_p))
-    return -jnp.take_along_axis(log_p, drawn[:, None], axis=-1).mean()
+    def fill_in(
+        self, labels: Labels, teacher_raw: Float[Array, "batch classes"], image_size: ImageSize, threshold: float
+    ) -> Labels:
+        """Gives images without a label the class that another network is sure of, if nobody looked for it there."""
+        del image_size
+        if "labelled" not in labels:
+            return labels
+        label, among = jnp.asarray(labels["label"]), jnp.asarray(labels["labelled"])
+        probability = jax.nn.softmax(teacher_raw.astype(jnp.float32))
+        best = probability.argmax(axis=-1)
+        unlabelled = ~jnp.take_along_axis(among, best[:, None], axis=-1)[:, 0]
+        filled = (label < 0) & unlabelled & (probability.max(axis=-1) >= threshold)
+        return {**labels, "label": jnp.where(filled, best, label), "labelled": among | filled[:, None]}
+
+    @property
+    def log_probabilities(self) -> Callable[[Array], Float[Array, "batch answers"]]:
+        """(raw) -> the log-probability of each class."""
+        return log_probabilities
+
+    def finish(self, raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
+        """Returns the logits."""
+        del image_size
+        return raw.astype(jnp.float32)
+
+    def decode(self, outputs: Float[Array, "batch classes"]) -> dict[str, Array]:
+        """Returns the probability of each class."""
+        return {"probability": jax.nn.softmax(outputs)}
+
+    def new_metric(self) -> TopAccuracy:
+        """Returns the shares of images whose class is ranked first, or among the first five."""
+        return TopAccuracy(name=self.name, class_count=len(self.classes))
+
+    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+        """Returns "label", the most probable class, and {"probability": {class: its own}}, the most probable first."""
+        del threshold
+        ranked = caption.ranked(self.classes, prediction["probability"])
+        return {"label": next(iter(ranked)), "probability": ranked}
+
+    def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
+        """Writes the most probable classes into the image's corner."""
+        del threshold
+        best = list(caption.ranked(self.classes, prediction["probability"]).items())[:CAPTION_CLASSES]
+        caption.write(axes, "\n".join(f"{name} {probability:.0%}" for name, probability in best))
 
 
 def log_probabilities(raw: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:
     """Returns the log-probability of each class."""
     return jax.nn.log_softmax(raw.astype(jnp.float32))
-
-
-def finish(raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
-    """Returns the logits."""
-    del image_size
-    return raw.astype(jnp.float32)
-
-
-def decode(outputs: Float[Array, "batch classes"]) -> dict[str, Array]:
-    """Returns the probability of each class."""
-    return {"probability": jax.nn.softmax(outputs)}
 
 
 class TopAccuracy:
@@ -156,7 +169,7 @@ class TopAccuracy:
         self._ranks: list[int] = []  # of the true class, 0 = most probable
         self._labels: list[int] = []
 
-    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+    def update(self, prediction: Prediction, target: Labels, geometry: Geometry) -> None:
         """Adds one image.
 
         Raises:
@@ -186,21 +199,3 @@ class TopAccuracy:
         count = len(self._labels)
         share = float(np.bincount(self._labels).max() / count) if count else float("nan")
         return Constant(share, share_error(share, count), count, "labelled image")
-
-
-def answer(
-    prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
-) -> dict[str, Any]:
-    """Returns "label", the most probable class, and {"probability": {class: its own}}, the most probable first."""
-    del threshold
-    ranked = caption.ranked(classes, prediction["probability"])
-    return {"label": next(iter(ranked)), "probability": ranked}
-
-
-def draw(
-    axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
-) -> None:
-    """Writes the most probable classes into the image's corner."""
-    del threshold
-    best = list(caption.ranked(classes, prediction["probability"]).items())[:CAPTION_CLASSES]
-    caption.write(axes, "\n".join(f"{name} {probability:.0%}" for name, probability in best))

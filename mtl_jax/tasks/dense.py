@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,20 +9,18 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from mtl_jax.errors import UserError
 from mtl_jax.kernels import cpu_kernels
-from mtl_jax.tasks.base import Geometry, ImageSize
+from mtl_jax.tasks.base import Geometry, ImageSize, Prediction, one_level
 
 
-def check_strides(name: str, kind: str, strides: Sequence[int], loss_stride: int) -> None:
+def check_strides(kind: str, strides: tuple[int, ...], loss_stride: int) -> None:
     """Refuses what no dense task can read or compare.
 
     Raises:
         UserError: `strides` is not one level, or `loss_stride` does not divide it.
     """
-    where = f"task {name!r}: expected "
-    if len(strides) != 1:
-        raise UserError(where + f"one stride for {kind}, found {tuple(strides)}; name one level of the neck")
-    if loss_stride < 1 or strides[0] % loss_stride:
-        raise UserError(where + f"loss_stride that divides {strides[0]}, found {loss_stride}; use 1, 2 or 4")
+    stride = one_level(kind, strides)
+    if stride % loss_stride:
+        raise UserError(f"loss_stride: expected loss_stride that divides {stride}, found {loss_stride}; use 1, 2 or 4")
 
 
 def enlarge(cells: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ c"]:
@@ -83,8 +79,6 @@ def at_original(
     return prediction[np.ix_(np.clip(y, 0, rows - 1), np.clip(x, 0, columns - 1))]
 
 
-def fields_at_original(
-    prediction: Mapping[str, np.ndarray], geometry: Geometry
-) -> dict[str, Shaped[np.ndarray, "height width"]]:
+def fields_at_original(prediction: Prediction, geometry: Geometry) -> dict[str, Shaped[np.ndarray, "height width"]]:
     """Looks every map of one image's prediction up for the pixels of the original."""
     return {name: at_original(np.asarray(value), geometry) for name, value in prediction.items()}

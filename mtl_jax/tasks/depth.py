@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from mtl_jax.config.section import setting
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption, dense
-from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task
+from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, LossAndParts, Prediction, Task
 
 BERHU_SHARE = 0.2  # of the largest error, above which the cost is quadratic (Laina et al., 2016)
 SCALE_INVARIANCE = 0.5  # lambda: 0 compares depths as they are, 1 only within an image (Eigen et al., 2014)
 FIGURES = ("abs_error", "rel_error", "rmse", "delta_1", "delta_2", "delta_3")
-TITLES = {  # of `FIGURES`
-    "abs_error": "absolute error, m",
-    "rel_error": "relative error",
-    "rmse": "RMSE",
-    "delta_1": "delta 1",
-    "delta_2": "delta 2",
-    "delta_3": "delta 3",
-}
 BINS = 512  # of the histogram from which the best constant depth is told
 DELTA = 1.25  # delta_k counts the pixels whose depth is off by a factor below its k-th power
 OVERLAY_OPACITY = 0.8
@@ -33,91 +26,6 @@ MAX_MILLIMETRES = 65535  # what 16 bits hold
 
 Map = Float[Array, "batch rows columns"]
 Valid = Bool[Array, "batch rows columns"]
-
-
-def make(
-    name: str,
-    *,
-    cost: str = "l1",
-    center: float = 2.5,
-    min_depth: float = 0.1,
-    max_depth: float = 10.0,
-    strides: Sequence[int] = (8,),
-    loss_stride: int = 4,
-) -> Task:
-    """Builds a depth task.
-
-    The head emits the logarithm of depth over `center`, so that every answer is a positive depth, and near and far
-    ones, whose errors are alike in proportion, are equally far from being right, whatever the cost.
-
-    Args:
-        name: of the task.
-        cost: "l1", the absolute error in metres; "berhu", the same, but quadratic where it is large; or "log", the
-            scale-invariant squared error of the logarithm.
-        center: of the labels, metres: what an untrained network says.
-        min_depth: metres; labels below it count as missing, and no output is below it.
-        max_depth: metres; likewise above.
-        strides: px per cell of the one level that the head reads.
-        loss_stride: px between the pixels that the loss compares; the cost falls with its square. It divides
-            the level's stride.
-
-    Raises:
-        UserError: a setting is outside its range.
-    """
-    strides, where = tuple(strides), f"task {name!r}: expected "
-    dense.check_strides(name, "depth", strides, loss_stride)
-    if cost not in COSTS:
-        raise UserError(where + f"a cost among {', '.join(COSTS)}, found {cost!r}; correct tasks.{name}")
-    if not 0 < min_depth < center < max_depth:
-        found = f"{min_depth}, {center}, {max_depth}"
-        raise UserError(where + f"0 < min_depth < center < max_depth, found {found}; give the labels' range in metres")
-    span = {"min_depth": min_depth, "max_depth": max_depth}
-    return Task(
-        name=name,
-        kind="depth",
-        classes=(),
-        channels=1,
-        readout="dense",
-        strides=strides,
-        main_metric="abs_error",
-        higher_is_better=False,
-        loss=functools.partial(loss, cost=cost, center=center, stride=strides[0], loss_stride=loss_stride, **span),
-        distillation_loss=distillation_loss,
-        sampled_loss=functools.partial(sampled_loss, cost=cost, center=center),
-        finish=functools.partial(finish, center=center, stride=strides[0], **span),
-        decode=decode,
-        meanings={"depth": "of each pixel of the input, metres"},
-        no_labels=no_labels,
-        new_metric=functools.partial(DepthErrors, name=name, **span),
-        answer=answer,
-        draw=functools.partial(draw, name=name),
-        at_original=dense.fields_at_original,
-    )
-
-
-def loss(
-    raw: Float[Array, "batch rows columns 1"],
-    labels: Labels,
-    image_size: ImageSize,
-    *,
-    cost: str,
-    center: float,
-    min_depth: float,
-    max_depth: float,
-    stride: int,
-    loss_stride: int,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The cost over the labelled pixels of the batch; NaN is a missing label.
-
-    What the head emits is interpolated to one pixel in `loss_stride` each way and compared with the depth there.
-    """
-    del image_size
-    covered = (raw.shape[1] * stride, raw.shape[2] * stride)
-    target = dense.every_nth(labels["depth"], covered, loss_stride, missing=np.nan)
-    valid = (target >= min_depth) & (target <= max_depth)  # False for NaN
-    depth = _metres(dense.enlarge(raw.astype(jnp.float32), stride // loss_stride), center)
-    value = COSTS[cost](depth, jnp.where(valid, target, center), valid)
-    return value, {cost: value}
 
 
 def l1(depth: Map, target: Map, valid: Valid) -> Float[Array, ""]:
@@ -168,51 +76,140 @@ DRAWS: dict[str, Callable[[Array, Map], Map]] = {
 }
 
 
-def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
-    """Returns NaN for every pixel."""
-    return {"depth": jnp.full((batch_size, *image_size), jnp.nan)}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Depth(Task):
+    """The distance of every pixel.
 
+    The head emits the logarithm of depth over `center`, so that every answer is a positive depth, and near and far
+    ones, whose errors are alike in proportion, are equally far from being right, whatever the cost.
+    """
 
-def distillation_loss(
-    raw: Float[Array, "batch rows columns 1"], teacher_raw: Float[Array, "batch rows columns 1"], image_size: ImageSize
-) -> Float[Array, ""]:
-    """The mean squared distance from the teacher's log depth."""
-    del image_size
-    return jnp.mean(jnp.square(raw.astype(jnp.float32) - teacher_raw.astype(jnp.float32)))
+    kind = "depth"
+    readout = "dense"
+    main_metric = "abs_error"
+    higher_is_better = False
+    titles: ClassVar[Mapping[str, str]] = {
+        "abs_error": "absolute error, m",
+        "rel_error": "relative error",
+        "rmse": "RMSE",
+        "delta_1": "delta 1",
+        "delta_2": "delta 2",
+        "delta_3": "delta 3",
+    }
 
+    classes: tuple[str, ...] = dataclasses.field(init=False, default=())
+    strides: tuple[int, ...] = setting((8,), "of the one level that the head reads", unit="px", least=1)
+    cost: str = setting(
+        "l1",
+        "the absolute error in metres; the same, but quadratic where it is large; or the scale-invariant squared error "
+        "of the logarithm",
+        choices=tuple(COSTS),
+    )
+    center: float = setting(2.5, "of the labels: what an untrained network says", unit="m")
+    min_depth: float = setting(0.1, "labels below it count as missing, and no output is below it", unit="m")
+    max_depth: float = setting(10.0, "likewise above", unit="m")
+    loss_stride: int = setting(
+        4,
+        "between the pixels that the loss compares; the cost falls with its square; divides the level's stride",
+        unit="px",
+        least=1,
+    )
 
-def sampled_loss(
-    raw: Float[Array, "batch rows columns 1"],
-    image_size: ImageSize,
-    key: Key[Array, ""],
-    *,
-    cost: str,
-    center: float,
-) -> Float[Array, ""]:
-    """The cost towards depths drawn around that of every cell: Laplace's noise, or for "log" Gauss's on log depth."""
-    del image_size
-    depth = _metres(raw.astype(jnp.float32), center)
-    drawn = jax.lax.stop_gradient(DRAWS[cost](key, depth))
-    return COSTS[cost](depth, drawn, jnp.ones(depth.shape, bool))
+    def check(self) -> None:
+        """Checks the level and the range of depths.
 
+        Raises:
+            UserError: names the setting that does not fit.
+        """
+        dense.check_strides(self.kind, self.strides, self.loss_stride)
+        if not 0 < self.min_depth < self.center < self.max_depth:
+            found = f"{self.min_depth}, {self.center}, {self.max_depth}"
+            raise UserError(
+                f"center: expected 0 < min_depth < center < max_depth, found {found}; give the labels' range in metres"
+            )
 
-def finish(
-    raw: Float[Array, "batch rows columns 1"],
-    image_size: ImageSize,
-    *,
-    center: float,
-    min_depth: float,
-    max_depth: float,
-    stride: int,
-) -> Float[Array, "batch height width"]:
-    """Returns the depth of every pixel of the input, in metres, within the range of valid labels."""
-    depth = _metres(dense.enlarge(raw.astype(jnp.float32), stride), center)
-    return jnp.clip(depth[:, : image_size[0], : image_size[1]], min_depth, max_depth)
+    @property
+    def channels(self) -> int:
+        """The one number of each cell."""
+        return 1
 
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """What each prediction is."""
+        return {"depth": "of each pixel of the input, metres"}
 
-def decode(outputs: Float[Array, "batch height width"]) -> dict[str, Array]:
-    """Returns the depths."""
-    return {"depth": outputs}
+    def loss(self, raw: Float[Array, "batch rows columns 1"], labels: Labels, image_size: ImageSize) -> LossAndParts:
+        """The cost over the labelled pixels of the batch; NaN is a missing label.
+
+        What the head emits is interpolated to one pixel in `loss_stride` each way and compared with the depth there.
+        """
+        del image_size
+        stride = self.strides[0]
+        covered = (raw.shape[1] * stride, raw.shape[2] * stride)
+        target = dense.every_nth(labels["depth"], covered, self.loss_stride, missing=np.nan)
+        valid = (target >= self.min_depth) & (target <= self.max_depth)  # False for NaN
+        depth = _metres(dense.enlarge(raw.astype(jnp.float32), stride // self.loss_stride), self.center)
+        value = COSTS[self.cost](depth, jnp.where(valid, target, self.center), valid)
+        return value, {self.cost: value}
+
+    def sampled_loss(
+        self, raw: Float[Array, "batch rows columns 1"], image_size: ImageSize, key: Key[Array, ""]
+    ) -> Float[Array, ""]:
+        """The cost towards depths drawn around every cell's: Laplace's noise, or for "log" Gauss's on log depth."""
+        del image_size
+        depth = _metres(raw.astype(jnp.float32), self.center)
+        drawn = jax.lax.stop_gradient(DRAWS[self.cost](key, depth))
+        return COSTS[self.cost](depth, drawn, jnp.ones(depth.shape, bool))
+
+    def distillation_loss(
+        self,
+        raw: Float[Array, "batch rows columns 1"],
+        teacher_raw: Float[Array, "batch rows columns 1"],
+        image_size: ImageSize,
+        *,
+        balanced: bool = False,
+    ) -> Float[Array, ""]:
+        """The mean squared distance from the teacher's log depth."""
+        del image_size, balanced
+        return jnp.mean(jnp.square(raw.astype(jnp.float32) - teacher_raw.astype(jnp.float32)))
+
+    def no_labels(self, batch_size: int, image_size: ImageSize) -> Labels:
+        """Returns NaN for every pixel."""
+        return {"depth": jnp.full((batch_size, *image_size), jnp.nan)}
+
+    def finish(
+        self, raw: Float[Array, "batch rows columns 1"], image_size: ImageSize
+    ) -> Float[Array, "batch height width"]:
+        """Returns the depth of every pixel of the input, in metres, within the range of valid labels."""
+        depth = _metres(dense.enlarge(raw.astype(jnp.float32), self.strides[0]), self.center)
+        return jnp.clip(depth[:, : image_size[0], : image_size[1]], self.min_depth, self.max_depth)
+
+    def decode(self, outputs: Float[Array, "batch height width"]) -> dict[str, Array]:
+        """Returns the depths."""
+        return {"depth": outputs}
+
+    def at_original(self, prediction: Prediction, geometry: Geometry) -> Prediction:
+        """Looks the depths up for the pixels of the original."""
+        return dense.fields_at_original(prediction, geometry)
+
+    def new_metric(self) -> DepthErrors:
+        """Returns the errors, of nothing so far."""
+        return DepthErrors(name=self.name, min_depth=self.min_depth, max_depth=self.max_depth)
+
+    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+        """Returns "depth_mm", the depth of each pixel in whole millimetres, and "min_m", "median_m" and "max_m"."""
+        del threshold
+        depth = np.asarray(prediction["depth"], np.float64)
+        figures = {"min_m": depth.min(), "median_m": np.median(depth), "max_m": depth.max()}
+        millimetres = np.clip(np.rint(1000 * depth), 0, MAX_MILLIMETRES).astype(np.uint16)
+        return {name: round(float(value), 4) for name, value in figures.items()} | {"depth_mm": millimetres}
+
+    def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
+        """Lays the depth over the image, from nearest to farthest, and writes these two into the corner."""
+        del threshold
+        depth = np.asarray(prediction["depth"])
+        axes.imshow(depth, cmap="viridis", alpha=OVERLAY_OPACITY)
+        caption.write(axes, f"{self.name} {depth.min():.2g} m (dark) to {depth.max():.2g} m (bright)")
 
 
 class DepthErrors:
@@ -232,7 +229,7 @@ class DepthErrors:
         self._edges = np.linspace(min_depth, max_depth, BINS + 1)
         self._histograms: list[np.ndarray] = []  # of each image's depths
 
-    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+    def update(self, prediction: Prediction, target: Labels, geometry: Geometry) -> None:
         """Adds one image.
 
         Raises:
@@ -266,20 +263,3 @@ class DepthErrors:
         errors = np.abs(centres - centres[np.searchsorted(np.cumsum(whole), whole.sum() / 2)])
         of_images = pixels @ errors / pixels.sum(axis=1)
         return Constant(float(whole @ errors / whole.sum()), float(of_images.std() / np.sqrt(images)), images, unit)
-
-
-def answer(prediction: Mapping[str, np.ndarray], threshold: float | None = None) -> dict[str, Any]:
-    """Returns "depth_mm", the depth of each pixel in whole millimetres, and "min_m", "median_m" and "max_m"."""
-    del threshold
-    depth = np.asarray(prediction["depth"], np.float64)
-    figures = {"min_m": depth.min(), "median_m": np.median(depth), "max_m": depth.max()}
-    millimetres = np.clip(np.rint(1000 * depth), 0, MAX_MILLIMETRES).astype(np.uint16)
-    return {name: round(float(value), 4) for name, value in figures.items()} | {"depth_mm": millimetres}
-
-
-def draw(axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, name: str) -> None:
-    """Lays the depth over the image, from its nearest point to its farthest, and writes these two into the corner."""
-    del threshold
-    depth = np.asarray(prediction["depth"])
-    axes.imshow(depth, cmap="viridis", alpha=OVERLAY_OPACITY)
-    caption.write(axes, f"{name} {depth.min():.2g} m (dark) to {depth.max():.2g} m (bright)")

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mtl_jax.tasks.base import ImageSize
-
 LEAST_SHARE = 0.01  # that a class is counted to have, at least: bounds the weight of a few stray cells
 BORDER_WEIGHT = 2.0  # of a cell beside one of another class, against one among its like
 
@@ -17,7 +15,6 @@ BORDER_WEIGHT = 2.0  # of a cell beside one of another class, against one among 
 def softened_divergence(
     raw: Float[Array, "*cells classes"],
     teacher_raw: Float[Array, "*cells classes"],
-    image_size: ImageSize,
     *,
     temperature: float,
     weigh: Callable[[Array], Array] | None = None,
@@ -27,14 +24,12 @@ def softened_divergence(
     Args:
         raw: logits of the student.
         teacher_raw: those of the teacher.
-        image_size: of the input, px; as every task's distillation is given it, and unused here.
         temperature: divides the logits.
         weigh: the teacher's logits -> weights of the cells, 1 in the mean; all 1 if None.
 
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015.
     """
-    del image_size
     teacher = jax.nn.log_softmax(teacher_raw.astype(jnp.float32) / temperature)
     student = jax.nn.log_softmax(raw.astype(jnp.float32) / temperature)
     divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)

@@ -2,83 +2,140 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from mtl_jax.config.section import setting
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import caption
-from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task, share_error
+from mtl_jax.tasks.base import (
+    Constant,
+    Geometry,
+    ImageSize,
+    Labels,
+    LossAndParts,
+    Prediction,
+    Task,
+    enough_classes,
+    one_level,
+    share_error,
+)
 from mtl_jax.tasks.distillation import of_both_sides
 
 THRESHOLD = 0.5  # above it a class is said to be true
-TITLES = {"map": "mAP", "f1": "F1"}
 
 
-def make(
-    name: str,
-    classes: Sequence[str],
-    *,
-    strides: Sequence[int] = (32,),
-    positive_weight: float = 1.0,
-) -> Task:
-    """Builds a multi-label task.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiLabel(Task):
+    """Which classes are true of an image."""
 
-    Args:
-        name: of the task.
-        classes: names, in the order of the labels.
-        strides: px per cell of the one level that the head reads.
-        positive_weight: of a class that is true, in the loss; above 1 where most classes are false of most images.
+    kind = "multi_label"
+    readout = "pooled"
+    main_metric = "map"
+    titles: ClassVar[Mapping[str, str]] = {"map": "mAP", "f1": "F1"}
 
-    Raises:
-        UserError: a setting is outside its range.
-    """
-    classes, strides = tuple(classes), tuple(strides)
-    where = f"task {name!r}: expected "
-    if not classes:
-        raise UserError(where + "at least 1 class, found none; list them all")
-    if len(strides) != 1:
-        raise UserError(where + f"one stride for multi_label, found {strides}; name one level of the neck")
-    if not positive_weight > 0:
-        raise UserError(where + f"a positive_weight above 0, found {positive_weight}; change it")
-    return Task(
-        name=name,
-        kind="multi_label",
-        classes=classes,
-        channels=len(classes),
-        readout="pooled",
-        strides=strides,
-        main_metric="map",
-        higher_is_better=True,
-        loss=functools.partial(loss, positive_weight=positive_weight),
-        distillation_loss=distillation_loss,
-        balanced_distillation_loss=functools.partial(distillation_loss, balanced=True),
-        sampled_loss=sampled_loss,
-        fill_in=fill_in,
-        finish=finish,
-        decode=decode,
-        meanings={"probability": "of each class by itself"},
-        no_labels=functools.partial(no_labels, class_count=len(classes)),
-        new_metric=functools.partial(AveragePrecisions, name=name, class_count=len(classes)),
-        answer=functools.partial(answer, classes=classes),
-        draw=functools.partial(draw, classes=classes),
+    strides: tuple[int, ...] = setting((32,), "of the one level that the head reads", unit="px", least=1)
+    positive_weight: float = setting(
+        1.0,
+        "of a class that is true, in the loss; above 1 where most classes are false of most images",
+        above=0.0,
     )
 
+    def check(self) -> None:
+        """Checks that there is a class, and one level.
 
-def loss(
-    raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize, *, positive_weight: float
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Binary cross-entropy, averaged over what is known of the batch: 1 is true, 0 is false, NaN is unknown."""
-    del image_size
-    known = jnp.isfinite(labels["label"])
-    target = jnp.where(known, labels["label"], 0.0)
-    value = jnp.where(known, _cross_entropy(raw, target, positive_weight), 0.0).sum() / jnp.maximum(known.sum(), 1)
-    return value, {"cross_entropy": value}
+        Raises:
+            UserError: there is not.
+        """
+        enough_classes(self.classes, 1, "list them all")
+        one_level(self.kind, self.strides)
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """What each prediction is."""
+        return {"probability": "of each class by itself"}
+
+    def loss(self, raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize) -> LossAndParts:
+        """Binary cross-entropy, averaged over what is known of the batch: 1 is true, 0 is false, NaN is unknown."""
+        del image_size
+        known = jnp.isfinite(labels["label"])
+        target = jnp.where(known, labels["label"], 0.0)
+        costs = jnp.where(known, _cross_entropy(raw, target, self.positive_weight), 0.0)
+        value = costs.sum() / jnp.maximum(known.sum(), 1)
+        return value, {"cross_entropy": value}
+
+    def sampled_loss(
+        self, raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]
+    ) -> Float[Array, ""]:
+        """Binary cross-entropy towards labels drawn from the prediction, averaged over images and classes."""
+        del image_size
+        drawn = jax.random.bernoulli(key, jax.lax.stop_gradient(jax.nn.sigmoid(raw.astype(jnp.float32))))
+        return _cross_entropy(raw, drawn.astype(jnp.float32)).mean()
+
+    def distillation_loss(
+        self,
+        raw: Float[Array, "batch classes"],
+        teacher_raw: Float[Array, "batch classes"],
+        image_size: ImageSize,
+        *,
+        balanced: bool = False,
+    ) -> Float[Array, ""]:
+        """KL(teacher || student) of every class of every image, averaged; balanced, of a class's yes and no alike."""
+        del image_size
+        probability = jax.nn.sigmoid(teacher_raw.astype(jnp.float32))
+        divergence = _cross_entropy(raw, probability) - _cross_entropy(teacher_raw, probability)
+        return jnp.mean(0.5 * of_both_sides(divergence, probability, (0,)) if balanced else divergence)
+
+    def no_labels(self, batch_size: int, image_size: ImageSize) -> Labels:
+        """Returns NaN, unknown, for every class."""
+        del image_size
+        return {"label": jnp.full((batch_size, len(self.classes)), jnp.nan)}
+
+    def lacks_classes(self, labels: Labels) -> bool:
+        """True: any class may be unknown of any image."""
+        del labels
+        return True
+
+    def fill_in(
+        self, labels: Labels, teacher_raw: Float[Array, "batch classes"], image_size: ImageSize, threshold: float
+    ) -> Labels:
+        """Puts a sure yes or no of another network in the place of what is unknown."""
+        del image_size
+        probability = jax.nn.sigmoid(teacher_raw.astype(jnp.float32))
+        sure = jnp.maximum(probability, 1 - probability) >= threshold
+        answer = jnp.where(sure, jnp.round(probability), jnp.nan)
+        return {**labels, "label": jnp.where(jnp.isnan(labels["label"]), answer, labels["label"])}
+
+    def finish(self, raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
+        """Returns the logits."""
+        del image_size
+        return raw.astype(jnp.float32)
+
+    def decode(self, outputs: Float[Array, "batch classes"]) -> dict[str, Array]:
+        """Returns the probability of each class."""
+        return {"probability": jax.nn.sigmoid(outputs)}
+
+    def new_metric(self) -> AveragePrecisions:
+        """Returns the mean average precision, of nothing so far."""
+        return AveragePrecisions(name=self.name, class_count=len(self.classes))
+
+    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+        """Returns "tags", the classes said to be true, and "probability", every class; with probabilities, falling."""
+        ranked = caption.ranked(self.classes, prediction["probability"])
+        least = THRESHOLD if threshold is None else threshold
+        return {"tags": {name: value for name, value in ranked.items() if value > least}, "probability": ranked}
+
+    def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
+        """Writes the classes that are said to be true into the image's corner, the most probable first."""
+        tags = self.answer(prediction, threshold)["tags"]
+        lines = [f"{name} {probability:.0%}" for name, probability in tags.items()]
+        caption.write(axes, "\n".join(lines) or f"no class above {THRESHOLD if threshold is None else threshold:.0%}")
 
 
 def _cross_entropy(
@@ -86,55 +143,6 @@ def _cross_entropy(
 ) -> Float[Array, "batch classes"]:
     raw = raw.astype(jnp.float32)
     return positive_weight * target * jax.nn.softplus(-raw) + (1 - target) * jax.nn.softplus(raw)
-
-
-def no_labels(batch_size: int, image_size: ImageSize, *, class_count: int) -> Labels:
-    """Returns NaN, unknown, for every class."""
-    del image_size
-    return {"label": jnp.full((batch_size, class_count), jnp.nan)}
-
-
-def fill_in(
-    labels: Labels, teacher_raw: Float[Array, "batch classes"], image_size: ImageSize, threshold: float
-) -> Labels:
-    """Puts a sure yes or no of another network in the place of what is unknown."""
-    del image_size
-    probability = jax.nn.sigmoid(teacher_raw.astype(jnp.float32))
-    sure = jnp.maximum(probability, 1 - probability) >= threshold
-    answer = jnp.where(sure, jnp.round(probability), jnp.nan)
-    return {**labels, "label": jnp.where(jnp.isnan(labels["label"]), answer, labels["label"])}
-
-
-def distillation_loss(
-    raw: Float[Array, "batch classes"],
-    teacher_raw: Float[Array, "batch classes"],
-    image_size: ImageSize,
-    *,
-    balanced: bool = False,
-) -> Float[Array, ""]:
-    """KL(teacher || student) of every class of every image, averaged; balanced, of a class's yes and no alike."""
-    del image_size
-    probability = jax.nn.sigmoid(teacher_raw.astype(jnp.float32))
-    divergence = _cross_entropy(raw, probability) - _cross_entropy(teacher_raw, probability)
-    return jnp.mean(0.5 * of_both_sides(divergence, probability, (0,)) if balanced else divergence)
-
-
-def sampled_loss(raw: Float[Array, "batch classes"], image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
-    """Binary cross-entropy towards labels drawn from the prediction, averaged over images and classes."""
-    del image_size
-    drawn = jax.random.bernoulli(key, jax.lax.stop_gradient(jax.nn.sigmoid(raw.astype(jnp.float32))))
-    return _cross_entropy(raw, drawn.astype(jnp.float32)).mean()
-
-
-def finish(raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
-    """Returns the logits."""
-    del image_size
-    return raw.astype(jnp.float32)
-
-
-def decode(outputs: Float[Array, "batch classes"]) -> dict[str, Array]:
-    """Returns the probability of each class."""
-    return {"probability": jax.nn.sigmoid(outputs)}
 
 
 class AveragePrecisions:
@@ -149,7 +157,7 @@ class AveragePrecisions:
         self._probabilities: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
 
-    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+    def update(self, prediction: Prediction, target: Labels, geometry: Geometry) -> None:
         """Adds one image.
 
         Raises:
@@ -204,21 +212,3 @@ def average_precision(score: Float[np.ndarray, "images"], positive: Bool[np.ndar
     thresholds = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
     hits = np.cumsum(positive[order])[thresholds]
     return float(np.sum(np.diff(hits, prepend=0) * hits / (thresholds + 1)) / hits[-1])
-
-
-def answer(
-    prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
-) -> dict[str, Any]:
-    """Returns "tags", the classes said to be true, and "probability", every class; with probabilities, falling."""
-    ranked = caption.ranked(classes, prediction["probability"])
-    least = THRESHOLD if threshold is None else threshold
-    return {"tags": {name: value for name, value in ranked.items() if value > least}, "probability": ranked}
-
-
-def draw(
-    axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, classes: tuple[str, ...]
-) -> None:
-    """Writes the classes that are said to be true into the image's corner, the most probable first."""
-    tags = answer(prediction, threshold, classes=classes)["tags"]
-    lines = [f"{name} {probability:.0%}" for name, probability in tags.items()]
-    caption.write(axes, "\n".join(lines) or f"no class above {THRESHOLD if threshold is None else threshold:.0%}")

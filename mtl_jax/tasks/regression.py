@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from mtl_jax.errors import UserError
+from mtl_jax.config.section import setting
 from mtl_jax.tasks import caption
-from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, Task
-
-TITLES = {"mae": "mean absolute error", "rmse": "RMSE"}
+from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, LossAndParts, Prediction, Task, one_level
 
 # How far a prediction is from its label, both in units of `scale`, and noise under which that is a -log-likelihood.
 COSTS: dict[str, Callable[[Array], Array]] = {"l1": jnp.abs, "l2": jnp.square}
@@ -25,103 +23,102 @@ NOISES: dict[str, Callable[..., Array]] = {
 }
 
 
-def make(
-    name: str,
-    *,
-    cost: str = "l1",
-    center: float = 0.0,
-    scale: float = 1.0,
-    unit: str = "",
-    strides: Sequence[int] = (32,),
-) -> Task:
-    """Builds a regression task.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regression(Task):
+    """One number per image."""
 
-    Args:
-        name: of the task.
-        cost: "l1", the absolute error, or "l2", the squared error.
-        center: of the labels, in their unit: what an untrained network says.
-        scale: of the labels, in their unit: the loss is in units of it, and so beside other tasks' losses.
-        unit: of the labels, for captions.
-        strides: px per cell of the one level that the head reads.
+    kind = "regression"
+    readout = "pooled"
+    main_metric = "mae"
+    higher_is_better = False
+    titles: ClassVar[Mapping[str, str]] = {"mae": "mean absolute error", "rmse": "RMSE"}
 
-    Raises:
-        UserError: a setting is outside its range.
-    """
-    strides, where = tuple(strides), f"task {name!r}: expected "
-    if cost not in COSTS:
-        raise UserError(where + f"a cost among {', '.join(COSTS)}, found {cost!r}; correct tasks.{name}")
-    if not scale > 0:
-        raise UserError(where + f"a scale above 0, found {scale}; give the spread of the labels")
-    if len(strides) != 1:
-        raise UserError(where + f"one stride for regression, found {strides}; name one level of the neck")
-    return Task(
-        name=name,
-        kind="regression",
-        classes=(),
-        channels=1,
-        readout="pooled",
-        strides=strides,
-        main_metric="mae",
-        higher_is_better=False,
-        loss=functools.partial(loss, cost=cost, center=center, scale=scale),
-        distillation_loss=distillation_loss,
-        sampled_loss=functools.partial(sampled_loss, cost=cost),
-        finish=functools.partial(finish, center=center, scale=scale),
-        decode=decode,
-        meanings={"value": f"the number{unit and f', {unit}'}"},
-        no_labels=no_labels,
-        new_metric=Errors,
-        answer=functools.partial(answer, unit=unit),
-        draw=functools.partial(draw, name=name, unit=unit),
+    classes: tuple[str, ...] = dataclasses.field(init=False, default=())
+    strides: tuple[int, ...] = setting((32,), "of the one level that the head reads", unit="px", least=1)
+    cost: str = setting("l1", "the absolute error, or the squared error", choices=tuple(COSTS))
+    center: float = setting(0.0, "of the labels, in their unit: what an untrained network says")
+    scale: float = setting(
+        1.0,
+        "of the labels, in their unit: the loss is in units of it, and so beside other tasks' losses",
+        above=0.0,
     )
+    unit: str = setting("", "of the labels, for captions")
 
+    def check(self) -> None:
+        """Checks that there is one level.
 
-def loss(
-    raw: Float[Array, "batch 1"], labels: Labels, image_size: ImageSize, *, cost: str, center: float, scale: float
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The mean cost over the labelled images of the batch, in units of `scale`; NaN is a missing label."""
-    del image_size
-    labelled = jnp.isfinite(labels["value"])
-    target = jnp.where(labelled, (labels["value"] - center) / scale, 0.0)
-    costs = jnp.where(labelled, COSTS[cost](raw[:, 0].astype(jnp.float32) - target), 0.0)
-    value = costs.sum() / jnp.maximum(labelled.sum(), 1)
-    return value, {cost: value}
+        Raises:
+            UserError: there is not.
+        """
+        one_level(self.kind, self.strides)
 
+    @property
+    def channels(self) -> int:
+        """The one number."""
+        return 1
 
-def no_labels(batch_size: int, image_size: ImageSize) -> Labels:
-    """Returns NaN for every image."""
-    del image_size
-    return {"value": jnp.full(batch_size, jnp.nan)}
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """What each prediction is."""
+        return {"value": f"the number{self.unit and f', {self.unit}'}"}
 
+    def loss(self, raw: Float[Array, "batch 1"], labels: Labels, image_size: ImageSize) -> LossAndParts:
+        """The mean cost over the labelled images of the batch, in units of `scale`; NaN is a missing label."""
+        del image_size
+        labelled = jnp.isfinite(labels["value"])
+        target = jnp.where(labelled, (labels["value"] - self.center) / self.scale, 0.0)
+        costs = jnp.where(labelled, COSTS[self.cost](raw[:, 0].astype(jnp.float32) - target), 0.0)
+        value = costs.sum() / jnp.maximum(labelled.sum(), 1)
+        return value, {self.cost: value}
 
-def distillation_loss(
-    raw: Float[Array, "batch 1"], teacher_raw: Float[Array, "batch 1"], image_size: ImageSize
-) -> Float[Array, ""]:
-    """The mean squared distance from the teacher, in units of `scale`."""
-    del image_size
-    return jnp.mean(jnp.square(raw.astype(jnp.float32) - teacher_raw.astype(jnp.float32)))
+    def sampled_loss(
+        self, raw: Float[Array, "batch 1"], image_size: ImageSize, key: Key[Array, ""]
+    ) -> Float[Array, ""]:
+        """The mean cost towards labels drawn around the prediction: Laplace's noise for "l1", Gauss's for "l2"."""
+        del image_size
+        value = raw.astype(jnp.float32)
+        drawn = jax.lax.stop_gradient(value + NOISES[self.cost](key, value.shape))
+        return COSTS[self.cost](value - drawn).mean()
 
+    def distillation_loss(
+        self,
+        raw: Float[Array, "batch 1"],
+        teacher_raw: Float[Array, "batch 1"],
+        image_size: ImageSize,
+        *,
+        balanced: bool = False,
+    ) -> Float[Array, ""]:
+        """The mean squared distance from the teacher, in units of `scale`."""
+        del image_size, balanced
+        return jnp.mean(jnp.square(raw.astype(jnp.float32) - teacher_raw.astype(jnp.float32)))
 
-def sampled_loss(
-    raw: Float[Array, "batch 1"], image_size: ImageSize, key: Key[Array, ""], *, cost: str
-) -> Float[Array, ""]:
-    """The mean cost towards labels drawn around the prediction: Laplace's noise for "l1", Gauss's for "l2"."""
-    del image_size
-    value = raw.astype(jnp.float32)
-    return COSTS[cost](value - jax.lax.stop_gradient(value + NOISES[cost](key, value.shape))).mean()
+    def no_labels(self, batch_size: int, image_size: ImageSize) -> Labels:
+        """Returns NaN for every image."""
+        del image_size
+        return {"value": jnp.full(batch_size, jnp.nan)}
 
+    def finish(self, raw: Float[Array, "batch 1"], image_size: ImageSize) -> Float[Array, "batch"]:
+        """Returns the values in the labels' unit."""
+        del image_size
+        return self.center + self.scale * raw[:, 0].astype(jnp.float32)
 
-def finish(
-    raw: Float[Array, "batch 1"], image_size: ImageSize, *, center: float, scale: float
-) -> Float[Array, "batch"]:
-    """Returns the values in the labels' unit."""
-    del image_size
-    return center + scale * raw[:, 0].astype(jnp.float32)
+    def decode(self, outputs: Float[Array, "batch"]) -> dict[str, Array]:
+        """Returns the values."""
+        return {"value": outputs}
 
+    def new_metric(self) -> Errors:
+        """Returns the errors, of nothing so far."""
+        return Errors()
 
-def decode(outputs: Float[Array, "batch"]) -> dict[str, Array]:
-    """Returns the values."""
-    return {"value": outputs}
+    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+        """Returns "value" and its "unit"."""
+        del threshold
+        return {"value": float(prediction["value"]), "unit": self.unit}
+
+    def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
+        """Writes the value into the image's corner."""
+        del threshold
+        caption.write(axes, f"{self.name} {float(prediction['value']):.4g} {self.unit}".rstrip())
 
 
 class Errors:
@@ -134,7 +131,7 @@ class Errors:
         self._errors: list[float] = []
         self._values: list[float] = []  # the labels
 
-    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> None:
+    def update(self, prediction: Prediction, target: Labels, geometry: Geometry) -> None:
         """Adds one image."""
         del geometry
         error = float(prediction["value"]) - float(target["value"])
@@ -154,17 +151,3 @@ class Errors:
         return Constant(
             float(errors.mean()), float(errors.std() / np.sqrt(len(errors))), len(self._values), "labelled image"
         )
-
-
-def answer(prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, unit: str) -> dict[str, Any]:
-    """Returns "value" and its "unit"."""
-    del threshold
-    return {"value": float(prediction["value"]), "unit": unit}
-
-
-def draw(
-    axes: Any, prediction: Mapping[str, np.ndarray], threshold: float | None = None, *, name: str, unit: str
-) -> None:
-    """Writes the value into the image's corner."""
-    del threshold
-    caption.write(axes, f"{name} {float(prediction['value']):.4g} {unit}".rstrip())

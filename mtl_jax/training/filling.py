@@ -45,12 +45,11 @@ def filled(
     size = (image.shape[1], image.shape[2])
 
     def fill(stream: str, task: str, given: Labels) -> Labels:
-        fill_in = tasks[task].fill_in if task in asked else None
-        return given if fill_in is None else fill_in(given, raw[task][rows[stream]], size, threshold)
+        return tasks[task].fill_in(given, raw[task][rows[stream]], size, threshold) if task in asked else given
 
     return {stream: {task: fill(stream, task, given) for task, given in of.items()} for stream, of in labels.items()}
 
 
 def _lacks_classes(tasks: Mapping[str, Task], task: str, labels: Labels) -> bool:
     """Whether any class may be unlabelled; stored outputs of exemplars are no task's labels."""
-    return task in tasks and (tasks[task].kind == "multi_label" or "labelled" in labels)
+    return task in tasks and tasks[task].lacks_classes(labels)

@@ -1,0 +1,107 @@
+"""What the cells of a detector's grid say: a box, its objectness and classes; and which of them are detections."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mtl_jax.tasks import boxes
+from mtl_jax.tasks.base import ImageSize
+
+OBJECTNESS_PRIOR = 0.01  # of an untrained head, whose biases are zero (Lin et al., "Focal Loss", 2017)
+PRIOR_LOGIT = float(np.log(OBJECTNESS_PRIOR / (1 - OBJECTNESS_PRIOR)))
+BOX_CHANNELS, OBJECTNESS = 4, 4  # a cell's channels: 4 of the box, objectness, classes
+
+Cells = Float[Array, "batch cells channels"]
+
+
+class Selection(NamedTuple):
+    """Which boxes are detections."""
+
+    score_threshold: float  # those with a lower score are not valid
+    nms_iou: float  # overlap above which the worse of two boxes of a class goes
+    voting_iou: float  # overlap above which a box of the same class moves the one that stays (`boxes.vote`)
+    candidates: int  # pairs of cell and class that are looked at, the best by score
+    max_detections: int  # of an image
+
+
+def finish(raw: Cells, image_size: ImageSize, strides: tuple[int, ...]) -> Cells:
+    """Returns per cell cx, cy, w, h in px, the objectness logit and the class logits.
+
+    Args:
+        raw: as `boxes.decode` reads the box; the objectness is relative to its prior.
+        image_size: height and width of the network's input, px.
+        strides: px per cell of each level.
+
+    Raises:
+        ValueError: `raw` has another number of cells than the levels of such an image.
+    """
+    centres, cell_strides = boxes.cell_grid(image_size, strides)
+    if raw.shape[1] != len(centres):
+        raise ValueError(
+            f"expected {len(centres)} cells for an image of {image_size} px at strides {strides}, found "
+            f"{raw.shape[1]}; pass the image size that the head saw"
+        )
+    raw = raw.astype(jnp.float32)
+    box = boxes.decode(raw[..., :BOX_CHANNELS], centres, cell_strides)
+    return jnp.concatenate([box, raw[..., OBJECTNESS, None] + PRIOR_LOGIT, raw[..., OBJECTNESS + 1 :]], axis=-1)
+
+
+def decode(outputs: Cells, selection: Selection) -> dict[str, Array]:
+    """Returns the best boxes after non-maximum suppression within each class, best first.
+
+    The score is the geometric mean of objectness and class probability: both learn the IoU, so their mean
+    estimates it, while their product, which ranks alike, would be its square. A cell may answer with several
+    classes.
+
+    Args:
+        outputs: of `finish`.
+        selection: which boxes are detections; k = `max_detections`.
+
+    Returns:
+        "boxes_xyxy" f32[batch, k, 4] in px of the input, "score" f32[batch, k], "label" i32[batch, k] and
+        "valid" bool[batch, k]; the entries that are not valid are 0.
+    """
+    return jax.vmap(functools.partial(_decode_one, selection=selection))(outputs)
+
+
+def every_box(outputs: Cells) -> dict[str, Array]:
+    """Returns the box of every cell and its score as each class, of which `decode` chooses.
+
+    Args:
+        outputs: of `finish`.
+
+    Returns:
+        "boxes_xyxy" f32[batch, cells, 4] in px of the input and "score" f32[batch, cells, classes].
+    """
+    return {"boxes_xyxy": boxes.to_corners(outputs[..., :BOX_CHANNELS]), "score": scores(outputs)}
+
+
+def scores(outputs: Float[Array, "*cells channels"]) -> Float[Array, "*cells classes"]:
+    """Returns the score of every box as each class, 0 to 1."""
+    log_probability = jax.nn.log_sigmoid(outputs[..., OBJECTNESS:])
+    return jnp.exp(0.5 * (log_probability[..., :1] + log_probability[..., 1:]))
+
+
+def _decode_one(outputs: Float[Array, "cells channels"], selection: Selection) -> dict[str, Array]:
+    score = scores(outputs)
+    class_count = score.shape[1]
+    score, index = jax.lax.top_k(score.reshape(-1), min(selection.candidates, score.size))
+    label = index % class_count
+    box = boxes.to_corners(outputs[:, :BOX_CHANNELS][index // class_count])
+    valid = score >= selection.score_threshold
+    keep = boxes.suppress(box, label, valid, iou_threshold=selection.nms_iou)
+    rank = jnp.where(keep, jnp.cumsum(keep) - 1, selection.max_detections)  # those past the end are dropped
+
+    def place(values: Array) -> Array:
+        return jnp.zeros((selection.max_detections, *values.shape[1:]), values.dtype).at[rank].set(values, mode="drop")
+
+    found = {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
+    moved = found["boxes_xyxy"], found["label"]
+    voted = boxes.vote(box, score, label, valid, iou_threshold=selection.voting_iou, moved=moved)
+    return found | {"boxes_xyxy": voted}
