@@ -15,6 +15,8 @@ from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.config import overrides
 from mtl_jax.data import drawing
+from mtl_jax.data.label_shapes import shape_of
+from mtl_jax.data.label_shapes.colours import colour
 from mtl_jax.errors import UserError
 from mtl_jax.own_data import asked as asked_lib
 from mtl_jax.own_data import choices as choices_lib
@@ -325,13 +327,13 @@ def test_boxes_are_drawn_as_frames_and_masks_as_colours():
     framed, size = drawing.draw(grey, {"boxes_xyxy": np.float32([[10, 10, 50, 30]]), "label": np.int32([1])})
     pixels = opened(framed)
     assert size == (60, 40)
-    assert np.abs(pixels[20, 10] - drawing.colour(1)).max() < 90
+    assert np.abs(pixels[20, 10] - colour(1)).max() < 90
     assert np.abs(pixels[20, 30] - 128).max() < 20
     mask = np.zeros((40, 60), np.uint8)
     mask[:, 30:], mask[:, 50:] = 2, 255
     coloured = opened(drawing.draw(grey, {"mask": mask})[0])
     assert np.abs(coloured[20, 10] - 128).max() < 20
-    assert np.abs(coloured[20, 40] - (np.array(drawing.colour(2)) + 128) / 2).max() < 30
+    assert np.abs(coloured[20, 40] - (np.array(colour(2)) + 128) / 2).max() < 30
     assert np.abs(coloured[20, 56] - 128).max() < 20
 
 
@@ -347,4 +349,4 @@ def test_boxes_are_drawn_as_frames_and_masks_as_colours():
     ],
 )
 def test_a_caption_says_what_a_label_holds(fields, words):
-    assert drawing.caption(fields, ("cat", "dog")) == words
+    assert shape_of(fields).caption(fields, ("cat", "dog")) == words

@@ -8,7 +8,8 @@ from itertools import zip_longest
 import numpy as np
 from jaxtyping import Float, Int
 
-from mtl_jax.data.sources.base import VOID, Sample, missing
+from mtl_jax.data.label_shapes import shape_of
+from mtl_jax.data.sources.base import Sample
 
 
 def random(total: int, count: int, *, generator: np.random.Generator) -> Int[np.ndarray, "chosen"]:
@@ -173,20 +174,6 @@ def sample_classes(sample: Sample, label_name: str | None = None) -> set[int]:
     Returns:
         Class numbers.
     """
-    classes: set[int] = set()
-    for name, fields in sample["labels"].items():
-        if label_name not in (None, name):
-            continue
-        if "mask" in fields:
-            mask = fields["mask"]
-            void = missing(mask) if mask.dtype.kind == "u" else VOID
-            classes |= {value for value in np.unique(mask).tolist() if value >= 0} - {void}
-        elif "boxes_xyxy" in fields:
-            crowd = fields.get("crowd", np.zeros(np.shape(fields["label"]), dtype=bool))
-            known = np.isfinite(fields["boxes_xyxy"]).all(axis=-1)
-            classes |= set(fields["label"][known & ~crowd].tolist())
-        elif np.ndim(fields.get("label", 0)) == 1:
-            classes |= set(np.flatnonzero(fields["label"] == 1).tolist())
-        elif "label" in fields:
-            classes |= {class_id for class_id in np.atleast_1d(fields["label"]).tolist() if class_id >= 0}
-    return classes
+    labels = sample["labels"].items()
+    shown = [shape_of(fields).classes_shown(fields) for name, fields in labels if label_name in (None, name)]
+    return set().union(*shown)

@@ -19,7 +19,8 @@ from mtl_jax.continual.method import (
     setting,
 )
 from mtl_jax.data import transforms
-from mtl_jax.data.sources.base import Fields, Sample, Source, missing
+from mtl_jax.data.label_shapes import shape_of
+from mtl_jax.data.sources.base import Sample, Source
 from mtl_jax.data.warp import Placement, warp_nearest
 
 SCENES = 16  # that an exemplar is replayed in: new images, and itself
@@ -113,35 +114,13 @@ def paste(
     placement = Placement(scale, scale, left, top)
     moved = transforms.place(sample, placement, size=(height, width))
     there = warp_nearest(outlined.astype(np.uint8), placement, size=(height, width), missing=0).astype(bool)
-    labels = {name: _alone(fields, there) for name, fields in moved["labels"].items()}
+    labels = {name: shape_of(fields).alone(fields, there) for name, fields in moved["labels"].items()}
     return {"image": np.where(there[..., None], moved["image"], scene), "labels": labels, "id": sample["id"]}
 
 
 def _objects(sample: Sample, class_names: Mapping[str, tuple[str, ...]]) -> Bool[np.ndarray, "height width"] | None:
     """The pixels of what the labels outline; None where a label is of the image as a whole."""
-    outlined = np.zeros(sample["image"].shape[:2], bool)
-    for name, fields in sample["labels"].items():
-        if "mask" in fields:
-            mask, has_background = fields["mask"], class_names[name][:1] == ("background",)
-            outlined |= (mask != missing(mask)) & ((mask != 0) | (not has_background))
-        elif "boxes_xyxy" in fields:
-            corners = np.nan_to_num(fields["boxes_xyxy"][~fields["crowd"]]).round().astype(int).clip(min=0)
-            for left, top, right, bottom in corners:
-                outlined[top:bottom, left:right] = True
-        else:
-            return None
-    return outlined
-
-
-def _alone(fields: Fields, there: Bool[np.ndarray, "height width"]) -> Fields:
-    """A label without what it says of pixels beside the objects."""
-    if "mask" in fields:
-        return {**fields, "mask": np.where(there, fields["mask"], missing(fields["mask"])).astype(fields["mask"].dtype)}
-    height, width = there.shape
-    rest = {
-        "boxes_xyxy": np.array([[0, 0, width, height]], np.float32),
-        "label": np.zeros(1, fields["label"].dtype),
-        "crowd": np.ones(1, bool),
-        "area": np.array([height * width], np.float32),
-    }
-    return {name: np.concatenate([fields[name], rest[name]]) for name in rest}
+    size = sample["image"].shape[:2]
+    outlined = [shape_of(fields).outline(fields, class_names[name], size) for name, fields in sample["labels"].items()]
+    known = [each for each in outlined if each is not None]
+    return np.any(known, axis=0) if known and len(known) == len(outlined) else None

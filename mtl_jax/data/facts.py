@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.label_kinds import KINDS, kind_of
+from mtl_jax.data.label_shapes import SHAPES, name_of
 from mtl_jax.data.opened import Opened, digest
 from mtl_jax.data.sources.base import Fields, Sample
 
@@ -22,7 +22,7 @@ class SampleFacts(NamedTuple):
     one_colour: bool  # all pixels alike
     content: str  # digest of the image's file, or of what the source makes it of; "" where that is not known
     pixels: str  # digest of the decoded image
-    labels: dict[str, dict[str, Any]]  # label name -> "kind", "digest", and what `KINDS` observes
+    labels: dict[str, dict[str, Any]]  # label name -> "kind", "digest", and what its shape observes
     grey_bits: int | None = None  # by which greyscale of 16-bit files is scaled, where the dataset has shown any so far
 
 
@@ -51,9 +51,9 @@ def facts_of(sample: Sample, *, files: Sequence[Opened] = (), origin: Path | byt
 
 
 def _label_facts(fields: Fields) -> dict[str, Any]:
-    kind = kind_of(fields)
+    kind = name_of(fields)
     together = "".join(f"{name} {_array_digest(_plain(fields[name]))} " for name in sorted(fields))
-    return {"kind": kind, "digest": digest(together.encode()), **KINDS[kind].observe(fields)}
+    return {"kind": kind, "digest": digest(together.encode()), **SHAPES[kind].observe(fields)}
 
 
 def _plain(field: np.ndarray) -> np.ndarray:

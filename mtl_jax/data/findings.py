@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from mtl_jax.data.facts import SampleFacts
-from mtl_jax.data.label_kinds import KINDS
+from mtl_jax.data.label_shapes import SHAPES, shape_named
 from mtl_jax.data.sources.base import counted
 from mtl_jax.data.survey import Survey
 
@@ -47,7 +47,7 @@ def label_figures(survey: Survey, label: str, names: Sequence[str]) -> dict[str,
     if not facts:
         return {"kind": "", "labelled": 0, "unlabelled": 0}
     kind = facts[0]["kind"]
-    return {"kind": kind, **KINDS[kind].total(facts, names)}
+    return {"kind": kind, **SHAPES[kind].total(facts, names)}
 
 
 def alike(samples: Sequence[SampleFacts]) -> list[tuple[str, str]]:
@@ -135,22 +135,11 @@ _SAID = ("images", "boxes", "crowds among them", "images without boxes")
 
 def label_line(figures: Mapping[str, Any]) -> str:
     """Returns what all labels of one name hold together, in a few words."""
-    noun = KINDS[figures["kind"]].noun if figures["kind"] else "labels"
+    shape = shape_named(figures["kind"])
     classes = figures.get("classes", {})
-    missing = figures["unlabelled"]
-    if figures["kind"] == "boxes":
-        text = counted(figures["labelled"], "boxes")
-        text += f", {counted(missing, 'crowds')}" if missing else ""
-        without = figures["images_without"]
-        text += f", {counted(without, 'images without boxes')}" if without else ""
-    elif noun == "pixels":
-        total = figures["labelled"] + missing
-        text = f"{100 * figures['labelled'] / max(1, total):.3g} % of pixels labelled"
-    else:
-        text = counted(figures["labelled"], f"{noun} labelled") + (f", {missing} not" if missing else "")
+    text = shape.summary(figures)
     if "min" in figures:
-        unit = " m" if figures["kind"] == "depth" else ""
-        text += f", from {figures['min']:.4g} to {figures['max']:.4g}{unit}"
+        text += f", from {figures['min']:.4g} to {figures['max']:.4g}{shape.unit}"
     if classes:
         shown = {name: each["images"] for name, each in classes.items() if each["images"]}
         text += f", {len(shown)} of {len(classes)} classes"
@@ -158,9 +147,6 @@ def label_line(figures: Mapping[str, Any]) -> str:
             fewest = min(shown, key=lambda name: shown[name])
             text += f", fewest {fewest} ({counted(shown[fewest], 'images')})"
     return text
-
-
-OBJECT = {"mask": "mask", "boxes": "box", "depth": "depth map"}  # what shows a class; an image, of other kinds
 
 
 def nothing_to_learn(figures: Mapping[str, Any], *, task: str, label: str, where: str) -> str:
@@ -184,7 +170,7 @@ def classes_never_shown(training: Sequence[Mapping[str, Any]], *, task: str) -> 
     missing = [name for name in never_shown(training[0]) if all(_is_missing(name, each) for each in training)]
     if not missing:
         return ""
-    shows = OBJECT.get(training[0]["kind"], "image")
+    shows = shape_named(training[0]["kind"]).shows
     return (
         f"task {task}: no training {shows} shows {len(missing)} of {len(training[0]['classes'])} classes "
         f"({some(missing)}), which cannot be learnt: check the labels and the list of classes"
@@ -201,7 +187,7 @@ def hardly_measured(figures: Mapping[str, Any], *, task: str, label: str, where:
     classes = of_label.get("classes", {})
     missing = never_shown(of_label)
     shown = [name for name in classes if name not in missing]
-    shows = OBJECT.get(of_label["kind"], "image")
+    shows = shape_named(of_label["kind"]).shows
     if not of_label["labelled"]:
         what = f"none of the {figures['looked_at']} validation images has a label: the task cannot be measured"
     elif of_label["kind"] == "mask" and len(shown) == 1:

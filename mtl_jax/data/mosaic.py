@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtl_jax.data.sources.base import PIXEL_FIELDS, WHOLE_FIELDS, Fields, Sample
+from mtl_jax.data.label_shapes import shape_of
+from mtl_jax.data.label_shapes.pixels import tiled
+from mtl_jax.data.sources.base import WHOLE_FIELDS, Fields, Sample
 from mtl_jax.data.transforms import Augment, change_colours, place, random_scales
 from mtl_jax.data.warp import Placement, fit
 from mtl_jax.errors import UserError
@@ -16,9 +18,6 @@ _CENTRE = (0.25, 0.75)  # where the four images meet, as a fraction of the outpu
 
 def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[int, int], augment: Augment) -> Sample:
     """Composes four samples around a random point; each is scaled, cropped and flipped by itself.
-
-    Several classes of a whole image are united: true where true of any of the four, else unknown where unknown of any,
-    even where the crop shows nothing of the object.
 
     Args:
         samples: four, each with the same labels; they are not changed.
@@ -32,7 +31,7 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[i
     References:
         Bochkovskiy, Wang, Liao, "YOLOv4: Optimal Speed and Accuracy of Object Detection", 2020.
     """
-    single = [name for name, fields in samples[0]["labels"].items() if not _can_be_joined(fields)]
+    single = [name for name, fields in samples[0]["labels"].items() if not shape_of(fields).can_join]
     if single:
         raise UserError(f"augment: a mosaic has no single {', '.join(single)}: set mosaic_probability=0 for it")
     middle_y, middle_x = (round(side * rng.uniform(*_CENTRE)) for side in size)
@@ -42,7 +41,7 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[i
     ]
     corners = [(0, 0), (0, middle_x), (middle_y, 0), (middle_y, middle_x)]
     labels = {name: _joined([part["labels"][name] for part in quarters], corners) for name in samples[0]["labels"]}
-    image = change_colours(_tiled([part["image"] for part in quarters]), rng, augment=augment)
+    image = change_colours(tiled([part["image"] for part in quarters]), rng, augment=augment)
     return {"image": image, "labels": labels, "id": "+".join(sample["id"] for sample in samples)}
 
 
@@ -71,26 +70,7 @@ def _quarter(
     return place(sample, placement, size=(space_y, space_x), min_visible=augment.min_visible)
 
 
-def _tiled(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.concatenate(parts[:2], axis=1), np.concatenate(parts[2:], axis=1)])
-
-
-def _can_be_joined(fields: Fields) -> bool:
-    return bool({*PIXEL_FIELDS, "boxes_xyxy"} & set(fields)) or np.ndim(fields.get("label", 0)) == 1
-
-
 def _joined(parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
-    maps = {name: _tiled([part[name] for part in parts]) for name in PIXEL_FIELDS if name in parts[0]}
     whole = {name: np.all([part[name] for part in parts], axis=0) for name in WHOLE_FIELDS if name in parts[0]}
-    if maps:
-        return maps | whole
-    if "boxes_xyxy" not in parts[0]:
-        labels = np.stack([part["label"] for part in parts])
-        return {"label": np.where((labels == 1).any(axis=0), np.float32(1), labels.max(axis=0))}  # of NaN, NaN
-    shifted = [
-        {**part, "boxes_xyxy": part["boxes_xyxy"] + np.array([[left, top, left, top]], np.float32)}
-        for part, (top, left) in zip(parts, corners, strict=True)
-    ]
-    return {
-        field: np.concatenate([part[field] for part in shifted]) for field in shifted[0] if field not in whole
-    } | whole
+    own = [{name: value for name, value in part.items() if name not in WHOLE_FIELDS} for part in parts]
+    return shape_of(own[0]).join(own, corners) | whole

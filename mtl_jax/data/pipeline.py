@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, overload
@@ -13,10 +12,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from mtl_jax.data import partial
-from mtl_jax.data.boxes import pad_boxes
 from mtl_jax.data.cache import cached
+from mtl_jax.data.label_shapes import shape_of
 from mtl_jax.data.mosaic import mosaic
-from mtl_jax.data.sources.base import VOID, Fields, Sample, Source, missing
+from mtl_jax.data.sources.base import Fields, Sample, Source
 from mtl_jax.data.transforms import Augment, apply
 from mtl_jax.data.warp import fit, warp
 from mtl_jax.errors import UserError
@@ -24,8 +23,6 @@ from mtl_jax.tasks.base import Geometry
 
 NO_IGNORE_LABELS: Mapping[str, int] = MappingProxyType({})
 ALL_CLASSES: Mapping[str, partial.Classes] = MappingProxyType({})
-
-_log = logging.getLogger(__name__)
 
 
 class EvalBatch(NamedTuple):
@@ -277,29 +274,12 @@ def _collate(
 
 
 def _of_task(fields: Fields, ignore_label: int | None, classes: partial.Classes | None) -> Fields:
-    return _with_void(fields if classes is None else partial.in_task_terms(fields, classes), ignore_label)
+    in_terms = fields if classes is None else partial.in_task_terms(fields, classes)
+    return shape_of(in_terms).with_void(in_terms, ignore_label)
 
 
-def _with_void(fields: Fields, ignore_label: int | None) -> Fields:
-    """Marks the void pixels of a mask as its task does; a mask with signs has -1 where augmentation moved it away."""
-    if "mask" not in fields:
-        return fields
-    mask, void = fields["mask"], missing(fields["mask"])
-    value = ignore_label if ignore_label is not None else void if void >= 0 else VOID
-    return {**fields, "mask": mask if value == void else np.where(mask == void, np.int32(value), mask)}
-
-
-def _stack(fields: Sequence[Fields], max_boxes: int) -> Fields:
-    beside = {partial.FIELD: np.stack([each[partial.FIELD] for each in fields])} if partial.FIELD in fields[0] else {}
-    if "mask" in fields[0]:
-        return {"mask": np.stack([each["mask"] for each in fields], dtype=np.int32, casting="safe"), **beside}
-    if "boxes_xyxy" in fields[0]:
-        padded = [pad_boxes(each, max_boxes) for each in fields]
-        lost = sum(count for _, count in padded)
-        if lost:
-            _log.warning("%d boxes of a batch exceed max_boxes=%d: the smallest are left out", lost, max_boxes)
-        fields = [each for each, _ in padded]
-    return {name: np.stack([each[name] for each in fields]) for name in fields[0]} | beside
+def _stack(labels: Sequence[Fields], max_boxes: int) -> Fields:
+    return shape_of(labels[0]).stack(labels, max_boxes)
 
 
 def _unit_images(images: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mtl_jax.data.boxes import areas, clip_boxes, place_boxes
-from mtl_jax.data.sources.base import PIXEL_FIELDS, WHOLE_FIELDS, Fields, Sample, missing
-from mtl_jax.data.warp import Placement, fit, mirror, warp, warp_nearest
+from mtl_jax.data.label_shapes import shape_of
+from mtl_jax.data.sources.base import Sample
+from mtl_jax.data.warp import Placement, fit, mirror, warp
 from mtl_jax.errors import UserError
 
 _SHARES = (
@@ -120,7 +120,9 @@ def place(sample: Sample, placement: Placement, *, size: tuple[int, int], min_vi
         size: of the output, (height, width) px.
         min_visible: boxes with a smaller share of their area left inside the output are dropped.
     """
-    labels = {name: _place_fields(fields, placement, size, min_visible) for name, fields in sample["labels"].items()}
+    labels = {
+        name: shape_of(fields).place(fields, placement, size, min_visible) for name, fields in sample["labels"].items()
+    }
     return {"image": warp(sample["image"], placement, size=size), "labels": labels, "id": sample["id"]}
 
 
@@ -166,28 +168,6 @@ def _random_crop(
     left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
     scale_x, scale_y = size[1] / crop_width, size[0] / crop_height
     return Placement(float(scale_x), float(scale_y), float(-left * scale_x), float(-top * scale_y))
-
-
-def _place_fields(fields: Fields, placement: Placement, size: tuple[int, int], min_visible: float) -> Fields:
-    maps = {
-        name: warp_nearest(fields[name], placement, size=size, missing=missing(fields[name]))
-        for name in PIXEL_FIELDS
-        if name in fields
-    }
-    if maps:
-        return {**fields, **maps}
-    if "boxes_xyxy" not in fields or np.isnan(fields["boxes_xyxy"]).any():
-        return dict(fields)
-    boxes, visible = clip_boxes(place_boxes(fields["boxes_xyxy"], placement), size=size, min_visible=min_visible)
-    visible |= fields["crowd"] & (areas(boxes) > 0)  # a sliver of a crowd is still no background
-    area = fields["area"] * np.float32(abs(placement.scale_x * placement.scale_y))
-    whole = {name: fields[name] for name in WHOLE_FIELDS if name in fields}
-    return whole | {
-        "boxes_xyxy": boxes[visible],
-        "label": fields["label"][visible],
-        "crowd": fields["crowd"][visible],
-        "area": area[visible],
-    }
 
 
 def _factor(rng: np.random.Generator, strength: float) -> float:

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from mtl_jax.data import drawing, findings
+from mtl_jax.data.label_shapes import shape_of
 from mtl_jax.errors import UserError
 from mtl_jax.own_data import table
 from mtl_jax.own_data.found import Found
@@ -110,7 +111,7 @@ def _pictures(inspected: Inspected, count: int) -> Iterator[str]:
                 continue
             fields = sample["labels"][found.label]
             file, (width, height) = drawing.draw(sample["image"], fields)
-            words = f"{sample['id']} ({split}): {drawing.caption(fields, found.classes)}"
+            words = f"{sample['id']} ({split}): {shape_of(fields).caption(fields, found.classes)}"
             # Names of files need not be text.
             shown = escape(words.encode("utf-8", "backslashreplace").decode())
             yield (

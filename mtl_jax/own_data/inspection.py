@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from mtl_jax.data import findings, leakage, opened, survey
 from mtl_jax.data.facts import SampleFacts
 from mtl_jax.data.findings import some
-from mtl_jax.data.formats.records import BACKGROUND
+from mtl_jax.data.label_shapes import shape_named
+from mtl_jax.data.label_shapes.shape import LabelShape
 from mtl_jax.data.sources import registry
 from mtl_jax.data.sources.base import counted
 from mtl_jax.data.survey import Survey
@@ -78,10 +79,10 @@ def _suspicious(found: Found, surveys: Mapping[str, Survey]) -> Iterator[str]:
         where = f"{name}, {split}"
         if seen.errors:
             yield f"{where}: {findings.broken(seen.errors)}"
-        empty = [sample.id for sample in seen.samples if _is_empty(sample, found)]
+        empty = [sample for sample in seen.samples if _is_empty(sample, label, found.classes)]
         if empty:
-            what = counted(len(empty), _EMPTY[found.asked.kind])
-            yield f"{where}: {what} ({some(empty)}): look whether that is right"
+            what = counted(len(empty), _shape(empty[0], label).empty)
+            yield f"{where}: {what} ({some([sample.id for sample in empty])}): look whether that is right"
         yield from findings.odd_images(seen, (label,), where=where)
     figures = findings.label_figures(surveys["train"], label, found.classes)
     classes = figures.get("classes", {})
@@ -93,27 +94,9 @@ def _suspicious(found: Found, surveys: Mapping[str, Survey]) -> Iterator[str]:
         yield f"{name}: no validation image shows {some(unseen)}: not measured"
 
 
-_EMPTY = {
-    "masks": "masks without anything but background",
-    "boxes": "images without boxes",
-    "classes": "images without a class",
-    "tags": "images without a tag",
-    "values": "images without a number",
-    "depth": "depth maps without a depth",
-}
+def _is_empty(sample: SampleFacts, label: str, classes: Sequence[str]) -> bool:
+    return _shape(sample, label).is_empty(sample.labels[label], classes)
 
 
-def _is_empty(sample: SampleFacts, found: Found) -> bool:
-    facts = sample.labels[found.label]
-    kind = found.asked.kind
-    if kind == "masks":
-        nothing = {"0"} if found.classes[:1] == (BACKGROUND,) else set()
-        known = {str(value) for value in range(len(found.classes))}
-        return not (set(facts["pixels"]) & known) - nothing
-    if kind == "boxes":
-        return not facts["boxes"] and not facts["crowds"]
-    if kind == "classes":
-        return facts["class"] < 0
-    if kind == "tags":
-        return not facts["present"] and not facts["absent"]
-    return facts["value"] is None if kind == "values" else not facts["pixels"]
+def _shape(sample: SampleFacts, label: str) -> LabelShape:
+    return shape_named(sample.labels[label]["kind"])

@@ -16,8 +16,7 @@ from mtl_jax.data import opened
 from mtl_jax.errors import UserError
 
 VOID = 255  # of a mask: pixels that nobody labelled; PASCAL VOC's convention
-PIXEL_FIELDS = ("mask", "depth")  # with a value for every pixel, which move with the image
-WHOLE_FIELDS = ("labelled",)  # of the whole image beside them: which classes somebody has looked for
+WHOLE_FIELDS = ("labelled",)  # of the whole image, beside a label: which classes somebody has looked for
 SPLITS = ("train", "val")
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtl_jax.data.label_kinds import KINDS, kind_of
+from mtl_jax.data.label_shapes import SHAPES, name_of
 
 NAMES = ("a", "b", "c")
 NAN = float("nan")
@@ -48,17 +48,17 @@ CASES = {
 @pytest.mark.parametrize("kind", CASES)
 def test_totals_are_what_was_written(kind):
     labels, expected = CASES[kind]
-    assert [kind_of(fields) for fields in labels] == [kind] * len(labels)
-    assert KINDS[kind].total([KINDS[kind].observe(fields) for fields in labels], NAMES) == expected
+    assert [name_of(fields) for fields in labels] == [kind] * len(labels)
+    assert SHAPES[kind].total([SHAPES[kind].observe(fields) for fields in labels], NAMES) == expected
 
 
 @pytest.mark.parametrize(("kind", "fields"), [("value", {"value": NAN}), ("depth", {"depth": np.full((2, 2), NAN)})])
 def test_a_split_without_any_number_has_no_range(kind, fields):
-    total = KINDS[kind].total([KINDS[kind].observe({name: np.asarray(each) for name, each in fields.items()})], ())
+    total = SHAPES[kind].total([SHAPES[kind].observe({name: np.asarray(each) for name, each in fields.items()})], ())
     assert total["labelled"] == 0
     assert "min" not in total
 
 
 def test_masks_of_many_classes_and_of_negative_values_are_counted():
     mask = np.array([[300, 300, -1, 70000]], np.int32)
-    assert KINDS["mask"].observe({"mask": mask})["pixels"] == {"-1": 1, "300": 2, "70000": 1}
+    assert SHAPES["mask"].observe({"mask": mask})["pixels"] == {"-1": 1, "300": 2, "70000": 1}
