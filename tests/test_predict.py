@@ -100,16 +100,6 @@ def test_words_about_the_whole_image_are_one_caption():
     assert [text.get_text() for text in axes.texts] == ["outdoors 75%\nindoors 25%\nage 34.25 years"]
 
 
-def test_a_label_that_would_leave_the_picture_stands_in_its_box():
-    axes = Figure().add_subplot()
-    axes.imshow(np.zeros((64, 64)))
-    boxes = np.array([[1.0, 1.0, 20.0, 40.0], [10.0, 30.0, 40.0, 60.0]])
-    shown = {"boxes_xyxy": boxes, "score": np.array([0.9, 0.2]), "label": np.array([0, 1]), "valid": np.ones(2, bool)}
-    RECORDS["det"].draw(axes, shown, 0.1)
-    sides = {text.get_text(): text.get_verticalalignment() for text in axes.texts}
-    assert sides == {"cup 0.90": "top", "ball 0.20": "bottom"}
-
-
 def test_every_image_gets_its_own_files_and_an_unreadable_one_is_told(weights, photos, tmp_path, capsys):
     out = tmp_path / "out"
     places = [str(photos / "a" / "*.jpg"), str(photos / "b"), str(photos / "missing.jpg")]
@@ -131,7 +121,8 @@ def test_every_image_gets_its_own_files_and_an_unreadable_one_is_told(weights, p
         assert np.asarray(Image.open(out / record["tasks"]["depth"]["depth_mm"])).dtype == np.uint16
         overlay = decode_image(out / record["overlay"])
         side = 640 / max(size)  # and a panel for the mask beside one for depth
-        assert overlay.shape[:2] == pytest.approx((size[0] * side, 2 * size[1] * side), abs=1)
+        assert overlay.shape[0] > size[0] * side  # words stand below
+        assert overlay.shape[1] >= round(2 * size[1] * side) - 1
 
 
 def test_tasks_see_images_as_they_were_validated(weights, photos):

@@ -4,17 +4,23 @@ import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import contract
-from mtl_jax.report import run_report
+from mtl_jax.evaluation.details import ByClass
+from mtl_jax.report import run_report, verdict_section
+from mtl_jax.report.pictures import Looked, Picture, Shown
 from mtl_jax.report.svg_figures import MAX_POINTS, Curve, Span, averaged, panel_svg
 from mtl_jax.workdir import files
 from mtl_jax.workdir.metrics_log import MetricsLog
 
 HOSTILE = "<script>alert('$x')</script>&\"_$\\frac$"
-PNG = b"\x89PNG\r\n\x1a\n not decoded"
+WEBP = b"RIFF not decoded"
+FIGURES = ByClass(("class", "IoU"), [("cat", "0.500")], np.array([[3, 1], [0, 4]]), (np.array([0.5, 1.0]),) * 2)
+PICTURE = Picture(WEBP, (("#ff0000", "cat"),), "")
+LOOKED = Looked([Shown(PICTURE, PICTURE, "IoU 0.50")], [Shown(PICTURE, None, "IoU 0.10")], FIGURES, ("cat", "dog"))
 VOID = {"meta", "img", "br"}
 
 
@@ -87,7 +93,7 @@ def fill(workdir, task="seg", stage="det"):
 
 
 def test_the_report_shows_the_verdict_the_tables_and_the_run(tmp_path):
-    path = run_report.write(fill(tmp_path / "run"), examples={"seg": [PNG]})
+    path = run_report.write(fill(tmp_path / "run"), looked={"seg": LOOKED})
     assert path == tmp_path / "run" / "report.html"
     checker = parse(path.read_text(encoding="utf-8"))
     text = " ".join("".join(checker.text).split())
@@ -103,21 +109,24 @@ def test_the_report_shows_the_verdict_the_tables_and_the_run(tmp_path):
         assert expected in text
     assert "Left out as not finite: 1 of 13 logged losses, first loss at step 6." in text
     assert "det: rmse" not in text  # judged, but never logged: no empty panel
-    assert checker.tags.count("svg") == 4  # validation of seg; losses of the network and of seg; learning rate
+    assert checker.tags.count("svg") == 5  # precision, validation and loss of seg; loss of the network; learning rate
     assert "details" in checker.tags
 
 
 def test_the_report_loads_nothing_from_outside(tmp_path):
-    html = run_report.write(fill(tmp_path), examples={"seg": [PNG, PNG]}).read_text(encoding="utf-8")
+    html = run_report.write(fill(tmp_path), looked={"seg": LOOKED}).read_text(encoding="utf-8")
     assert "://" not in html
     assert "url(http" not in html
     checker = parse(html)
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in checker.links)
-    assert f"data:image/png;base64,{base64.b64encode(PNG).decode()}" in checker.links
+    assert all(link.startswith(("#", "data:image/webp;base64,")) for link in checker.links)
+    assert f"data:image/webp;base64,{base64.b64encode(WEBP).decode()}" in checker.links
 
 
 def test_hostile_names_stay_text(tmp_path):
-    path = run_report.write(fill(tmp_path, HOSTILE, stage="_<b>"), examples={HOSTILE: [PNG]})
+    picture = Picture(WEBP, (("#ff0000", HOSTILE),), HOSTILE)
+    figures = FIGURES._replace(rows=[(HOSTILE, "1")])
+    hostile = Looked([Shown(picture, picture, HOSTILE)], [], figures, (HOSTILE, "dog"))
+    path = run_report.write(fill(tmp_path, HOSTILE, stage="_<b>"), looked={HOSTILE: hostile})
     checker = parse(path.read_text(encoding="utf-8"))
     assert "script" not in checker.tags
     assert "b" not in checker.tags
@@ -125,7 +134,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 
 def test_an_empty_work_directory_says_what_is_missing(tmp_path):
-    text = run_report.write(tmp_path, examples={}).read_text(encoding="utf-8")
+    text = run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
     for expected in (
         "no contract yet",
         "No contract.json yet",
@@ -140,19 +149,19 @@ def test_an_empty_work_directory_says_what_is_missing(tmp_path):
 
 def test_a_run_without_a_contract_shows_every_validation_figure(tmp_path):
     (fill(tmp_path) / "contract.json").unlink()
-    text = run_report.write(tmp_path, examples={"seg": []}).read_text(encoding="utf-8")
+    text = run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
     assert "pixel accuracy" in text
 
 
 def test_a_kept_contract_is_passed(tmp_path):
     tree = contract.build([], {}, {}, max_drop_percent=5.0)
     files.write_json(tmp_path / "contract.json", tree)
-    assert "contract PASSED" in run_report.write(tmp_path, examples={}).read_text(encoding="utf-8")
+    assert "contract PASSED" in run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
 
 
 def test_the_same_files_give_the_same_report(tmp_path):
-    first = run_report.write(fill(tmp_path), examples={}).read_bytes()
-    assert run_report.write(tmp_path, examples={}).read_bytes() == first
+    first = run_report.write(fill(tmp_path), looked={}).read_bytes()
+    assert run_report.write(tmp_path, looked={}).read_bytes() == first
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]"])
@@ -160,12 +169,12 @@ def test_the_same_files_give_the_same_report(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        run_report.write(tmp_path, examples={})
+        run_report.write(tmp_path, looked={})
 
 
 def test_a_missing_work_directory_is_refused(tmp_path):
     with pytest.raises(UserError, match="expected a work directory"):
-        run_report.write(tmp_path / "none", examples={})
+        run_report.write(tmp_path / "none", looked={})
 
 
 def heat(value, *, higher=True, is_baseline=False):
@@ -234,7 +243,7 @@ def test_a_wide_range_of_losses_has_plain_labels():
 
 def test_config_json_may_hold_the_settings_at_its_top(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"image_size": 512, "seed": 1}), encoding="utf-8")
-    text = run_report.write(tmp_path, examples={}).read_text(encoding="utf-8")
+    text = run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
     assert "&quot;image_size&quot;: 512" in text
 
 
@@ -243,7 +252,7 @@ def test_figures_leave_matplotlib_s_global_state_alone(tmp_path):
     from matplotlib import pyplot
 
     before = dict(matplotlib.rcParams)
-    run_report.write(fill(tmp_path), examples={})
+    run_report.write(fill(tmp_path), looked={})
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
 
@@ -254,7 +263,53 @@ def test_a_task_that_has_learnt_nothing_is_shown_as_broken_with_the_reason_and_t
     tree = contract.build([stage | {"constant": {"cls": constant}}], {"cls": ("top1", True)}, {}, max_drop_percent=5.0)
     tree["tasks"]["cls"] |= {"stream": "site", "streams_not_measured": ["archive"]}
     files.write_json(tmp_path / "contract.json", tree)
-    text = run_report.write(tmp_path, examples={}).read_text(encoding="utf-8")
+    text = run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
     assert "contract BROKEN" in text
     assert "cls: learnt nothing: 0.5 after its own stage, expected 0.625" in text
     assert "cls is measured on stream site, not on archive." in text
+
+
+def test_the_report_begins_with_what_was_learnt_and_kept_in_words(tmp_path):
+    stages = [
+        {"name": "seg", "metrics": {"seg": {"miou": 0.4}}},
+        {"name": "det", "metrics": {"seg": {"miou": 0.3}, "det": {"rmse": 2.0}}},
+    ]
+    budgets = {
+        "params": {"value": 1200, "limit": 8000},
+        "shared_percent": {"value": 90.0, "limit": None},
+        "latency_ms": {"value": 12.5, "limit": 150, "image_size": 512},
+        "train_seconds": {"value": 90.0, "limit": 7200},
+    }
+    tree = contract.build(stages, {"seg": ("miou", True), "det": ("rmse", False)}, budgets, max_drop_percent=5.0)
+    tree["tasks"]["seg"] |= {"to_beat": 0.1, "learnt": True}
+    assert verdict_section.sentences(tree) == [
+        "seg: learnt; mIoU 0.3, where 0.1 is to beat. Lost 25.0 % since stage seg (0.4).",
+        "det: RMSE 2. Learnt in the last stage, so nothing could be lost since.",
+        "Cost: 1,200 parameters, 90.0 % of which serve two tasks or more; 12.5 ms for an image of 512 px; "
+        "1.5 minutes of training.",
+    ]
+
+
+def test_predictions_stand_beside_labels_and_the_worst_are_folded(tmp_path):
+    text = run_report.write(fill(tmp_path), looked={"seg": LOOKED}).read_text(encoding="utf-8")
+    assert text.index("Predictions") < text.index("<h2>Contract")
+    assert 'alt="predicted"' in text
+    assert 'alt="labelled"' in text
+    assert "<summary>seg: the worst</summary>" in text
+    assert "IoU 0.50" in text
+
+
+def test_a_confusion_matrix_is_in_shares_of_its_rows(tmp_path):
+    text = run_report.write(fill(tmp_path), looked={"seg": LOOKED}).read_text(encoding="utf-8")
+    row = re.search(r"<tr><th>cat</th>(.*?)</tr>", text)
+    assert row is not None
+    assert re.findall(r">(\d*)</td>", row[1]) == ["75", "25"]
+
+
+def test_a_drawing_shows_what_is_shared():
+    budgets = {"params_by_owner": {"value": {"shared": 900, "<seg>": 100}, "limit": None}}
+    stages = [{"name": "seg", "metrics": {"<seg>": {"miou": 0.4}}}]
+    tree = contract.build(stages, {"<seg>": ("miou", True)}, budgets, max_drop_percent=5.0)
+    page = run_report.html("run", None, [], tree, {})
+    texts = re.findall(r"<text [^>]*>([^<]*)</text>", page)
+    assert texts == ["image", "shared", "900", "&lt;seg&gt;", "100"]

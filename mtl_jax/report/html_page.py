@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -50,11 +49,26 @@ table.heat th:first-child { text-align: left; padding-left: 0; }
 table.heat small { display: block; opacity: .8; font-weight: 400; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
 .panels figure { background: var(--card); border-radius: 8px; padding: .6rem; }
-.panels figure, .images figure { margin: 0; break-inside: avoid; }
+.panels figure { margin: 0; break-inside: avoid; }
 .panels svg { display: block; width: 100%; height: auto; font-family: inherit; }
 .panels svg text { font-family: inherit !important; }
-.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(14rem, 45%), 1fr)); gap: .6rem; }
-.images img { display: block; width: 100%; height: auto; border-radius: 4px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
+.singles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(13rem, 45%), 1fr)); gap: 1rem; }
+.pair, .single, .pair figure, .single figure { margin: 0; break-inside: avoid; }
+.pair > div { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; align-items: start; }
+.pair img, .single img { display: block; width: 100%; height: auto; border-radius: 4px; }
+.pair figcaption, .single figcaption { font-size: .85rem; line-height: 1.4; margin-top: .2rem; }
+.pair figcaption span { display: inline-block; margin-right: .7rem; }
+.pair figcaption i { display: inline-block; width: .7rem; height: .7rem; margin-right: .3rem; border-radius: 2px; }
+.pair p, .single p { color: var(--quiet); font-size: .85rem; margin: .2rem 0 0; }
+.verdict { padding-left: 1.2rem; margin: .4rem 0 1rem; max-width: 52rem; }
+.verdict li { margin: .25rem 0; }
+.drawing svg { display: block; width: 100%; max-width: 34rem; height: auto; font-family: inherit; margin: .6rem 0; }
+table.confusion td, table.confusion th { padding: .2rem .3rem; font-size: .78rem; border: 1px solid var(--page); }
+table.confusion td { text-align: right; min-width: 1.9rem; }
+table.confusion th:first-child { text-align: right; white-space: nowrap; }
+table.confusion thead th { vertical-align: bottom; }
+table.confusion thead span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; }
 .bar { display: flex; height: 1.4rem; max-width: 46rem; gap: 2px; }
 .bar span { background: var(--quiet); opacity: .55; }
 .bar span:first-child { background: var(--good); opacity: .9; }
@@ -67,6 +81,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; 
 dt { color: var(--quiet); }
 dd { margin: 0; }
 @media (max-width: 34rem) {
+  .pair > div { grid-template-columns: 1fr; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
   th, td { padding-right: .6rem; font-size: .85rem; }
@@ -153,13 +168,6 @@ def bar(parts: Mapping[str, int]) -> str:
 def panels(figures: Iterable[str]) -> str:
     """SVG figures side by side, or below each other where there is no room."""
     return '<div class="panels">\n' + "\n".join(f"<figure>{figure}</figure>" for figure in figures) + "\n</div>\n"
-
-
-def images(pngs: Iterable[bytes], *, alt: str) -> str:
-    """PNG images side by side, held in the page itself."""
-    sources = (base64.b64encode(png).decode() for png in pngs)
-    tags = (f'<figure><img src="data:image/png;base64,{source}" alt="{escape(alt)}"></figure>' for source in sources)
-    return '<div class="images">\n' + "\n".join(tags) + "\n</div>\n"
 
 
 def folded(summary: str, body: str) -> str:

@@ -1,75 +1,188 @@
-"""Pictures of what the network predicts, as PNG."""
+"""Pictures of what the network predicts, beside the labels in a report, and over the whole image for a user."""
 
 from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree, UInt8
+from jaxtyping import Bool, Float, PyTree, UInt8
 
 from mtl_jax.data.warp import stretch, warp
+from mtl_jax.evaluation.details import DETAILS, ByClass, Details, Judged
 from mtl_jax.evaluation.evaluate import Predict, example
-from mtl_jax.tasks.base import Geometry, Task
+from mtl_jax.report import truth
+from mtl_jax.tasks import caption
+from mtl_jax.tasks.base import Geometry, Labels, Task
 
-FIGURE_INCHES = 3.2  # each side; with DPI, 320 px
-DPI = 100.0
+FIGURE_INCHES, DPI = 4.0, 100.0  # of the longer side of a picture in the report
+WEBP = {"format": "webp", "pil_kwargs": {"quality": 82}}  # a quarter of a PNG's bytes
 OVERLAY_PX = (640, 1600)  # least and most of an overlay's longer side: smaller ones leave no room for words
 OVERLAY_INCHES = 5.0  # what that side measures, so that words take the same share of every overlay
+LEGEND_COLUMNS = (3, 2, 1)  # the first that is no wider than the picture
+MOST_IMAGES = 500  # that the worst are chosen among
+UNLABELLED = (0.5, 0.5, 0.5, 0.6)  # colour over pixels without a label
 
 
-def render(
+class Picture(NamedTuple):
+    """An image with something drawn over it, and what is to be written beside it."""
+
+    webp: bytes
+    legend: tuple[tuple[str, str], ...]  # colour, name
+    words: str
+
+
+class Shown(NamedTuple):
+    """One validation image."""
+
+    predicted: Picture
+    truth: Picture | None  # None where words say it all
+    judgement: str
+
+
+class Looked(NamedTuple):
+    """What a task does on validation images."""
+
+    first: list[Shown]
+    worst: list[Shown]  # of the others, the worst first
+    by_class: ByClass | None
+    classes: tuple[str, ...]
+
+
+class _Seen(NamedTuple):
+    image: Float[np.ndarray, "h w 3"]
+    prediction: Mapping[str, np.ndarray]
+    target: Labels
+    geometry: Geometry
+    judged: Judged | None
+
+
+def look(
     predict: Predict,
     variables: PyTree,
     batches: Iterable[Any],
     tasks: Mapping[str, Task],
     *,
     count: int,
-) -> dict[str, list[bytes]]:
-    """Draws the predictions for the first images of a validation stream.
+) -> dict[str, Looked]:
+    """Looks at the predictions for a validation stream: the first, the worst, and the figures of every class.
 
     Args:
         predict: from `evaluate.make_predict`.
         variables: of the network.
-        batches: `data.pipeline.EvalBatch`es.
+        batches: `data.pipeline.EvalBatch`es, of which `MOST_IMAGES` images are looked at.
         tasks: those that the stream labels.
-        count: images per task.
-
-    Returns:
-        Task -> PNG files.
+        count: pictures of the first images, and as many of the worst; with 0 nothing is looked at.
     """
-    pictures: dict[str, list[bytes]] = {name: [] for name in tasks}
-    seen = 0
+    if not count or not tasks:
+        return {}
+    details: dict[str, Details] = {
+        name: DETAILS[task.kind](task) for name, task in tasks.items() if task.kind in DETAILS
+    }
+    first: dict[str, list[_Seen]] = {name: [] for name in tasks}
+    worst: dict[str, list[_Seen]] = {name: [] for name in tasks}
+    examples = _examples(predict, variables, batches, tuple(tasks))
+    for image, predictions, targets, geometry in itertools.islice(examples, MOST_IMAGES):
+        for name in tasks:
+            judged = details[name].update(predictions[name], targets[name], geometry) if name in details else None
+            seen = _Seen(image, predictions[name], targets[name], geometry, judged)
+            if len(first[name]) < count:
+                first[name].append(seen)
+            elif judged is not None:
+                worst[name] = sorted([*worst[name], seen], key=_quality)[:count]
+    return {
+        name: Looked(
+            [_shown(task, seen) for seen in first[name]],
+            [_shown(task, seen) for seen in worst[name]],
+            details[name].by_class() if name in details else None,
+            task.classes,
+        )
+        for name, task in tasks.items()
+    }
+
+
+def _quality(seen: _Seen) -> float:
+    return seen.judged.quality if seen.judged else np.inf
+
+
+def _examples(
+    predict: Predict, variables: PyTree, batches: Iterable[Any], names: tuple[str, ...]
+) -> Iterator[tuple[np.ndarray, dict[str, dict[str, np.ndarray]], Mapping[str, Labels], Geometry]]:
     for batch in batches:
-        if seen >= count or not tasks:
-            break
-        predictions = jax.device_get(predict(variables, batch.image, names=tuple(tasks)))
-        for index in range(min(len(batch.ids), count - seen)):
-            for name, task in tasks.items():
-                picture = draw(
-                    task, np.asarray(batch.image[index]), example(predictions[name], index), batch.geometries[index]
-                )
-                pictures[name].append(picture)
-        seen += len(batch.ids)
-    return pictures
+        predictions = jax.device_get(predict(variables, batch.image, names=names))
+        for index in range(len(batch.ids)):
+            found = {name: example(predictions[name], index) for name in names}
+            yield np.asarray(batch.image[index]), found, batch.targets[index], batch.geometries[index]
 
 
-def draw(
-    task: Task, image: Float[np.ndarray, "h w 3"], prediction: Mapping[str, np.ndarray], geometry: Geometry
-) -> bytes:
-    """Returns one image, without the padding around it, with one task's prediction drawn over it, as a PNG file."""
-    left, top = geometry.offset_x, geometry.offset_y
+def _shown(task: Task, seen: _Seen) -> Shown:
+    image, geometry = seen.image, seen.geometry
+    predicted = picture(task, image, geometry, task.at_original(seen.prediction, geometry))
+    judgement = seen.judged.words if seen.judged else ""
+    labels = truth.of(task, seen.target)
+    if labels is None or labels.prediction is None:
+        said = f"labelled {labels.words}" if labels else ""
+        return Shown(predicted, None, "; ".join(filter(None, (said, judgement))))
+    labelled = picture(task, image, geometry, labels.prediction, unlabelled=labels.unlabelled)
+    return Shown(predicted, labelled._replace(words=labels.words or labelled.words), judgement)
+
+
+def picture(
+    task: Task,
+    image: Float[np.ndarray, "h w 3"],
+    geometry: Geometry,
+    prediction: Mapping[str, np.ndarray],
+    *,
+    unlabelled: Bool[np.ndarray, "height width"] | None = None,
+) -> Picture:
+    """Draws a task's prediction, or its labels in the same form, over an image.
+
+    Args:
+        task: whose prediction it is.
+        image: the network's input; the padding around the image is cut off.
+        geometry: where the image went in it.
+        prediction: in the pixels of the original image.
+        unlabelled: pixels of the original to be greyed.
+    """
+    from matplotlib.colors import to_hex
+
+    rows, top, bottom = _visible(image.shape[0], geometry.scale_y, geometry.offset_y, geometry.height)
+    columns, left, right = _visible(image.shape[1], geometry.scale_x, geometry.offset_x, geometry.width)
+    found: dict[str, Any] = {"legend": (), "words": ""}
 
     def panel(axes: Any) -> None:
-        axes.imshow(np.clip(image, 0.0, 1.0))
-        axes.set_xlim(left - 0.5, left + geometry.width * geometry.scale_x - 0.5)
-        axes.set_ylim(top + geometry.height * geometry.scale_y - 0.5, top - 0.5)
+        axes.imshow(np.clip(image[rows, columns], 0.0, 1.0), extent=(left, right, bottom, top), aspect="auto")
+        axes.set(xlim=(left, right), ylim=(bottom, top))
         task.draw(axes, prediction)
+        if unlabelled is not None and unlabelled.any():
+            axes.imshow(unlabelled[..., None] * np.array(UNLABELLED))
+        axes.set(xlim=(left, right), ylim=(bottom, top), aspect="auto")
+        if legend := axes.get_legend():
+            handles, texts = legend.legend_handles, legend.get_texts()
+            pairs = zip(handles, texts, strict=True)
+            found["legend"] = tuple((to_hex(handle.get_facecolor()), text.get_text()) for handle, text in pairs)
+            legend.remove()
+        if words := caption.take(axes):
+            found["words"] = words
 
-    return _png([panel], inches=(FIGURE_INCHES, FIGURE_INCHES), dpi=DPI)
+    size = np.array([right - left, bottom - top])
+    inches = FIGURE_INCHES * size / size.max()
+    drawn = _drawn([panel], inches=(float(inches[0]), float(inches[1])), dpi=DPI, **WEBP)
+    return Picture(drawn, found["legend"], found["words"])
+
+
+def _visible(shown: int, scale: float, offset: float, original: int) -> tuple[slice, float, float]:
+    """What of one axis of the input shows the image, and where that begins and ends in pixels of the original."""
+    first, last = max(offset, 0.0), min(offset + original * scale, shown)
+    return (
+        slice(round(first), max(round(last), round(first) + 1)),
+        (first - offset) / scale - 0.5,
+        (last - offset) / scale - 0.5,
+    )
 
 
 def overlay(
@@ -109,7 +222,7 @@ def overlay(
     groups = [[name for name in tasks if name not in others], *([name] for name in others)]
     dpi = max(size) / OVERLAY_INCHES
     panels = [functools.partial(panel, names=names) for names in groups]
-    return _png(panels, inches=(size[1] / dpi, size[0] / dpi), dpi=dpi)
+    return _drawn(panels, inches=(size[1] / dpi, size[0] / dpi), dpi=dpi, below=True, format="png")
 
 
 def _resized(geometry: Geometry, size: tuple[int, int]) -> Geometry:
@@ -118,17 +231,45 @@ def _resized(geometry: Geometry, size: tuple[int, int]) -> Geometry:
     return geometry._replace(scale_x=geometry.scale_x * x, scale_y=geometry.scale_y * y, height=size[0], width=size[1])
 
 
-def _png(panels: Sequence[Callable[[Any], None]], *, inches: tuple[float, float], dpi: float) -> bytes:
-    """Draws panels side by side, each of a size."""
+def _drawn(
+    panels: Sequence[Callable[[Any], None]],
+    *,
+    inches: tuple[float, float],
+    dpi: float,
+    below: bool = False,
+    **options: Any,
+) -> bytes:
+    """Draws panels side by side, each of a size, and with `below` what they say in words under them."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # slow to import, and of no use to a training step
 
     with rc_context({"text.parse_math": False}):  # a name with a dollar sign is a name
         figure = Figure(figsize=(inches[0] * len(panels), inches[1]), dpi=dpi)
+        said = False
         for column, panel in enumerate(panels):
             axes = figure.add_axes((column / len(panels), 0.0, 1 / len(panels), 1.0))
             axes.axis("off")
             panel(axes)
+            said |= below and _move_below(axes)
+        if said:
+            options |= {"bbox_inches": "tight", "pad_inches": 0.0}
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, **options)
         return buffer.getvalue()
+
+
+def _move_below(axes: Any) -> bool:
+    """Moves the legend and the caption of a panel under it; whether there are any."""
+    words, legend, floor = caption.take(axes), axes.get_legend(), 0.0
+    if legend:
+        style = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "frameon": False, "fontsize": "x-small"}
+        for columns in LEGEND_COLUMNS:
+            moved = axes.legend(handles=legend.legend_handles, ncols=columns, **style)
+            axes.figure.draw_without_rendering()
+            place = axes.transAxes.inverted().transform(moved.get_window_extent())
+            floor = place[0, 1]
+            if place[1, 0] <= 1.0:
+                break
+    if words:
+        axes.text(0.01, floor - 0.01, words, transform=axes.transAxes, va="top", fontsize="small")
+    return bool(legend or words)

@@ -11,7 +11,15 @@ from typing import Any
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import contract_table
 from mtl_jax.evaluation.contract import relative_drop_percent, task_histories
-from mtl_jax.report import balance_section, html_page, versions_section
+from mtl_jax.report import (
+    balance_section,
+    html_page,
+    looked_section,
+    sharing_section,
+    verdict_section,
+    versions_section,
+)
+from mtl_jax.report.pictures import Looked
 from mtl_jax.report.svg_figures import Span, curves_by, panel_svg
 from mtl_jax.tasks import title
 from mtl_jax.workdir import metrics_log
@@ -30,12 +38,12 @@ WHOLE_NETWORK = "whole network"
 Events = Sequence[Mapping[str, Any]]
 
 
-def write(workdir: Path, *, examples: Mapping[str, Sequence[bytes]]) -> Path:
+def write(workdir: Path, *, looked: Mapping[str, Looked]) -> Path:
     """Writes a work directory's report from its config.json, metrics.jsonl and contract.json.
 
     Args:
         workdir: of a training, finished or not: a section whose file is missing says so.
-        examples: by task, PNG images of predictions; may be empty.
+        looked: by task, what was seen of its predictions on validation images; may be empty.
 
     Returns:
         The path of `report.html`.
@@ -50,7 +58,7 @@ def write(workdir: Path, *, examples: Mapping[str, Sequence[bytes]]) -> Path:
     log = workdir / metrics_log.FILE_NAME
     events = metrics_log.read(log) if log.is_file() else []
     path = workdir / FILE_NAME
-    replace_text(path, html(workdir.name, config, events, contract, examples))
+    replace_text(path, html(workdir.name, config, events, contract, looked))
     return path
 
 
@@ -59,7 +67,7 @@ def html(
     config: Mapping[str, Any] | None,
     events: Events,
     contract: Mapping[str, Any] | None,
-    examples: Mapping[str, Sequence[bytes]],
+    looked: Mapping[str, Looked],
 ) -> str:
     """The page.
 
@@ -68,16 +76,20 @@ def html(
         config: the tree of `config.json`.
         events: the finite and null values of `metrics.jsonl`.
         contract: the tree of `contract.json`.
-        examples: by task, PNG images.
+        looked: by task, what was seen of its predictions on validation images.
     """
     finite = [event for event in events if event["value"] is not None]
     spans = stage_spans(events)
     optimised = [event for event in finite if not balance_section.is_about_balance(event)]
     parts = [
-        _title(name, config, contract),
+        _title(name, contract),
+        verdict_section.section(contract),
+        looked_section.predictions(looked),
         _contract(contract),
         _matrix(contract),
         versions_section.section(contract),
+        looked_section.by_class(looked),
+        sharing_section.section(contract),
         _curves(
             "Validation",
             _validation_panels(finite, spans, contract),
@@ -86,7 +98,6 @@ def html(
         balance_section.section(finite, spans),
         _curves("Training loss", _loss_panels(optimised, spans), _lost_values(events)),
         _curves("Optimisation and speed", _other_panels(optimised, spans), ""),
-        _examples(examples),
         _run(config),
     ]
     return html_page.page(f"{name}: report", "\n".join(parts))
@@ -100,14 +111,12 @@ def stage_spans(events: Events) -> list[Span]:
     return [Span(stage, min(found), max(found)) for stage, found in steps.items()]
 
 
-def _title(name: str, config: Mapping[str, Any] | None, contract: Mapping[str, Any] | None) -> str:
+def _title(name: str, contract: Mapping[str, Any] | None) -> str:
     verdict, colour = "no contract yet", "none"
     if contract is not None:
         verdict, colour = ("PASSED", "good") if contract["passed"] else ("BROKEN", "bad")
         verdict = f"contract {verdict}"
-    command = (config or {}).get("command")
-    line = html_page.definitions([("command", _text(command))]) if command else ""
-    return f'<h1>{escape(name)} <span class="badge {colour}">{verdict}</span></h1>\n{line}'
+    return f'<h1>{escape(name)} <span class="badge {colour}">{verdict}</span></h1>'
 
 
 def _contract(contract: Mapping[str, Any] | None) -> str:
@@ -128,7 +137,6 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
             numbers=contract_table.BUDGET_NUMBERS,
         )
     body += "".join(map(html_page.paragraph, contract_table.reasons(contract)))
-    body += _owners(contract["budgets"].get("params_by_owner"))
     allowed = f"{contract['max_drop_percent']:g} %"
     lead = (
         f"No task may lose more than {allowed} of its metric, relative to its baseline. Right after its own stage it "
@@ -141,14 +149,6 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
     if gain is not None:
         lead += f" Against networks of one task each, delta_m is {gain:+.2f} %."
     return html_page.section("Contract", body, lead=lead)
-
-
-def _owners(budget: Mapping[str, Any] | None) -> str:
-    """Whose the parameters are, as a bar."""
-    if not budget or not budget["value"]:
-        return ""
-    counts = {name: count for name, count in budget["value"].items() if count}
-    return html_page.paragraph("Parameters, by whose outputs depend on them:") + html_page.bar(counts)
 
 
 def _matrix(contract: Mapping[str, Any] | None) -> str:
@@ -274,17 +274,6 @@ def _lost_values(events: Events) -> str:
     first = lost[0]
     count = f"{len(lost)} of {len(losses)} logged losses"
     return f"Left out as not finite: {count}, first {first['name']} at step {first['step']}."
-
-
-def _examples(examples: Mapping[str, Sequence[bytes]]) -> str:
-    shown = {task: pngs for task, pngs in examples.items() if pngs}
-    if not shown:
-        return html_page.section("Predictions", html_page.paragraph("No example predictions were drawn."))
-    body = "".join(
-        f"<h3>{escape(task)}</h3>\n{html_page.images(pngs, alt=f'a prediction of {task}')}"
-        for task, pngs in shown.items()
-    )
-    return html_page.section("Predictions", body, lead="On validation images.")
 
 
 def _run(config: Mapping[str, Any] | None) -> str:

@@ -123,6 +123,31 @@ def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> str:
     return _drawn(title, draw, height=1.0 + 0.28 * len(values))
 
 
+def line_svg(title: str, xs: Sequence[float], ys: Sequence[float], *, x: str, y: str) -> str:
+    """Draws one line between values from 0 to 1.
+
+    Args:
+        title: above the panel.
+        xs: at least two, rising.
+        ys: as many.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+
+    Returns:
+        An <svg> element.
+    """
+
+    def draw(axes: Any) -> None:
+        curve = averaged(Curve("", xs, ys))
+        axes.plot(curve.steps, curve.values, color=COLOURS[0], linewidth=1.5)
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.grid(color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
+        axes.set_xlabel(x, fontsize=8)
+        axes.set_ylabel(y, fontsize=8)
+
+    return _drawn(title, draw)
+
+
 def scatter_svg(title: str, points: Mapping[str, tuple[float, float]], *, x: str, y: str) -> str:
     """Draws one named point for each group.
 

@@ -20,6 +20,15 @@ def write(axes: Any, text: str) -> None:
     axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize="small", bbox=box, gid=CAPTION, zorder=6)
 
 
+def take(axes: Any) -> str:
+    """Removes the caption from a picture and returns its lines; "" without one."""
+    for text in axes.texts:
+        if text.get_gid() == CAPTION:
+            text.remove()
+            return text.get_text()
+    return ""
+
+
 def ranked(classes: tuple[str, ...], probability: Float[np.ndarray, " classes"]) -> dict[str, float]:
     """Returns {class: its probability}, the most probable first."""
     values = np.asarray(probability, np.float64)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mtl_jax.config.section import setting
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import boxes, detection_cells, detection_loss
+from mtl_jax.tasks import box_drawing, boxes, detection_cells, detection_loss
 from mtl_jax.tasks.base import (
     Geometry,
     ImageSize,
@@ -26,7 +26,6 @@ from mtl_jax.tasks.base import (
 from mtl_jax.tasks.detection_cells import BOX_CHANNELS, Cells, Selection
 from mtl_jax.tasks.mean_average_precision import MeanAveragePrecision, to_original
 
-LABEL_ROOM = 0.05  # of the picture's height, above a box that its label stands on
 PSEUDO_BOXES = 32  # of an image, that another network may fill in
 MIN_SCORE = 0.3  # of an answer; the tail below is there for mean average precision
 MEANINGS = {
@@ -191,19 +190,13 @@ class Detection(Task):
 
     def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
         """Frames every detection of a fair score, with its class and score."""
-        from matplotlib.patches import Rectangle  # slow to import
-
-        top, bottom = sorted(axes.get_ylim())
-        for index in reversed(fair(prediction, threshold)):  # the best lies on top
-            x0, y0, x1, y1 = np.asarray(prediction["boxes_xyxy"])[index]
+        boxes = np.asarray(prediction["boxes_xyxy"], np.float64)
+        framed = []
+        for index in fair(prediction, threshold):
             label, score = int(prediction["label"][index]), float(prediction["score"][index])
-            colour = f"C{label % 10}"
-            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.5))
-            box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
-            style = {"fontsize": "x-small", "color": "white", "bbox": box, "clip_on": True}
-            # A label that would leave the picture goes into its box.
-            side = "bottom" if y0 - top > LABEL_ROOM * (bottom - top) else "top"
-            axes.text(x0, y0, f"{self.classes[label]} {score:.2f}", verticalalignment=side, **style)
+            text = self.classes[label] + ("" if score == 1 else f" {score:.2f}")  # labels, drawn alike, have no score
+            framed.append(box_drawing.Framed(tuple(boxes[index].tolist()), text, f"C{label % 10}"))
+        box_drawing.draw(axes, framed)
 
 
 def fair(prediction: Prediction, threshold: float | None) -> Int[np.ndarray, "found"]:

@@ -429,8 +429,8 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
     shown = {}
     for stream, asked in experiment.measured_streams(run.parts, names).items():
         batches = experiment.eval_batches(run.parts, stream)
-        shown |= pictures.render(run.predict, learnt.variables, batches, asked, count=run.config.example_images)
-    run_report.write(run.written, examples=shown)
+        shown |= pictures.look(run.predict, learnt.variables, batches, asked, count=run.config.example_images)
+    run_report.write(run.written, looked=shown)
     for name in ("report.html", "contract.json"):
         run.log.artifact(run.written / name)
     return verdict

@@ -1,0 +1,215 @@
+"""What a network gets right and wrong on validation images, image by image and class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mtl_jax.evaluation import matching
+from mtl_jax.tasks.base import Geometry, Labels, Task
+from mtl_jax.tasks.detection import MIN_SCORE
+from mtl_jax.tasks.multi_label import THRESHOLD
+
+Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]  # recall, precision
+
+
+class Judged(NamedTuple):
+    """How good the prediction for one image is."""
+
+    quality: float  # larger is better; comparable within a task
+    words: str
+
+
+class ByClass(NamedTuple):
+    """The figures of every class."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    confusion: Int[np.ndarray, "truth predicted"] | None = None  # counts
+    curve: Curve | None = None  # of all classes together
+
+
+class Details(Protocol):
+    """Accumulates over the images of a dataset."""
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
+        """Adds one image; None where it has no label."""
+        ...
+
+    def by_class(self) -> ByClass | None:
+        """Returns the figures by class; None for tasks without classes."""
+        ...
+
+
+class MaskDetails:
+    """Intersection over union of every class, over all labelled pixels; images that label some classes are left out."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._counts = np.zeros((len(task.classes),) * 2, np.int64)
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
+        """Adds one image, judged by the mean intersection over union of the classes that it shows."""
+        count = len(self._task.classes)
+        truth = np.asarray(target["mask"]).astype(np.int64)
+        predicted = np.asarray(self._task.at_original(prediction, geometry)["mask"]).astype(np.int64)
+        known = (truth >= 0) & (truth < count)
+        if not known.any() or not np.all(target.get("labelled", True)):
+            return None
+        pairs = np.bincount(truth[known] * count + predicted[known], minlength=count**2).reshape(count, count)
+        self._counts += pairs
+        quality = float(_iou(pairs)[pairs.sum(axis=1) > 0].mean())
+        return Judged(quality, f"IoU {quality:.2f}")
+
+    def by_class(self) -> ByClass:
+        """Returns share of pixels, IoU, precision and recall of every class."""
+        counts, right = self._counts, np.diag(self._counts)
+        figures = (
+            _quotient(counts.sum(axis=1), np.full(len(counts), counts.sum())),
+            _iou(counts),
+            _quotient(right, counts.sum(axis=0)),
+            _quotient(right, counts.sum(axis=1)),
+        )
+        columns = ("class", "share of pixels", "IoU", "precision", "recall")
+        return ByClass(columns, _rows(self._task.classes, *figures), counts)
+
+
+class ClassDetails:
+    """Precision and recall of the most probable class; images that label some classes are left out."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._counts = np.zeros((len(task.classes),) * 2, np.int64)
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
+        """Adds one image, judged by the probability of its label."""
+        del geometry
+        truth, probability = int(target["label"]), np.asarray(prediction["probability"], np.float64)
+        if truth < 0 or not np.all(target.get("labelled", True)):
+            return None
+        self._counts[truth, int(probability.argmax())] += 1
+        return Judged(float(probability[truth]), f"probability of the label {probability[truth]:.2f}")
+
+    def by_class(self) -> ByClass:
+        """Returns images, precision and recall of every class."""
+        right, shown = np.diag(self._counts), self._counts.sum(axis=1)
+        figures = shown, _quotient(right, self._counts.sum(axis=0)), _quotient(right, shown)
+        return ByClass(("class", "images", "precision", "recall"), _rows(self._task.classes, *figures), self._counts)
+
+
+class YesNoDetails:
+    """Precision, recall and average precision of scores that are each right or wrong: of detections, or of tags."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._boxes = task.kind == "detection"
+        self._least = MIN_SCORE if self._boxes else THRESHOLD
+        self._seen: list[matching.Matched] = []
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
+        """Adds one image, judged by the F1 score of what is shown."""
+        count = len(self._task.classes)
+        if self._boxes:
+            found = matching.detections(prediction, target, geometry, count)
+        else:
+            found = matching.tags(prediction, target, count)
+        if found is None:
+            return None
+        self._seen.append(found)
+        shown = found.score >= self._least
+        total = int(shown.sum() + found.objects.sum())
+        if not total:
+            return None
+        f1 = 2 * int((shown & found.correct).sum()) / total
+        return Judged(f1, f"F1 {f1:.2f}")
+
+    def by_class(self) -> ByClass | None:
+        """Returns objects (or images), precision and recall of what is shown, and average precision of every class."""
+        if not self._seen:
+            return None
+        score, label, correct = (np.concatenate([getattr(seen, name) for seen in self._seen]) for name in _FIELDS)
+        objects = np.sum([seen.objects for seen in self._seen], axis=0)
+        shown, count = score >= self._least, len(objects)
+        right = np.bincount(label[shown & correct], minlength=count)
+        average = [
+            average_precision(precision_recall(score[label == each], correct[label == each], int(objects[each])))
+            for each in range(count)
+        ]
+        figures = objects, _quotient(right, np.bincount(label[shown], minlength=count)), _quotient(right, objects)
+        counted = "objects" if self._boxes else "images"
+        columns = ("class", counted, "precision", "recall", "AP 50" if self._boxes else "AP")
+        rows = _rows(self._task.classes, *figures, np.array(average))
+        return ByClass(columns, rows, curve=precision_recall(score, correct, int(objects.sum())))
+
+
+class ErrorDetails:
+    """Sizes of errors, for tasks without classes."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
+        """Adds one image, judged by its (mean) absolute error."""
+        field = "depth" if self._task.kind == "depth" else "value"
+        error = np.abs(
+            np.asarray(self._task.at_original(prediction, geometry)[field], np.float64)
+            - np.asarray(target[field], np.float64)
+        )
+        if np.isnan(error).all():
+            return None
+        mean = float(np.nanmean(error))
+        return Judged(-mean, f"off by {mean:.3g}")
+
+    def by_class(self) -> None:
+        """Returns nothing."""
+
+
+DETAILS: dict[str, Any] = {
+    "segmentation": MaskDetails,
+    "detection": YesNoDetails,
+    "classification": ClassDetails,
+    "multi_label": YesNoDetails,
+    "regression": ErrorDetails,
+    "depth": ErrorDetails,
+}
+_FIELDS = ("score", "label", "correct")
+
+
+def precision_recall(score: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"], objects: int) -> Curve:
+    """Returns recall and precision at every score, the largest first; precision is the best at that recall or more."""
+    right = np.cumsum(correct[np.argsort(-score, kind="stable")])
+    precision = right / np.arange(1, len(right) + 1)
+    return right / max(objects, 1), np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def average_precision(curve: Curve) -> float:
+    """Returns the area under a curve from `precision_recall`."""
+    recall, precision = curve
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
+
+
+def _iou(counts: Int[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
+    right = np.diag(counts)
+    return _quotient(right, counts.sum(axis=0) + counts.sum(axis=1) - right)
+
+
+def _quotient(part: np.ndarray, whole: np.ndarray) -> Float[np.ndarray, " n"]:
+    """NaN where there is nothing to divide by."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
+def _rows(classes: Sequence[str], *figures: np.ndarray) -> list[tuple[str, ...]]:
+    return [
+        (name, *(_text(values[index]) for values in figures))
+        for index, name in enumerate(classes)
+        if not all(np.isnan(float(values[index])) or values[index] == 0 for values in figures)
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.integer):
+        return f"{value:,}"
+    return "-" if np.isnan(value) else f"{value:.3f}"

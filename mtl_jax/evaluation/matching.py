@@ -1,0 +1,72 @@
+"""Which of a network's detections and tags are right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mtl_jax.tasks.base import Geometry, Labels
+from mtl_jax.tasks.mean_average_precision import to_original
+
+MATCH_IOU = 0.5  # of a box with the object that it finds
+
+
+class Matched(NamedTuple):
+    """Scores that are each right or wrong."""
+
+    score: Float[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"]
+    correct: Bool[np.ndarray, " n"]
+    objects: Int[np.ndarray, " classes"]  # of each class, to be found
+
+
+def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> Matched | None:
+    """Matches one image's detections with its objects of the same class, each object once; None without labels.
+
+    Args:
+        prediction: of one image, for the network's input.
+        target: its labels, in pixels of the image; what finds nothing but a crowd is neither right nor wrong.
+        geometry: where the image went in the input.
+        count: of classes.
+    """
+    objects = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
+    if len(objects) and np.isnan(objects).all():
+        return None
+    kind = np.asarray(target["label"]).astype(int).reshape(-1)
+    labelled = np.broadcast_to(np.asarray(target.get("labelled", True)), count)
+    crowd = np.asarray(target.get("crowd", np.zeros(len(objects), bool)))
+    label = np.asarray(prediction["label"]).astype(int)
+    chosen = np.flatnonzero(np.asarray(prediction["valid"]).astype(bool) & labelled[label])
+    chosen = chosen[np.argsort(-np.asarray(prediction["score"])[chosen], kind="stable")]
+    overlap = _iou(to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[chosen], geometry), objects)
+    overlap = np.where(label[chosen][:, None] == kind[None], overlap, 0.0)
+    correct, counted, free = np.zeros(len(chosen), bool), np.ones(len(chosen), bool), ~crowd
+    for row, overlaps in enumerate(overlap):
+        reached = np.where(free, overlaps, 0.0)
+        if len(reached) and reached.max() >= MATCH_IOU:
+            correct[row] = True
+            free[reached.argmax()] = False
+        else:
+            counted[row] = not (crowd & (overlaps > 0)).any()
+    score = np.asarray(prediction["score"], np.float64)[chosen]
+    found = np.bincount(kind[~crowd & labelled[kind]], minlength=count)
+    return Matched(score[counted], label[chosen][counted], correct[counted], found)
+
+
+def tags(prediction: Mapping[str, np.ndarray], target: Labels, count: int) -> Matched:
+    """Returns the probabilities of those classes of which it is known whether one image shows them."""
+    label = np.asarray(target["label"], np.float64)
+    known = np.flatnonzero(np.isfinite(label))
+    true = label[known] == 1
+    objects = np.bincount(known[true], minlength=count)
+    return Matched(np.asarray(prediction["probability"], np.float64)[known], known, true, objects)
+
+
+def _iou(boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+    corner, far = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    common = np.prod(np.maximum(far - corner, 0.0), axis=2)
+    first, second = (np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (boxes, others))
+    return common / np.maximum(first[:, None] + second - common, 1e-9)

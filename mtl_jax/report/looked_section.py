@@ -1,0 +1,113 @@
+"""The report's sections on validation images: predictions beside the labels, the worst ones, and figures by class."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+from jaxtyping import Int
+
+from mtl_jax.evaluation.details import MIN_SCORE, THRESHOLD
+from mtl_jax.evaluation.matching import MATCH_IOU
+from mtl_jax.report import html_page
+from mtl_jax.report.pictures import MOST_IMAGES, Looked, Picture, Shown
+from mtl_jax.report.svg_figures import line_svg
+
+MOST_CONFUSED = 25  # classes of a confusion matrix that is drawn
+MOST_PAIRS = 10  # that are listed in the place of a larger one
+
+
+def predictions(looked: Mapping[str, Looked]) -> str:
+    """Returns the section of the first images of every task and of its worst ones."""
+    if not any(each.first for each in looked.values()):
+        return html_page.section("Predictions", html_page.paragraph("No example predictions were drawn."))
+    parts = []
+    for task, each in looked.items():
+        parts += [f"<h3>{escape(task)}</h3>\n", _pairs(each.first)]
+        if each.worst:
+            parts.append(html_page.folded(f"{task}: the worst", _pairs(each.worst)))
+    lead = "The first validation images: the network's prediction, then the labels. Grey is unlabelled."
+    return html_page.section("Predictions", "".join(parts), lead=lead)
+
+
+def by_class(looked: Mapping[str, Looked]) -> str:
+    """Returns the section of every class's figures, with confusion matrices and curves; nothing without classes."""
+    parts = []
+    for task, each in looked.items():
+        if each.by_class is None or not each.by_class.rows:
+            continue
+        figures = each.by_class
+        parts.append(f"<h3>{escape(task)}</h3>\n")
+        parts.append(html_page.table(figures.columns, figures.rows, numbers=range(1, len(figures.columns))))
+        names = each.classes
+        if figures.confusion is not None and figures.confusion.any():
+            parts.append(_confusion(names, figures.confusion))
+        if figures.curve is not None and len(figures.curve[0]) > 1:
+            title = f"{task}: precision over recall, all classes"
+            recall, precision = (axis.tolist() for axis in figures.curve)
+            parts.append(html_page.panels([line_svg(title, recall, precision, x="recall", y="precision")]))
+    lead = (
+        f"On at most {MOST_IMAGES} validation images. Precision and recall are of what is shown: boxes of a score of "
+        f"{MIN_SCORE} or more, tags of {THRESHOLD} or more. A box finds an object of its class at an IoU of "
+        f"{MATCH_IOU}."
+    )
+    return html_page.section("Class by class", "".join(parts), lead=lead) if parts else ""
+
+
+def _pairs(shown: Sequence[Shown]) -> str:
+    single = all(each.truth is None for each in shown)
+    return f'<div class="{"singles" if single else "pairs"}">\n' + "\n".join(map(_pair, shown)) + "\n</div>\n"
+
+
+def _pair(shown: Shown) -> str:
+    sides = _side(shown.predicted, "predicted")
+    if shown.truth is not None:
+        sides += _side(shown.truth, "labelled")
+    words = f"<p>{escape(shown.judgement)}</p>" if shown.judgement else ""
+    return f'<figure class="{"pair" if shown.truth else "single"}"><div>{sides}</div>{words}</figure>'
+
+
+def _side(picture: Picture, alt: str) -> str:
+    source = base64.b64encode(picture.webp).decode()
+    names = "".join(
+        f'<span><i style="background: {escape(colour)}"></i>{escape(name)}</span>' for colour, name in picture.legend
+    )
+    lines = "<br>".join(map(escape, picture.words.split("\n"))) if picture.words else ""
+    caption = f"<figcaption>{names}{lines}</figcaption>" if names or lines else ""
+    return f'<figure><img src="data:image/webp;base64,{source}" alt="{alt}">{caption}</figure>'
+
+
+def _confusion(names: Sequence[str], counts: Int[np.ndarray, "truth predicted"]) -> str:
+    """The matrix in shares of each row, or of many classes those pairs that are confused most."""
+    present = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1)).tolist()
+    if len(present) > MOST_CONFUSED:
+        return _most_confused(names, counts)
+    counts = counts[np.ix_(present, present)]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    head = "".join(f"<th><span>{escape(names[index])}</span></th>" for index in present)
+    rows = "\n".join(
+        f"<tr><th>{escape(names[index])}</th>{''.join(map(_cell, row))}</tr>"
+        for index, row in zip(present, shares, strict=True)
+    )
+    lead = html_page.paragraph("Confusion: labels in rows, predictions in columns, percent of the row.")
+    table = f'<table class="confusion"><thead><tr><th></th>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>'
+    return f'{lead}<div class="wide">{table}</div>\n'
+
+
+def _cell(share: float) -> str:
+    text = f"{100 * share:.0f}" if share >= 0.005 else ""
+    return f'<td style="background: rgba(59, 130, 196, {0.85 * share:.2f})">{text}</td>'
+
+
+def _most_confused(names: Sequence[str], counts: Int[np.ndarray, "truth predicted"]) -> str:
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    pairs = [divmod(flat, len(wrong)) for flat in np.argsort(-wrong, axis=None)[:MOST_PAIRS].tolist()]
+    rows = [
+        (names[truth], names[predicted], f"{wrong[truth, predicted] / counts[truth].sum():.1%}")
+        for truth, predicted in pairs
+        if wrong[truth, predicted]
+    ]
+    lead = html_page.paragraph("What is confused most:")
+    return lead + html_page.table(("labelled", "predicted", "share of the label"), rows, numbers=(2,))

@@ -1,0 +1,73 @@
+"""The beginning of a report: in words, what was learnt, what was kept, against what, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from mtl_jax.evaluation.contract_table import figure
+from mtl_jax.tasks import title
+
+
+def section(contract: Mapping[str, Any] | None) -> str:
+    """Returns the sentences as a list; nothing without a contract.
+
+    Args:
+        contract: the tree of `contract.json`.
+    """
+    if not contract or not contract["tasks"]:
+        return ""
+    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(contract))
+    return f'<ul class="verdict">\n{items}\n</ul>\n'
+
+
+def sentences(contract: Mapping[str, Any]) -> list[str]:
+    """Returns one sentence or two on every task, and one on the cost."""
+    stages = [stage["name"] for stage in contract["stages"]]
+    tasks = [
+        f"{task}: {_learnt(entry)}{_kept(entry, last=f'stage {stages[-1]}' if stages else '')}"
+        for task, entry in contract["tasks"].items()
+    ]
+    cost = _cost(contract["budgets"])
+    return [*tasks, *([cost] if cost else [])]
+
+
+def _learnt(entry: Mapping[str, Any]) -> str:
+    if entry["final"] is None:
+        return "not measured."
+    reached = f"{title(entry['metric'])} {figure(entry['final'])}"
+    if entry.get("to_beat") is None:
+        return f"{reached}."
+    verdict = "learnt" if entry.get("learnt") else "not learnt"
+    return f"{verdict}; {reached}, where {figure(entry['to_beat'])} is to beat."
+
+
+def _kept(entry: Mapping[str, Any], *, last: str) -> str:
+    drop, origin = entry["drop_percent"], entry["baseline_from"]
+    if drop is None or not origin:
+        return ""
+    if origin == last:
+        return " Learnt in the last stage, so nothing could be lost since."
+    against = f"since {origin}" if origin.startswith("stage ") else f"against {origin}"
+    change = "Lost" if drop > 0 else "Gained"
+    if abs(drop) < 0.005:
+        return f" Lost nothing {against} ({figure(entry['baseline'])})."
+    return f" {change} {abs(drop):.1f} % {against} ({figure(entry['baseline'])})."
+
+
+def _cost(budgets: Mapping[str, Any]) -> str:
+    parts = []
+    if params := _value(budgets, "params"):
+        shared = _value(budgets, "shared_percent")
+        of_which = f", {shared:.1f} % of which serve two tasks or more" if shared else ""
+        parts.append(f"{params:,} parameters{of_which}")
+    if latency := _value(budgets, "latency_ms"):
+        parts.append(f"{latency:.1f} ms for an image of {budgets['latency_ms']['image_size']} px")
+    if seconds := _value(budgets, "train_seconds"):
+        parts.append(f"{seconds / 60:.1f} minutes of training")
+    return f"Cost: {'; '.join(parts)}." if parts else ""
+
+
+def _value(budgets: Mapping[str, Any], name: str) -> Any:
+    return (budgets.get(name) or {}).get("value")

@@ -1,0 +1,100 @@
+"""What is right and wrong on validation images, class by class and image by image."""
+
+import numpy as np
+import pytest
+
+from mtl_jax import tasks
+from mtl_jax.evaluation import matching
+from mtl_jax.evaluation.details import DETAILS, average_precision, precision_recall
+from mtl_jax.tasks.base import Geometry
+
+PLAIN = Geometry(1.0, 1.0, 0.0, 0.0, 4, 4)
+TASKS = tasks.build(
+    {
+        "seg": {"kind": "segmentation", "classes": ("background", "cat", "dog")},
+        "det": {"kind": "detection", "classes": ("cat", "dog")},
+        "cls": {"kind": "classification", "classes": ("cat", "dog")},
+        "tags": {"kind": "multi_label", "classes": ("cat", "dog")},
+        "age": {"kind": "regression"},
+        "depth": {"kind": "depth"},
+    }
+)
+
+
+def details(name):
+    return DETAILS[TASKS[name].kind](TASKS[name])
+
+
+def test_masks_are_counted_pixel_by_pixel_and_void_is_left_out():
+    seen = details("seg")
+    truth = np.array([[0, 0, 1, 255]] * 4, np.uint8)
+    predicted = np.array([[0, 1, 1, 2]] * 4)
+    judged = seen.update({"mask": predicted}, {"mask": truth}, PLAIN)
+    assert judged.quality == pytest.approx((0.5 + 0.5) / 2)
+    figures = seen.by_class()
+    np.testing.assert_array_equal(figures.confusion, [[4, 4, 0], [0, 4, 0], [0, 0, 0]])
+    assert figures.rows == [
+        ("background", "0.667", "0.500", "1.000", "0.500"),
+        ("cat", "0.333", "0.500", "0.500", "1.000"),
+    ]
+    assert seen.update({"mask": predicted}, {"mask": np.full((4, 4), 255, np.uint8)}, PLAIN) is None
+
+
+def test_each_object_is_found_once_and_crowds_forgive():
+    objects = {
+        "boxes_xyxy": np.array([[0, 0, 2, 2], [2, 2, 4, 4]], np.float32),
+        "label": np.array([0, 1]),
+        "crowd": np.array([False, True]),
+    }
+    found = {
+        "boxes_xyxy": np.array([[0, 0, 2, 2], [0, 0, 2, 2], [2, 2, 3, 3], [0, 2, 1, 3]], np.float32),
+        "label": np.array([0, 0, 1, 0]),
+        "score": np.array([0.6, 0.9, 0.8, 0.4]),
+        "valid": np.array([True, True, True, True]),
+    }
+    matched = matching.detections(found, objects, PLAIN, 2)
+    assert matched.score.tolist() == [0.9, 0.6, 0.4]  # what lies on the crowd is left out
+    assert matched.correct.tolist() == [True, False, False]
+    assert matched.objects.tolist() == [1, 0]
+    judged = (seen := details("det")).update(found, objects, PLAIN)
+    assert judged.words == "F1 0.50"
+    assert seen.by_class().rows == [("cat", "1", "0.333", "1.000", "1.000")]
+    assert matching.detections(found, objects | {"boxes_xyxy": np.full((2, 4), np.nan)}, PLAIN, 2) is None
+
+
+def test_precision_over_recall_has_the_area_of_average_precision():
+    score, correct = np.array([0.2, 0.9, 0.5, 0.7]), np.array([True, True, True, False])
+    recall, precision = precision_recall(score, correct, objects=4)
+    np.testing.assert_allclose(recall, [0.25, 0.25, 0.5, 0.75])
+    np.testing.assert_allclose(precision, [1.0, 0.75, 0.75, 0.75])
+    assert average_precision((recall, precision)) == pytest.approx(0.25 + 0.25 * 0.75 * 2)
+
+
+def test_images_are_judged_by_the_probability_of_their_class():
+    seen = details("cls")
+    judged = [
+        seen.update({"probability": np.array([0.9, 0.1])}, {"label": np.array(label)}, PLAIN) for label in (0, 1, -1)
+    ]
+    assert [each and each.quality for each in judged] == [0.9, pytest.approx(0.1), None]
+    assert seen.by_class().confusion.tolist() == [[1, 0], [1, 0]]
+
+
+def test_unknown_tags_count_nowhere():
+    seen = details("tags")
+    seen.update({"probability": np.array([0.9, 0.9])}, {"label": np.array([1.0, np.nan])}, PLAIN)
+    assert seen.by_class().rows == [("cat", "1", "1.000", "1.000", "1.000")]
+
+
+@pytest.mark.parametrize(("name", "field"), [("age", "value"), ("depth", "depth")])
+def test_errors_are_worse_the_larger_they_are(name, field):
+    seen = details(name)
+    truth = np.array(3.0) if name == "age" else np.full((4, 4), 3.0)
+    small, large = (seen.update({field: np.asarray(truth + step)}, {field: truth}, PLAIN) for step in (1.0, 2.0))
+    assert small.quality > large.quality
+    assert large.words == "off by 2"
+    assert seen.update({field: truth}, {field: truth * np.nan}, PLAIN) is None
+    assert seen.by_class() is None
+
+
+def test_every_kind_has_details():
+    assert DETAILS.keys() == tasks.KINDS.keys()
