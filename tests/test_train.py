@@ -17,7 +17,7 @@ from mtl_jax import config as config_lib
 from mtl_jax.continual import replay
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate_checkpoint
-from mtl_jax.training import train_loop
+from mtl_jax.training import step_log, train_loop
 from mtl_jax.workdir import checkpoints, metrics_log
 from mtl_jax.workdir.checkpoints import CheckpointError
 
@@ -247,7 +247,7 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_
 ):
     config = tiny_config()
     config.checkpoint_every_seconds = 0.0
-    finish_step, seen = train_loop._finish_step, []
+    finish_step, seen = step_log.finished, []
 
     def killed_at_step_six(run, stage, progress, done, images, metrics, **others):
         if done == 6:
@@ -257,7 +257,7 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_
 
     workdir = tmp_path / "cut"
     with monkeypatch.context() as patch:
-        patch.setattr(train_loop, "_finish_step", killed_at_step_six)
+        patch.setattr(step_log, "finished", killed_at_step_six)
         with pytest.raises(KeyboardInterrupt):
             train_loop.train_and_evaluate(config, workdir)
     assert seen == [1, 2, 3, 4, 5]

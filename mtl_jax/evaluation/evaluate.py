@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from mtl_jax import experiment
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Metric, Task
@@ -54,6 +55,35 @@ def evaluate(
         Task -> figure by name.
     """
     return {name: metric.compute() for name, metric in filled(predict, variables, batches, tasks).items()}
+
+
+def measured(
+    parts: experiment.Experiment,
+    predict: Predict,
+    variables: PyTree,
+    tasks: Iterable[str],
+    *,
+    wanted: Iterable[str] | None = None,
+) -> dict[str, Metric]:
+    """Runs the network over the validation images of every stream that tasks are measured on.
+
+    Args:
+        parts: of the experiment.
+        predict: from `make_predict`.
+        variables: of the network.
+        tasks: names of those that are computed, together where a stream labels several.
+        wanted: names of those whose streams are looked at; all if None.
+
+    Returns:
+        Task -> its metric.
+    """
+    asked, found = tuple(tasks), dict[str, Metric]()
+    needed = set(asked if wanted is None else wanted)
+    for stream, together in experiment.measured_streams(parts, asked).items():
+        if needed & set(together):
+            batches = experiment.eval_batches(parts, stream)
+            found |= filled(predict, variables, batches, together, before=found)
+    return found
 
 
 def filled(

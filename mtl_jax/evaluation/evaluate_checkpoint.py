@@ -12,7 +12,6 @@ from mtl_jax import tasks as tasks_lib
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import multi_task
-from mtl_jax.tasks.base import Metric
 from mtl_jax.workdir import data_changes, data_record, files, lineage, trained
 
 
@@ -38,10 +37,7 @@ def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, 
     network = trained.load(weights, tasks=tasks, data_root=Path(data_root).expanduser() if data_root else None)
     parts, names = network.parts, network.names
     predict = evaluate.make_predict(parts.model, parts.tasks)
-    measured: dict[str, Metric] = {}
-    for stream, asked in experiment.measured_streams(parts, names).items():
-        batches = experiment.eval_batches(parts, stream)
-        measured |= evaluate.filled(predict, network.variables, batches, asked, before=measured)
+    measured = evaluate.measured(parts, predict, network.variables, names)
     first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
     others: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}  # by task and stream
     for stream in parts.used_streams:

@@ -7,10 +7,8 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from mtl_jax import experiment
 from mtl_jax.evaluation import evaluate
 from mtl_jax.runtime import devices
-from mtl_jax.tasks.base import Metric
 from mtl_jax.training import stage_setup
 from mtl_jax.training.run_context import Run
 from mtl_jax.training.stage_plan import StagePlan, StageResult
@@ -28,10 +26,7 @@ def tasks(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, dict
     Returns:
         Task -> figures by name.
     """
-    metrics: dict[str, Metric] = {}
-    for stream, asked in experiment.measured_streams(run.parts, names).items():
-        batches = experiment.eval_batches(run.parts, stream)
-        metrics |= evaluate.filled(run.predict, variables, batches, asked, before=metrics)
+    metrics = evaluate.measured(run.parts, run.predict, variables, names)
     devices.give_back_memory()
     return {name: metrics[name].compute() for name in names}
 
@@ -56,13 +51,9 @@ def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -
     if run.config.forward_transfer:
         asked = list(stage.learnt_tasks if stage.index else run.parts.tasks)
     # With the tasks that are measured beside them after the stage, so that no other program is compiled.
-    together = experiment.measured_streams(run.parts, dict.fromkeys([*stage.learnt_tasks, *asked]))
+    together = dict.fromkeys([*stage.learnt_tasks, *asked])
     variables = jax.device_get(stage_setup.evaluated(state))
-    metrics: dict[str, Metric] = {}
-    for stream, beside in together.items():
-        if set(beside) & set(asked):
-            batches = experiment.eval_batches(run.parts, stream)
-            metrics |= evaluate.filled(run.predict, variables, batches, beside, before=metrics)
+    metrics = evaluate.measured(run.parts, run.predict, variables, together, wanted=asked)
     devices.give_back_memory()
     return {
         "before": {task: metrics[task].compute() for task in asked if task in metrics},

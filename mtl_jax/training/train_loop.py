@@ -1,14 +1,12 @@
-"""Trains the stages one after another, evaluates, logs and saves: side effects live here only."""
+"""Trains the stages one after another, evaluates, logs and saves: side effects live here and in the steps."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,13 @@ from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import memory, reading
 from mtl_jax.continual.method import Finished, Memory
-from mtl_jax.data import findings, pipeline
+from mtl_jax.data import findings
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import baselines, contract, evaluate, output_change
 from mtl_jax.models import dependence, multi_task
 from mtl_jax.report import pictures, run_report
-from mtl_jax.runtime import compilation, devices
-from mtl_jax.runtime.preemption import Preempted, Preemption
-from mtl_jax.runtime.progress import StageProgress
+from mtl_jax.runtime import devices
+from mtl_jax.runtime.preemption import Preemption
 from mtl_jax.training import (
     dry_run,
     exactness,
@@ -36,6 +33,8 @@ from mtl_jax.training import (
     stage_checkpoints,
     stage_plan,
     stage_setup,
+    stage_steps,
+    step_log,
     train_step,
 )
 from mtl_jax.training.run_context import Run
@@ -172,13 +171,13 @@ def _run_stage(run: Run, index: int, learnt: StageResult) -> StageResult:
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
     course.state, given = devices.copy_everywhere((course.state, given))
     with run.preemption.unsaved(lambda: stage_checkpoints.save_partial(run, stage, course)):
-        _train(run, stage, course, steps, given, learnt.step)
+        stage_steps.take_all(run, stage, course, steps, given, learnt.step)
         variables = jax.device_get(stage_setup.evaluated(course.state))
         kept = _remembered(stage, learnt, course.state, variables)
         seconds = course.seconds
         metrics = measurement.tasks(run, variables, stage.learnt_tasks)
         end = learnt.step + stage.total_steps
-        _log_metrics(run, stage, metrics, step=end, done=stage.total_steps)
+        step_log.measured(run, stage, metrics, step=end, done=stage.total_steps)
         history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before, "data": run.data}]
         peak = max(learnt.peak_memory_mb or 0.0, devices.peak_memory_mb() or 0.0) or None
         after = StageResult(variables, kept, history, learnt.train_seconds + seconds, end, peak)
@@ -195,177 +194,6 @@ def _remembered(
         finished = Finished(learnt.variables, variables, state.keep_state.get(name))
         kept = method.after(stage.view, finished, kept)
     return kept
-
-
-def _train(
-    run: Run,
-    stage: StagePlan,
-    course: StageClock,
-    steps: Mapping[int, train_step.Step],
-    given: Mapping[str, PyTree],
-    steps_before: int,
-) -> None:
-    """Takes the stage's remaining steps."""
-    saved = time.monotonic()
-    evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
-    with (
-        StageProgress(
-            stage.name,
-            steps=stage.total_steps,
-            steps_per_epoch=stage.steps_per_epoch,
-            start_step=course.done,
-            quiet=not devices.is_primary(),
-        ) as progress,
-        run.preemption.training(),
-    ):
-        ahead = _Steps(run, stage, course, steps, given, progress, steps_before)
-        for batch, ids in _batches(run, stage, course.done):
-            ahead.take(batch, ids)
-            if course.done == stage.total_steps:
-                break
-            save, leave = _save_and_leave(run, course.done, since=saved)
-            if save or leave:
-                ahead.finish()
-                stage_checkpoints.save_partial(run, stage, course)
-                saved = time.monotonic()
-                progress.after_pause()
-            if leave:
-                raise Preempted
-            if evaluate_every and course.done % evaluate_every == 0:
-                ahead.finish()
-                _evaluate_within(run, stage, course, steps_before)
-                progress.after_pause()
-        ahead.finish()
-
-
-@dataclasses.dataclass
-class _Steps:
-    """The steps of a stage; the figures of each are read while the next one runs."""
-
-    run: Run
-    stage: StagePlan
-    course: StageClock
-    steps: Mapping[int, train_step.Step]  # by the step with which each begins
-    given: Mapping[str, PyTree]  # of the stages before
-    progress: StageProgress
-    steps_before: int  # of the stages before
-    # For each phase of the stage, and the streams of a batch.
-    compiled: dict[tuple[int, tuple[str, ...]], Any] = dataclasses.field(default_factory=dict)
-    pending: tuple[int, Mapping[str, tuple[str, ...]], Mapping[str, jax.Array]] | None = None
-
-    def take(self, batch: dict[str, Any], ids: Mapping[str, tuple[str, ...]]) -> None:
-        """Takes a step, and reads the one before it."""
-        program = self._program(batch)
-        self.course.state, metrics = program(self.course.state, self.given, batch)
-        self.finish()
-        self.course.done += 1
-        self.pending = (self.course.done, ids, metrics)
-
-    def finish(self) -> None:
-        """Reads the last step, unless it has been read."""
-        if self.pending is not None:
-            _finish_step(self.run, self.stage, self.progress, *self.pending, steps_before=self.steps_before)
-        self.pending = None
-
-    def _program(self, batch: dict[str, Any]) -> Any:
-        phase = max(start for start in self.steps if start <= self.course.done)
-        key = (phase, tuple(batch))
-        if key not in self.compiled:
-            self.finish()
-            with self.run.preemption.paused():
-                state = self.course.state
-                self.compiled[key] = compilation.ahead_of_time(self.steps[phase], state, self.given, batch)
-        return self.compiled[key]
-
-
-def _save_and_leave(run: Run, done: int, *, since: float) -> tuple[bool, bool]:
-    """Whether it is time to save, and whether the run is asked to end: the same in every process."""
-    save, leave = time.monotonic() - since > run.config.checkpoint_every_seconds, run.preemption.requested
-    if jax.process_count() > 1:  # clocks and signals differ, and asking at every step would slow them all
-        ask = done % run.config.log_every_steps == 0
-        save, leave = ask and devices.agreed(save), ask and devices.agreed(leave)
-    return save, leave
-
-
-def _evaluate_within(run: Run, stage: StagePlan, course: StageClock, steps_before: int) -> None:
-    """Measures a stage that is not at its end, for the curves; the time is not the training's."""
-    with course.paused(), run.preemption.paused():
-        variables = jax.device_get(stage_setup.evaluated(course.state))
-        figures = measurement.tasks(run, variables, stage.learnt_tasks)
-        _log_metrics(run, stage, figures, step=steps_before + course.done, done=course.done)
-
-
-def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str, Any], dict[str, tuple[str, ...]]]]:
-    """The stage's batches after its first so many steps, split over the devices, and the ids of their samples."""
-    if first == stage.total_steps:
-        return
-    streams = {
-        name: pipeline.prefetch(batches, start=stage.batches_before(first, name), threads=run.config.loader_threads)
-        for name, batches in stage.data.items()
-    }
-    for step in itertools.count(first):
-        batch = {name: next(stream) for name, stream in streams.items() if stage.takes(step, name)}
-        ids = {name: each.pop("ids") for name, each in batch.items()}
-        yield devices.place(batch, stage.batch_sizes), ids
-
-
-def _finish_step(
-    run: Run,
-    stage: StagePlan,
-    progress: StageProgress,
-    done: int,
-    ids: Mapping[str, tuple[str, ...]],
-    metrics: Mapping[str, jax.Array],
-    *,
-    steps_before: int,
-) -> None:
-    """Shows one step, logs it where its turn is, and stops, or tells, where it is not finite."""
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    images = sum(stage.batch_sizes[stream] for stream in ids)
-    progress.advance(images=images, loss=values["all/loss"])
-    if not math.isfinite(values["all/loss"]) or not math.isfinite(values["all/gradient_norm"]):
-        found = _not_finite(stage, done, ids, values)
-        if run.config.on_nan != "skip":
-            raise UserError(
-                f"{found}; the checkpoints in {run.workdir} are of earlier steps and intact (the last: "
-                f"{stage_checkpoints.newest(run, stage) or 'none yet'}); try a smaller "
-                f"config.stages.{stage.name}.learning_rate, correct the samples, or leave such steps "
-                "out with --config.on_nan=skip"
-            )
-        progress.note(f"{found}; the step is left out ({values['all/skipped_steps']:.0f} in this stage so far)")
-    if done % run.config.log_every_steps and done not in (1, stage.total_steps):
-        return
-    if progress.images_per_second is not None:
-        values["all/images_per_second"] = progress.images_per_second
-        values["all/step_ms"] = 1e3 * images / progress.images_per_second
-    if (held_mb := devices.memory_mb()) is not None:
-        values["all/memory_mb"] = held_mb
-    for path, value in values.items():
-        task, _, name = path.partition("/")
-        epoch = done / stage.steps_per_epoch
-        run.log.log(steps_before + done, epoch, stage.name, "train", None if task == "all" else task, name, value)
-
-
-def _not_finite(stage: StagePlan, done: int, ids: Mapping[str, tuple[str, ...]], values: Mapping[str, float]) -> str:
-    """Which step is not finite, and whose: of what tasks, streams and samples."""
-    figure = next(name for name in ("all/loss", "all/gradient_norm") if not math.isfinite(values[name]))
-    culprits = [name for name, value in values.items() if not math.isfinite(value) and not name.startswith("all/")]
-    tasks = {name.partition("/")[0] for name in culprits}
-    streams = [stream for stream in ids if tasks & set(stage.objectives[0].streams[stream])] or list(ids)
-    samples = "; ".join(f"{stream}: {', '.join(ids[stream])}" for stream in streams)
-    return (
-        f"the {figure.removeprefix('all/').replace('_', ' ')} of stage {stage.name} is {values[figure]} at step {done} "
-        f"({', '.join(culprits) or 'of no single task'}; samples of stream {samples})"
-    )
-
-
-def _log_metrics(
-    run: Run, stage: StagePlan, metrics: Mapping[str, Mapping[str, float]], *, step: int, done: int
-) -> None:
-    epoch = done / stage.steps_per_epoch
-    for task, figures in metrics.items():
-        for name, value in figures.items():
-            run.log.log(step, epoch, stage.name, "val", task, name, value)
 
 
 def _output_changes(run: Run, learnt: StageResult) -> dict[str, float]:

@@ -1,0 +1,146 @@
+"""Takes the steps of one stage: batches, compiled programs, saving and leaving between steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from mtl_jax.data import pipeline
+from mtl_jax.runtime import compilation, devices
+from mtl_jax.runtime.preemption import Preempted
+from mtl_jax.runtime.progress import StageProgress
+from mtl_jax.training import measurement, stage_checkpoints, stage_setup, step_log, train_step
+from mtl_jax.training.run_context import Run
+from mtl_jax.training.stage_checkpoints import StageClock
+from mtl_jax.training.stage_plan import StagePlan
+
+
+def take_all(
+    run: Run,
+    stage: StagePlan,
+    course: StageClock,
+    steps: Mapping[int, train_step.Step],
+    given: Mapping[str, PyTree],
+    steps_before: int,
+) -> None:
+    """Takes a stage's remaining steps.
+
+    Args:
+        run: that the stage is of.
+        stage: to train.
+        course: where it is; goes on with every step.
+        steps: by the step with which each begins.
+        given: of the stages before.
+        steps_before: of the stages before.
+
+    Raises:
+        UserError: a loss or gradient that is not finite.
+        Preempted: the run was asked to end, and has saved.
+    """
+    saved = time.monotonic()
+    evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
+    with (
+        StageProgress(
+            stage.name,
+            steps=stage.total_steps,
+            steps_per_epoch=stage.steps_per_epoch,
+            start_step=course.done,
+            quiet=not devices.is_primary(),
+        ) as progress,
+        run.preemption.training(),
+    ):
+        ahead = _Steps(run, stage, course, steps, given, progress, steps_before)
+        for batch, ids in _batches(run, stage, course.done):
+            ahead.take(batch, ids)
+            if course.done == stage.total_steps:
+                break
+            save, leave = _save_and_leave(run, course.done, since=saved)
+            if save or leave:
+                ahead.finish()
+                stage_checkpoints.save_partial(run, stage, course)
+                saved = time.monotonic()
+                progress.after_pause()
+            if leave:
+                raise Preempted
+            if evaluate_every and course.done % evaluate_every == 0:
+                ahead.finish()
+                _evaluate_within(run, stage, course, steps_before)
+                progress.after_pause()
+        ahead.finish()
+
+
+@dataclasses.dataclass
+class _Steps:
+    """The steps of a stage; the figures of each are read while the next one runs."""
+
+    run: Run
+    stage: StagePlan
+    course: StageClock
+    steps: Mapping[int, train_step.Step]  # by the step with which each begins
+    given: Mapping[str, PyTree]  # of the stages before
+    progress: StageProgress
+    steps_before: int  # of the stages before
+    # For each phase of the stage, and the streams of a batch.
+    compiled: dict[tuple[int, tuple[str, ...]], Any] = dataclasses.field(default_factory=dict)
+    pending: tuple[int, Mapping[str, tuple[str, ...]], Mapping[str, jax.Array]] | None = None
+
+    def take(self, batch: dict[str, Any], ids: Mapping[str, tuple[str, ...]]) -> None:
+        """Takes a step, and reads the one before it."""
+        program = self._program(batch)
+        self.course.state, metrics = program(self.course.state, self.given, batch)
+        self.finish()
+        self.course.done += 1
+        self.pending = (self.course.done, ids, metrics)
+
+    def finish(self) -> None:
+        """Reads the last step, unless it has been read."""
+        if self.pending is not None:
+            step_log.finished(self.run, self.stage, self.progress, *self.pending, steps_before=self.steps_before)
+        self.pending = None
+
+    def _program(self, batch: dict[str, Any]) -> Any:
+        phase = max(start for start in self.steps if start <= self.course.done)
+        key = (phase, tuple(batch))
+        if key not in self.compiled:
+            self.finish()
+            with self.run.preemption.paused():
+                state = self.course.state
+                self.compiled[key] = compilation.ahead_of_time(self.steps[phase], state, self.given, batch)
+        return self.compiled[key]
+
+
+def _save_and_leave(run: Run, done: int, *, since: float) -> tuple[bool, bool]:
+    """Whether it is time to save, and whether the run is asked to end: the same in every process."""
+    save, leave = time.monotonic() - since > run.config.checkpoint_every_seconds, run.preemption.requested
+    if jax.process_count() > 1:  # clocks and signals differ, and asking at every step would slow them all
+        ask = done % run.config.log_every_steps == 0
+        save, leave = ask and devices.agreed(save), ask and devices.agreed(leave)
+    return save, leave
+
+
+def _evaluate_within(run: Run, stage: StagePlan, course: StageClock, steps_before: int) -> None:
+    """Measures a stage that is not at its end, for the curves; the time is not the training's."""
+    with course.paused(), run.preemption.paused():
+        variables = jax.device_get(stage_setup.evaluated(course.state))
+        figures = measurement.tasks(run, variables, stage.learnt_tasks)
+        step_log.measured(run, stage, figures, step=steps_before + course.done, done=course.done)
+
+
+def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str, Any], dict[str, tuple[str, ...]]]]:
+    """The stage's batches after its first so many steps, split over the devices, and the ids of their samples."""
+    if first == stage.total_steps:
+        return
+    streams = {
+        name: pipeline.prefetch(batches, start=stage.batches_before(first, name), threads=run.config.loader_threads)
+        for name, batches in stage.data.items()
+    }
+    for step in itertools.count(first):
+        batch = {name: next(stream) for name, stream in streams.items() if stage.takes(step, name)}
+        ids = {name: each.pop("ids") for name, each in batch.items()}
+        yield devices.place(batch, stage.batch_sizes), ids
