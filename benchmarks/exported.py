@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mtl_jax.export.network import TO_NCHW, answers_of
 from mtl_jax.models import multi_task
 
 BATCH_SIZES = (1, 8)
+REST_SECONDS = 0.02  # before each turn: onnxruntime's threads keep their cores busy for a while after a pass
 Rows = list[dict[str, Any]]
 
 
@@ -35,12 +37,17 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
         peer: "torch" adds the file that `torch.onnx` makes of the PyTorch peer with the same weights.
 
     Returns:
-        A row for each decoding and number of images. JAX predicts as `evaluate` does, so that it decodes in any case.
+        A row for each decoding and number of images.
     """
     records = tasks.build(problem_lib.task_settings(Problem("jax", "infer")))
     model = multi_task.build({}, records)
     variables = multi_task.init_variables(model, key=jax.random.key(0), image_size=image_size)
     predict, names, rows = evaluate.make_predict(model, records), tuple(records), []
+
+    @functools.partial(jax.jit, static_argnames="names")
+    def alone(variables: Any, image: Any, names: tuple[str, ...]) -> Any:
+        return multi_task.apply_eval(model, variables, image, tasks=names)
+
     with tempfile.TemporaryDirectory() as folder:
         for decode in ("none", "all"):
             files = {"onnx": Path(folder) / f"{decode}.onnx"}
@@ -57,7 +64,10 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
                 programs: dict[str, Callable[[], Any]] = {
                     name: functools.partial(run, turned) for name, run in sessions.items()
                 }
-                programs["jax"] = lambda placed=placed: jax.block_until_ready(predict(*placed, names=names))
+                network = alone if decode == "none" else predict
+                programs["jax"] = lambda placed=placed, network=network: jax.block_until_ready(
+                    network(*placed, names=names)
+                )
                 row = {"decode": decode, "images": batch_size} | _in_turns(programs, repeats)
                 rows.append(row | {f"{name}_nodes": formats.node_count(path) for name, path in files.items()})
     return rows
@@ -75,7 +85,12 @@ def _in_turns(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
     """Returns medians, least times, and the medians of the turns' ratios, which the machine's noise changes least."""
     for run in programs.values():
         run()
-    turns = [{name: timed(run) for name, run in programs.items()} for _ in range(repeats)]
+
+    def rested(run: Callable[[], Any]) -> float:
+        time.sleep(REST_SECONDS)
+        return timed(run)
+
+    turns = [{name: rested(run) for name, run in programs.items()} for _ in range(repeats)]
     figures = {}
     for name in programs:
         times = [turn[name] for turn in turns]
@@ -84,4 +99,7 @@ def _in_turns(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
         if name != "onnx":
             figures[f"of_{name}"] = statistics.median(turn["onnx"] / turn[name] for turn in turns)
             figures[f"of_{name}_min"] = figures["onnx_min_ms"] / figures[f"{name}_min_ms"]
+    if "torch_onnx" in programs:
+        figures["jax_of_torch_onnx"] = statistics.median(turn["jax"] / turn["torch_onnx"] for turn in turns)
+        figures["jax_of_torch_onnx_min"] = figures["jax_min_ms"] / figures["torch_onnx_min_ms"]
     return figures

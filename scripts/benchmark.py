@@ -6,6 +6,5 @@ from mtl_jax.cli.benchmark import main
 from mtl_jax.runtime import allocator
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["balance"]:  # which computes in this process, as training does
-        allocator.tune()
+    allocator.tune()
     sys.exit(main(sys.argv[1:]))

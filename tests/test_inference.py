@@ -11,7 +11,7 @@ from mtl_jax.models.backbones.inverted_residual import SqueezeExcite
 from mtl_jax.models.inference import Convolution, Excitation, Gated, dense, excitation_supports
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler: there is one way alone")
-DENSE = [((1, 1), 1), ((3, 3), 2), ((5, 5), 1), ((1, 1), 2)]
+DENSE = [((1, 1), 1), ((3, 3), 1), ((3, 3), 2), ((5, 5), 1), ((1, 1), 2)]
 
 
 def drawn(*shapes):
@@ -31,9 +31,9 @@ def both(function, *arrays):
         return found, jax.jit(lambda *arrays: run(*arrays))(*arrays)
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, tolerance=3e-5):
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, atol=3e-5 * max(1.0, float(jnp.abs(other).max())))
+        np.testing.assert_allclose(one, other, atol=tolerance * max(1.0, float(jnp.abs(other).max())))
 
 
 @pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
@@ -46,9 +46,10 @@ def test_dense_convolutions_are_one_pass_of_the_same_result(activation, size, st
     def normalised(x, kernel, factor, shift):
         return Convolution(x, kernel, stride).normalised(factor, shift, activation=activation)
 
-    assert_same(*both(normalised, x, kernel, factor, shift))
+    winograd = (size, stride) == ((3, 3), 1) and channels == 16  # whose sums round otherwise
+    assert_same(*both(normalised, x, kernel, factor, shift), tolerance=1e-4 if winograd else 3e-5)
     text = str(jax.make_jaxpr(normalised)(x, kernel, factor, shift))
-    assert "convolution_norm" in text
+    assert ("winograd_norm" if winograd else "convolution_norm") in text
     assert "norm_apply" not in text
 
 
@@ -86,7 +87,7 @@ def test_a_mapped_factor_gives_each_element_its_own():
     assert_same(jax.vmap(normalised)(factor, shift), jnp.stack(expected))
 
 
-@pytest.mark.parametrize(("features", "kernel_size", "dilation"), [(12, 1, 1), (16, 3, 2), (16, 3, 1)])
+@pytest.mark.parametrize(("features", "kernel_size", "dilation"), [(12, 1, 1), (16, 3, 2)])
 def test_what_no_kernel_takes_is_computed_in_turn(features, kernel_size, dilation):
     x, kernel, factor = drawn((1, 8, 8, 16), (kernel_size, kernel_size, 16, features), (features,))
 

@@ -24,7 +24,7 @@ COMMANDS: dict[str, str] = {
     "completion": "prints what makes a shell complete commands and flags",
 }
 # What computes for long in its own process, and so starts it again with settings of the allocator.
-TUNED = (("train",), ("extend",), ("eval",), ("export",), ("benchmark", "balance"))
+TUNED = (("train",), ("extend",), ("eval",), ("export",), ("benchmark",))
 EXIT_USER_ERROR = 2
 
 

@@ -1,4 +1,5 @@
-// Activations and their derivatives on vectors of floats, in the order in which callers count them.
+// Activations and their derivatives on vectors of floats, in the order in which callers count them, and what follows a
+// convolution once the statistics of batch norm are fixed.
 
 #ifndef MTL_JAX_ACTIVATIONS_H_
 #define MTL_JAX_ACTIVATIONS_H_
@@ -76,5 +77,21 @@ __attribute__((always_inline)) inline void WithActivation(int64_t activation, co
   if (activation == 2) body(HardSwish{});
   if (activation == 3) body(Silu{});
 }
+
+struct Norm {  // what follows a convolution in inference: activation(factor * result + shift), where there is a factor
+  const float *factor = nullptr, *shift = nullptr;
+  int64_t activation = 0;
+
+  // Applies it to `count` results of the channels from c on.
+  template <class V, int kCount>
+  __attribute__((always_inline)) inline void Apply(V (&results)[kCount], int64_t c) const {
+    if (!factor) return;
+    const V a = LoadAs<V>(factor + c), b = LoadAs<V>(shift + c);
+    WithActivation(activation, [&](auto act) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int n = 0; n < kCount; ++n) results[n] = act.Value(results[n] * a + b);
+    });
+  }
+};
 
 #endif  // MTL_JAX_ACTIVATIONS_H_

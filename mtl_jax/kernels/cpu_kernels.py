@@ -38,11 +38,12 @@ SOURCES = {
     ),
     "dense_kernels.cc": (
         "winograd_forward",
+        "winograd_norm",
         "winograd_kernel_gradient",
         "pointwise_kernel_gradient",
     ),
     "norm_kernels.cc": ("norm_moments", "norm_apply", "norm_gradient_sums", "norm_input_gradient"),
-    "inference_kernels.cc": ("convolution_norm", "excitation", "enlarged_argmax"),
+    "inference_kernels.cc": ("convolution_norm", "excitation", "enlarge", "enlarged_argmax"),
 }
 
 _left_out = contextvars.ContextVar("left_out", default=False)

@@ -4,6 +4,7 @@
 // matrix products, and transformed back to 4x4 outputs, with a quarter of the multiplications of the plain sum
 // (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016). 1x1: the gradient of the kernel.
 
+#include "activations.h"
 #include "matrix_product.h"
 
 constexpr int kIn = 6, kOut = 4, kPositions = kIn * kIn;
@@ -95,7 +96,8 @@ void GatherAll(const Map& map, const float* from, int64_t first, int64_t last, T
 }
 
 template <class V>
-void Scatter(const Map& map, const float* products, int64_t first, int64_t last, int64_t c, float* out) {
+void Scatter(const Map& map, const float* products, int64_t first, int64_t last, int64_t c, float* out,
+             const Norm& norm) {
   for (int64_t tile = first; tile < std::min(last, first + kTiles); ++tile) {
     const float* source = products + (tile - first) * map.channels + c;
     const int64_t b = tile / map.tiles(), y = tile % map.tiles() / map.across() * kOut;
@@ -107,6 +109,7 @@ void Scatter(const Map& map, const float* products, int64_t first, int64_t last,
     }
     for (int j = 0; j < kOut && x + j < map.width; ++j) {
       TransformOutput(&half[0][j], kOut, columns, 1);
+      norm.Apply(columns, c);
       for (int i = 0; i < kOut && y + i < map.height; ++i)
         Store(out + ((b * map.height + y + i) * map.width + x + j) * map.channels + c, columns[i]);
     }
@@ -118,10 +121,10 @@ float* Scratch(int which, int64_t size) {  // of each thread
   return Scratch(buffers[which], size);
 }
 
-// x [batch, height, width, channels], transformed kernel [36, channels, features] -> [batch, height, width, features].
-ffi::Error WinogradForward(ffi::ThreadPool pool, Tensor x, Tensor kernel, ffi::Result<Tensor> out) {
-  const auto shape = x.dimensions(), result = out->dimensions();
-  const Map in{shape[0], shape[1], shape[2], shape[3]}, made{result[0], result[1], result[2], result[3]};
+ffi::Error Winograd(ffi::ThreadPool& pool, Tensor x, Tensor kernel, Tensor result, const Norm& norm) {
+  const auto shape = x.dimensions(), made_shape = result.dimensions();
+  const Map in{shape[0], shape[1], shape[2], shape[3]};
+  const Map made{made_shape[0], made_shape[1], made_shape[2], made_shape[3]};
   if (in.channels % 8 || made.channels % 8) return ffi::Error::InvalidArgument("winograd: channels not in eights");
   const int64_t count = in.batch * in.tiles();
   Parallel(pool, (count + kTiles - 1) / kTiles, [&](int64_t unit) {
@@ -136,10 +139,21 @@ ffi::Error WinogradForward(ffi::ThreadPool pool, Tensor x, Tensor kernel, ffi::R
               Into<false>(products + p * kTiles * made.channels, made.channels));
     int64_t c = 0;
     for (; c + kLanes <= made.channels; c += kLanes)
-      Scatter<Vector<kLanes>>(made, products, first, count, c, out->typed_data());
-    for (; c < made.channels; c += 8) Scatter<Vector<8>>(made, products, first, count, c, out->typed_data());
+      Scatter<Vector<kLanes>>(made, products, first, count, c, result.typed_data(), norm);
+    for (; c < made.channels; c += 8) Scatter<Vector<8>>(made, products, first, count, c, result.typed_data(), norm);
   });
   return ffi::Error::Success();
+}
+
+// x [batch, height, width, channels], transformed kernel [36, channels, features] -> [batch, height, width, features].
+ffi::Error WinogradForward(ffi::ThreadPool pool, Tensor x, Tensor kernel, ffi::Result<Tensor> out) {
+  return Winograd(pool, x, kernel, *out, {});
+}
+
+// The same in inference, with batch norm by factor and shift [features], and the activation.
+ffi::Error WinogradNorm(ffi::ThreadPool pool, Tensor x, Tensor kernel, Tensor factor, Tensor shift,
+                        ffi::Result<Tensor> out, int64_t activation) {
+  return Winograd(pool, x, kernel, *out, {factor.typed_data(), shift.typed_data(), activation});
 }
 
 // x [batch, height, width, channels], cotangent [batch, height, width, features] -> the gradient of the kernel of each
@@ -199,5 +213,8 @@ ffi::Error PointwiseKernelGradient(ffi::ThreadPool pool, Tensor x, Tensor cotang
 
 #define BINDING ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Ret<Tensor>()
 XLA_FFI_DEFINE_HANDLER_SYMBOL(winograd_forward, WinogradForward, BINDING);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(winograd_norm, WinogradNorm,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Arg<Tensor>()
+                                  .Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("activation"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(winograd_kernel_gradient, WinogradKernelGradient, BINDING);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pointwise_kernel_gradient, PointwiseKernelGradient, BINDING);

@@ -12,11 +12,6 @@ struct Shape {
   int64_t batch, in_height, in_width, out_height, out_width, channels, padding;
 };
 
-struct Norm {  // what follows the sum in inference: activation(factor * sum + shift), where there is a factor
-  const float *factor = nullptr, *shift = nullptr;
-  int64_t activation = 0;
-};
-
 struct Row {  // a row of input and the row of the kernel that it meets
   const float *input, *taps;
 };
@@ -56,13 +51,7 @@ void Tile(const Shape& s, const Row* rows, int row_count, int64_t c, int64_t in_
       }
     }
   }
-  if (norm.factor) {
-    const V factor = LoadAs<V>(norm.factor + c), shift = LoadAs<V>(norm.shift + c);
-    WithActivation(norm.activation, [&](auto act) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int t = 0; t < kTile; ++t) sums[t] = act.Value(sums[t] * factor + shift);
-    });
-  }
+  norm.Apply(sums, c);
 #pragma GCC unroll 8
   for (int t = 0; t < kTile; ++t)
     if (!kEdge || (out_column + t >= 0 && out_column + t < s.out_width))

@@ -132,44 +132,115 @@ ffi::Error Excitation(ffi::ThreadPool pool, Tensor x, Tensor reduce, Tensor redu
   return ffi::Error::Success();
 }
 
+// Between the centres of two cells lie `factor` pixels; pixel t of them is (t + 0.5) / factor on its way.
+std::vector<float> Ways(int64_t factor) {
+  std::vector<float> ways(factor);
+  for (int64_t t = 0; t < factor; ++t) ways[t] = (t + 0.5f) / factor;
+  return ways;
+}
+
+// The lines of pixels that lie between row gap - 1 of the cells and row gap, in the image alone.
+struct Gap {
+  int64_t above, below, first, last;  // rows of cells, and numbers of lines, of which 0 is the first below row gap - 1
+
+  Gap(int64_t gap, int64_t rows, int64_t factor)
+      : above(std::max<int64_t>(gap - 1, 0)), below(std::min(gap, rows - 1)),
+        first(std::max<int64_t>(0, factor / 2 - gap * factor)),
+        last(std::min(factor, rows * factor + factor / 2 - gap * factor)) {}
+};
+
+// Cells [batch, rows, columns, channels] -> [batch, rows * factor, columns * factor, channels]: bilinear enlargement,
+// corners not aligned: a cell's value sits at its centre.
+ffi::Error Enlarge(ffi::ThreadPool pool, Tensor cells, ffi::Result<Tensor> out, int64_t factor) {
+  using V = Vector<8>;
+  const auto shape = cells.dimensions();
+  const int64_t batch = shape[0], rows = shape[1], columns = shape[2], channels = shape[3], width = columns * factor;
+  if (factor % 2) return ffi::Error::InvalidArgument("enlarge: expected an even factor");
+  const std::vector<float> way = Ways(factor);
+  Parallel(pool, batch * (rows + 1), [&](int64_t unit) {
+    thread_local std::vector<float> buffer;
+    const int64_t b = unit / (rows + 1), size = columns * channels;
+    const Gap gap(unit % (rows + 1), rows, factor);
+    const float *above = cells.typed_data() + (b * rows + gap.above) * size;
+    const float *below = cells.typed_data() + (b * rows + gap.below) * size;
+    float* line = Scratch(buffer, size + 8);
+    for (int64_t t = gap.first; t < gap.last; ++t) {
+      for (int64_t n = 0; n < size; ++n) line[n] = above[n] + way[t] * (below[n] - above[n]);
+      float* to = out->typed_data() + (b * rows * factor + unit % (rows + 1) * factor - factor / 2 + t) * width * channels;
+      for (int64_t x = 0; x < width; ++x, to += channels) {
+        const int64_t across = (x + factor / 2) / factor;
+        const float* left = line + std::max<int64_t>(across - 1, 0) * channels;
+        const float* right = line + std::min(across, columns - 1) * channels;
+        const float part = way[(x + factor / 2) % factor];
+        if (x + 1 == width || channels < 8) {
+          for (int64_t c = 0; c < channels; ++c) to[c] = left[c] + part * (right[c] - left[c]);
+          continue;
+        }
+        for (int64_t c = 0; c < channels; c += 8) {
+          // The last vector may reach into the next pixel, which is written after this one.
+          const V value = LoadAs<V>(left + c);
+          Store(to + c, value + part * (LoadAs<V>(right + c) - value));
+        }
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
 // Logits [batch, rows, columns, classes] -> the best class [batch, rows * factor, columns * factor] of each pixel of the
-// bilinear enlargement (corners not aligned: a cell's value sits at its centre), the first of equals.
+// same enlargement, the first of equals.
 ffi::Error EnlargedArgmax(ffi::ThreadPool pool, Tensor logits, ffi::Result<Tensor> out, int64_t factor) {
   using V = Vector<8>;
   const auto shape = logits.dimensions();
   const int64_t batch = shape[0], rows = shape[1], columns = shape[2], classes = shape[3];
   const int64_t width = columns * factor;
   if (factor % 8) return ffi::Error::InvalidArgument("enlarged_argmax: factor not in eights");
-  // Between the centres of two cells lie `factor` pixels; pixel t of them is (t + 0.5) / factor on its way.
-  std::vector<float> way(factor);
-  for (int64_t t = 0; t < factor; ++t) way[t] = (t + 0.5f) / factor;
+  const std::vector<float> way = Ways(factor);
   const float* from = logits.typed_data();
   Parallel(pool, batch * (rows + 1), [&](int64_t unit) {
-    thread_local std::vector<float> buffer, mask_buffer;
-    const int64_t b = unit / (rows + 1), gap = unit % (rows + 1);  // the pixels between cell gap - 1 and cell gap
-    const float* above = from + (b * rows + std::max<int64_t>(gap - 1, 0)) * columns * classes;
-    const float* below = from + (b * rows + std::min(gap, rows - 1)) * columns * classes;
-    float* line = Scratch(buffer, columns * classes);
-    float* mask = Scratch(mask_buffer, width + factor);
-    for (int64_t t = 0; t < factor; ++t) {
-      const int64_t y = gap * factor - factor / 2 + t;
-      if (y < 0 || y >= rows * factor) continue;
-      for (int64_t n = 0; n < columns * classes; ++n) line[n] = above[n] + way[t] * (below[n] - above[n]);
-      for (int64_t across = 0; across <= columns; ++across) {
-        const float* left = line + std::max<int64_t>(across - 1, 0) * classes;
-        const float* right = line + std::min(across, columns - 1) * classes;
+    thread_local std::vector<float> buffer;
+    thread_local std::vector<int64_t> likely;
+    const int64_t b = unit / (rows + 1);
+    const Gap gap(unit % (rows + 1), rows, factor);
+    const float* above = from + (b * rows + gap.above) * columns * classes;
+    const float* below = from + (b * rows + gap.below) * columns * classes;
+    float* low = Scratch(buffer, 2 * columns * classes + factor * (width + factor));
+    float *high = low + columns * classes, *mask = high + columns * classes;
+    for (int64_t n = 0; n < columns * classes; ++n) {
+      low[n] = std::min(above[n], below[n]);
+      high[n] = std::max(above[n], below[n]);
+    }
+    for (int64_t across = 0; across <= columns; ++across) {
+      const int64_t left = std::max<int64_t>(across - 1, 0) * classes;
+      const int64_t right = std::min(across, columns - 1) * classes;
+      // A class whose four cells are all below the least of another's cannot be the best between them.
+      float bound = std::min(low[left], low[right]);
+      for (int64_t c = 1; c < classes; ++c) bound = std::max(bound, std::min(low[left + c], low[right + c]));
+      bound -= 1e-6f * std::abs(bound);  // which rounding may have added
+      likely.clear();
+      for (int64_t c = 1; c < classes; ++c)
+        if (std::max(high[left + c], high[right + c]) >= bound) likely.push_back(c);
+      for (int64_t t = gap.first; t < gap.last; ++t)
         for (int64_t s = 0; s < factor; s += 8) {
           const V part = LoadAs<V>(&way[s]);
-          V best = left[0] + part * (right[0] - left[0]), index = {};
-          for (int64_t c = 1; c < classes; ++c) {
-            const V value = left[c] + part * (right[c] - left[c]);
+          auto value_of = [&](int64_t c) __attribute__((always_inline)) {
+            const float l = above[left + c] + way[t] * (below[left + c] - above[left + c]);
+            const float r = above[right + c] + way[t] * (below[right + c] - above[right + c]);
+            return l + part * (r - l);
+          };
+          V best = value_of(0), index = {};
+          for (const int64_t c : likely) {
+            const V value = value_of(c);
             index = value > best ? V{} + static_cast<float>(c) : index;
             best = value > best ? value : best;
           }
-          Store(mask + across * factor + s, index);
+          Store(mask + t * (width + factor) + across * factor + s, index);
         }
-      }
-      std::copy(mask + factor / 2, mask + factor / 2 + width, out->typed_data() + (b * rows * factor + y) * width);
+    }
+    for (int64_t t = gap.first; t < gap.last; ++t) {
+      const float* line = mask + t * (width + factor) + factor / 2;
+      const int64_t y = unit % (rows + 1) * factor - factor / 2 + t;
+      std::copy(line, line + width, out->typed_data() + (b * rows * factor + y) * width);
     }
   });
   return ffi::Error::Success();
@@ -183,6 +254,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(excitation, Excitation,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Arg<Tensor>()
                                   .Arg<Tensor>().Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("activation")
                                   .Attr<int64_t>("gate"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(enlarge, Enlarge,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Ret<Tensor>()
+                                  .Attr<int64_t>("factor"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(enlarged_argmax, EnlargedArgmax,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Ret<Tensor>()
                                   .Attr<int64_t>("factor"));

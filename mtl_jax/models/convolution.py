@@ -118,12 +118,16 @@ def _run_winograd(part: Part, geometry: Any, first: Array, second: Array) -> Arr
         return _over_examples(cpu_kernels.call(kernel, first, second))
     if part == "input_gradient":
         second = second[::-1, ::-1].swapaxes(2, 3)  # the transposed sum is a sum with the flipped kernel
+    shape = (*first.shape[1:3], second.shape[-1])
+    call = cpu_kernels.Kernel("winograd_forward", shape, (True, False))
+    return cpu_kernels.call(call, first, winograd_kernel(second))
+
+
+def winograd_kernel(kernel: Float[Array, "3 3 channels features"]) -> Float[Array, "36 channels features"]:
+    """Returns a kernel as Winograd's algorithm multiplies by it."""
     transform = jnp.asarray(np.kron(WINOGRAD_KERNEL, WINOGRAD_KERNEL), jnp.float32)
-    channels, features = second.shape[2:]
-    transformed = (transform @ second.reshape(9, channels * features)).reshape(36, channels, features)
-    return cpu_kernels.call(
-        cpu_kernels.Kernel("winograd_forward", (*first.shape[1:3], features), (True, False)), first, transformed
-    )
+    channels, features = kernel.shape[2:]
+    return (transform @ kernel.reshape(9, channels * features)).reshape(36, channels, features)
 
 
 def _over_examples(parts: Array) -> Array:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import batch_norm, depthwise_cpu
-from mtl_jax.models.convolution import dense_conv, pointwise_conv, runs_by_winograd
+from mtl_jax.models.convolution import dense_conv, pointwise_conv, runs_by_winograd, winograd_kernel
 from mtl_jax.models.depthwise import depthwise_conv
 from mtl_jax.models.depthwise_forms import Window
 
@@ -101,9 +101,7 @@ def _supports(settings: _Settings, arrays: tuple[Array, Array | None, Array]) ->
         return weights is None and depthwise_cpu.supports(settings.window(x, kernel), x.dtype)
     if weights is not None and kernel.ndim > 2:
         return False
-    return settings.dilation == 1 and not runs_by_winograd(
-        x, kernel, stride=settings.stride, dilation=settings.dilation
-    )
+    return settings.dilation == 1
 
 
 def _convolved(settings: _Settings, x: Array, weights: Array | None, kernel: Array) -> Array:
@@ -139,6 +137,11 @@ def _fused(settings: _Settings, activation: str, operands: _Operands) -> Array:
         options |= {"kernel_size": window.kernel_size[0], "dilation": settings.dilation}
         call = cpu_kernels.Kernel("depthwise_norm", shape, (True, False, False, False), tuple(options.items()))
         y = cpu_kernels.call(call, x, kernel, factor, shift)
+        return y if residual is None else y + residual
+    if runs_by_winograd(x, kernel, stride=settings.stride, dilation=settings.dilation):
+        del options["stride"]
+        call = cpu_kernels.Kernel("winograd_norm", shape, (True, False, False, False), tuple(options.items()))
+        y = cpu_kernels.call(call, x, winograd_kernel(kernel), factor, shift)
         return y if residual is None else y + residual
     options |= {
         "size": window.kernel_size[0],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,15 +27,37 @@ def check_strides(kind: str, strides: tuple[int, ...], loss_stride: int) -> None
 
 def enlarge(cells: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ c"]:
     """Bilinear interpolation, corners not aligned: a cell's value sits at its centre."""
-    batch, rows, columns, channels = cells.shape
     if factor == 1:
         return cells
+    if cells.dtype == jnp.float32 and factor % 2 == 0 and _compiled():
+        return _enlarge(factor, cells)
+    return _resized(factor, cells)
+
+
+def _resized(factor: int, cells: Array) -> Array:
+    batch, rows, columns, channels = cells.shape
     return jax.image.resize(cells, (batch, rows * factor, columns * factor, channels), "linear")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _enlarge(factor: int, cells: Array) -> Array:
+    size = cells.shape[1] * factor, cells.shape[2] * factor, cells.shape[3]
+    return cpu_kernels.call(cpu_kernels.Kernel("enlarge", size, (True,), (("factor", factor),)), cells)
+
+
+_enlarge.defvjp(
+    lambda factor, cells: jax.vjp(partial(_resized, factor), cells),
+    lambda factor, backward, g: backward(g),
+)
+
+
+def _compiled() -> bool:
+    return jax.default_backend() == "cpu" and cpu_kernels.in_use()
 
 
 def enlarged_argmax(cells: Float[Array, "b h w c"], factor: int) -> Int[Array, "b _ _"]:
     """The channel that is largest at each point of `enlarge`, the first of equals."""
-    if factor % cpu_kernels.LANES or jax.default_backend() != "cpu" or not cpu_kernels.in_use():
+    if factor % cpu_kernels.LANES or not _compiled():
         return jnp.argmax(enlarge(cells, factor), axis=-1).astype(jnp.int32)
     size = cells.shape[1] * factor, cells.shape[2] * factor
     kernel = cpu_kernels.Kernel("enlarged_argmax", size, (True,), (("factor", factor),))
