@@ -25,7 +25,7 @@ EXTRAS = {  # of what may import more than the dependencies
     "benchmarks/torch_peer.py": ("oracle",),
     "benchmarks/torch_onnx.py": ("oracle", "export"),
     "benchmarks/exported.py": ("export",),
-    "tests": ("dev", "export", "oracle"),
+    "tests": ("dev", "export", "notebook", "oracle"),
 }
 FILES = sorted(
     path
