@@ -15,7 +15,7 @@ from mtl_jax.models import multi_task
 from mtl_jax.workdir import data_changes, data_record, files, lineage, trained
 
 
-def run(weights: Path, *, tasks: str = "all", data_root: str = "") -> dict[str, Any]:
+def run(weights: str | Path, *, tasks: str = "all", data_root: str = "") -> dict[str, Any]:
     """Evaluates a checkpoint.
 
     Args:

@@ -37,7 +37,7 @@ class Trained(NamedTuple):
         return {name: self.parts.tasks[name] for name in self.names}
 
 
-def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) -> Trained:
+def load(weights: str | Path, *, tasks: str = "all", data_root: str | Path | None = None) -> Trained:
     """Reads a checkpoint.
 
     Args:
@@ -50,11 +50,11 @@ def load(weights: Path, *, tasks: str = "all", data_root: Path | None = None) ->
         UserError: an unknown task.
         CheckpointError: no checkpoint at `weights`.
     """
-    path = checkpoints.find(weights.expanduser())
+    path = checkpoints.find(Path(weights).expanduser())
     record = checkpoints.read_metadata(path)
     data = {stream: splits for stage in record["stages"] for stream, splits in stage.get("data", {}).items()}
     config = as_scaled(config_lib.read_settings(config_lib.completed(record["config"])), data)
-    parts = experiment.build(config, data_root=data_root or _recorded_root(config))
+    parts = experiment.build(config, data_root=Path(data_root) if data_root else _recorded_root(config))
     names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
     variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
     stages = tuple(stage["name"] for stage in record["stages"])
