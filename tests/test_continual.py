@@ -54,7 +54,7 @@ def test_a_method_is_a_file_of_its_name_and_frozen_settings_with_defaults(name):
         ({"replay": {"selection": "bst"}}, "selection is 'bst'; expected one of random, reservoir"),
         ({"gpm": {"energy": 1.5}}, "gpm.energy is 1.5; expected at least 0 and at most 1"),
         ({"ewc": {"estimator": "guess"}}, "estimator is 'guess'; expected one of empirical, sampled, exact"),
-        ({"ewc": {}, "si": {}}, f"{WHERE}.ewc stands beside si; name one of them: they share anchors"),
+        ({"ewc": {}, "si": {}}, f"{WHERE}.ewc is combined with si; name one of them: they share anchors"),
         ({"paste": {}, "der": {}}, f"{WHERE}.der compares replayed images"),
     ],
 )

@@ -191,7 +191,7 @@ LEFT_OUT: dict[str, tuple[Write, str]] = {
     "masks": (without(colour_masks, "train/masks/b c.png"), "1 image without mask, left out"),
     "folders": (
         lambda root: (class_folders(root), (root / "train/bee/b c.png").rename(root / "train/b c.png"))[0],
-        "1 image beside the class folders, left out",
+        "1 image outside the class folders, left out",
     ),
 }
 

@@ -119,7 +119,7 @@ def test_what_is_not_read_is_counted_and_said(tmp_path):
         "files skipped: no suffix": 1,
     }
     stray, others, empty = source.reading.notes
-    assert "1 image beside the class folders" in stray
+    assert "1 image outside the class folders" in stray
     assert "4 files not read" in others
     assert "1 class without images (first: dog)" in empty
 

@@ -217,7 +217,7 @@ def test_boxes_and_masks_of_stored_pixels_turn_with_their_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (8, 4)).save(folder / "train/a.jpg", exif=exif)
-    with pytest.raises(UserError, match=r"a\.jpg: expected a size that tells .* boxes and masks .*annotated_on"):
+    with pytest.raises(UserError, match=r"a\.jpg: expected a size that shows .* boxes and masks .*annotated_on"):
         opened(tmp_path)[0]
     for annotated_on, corners in (("upright", [1, 4, 3, 8]), ("stored", [0, 2, 2, 6])):
         sample = opened(tmp_path, annotated_on=annotated_on)[0]

@@ -76,7 +76,7 @@ def test_a_second_run_does_nothing_unless_forced(tmp_path):
     convert(coco(tmp_path))
     mine = tmp_path / "open-images-mini" / "mine.txt"
     mine.touch()
-    assert convert(tmp_path).endswith("there already; --force makes it anew")
+    assert convert(tmp_path).endswith("there already; --force makes it again")
     assert mine.exists()
     convert(tmp_path, force=True)
     assert not mine.exists()

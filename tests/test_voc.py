@@ -213,7 +213,7 @@ def test_masks_of_turned_images_follow_the_dataset_where_their_size_does_not_tel
         Image.new("RGB", (3, 2)).save(tmp_path / f"mini-voc-seg/JPEGImages/{number}.png", exif=exif)
     assert mask_of(source, 1) == mask[::-1, ::-1].tolist()
     assert (
-        "whose size does not tell whether masks are of the pixels as stored or upright: taken as stored" in caplog.text
+        "whose size does not show whether masks are of the pixels as stored or upright: taken as stored" in caplog.text
     )
     assert mask_of(source, 0) == np.rot90(mask, -1).tolist()
     upright = registry.build(

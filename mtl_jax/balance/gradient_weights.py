@@ -256,7 +256,7 @@ def imtl_g_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"
     by_cosines = shortest / jnp.where(lengths > 0, lengths, 1.0) * (_pseudo_inverse(cosines) @ jnp.ones_like(lengths))
     values = jnp.linalg.eigvalsh(cosines)
     independent = values.min() > _noise(gramian) * values.max()
-    # Only the cosines show short gradients beside long ones, and only as long as all are independent.
+    # Only the cosines show short gradients next to long ones, and only as long as all are independent.
     scaled, _ = solvers.scaled(gramian)
     weights = jnp.where(independent, by_cosines, _pseudo_inverse(scaled) @ jnp.sqrt(jnp.diagonal(scaled)))
     total = weights.sum()
@@ -345,7 +345,7 @@ def config_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"
 
 
 def random_weights(tasks: int, *, key: PRNGKeyArray) -> Float[Array, "tasks"]:
-    """Weights of sum 1 drawn anew: the softmax of normal numbers.
+    """Random weights of sum 1: the softmax of normal numbers.
 
     References:
         Lin, Ye, Zhang, Tsang, "Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning",

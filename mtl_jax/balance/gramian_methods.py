@@ -87,7 +87,7 @@ def fixed(weights: Sequence[float] | None = None) -> optax.GradientTransformatio
 
 
 def random(seed: int = 0) -> optax.GradientTransformationExtraArgs:
-    """Weights the gradients by random numbers of sum 1, drawn anew at every step: the control of every comparison.
+    """Weights the gradients by random numbers of sum 1, drawn again at every step: the control of every comparison.
 
     Args:
         seed: of the key in the state.
@@ -117,7 +117,7 @@ def pcgrad(seed: int = 0) -> optax.GradientTransformationExtraArgs:
     """Removes from each task's gradient what conflicts with the others', in random order, and adds them.
 
     Args:
-        seed: of the key in the state, which draws the order of the projections anew for every task and step.
+        seed: of the key in the state, which draws the order of the projections again for every task and step.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -145,7 +145,7 @@ def gradvac(beta: float = 0.5, seed: int = 0, max_tasks: int = CAPACITY) -> opta
     Args:
         beta: share of the present cosine in the running average of each pair's, which begins at zero: the first step
             is PCGrad's.
-        seed: of the key in the state, which draws the order of the others anew for every task and step.
+        seed: of the key in the state, which draws the order of the others again for every task and step.
         max_tasks: that the state has room for.
 
     Examples:
@@ -251,7 +251,7 @@ def cagrad(c: float = 0.5) -> optax.GradientTransformationExtraArgs:
 def nash_mtl(max_norm: float = 1.0) -> optax.GradientTransformationExtraArgs:
     """Takes the bargaining solution: every task's gain, times its weight, is the same.
 
-    It is solved at every step to the end; the state keeps the residual, which tells where no solution exists.
+    It is solved at every step to the end; the state keeps the residual, which shows where no solution exists.
 
     Args:
         max_norm: longest update; a longer one is shortened to it. 0 shortens none.

@@ -162,7 +162,7 @@ def gls() -> optax.GradientTransformationExtraArgs:
 
 
 def rlw(seed: int = 0) -> optax.GradientTransformationExtraArgs:
-    """Weights the losses by random numbers of sum 1, drawn anew at every step.
+    """Weights the losses by random numbers of sum 1, drawn again at every step.
 
     Args:
         seed: of the key in the state.

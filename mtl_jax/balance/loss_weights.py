@@ -1,4 +1,4 @@
-"""Task weights from the task losses: pure functions of the losses and of what the steps before have left."""
+"""Task weights from the task losses: pure functions of the losses and of the state of earlier steps."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def least_norm_above(gramian: Float[Array, "tasks tasks"], lower: Float[Array, "
 def unit_rows(gramian: Float[Array, "tasks tasks"]) -> tuple[Float[Array, "tasks tasks"], Float[Array, " tasks"]]:
     """The Gramian of the gradients at unit length, and their lengths; zero gradients stay zero.
 
-    In these units rounding does not hide short gradients beside long ones.
+    In these units rounding does not hide short gradients next to long ones.
     """
     lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(gramian), 0.0))
     shrink = inverse(lengths)

@@ -1,4 +1,4 @@
-"""What balancing methods are made of: Optax transforms from task gradients, `[tasks, *param_shape]`, to one update."""
+"""Parts of balancing methods: Optax transforms from task gradients, `[tasks, *param_shape]`, to one update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prints what makes a shell complete commands and flags.
+"""Prints the shell script that completes commands and flags.
 
 eval "$(mtl-jax completion bash)"       in ~/.bashrc
 eval "$(mtl-jax completion zsh)"        in ~/.zshrc, after compinit

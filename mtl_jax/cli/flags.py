@@ -1,4 +1,4 @@
-"""What the commands share: flags, and how mistakes are reported.
+"""Flags that the commands share, and the report of mistakes.
 
 Flags are argparse's: it is part of Python, starts in milliseconds, and can list a command's flags for shells.
 """

@@ -1,4 +1,4 @@
-"""What a run is asked to do: sections of settings with their defaults, pages that change some, and their checks."""
+"""Configuration of a run: sections of settings with their defaults, pages that change some, and their checks."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -13,7 +13,7 @@ from typing import Any
 
 from mtl_jax.errors import UserError
 
-MAX_NUMBER = 1e9  # of a setting that is not told to take infinity
+MAX_NUMBER = 1e9  # of a setting that does not take infinity
 MAX_NAME = 64  # characters; names become parts of file names, of which every system takes 255
 # Names become folders, parameter paths, flags and columns, and all of those take these characters on every system.
 NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_-]{{0,{MAX_NAME - 1}}}")
@@ -89,7 +89,7 @@ def _described(parameter: inspect.Parameter) -> str:
 
 
 def check_class_names(where: str, names: Any) -> None:
-    """Checks that names of classes are texts that tell the classes apart.
+    """Checks that names of classes are distinct texts.
 
     Args:
         where: they are, for the error.

@@ -60,7 +60,7 @@ class ModelSettings(Section):
     head_kernel: int = setting(3, "side of the shared layers' window, odd", unit="cells", least=1, most=MAX_KERNEL)
     head_exchange: str = setting(
         "none",
-        'what tasks tell each other in the place of the head\'s last shared layer: "attention" lets every task take in '
+        'what tasks exchange in place of the head\'s last shared layer: "attention" lets every task take in '
         'the others\' features, "refinement" corrects its answers by theirs',
     )
     dropout_rate: float = setting(0.1, "before the head's last layer", least=0.0, most=0.99)

@@ -1,4 +1,4 @@
-"""What a stage asks of the stages before it: an earlier task to start from, and tasks that have a loss."""
+"""Checks of a stage against the stages before it: an earlier task to start from, and tasks that have a loss."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ KEPT = {"lwf": {"weight": 2.0}, "replay": {"batch_size": 2}}
 
 
 def share_kernels(config: Any) -> None:
-    """Gives each task batch norms above stride 8 and small patches beside the shared kernels of neck and head."""
+    """Gives each task batch norms above stride 8 and small patches on the shared kernels of neck and head."""
     config.model.update(
         {
             "norms_from": 8,

@@ -1,4 +1,4 @@
-"""Configurations as pages write them: one starts from `base()` and says what differs from the defaults."""
+"""Configurations as pages write them: start from `base()` and set what differs from the defaults."""
 
 from __future__ import annotations
 

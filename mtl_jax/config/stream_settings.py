@@ -23,7 +23,7 @@ class StreamSettings(Section):
     labels: Mapping[str, str] = setting({}, "task name -> the source's name for the label")
     labelled_classes: Mapping[str, Any] = setting(
         {},
-        "task name -> those of its classes that the dataset labels; of a task that is left out, the data tells. The "
+        "task name -> those of its classes that the dataset labels; of a task that is left out, the data decides. The "
         "others are neither background nor learnt from it",
     )
     train_parts: int = setting(1, "equal parts of the training images, of which one is trained on", least=1)

@@ -1,4 +1,4 @@
-"""Learning one task after another: what keeps the old tasks, one file a method, all of the shape of `method.Method`."""
+"""Continual-learning methods, one file each, all of the shape of `method.Method`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

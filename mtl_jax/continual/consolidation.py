@@ -1,4 +1,4 @@
-"""Consolidation: parameters are held where finished stages left them, each by how much it matters for those."""
+"""Consolidation: a quadratic penalty, weighted by importance, holds parameters near their earlier values."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Consolidation(Method):
         del tasks
         others = [name for name, method in keep.items() if isinstance(method, Consolidation) and method is not self]
         if others:
-            raise UserError(f"{where} stands beside {', '.join(others)}; name one of them: they share anchors")
+            raise UserError(f"{where} is combined with {', '.join(others)}; name one of them: they share anchors")
 
     @classmethod
     def in_stage(cls, keeps: Sequence[Keep], index: int, name: str) -> Method | None:

@@ -44,7 +44,7 @@ class DER(Method):
         del tasks
         if self.weight and "paste" in keep and keep["paste"].share:
             raise UserError(
-                f"{where} compares replayed images with the outputs that were stored for them, and paste beside it "
+                f"{where} compares replayed images with the outputs that were stored for them, and paste "
                 "changes the images; name one of them"
             )
 
@@ -126,7 +126,7 @@ def label_name(task: str) -> str:
 def distance(raw: Float[Array, "batch ..."], stored: Float[Array, "batch ..."]) -> Float[Array, ""]:
     """The mean squared distance of outputs from those stored.
 
-    With the loss on the stored labels beside it, this is DER++; alone, it is DER.
+    Together with the loss on the stored labels, this is DER++; alone, it is DER.
 
     Args:
         raw: what the head emits for the replayed images now.

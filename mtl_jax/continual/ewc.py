@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: parameters are held in proportion to the Fisher information of old tasks."""
+"""Elastic weight consolidation: the penalty on a parameter is proportional to its Fisher information for old tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choice of exemplars: which few samples of a stream stand for all of it."""
+"""Selection of exemplars: the few samples of a stream that represent it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient projection memory: later updates stay out of the space in which old tasks' features lie."""
+"""Gradient projection memory: later updates are orthogonal to the space of old tasks' features."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def require_still(
         where: the stage's settings, for the error.
 
     Raises:
-        UserError: shared parameters beside the held ones are trained, or running statistics move; it says which
+        UserError: shared parameters other than the held ones are trained, or running statistics move; it says which
             setting helps.
     """
     if not held.bases and not held.whole:

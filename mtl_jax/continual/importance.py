@@ -1,4 +1,4 @@
-"""What the importance of parameters is measured by: losses and outputs of single examples."""
+"""Losses and outputs of single examples, from which the importance of parameters is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory aware synapses: parameters are held by how much the network's outputs depend on them; no labels are needed."""
+"""Memory aware synapses: importance is the sensitivity of the outputs to a parameter; no labels are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What finished stages have left, slot by slot: empty, and on disk."""
+"""Memory of finished stages, slot by slot: empty, and on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one shape of what keeps old tasks: before a stage, in its losses, on its gradients, at every step, after it."""
+"""Base class of continual-learning methods: hooks before, in and after a stage, on losses and gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def setting(default: Any, *, least: float = 0.0, most: float = MAX_NUMBER, choic
     """A field of a method: a setting with its default and what it may be.
 
     Args:
-        default: of the setting; a dict is made anew for every method.
+        default: of the setting; a dict is made again for every method.
         least: of a number.
         most: of a number.
         choices: of a text.
@@ -72,7 +72,7 @@ class Phase(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """Images of an old stream that pass through the network beside a stage's own."""
+    """Images of an old stream that join the batches of a stage."""
 
     stream: str  # that they were taken from
     source: Source

@@ -1,4 +1,4 @@
-"""What the network makes of a stream's training images, one by one."""
+"""Features, losses and outputs of the network for a stream's training images, one by one."""
 
 from __future__ import annotations
 

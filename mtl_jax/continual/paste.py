@@ -1,4 +1,4 @@
-"""Pasted replay: objects of exemplars are laid onto new images, and nothing else has a label there."""
+"""Pasted replay: objects of exemplars are copied onto new images, where nothing else has a label."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def paste(
 
     Returns:
         The image with the objects. Masks are void but for them, and all else in it is a crowd to boxes: what the
-        image shows beside them nobody has said.
+        image shows around them is not labelled.
     """
     outlined = _objects(sample, class_names)
     if outlined is None or not outlined.any():

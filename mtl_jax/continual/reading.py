@@ -1,4 +1,4 @@
-"""From what stages name under `keep` to methods: names, types and ranges are checked, and defaults filled in."""
+"""Reads a stage's `keep` section into methods: checks names, types and ranges, and fills in defaults."""
 
 from __future__ import annotations
 

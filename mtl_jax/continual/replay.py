@@ -1,4 +1,4 @@
-"""Replay: a few exemplars of an old stream, kept as decoded samples and trained on beside the new one."""
+"""Replay: a few exemplars of an old stream, kept as decoded samples and trained on together with the new one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CANDIDATES = 2000  # training images that exemplars are chosen among; decoding m
 
 @dataclasses.dataclass(frozen=True)
 class Replay(Method):
-    """A few images of each old stream pass beside a stage's own, with their labels."""
+    """A few images of each old stream join a stage's batches, with their labels."""
 
     slot: ClassVar[str] = "replay"
     nothing: ClassVar[Mapping[str, Any]] = {}  # stream -> its buffer

@@ -1,4 +1,4 @@
-"""Synaptic intelligence: parameters are held by how much of the loss's fall each of them brought about."""
+"""Synaptic intelligence: importance is a parameter's contribution to the decrease of the loss."""
 
 from __future__ import annotations
 

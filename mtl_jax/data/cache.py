@@ -13,7 +13,7 @@ from mtl_jax.data.sources.base import Reading, Sample, Source, reading_of
 class CachedSource:
     """A source that decodes each sample once, as long as they fit; safe to read from several threads.
 
-    When the next sample would exceed the limit it is not kept, and is decoded anew each time. Kept arrays are
+    When the next sample would exceed the limit it is not kept, and is decoded again each time. Kept arrays are
     read-only.
 
     Args:

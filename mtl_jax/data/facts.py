@@ -1,4 +1,4 @@
-"""What there is to know about one sample without keeping its pixels."""
+"""Facts about one sample that are kept without its pixels."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".avif", ".avifs"),
     )
 )
-# What Windows, macOS, Linux and file servers leave in folders, beside all that begins with a dot.
+# What Windows, macOS, Linux and file servers leave in folders, besides all that begins with a dot.
 SYSTEM_NAMES = frozenset(
     (
         *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "#recycle", "@recycle"),

@@ -1,4 +1,4 @@
-"""What a survey shows: the figures of a split, what is wrong with it, and one line about it."""
+"""Findings of a survey: the figures of a split, its faults, and one line about it."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _is_missing(name: str, figures: Mapping[str, Any]) -> bool:
 
 
 def hardly_measured(figures: Mapping[str, Any], *, task: str, label: str, where: str) -> str:
-    """Returns what to say where validation images cannot tell how well a task, or a class of it, is learnt."""
+    """Returns what to say where validation images cannot show how well a task, or a class of it, is learnt."""
     of_label = figures["labels"][label]
     classes = of_label.get("classes", {})
     missing = never_shown(of_label)

@@ -19,7 +19,7 @@ from mtl_jax.data.sources.base import read_bytes, warn_once
 from mtl_jax.errors import UserError
 
 # Of Pillow's formats those that datasets come in: others run programs (EPS) or hold images of a size that their header
-# does not tell (ICO, ICNS).
+# does not give (ICO, ICNS).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 LOSSY = ("JPEG", "MPO")  # what such a file holds is near what was saved, and so may be another class
 MAX_PIXELS = 64_000_000  # decoded RGB of this size takes 192 MB; larger files are refused unread
@@ -98,7 +98,7 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     grey_bits: Callable[[], int] | None = None,
 ) -> Decoded:
-    """Like `decode_image`, but keeps the stored orientation beside the pixels."""
+    """Like `decode_image`, but returns the stored orientation with the pixels."""
     name = _name_of(file, name)
     image = _open(file, name, max_pixels)
     return Decoded(_to_rgb(image, name, grey_bits), _orientation_of(image))
@@ -111,7 +111,7 @@ def largest_level(file: Path | bytes) -> int:
             if not image.mode.startswith("I"):
                 return 0
         return int(np.asarray(_open(file, _name_of(file, None), MAX_PIXELS)).max())
-    except Exception:  # is told when the image is read
+    except Exception:  # is reported when the image is read
         return 0
 
 
@@ -259,7 +259,7 @@ def follow_image(labels: np.ndarray, image: Decoded, *, stored: bool, what: str,
       labels: of every pixel.
       image: that they belong to.
       stored: where both sizes fit, they are as stored.
-      what: they are, as the error tells it.
+      what: they are, as the error names it.
       name: of the labels' file.
 
     Raises:
@@ -303,7 +303,7 @@ def _open(file: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
             f"{name}: expected at most {max_pixels} pixels, found {image.width} x {image.height}: shrink it"
         )
     if image.format in ("JPEG", "MPO") and content.count(_SCAN) > MAX_SCANS:
-        raise UserError(f"{name}: expected at most {MAX_SCANS} scans, found {content.count(_SCAN)}: save it anew")
+        raise UserError(f"{name}: expected at most {MAX_SCANS} scans, found {content.count(_SCAN)}: save it again")
     try:
         image.load()
     except Exception as error:
@@ -320,7 +320,7 @@ def _tile_pixels(image: Image.Image) -> int | float:
 
 
 def _orientation_of(image: Image.Image) -> int:
-    """A broken EXIF block beside sound pixels counts as none."""
+    """A broken EXIF block with sound pixels counts as none."""
     if image.info.get("exif") is None and image.format in ("JPEG", "PNG"):
         return 1  # the common case, without Pillow's search through other metadata
     try:

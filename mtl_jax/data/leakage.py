@@ -82,7 +82,7 @@ def refuse(
 def find(training: Mapping[str, Source], validation: Mapping[str, Source]) -> list[Leak]:
     """Compares every validation image with the training images of all streams.
 
-    Images are the same when their files are, byte for byte; an image that was stored anew is another. Files are read
+    Images are the same when their files are, byte for byte; an image that was stored again is another. Files are read
     only where one of the same length is on the other side, which is rare. What is neither in a file nor `WithOrigins`
     is decoded, and compared by its pixels with others of its kind.
 

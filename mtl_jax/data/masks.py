@@ -15,7 +15,7 @@ def mask_dtype(class_count: int) -> type[np.uint8] | type[np.uint16]:
     """Returns the type of masks of so many classes, whose largest value is left for void.
 
     Raises:
-      UserError: there are more classes than 16 bits can tell apart.
+      UserError: there are more classes than 16 bits can hold.
     """
     if class_count > np.iinfo(np.uint16).max:
         raise UserError(f"expected at most {np.iinfo(np.uint16).max} classes of a mask, found {class_count}: join some")
@@ -23,7 +23,7 @@ def mask_dtype(class_count: int) -> type[np.uint8] | type[np.uint16]:
 
 
 def usual_void(class_count: int) -> int:
-    """Returns the value that marks void pixels in files of so many classes, unless told otherwise."""
+    """Returns the value that marks void pixels in files of so many classes, unless set otherwise."""
     return int(np.iinfo(mask_dtype(class_count)).max)
 
 
@@ -83,7 +83,7 @@ def class_indices(
       class_count: indices must be below it, or void; 0 checks nothing.
       void: values of pixels that nobody labelled; by default 255, or 65535 of more than 255 classes.
       binary: the values are 0 and 255, which stand for class 0 and class 1.
-      name: of the mask, as the error tells it.
+      name: of the mask, as the error names it.
 
     Returns:
       Class indices, `base.missing` where void: u8, or u16 of more than 255 classes.

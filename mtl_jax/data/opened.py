@@ -22,7 +22,7 @@ class Opened(NamedTuple):
     size: int  # bytes
     modified_ns: int
     changed_ns: int  # of the entry on the disk, which no program can set back
-    settled: bool  # its times tell it from every later content
+    settled: bool  # its times distinguish it from every later content
     digest: str
 
     def is_the_same(self) -> bool:

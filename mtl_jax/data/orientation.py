@@ -45,9 +45,9 @@ class Header(NamedTuple):
 
 
 class Convention(NamedTuple):
-    """How the labels of turned images are meant whose size does not tell."""
+    """How the labels of turned images are meant whose size does not decide."""
 
-    stored: bool | None  # in the stored pixels; None where neither a setting nor another image tells
+    stored: bool | None  # in the stored pixels; None where neither a setting nor another image decides
     turned: int = 0  # images that EXIF turns
     unclear: int = 0  # of these: both readings fit
     notes: tuple[str, ...] = ()
@@ -60,12 +60,12 @@ class Convention(NamedTuple):
             what: its labels, as the error names them.
 
         Raises:
-            UserError: nothing tells.
+            UserError: nothing decides.
         """
         if self.stored is None:
             among = f" and in none of the dataset's {self.turned} turned images" if self.turned else ""
             raise UserError(
-                f"{name}: expected a size that tells whether {what} are of the pixels as stored or turned upright as "
+                f"{name}: expected a size that shows whether {what} are of the pixels as stored or turned upright as "
                 f"EXIF asks, found none here{among}: set "
                 "annotated_on to stored or upright (an option of the stream, and of mtl-jax train, inspect and convert)"
             )
@@ -99,7 +99,7 @@ def is_stored(header: Header, annotated: tuple[int, int]) -> bool | None:
 def judge(
     images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annotated_on: str, what: str, where: object
 ) -> Convention:
-    """Judges by the images whose size tells how those are meant whose size does not.
+    """Judges by the images whose size decides how the others are meant.
 
     Args:
         images: name, header, and the size (width, height) that the labels were made for, None where unknown.
@@ -120,7 +120,7 @@ def judge(
     notes: list[str] = []
     if unclear and annotated_on == "auto":
         notes.append(
-            f"{where}: EXIF turns {counted(len(unclear), 'images')} (first: {unclear[0]}) whose size does not tell "
+            f"{where}: EXIF turns {counted(len(unclear), 'images')} (first: {unclear[0]}) whose size does not show "
             f"whether {what} are of the pixels as stored or upright: taken {reading}, like "
             f"{max(len(stored), len(upright))} whose size does; set annotated_on to stored or upright (an option of "
             "the stream, and of mtl-jax train, inspect and convert) to decide."

@@ -1,4 +1,4 @@
-"""What a network gets right and wrong on validation images, image by image and class by class."""
+"""Errors on validation images, image by image and class by class."""
 
 from __future__ import annotations
 

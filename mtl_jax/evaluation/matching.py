@@ -1,4 +1,4 @@
-"""Which of a network's detections and tags are right."""
+"""Matching of detections and tags with labels."""
 
 from __future__ import annotations
 

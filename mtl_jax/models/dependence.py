@@ -1,4 +1,4 @@
-"""Whose outputs depend on which parameters: what a network really shares, read from its computation."""
+"""Dependence of task outputs on parameters, read from the computation: which parameters are shared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtl_jax.models.patterns import path_of
 from mtl_jax.models.sharing.wiring import Network
 
 T = TypeVar("T")
-SHARED, UNREAD = "shared", "unread"  # names of owners beside those of tasks, which no task may have
+SHARED, UNREAD = "shared", "unread"  # names of owners besides those of tasks, which no task may have
 
 
 def params_by_owner(model: Network) -> dict[str, int]:

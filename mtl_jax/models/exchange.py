@@ -1,4 +1,4 @@
-"""What tasks tell each other in the head's last layers: features, or their answers."""
+"""Exchange between tasks in the head's last layers: of features, or of outputs."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class CrossTaskAttention(nn.Module):
         attended = {}
         for name in asked:
             gate = jax.nn.sigmoid(self._dense(f"gate_{name}")(own[name]))
-            told = [self._dense(f"message_{other}_to_{name}")(own[other]) for other in names if other != name]
-            attended[name] = own[name] + gate * sum(told) if told else own[name]
+            messages = [self._dense(f"message_{other}_to_{name}")(own[other]) for other in names if other != name]
+            attended[name] = own[name] + gate * sum(messages) if messages else own[name]
         return attended
 
     def _dense(self, name: str) -> Dense:
@@ -61,6 +61,6 @@ class Refinement(nn.Module):
         """Returns the corrected answer."""
         if not others:
             return raw
-        told = jnp.concatenate([jax.lax.stop_gradient(other) for other in others.values()], axis=-1)
+        outputs = jnp.concatenate([jax.lax.stop_gradient(other) for other in others.values()], axis=-1)
         correct = Dense(self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name="correct")
-        return raw + correct(jnp.tanh(told))
+        return raw + correct(jnp.tanh(outputs))

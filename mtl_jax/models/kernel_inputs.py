@@ -1,4 +1,4 @@
-"""What the kernels of a network read: patches of their inputs, in the order of the kernel's rows, and their moments."""
+"""Inputs of kernels as patches, in the order of the kernel's rows, and their second moments."""
 
 from __future__ import annotations
 

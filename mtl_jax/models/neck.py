@@ -1,4 +1,4 @@
-"""Between backbone and head: the levels of features, all of one width, that the head reads."""
+"""Neck: brings backbone features to the levels of one width that the head reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters are one task's own, and which are shared."""
+"""Ownership of parameters: private to one task, or shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each task adds of its own to kernels that all tasks share: zero at first."""
+"""Low-rank patches that each task adds to shared kernels; zero at first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_PATCHES = Patches()
 
 
 def patch_name(task: str) -> str:
-    """Returns the name of a task's patch, beside the kernel that it is added to."""
+    """Returns the name of a task's patch, next to the kernel that it is added to."""
     return f"patch_{task}"
 
 

@@ -47,13 +47,13 @@ def _is_patch(names: Sequence[str]) -> bool:
 
 
 def _is_kernel(names: Sequence[str]) -> bool:
-    """Whether it is a kernel that is no patch and no task's slice of the head, or a bias beside one."""
+    """Whether it is a kernel that is no patch and no task's slice of the head, or a bias next to one."""
     below_head = names[names.index("head") + 1 :] if "head" in names else ()
     shared = not below_head or below_head[0].startswith(HEAD_LAYERS)
     return shared and not _is_norm(names) and not _is_patch(names)
 
 
-HEAD_LAYERS = ("conv_", "attention")  # beside norms, patches and the tasks' slices
+HEAD_LAYERS = ("conv_", "attention")  # besides norms, patches and the tasks' slices
 KINDS = {"kernels": _is_kernel, "norms": _is_norm, "patches": _is_patch}
 
 

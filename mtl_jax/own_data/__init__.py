@@ -1,1 +1,1 @@
-"""Folders and files of one's own: what is in them, what to train on it, and the page that says so."""
+"""Training on the user's own folders and files: their content, the choice of settings, the page that follows."""

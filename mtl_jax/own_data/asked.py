@@ -1,4 +1,4 @@
-"""What a command line asks to learn: `masks=photos/masks boxes.people=labels.json`."""
+"""Parses the datasets of a command line: `masks=photos/masks boxes.people=labels.json`."""
 
 from __future__ import annotations
 

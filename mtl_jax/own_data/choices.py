@@ -1,4 +1,4 @@
-"""What to train a dataset at: sizes, batches, lengths, augmentation, a detector's strides."""
+"""Choice of training settings for a dataset: sizes, batches, lengths, augmentation, a detector's strides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One's own data to look at: a self-contained HTML page of images with their labels drawn in, counts and suspicions."""
+"""Contact sheet: a self-contained HTML page of images with their labels drawn in, counts and suspected faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a dataset, as far as sizes and lengths are chosen by it."""
+"""Summary of a dataset, as far as sizes and lengths are chosen by it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Found:
         classes: names, in the order of the labels; empty for numbers and depths.
         train: training images.
         val: validation images.
-        splits: how they were told apart.
+        splits: how they were divided.
         sizes: width and height of every training image, px.
         counts: of a class among the training labels: boxes, images, or pixels of those looked at.
         box_shares: side of each training box, the root of its area, as a share of its image's longer side.

@@ -1,4 +1,4 @@
-"""A close look at one's own data: every image once, and what seems wrong with it."""
+"""Inspection of the user's data: reads every image once and lists what seems wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast this machine trains, measured in a moment: by products of matrices, which training consists of."""
+"""Speed of this machine, estimated from the time of a matrix product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration page of a run on one's own data, as text: what was found and chosen, to be edited."""
+"""Writes the configuration page of a run on the user's own data, to be edited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was found and chosen, as a table for people."""
+"""Table of what was found and chosen."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a person looks at: the report of a run, comparisons, pictures."""
+"""Reports: of a run, of comparisons, and pictures."""

@@ -1,4 +1,4 @@
-"""The bare HTML of a report: style sheet, tables, figures. Every function escapes the texts it is given."""
+"""HTML of a report: style sheet, tables, figures. Every function escapes the texts it is given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's sections on validation images: predictions beside the labels, the worst ones, and figures by class."""
+"""The report's sections on validation images: predictions next to labels, the worst ones, and figures by class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of what the network predicts, beside the labels in a report, and over the whole image for a user."""
+"""Pictures of predictions: next to the labels in a report, and over the whole image for a user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The beginning of a report: in words, what was learnt, what was kept, against what, and at what cost."""
+"""The report's summary in words: what was learnt, what was kept, compared with what, and at what cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of glibc's allocator: what a step frees stays in the process, for the next step."""
+"""Settings of glibc's allocator: memory that a step frees stays in the process for the next step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KEPT_BYTES = 8 * 2**30  # of freed memory that the heap holds on to: more than a
 GROWTH_BYTES = 64 * 2**20  # by which the heap grows
 # A heap for every few threads, glibc's default, held twice what was in use, and grew with every checkpoint; one takes
 # no longer. Large arrays come from that heap (mmap_max=0), which keeps what is freed: otherwise every step maps them
-# anew, and the kernel zeroes them again, 100,000 page faults a step.
+# once more, and the kernel zeroes them again, 100,000 page faults a step.
 TUNABLES = (
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
     f"glibc.malloc.trim_threshold={KEPT_BYTES}:glibc.malloc.top_pad={GROWTH_BYTES}"
@@ -18,7 +18,7 @@ TUNABLES = (
 
 
 def tune() -> None:
-    """Starts this program anew with these settings of glibc; does nothing where there is no glibc.
+    """Re-executes this program with these glibc tunables; does nothing where there is no glibc.
 
     glibc reads its settings once, before Python runs, so the process replaces itself by the same command. Call it
     first thing in a program, never in a library. GLIBC_TUNABLES in the environment, whatever it says, is left alone.

@@ -42,7 +42,7 @@ def enable_cache(folder: Path | None = None) -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / ".writable").touch()
     except OSError as error:
-        log.warning("No compilation cache in %s (%s): every start compiles anew", folder, error.strerror)
+        log.warning("No compilation cache in %s (%s): every start compiles again", folder, error.strerror)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)

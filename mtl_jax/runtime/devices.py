@@ -1,4 +1,4 @@
-"""Where arrays live: batches are split over all devices of all processes, everything else is on each of them."""
+"""Placement of arrays: batches are split over all devices of all processes, everything else is replicated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def join(coordinator: str = "", *, process_count: int = 0, process_id: int = -1)
     """Joins the other processes of a run, before anything else asks JAX for a device.
 
     Args:
-        coordinator: host:port of process 0, where SLURM, Open MPI or a cloud does not tell JAX.
+        coordinator: host:port of process 0, where SLURM, Open MPI or a cloud does not provide it to JAX.
         process_count: of the run; needed with `coordinator`.
         process_id: of this process, 0 to process_count - 1; needed with `coordinator`.
 
@@ -115,7 +115,7 @@ def _sharding(spec: PartitionSpec) -> Any:
 def peak_memory_mb() -> float | None:
     """Returns the most memory, in MB, that this process has held: of the first accelerator, or else of the machine.
 
-    A resumed run tells of the process that ended it. None where neither can be asked.
+    A resumed run reports the process that ended it. None where neither can be asked.
     """
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:

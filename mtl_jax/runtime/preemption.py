@@ -1,4 +1,4 @@
-"""A machine that takes itself back says so with SIGTERM: the run saves what it has and ends with status 0."""
+"""Preemption: on SIGTERM the run saves its state and ends with status 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-SAVED = "stopped by SIGTERM, with everything saved; the same command goes on from here"
+SAVED = "stopped by SIGTERM, with everything saved; the same command resumes from here"
 
 
 class Preempted(Exception):
@@ -102,7 +102,7 @@ class Preemption:
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Python tells the thread of signals that have a handler only."""
+    """Python wakes the thread only for signals that have a handler."""
 
 
 def _leave() -> None:

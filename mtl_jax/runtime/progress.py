@@ -86,7 +86,7 @@ class StageProgress:
             self._losses.clear()
 
     def after_pause(self) -> None:
-        """Measures the speed anew: call it after an evaluation or a save, which are not training."""
+        """Restarts the measurement of speed: call it after an evaluation or a save, which are not training."""
         self._recent.clear()
 
     def note(self, text: str) -> None:

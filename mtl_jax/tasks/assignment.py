@@ -1,4 +1,4 @@
-"""Which cell of the head's grid learns which box: SimOTA over the cells near each box's centre."""
+"""Assignment of boxes to cells of the head's grid: SimOTA over the cells near each box's centre."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task that answers for a whole image writes into its picture."""
+"""Captions of pictures: lines of tasks with one output for the whole image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a student loses that answers otherwise than its teacher, where the answers are classes."""
+"""Distillation losses between class distributions of student and teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every stage planned from shapes alone, so that a mistake in the last is told before the first."""
+"""Dry run: every stage is planned from shapes alone, so that a mistake in the last is reported before the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes that a dataset does not label, filled in by the average of the network in training."""
+"""Pseudo-labels: classes that a dataset does not label, filled in by the average of the network in training."""
 
 from __future__ import annotations
 

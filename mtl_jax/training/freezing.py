@@ -1,4 +1,4 @@
-"""Which parameters a stage leaves as they are, and when: patterns with epochs, such as {"backbone": (0, 5)}."""
+"""Frozen parameters of a stage, and when: patterns with epochs, such as {"backbone": (0, 5)}."""
 
 from __future__ import annotations
 

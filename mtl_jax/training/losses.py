@@ -1,4 +1,4 @@
-"""The losses that a stage sums: of every stream's labels, and of what holds the network to what it knew."""
+"""Losses of a stage: of every stream's labels, and the terms of continual-learning methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft sharing: a network for each task, and parameters that draw their counterparts in the other networks near."""
+"""Soft sharing: a network for each task, and a penalty on the distance between corresponding parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stage as the methods that keep old tasks see it (`continual.method.StageView`)."""
+"""View of a stage for continual-learning methods (`continual.method.StageView`)."""
 
 from __future__ import annotations
 

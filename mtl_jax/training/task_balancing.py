@@ -1,4 +1,4 @@
-"""How a stage's settings balance its tasks: the method, and how often a step goes back through the network."""
+"""Balancing of a stage's tasks: the method, and the cheapest backward pass that it needs."""
 
 from __future__ import annotations
 

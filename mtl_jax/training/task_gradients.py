@@ -1,4 +1,4 @@
-"""From a batch to one gradient: how often to go back through the network, and where the tasks' gradients meet."""
+"""Task gradients of a batch, combined into one: number of backward passes, and the space in which they are balanced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a stage's tasks that a batch does not label: three ways to one result (`update` of a stage)."""
+"""Treatment of tasks that a batch does not label: three ways to one result (`update` of a stage)."""
 
 from __future__ import annotations
 

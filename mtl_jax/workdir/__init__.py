@@ -1,1 +1,1 @@
-"""What a run leaves in its work directory."""
+"""Files of a work directory."""

@@ -1,4 +1,4 @@
-"""Whether a configuration goes on with stages that were trained with another: what they depend on must be equal."""
+"""Compatibility of a configuration with stages trained by another: all that they depend on must be equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a run's data is other than when its stages were trained and measured."""
+"""Changes of a run's data since its stages were trained and measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened in a run: `metrics.jsonl`, one JSON object per line, and the same to trackers, such as TensorBoard."""
+"""Metrics log: `metrics.jsonl`, one JSON object per line, and the same to trackers, such as TensorBoard."""
 
 from __future__ import annotations
 

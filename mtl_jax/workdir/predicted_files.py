@@ -1,4 +1,4 @@
-"""The files that predictions become: their names, how they are written, and how they are known again."""
+"""Files of predictions: their names, how they are written, and how they are recognised."""
 
 from __future__ import annotations
 

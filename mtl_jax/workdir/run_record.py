@@ -1,4 +1,4 @@
-"""Who a work directory belongs to: `config.json`, and the refusal to mix two experiments in one place."""
+"""Record of a run: `config.json`, and the refusal to mix two experiments in one work directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the figures of a run go beside `metrics.jsonl`: event files for TensorBoard, Weights & Biases, MLflow."""
+"""Trackers that receive a run's metrics in addition to `metrics.jsonl`: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 

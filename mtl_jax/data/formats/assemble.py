@@ -1,4 +1,4 @@
-"""From what a format's reader found to a dataset: images are found, objects brought to upright pixels and cleaned."""
+"""Assembles a dataset from a format's entries: finds images, brings objects to upright pixels and cleans them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtl_jax.data.orientation import Header
 from mtl_jax.data.sources.base import Reading, counted
 from mtl_jax.errors import UserError
 
-# Within what is counted: what is to be told, as labels were lost or read otherwise than they stand.
+# Within what is counted: what is to be reported, as labels were lost or read otherwise than they stand.
 ODD = (
     *("dropped", "left out", "not read", "without image", "without the image", "another order", "contradiction"),
     *("called object", "clipped", "without annotation"),
@@ -44,7 +44,7 @@ def assemble(name: str, place: Place, found: Found, *, kind: str | None = None, 
         annotated_on: one of `orientation.ANNOTATED_ON`.
 
     Raises:
-        UserError: no image is there, one has another size than its labels, or nothing tells how EXIF turns them.
+        UserError: no image is there, one has another size than its labels, or nothing decides how EXIF turns them.
     """
     located = _merge(_locate(place, found), found)
     _complete([each.entry for each in located], found)
@@ -194,7 +194,7 @@ def _is_stored(each: _Located, convention: orientation.Convention) -> bool:
     """Whether the labels of an image are of its stored pixels.
 
     Raises:
-        UserError: they are of another size than the image, or nothing tells.
+        UserError: they are of another size than the image, or nothing decides.
     """
     entry, header = each.entry, each.header
     size = _annotated_size(each) if header.is_turned else entry.size

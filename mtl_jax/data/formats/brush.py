@@ -37,7 +37,7 @@ def alpha_of(packed: bytes, size: tuple[int, int], where: str) -> UInt8[np.ndarr
     Args:
         packed: bytes of the file.
         size: width and height of the image, px.
-        where: file and place, as the error tells them.
+        where: file and place, as the error names them.
 
     Raises:
         UserError: the bytes end too early or are of another size.

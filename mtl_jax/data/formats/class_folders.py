@@ -17,7 +17,7 @@ def is_class_folders(place: Place) -> bool:
 
 
 def read(place: Place, kind: str | None) -> Found:
-    """Reads the classes that folders name; images beside the folders have none and are left out."""
+    """Reads the classes that folders name; images outside the folders have none and are left out."""
     del kind
     classes = {image: _class(image, place) for image in place.below_images}
     folders = tuple(sorted({name for name in classes.values() if name}))
@@ -28,7 +28,7 @@ def read(place: Place, kind: str | None) -> Found:
         if name
     ]
     found = Found(entries, tag_names=tuple(names.values()))
-    found.counts["images beside the class folders, left out"] = len(classes) - len(entries)
+    found.counts["images outside the class folders, left out"] = len(classes) - len(entries)
     return found
 
 

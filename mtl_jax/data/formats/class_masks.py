@@ -53,7 +53,7 @@ def _parts(place: Place) -> Parts:
         file.parent for file in set(files) - set(binary)
     }
     others = set(files) - set(binary)
-    if binary and not others:  # masks alone, beside the folder of the images
+    if binary and not others:  # masks alone, next to the folder of the images
         others = {path for path in walk(place.images_root or place.root.parent) if is_image(path)} - set(files)
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for image in sorted(others):

@@ -99,7 +99,7 @@ class Cleaner:
             drawn: its objects, in pixels.
             header: of the image.
             stored: they are of the pixels as stored.
-            where: file and place of the objects, as errors tell them.
+            where: file and place of the objects, as errors name them.
 
         Raises:
             UserError: an outline is longer or run lengths are of another size than any of this image.

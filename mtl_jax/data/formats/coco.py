@@ -18,7 +18,7 @@ from mtl_jax.data.sources import coco_file
 from mtl_jax.errors import UserError
 
 SECTIONS = ("images", "annotations", "categories")
-MAIN = "instances"  # what COCO's own files of objects begin with, beside those of captions and keypoints
+MAIN = "instances"  # what COCO's own files of objects begin with, as opposed to those of captions and keypoints
 
 
 def is_coco(place: Place) -> bool:
@@ -124,7 +124,7 @@ def _runs(found: Mapping[str, Any], size: tuple[int, int], where: str) -> Runs:
 
 
 def write(dataset: Dataset, out: Out) -> None:
-    """Writes annotations/instances_{split}.json beside the folder of each split's images."""
+    """Writes annotations/instances_{split}.json next to the folder of each split's images."""
     names = object_names(dataset)
     categories = [{"id": index, "name": name} for index, name in enumerate(names, 1)]
     for split, records in by_split(dataset):

@@ -1,4 +1,4 @@
-"""What a format's reader returns, before images are found and objects are cleaned."""
+"""Entries: the output of a format's reader, before images are found and objects are cleaned."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Entry:
 
     Attributes:
         image: the file, or a name to look for.
-        where: file and place that name it, as errors tell them.
+        where: file and place that name it, as errors name them.
         near: folder of that file; None for the dataset's.
         other_name: of the image, where that is not found.
         size: width and height that the labels were made for, px; None where the file does not say.
@@ -76,7 +76,7 @@ class Found:
         tag_names: of the classes and tags of whole images, likewise.
         tags_are_complete: a tag that an image with tags does not list is false, not unknown.
         mask_names: of the values of masks, from 0.
-        counts: by name, to be told.
+        counts: by name, to be reported.
         notes: warnings.
     """
 

@@ -114,7 +114,7 @@ def _runs(packed: Any, corner: tuple[float, float], size: tuple[int, int], where
 
 
 def write(dataset: Dataset, out: Out) -> None:
-    """Writes a JSON file beside each image, in a folder for each split; crowds are left out."""
+    """Writes a JSON file next to each image, in a folder for each split; crowds are left out."""
     for split, records in by_split(dataset):
         for record in records:
             image = out.put_image(record, split or ".")

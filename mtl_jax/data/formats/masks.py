@@ -1,4 +1,4 @@
-"""Masks in files of their own, beside images of the same name: class numbers, or colours with a palette's file."""
+"""Masks in separate files, next to images of the same name: class numbers, or colours with a palette's file."""
 
 from __future__ import annotations
 

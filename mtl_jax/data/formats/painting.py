@@ -21,7 +21,7 @@ def check_runs(counts: Sequence[int], size: tuple[int, int], where: str) -> Runs
     Args:
         counts: lengths down the columns, the first one outside of the object.
         size: width and height, px.
-        where: file and place, as the error tells them.
+        where: file and place, as the error names them.
 
     Raises:
         UserError: they do not.

@@ -18,7 +18,7 @@ from mtl_jax.data.formats.place import Place
 from mtl_jax.data.images import FORMATS, LOSSY, MAX_PIXELS
 from mtl_jax.data.masks import present
 
-SAMPLED = 3  # files of a folder, to tell what they are
+SAMPLED = 3  # files of a folder, to recognise what they are
 FEW = 64  # colours or levels: a photograph has more, a mask seldom
 MAP_WORDS = ("mask", "label", "seg", "gt", "annot", "depth", "truth", "disparity")
 IMAGE_WORDS = ("image", "img", "photo", "rgb", "picture", "jpeg")
@@ -62,7 +62,7 @@ def pairs_of(place: Place, *, depth: bool) -> list[Pair]:
     """Returns each image with its mask, or with its depth.
 
     Args:
-        place: of the dataset; where its path holds maps alone, images are looked for beside it.
+        place: of the dataset; where its path holds maps alone, images are looked for next to it.
         depth: maps of many levels are looked for, instead of masks of few values.
     """
     groups = groups_of(place.below_images)
@@ -154,7 +154,7 @@ def _look(file: Path) -> Look | None:
             if image.width * image.height > MAX_PIXELS:
                 return None
             pixels = np.asarray(image if grey else image.convert("RGB"))
-    except Exception:  # is told when the file is read
+    except Exception:  # is reported when the file is read
         return None
     values = pixels.astype(np.int64) if pixels.ndim == 2 else pixels.astype(np.int64) @ (65536, 256, 1)
     found = present(values)

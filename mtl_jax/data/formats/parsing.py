@@ -26,7 +26,7 @@ def coordinate(value: Any, where: str) -> float:
 
     Args:
         value: a number, or text that is one.
-        where: file and place, as the error tells them.
+        where: file and place, as the error names them.
 
     Raises:
         UserError: it is no number.

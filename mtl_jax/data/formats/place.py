@@ -18,7 +18,7 @@ from mtl_jax.data.formats.parsing import header_of, lines_of, read_xml
 from mtl_jax.data.sources.base import read_json
 from mtl_jax.errors import UserError
 
-LOOKED_AT = 8  # files of a kind, to tell the format by
+LOOKED_AT = 8  # files of a kind, to recognise the format by
 
 
 class Place:
@@ -105,7 +105,7 @@ class Place:
         return self._json[file]
 
     def first_json(self) -> Iterator[Any]:
-        """Yields the content of the first JSON files that can be read, to tell their format; see `broken`."""
+        """Yields the content of the first JSON files that can be read, to recognise their format; see `broken`."""
         yield from self._first(self.by_suffix(".json"), self.json)
 
     def first_xml(self) -> Iterator[ElementTree.Element]:
@@ -156,7 +156,7 @@ class Finder:
             near: the folder of the file.
         """
         found = self._find(name, near)
-        if found is None and self._above is not None:  # a file of labels beside the folder of its images
+        if found is None and self._above is not None:  # a file of labels next to the folder of its images
             above, self._above = self._above, None
             self._add([path for path in walk(above) if is_image(path)])
             found = self._find(name, near)

@@ -15,7 +15,7 @@ VAL_SHARE = 0.2  # of the images
 def of_split(
     dataset: Dataset, split: str, *, val_share: float = VAL_SHARE
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    """Returns the images of a split, and what is to be told about how they were chosen.
+    """Returns the images of a split, and what is to be reported about how they were chosen.
 
     Args:
         dataset: with splits of its own, or without.

@@ -1,4 +1,4 @@
-"""The formats of labels, by name, each told by the content of its files."""
+"""The formats of labels, by name, each recognised by the content of its files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mtl_jax.errors import UserError
 class Format(NamedTuple):
     """How labels are kept."""
 
-    looked_for: str  # what tells it, as the refusal names it
+    looked_for: str  # what identifies it, as the refusal names it
     kinds: tuple[str, ...]  # of label that can be read of it
     written: tuple[str, ...]  # of label that can be written
     matches: Callable[[Place], bool]
@@ -166,7 +166,7 @@ FORMATS: dict[str, Format] = {
 
 
 def detect(path: str | Path, *, kind: str | None = None) -> str:
-    """Returns the format of a folder or file, told by its content.
+    """Returns the format of a folder or file, recognised by its content.
 
     Args:
         path: the folder or file; "table.csv:column" names a column.
@@ -191,7 +191,7 @@ def read(
     Args:
         path: the folder or file; "table.csv:column" names a column.
         kind: of label that is wanted, a key of `LABELS`; None takes whatever is there.
-        format: a key of `FORMATS`, or "auto" to tell it by content.
+        format: a key of `FORMATS`, or "auto" to recognise it by content.
         images: the folder of the images, where they lie apart from the labels.
         annotated_on: labels of images that EXIF turns are of the "upright" or the "stored" pixels; "auto" follows the
             sizes in the files.

@@ -17,7 +17,7 @@ from mtl_jax.data.formats.records import Dataset, Record, tags_of
 from mtl_jax.data.formats.writing import Out, by_split, number, simple
 from mtl_jax.errors import UserError
 
-PROJECT = "_via_img_metadata"  # of a whole project, beside its settings
+PROJECT = "_via_img_metadata"  # of a whole project, with its settings
 CLASS_KEYS = ("label", "class", "name", "type", "category", "object")  # of the attributes; else the first
 ONLY_CLASS = "object"  # of regions without attributes
 NOT_READ = ("point", "polyline", "line")

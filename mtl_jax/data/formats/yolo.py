@@ -146,7 +146,7 @@ def _named_images(place: Place, description: tuple[Path, dict[str, Any]]) -> tup
 
 
 def _folder(named: str, bases: Sequence[Path]) -> Path | None:
-    """Exporters write "../train/images" for what lies beside the YAML file."""
+    """Exporters write "../train/images" for what lies next to the YAML file."""
     plain = named.replace("\\", "/")
     spellings = (plain, plain.removeprefix("../"), "/".join(Path(plain).parts[-2:]))
     try:
@@ -166,16 +166,16 @@ def _listed(file: Path, place: Place) -> Iterator[Path]:
 
 
 def _labels_of(image: Path, labels: set[Path], by_stem: dict[str, list[Path]]) -> Path | None:
-    """The label file of an image: below "labels" in place of "images", beside it, or the only one of its name."""
+    """The label file of an image: below "labels" in place of "images", next to it, or the only one of its name."""
     parts = list(image.parts)
     swapped = [i for i, part in enumerate(parts[:-1]) if part.lower() == "images"]
     if swapped:
         file = Path(*parts[: swapped[-1]], "labels", *parts[swapped[-1] + 1 :]).with_suffix(".txt")
         if file in labels or file.is_file():  # images may lie elsewhere, as the YAML file says
             return file
-    beside = image.with_suffix(".txt")
-    if beside in labels:
-        return beside
+    same_folder = image.with_suffix(".txt")
+    if same_folder in labels:
+        return same_folder
     same = by_stem.get(_key(image.stem), [])
     return same[0] if len(same) == 1 else None
 

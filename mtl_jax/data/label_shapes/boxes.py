@@ -78,7 +78,7 @@ class Boxes(LabelShape):
         return outlined
 
     def alone(self, fields: Fields, there: Bool[np.ndarray, "height width"]) -> Fields:
-        """Adds a crowd over the whole image: what it shows beside the objects nobody has said."""
+        """Adds a crowd over the whole image: what it shows besides the objects is not labelled."""
         height, width = there.shape
         rest = {
             "boxes_xyxy": np.array([[0, 0, width, height]], np.float32),

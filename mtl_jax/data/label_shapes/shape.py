@@ -86,7 +86,7 @@ class LabelShape:
         return None
 
     def alone(self, fields: Fields, there: Bool[np.ndarray, "height width"]) -> Fields:
-        """Returns a label without what it says of pixels beside those."""
+        """Returns a label restricted to those pixels."""
         del there
         return fields
 

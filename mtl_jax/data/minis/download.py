@@ -155,7 +155,7 @@ def _fetch(url: str, part: Path, *, timeout_s: float, on_bytes: OnBytes, other_m
             part.unlink(missing_ok=True)
             raise _Interrupted("the server sent another part of the file than the one asked for")
         received = offset if resumed else 0  # status 200: the server ignores Range and starts over
-        total = None if response.length is None else received + response.length  # None: not told, or no number
+        total = None if response.length is None else received + response.length  # None: not given, or no number
         with disk_errors(part), open(part, "ab" if resumed else "wb") as file:
             _check_room(part, (total or 0) - received)
             while chunk := _read(response):

@@ -41,7 +41,7 @@ def convert(data_root: Path, *, force: bool = False) -> str:
 
     Args:
         data_root: the folder that holds the sets.
-        force: makes the set anew if it is there.
+        force: makes the set again if it is there.
 
     Returns:
         What was done, in one line.
@@ -51,7 +51,7 @@ def convert(data_root: Path, *, force: bool = False) -> str:
     """
     target, coco = data_root / FOLDER, data_root / SETS["coco"].folder
     if target.exists() and not force:
-        return f"{target}: there already; --force makes it anew"
+        return f"{target}: there already; --force makes it again"
     contents = {split: read(coco / "annotations" / f"instances_{split}.json") for split in SPLITS}
     with disk_errors(target), alone(data_root), staging(target) as folder:
         try:
@@ -59,7 +59,9 @@ def convert(data_root: Path, *, force: bool = False) -> str:
             _write_table(folder / CLASSES[0], (), names)
             images = [_write_split(folder, split, contents[split], coco / split) for split in SPLITS]
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise UserError(f"{coco}: expected the mini set of COCO, found a fault in {error}: make it anew") from error
+            raise UserError(
+                f"{coco}: expected the mini set of COCO, found a fault in {error}: make it again"
+            ) from error
     return f"{target}: laid out from {coco.name} ({sum(images)} images)"
 
 

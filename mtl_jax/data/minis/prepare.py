@@ -17,7 +17,7 @@ from mtl_jax.data.minis.open_images_mini import convert
 from mtl_jax.data.minis.staging import alone, staging
 from mtl_jax.errors import UserError
 
-DOWNLOADS = "downloads"  # folder beside the sets; archives stay there, so that a repair needs no network
+DOWNLOADS = "downloads"  # folder next to the sets; archives stay there, so that a repair needs no network
 CONVERTED: dict[str, Callable[..., str]] = {"open-images": convert}  # sets that are made of others on the disk
 CONNECTIONS = 4  # at once, for the set whose images are fetched one by one
 

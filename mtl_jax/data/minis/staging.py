@@ -30,7 +30,7 @@ def alone(data_root: Path) -> Iterator[None]:
                 f"{data_root}: expected no other preparation here, found one running: wait until it has ended"
             ) from error
         except OSError:
-            pass  # some network file systems cannot lock a folder: go on unguarded
+            pass  # some network file systems cannot lock a folder: continue unguarded
         yield
     finally:
         os.close(descriptor)

@@ -16,7 +16,7 @@ from mtl_jax.data import opened
 from mtl_jax.errors import UserError
 
 VOID = 255  # of a mask: pixels that nobody labelled; PASCAL VOC's convention
-WHOLE_FIELDS = ("labelled",)  # of the whole image, beside a label: which classes somebody has looked for
+WHOLE_FIELDS = ("labelled",)  # of the whole image, in addition to a label: which classes somebody has looked for
 SPLITS = ("train", "val")
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ def missing(pixels: np.ndarray) -> int | float:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a source found in its files beside the samples: what it merged, changed or left out, and what looks wrong.
+    """What a source found in its files besides the samples: what it merged, changed or left out, and what looks wrong.
 
     Attributes:
-        counts: by name, in the order in which they are told, such as {"images": 240, "boxes": 793,
+        counts: by name, in the order in which they are reported, such as {"images": 240, "boxes": 793,
             "boxes dropped: degenerate": 2, "files skipped: .txt": 1}.
         notes: warnings, each a whole sentence that names the first example and what to do.
     """
@@ -83,14 +83,14 @@ class Source(Protocol):
 
 
 def reading_of(source: object) -> Reading:
-    """Returns what a source found on reading, for the caller to tell; nothing where it does not say."""
+    """Returns what a source found on reading, for the caller to report; nothing where it does not say."""
     reading = getattr(source, "reading", None) or Reading()
     _told.update(reading.notes)
     return reading
 
 
 def warn_once(message: str) -> None:
-    """Logs a warning once, however often a run opens the dataset, unless `reading_of` gave it to somebody to tell."""
+    """Logs a warning once, however often a run opens the dataset, unless `reading_of` gave it to somebody to report."""
     if message not in _told:
         _told.add(message)
         log.warning(message)

@@ -1,4 +1,4 @@
-"""Boxes in the COCO format: annotations/instances_{split}.json beside the folder of its images."""
+"""Boxes in the COCO format: annotations/instances_{split}.json next to the folder of its images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CocoDetection:
         images_with: category names; only images that show one of them are kept. Empty keeps all.
         images_without: category names; images that show one of them are left out.
         annotated_on: boxes of images that EXIF turns count in the "upright" or the "stored" pixels where the size in
-            the file does not tell; "auto" follows those where it does.
+            the file does not decide; "auto" follows those where it does.
         grey_bits: of the levels of greyscale images in 16-bit files; 0 takes the fewest of 10, 12, 14 and 16 that hold
             those of all training images.
 
@@ -164,7 +164,7 @@ class CocoDetection:
         """Whether the boxes of an image count in its stored pixels.
 
         Raises:
-            UserError: they are of another size than the image, or nothing tells.
+            UserError: they are of another size than the image, or nothing decides.
         """
         header = image.header
         if annotated not in (header.upright_size, (header.width, header.height)):
@@ -191,7 +191,7 @@ class CocoDetection:
             try:
                 header = read_header(self.image_origin(index))
             except UserError:
-                continue  # is told when the image is read
+                continue  # is reported when the image is read
             yield entry["file_name"], header, (entry["width"], entry["height"])
 
 

@@ -60,7 +60,7 @@ class Boxes:
             image: its number.
             label: the object's class.
             size: width and height of the image, px.
-            where: the annotation is, as errors tell it.
+            where: the annotation is, as errors name it.
 
         Raises:
             UserError: it is no box.
@@ -91,7 +91,7 @@ class Boxes:
             )
 
     def _watch(self, bbox: Numbers, size: tuple[int, int]) -> None:
-        """Notes what tells pixels from shares, and sizes from corners."""
+        """Notes what distinguishes pixels from shares, and sizes from corners."""
         x, y, width, height = bbox
         is_beyond = x + width > size[0] + SLACK_PX or y + height > size[1] + SLACK_PX
         self._sized += 1
@@ -127,8 +127,8 @@ class Boxes:
                 "with iscrowd=1, which stand for groups": crowds,
                 f"smaller than {LEAST_SIDE_PX:.0f} px": len(boxes) - crowds,
             } | {f"dropped as {reason.replace('_', ' ')}": count for reason, count in self.dropped.items()}
-            told = ", ".join(f"{count} {what}" for what, count in found.items() if count) or "the file has none"
-            yield f"{file}: no box is that of an object ({told}); correct the file."
+            seen = ", ".join(f"{count} {what}" for what, count in found.items() if count) or "the file has none"
+            yield f"{file}: no box is that of an object ({seen}); correct the file."
         beyond = f"{file}: {self._beyond} of {self._sized} boxes (first: {self._first_beyond}) end outside their image"
         if self._beyond and self._fit_as_corners:  # of sizes, hardly all are larger than their box's corner
             yield (

@@ -71,14 +71,14 @@ class ImageFolder:
         if not self._files:
             raise UserError(f"{self.folder}: expected images in one folder per class, found none: correct folder")
         self.class_names = {"classification": readable(base, table)}
-        beside = [path for path in sorted(self.folder.iterdir()) if not path.is_dir() or is_system(path)]
+        outside = [path for path in sorted(self.folder.iterdir()) if not path.is_dir() or is_system(path)]
         left_out = [file for inside in files.values() for file in inside if not is_image(file)]
         deeper = sum(file.parent.parent != self.folder for file, _ in self._files)
-        counts = {"images": len(self._files), "images in deeper folders": deeper, **skipped([*left_out, *beside])}
+        counts = {"images": len(self._files), "images in deeper folders": deeper, **skipped([*left_out, *outside])}
         empty = [name for name in table if not any(map(is_image, files.get(name, [])))]
         self.reading = Reading(
             {name: count for name, count in counts.items() if count},
-            tuple(_notes(self.folder, [*left_out, *beside], empty)),
+            tuple(_notes(self.folder, [*left_out, *outside], empty)),
         )
 
     def __len__(self) -> int:
@@ -107,8 +107,8 @@ def _notes(folder: Path, left_out: Sequence[Path], empty: Sequence[str]) -> Iter
     images = [file for file in left_out if file.parent == folder and is_image(file)]
     if images:
         yield (
-            f"{counted(len(images), 'images')} beside the class folders (first: {images[0]}), not read: move each into "
-            "the folder of its class."
+            f"{counted(len(images), 'images')} outside the class folders (first: {images[0]}), not read: move each "
+            "into the folder of its class."
         )
     others = [file for file in left_out if not is_system(file) and file not in images]
     if others:
@@ -125,7 +125,7 @@ def _class_folders(base: Path, split: str) -> tuple[str, ...]:
 
 
 def readable(base: Path, table: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of class folders, as the file of names beside them or Imagenette's own say.
+    """Returns the names of class folders, as the file of names next to them or Imagenette's own say.
 
     Raises:
         UserError: the file is broken.

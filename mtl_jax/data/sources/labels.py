@@ -29,7 +29,7 @@ class Labels:
         data_root: the folder of all datasets.
         split: "train" or "val".
         path: the folder or file of the labels, below `data_root` or absolute; "table.csv:column" names a column.
-        format: a key of `formats.FORMATS`, or "auto" to tell it by content.
+        format: a key of `formats.FORMATS`, or "auto" to recognise it by content.
         read_as: the kind of label that is wanted, a key of `formats.LABELS`, where a format leaves a choice.
         classes: names, in the order of their labels; of all labels, or by label. They name classes that the files call
             by number.

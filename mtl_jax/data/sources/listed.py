@@ -21,7 +21,7 @@ class ListedImages:
     Args:
         file: the list, one name per line, with or without suffix.
         images: folder of the images.
-        maps: kind of a map -> its folder; the first tells by its size how images that EXIF turns are meant.
+        maps: kind of a map -> its folder; the size of the first decides how images that EXIF turns are meant.
         annotated_on: one of `orientation.ANNOTATED_ON`.
 
     Raises:
@@ -54,7 +54,7 @@ class ListedImages:
         """Whether the maps of an image are taken as stored, where their size fits the upright image too.
 
         Raises:
-            UserError: nothing tells.
+            UserError: nothing decides.
         """
         if not header.is_turned or header.upright_size != (header.width, header.height):
             return False
@@ -80,13 +80,13 @@ class ListedImages:
                 header = read_header(self.image(index))
                 of_map = read_header(self.map(kind, index)) if header.is_turned else header
             except UserError:
-                continue  # is told when the image is read
+                continue  # is reported when the image is read
             yield name, header, (of_map.width, of_map.height)
 
     def maps(self, kind: str) -> Iterator[Path]:
         """Yields the files of a kind of map, those that are there."""
         for index in range(len(self)):
-            with contextlib.suppress(UserError):  # is told when the map is read
+            with contextlib.suppress(UserError):  # is reported when the map is read
                 yield self.map(kind, index)
 
 
@@ -97,7 +97,7 @@ def _once(names: Sequence[str], images: ImageFolderIndex) -> tuple[str, ...]:
     files: set[Path] = set()
     for name in names:
         if spellings[_bare(name)] > 1:
-            with contextlib.suppress(UserError):  # is told when the image is read
+            with contextlib.suppress(UserError):  # is reported when the image is read
                 file = images.find(name)
                 if file in files:
                     continue

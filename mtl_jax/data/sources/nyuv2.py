@@ -35,7 +35,7 @@ class NYUv2:
         split: "train" or "val"; {folder}/{split}.txt lists one image name per line.
         folder: the dataset's folder below `data_root`; nyu_images, nyu_labels40 and nyu_depths are inside it.
         annotated_on: masks and depths of images that EXIF turns are of the "upright" or the "stored" pixels where their
-            size does not tell; "auto" follows those where it does.
+            size does not decide; "auto" follows those where it does.
 
     Raises:
         UserError: no dataset there, or an empty list of images.

@@ -46,7 +46,7 @@ class OpenImages:
         folder: the dataset's folder below `data_root`.
         classes: names, in the order of their labels; by default all of the dataset.
         annotated_on: boxes and masks of images that EXIF turns are of the "upright" or the "stored" pixels; "auto"
-            refuses such images, of which no size tells, as corners are shares.
+            refuses such images, of which no size decides, as corners are shares.
         grey_bits: of the levels of greyscale images in 16-bit files; 0 takes the fewest of 10, 12, 14 and 16 that hold
             those of all training images.
 
@@ -222,7 +222,7 @@ class OpenImages:
 
     def _headers(self) -> Iterator[tuple[str, orientation.Header, None]]:
         for index, name in enumerate(self._ids):
-            with contextlib.suppress(UserError):  # is told when the image is read
+            with contextlib.suppress(UserError):  # is reported when the image is read
                 yield name, read_header(self.image_origin(index)), None
 
 

@@ -75,7 +75,7 @@ def read_boxes(
     Args:
         file: the table.
         labels: machine id -> label of the wanted classes.
-        is_wanted: tells of an image whether its rows of these classes are.
+        is_wanted: whether an image's rows of these classes are.
         optional: value of a column that may be missing, by name.
 
     Raises:
@@ -94,7 +94,7 @@ def read_presences(file: Path, labels: Mapping[str, int], is_wanted: IsWanted) -
     Args:
         file: the table.
         labels: machine id -> label of the wanted classes.
-        is_wanted: tells of an image whether its rows of these classes are.
+        is_wanted: whether an image's rows of these classes are.
 
     Raises:
         UserError: the file is broken; names the line.
@@ -112,7 +112,7 @@ def read_masks(file: Path, labels: Mapping[str, int], is_wanted: IsWanted) -> It
     Args:
         file: the table.
         labels: machine id -> label of the wanted classes.
-        is_wanted: tells of an image whether its rows of these classes are.
+        is_wanted: whether an image's rows of these classes are.
 
     Raises:
         UserError: the file is broken; names the line.

@@ -39,8 +39,8 @@ class Tfds:
         void: the only mask value of pixels that nobody labelled; by default 255 (65535 of more than 255 classes) and
             `ignore_label`. Without it, masks of two classes that hold 0 and 255 alone are read as the two classes.
         ignore_label: what the task calls void.
-        annotated_on: boxes of images that EXIF turns, and masks whose size does not tell, are of the "upright" or the
-            "stored" pixels; "auto" refuses those of which no size tells.
+        annotated_on: boxes of images that EXIF turns, and masks whose size does not decide, are of the "upright" or the
+            "stored" pixels; "auto" refuses those of which no size decides.
         grey_bits: of the levels of greyscale images in 16-bit files; 0 takes the fewest of 10, 12, 14 and 16 that hold
             those of all training images.
 

@@ -38,7 +38,7 @@ class VocSegmentation:
             `ignore_label`. Without it, masks of two classes that hold 0 and 255 alone are read as the two classes.
         ignore_label: what the task calls void.
         annotated_on: the masks of images that EXIF turns are of the "upright" or the "stored" pixels where their size
-            does not tell; "auto" follows those where it does.
+            does not decide; "auto" follows those where it does.
         grey_bits: of the levels of greyscale images in 16-bit files; 0 takes the fewest of 10, 12, 14 and 16 that hold
             those of all training images.
 
@@ -166,7 +166,7 @@ def _listed(file: Path, folder: Path, annotated_on: str) -> ListedImages:
 
 @functools.lru_cache(maxsize=16)
 def _are_binary(file: Path, folder: Path, changed_ns: tuple[int, ...]) -> bool:
-    """Whether the masks of a list hold 0 and 255 alone; `changed_ns` tells one state of the folder from another."""
+    """Whether the masks of a list hold 0 and 255 alone; `changed_ns` distinguishes states of the folder."""
     del changed_ns
     files = _listed(file, folder, "auto")
     return masks.is_binary(_readable(files.maps("mask")), 2)
@@ -174,5 +174,5 @@ def _are_binary(file: Path, folder: Path, changed_ns: tuple[int, ...]) -> bool:
 
 def _readable(files: Iterable[Path]) -> Iterator[np.ndarray]:
     for file in files:
-        with contextlib.suppress(UserError):  # is told when the mask is read
+        with contextlib.suppress(UserError):  # is reported when the mask is read
             yield mask_values(file)

@@ -1,4 +1,4 @@
-"""What every backbone has in common: its settings, and its layers in turn, of which some stages may be left out."""
+"""Base class of backbones: settings, and a chain of layers of which some stages may be left out."""
 
 from __future__ import annotations
 

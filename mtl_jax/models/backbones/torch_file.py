@@ -279,7 +279,7 @@ def _name(machine: _Machine, argument: Any) -> None:
 
 
 def _describe(machine: _Machine, argument: Any) -> None:
-    """Drops what belongs to an ordered table beside its entries, such as the versions of layers."""
+    """Drops what belongs to an ordered table besides its entries, such as the versions of layers."""
     del argument
     machine.pop()
 

@@ -121,13 +121,13 @@ class ColumnsNetwork(nn.Module):
         return Column(backbone, self.make_neck(task), self.make_head(task), name=self.name_of(task.name))
 
     def exchanged(self, columns: Mapping[str, Column], features: dict[str, Array], number: int) -> dict[str, Array]:
-        """What the columns go on with after the stage of a number."""
+        """What the columns continue with after the stage of a number."""
         del columns, number
         return features
 
 
 class CrossStitchNetwork(ColumnsNetwork):
-    """Columns that go on with weighted sums of all columns' features after every stage, by weights that are learnt.
+    """Columns that continue with weighted sums of all columns' features after every stage, by weights that are learnt.
 
     References:
         Misra, Shrivastava, Gupta, Hebert, "Cross-stitch Networks for Multi-task Learning", 2016.

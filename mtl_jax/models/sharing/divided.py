@@ -1,4 +1,4 @@
-"""A backbone in two parts: what is computed once for all tasks, and what each task passes through by itself."""
+"""A backbone in two parts: one computed once for all tasks, and one computed for each task under its own norms."""
 
 from __future__ import annotations
 

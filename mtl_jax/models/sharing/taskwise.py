@@ -1,4 +1,4 @@
-"""One shared network that each task reads in a way of its own: adapters, attention, experts; batch norms by task."""
+"""One shared network with task-specific adapters, attention, experts or batch norms."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Gate(nn.Module):
 class ExpertsNetwork(TaskwiseNetwork):
     """Several necks, the experts, which each task mixes by a gate of its own.
 
-    With an expert for each task beside the shared ones, it is a customised gate control.
+    With an expert for each task in addition to the shared ones, it is a customised gate control.
 
     References:
         Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts", 2018 (MMoE).
