@@ -35,7 +35,7 @@ FILES = sorted(
 OURS = {
     "mtl_jax",
     "benchmarks",
-    *(path.stem for folder in ("tests", "scripts") for path in (ROOT / folder).glob("*.py")),
+    *(path.stem for folder in ("tests", "scripts") for path in (ROOT / folder).rglob("*.py")),
 }
 
 
