@@ -1,4 +1,4 @@
-"""What each balancing method costs beside the plain sum: all of a setting's steps in one process, in turns."""
+"""Cost of each balancing method compared with the plain sum: all of a setting's steps in one process, in turns."""
 
 from __future__ import annotations
 

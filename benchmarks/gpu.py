@@ -1,4 +1,4 @@
-"""One command for a bare GPU machine: correctness, then speed beside PyTorch; every row is written when it is known."""
+"""One command for a bare GPU machine: correctness, then speed against PyTorch; rows are written as they are known."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def measure(*, minutes: float, quick: bool, on_rows: Callable[[Rows], None]) -> 
 
 
 def _environment() -> dict[str, str]:
-    """What the measured processes get beside this one's variables: one cache of programs, no search, shared memory."""
+    """Environment of the measured processes, added to this one's: one cache of programs, no search, shared memory."""
     from mtl_jax.runtime import compilation
 
     chosen = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", XLA_FLAGS), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

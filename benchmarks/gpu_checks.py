@@ -69,7 +69,7 @@ def _network(quick: bool) -> tuple[Any, Any, Any, int]:
 
 
 def _correctness(quick: bool) -> Iterator[Row]:
-    """The same computations on the device and on the CPU beside it."""
+    """The same computations on the device and on its host's CPU."""
     yield from _forms(WINDOWS[:1] if quick else WINDOWS)
     yield from _methods(quick, first=True)
     model, records, variables, _ = _network(quick)

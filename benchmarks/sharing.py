@@ -1,4 +1,4 @@
-"""What sharing saves and costs: time and parameters of each wiring of the flagship, beside what runs reached."""
+"""Cost and savings of sharing: time and parameters of each wiring of the flagship, next to what runs reached."""
 
 from __future__ import annotations
 

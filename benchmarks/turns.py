@@ -82,7 +82,7 @@ def together(
         problems: to be compared.
         repeats: timed computations of each.
         seconds: until what is not done is ended; what was timed by then counts.
-        environment: variables of the sides' processes, beside this one's.
+        environment: variables of the sides' processes, besides this one's.
 
     Returns:
         The timing of each problem, or why there is none.

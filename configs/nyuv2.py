@@ -5,7 +5,7 @@ python scripts/train.py --config configs/nyuv2.py:depth --workdir runs/nyuv2/dep
 python scripts/train.py --config configs/nyuv2.py:sum --workdir runs/nyuv2/sum --config.data_root=data
 python scripts/compare.py --out runs/compared configs/nyuv2.py -- --config.data_root=data
 
-The first two train the same network for as many steps, on one of the two labels; the third tells delta_m against them
+The first two train the same network for as many steps, on one of the two labels; the third has delta_m against them
 with --config.contract.baseline_from.seg=runs/nyuv2/seg and --config.contract.baseline_from.depth=runs/nyuv2/depth.
 """
 

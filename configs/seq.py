@@ -41,7 +41,7 @@ def get_config(variant: str = "shared") -> ConfigDict:
         variant: words joined by "-". A network: "shared", kernels that all tasks use, with batch norms and patches of
             each task's own; "branched", a backbone above stride 8, neck and head for each; "plain" (once "all"),
             nothing of a task's own but its slice of the head; "alone_seg", "alone_det" or "alone_cls", the shared
-            network for one task, all its kernels free. Beside it "small", a quarter of the pixels, and for the shared
+            network for one task, all its kernels free. With it "small", a quarter of the pixels, and for the shared
             network what is left out of its recipe: "no_" and a key of `WITHOUT`.
 
     Raises:
@@ -143,7 +143,7 @@ def _shared_network(config: Any) -> None:
 
 
 def _squares(config: Any) -> None:
-    # The images of classes fill the square: with frozen kernels, grey bars beside them cost several points. Training
+    # The images of classes fill the square: with frozen kernels, grey bars around them cost several points. Training
     # crops magnify; at 288 px whole squares look as large (Touvron et al., "Fixing the train-test resolution
     # discrepancy", 2019).
     config.streams.imagenette.update({"crop": True, "train_image_size": 224, "image_size": 288})

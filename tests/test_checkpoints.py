@@ -129,7 +129,7 @@ def test_weights_are_a_work_directory_or_whatever_lies_in_a_stage_s_folder(saved
 def test_the_state_within_a_stage_is_no_weights(tmp_path):
     checkpoints.save_step(tmp_path / "partial" / "0-seg", 5, PARTS, {"step": 5}, keep=1)
     for weights in (tmp_path / "partial" / "0-seg" / "5", tmp_path / "partial" / "0-seg" / "5" / checkpoints.METADATA):
-        with pytest.raises(CheckpointError, match="is the state within a stage, to go on from; name the work"):
+        with pytest.raises(CheckpointError, match="is the state within a stage, to resume from; name the work"):
             checkpoints.find(weights)
     with pytest.raises(CheckpointError, match="is neither a work directory"):
         checkpoints.find(tmp_path / "partial")

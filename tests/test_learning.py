@@ -1,4 +1,4 @@
-"""A task that does no better than before its stage, or than the same answer for every image, has not passed."""
+"""A task that does no better than before its stage, or than the same output for every image, has not passed."""
 
 import math
 
@@ -95,7 +95,7 @@ def test_validation_data_without_labels_is_the_reason():
 def test_validation_data_on_which_one_answer_is_perfect_shows_nothing():
     entry = build(stage(1.0, 1.0, 1.0))["tasks"]["t"]
     assert entry["learnt"] is False
-    assert "the same answer for every validation image is perfect" in entry["reason"]
+    assert "the same output for every validation image is perfect" in entry["reason"]
 
 
 def test_a_run_without_these_measurements_is_judged_by_its_drop_alone():

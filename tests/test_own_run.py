@@ -74,7 +74,7 @@ def test_a_run_that_was_started_goes_on_with_its_page(labels, started, tmp_path,
     page.write_text(page.read_text() + "# edited\n")
     assert command.main([*labels, *flags]) == 0
     assert page.read_text().endswith("# edited\n")
-    assert f"goes on with {page}" in capsys.readouterr().out
+    assert f"continues with {page}" in capsys.readouterr().out
     assert len(started) == 2
     assert command.main([labels[0], *flags]) == 2
     assert "holds a run of another command" in capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_features_are_found_beside_the_data(labels, started, tmp_path, monkeypat
         (("--val_share=1.5",), "expected a share between 0 and 1"),
         (("--annotated_on=exif",), "expected annotated_on among auto, upright, stored, found 'exif'"),
         (("--num_processes=2",), "expected --config to train in several processes"),
-        (("--config=page.py",), "beside --config"),
+        (("--config=page.py",), "with --config"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(labels, started, tmp_path, capsys, flags, words):

@@ -67,7 +67,7 @@ def _in_checkout() -> bool:
 
 
 def _commands() -> Any:
-    """Imports what lies beside the package: benchmarks are no part of what is installed."""
+    """Imports what lies outside the package: benchmarks are no part of what is installed."""
     if str(CHECKOUT) not in sys.path:
         sys.path.append(str(CHECKOUT))
     return importlib.import_module("benchmarks.commands")

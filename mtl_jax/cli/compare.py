@@ -5,7 +5,7 @@ mtl-jax compare --out runs/ways configs/seq.py "branched=configs/seq.py:branched
 
 What stands after -- is for every run; {seed} in it, or in a variant's overrides, becomes the run's seed.
 A run is known by its resolved configuration, its code and its data: where page, flags or data have changed, it is
-trained again, and the old one kept beside it.
+trained again, and the old one kept next to it.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def resolved(arguments: tuple[str, ...]) -> Any:
 
 
 class Found(NamedTuple):
-    """What a work directory holds, beside what is asked of it."""
+    """State of a work directory, compared with what is asked of it."""
 
     is_done: bool  # finished, and judged by the limits that are asked for
     changed: list[str]  # what of the settings or data is other than when it was trained

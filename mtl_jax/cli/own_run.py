@@ -50,7 +50,7 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
     made_from = json.dumps([*map(str, asked), *chosen])
     if any((place / RECORD).exists() for _, place in runs):
         require_same(page, made_from)
-        print(f"goes on with {page}")
+        print(f"continues with {page}")
         return runs
     choices, machine = look(asked, options)
     pretrained = _pretrained(options.pretrained)
@@ -92,7 +92,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def require_same(page: Path, made_from: str) -> None:
-    """Refuses to go on with a run whose page was made from something else.
+    """Refuses to continue a run whose page was made from something else.
 
     Args:
         page: in its work directory.
@@ -105,7 +105,7 @@ def require_same(page: Path, made_from: str) -> None:
     if before != made_from:
         was = f"its page was made from {before}" if before else f"there is no {page}"
         raise UserError(
-            f"{page.parent} holds a run of another command ({was}); name another --workdir, or go on with --config"
+            f"{page.parent} holds a run of another command ({was}); name another --workdir, or continue with --config"
         )
 
 

@@ -65,7 +65,7 @@ def _add_own_data(group: Any) -> None:
     )
 
 
-@flags.reported(interrupted="interrupted; the same command goes on from the last checkpoint")
+@flags.reported(interrupted="interrupted; the same command resumes from the last checkpoint")
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0, 2 for a user's mistake, 3 for a broken contract under --enforce_contract."""
     if {"--help", "-help", "--helpshort", "-h"} & set(arguments):
@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[Any], argparse.Namespace]
     page, changes, others = overrides.split(arguments)
     options = parser().parse_args([f"-{word}" if _has_one_dash(word) else word for word in others])
     if page and options.labels:
-        raise UserError(f"unexpected argument {options.labels[0]} beside --config; {USAGE}")
+        raise UserError(f"unexpected argument {options.labels[0]} with --config; {USAGE}")
     if not page and not options.labels:
         raise UserError(f"--config is missing, or what to learn; {USAGE}")
     if options.smoke:

@@ -1,4 +1,4 @@
-"""Whether a task has learnt anything: its metric against the untrained network and the best constant answer."""
+"""Whether a task has learnt anything: its metric against the untrained network and the best constant output."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def to_beat(
 
     Args:
         untrained: the task's metric before its own stage; one that is missing or not finite is left out.
-        constant: that of the best answer that is the same for every image, likewise.
-        standard_error: of the constant answer's figure.
+        constant: that of the best output that is the same for every image, likewise.
+        standard_error: of the constant output's figure.
         higher_is_better: False for errors.
 
     Returns:
@@ -80,8 +80,8 @@ def judge(task: str, metric: str, stages: Sequence[Mapping[str, Any]], *, higher
 
 def _why(found: Mapping[str, Any], reached: float | None, perfect: float) -> str:
     if found["constant"] == perfect:
-        return "the same answer for every validation image is perfect, so that they cannot show learning"
+        return "the same output for every validation image is perfect, so that they cannot show learning"
     return (
         f"learnt nothing: {figure(reached)} after its own stage, expected {figure(found['to_beat'])} (untrained "
-        f"{figure(found['untrained'])}, a constant answer {figure(found['constant'])})"
+        f"{figure(found['untrained'])}, a constant output {figure(found['constant'])})"
     )

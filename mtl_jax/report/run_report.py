@@ -140,7 +140,7 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
     allowed = f"{contract['max_drop_percent']:g} %"
     lead = (
         f"No task may lose more than {allowed} of its metric, relative to its baseline. Right after its own stage it "
-        "has to beat the untrained network and the best constant answer clearly."
+        "has to beat the untrained network and the best constant output clearly."
     )
     for task, entry in contract["tasks"].items():
         if others := entry.get("streams_not_measured"):

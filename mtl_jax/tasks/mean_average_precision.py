@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Constant, Geometry, Labels, share_error
 
 FIGURES = ("map_50_95", "map_50", "map_75", "map_small", "map_medium", "map_large")  # in COCOeval's order
-CONSTANT_CLASSES = 8  # the most frequent ones, whose mean box is the constant answer: the others would add little
+CONSTANT_CLASSES = 8  # the most frequent ones, whose mean box is the constant output: the others would add little
 
 
 class MeanAveragePrecision:

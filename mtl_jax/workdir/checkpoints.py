@@ -63,7 +63,7 @@ def save(path: Path, parts: Mapping[str, PyTree], metadata: Mapping[str, Any]) -
             _seal(fresh, metadata)
             _replace(path, fresh)
         _wait_for_all(f"{path} is written")
-    except (OSError, ValueError) as error:  # Orbax tells of a full disk by either
+    except (OSError, ValueError) as error:  # Orbax reports a full disk by either
         _remove_drafts(fresh)
         reason = str(error).strip().splitlines()[0][:300]
         raise CheckpointError(f"{path}: cannot be written ({reason}); earlier checkpoints are intact") from error
@@ -86,7 +86,7 @@ def _require_room(folder: Path, parts: Mapping[str, PyTree]) -> None:
 
 
 def _seal(fresh: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes what a whole checkpoint is told by: its files' digests, and after them its metadata."""
+    """Writes what marks a complete checkpoint: its files' digests, and after them its metadata."""
     text = json.dumps(metadata, indent=1)
     digests = {name: _digest((fresh / name).read_bytes()) for name in _files(fresh)}
     digests[METADATA] = _digest(text.encode())
@@ -276,7 +276,7 @@ def find(weights: Path) -> Path:
         inside = next((path for path in around if is_complete(path) and (path / DIGESTS).is_file()), None)
         if inside is not None and inside.name.isdigit() and inside.parent.parent.name == "partial":
             raise CheckpointError(
-                f"{weights} is the state within a stage, to go on from; name the work directory "
+                f"{weights} is the state within a stage, to resume from; name the work directory "
                 f"{inside.parent.parent.parent} (its last finished stage), or a folder in its checkpoints"
             )
         if inside is not None:

@@ -36,7 +36,7 @@ SHOWN = 4  # differences that an error lists
 def refuse_another(
     path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, stages: int, partly: bool = False
 ) -> list[str]:
-    """Checks that a configuration goes on with the stages of a checkpoint.
+    """Checks that a configuration continues the stages of a checkpoint.
 
     Args:
         path: of the checkpoint.

@@ -28,7 +28,7 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: boo
 
     Args:
         workdir: made if it is missing.
-        config: the resolved configuration, as plain values, which is known to go on with what is there.
+        config: the resolved configuration, as plain values, which is known to continue what is there.
         command: that started the run.
         trains: whether anything is left to train.
 
