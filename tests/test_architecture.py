@@ -31,7 +31,7 @@ ONLY_IN = {
     "PIL": ("data",),
     "orbax": ("workdir/checkpoints.py",),
     "ml_collections": ("config", "workdir/trained.py"),
-    "absl": ("cli",),
+    "absl": ("cli", "data/pipeline.py"),
     "onnx": ("export",),
     "onnxruntime": ("export",),
 }

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {  # of packages that are installed under another name than they are imported
     "PIL": "pillow",
+    "array_record": "array-record",
     "absl": "absl-py",
     "cv2": "opencv-python-headless",
     "orbax": "orbax-checkpoint",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mtl_jax.cli import flags
 from mtl_jax.errors import UserError
@@ -17,6 +19,8 @@ EXAMPLES = """examples:
   mtl-jax prepare --data_root data --sets imagenette        the smallest download (99 MB)
   mtl-jax prepare --data_root data --from_dir ~/archives    from archives already on disk
   mtl-jax prepare --data_root data --sets coco,open-images  the same images in two layouts
+  mtl-jax prepare --data_root data --config configs/seq.py --shards packed
+                                                            the datasets of a page, packed into a few large files
 
 The sets are cut from the official archives by fixed id lists and verified byte for byte (docs/data.md).
 An interrupted download goes on where it stopped when the same command is run again.
@@ -58,6 +62,15 @@ def parser(prefix: str = "error") -> flags.Parser:
         metavar="NAME=URL",
         help="download a set from a mirror, such as voc=https://example.org/voc; may be repeated",
     )
+    parser.add_argument(
+        "--shards",
+        metavar="NAME",
+        help="write the datasets of the page that --config names as ArrayRecord files into the folder NAME of the data "
+        "root, one folder for each stream, to be read by the source `shards`; no set is laid out",
+    )
+    parser.add_argument(
+        "--shard_mb", type=int, default=256, metavar="MB", help="after which a file ends (default: 256)"
+    )
     return parser
 
 
@@ -82,7 +95,14 @@ def main(arguments: Sequence[str], *, prefix: str = "error") -> int:
 
 
 def _prepare(prefix: str, arguments: Sequence[str]) -> int:
-    options = parser(prefix).parse_args(arguments)
+    from mtl_jax.config import overrides
+
+    page, changes, others = overrides.split(arguments)
+    options = parser(prefix).parse_args(others)
+    if bool(page) != bool(options.shards):
+        raise UserError("expected --config PAGE and --shards NAME together, or neither of them")
+    if options.shards:
+        return _pack(overrides.load(page, changes), options)
     from mtl_jax.data.minis.prepare import prepare
     from mtl_jax.data.minis.prepared import describe
 
@@ -95,4 +115,26 @@ def _prepare(prefix: str, arguments: Sequence[str]) -> int:
         print(line)
         for seen in describe(name, data_root=options.data_root):
             print(f"  {seen}")
+    return 0
+
+
+def _pack(config: Any, options: argparse.Namespace) -> int:
+    """Writes every stream's splits as shards, and says how a page reads them."""
+    from mtl_jax import config as config_lib
+    from mtl_jax import experiment
+    from mtl_jax.continual import reading
+    from mtl_jax.data import shards
+
+    if options.shard_mb < 1:
+        raise UserError(f"--shard_mb: expected at least 1, found {options.shard_mb}")
+    parts = experiment.build(reading.complete(config_lib.resolve(config)), data_root=options.data_root)
+    for stream in parts.used_streams:
+        folder = Path(options.shards) / stream
+        for split, training in (("train", True), ("val", False)):
+            source = experiment.source(parts, stream, training=training)
+            place, size = options.data_root / folder, options.shard_mb * 2**20
+            names = shards.write(source, place, split=split, shard_bytes=size)
+            print(f"{place}: {len(source)} samples of {split} in {len(names)} files")
+        chosen = {"folder": str(folder)}
+        print(f"  read by: config.streams.{stream}.source, config.streams.{stream}.options = 'shards', {chosen}")
     return 0

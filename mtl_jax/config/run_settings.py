@@ -48,6 +48,9 @@ class RunSettings(Section):
         2.0, "decoded training images kept in memory, over all streams of a stage", unit="GB", least=0.0
     )
     loader_threads: int = setting(2, "that decode and augment", least=0)
+    loader_processes: int = setting(
+        0, "that decode and augment in the place of this one, each with its threads and its cache", least=0
+    )
     survey_images: int = setting(
         0, "of each split that are decoded before the first step, to find what is wrong; 0 means all", least=0
     )

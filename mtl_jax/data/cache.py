@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,9 @@ class CachedSource:
         self._held: dict[int, Sample] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:  # to another process, which begins with an empty cache
+        return _sent, (self.source, self.limit_bytes)
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -55,6 +59,10 @@ class CachedSource:
                 self._held[index] = sample
                 self.held_bytes += size
         return sample
+
+
+def _sent(source: Source, limit_bytes: int) -> CachedSource:
+    return CachedSource(source, limit_bytes=limit_bytes)
 
 
 def cached(source: Source, limit_bytes: int) -> CachedSource:

@@ -137,7 +137,12 @@ def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str,
     if first == stage.total_steps:
         return
     streams = {
-        name: pipeline.prefetch(batches, start=stage.batches_before(first, name), threads=run.config.loader_threads)
+        name: pipeline.prefetch(
+            batches,
+            start=stage.batches_before(first, name),
+            threads=run.config.loader_threads,
+            processes=run.config.loader_processes,
+        )
         for name, batches in stage.data.items()
     }
     for step in itertools.count(first):

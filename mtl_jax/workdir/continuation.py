@@ -20,6 +20,7 @@ NOT_LEARNT_FROM = (
     "example_images",
     "forward_transfer",
     "keep_checkpoints",
+    "loader_processes",
     "loader_threads",
     "log_every_steps",
     "name",

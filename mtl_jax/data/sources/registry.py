@@ -18,6 +18,7 @@ from mtl_jax.data.sources.image_folder import ImageFolder
 from mtl_jax.data.sources.labels import Labels
 from mtl_jax.data.sources.nyuv2 import NYUv2
 from mtl_jax.data.sources.open_images import OpenImages
+from mtl_jax.data.sources.shards import Shards
 from mtl_jax.data.sources.tfds import Tfds
 from mtl_jax.data.sources.utkface import UTKFace
 from mtl_jax.data.sources.voc import VocSegmentation
@@ -33,6 +34,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "utkface": UTKFace,
     "nyuv2": NYUv2,
     "tfds": Tfds,
+    "shards": Shards,
     "labels": Labels,
     "digits": DigitScenes,
 }
