@@ -16,7 +16,7 @@ from mtl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class AGEM(Method):
-    """Replayed images only bar the way to gradients that would raise their loss.
+    """The gradient of replayed images is a constraint: the update must not increase their loss to first order.
 
     References:
         Chaudhry, Ranzato, Rohrbach, Elhoseiny, "Efficient Lifelong Learning with A-GEM", 2019.

@@ -235,7 +235,7 @@ class Method:
         return ()
 
     def terms(self, passed: Passed, given: PyTree | None) -> Iterator[Term]:
-        """Yields loss terms of what a group of streams comes to; `given` is from `before`."""
+        """Yields loss terms of a group's outputs and features; `given` is from `before`."""
         return iter(())
 
     def penalty(self, params: PyTree, given: PyTree | None) -> Float[Array, ""] | None:
@@ -243,7 +243,7 @@ class Method:
         return None
 
     def opposed(self, tasks: StageTasks) -> tuple[str, ...]:
-        """Returns the tasks whose gradient only bounds that of the others, by `combine`, in the place of `balance`."""
+        """Returns the tasks whose gradient only constrains the others' by `combine`, instead of being balanced."""
         return ()
 
     def combine(self, gradient: PyTree, opposed: PyTree) -> PyTree:

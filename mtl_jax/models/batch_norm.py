@@ -67,7 +67,7 @@ def by_statistics(
 def coefficients(
     scale: Channels, bias: Channels, mean: Channels, variance: Channels, *, epsilon: float
 ) -> tuple[Channels, Channels]:
-    """Returns the factor and the shift that batch norm by given statistics comes to; arguments as in `by_batch`."""
+    """Returns the factor and the shift equivalent to batch norm with fixed statistics; arguments as in `by_batch`."""
     factor = scale * jax.lax.rsqrt(variance + epsilon)
     return factor, bias - mean * factor
 

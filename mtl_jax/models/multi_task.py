@@ -179,7 +179,7 @@ class TrainOutputs(NamedTuple):
     raw: dict[str, Float[Array, "batch ..."]]  # what the head emits for each task
     batch_stats: Mapping[str, Any]  # after the batch
     features: Features
-    # What the tasks read last in common, by "stride_8" and so on: all that follows is some task's own. Empty where
+    # The deepest features that all tasks share, by "stride_8" and so on: all that follows is some task's own. Empty where
     # tasks share no features.
     shared: Features
 
@@ -197,7 +197,7 @@ def train_raw(
 ) -> TrainOutputs:
     """As `apply_train`, but returns what the head emits, and the features on the way.
 
-    `offsets` are added to what the tasks read last in common: a loss's gradient in them is that at the features.
+    `offsets` are added to the deepest shared features: a loss's gradient in them is that at the features.
     """
     _check_image_size(*image.shape[1:3])
     names = _checked_names(model, tasks)

@@ -24,7 +24,7 @@ def filled(
     average: PyTree,
     threshold: float,
 ) -> StreamLabels:
-    """Puts the average's sure answers in the place of what is not labelled.
+    """Replaces missing labels by confident predictions of the averaged network.
 
     Args:
         model: from `multi_task.build`.

@@ -21,7 +21,7 @@ from mtl_jax.training import filling, unlabelled
 
 # "summed": one pass back for each group of streams, for the plain sum. "stacked": one for each task that a group
 # carries. "weighted": one for each group, for methods that look at the losses alone. "features": one through what tasks
-# share, and the tasks' gradients at the features that they read last in common.
+# share, and the tasks' gradients at the deepest features that all of them share.
 Backward = Literal["summed", "stacked", "weighted", "features"]
 
 NO_TASKS = StageTasks()
@@ -101,26 +101,26 @@ class StepInputs(NamedTuple):
 
 
 class LossParts(NamedTuple):
-    """What a pass through the network leaves beside the losses."""
+    """By-products of a pass through the network: statistics, metrics, shared features."""
 
     batch_stats: PyTree
     metrics: dict[str, Array]  # by "task/name"
-    shared: multi_task.Features  # what the tasks read last in common
+    shared: multi_task.Features  # the deepest that all tasks share
 
 
 def group_losses(
     spec: StepSpec, given: StepInputs, group: tuple[str, ...], *, offsets: multi_task.Features | None = None
 ) -> tuple[Float[Array, " carried"], LossParts]:
-    """Passes a group of streams through the network and weighs the loss of each task that the group carries.
+    """Runs one forward pass for a group of streams and returns the weighted loss of every task in it.
 
     Args:
         spec: the network, its tasks and the losses of the stage.
         given: parameters, statistics before the group, and the batch.
         group: streams whose images have one size.
-        offsets: added to what the tasks read last in common.
+        offsets: added to the deepest features that all tasks share.
 
     Returns:
-        Losses in the order of `spec.objective.carried(group)`, and what else there is to tell.
+        Losses in the order of `spec.objective.carried(group)`, and the by-products of the pass.
     """
     objective = spec.objective
     params = change_where(jax.lax.stop_gradient, given.params, objective.frozen)  # spares their backward pass

@@ -43,7 +43,7 @@ def backward(
     features_are_shared: bool,
     where: str,
 ) -> Backward:
-    """Chooses the cheapest way to what the method and the log need.
+    """Picks the cheapest backward pass that provides what the method and the log need.
 
     Args:
         settings: of the stage, from the config.

@@ -74,7 +74,7 @@ class LabelShape:
         return fields
 
     def with_void(self, fields: Fields, value: int | None) -> Fields:
-        """Marks pixels without a label as a task does; None is the way of the datasets."""
+        """Marks pixels without a label as a task does; None keeps the datasets' value."""
         del value
         return fields
 

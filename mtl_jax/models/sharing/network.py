@@ -154,7 +154,7 @@ def _sow(module: nn.Module, name: str, levels: Mapping[int, Array], *, prefix: s
 
 
 def _shared_features(module: nn.Module, features: Levels) -> Levels:
-    """Leaves what the tasks read last in common, as `show_features` does, and adds the caller's offsets to it."""
+    """Records the deepest shared features, as `show_features` does, and adds the caller's offsets to them."""
     moved = {}
     for stride, x in features.items():
         name = f"stride_{stride}"
