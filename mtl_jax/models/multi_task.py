@@ -179,8 +179,8 @@ class TrainOutputs(NamedTuple):
     raw: dict[str, Float[Array, "batch ..."]]  # what the head emits for each task
     batch_stats: Mapping[str, Any]  # after the batch
     features: Features
-    # The deepest features that all tasks share, by "stride_8" and so on: all that follows is some task's own. Empty where
-    # tasks share no features.
+    # The deepest features that all tasks share, by "stride_8" and so on: all that follows is some task's own.
+    # Empty where tasks share no features.
     shared: Features
 
 
