@@ -1,5 +1,6 @@
 """From a config to its parts: what does not fit together is told before any data is read."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from tiny import KINDS, MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.data import images
-from mtl_jax.data.sources.base import Reading
+from mtl_jax.data import images, opened
+from mtl_jax.data.sources.base import Reading, Subset
 from mtl_jax.errors import UserError
 
 
@@ -49,7 +50,7 @@ class Whole:
 
 
 def test_a_part_of_a_source_says_what_the_whole_found_on_reading():
-    assert experiment.Subset(Whole(), [0]).reading == Whole.reading
+    assert Subset(Whole(), [0]).reading == Whole.reading
 
 
 def two_streams(order: tuple[str, ...]) -> experiment.Experiment:
@@ -110,3 +111,16 @@ def test_other_names_of_classes_are_refused_with_both_ways_out(tiny_backbone, tm
         UserError, match=r"set config\.streams\.photos\.options\.classes .* or set config\.tasks\.seg\."
     ):
         experiment.source(parts, "photos", training=False)
+
+
+def test_a_split_is_opened_once_and_its_files_are_noted_each_time(tiny_backbone, tmp_path):
+    parts = masked(tmp_path, ("ground", "thing"), 255)
+    with opened.noted() as first:
+        found = experiment.source(parts, "photos", training=False)
+    with opened.noted() as again:
+        assert experiment.source(parts, "photos", training=False) is found
+    assert [file.path for file in first] == [file.path for file in again]
+    assert any(file.path.endswith("val.txt") for file in first)
+    elsewhere = dataclasses.replace(parts, data_root=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nowhere"):
+        experiment.source(elsewhere, "photos", training=False)

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +63,13 @@ def note(path: Path, status: os.stat_result, content: bytes) -> None:
         settled = max(status.st_mtime_ns, status.st_ctime_ns) < time.time_ns() - SETTLED_NS
         times = (status.st_mtime_ns, status.st_ctime_ns)
         files.append(Opened(str(path.absolute()), len(content), *times, settled, digest(content)))
+
+
+def note_again(files: Iterable[Opened]) -> None:
+    """Adds files that were read before to the list of `noted`, where there is one."""
+    noted_now = _noting.get()
+    if noted_now is not None:
+        noted_now.extend(files)
 
 
 def digest(content: bytes | memoryview) -> str:

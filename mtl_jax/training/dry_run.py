@@ -13,6 +13,7 @@ from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import memory
 from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.training import stage_plan, stage_setup, task_balancing
 from mtl_jax.training.stage_plan import StageResult
@@ -86,7 +87,7 @@ def check_arguments(config: RunSettings) -> None:
 
 def _check_labels(parts: experiment.Experiment, stream: str, source: registry.Source) -> None:
     """Looks at one sample: whether its labels are of the kind that the tasks learn from."""
-    example = next(experiment.examples(parts, stream, experiment.Subset(source, [0])))
+    example = next(experiment.examples(parts, stream, Subset(source, [0])))
     size = example["image"].shape[:2]
     for task, label in parts.streams[stream].labels.items():
         wanted = parts.tasks[task].no_labels(1, size)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.data import findings, leakage, opened, survey
+from mtl_jax.data.sources.base import Subset
 from mtl_jax.data.sources.registry import Source
 from mtl_jax.data.survey import Survey
 from mtl_jax.errors import UserError
@@ -141,7 +142,7 @@ def _look(parts: Experiment, stream: str, training: bool, looked: dict[str, Surv
     most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if parts.smoke else settings["most"]
     with opened.noted() as files:
         source = experiment.source(parts, stream, training=training)
-        source = source.whole if parts.smoke and isinstance(source, experiment.Subset) else source
+        source = source.whole if parts.smoke and isinstance(source, Subset) else source
         name = _name(parts, stream, training)
         if name not in looked:
             looked[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, PyTree
 
 from mtl_jax import config as config_lib
 from mtl_jax import tasks as tasks_lib
-from mtl_jax.config.checks import check_arguments, suggestion
+from mtl_jax.config.checks import suggestion
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.config.stream_settings import StreamSettings
-from mtl_jax.data import partial, pipeline, transforms
+from mtl_jax.data import opened, partial, pipeline
 from mtl_jax.data.sources import registry
 from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
-from mtl_jax.models.backbones import pretrained, published
-from mtl_jax.runtime import devices
 from mtl_jax.tasks.base import Task
 
 SMOKE_EXAMPLES = 8  # images of each split that a smoke run touches
@@ -51,6 +48,10 @@ class Experiment:
     image_size: int
     cache_bytes: int
     smoke: bool
+    # What `source` has opened, with the files that were read for it.
+    opened: dict[tuple[Any, ...], tuple[registry.Source, tuple[opened.Opened, ...]]] = dataclasses.field(
+        init=False, default_factory=dict, compare=False, repr=False
+    )
 
 
 def build(config: RunSettings | Mapping[str, Any], *, data_root: Path) -> Experiment:
@@ -99,62 +100,24 @@ def check_crops(streams: Mapping[str, StreamSettings], tasks: Mapping[str, Task]
             )
 
 
-def init_variables(experiment: Experiment, *, key: Array, pretrained_path: str, offline: bool = False) -> PyTree:
-    """Returns fresh variables, with the backbone's pretrained features where a file of them is given.
+def _opened_once(open_source: Callable[..., registry.Source]) -> Callable[..., registry.Source]:
+    """Makes a function that opens a stream's dataset give what it has opened before."""
 
-    Args:
-        experiment: from `build`.
-        key: of the random initialisation.
-        pretrained_path: "" for none; the name of a backbone whose weights are published, which are downloaded once; or
-            a file, whose relative path is also looked for in data_root, data_root/weights and data_root/../weights.
-        offline: download nothing.
+    @functools.wraps(open_source)
+    def opened_once(experiment: Experiment, stream: str, **which: bool) -> registry.Source:
+        key = (stream, *sorted(which.items()))
+        if key not in experiment.opened:
+            with opened.noted() as files:
+                found = open_source(experiment, stream, **which)
+            experiment.opened[key] = found, tuple(files)
+        found, read = experiment.opened[key]
+        opened.note_again(read)
+        return found
 
-    Raises:
-        UserError: the file is nowhere, or does not hold this backbone's features.
-    """
-    variables = multi_task.init_variables(experiment.model, key=key)
-    return _with_weights(experiment, variables, pretrained_path, offline)
-
-
-def check_weights(experiment: Experiment, *, pretrained_path: str, offline: bool = False) -> None:
-    """Finds the file of the pretrained features, or downloads it, and checks that it is the backbone's.
-
-    Args:
-        experiment: from `build`.
-        pretrained_path: as `init_variables` takes it.
-        offline: likewise.
-
-    Raises:
-        UserError: as `init_variables`.
-    """
-    if pretrained_path:
-        _weights_file(experiment, pretrained_path, offline)  # before anything that takes longer
-        _with_weights(experiment, abstract_variables(experiment), pretrained_path, offline)
+    return opened_once
 
 
-def _with_weights(experiment: Experiment, variables: PyTree, pretrained_path: str, offline: bool) -> PyTree:
-    if not pretrained_path:
-        return variables
-    path = _weights_file(experiment, pretrained_path, offline)
-    return pretrained.load(variables, path, backbone=multi_task.backbone_name(experiment.model))
-
-
-def _weights_file(experiment: Experiment, pretrained_path: str, offline: bool) -> Path:
-    backbone = multi_task.backbone_name(experiment.model)
-    return published.find(pretrained_path, backbone=backbone, data_root=experiment.data_root, offline=offline)
-
-
-def abstract_variables(experiment: Experiment) -> PyTree:
-    """Returns the shapes of the variables, without making any."""
-    return jax.eval_shape(lambda key: multi_task.init_variables(experiment.model, key=key), jax.random.key(0))
-
-
-def backbone_stages(experiment: Experiment, patterns: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-    """Returns what patterns may call parts of the backbone, by `patterns.expanded`; nothing where none does."""
-    named = any(name in pattern for pattern in patterns for name in ("stride_", "until_"))
-    return multi_task.backbone_stages(experiment.model) if named else {}
-
-
+@_opened_once
 def source(experiment: Experiment, stream: str, *, training: bool) -> registry.Source:
     """Opens one split of a stream's dataset and checks that its classes are the tasks'.
 
@@ -264,92 +227,6 @@ def ignore_labels(experiment: Experiment, stream: str) -> dict[str, int]:
 
 def _short(names: Sequence[str]) -> str:
     return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-
-
-def train_batches(
-    experiment: Experiment,
-    stream: str,
-    data: registry.Source,
-    *,
-    seed: int,
-    augmented: bool = True,
-    batch_size: int | None = None,
-    shared: bool = False,
-    extra_labels: Mapping[str, str] | None = None,
-) -> Any:
-    """Returns the endless batches of a stream, from its own training source or from exemplars of it.
-
-    Args:
-        experiment: from `build`.
-        stream: its name.
-        data: what to draw from.
-        seed: of order and augmentation.
-        augmented: apply the stream's augmentation.
-        batch_size: instead of the stream's own.
-        shared: with the other processes of the run, of which each prepares its part of every batch.
-        extra_labels: key in the batch -> name of a label that `data` has beside those of the stream.
-    """
-    settings = experiment.streams[stream]
-    count: int = batch_size or settings.batch_size
-    augment = transforms.Augment(crop=settings.crop)
-    if augmented:
-        augment = augmentation(f"config.streams.{stream}", settings)
-    return pipeline.train_batches(
-        data,
-        labels=dict(settings.labels) | dict(extra_labels or {}),
-        image_size=train_image_size(experiment, stream),
-        batch_size=count,
-        share=devices.share(count) if shared else (0, 1),
-        augment=augment,
-        seed=seed,
-        max_boxes=settings.max_boxes,
-        cache_bytes=experiment.cache_bytes,
-        ignore_labels=ignore_labels(experiment, stream),
-        classes=classes_of(experiment, stream, data),
-    )
-
-
-def augmentation(where: str, settings: StreamSettings) -> transforms.Augment:
-    """Returns how a stream changes its training images.
-
-    Args:
-        where: the settings, for the error.
-        settings: of the stream.
-
-    Raises:
-        UserError: an unknown change, or a value that does not fit.
-    """
-    check_arguments(f"{where}.augment", settings.augment, transforms.Augment, own=("crop",))
-    try:
-        return transforms.Augment(**settings.augment, crop=settings.crop)
-    except UserError as error:
-        raise UserError(f"{where}.{error}") from error
-
-
-def examples(experiment: Experiment, stream: str, data: registry.Source) -> Iterator[Any]:
-    """Yields the examples of a source one by one, in its order, as training would see them without augmentation.
-
-    Args:
-        experiment: from `build`.
-        stream: its name.
-        data: what to read.
-    """
-    settings = experiment.streams[stream]
-    return pipeline.examples(
-        data,
-        labels=dict(settings.labels),
-        image_size=train_image_size(experiment, stream),
-        max_boxes=settings.max_boxes,
-        crop=settings.crop,
-        ignore_labels=ignore_labels(experiment, stream),
-        classes=classes_of(experiment, stream, data),
-    )
-
-
-def train_image_size(experiment: Experiment, stream: str) -> int:
-    """Returns the side of a stream's training images, px."""
-    settings = experiment.streams[stream]
-    return settings.train_image_size or settings.image_size or experiment.image_size
 
 
 def view(experiment: Experiment, stream: str) -> View:

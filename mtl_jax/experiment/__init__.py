@@ -1,0 +1,57 @@
+"""From a config (or the one saved in a checkpoint) to the parts it names: tasks, network, sources, streams."""
+
+from mtl_jax.experiment.parts import (
+    Experiment,
+    View,
+    build,
+    check_crops,
+    classes_of,
+    eval_batches,
+    ignore_labels,
+    labelling_streams,
+    measured_streams,
+    measuring_streams,
+    source,
+    stream_tasks,
+    task_view,
+    validation_data,
+    view,
+)
+from mtl_jax.experiment.training_batches import (
+    augmentation,
+    examples,
+    train_batches,
+    train_image_size,
+)
+from mtl_jax.experiment.weights import (
+    abstract_variables,
+    backbone_stages,
+    check_weights,
+    init_variables,
+)
+
+__all__ = [
+    "Experiment",
+    "View",
+    "abstract_variables",
+    "augmentation",
+    "backbone_stages",
+    "build",
+    "check_crops",
+    "check_weights",
+    "classes_of",
+    "eval_batches",
+    "examples",
+    "ignore_labels",
+    "init_variables",
+    "labelling_streams",
+    "measured_streams",
+    "measuring_streams",
+    "source",
+    "stream_tasks",
+    "task_view",
+    "train_batches",
+    "train_image_size",
+    "validation_data",
+    "view",
+]
