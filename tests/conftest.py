@@ -21,7 +21,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
 
 
+PROGRAMS_MB = 2048  # of compiled programs that are kept for the next run; the least recently used go first
+PROGRAM_SECONDS = 0.2  # what compiles faster is not worth a file
 LONGEST = ("test_train.py", "test_train_step.py")  # start first, so that no worker is left alone with them at the end
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs in pytest's own cache, which all workers share; `--cache-clear` empties it."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+    jax.config.update("jax_compilation_cache_max_size", PROGRAMS_MB * 2**20)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", PROGRAM_SECONDS)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
