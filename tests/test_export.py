@@ -93,6 +93,49 @@ def test_onnx_takes_any_number_of_images(weights, image, pixels, tmp_path):
             np.testing.assert_allclose(value[0], together[name][number], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+def require_format(name: str) -> None:
+    for package in formats.PACKAGES[name]:
+        pytest.importorskip(package, reason=f"the extra `{name}` is not installed: its files are not tested")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ImportWarning")  # of the converters themselves
+@pytest.mark.parametrize("name", ["litert", "openvino"])
+@pytest.mark.parametrize("decode", ["none", "boxes"])
+def test_files_for_phones_and_accelerators_answer_as_the_network_does(weights, image, pixels, tmp_path, name, decode):
+    require_format(name)
+    model, form = trained.load(weights), network.Form(decode)
+    exported = formats.FORMATS[name](model, tmp_path, image, form)
+    expected = jax.device_get(jax.jit(network.answers(model, form))(pixels))
+    found = exported.run(pixels)
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype, key
+        np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-3, err_msg=key)
+    assert set(exported.check(pixels)) == set(expected) | {f"{task}/outputs" for task in KINDS}
+    assert exported.size > 10_000
+
+
+@pytest.mark.filterwarnings("ignore")  # of the converter itself
+def test_a_package_for_core_ml_is_written_and_said_not_to_be_checked(weights, tmp_path, capsys):
+    require_format("coreml")
+    flags = [
+        "--weights",
+        str(weights),
+        "--out",
+        str(tmp_path),
+        "--format",
+        "coreml",
+        "--decode",
+        "none",
+        "--tasks",
+        "age",
+    ]
+    assert command.main(flags) == 0
+    assert (tmp_path / "model.mlpackage" / "Manifest.json").is_file()
+    assert "not checked: nothing here runs it" in capsys.readouterr().out
+    assert json.loads((tmp_path / "model.json").read_text())["files"] == {"coreml": "model.mlpackage"}
+
+
 @pytest.mark.parametrize(("layout", "turns"), [("nhwc", 1), ("nchw", 0)])
 def test_convolutions_follow_each_other_in_one_layout(weights, image, pixels, expected, tmp_path, layout, turns):
     require_onnx()
@@ -225,6 +268,19 @@ def test_a_mistake_is_one_line_and_status_two(weights, tmp_path, capsys, flags, 
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_layout_that_litert_does_not_compute_in_is_refused(weights, image, tmp_path, monkeypatch):
+    monkeypatch.setitem(formats.PACKAGES, "litert", ())
+    with pytest.raises(UserError, match="litert: expected --layout nhwc, found nchw"):
+        formats.FORMATS["litert"](trained.load(weights, tasks="age"), tmp_path, image, network.Form(layout="nchw"))
+
+
+@pytest.mark.parametrize("name", ["litert", "openvino", "coreml"])
+def test_a_format_whose_packages_are_missing_names_its_extra(name, monkeypatch):
+    monkeypatch.setitem(formats.PACKAGES, name, ("a_package_of_nobody",))
+    with pytest.raises(UserError, match=rf"needs a_package_of_nobody, .*pip install -e '\.\[{name}\]'"):
+        formats.require_packages(name)
 
 
 def test_a_missing_extra_is_named(weights, image, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ def parser() -> flags.Parser:
     parser = flags.Parser("export", __doc__)
     flags.add_weights(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder of the files")
-    parser.add_argument("--format", default="stablehlo,onnx", help="one or both")
+    parser.add_argument("--format", default="stablehlo,onnx", help="some of stablehlo, onnx, litert, openvino, coreml")
     parser.add_argument("--image_size", type=int, default=0, help="px, a multiple of 32; as validated if not given")
     parser.add_argument("--batch_size", type=int, default=1, help="of the StableHLO file, and of the checks")
     parser.add_argument("--decode", choices=("none", "boxes", "all"), default="all", help="boxes: no suppression")
@@ -77,6 +78,8 @@ def _export(options: argparse.Namespace) -> str:
             description["batch_sizes"] = {row[0]: row[-1] for row in rows}
             (Path(drafts) / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
             for draft in Path(drafts).iterdir():
+                if draft.is_dir() and (out / draft.name).is_dir():  # a package of Core ML
+                    shutil.rmtree(out / draft.name)
                 draft.replace(out / draft.name)
     finally:
         if made and not any(out.iterdir()):
@@ -109,6 +112,10 @@ def _make(
     rows, wrong, runs = [], [], {"the network in JAX": check.reference(model, form)[0]}
     for name in names:
         exported = formats.FORMATS[name](model, folder, image, form)
+        size, batch = f"{exported.size / 1e6:.1f}", "any" if exported.any_batch else image.shape[0]
+        if exported.run is None or exported.check is None:
+            rows.append((name, exported.path, size, "not checked: nothing here runs it", batch))
+            continue
         peer = exported.network or model
         limit = check.MAX_DIFFERENCE[peer.config.model.compute_dtype]
         expected = check.reference(peer, form)[1]
@@ -120,8 +127,6 @@ def _make(
             if not apart[key] <= limit
         ]
         runs[name] = exported.run
-        size = f"{exported.path.stat().st_size / 1e6:.1f}"
-        batch = "any" if exported.any_batch else image.shape[0]
         rows.append((name, exported.path, size, f"{apart[worst]:.1e} ({worst})", batch))
     return rows, "; ".join(wrong), runs
 
@@ -164,5 +169,5 @@ def _show(rows: list[tuple[str, ...]], runs: dict[str, Any], pixels: Any) -> Non
     times = check.latencies_ms(runs, pixels, repeats=REPEATS)
     table = Table("format", "file", "MB", "largest difference (of)", "images", f"median ms of {len(pixels)}")
     for row in [("the network in JAX", "", "", "", "any"), *rows]:
-        table.add_row(*row, f"{times[row[0]]:.1f}")
+        table.add_row(*row, f"{times[row[0]]:.1f}" if row[0] in times else "")
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -18,7 +18,14 @@ from mtl_jax.workdir.trained import Trained, computing_in
 
 PLATFORMS = ("cpu", "cuda")  # of the StableHLO file
 
-PACKAGES = {"stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}  # beside JAX, what writes and runs a format
+PACKAGES = {  # beside JAX, what writes and runs a format
+    "stablehlo": ("flatbuffers",),
+    "onnx": ("onnx", "onnxruntime"),
+    "litert": ("litert_converter", "ai_edge_litert"),
+    "openvino": ("onnx", "onnxruntime", "openvino"),
+    "coreml": ("coremltools", "stablehlo_coreml"),
+}
+EXTRAS = {"onnx": "'.[export]'", "litert": "'.[litert]'", "openvino": "'.[openvino]'", "coreml": "'.[coreml]'"}
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -27,10 +34,27 @@ class Exported(NamedTuple):
     """A file and what it computes."""
 
     path: Path
-    run: Run  # as a user of the file does
-    check: Run  # the same, and "<task>/outputs"
+    run: Run | None  # as a user of the file does; None where this machine cannot run it
+    check: Run | None  # the same, and "<task>/outputs"
     network: Trained | None = None  # what it is compared with, where that is not the exported one as it was trained
     any_batch: bool = False  # whether it takes other numbers of images than the one it was checked with
+    beside: tuple[Path, ...] = ()  # other files that belong to it
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that belongs to it."""
+        places = (self.path, *self.beside)
+        files = [each for place in places for each in (place.rglob("*") if place.is_dir() else [place])]
+        return sum(each.stat().st_size for each in files if each.is_file())
+
+
+class Translated(NamedTuple):
+    """A network as ONNX."""
+
+    served: Any  # the model that users get
+    whole: Any  # the same, and "<task>/outputs"
+    network: Trained  # in the float32 that it is computed in
+    any_batch: bool
 
 
 def require_packages(name: str) -> None:
@@ -39,7 +63,7 @@ def require_packages(name: str) -> None:
     Raises:
         UserError: names the package and how to install it.
     """
-    extra = "'.[export]'" if name == "onnx" else "."
+    extra = EXTRAS.get(name, ".")
     for package in PACKAGES.get(name, ()):
         try:
             importlib.import_module(package)
@@ -63,11 +87,10 @@ def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form:
     """
     require_packages("stablehlo")
     form = form or Form()
-    given = image if form.layout == "nhwc" else jax.ShapeDtypeStruct([image.shape[i] for i in TO_NCHW], image.dtype)
     # Depthwise sums tap by tap, because XLA's grouped convolutions are slow on CPUs.
     with cpu_kernels.left_out(), depthwise.traced_in("shifted"):
         served, checked = (
-            jax.export.export(jax.jit(function), platforms=PLATFORMS)(given)
+            jax.export.export(jax.jit(function), platforms=PLATFORMS)(given(image, form))
             for function in (
                 in_layout(answers(network, form, with_outputs=more), form.layout) for more in (False, True)
             )
@@ -75,7 +98,7 @@ def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form:
     path = folder / "model.stablehlo"
     path.write_bytes(served.serialize())
     read = jax.export.deserialize(bytearray(path.read_bytes()))
-    run, check = (_with_channels_last(_on_host(jax.jit(each.call)), form) for each in (read, checked))
+    run, check = (with_channels_last(_on_host(jax.jit(each.call)), form) for each in (read, checked))
     return Exported(path, run, check)
 
 
@@ -97,15 +120,32 @@ def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form
     require_packages("onnx")
     import onnx
 
+    form = form or Form()
+    made = as_onnx(network, image, form)
+    path = folder / "model.onnx"
+    onnx.save(made.served, path)
+    sources = (str(path), made.whole.SerializeToString())
+    run, check = (with_channels_last(session(source), form) for source in sources)
+    return Exported(path, run, check, made.network, made.any_batch)
+
+
+def as_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> Translated:
+    """Returns a network as ONNX; arguments and errors as of `onnx`."""
     from mtl_jax.export import onnx_model
 
-    form, network = form or Form(), computing_in(network, "float32")
-    model, any_batch = _as_onnx(answers(network, form, with_outputs=True), image, form.layout)
-    path = folder / "model.onnx"
-    unserved = (lambda name: False) if form.decode == "none" else (lambda name: name.endswith(f"/{OUTPUTS}"))
-    onnx.save(onnx_model.without_outputs(model, unserved), path)
-    run, check = (_with_channels_last(session(source), form) for source in (str(path), model.SerializeToString()))
-    return Exported(path, run, check, network, any_batch)
+    network = computing_in(network, "float32")
+    whole, any_batch = _as_onnx(answers(network, form, with_outputs=True), image, form.layout)
+    return Translated(onnx_model.without_outputs(whole, unserved(form)), whole, network, any_batch)
+
+
+def unserved(form: Form) -> Callable[[str], bool]:
+    """Returns which outputs of the whole network a user does not get."""
+    return (lambda name: False) if form.decode == "none" else (lambda name: name.endswith(f"/{OUTPUTS}"))
+
+
+def given(image: jax.ShapeDtypeStruct, form: Form) -> jax.ShapeDtypeStruct:
+    """Returns what a file takes, in its layout."""
+    return image if form.layout == "nhwc" else jax.ShapeDtypeStruct([image.shape[i] for i in TO_NCHW], image.dtype)
 
 
 def write_onnx(function: Answers, path: Path, image: jax.ShapeDtypeStruct, *, layout: str = "nhwc") -> bool:
@@ -144,8 +184,8 @@ def node_count(path: Path) -> int:
     return len(onnx.load(str(path)).graph.node)
 
 
-def _with_channels_last(run: Run, form: Form) -> Run:
-    """Runs a file on what the network takes, whatever the file's layout."""
+def with_channels_last(run: Run, form: Form) -> Run:
+    """Returns what runs a file on what the network takes, whatever the file's layout."""
     if form.layout == "nhwc":
         return run
 
@@ -160,4 +200,17 @@ def _on_host(function: Callable[..., Any]) -> Run:
     return lambda pixels: jax.device_get(function(pixels))
 
 
-FORMATS: dict[str, Callable[..., Exported]] = {"stablehlo": stablehlo, "onnx": onnx}
+def _elsewhere(name: str) -> Callable[..., Exported]:
+    """Returns the maker of a format that has a file of its own, which is imported on first use."""
+
+    def make(*arguments: Any) -> Exported:
+        return getattr(importlib.import_module(f"mtl_jax.export.{name}"), name)(*arguments)
+
+    return make
+
+
+FORMATS: dict[str, Callable[..., Exported]] = {
+    "stablehlo": stablehlo,
+    "onnx": onnx,
+    **{name: _elsewhere(name) for name in ("litert", "openvino", "coreml")},
+}

@@ -1,0 +1,55 @@
+"""A network as other compilers like it: 1x1 convolutions written as convolutions, not as products of matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import depthwise
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+INLINED = ("jit", "custom_jvp_call", "custom_vjp_call")
+
+
+def exported(function: Callable[..., Mapping[str, Any]], image: jax.ShapeDtypeStruct) -> tuple[Any, tuple[str, ...]]:
+    """Returns a function of one array as `jax.export` holds it, and the names of its results in their order."""
+    with cpu_kernels.left_out(), depthwise.traced_in("grouped"):
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(image)
+        names = tuple(sorted(shapes))  # as JAX sorts a dict's keys
+
+        def with_convolutions(image: Any) -> tuple[Any, ...]:
+            return tuple(_run(closed.jaxpr, closed.consts, [image]))
+
+        return jax.export.export(jax.jit(with_convolutions), platforms=("cpu",))(image), names
+
+
+def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+    """Computes a jaxpr, with its products over the channels of a map as 1x1 convolutions."""
+    known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, core.Literal) else known[variable]
+
+    for equation in jaxpr.eqns:
+        inputs, params = [read(variable) for variable in equation.invars], equation.params
+        if equation.primitive.name in INLINED:
+            inner = params.get("jaxpr") or params["call_jaxpr"]
+            results = _run(inner.jaxpr, inner.consts, inputs)
+        elif _of_channels(equation):
+            x, kernel = inputs
+            results = [jax.lax.conv_general_dilated(x, kernel[None, None], (1, 1), "VALID", dimension_numbers=LAYOUT)]
+        else:
+            results = equation.primitive.bind(*inputs, **params)
+            results = results if equation.primitive.multiple_results else [results]
+        known |= dict(zip(equation.outvars, results, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _of_channels(equation: Any) -> bool:
+    if equation.primitive.name != "dot_general" or equation.invars[0].aval.ndim != 4:
+        return False
+    return equation.params["dimension_numbers"] == (((3,), (0,)), ((), ()))
