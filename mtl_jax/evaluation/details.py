@@ -113,17 +113,17 @@ class YesNoDetails:
         """Adds one image, judged by the F1 score of what is shown."""
         count = len(self._task.classes)
         if self._boxes:
-            found = matching.detections(prediction, target, geometry, count)
+            matched = matching.detections(prediction, target, geometry, count)
         else:
-            found = matching.tags(prediction, target, count)
-        if found is None:
+            matched = matching.tags(prediction, target, count)
+        if matched is None:
             return None
-        self._seen.append(found)
-        shown = found.score >= self._least
-        total = int(shown.sum() + found.objects.sum())
+        self._seen.append(matched)
+        shown = matched.score >= self._least
+        total = int(shown.sum() + matched.objects.sum())
         if not total:
             return None
-        f1 = 2 * int((shown & found.correct).sum()) / total
+        f1 = 2 * int((shown & matched.correct).sum()) / total
         return Judged(f1, f"F1 {f1:.2f}")
 
     def by_class(self) -> ByClass | None:

@@ -52,8 +52,8 @@ def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: G
         else:
             counted[row] = not (crowd & (overlaps > 0)).any()
     score = np.asarray(prediction["score"], np.float64)[chosen]
-    found = np.bincount(kind[~crowd & labelled[kind]], minlength=count)
-    return Matched(score[counted], label[chosen][counted], correct[counted], found)
+    by_class = np.bincount(kind[~crowd & labelled[kind]], minlength=count)
+    return Matched(score[counted], label[chosen][counted], correct[counted], by_class)
 
 
 def tags(prediction: Mapping[str, np.ndarray], target: Labels, count: int) -> Matched:

@@ -49,7 +49,9 @@ def holds(found: Found) -> str:
         return f"around {found.center:.4g}, by {found.scale:.3g}"
     names = ", ".join(found.classes[:SHOWN_CLASSES])
     more = len(found.classes) - SHOWN_CLASSES
-    text = f"{len(found.classes)} classes: {names}" + (f" and {more} more" if more > 0 else "")
+    text = f"{len(found.classes)} class{'es' * (len(found.classes) > 1)}: {names}" + (
+        f" and {more} more" if more > 0 else ""
+    )
     if found.box_shares:
         low, middle, high = (round(share * found.long_side) for share in tenths(found.box_shares))
         text += f"; {len(found.box_shares)} boxes, sides {low} to {high} px (median {middle})"

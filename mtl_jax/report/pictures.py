@@ -115,8 +115,8 @@ def _examples(
     for batch in batches:
         predictions = jax.device_get(predict(variables, batch.image, names=names))
         for index in range(len(batch.ids)):
-            found = {name: example(predictions[name], index) for name in names}
-            yield np.asarray(batch.image[index]), found, batch.targets[index], batch.geometries[index]
+            by_task = {name: example(predictions[name], index) for name in names}
+            yield np.asarray(batch.image[index]), by_task, batch.targets[index], batch.geometries[index]
 
 
 def _shown(task: Task, seen: _Seen) -> Shown:
@@ -152,7 +152,7 @@ def picture(
 
     rows, top, bottom = _visible(image.shape[0], geometry.scale_y, geometry.offset_y, geometry.height)
     columns, left, right = _visible(image.shape[1], geometry.scale_x, geometry.offset_x, geometry.width)
-    found: dict[str, Any] = {"legend": (), "words": ""}
+    notes: dict[str, Any] = {"legend": (), "words": ""}
 
     def panel(axes: Any) -> None:
         axes.imshow(np.clip(image[rows, columns], 0.0, 1.0), extent=(left, right, bottom, top), aspect="auto")
@@ -164,15 +164,15 @@ def picture(
         if legend := axes.get_legend():
             handles, texts = legend.legend_handles, legend.get_texts()
             pairs = zip(handles, texts, strict=True)
-            found["legend"] = tuple((to_hex(handle.get_facecolor()), text.get_text()) for handle, text in pairs)
+            notes["legend"] = tuple((to_hex(handle.get_facecolor()), text.get_text()) for handle, text in pairs)
             legend.remove()
         if words := caption.take(axes):
-            found["words"] = words
+            notes["words"] = words
 
     size = np.array([right - left, bottom - top])
     inches = FIGURE_INCHES * size / size.max()
     drawn = _drawn([panel], inches=(float(inches[0]), float(inches[1])), dpi=DPI, **WEBP)
-    return Picture(drawn, found["legend"], found["words"])
+    return Picture(drawn, notes["legend"], notes["words"])
 
 
 def _visible(shown: int, scale: float, offset: float, original: int) -> tuple[slice, float, float]:

@@ -34,10 +34,10 @@ def _boxes(task: Task, target: Labels) -> Truth:
     del task
     boxes = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
     known = np.isfinite(boxes).all(axis=1) & ~np.asarray(target.get("crowd", np.zeros(len(boxes), bool)))
-    found = int(known.sum())
+    count = int(known.sum())
     label = np.asarray(target["label"])[known]
-    said = {"boxes_xyxy": boxes[known], "label": label, "score": np.ones(found), "valid": np.ones(found, bool)}
-    return Truth(said, "" if found else "no object")
+    prediction = {"boxes_xyxy": boxes[known], "label": label, "score": np.ones(count), "valid": np.ones(count, bool)}
+    return Truth(prediction, "" if count else "no object")
 
 
 def _class(task: Task, target: Labels) -> Truth:
