@@ -14,7 +14,7 @@ from mtl_jax.data.sources.base import SPLITS, Fields, Sample, check_split
 from mtl_jax.errors import UserError
 
 DIGITS = tuple("0123456789")
-CLASS_NAMES = {"segmentation": ("background", *DIGITS), "detection": DIGITS, "classification": DIGITS}
+LABELS = ("segmentation", "detection", "classification")
 DEFAULT_LENGTHS = {"train": 2000, "val": 200}
 
 _SPLIT_SEED = 1797  # any fixed number: which handwriting is for validation never changes
@@ -45,9 +45,10 @@ class DigitScenes:
         labels: one label name, or several.
         size: of the scenes, px, both sides.
         length: number of scenes; by default 2000 to train and 200 to validate.
+        digits: those that the scenes show, in the order of their labels.
 
     Raises:
-        UserError: an unknown split or label, a size under 32 px, or no scenes.
+        UserError: an unknown split, label or digit, a size under 32 px, or no scenes.
 
     References:
         Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
@@ -62,31 +63,42 @@ class DigitScenes:
         labels: str | Sequence[str] = "segmentation",
         size: int = 112,
         length: int | None = None,
+        digits: Sequence[str] = DIGITS,
         data_root: str | Path | None = None,
     ) -> None:
         del data_root
         check_split(split)
         self.labels = (labels,) if isinstance(labels, str) else tuple(labels)
-        unknown = [label for label in self.labels if label not in CLASS_NAMES]
+        unknown = [label for label in self.labels if label not in LABELS]
         if unknown or not self.labels:
-            raise UserError(f"expected labels among {', '.join(CLASS_NAMES)}, found {unknown}: choose some of them")
+            raise UserError(f"expected labels among {', '.join(LABELS)}, found {unknown}: choose some of them")
+        names = tuple(digits)
+        if not names or len(set(names)) < len(names) or not set(names) <= set(DIGITS):
+            raise UserError(
+                f"expected digits among {', '.join(DIGITS)}, each once, found {digits!r}: choose some of them"
+            )
         if size < 32:
             raise UserError(f"expected scenes of at least 32 px, found {size}: digits would be unreadable")
         if length is not None and (not isinstance(length, int) or length < 1):
             raise UserError(f"expected a number of scenes from 1, found length={length!r}: leave it out")
         self.size = size
         self._single = "classification" in self.labels
-        self.class_names = {label: CLASS_NAMES[label] for label in self.labels}
+        self.class_names = {label: ("background", *names) if label == LABELS[0] else names for label in self.labels}
         self._length = DEFAULT_LENGTHS[split] if length is None else length
         self._split = split
-        self._ink, self._digit = handwriting(split)
+        self._shown = "" if names == DIGITS else f" of {','.join(names)}"
+        ink, digit = handwriting(split)
+        chosen = np.isin(digit, [int(name) for name in names])
+        places = np.array([names.index(name) if name in names else 0 for name in DIGITS])
+        self._ink, self._digit = ink[chosen], places[digit[chosen]]
 
     def __len__(self) -> int:
         return self._length
 
     def image_origin(self, index: int) -> bytes:
         """Returns what the scene is drawn from, and so is its alone."""
-        return f"digits {self._split} {self.size} {'one' if self._single else 'several'} {index}".encode()
+        several = "one" if self._single else "several"
+        return f"digits {self._split} {self.size} {several}{self._shown} {index}".encode()
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._length:
