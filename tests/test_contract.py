@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mtl_jax.evaluation import contract
 from mtl_jax.evaluation.contract import Baseline
+from mtl_jax.report import versions_section
 from mtl_jax.workdir import files
 
 JUDGED = {"seg": ("miou", True), "det": ("map_50_95", True), "cls": ("top1", True)}
@@ -343,3 +344,37 @@ def test_delta_m_is_the_mean_gain_over_networks_of_the_tasks_own_and_told_where_
     one = contract.build(stages, judged, {}, max_drop_percent=5.0, baselines={"a": alone["a"]})
     assert one["delta_m_percent"] is None
     assert "delta_m" not in contract.as_text(one)
+
+
+def test_classes_that_came_later_are_judged_by_themselves():
+    grown = [
+        {"name": "det", "metrics": {"det": {"map_50_95": 0.20}}},
+        {
+            "name": "more",
+            "metrics": {"det": {"map_50_95": 0.20}},
+            "added": {"det/more": {"map_50_95": 0.30}},
+            "added_before": {"det/more": {"map_50_95": 0.0}},
+            "added_constant": {"det/more": {"figure": 0.01, "standard_error": 0.0, "count": 9, "counted": "object"}},
+        },
+        {"name": "cls", "metrics": {"det": {"map_50_95": 0.20}}, "added": {"det/more": {"map_50_95": 0.27}}},
+    ]
+    judged, added = {"det": ("map_50_95", True)}, {"det": {"more": ("cup",), "to_come": ("car",)}}
+    tree = build(grown, judged, {}, added=added)
+    entry = tree["tasks"]["det"]
+    assert list(entry["added"]) == ["more"]
+    more = entry["added"]["more"]
+    assert (more["classes"], more["baseline"], more["final"], more["learnt"]) == (["cup"], 0.30, 0.27, True)
+    assert more["drop_percent"] == pytest.approx(10.0)
+    assert not more["passed"]
+    assert entry["drop_percent"] == 0.0
+    assert not tree["passed"]
+    assert "det + more" in contract.as_text(tree)
+    section = versions_section.section(
+        {**tree, "lineage": {"parent": "old", "digest": "0", "versions": [version("det"), version("more", "cls")]}}
+    )
+    assert "det + more" in section
+    assert "0.27" in section
+
+
+def version(*stages):
+    return {"workdir": "runs/it", "stages": stages, "classes": {"det": ["cup"]}}

@@ -93,7 +93,7 @@ def grown(request, tiny_backbone, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("latency_ms", "gigaflops"):
             patch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
-        patch.setattr(train_loop.pictures, "render", lambda *arguments, **settings: {})
+        patch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
         train_loop.train_and_evaluate(parent_config(**WAYS[request.param]), folder / "old")
         before = {path: path.read_bytes() for path in (folder / "old").rglob("*") if path.is_file()}
         contract = extend(folder / "old", folder / "new", addition())
@@ -147,7 +147,7 @@ def test_the_checkpoint_says_what_every_task_depends_on(grown):
 def test_a_second_call_goes_on_and_another_parent_is_refused(grown, no_report, monkeypatch):
     folder, contract = grown
     del no_report
-    monkeypatch.setattr(train_loop.pictures, "render", lambda *arguments, **settings: {})
+    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
     assert extend(folder / "old", folder / "new", addition())["tasks"] == contract["tasks"]
     with pytest.raises(UserError, match=r"grew from .*1-cls, not from .*0-seg"):
         extend(folder / "old" / "checkpoints" / "0-seg", folder / "new", addition())

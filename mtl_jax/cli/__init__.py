@@ -12,7 +12,8 @@ from mtl_jax.errors import print_any_name
 # Name -> what it does, in one line; its flags are in the module of that name beside this file.
 COMMANDS: dict[str, str] = {
     "train": "trains on folders and files of labels, or on a configuration page",
-    "extend": "adds a task to a finished run, and leaves the old outputs as they are",
+    "extend": "adds a task or classes to a finished run, and leaves the old outputs as they are",
+    "edit": "renames or removes classes of a finished run",
     "eval": "measures trained weights on validation images",
     "predict": "finds what trained weights see in images of one's own",
     "export": "writes trained weights as files that run without this package",
@@ -24,7 +25,7 @@ COMMANDS: dict[str, str] = {
     "completion": "prints what makes a shell complete commands and flags",
 }
 # What computes for long in its own process, and so starts it again with settings of the allocator.
-TUNED = (("train",), ("extend",), ("eval",), ("export",), ("benchmark",))
+TUNED = (("train",), ("extend",), ("edit",), ("eval",), ("export",), ("benchmark",))
 EXIT_USER_ERROR = 2
 
 

@@ -1,6 +1,8 @@
-"""Adds a task to a finished run, in a work directory of its own; no output of an old task changes.
+"""Adds a task, or classes of a task, to a finished run, in a work directory of its own; no old output changes.
 
 mtl-jax extend --from runs/mine --workdir runs/mine-2 classes=more/
+mtl-jax extend --from runs/mine --workdir runs/mine-2 --task det boxes=new.json
+mtl-jax extend --from runs/mine --workdir runs/mine-2 --task det --refine boxes=more.json
 mtl-jax extend --from runs/digits --workdir runs/digits-2 --config configs/grow.py:more [--config.some.field=value …]
 
 Labels are named and looked at as by mtl-jax train. The page that --config takes says what is added: tasks, streams and
@@ -13,7 +15,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,15 @@ def parser() -> flags.Parser:
     parser.add_argument(
         "--keep", default="exact", help="exact: no old output changes; 5%%: no old task loses more than so much"
     )
+    parser.add_argument("--task", default="", metavar="NAME", help="a task of the run, which is to get the classes")
+    parser.add_argument(
+        "--exemplars",
+        type=int,
+        default=0,
+        metavar="N",
+        help="images of each old class, from the old run's data, that are trained on beside those of new ones",
+    )
+    flags.add_switch(parser, "refine", "more data for classes that the task knows; kept only if no task falls too far")
     flags.add_switch(parser, "smoke", "two steps a stage on a handful of images, every file still written")
     flags.add_switch(parser, "enforce_contract", "exit with status 3 when the contract is broken")
     flags.add_minutes(parser)
@@ -44,7 +55,7 @@ def parser() -> flags.Parser:
 
 @flags.reported(interrupted="interrupted; the same command goes on from the last checkpoint")
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 0, 2 for a user's mistake, 3 for a broken contract under --enforce_contract."""
+    """Returns the exit status: 0, 2 for a mistake, 3 for a version that is not kept, or breaks an enforced contract."""
     from mtl_jax.config import overrides
 
     page, changes, others = overrides.split(arguments)
@@ -71,7 +82,7 @@ def _own_page(options: argparse.Namespace) -> str:
 
     workdir = Path(options.workdir).expanduser()
     reading = {"val_share": options.val_share, "annotated_on": options.annotated_on}
-    asked = [_renamed(each, _tasks_of(options.parent)) for each in asked_lib.parse(options.labels, **reading)]
+    asked = [_renamed(each, _taken(options.parent)) for each in asked_lib.parse(options.labels, **reading)]
     made_from = json.dumps([*map(str, asked), options.minutes, *reading.values(), str(options.parent)])
     page = workdir / page_lib.FILE
     if (workdir / RECORD).exists():
@@ -83,7 +94,7 @@ def _own_page(options: argparse.Namespace) -> str:
     return f"{page}:{page_lib.ONE_AFTER_ANOTHER}"
 
 
-def _renamed(asked: Any, taken: Sequence[str]) -> Any:
+def _renamed(asked: Any, taken: Collection[str]) -> Any:
     """Calls a task that the user gave no name by one that the old run has not."""
     name, number = asked.name, 2
     while asked.name == asked.kind and name in taken:
@@ -91,10 +102,12 @@ def _renamed(asked: Any, taken: Sequence[str]) -> Any:
     return asked._replace(name=name)
 
 
-def _tasks_of(parent: Path) -> tuple[str, ...]:
+def _taken(parent: Path) -> set[str]:
+    """Names that the old run has given to tasks, streams or stages."""
     from mtl_jax.workdir import checkpoints
 
-    return tuple(checkpoints.read_metadata(parent)["config"]["tasks"])
+    config = checkpoints.read_metadata(parent)["config"]
+    return {name for table in ("tasks", "streams", "stages") for name in config[table]}
 
 
 def _model_of(parent: Path) -> Any:
@@ -116,11 +129,22 @@ def _extend(config: Any, options: argparse.Namespace, *, command: str) -> int:
     try:
         with Preemption() as preemption:
             contract = extend(
-                options.parent, options.workdir, config, keep=options.keep, command=command, preemption=preemption
+                options.parent,
+                options.workdir,
+                config,
+                keep=options.keep,
+                task=options.task,
+                refine=options.refine,
+                per_class=options.exemplars,
+                command=command,
+                preemption=preemption,
             )
     except Preempted:
         print(SAVED, file=sys.stderr, flush=True)
         return 0
     Console().print(contract_table.table(contract))
     print(f"report: {options.workdir}/report.html")
+    if "refused" in contract:
+        print(contract["refused"], file=sys.stderr)
+        return EXIT_CONTRACT_BROKEN
     return EXIT_CONTRACT_BROKEN if options.enforce_contract and not contract["passed"] else 0

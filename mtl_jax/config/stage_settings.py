@@ -108,9 +108,9 @@ class StageSettings(Section):
     old_outputs: str = setting(
         "",
         'of the tasks of earlier stages: "exact" leaves all that they depend on as it is, so that no bit of their '
-        'outputs changes; "may_change" lets them move; "" too, unless an earlier stage kept them exactly, which is '
-        "refused",
-        choices=("", "exact", "may_change"),
+        'outputs changes; "others_exact" likewise, but for the tasks that the stage trains; "may_change" lets them '
+        'move; "" too, unless an earlier stage kept them exactly, which is refused',
+        choices=("", "exact", "others_exact", "may_change"),
     )
     keep: Mapping[str, Mapping[str, Any]] = setting(
         {},

@@ -171,6 +171,7 @@ def build(
     *,
     max_drop_percent: SupportsFloat,
     baselines: Mapping[str, Baseline] | None = None,
+    added: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> dict[str, Any]:
     """Judges a run.
 
@@ -183,6 +184,9 @@ def build(
         max_drop_percent: the largest allowed relative drop; a drop of exactly so much passes.
         baselines: compare these tasks with a value from elsewhere; the others are compared with their metric
             right after the first stage in which they appear.
+        added: task -> stage -> the classes that it has added, whose figures stages have under "added", by `addition`.
+            They are judged by themselves, and stand in the task's entry under "added"; what the entry says of the
+            task is of the classes that were there first.
 
     Returns:
         The tree of `contract.json`, free of NaN.
@@ -195,6 +199,9 @@ def build(
         final = histories[task][-1] if stages else None
         learning = judge_learning(task, metric, stages, higher_is_better=higher)
         tasks[task] = _judge_task(metric, higher, baseline, final, limit, learning)
+        if later := (added or {}).get(task):
+            tasks[task]["added"] = _judge_added(task, later, metric, higher, stages, limit)
+            tasks[task]["passed"] &= all(entry["passed"] for entry in tasks[task]["added"].values())
     checked = {name: _judge_budget(budget) for name, budget in budgets.items()}
     signs = {task: higher for task, (_, higher) in judged.items()}
     tree = {
@@ -232,6 +239,35 @@ def build(
         ),
     }
     return without_nan(tree)
+
+
+def addition(task: str, stage: str) -> str:
+    """Returns how figures of the classes that a stage has added to a task are called."""
+    return f"{task}/{stage}"
+
+
+def _judge_added(
+    task: str,
+    later: Mapping[str, Sequence[str]],
+    metric: str,
+    higher_is_better: bool,
+    stages: Sequence[Mapping[str, Any]],
+    limit: float,
+) -> dict[str, Any]:
+    """The entries of classes that came later, each like one of a task that was first learnt in their stage."""
+    keys = {"metrics": "added", "before": "added_before", "constant": "added_constant"}
+    own = [{"name": stage["name"], **{key: stage.get(kept, {}) for key, kept in keys.items()}} for stage in stages]
+    found = {}
+    for stage, classes in later.items():
+        name = addition(task, stage)
+        if not any(name in each["metrics"] for each in own):
+            continue  # a stage that is still to come
+        final = task_histories(own, {name: (metric, higher_is_better)})[name][-1]
+        learning = judge_learning(name, metric, own, higher_is_better=higher_is_better)
+        baseline = _own_baseline(name, metric, own)
+        judged = _judge_task(metric, higher_is_better, baseline, final, limit, learning)
+        found[stage] = {"classes": list(classes), **judged}
+    return found
 
 
 def _before_and_untrained(

@@ -40,8 +40,17 @@ def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
             percent(entry["drop_percent"]),
             _verdict(entry),
         )
-        for task, entry in contract["tasks"].items()
+        for task, entry in task_entries(contract).items()
     ]
+
+
+def task_entries(contract: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The entries of the tasks, and after each, as "task + stage", those of classes that a stage has added to it."""
+    found = {}
+    for task, entry in contract["tasks"].items():
+        found[task] = entry
+        found |= {f"{task} + {stage}": added for stage, added in entry.get("added", {}).items()}
+    return found
 
 
 def budget_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -89,7 +98,7 @@ def _verdict(entry: Mapping[str, Any]) -> str:
 
 def reasons(contract: Mapping[str, Any]) -> list[str]:
     """Why a task or a budget has not passed, one line each, where its figures do not say so."""
-    entries = {**contract["tasks"], **contract["budgets"]}
+    entries = {**task_entries(contract), **contract["budgets"]}
     return [
         _one_line(f"{name}: {entry['reason']}")
         for name, entry in entries.items()

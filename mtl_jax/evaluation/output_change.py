@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,10 +12,11 @@ from jaxtyping import Array, PyTree
 
 from mtl_jax import experiment
 from mtl_jax.models import multi_task
-from mtl_jax.tasks.base import Task
 
 
-def largest(parts: experiment.Experiment, before: PyTree, after: PyTree, tasks: Iterable[str]) -> dict[str, float]:
+def largest(
+    parts: experiment.Experiment, before: PyTree, after: PyTree, tasks: Iterable[str], *, stages: Collection[str]
+) -> dict[str, float]:
     """Returns each task's largest absolute difference of a raw output; 0.0 where no bit has changed.
 
     Args:
@@ -23,11 +24,13 @@ def largest(parts: experiment.Experiment, before: PyTree, after: PyTree, tasks: 
         before: variables of the earlier version.
         after: variables of now.
         tasks: to compare, each on the validation images that it is measured on.
+        stages: of the earlier version: the classes that others have added are left out.
     """
     raw = functools.partial(jax.jit(_raw, static_argnums=(0, 3)), parts.model)
     changes: dict[str, float] = {}
     for stream, asked in experiment.measured_streams(parts, tasks).items():
-        for task, change in _of_stream(raw, experiment.eval_batches(parts, stream), before, after, asked).items():
+        channels = {name: task.channels_after(stages) for name, task in asked.items()}
+        for task, change in _of_stream(raw, experiment.eval_batches(parts, stream), before, after, channels).items():
             changes[task] = max(changes.get(task, 0.0), change)
     return changes
 
@@ -37,12 +40,13 @@ def _raw(model: Any, variables: PyTree, image: Array, names: tuple[str, ...]) ->
 
 
 def _of_stream(
-    raw: Any, batches: Iterable[Any], before: PyTree, after: PyTree, tasks: Mapping[str, Task]
+    raw: Any, batches: Iterable[Any], before: PyTree, after: PyTree, channels: Mapping[str, int]
 ) -> dict[str, float]:
-    changes = dict.fromkeys(tasks, 0.0)
+    changes = dict.fromkeys(channels, 0.0)
     for batch in batches:
-        old, new = (jax.device_get(raw(variables, batch.image, tuple(tasks))) for variables in (before, after))
-        for task in tasks:
-            if not np.array_equal(old[task], new[task], equal_nan=True):
-                changes[task] = max(changes[task], float(np.abs(old[task] - new[task]).max()))
+        outputs = [jax.device_get(raw(variables, batch.image, tuple(channels))) for variables in (before, after)]
+        for task, count in channels.items():
+            old, new = (each[task] if each[task].ndim < 2 else each[task][..., :count] for each in outputs)
+            if not np.array_equal(old, new, equal_nan=True):
+                changes[task] = max(changes[task], float(np.abs(old - new).max()))
     return changes

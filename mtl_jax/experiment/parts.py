@@ -44,6 +44,7 @@ class Experiment:
     model: Any
     streams: Mapping[str, StreamSettings]
     used_streams: tuple[str, ...]  # those of the order's stages, as it comes to them
+    stage_streams: Mapping[str, tuple[str, ...]]  # of the order's stages
     data_root: Path
     image_size: int
     cache_bytes: int
@@ -72,6 +73,7 @@ def build(config: RunSettings | Mapping[str, Any], *, data_root: Path) -> Experi
         model=multi_task.build(settings.model, tasks),
         streams=settings.streams,
         used_streams=_used_streams(settings),
+        stage_streams={stage: settings.stages[stage].streams for stage in settings.order},
         data_root=data_root,
         image_size=settings.image_size,
         cache_bytes=int(settings.cache_gb * 1e9),
@@ -140,7 +142,7 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> registry.S
                 f"config.streams.{stream}.labels gives task {task} the label {label!r}, which source {settings.source} "
                 f"does not have; {suggestion(label, found.class_names)}"
             )
-        _check_names(experiment, stream, task, label, tuple(found.class_names[label]))
+        _check_names(experiment, stream, task, label, _named(experiment, task, found.class_names[label]))
     if training and settings.train_parts > 1:
         found = _part(experiment, stream, found)
     return Subset(found, range(min(SMOKE_EXAMPLES, len(found)))) if experiment.smoke else found
@@ -173,8 +175,9 @@ def classes_of(experiment: Experiment, stream: str, data: registry.Source) -> di
         classes = tuple(experiment.tasks[task].classes)
         if not classes:
             continue
-        names = tuple(data.class_names[label]) or classes
+        names = _named(experiment, task, data.class_names[label]) or classes
         known = settings.labelled_classes.get(task) or getattr(data, "labelled_classes", {}).get(label, names)
+        known = _named(experiment, task, known)
         if unknown := [name for name in known if name not in classes]:
             raise UserError(
                 f"config.streams.{stream}.labelled_classes.{task} names {', '.join(map(str, unknown))}; the task has "
@@ -184,6 +187,12 @@ def classes_of(experiment: Experiment, stream: str, data: registry.Source) -> di
             tuple(classes.index(name) for name in names), tuple(name in known for name in classes)
         )
     return found
+
+
+def _named(experiment: Experiment, task: str, names: Iterable[str]) -> tuple[str, ...]:
+    """A dataset's classes by the names that the task has for them."""
+    renamed = experiment.tasks[task].renamings
+    return tuple(renamed.get(name, name) for name in names)
 
 
 def _check_names(experiment: Experiment, stream: str, task: str, label: str, names: tuple[str, ...]) -> None:
@@ -247,9 +256,13 @@ def labelling_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
 def measuring_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
     """Returns the streams on whose validation images a task is measured, as if they were one.
 
-    They are the first of those that label it, and those whose images label classes that the ones before do not.
+    They are the first of those that label it, and those whose images label classes that the ones before do not; of
+    those that have come with later classes of the task `streams_of_addition` tells.
     """
-    streams = labelling_streams(experiment, task)
+    later = [
+        name for each in experiment.tasks[task].additions for name in streams_of_addition(experiment, task, each.stage)
+    ]
+    streams = tuple(name for name in labelling_streams(experiment, task) if name not in later)
     if len(streams) < 2 or not experiment.tasks[task].classes:
         return streams[:1]
     found, known = list(streams[:1]), np.zeros(len(experiment.tasks[task].classes), bool)
@@ -261,6 +274,12 @@ def measuring_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
                 found.append(stream)
             known |= labelled
     return tuple(found)
+
+
+def streams_of_addition(experiment: Experiment, task: str, stage: str) -> tuple[str, ...]:
+    """Returns the streams from which a stage teaches the classes that it adds to a task."""
+    streams = experiment.stage_streams.get(stage, ())
+    return tuple(name for name in streams if task in experiment.streams[name].labels)
 
 
 def measured_streams(experiment: Experiment, tasks: Iterable[str]) -> dict[str, dict[str, Task]]:

@@ -1,5 +1,6 @@
-"""Grows a finished run into a new one: further tasks, with the old ones as they are."""
+"""Grows a finished run into a new one: further tasks and classes, or other names, with the old ones as they are."""
 
+from mtl_jax.extend.edit import edit
 from mtl_jax.extend.run import extend
 
-__all__ = ["extend"]
+__all__ = ["edit", "extend"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mtl_jax
+from mtl_jax.config.checks import suggestion
 from mtl_jax.config.model_settings import ModelSettings
 from mtl_jax.config.recipes import KEPT
 from mtl_jax.config.run_settings import RunSettings, read_settings
 from mtl_jax.config.section import defaults
 from mtl_jax.errors import UserError
+from mtl_jax.extend import exemplars, new_classes, refinement
 from mtl_jax.models import dependence
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.training import exactness
@@ -56,13 +58,17 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
-def joined(old: Trained, page: RunSettings, *, limit: float | None) -> RunSettings:
+def joined(
+    old: Trained, page: RunSettings, *, limit: float | None, refine: bool = False, per_class: int = 0
+) -> RunSettings:
     """Returns the settings of the new run: the old one's, and what a page adds to it.
 
     Args:
         old: the finished run.
         page: tasks, streams and stages to add; those of the old run may stand in it too, as they are.
         limit: what an old task may lose, percent; None where nothing may change.
+        refine: whether the page has more data for what old tasks know.
+        per_class: images of each old class that are trained on beside those of new ones.
 
     Raises:
         UserError: what the page says of the old run is not so, or adds nothing that could be learnt.
@@ -70,17 +76,43 @@ def joined(old: Trained, page: RunSettings, *, limit: float | None) -> RunSettin
     config, now = old.config.to_dict(), page.to_dict()
     config["order"] = config["order"][: len(old.stages)]  # without those that it has not come to
     _require_same_network(old, config, now)
-    _join_tasks(old, config, now)
+    if refine:
+        _require_known(old, config, now)
+        fresh, grown = list(now["tasks"]), {}
+    else:
+        grown = _join_tasks(old, config, now)
+        fresh = [task for task in now["tasks"] if task not in old.names or task in grown]
     _join_streams(old, config, now)
-    new = _join_stages(old, config, now)
+    new = _join_stages(old, config, now, fresh)
+    new_classes.join(config, now, grown, new, where=str(old.path), exact=limit is None)
     _take_over(config, now)
     for name in new:
         stage = config["stages"][name]
-        stage |= _kept(old, stage, limit)
+        stage |= _kept(old, stage, config["streams"], limit, refine=refine)
         stage["warm_start"] = stage["warm_start"] or _warm_start(old, config, stage)
+    if per_class:
+        exemplars.ask(config, old, grown, new, per_class=per_class)
     if limit is not None:
         config["contract"]["max_drop_percent"] = limit
+    if limit is not None or refine:
+        config["contract"]["baseline_from"] |= _figures_of(old)
     return read_settings(config)
+
+
+def _figures_of(old: Trained) -> dict[str, str]:
+    """What old tasks are judged against: what they reach in the old run, where it has come to its end."""
+    folder = old.path.absolute().parent.parent
+    contract = files.read_json(folder / "contract.json") or {}
+    is_its_last = [stage["name"] for stage in contract.get("stages", ())] == list(old.stages)
+    return dict.fromkeys(old.names, str(folder)) if is_its_last else {}
+
+
+def _require_known(old: Trained, config: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses data of tasks that the parent has not, and classes that they do not know."""
+    for name, task in now["tasks"].items():
+        if name not in old.names:
+            raise UserError(f"task {name} is not in {old.path}; {suggestion(name, old.names)}, or leave --refine out")
+        refinement.require_known(name, config["tasks"][name], task, where=str(old.path))
 
 
 def _require_same_network(old: Trained, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -94,22 +126,21 @@ def _require_same_network(old: Trained, before: Mapping[str, Any], now: Mapping[
             )
 
 
-def _join_tasks(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -> None:
+def _join_tasks(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Adds the new tasks, and returns the classes that old ones are to get."""
+    grown = {}
     for name, task in now["tasks"].items():
         if name not in config["tasks"]:
             config["tasks"][name] = task
+        elif classes := new_classes.asked(name, config["tasks"][name], task, where=str(old.path)):
+            grown[name] = classes
         else:
             _require_same_task(old, name, config["tasks"][name], task)
     config["model"]["branches"] = {**dict(config["model"]["branches"]), **dict(now["model"]["branches"])}
+    return grown
 
 
 def _require_same_task(old: Trained, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    had, asked = list(before.get("classes") or ()), list(now.get("classes") or ())
-    if had != asked and sorted(map(str, had)) == sorted(map(str, asked)):
-        raise UserError(
-            f"task {name} has the classes of {old.path} in another order ({', '.join(map(str, asked))}); a trained "
-            f"readout keeps its order: {', '.join(map(str, had))}"
-        )
     if _plain(before) != _plain(now):
         changed = continuation.differences(_plain(before), _plain(now))
         raise UserError(
@@ -130,11 +161,10 @@ def _join_streams(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) 
         config["streams"][name] = stream
 
 
-def _join_stages(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Adds the new stages, and returns their names."""
+def _join_stages(old: Trained, config: dict[str, Any], now: Mapping[str, Any], fresh: Sequence[str]) -> list[str]:
+    """Adds the new stages, of which some tasks are to be learnt, and returns their names."""
     new = [name for name in now["order"] if name not in config["order"]]
     used = {stream for name in new for stream in now["stages"][name]["streams"]}
-    fresh = [task for task in now["tasks"] if task not in old.names]
     for stream in now["streams"]:
         added = stream not in old.config.streams
         if added and (stream not in used or not set(now["streams"][stream]["labels"]) & set(fresh)):
@@ -146,7 +176,9 @@ def _join_stages(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -
     if idle := [task for task in fresh if task not in learnt]:
         raise UserError(f"task {idle[0]} is new and no new stage labels it; add a stream and a stage for it")
     if not new or not fresh:
-        raise UserError(f"nothing is added to {old.path}; expected a task that it has not, with a stream and a stage")
+        raise UserError(
+            f"nothing is added to {old.path}; expected a task or classes that it has not, with a stream and a stage"
+        )
     for name in new:
         if name in config["stages"] and name in old.stages:
             raise UserError(f"stage {name} is in {old.path} already; give the new stage another name")
@@ -167,20 +199,29 @@ def _take_over(config: dict[str, Any], now: Mapping[str, Any]) -> None:
     config["model"]["max_params"] = max(config["model"]["max_params"], now["model"]["max_params"])
 
 
-def _kept(old: Trained, stage: Mapping[str, Any], limit: float | None) -> dict[str, Any]:
+def _kept(
+    old: Trained, stage: Mapping[str, Any], labels: Mapping[str, Any], limit: float | None, *, refine: bool
+) -> dict[str, Any]:
     """What a new stage does for the old tasks: nothing can move them, or the usual methods hold them."""
     if limit is None:
-        return {"old_outputs": exactness.EXACT}
+        return {"old_outputs": exactness.OTHERS if refine else exactness.EXACT}
     # The last stage of a run leaves no exemplars, as none was to follow.
     left = any(old.config.stages[name].keep.get("replay", {}).get("images") for name in old.stages[:-1])
-    usual = {name: dict(each) for name, each in KEPT.items() if left or name != "replay"}
+    own = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
+    others = not set(old.names) <= own  # where there is none to distil, exemplars alone keep the old
+    usual = {
+        name: dict(each) for name, each in KEPT.items() if (left or name != "replay") and (others or name != "lwf")
+    }
     still = {"train_batch_norm": "new_levels"} if stage["train_batch_norm"] == "everywhere" else {}
     return {"old_outputs": exactness.MAY_CHANGE, "keep": stage["keep"] or usual, **still}
 
 
 def _warm_start(old: Trained, config: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
     """The old task from whose branch, norms and patches a new one's start: of its kind, or else the last learnt."""
-    own = {task for stream in stage["streams"] for task in config["streams"][stream]["labels"]}
+    labelled = {task for stream in stage["streams"] for task in config["streams"][stream]["labels"]}
+    own = labelled - set(old.names)
+    if not own:  # classes of old tasks, which have their own
+        return ""
     kinds = {config["tasks"][task]["kind"] for task in own}
     places = [path.split("/")[1:] for path in dependence.paths_of(old.parts.model) if path.startswith("params/")]
     owners = {owner_of(tuple(place), old.names) for place in places if place[-3:-2] != ["head"]}

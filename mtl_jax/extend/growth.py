@@ -12,9 +12,11 @@ from jaxtyping import PyTree
 
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.continual.replay import Replay
 from mtl_jax.errors import UserError
 from mtl_jax.models import dependence
 from mtl_jax.models.patterns import path_of
+from mtl_jax.training import exactness
 from mtl_jax.workdir import checkpoints, files
 from mtl_jax.workdir.trained import Trained
 
@@ -40,9 +42,10 @@ def require_room(parent: Trained, parts: experiment.Experiment, *, exact: bool) 
             )
     if not exact:
         return
-    before, now = dependence.reads_of(parent.parts.model), dependence.reads_of(parts.model)
+    before, later = dependence.reads_of(parent.parts.model), tuple(parts.stage_streams)[len(parent.stages) :]
     for task in parent.names:
-        fresh = [path for path in now[task] if path not in before[task]]
+        now = exactness.reads_before(parts.model, task, later)
+        fresh = [path for path in now if path not in before[task]]
         if fresh:
             raise UserError(
                 f"{way} cannot keep old tasks exactly: task {task} would read {fresh[0]}, which is a new task's; "
@@ -80,7 +83,15 @@ def fresh_variables(parent: Trained, parts: experiment.Experiment, config: RunSe
     return jax.device_get(experiment.init_variables(parts, key=key, pretrained_path=features, offline=config.offline))
 
 
-def copy_stages(parent: Trained, workdir: Path, fresh: PyTree, config: RunSettings) -> None:
+def copy_stages(
+    parent: Trained,
+    workdir: Path,
+    fresh: PyTree,
+    config: RunSettings,
+    *,
+    figures: Mapping[str, Mapping[str, float]] | None = None,
+    exemplars: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the parent's stages, up to the one that is extended, as the first of the larger network's.
 
     Args:
@@ -88,6 +99,8 @@ def copy_stages(parent: Trained, workdir: Path, fresh: PyTree, config: RunSettin
         workdir: of the new run.
         fresh: untrained variables of the larger network.
         config: of the larger network.
+        figures: task -> those that stand for what the last stage measured.
+        exemplars: stream -> images that the last stage is to leave, beside what it left.
 
     Raises:
         CheckpointError: a stage cannot be read, or not be written.
@@ -101,10 +114,13 @@ def copy_stages(parent: Trained, workdir: Path, fresh: PyTree, config: RunSettin
             continue
         loaded = checkpoints.load(path, {"variables": abstract, "memory": None})
         record = {**checkpoints.read_metadata(path), "config": config.to_dict(), "train_seconds": 0.0}
-        parts = {
-            "variables": grown(loaded["variables"], fresh),
-            "memory": _grown_memory(loaded["memory"], parent.variables["params"], fresh["params"]),
-        }
+        if figures and path == parent.path:
+            *earlier, stage = record["stages"]
+            record["stages"] = [*earlier, {**stage, "metrics": {**stage["metrics"], **figures}}]
+        kept = _grown_memory(loaded["memory"], parent.variables["params"], fresh["params"])
+        if exemplars and path == parent.path:
+            kept[Replay.slot] = {**exemplars, **dict(kept.get(Replay.slot, {}))}
+        parts = {"variables": grown(loaded["variables"], fresh), "memory": kept}
         checkpoints.save(workdir / "checkpoints" / path.name, parts, files.without_nan(record))
 
 

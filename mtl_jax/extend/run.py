@@ -11,12 +11,12 @@ from mtl_jax import experiment
 from mtl_jax.config import overrides
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.errors import UserError
-from mtl_jax.extend import additions, growth
+from mtl_jax.extend import additions, exemplars, growth, new_classes, refinement
 from mtl_jax.runtime import compilation
 from mtl_jax.runtime.preemption import Preemption
 from mtl_jax.training import exactness
 from mtl_jax.training.train_loop import train_and_evaluate
-from mtl_jax.workdir import checkpoints, lineage, run_record, trained
+from mtl_jax.workdir import checkpoints, files, lineage, run_record, trained
 
 
 def extend(
@@ -25,11 +25,14 @@ def extend(
     page: Any,
     *,
     keep: str = exactness.EXACT,
+    task: str = "",
+    refine: bool = False,
+    per_class: int = 0,
     settings: Mapping[str, Any] | None = None,
     command: str = "",
     preemption: Preemption | None = None,
 ) -> dict[str, Any]:
-    """Adds tasks to a finished run: trains their stages after its own, and judges the contract over all.
+    """Adds tasks, or classes of tasks, to a finished run: trains their stages after its own, and judges the contract.
 
     The new work directory begins with the old run's stages, so that whatever reads a work directory reads this one. The
     old one stays as it is. Called again, it goes on where it was.
@@ -41,6 +44,12 @@ def extend(
             network differs from the defaults as the parent has it.
         keep: "exact" leaves every output of every old task bit for bit as it is; "5%" lets shared parts move, as far
             as no old task loses more than so much.
+        task: of the old run, which the page's one task stands for: its classes are new ones of this task.
+        refine: the page has more data for classes that old tasks know. The new version stays only if no task falls by
+            more than `keep`, or contract.max_drop_percent where others are to stay exactly; else its stage is set aside
+            in the folder "refused", and the contract says so under "refused".
+        per_class: images of each old class, chosen from the old run's training data, that are trained on beside those
+            of new classes, where classes compete in one softmax.
         settings: values by dotted name, as `mtl_jax.train` takes them.
         command: for the record in `config.json`.
         preemption: asked after every step whether to save and end; None never ends early.
@@ -62,14 +71,26 @@ def extend(
     additions.refuse_newer(where)
     old = trained.load(where)
     given = page_of(page, settings or {})
+    if task:
+        given = new_classes.of_task(given, task, old.config.tasks, where=str(old.path))
     limit = additions.limit_percent(keep)
-    config = config_lib.resolve(additions.joined(old, given, limit=limit))
+    config = config_lib.resolve(additions.joined(old, given, limit=limit, refine=refine, per_class=per_class))
     found = lineage.read(workdir)
     if found is not None:
         lineage.require_same_parent(workdir, found, old.path)
+        if refinement.REFUSED in found:
+            return files.contract_of_run(str(workdir))
     else:
-        _begin(old, workdir, config, keep, exact=limit is None)
-    return train_and_evaluate(config, workdir, command=command or "mtl_jax.extend", preemption=preemption)
+        _begin(old, workdir, config, keep, exact=limit is None, per_class=per_class)
+    contract = train_and_evaluate(config, workdir, command=command or "mtl_jax.extend", preemption=preemption)
+    return _refined(old, workdir, config, contract) if refine else contract
+
+
+def _refined(old: trained.Trained, workdir: Path, config: RunSettings, contract: dict[str, Any]) -> dict[str, Any]:
+    """The contract of a version that has had more data, which stays only if no task has fallen too far."""
+    limit, before = config.contract.max_drop_percent, checkpoints.read_metadata(old.path)["stages"][-1]["metrics"]
+    words = refinement.fallen(contract, before, limit=limit)
+    return refinement.set_aside(workdir, old.path, contract, words, limit=limit) if words else contract
 
 
 def page_of(page: Any, settings: Mapping[str, Any]) -> RunSettings:
@@ -93,21 +114,18 @@ def page_of(page: Any, settings: Mapping[str, Any]) -> RunSettings:
     return config_lib.read_settings(config)
 
 
-def _begin(old: trained.Trained, workdir: Path, config: RunSettings, keep: str, *, exact: bool) -> None:
+def _begin(old: trained.Trained, workdir: Path, config: RunSettings, keep: str, *, exact: bool, per_class: int) -> None:
     """Makes the new work directory: the old run's stages, then the lineage, which says that they are complete."""
     if (workdir / run_record.RECORD).exists():
         raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
     parts = experiment.build(config, data_root=old.parts.data_root)
     growth.require_room(old, parts, exact=exact)
     with run_record.locked(workdir):
-        growth.copy_stages(old, workdir, growth.fresh_variables(old, parts, config), config)
+        grown = [name for name, task in old.tasks.items() if len(parts.tasks[name].classes) > len(task.classes)]
+        kept = exemplars.chosen(config.to_dict(), old, grown) if per_class else {}
+        growth.copy_stages(old, workdir, growth.fresh_variables(old, parts, config), config, exemplars=kept)
         additions.copy_metrics(old.path.parent.parent, workdir)
         added = config.order[len(old.stages) :]
-        classes = {name: task.classes for name, task in parts.tasks.items()}
-        before = lineage.of_checkpoint(old.path) or {"versions": [_first(old)]}
+        classes = lineage.classes_of(parts.tasks)
+        before = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
         lineage.write(workdir, old.path, [*before["versions"], lineage.entry(workdir, added, classes, keep=keep)])
-
-
-def _first(old: trained.Trained) -> dict[str, Any]:
-    classes = {name: task.classes for name, task in old.tasks.items()}
-    return lineage.entry(old.path.parent.parent, old.stages, classes)

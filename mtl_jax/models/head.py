@@ -10,10 +10,8 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models.exchange import CrossTaskAttention, Refinement
 from mtl_jax.models.layers import BatchNorm, Conv, Dense, Norming, SeparableConv, branch_name
+from mtl_jax.models.readout import GrownReadout, readout
 from mtl_jax.tasks.base import Task
-
-# 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
-READOUT_VARIANCE = 1e-4
 
 
 def _dense(channels: int, kernel_size: int, dtype: jnp.dtype, *, name: str) -> Conv:
@@ -84,17 +82,20 @@ class Head(nn.Module):
             attend = CrossTaskAttention(self.tasks, self.channels, self.dtype, name="attention")
             attended = {stride: attend(x, tasks) for stride, x in features.items()}
             by_task = {name: {stride: each[name] for stride, each in attended.items()} for name in tasks}
-        return {name: self._read(asked[name], by_task[name]) for name in tasks}
+        return {name: self._read(asked[name], by_task[name], train_batch_norm) for name in tasks}
 
     def _readout(self, task: Task) -> Dense:
-        # Outputs are float32 whatever the network computes in: boxes need more than bfloat16's 8 bits.
-        return Dense(task.channels, self.dtype, jnp.dtype("float32"), READOUT_VARIANCE, name=task.name)
+        return readout(task.channels, self.dtype, name=task.name)
 
-    def _read(self, task: Task, features: Mapping[int, Array]) -> Array:
-        readout = self._readout(task)
+    def _read(self, task: Task, features: Mapping[int, Array], norming: Norming) -> Array:
         if task.readout == "pooled":  # the mean of the cells' answers, for less
-            return readout(jnp.mean(features[task.strides[0]], axis=(1, 2)))
-        return _arranged(task, {stride: readout(features[stride]) for stride in task.levels})
+            features = {stride: jnp.mean(features[stride], axis=(1, 2)) for stride in task.levels}
+        if task.additions:
+            raw = GrownReadout(task, self.dtype, name=task.name)(features, norming=norming)
+        else:
+            own = self._readout(task)
+            raw = {stride: own(features[stride]) for stride in task.levels}
+        return raw[task.strides[0]] if task.readout == "pooled" else _arranged(task, raw)
 
     def _refined(self, asked: Mapping[str, Task], features: Mapping[int, Array]) -> dict[str, Array]:
         readouts, refined = {task.name: self._readout(task) for task in self.tasks}, {}
@@ -114,4 +115,4 @@ def _arranged(task: Task, raw: Mapping[int, Array]) -> Array:
         return first
     if task.readout == "pooled":
         return jnp.mean(first, axis=(1, 2))
-    return jnp.concatenate([raw[s].reshape(first.shape[0], -1, task.channels) for s in task.strides], axis=1)
+    return jnp.concatenate([raw[s].reshape(first.shape[0], -1, first.shape[-1]) for s in task.strides], axis=1)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.evaluation import contract_table
-from mtl_jax.evaluation.contract import task_histories
+from mtl_jax.evaluation.contract import addition, task_histories
 from mtl_jax.report import html_page
+from mtl_jax.workdir import lineage
 
 COLUMNS = ("version", "work directory", "stages added", "classes added", "old tasks")
 
@@ -19,23 +20,34 @@ def section(contract: Mapping[str, Any] | None) -> str:
     Args:
         contract: the tree of `contract.json`.
     """
-    lineage = (contract or {}).get("lineage")
-    if not contract or not lineage:
+    found = (contract or {}).get("lineage")
+    if not contract or not found:
         return ""
-    versions, tasks = lineage["versions"], contract["tasks"]
-    judged = {task: (entry["metric"], entry["higher_is_better"]) for task, entry in tasks.items()}
-    histories = task_histories(contract["stages"], judged)
-    rows, done, known = [], 0, {}
+    versions, tasks = found["versions"], contract["tasks"]
+    histories, rows, done, known = _histories(contract), [], 0, {}
     for number, version in enumerate(versions, start=1):
         done += len(version["stages"])
-        values = [histories[task][done - 1] for task in tasks]
+        values = [history[done - 1] for history in histories.values()]
         rows.append((*_described(number, version, known), *map(_figure, values)))
         known |= version["classes"]
-    lead = f"Grown from {lineage['parent']}, digest {lineage['digest']}. Figures are of the end of each version."
+    lead = f"Grown from {found['parent']}, digest {found['digest']}. Figures are of the end of each version."
     if changes := {task: entry["largest_output_change"] for task, entry in tasks.items() if _is_old(entry)}:
         lead += f" Largest change of an output since: {', '.join(f'{task} {x:g}' for task, x in changes.items())}."
-    numbers = range(len(COLUMNS), len(COLUMNS) + len(tasks))
-    return html_page.section("Versions", html_page.table((*COLUMNS, *tasks), rows, numbers=numbers), lead=lead)
+    numbers = range(len(COLUMNS), len(COLUMNS) + len(histories))
+    return html_page.section("Versions", html_page.table((*COLUMNS, *histories), rows, numbers=numbers), lead=lead)
+
+
+def _histories(contract: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """What every task, and the classes that it got later, reached after each stage."""
+    found: dict[str, list[float | None]] = {}
+    later = [{"metrics": stage.get("added", {})} for stage in contract["stages"]]
+    for task, entry in contract["tasks"].items():
+        judged = entry["metric"], entry["higher_is_better"]
+        found |= task_histories(contract["stages"], {task: judged})
+        for stage in entry.get("added", {}):
+            name = addition(task, stage)
+            found[f"{task} + {stage}"] = task_histories(later, {name: judged})[name]
+    return found
 
 
 def _described(number: int, version: Mapping[str, Any], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -44,6 +56,8 @@ def _described(number: int, version: Mapping[str, Any], known: Mapping[str, Sequ
         fresh = [name for name in classes if name not in known.get(task, ())]
         if task not in known or fresh:
             added.append(f"{task}: {len(fresh)}" if fresh else task)
+    if edits := lineage.edits(version):
+        added = edits
     kept = version.get("keep", "-")
     return f"{number}", Path(version["workdir"]).name, ", ".join(version["stages"]), ", ".join(added), kept
 

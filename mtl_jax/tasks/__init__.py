@@ -8,6 +8,7 @@ from typing import Any
 
 from mtl_jax.config.checks import among, check_class_names
 from mtl_jax.config.section import read
+from mtl_jax.tasks import later
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.classification import Classification
 from mtl_jax.tasks.depth import Depth
@@ -56,4 +57,5 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
         check_class_names(f"{where}.classes", section["classes"])
         own["classes"] = tuple(section["classes"])
     given = {key: value for key, value in section.items() if key != "kind" and key not in own}
-    return read(KINDS[kind], given, where, **own)
+    changed = kind in later.KINDS and any(name in given for name in later.SETTINGS)
+    return read(later.KINDS[kind] if changed else KINDS[kind], given, where, **own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -70,6 +70,15 @@ class Metric(Protocol):
         ...
 
 
+class Added(NamedTuple):
+    """Classes that a task has got after it was learnt, which have rows of the readout of their own."""
+
+    stage: str  # that teaches them
+    classes: int
+    channels: int  # of the rows
+    boxes: bool = False  # whether the first four rows are a box, which starts as that of the first classes
+
+
 class Undecided(NamedTuple):
     """Every prediction of a task that a last step chooses from."""
 
@@ -113,7 +122,7 @@ class Task(Section):
 
     @property
     def channels(self) -> int:
-        """Those of the task's slice of the head's last convolution."""
+        """Those of the task's slice of the head's last convolution, which those of `additions` follow."""
         return len(self.classes)
 
     @property
@@ -125,6 +134,41 @@ class Task(Section):
     def void(self) -> int | None:
         """The value of pixels in the labels that count nowhere; None where pixels have no class."""
         return None
+
+    # How the classes have changed since they were first learnt (`later`).
+
+    @property
+    def additions(self) -> tuple[Added, ...]:
+        """The last of the classes, where they came later; their channels follow in `raw`."""
+        return ()
+
+    @property
+    def renamings(self) -> Mapping[str, str]:
+        """A dataset's name of a class -> the task's, where they differ."""
+        return {}
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The classes that it may answer with."""
+        return self.classes
+
+    @property
+    def first_classes(self) -> tuple[str, ...]:
+        """The classes that the task was first learnt with."""
+        return self.classes[: len(self.classes) - sum(each.classes for each in self.additions)]
+
+    def classes_of(self, stage: str) -> tuple[str, ...]:
+        """Returns the classes that a stage has added; none where it has added none."""
+        start = len(self.first_classes)
+        for each in self.additions:
+            if each.stage == stage:
+                return self.classes[start : start + each.classes]
+            start += each.classes
+        return ()
+
+    def channels_after(self, stages: Collection[str]) -> int:
+        """Returns the channels of `raw` that the classes have which were there after some stages."""
+        return self.channels + sum(each.channels for each in self.additions if each.stage in stages)
 
     # What a kind has to say.
 

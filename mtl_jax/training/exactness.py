@@ -14,7 +14,8 @@ from mtl_jax.models.patterns import matches
 from mtl_jax.models.sharing.wiring import Network
 from mtl_jax.training.losses import Objective
 
-EXACT, MAY_CHANGE = "exact", "may_change"  # values of a stage's `old_outputs`; "" says nothing
+# Values of a stage's `old_outputs`; "" says nothing.
+EXACT, OTHERS, MAY_CHANGE = "exact", "others_exact", "may_change"
 
 
 def kept_exactly(config: RunSettings, index: int) -> dict[str, str]:
@@ -27,8 +28,10 @@ def kept_exactly(config: RunSettings, index: int) -> dict[str, str]:
     kept: dict[str, str] = {}
     for earlier, name in enumerate(config.order[:index]):
         wish = config.stages[name].old_outputs
-        if wish == EXACT:
+        if wish in (EXACT, OTHERS):
             kept |= dict.fromkeys(config.tasks_of(*config.order[:earlier]), name)
+        if wish == OTHERS:
+            kept = {task: stage for task, stage in kept.items() if task not in config.tasks_of(name)}
         elif wish == MAY_CHANGE:
             kept = {}
     return kept
@@ -56,17 +59,19 @@ def held(config: RunSettings, parts: Experiment, index: int) -> tuple[str, ...]:
     """
     name = config.order[index]
     settings, where = config.stages[name], f"config.stages.{name}"
-    if settings.old_outputs != EXACT:
+    if settings.old_outputs not in (EXACT, OTHERS):
         return ()
     old, own = config.tasks_of(*config.order[:index]), config.tasks_of(name)
-    if both := [task for task in own if task in old]:
+    if settings.old_outputs == OTHERS:
+        old = tuple(task for task in old if task not in own)
+    elif both := [task for task in own if task in old and not parts.tasks[task].classes_of(name)]:
         raise UserError(
             f"{where} is to keep old tasks exactly, and trains task {both[0]}, which is one; leave its label out of "
             f'the stage\'s streams, or set {where}.old_outputs="{MAY_CHANGE}"'
         )
     if settings.soft_sharing:
         raise UserError(f"{where}.soft_sharing draws branches of old tasks along; set it to 0 to keep them exactly")
-    patterns = patterns_of(parts.model, old)
+    patterns = patterns_of(parts.model, old, before=config.order[index:])
     free = [path for path in _all(parts.model, own) if not _is_held(path, patterns)]
     if old and not any(path.startswith("params/") for path in free):
         raise UserError(
@@ -90,13 +95,16 @@ def refuse_moving(config: RunSettings, parts: Experiment, index: int, objectives
     """
     name = config.order[index]
     kept = kept_exactly(config, index)
+    if config.stages[name].old_outputs == OTHERS:
+        kept = {task: stage for task, stage in kept.items() if task not in config.tasks_of(name)}
     if config.stages[name].old_outputs == MAY_CHANGE or not kept:
         return
-    reads, where = dependence.reads_of(parts.model), f"config.stages.{name}"
+    where = f"config.stages.{name}"
     by_kind = functools.partial(sorted, key=lambda path: not path.startswith("params/"))  # parameters first
     for objective in objectives:
         for task, stage in kept.items():
-            moved = next((path for path in by_kind(reads[task]) if _moves(path, objective, tuple(parts.tasks))), None)
+            reads = reads_before(parts.model, task, config.order[config.order.index(stage) :])
+            moved = next((path for path in by_kind(reads) if _moves(path, objective, tuple(parts.tasks))), None)
             if moved is not None:
                 raise UserError(
                     f"{where} would change {moved}, which task {task} needs as it is (stage {stage} kept it exactly); "
@@ -104,17 +112,29 @@ def refuse_moving(config: RunSettings, parts: Experiment, index: int, objectives
                 )
 
 
-def patterns_of(model: Network, tasks: Iterable[str]) -> tuple[str, ...]:
+def patterns_of(model: Network, tasks: Iterable[str], *, before: Collection[str] = ()) -> tuple[str, ...]:
     """Returns patterns that cover what the outputs of tasks depend on, and nothing else.
 
     Args:
         model: the network.
         tasks: of it.
+        before: stages that have not been trained: without the classes that they add.
     """
-    reads = dependence.reads_of(model)
-    needed = {path for task in tasks for path in reads[task]}
+    needed = {path for task in tasks for path in reads_before(model, task, before)}
     free = {prefix for path in dependence.paths_of(model) if path not in needed for prefix in _prefixes(path)}
     return tuple(dict.fromkeys(_pattern(path, free) for path in sorted(needed)))
+
+
+def reads_before(model: Network, task: str, stages: Collection[str]) -> tuple[str, ...]:
+    """Returns what a task's outputs depend on but for the classes that some stages add.
+
+    Args:
+        model: the network.
+        task: of it.
+        stages: that add classes.
+    """
+    later = tuple(f"/head/{task}/added_{stage}/" for stage in stages)
+    return tuple(path for path in dependence.reads_of(model)[task] if not any(rows in path for rows in later))
 
 
 def _all(model: Network, tasks: Iterable[str]) -> list[str]:

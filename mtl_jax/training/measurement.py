@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
-from mtl_jax.evaluation import evaluate
+from mtl_jax import experiment
+from mtl_jax.evaluation import contract, evaluate
 from mtl_jax.runtime import devices
+from mtl_jax.tasks.base import Metric
 from mtl_jax.training import stage_setup
 from mtl_jax.training.run_context import Run
 from mtl_jax.training.stage_plan import StagePlan, StageResult
@@ -31,6 +34,45 @@ def tasks(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, dict
     return {name: metrics[name].compute() for name in names}
 
 
+def after(run: Run, variables: PyTree, names: tuple[str, ...], stages: Sequence[str]) -> dict[str, Any]:
+    """Measures what a network has learnt.
+
+    Args:
+        run: whose tasks they are.
+        variables: of the network.
+        names: of the tasks.
+        stages: that are finished.
+
+    Returns:
+        "metrics" -> task -> figures by name; "added" -> `contract.addition` -> likewise, where tasks have got classes.
+    """
+    added = {name: metric.compute() for name, metric in additions(run, variables, stages).items()}
+    return {"metrics": tasks(run, variables, names), **({"added": added} if added else {})}
+
+
+def additions(run: Run, variables: PyTree, stages: Iterable[str]) -> dict[str, Metric]:
+    """Measures classes that tasks have got later, on the validation data that came with them.
+
+    Args:
+        run: whose tasks they are.
+        variables: of the network.
+        stages: that have added them.
+
+    Returns:
+        "task/stage" -> the metric.
+    """
+    metrics: dict[str, Metric] = {}
+    added = [(task, stage) for stage in stages for task in run.parts.tasks if run.parts.tasks[task].classes_of(stage)]
+    for task, stage in added:
+        name = contract.addition(task, stage)
+        asked = {task: run.parts.tasks[task]}
+        for stream in experiment.streams_of_addition(run.parts, task, stage):
+            batches, seen = experiment.eval_batches(run.parts, stream), {task: metrics[name]} if name in metrics else {}
+            metrics[name] = evaluate.filled(run.predict, variables, batches, asked, before=seen)[task]
+    devices.give_back_memory()
+    return metrics
+
+
 def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -> dict[str, Any]:
     """Measures what a stage will teach, before it does, and what constant answers reach: what there is to beat.
 
@@ -43,7 +85,8 @@ def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -
         state: that it starts with.
 
     Returns:
-        "before" -> task -> figures by name; "constant" -> task -> the fields of `Constant`.
+        "before" -> task -> figures by name; "constant" -> task -> the fields of `Constant`; also "added_before" and
+        "added_constant", of classes that the stage adds to a task.
     """
     known = {task for earlier in learnt.stages for task in earlier["metrics"]}
     new = [task for task in stage.learnt_tasks if task not in known]
@@ -55,7 +98,11 @@ def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -
     variables = jax.device_get(stage_setup.evaluated(state))
     metrics = evaluate.measured(run.parts, run.predict, variables, together, wanted=asked)
     devices.give_back_memory()
-    return {
+    found = {
         "before": {task: metrics[task].compute() for task in asked if task in metrics},
         "constant": {task: metrics[task].constant()._asdict() for task in new},
     }
+    if added := additions(run, variables, (stage.name,)):
+        found["added_before"] = {name: metric.compute() for name, metric in added.items()}
+        found["added_constant"] = {name: metric.constant()._asdict() for name, metric in added.items()}
+    return found

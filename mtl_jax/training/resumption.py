@@ -51,7 +51,8 @@ def _measured_again(run: Run, learnt: StageResult, start: StageResult) -> StageR
     previous, history = start, []
     for stage, place in zip(learnt.stages, checkpoints.stages(run.workdir), strict=False):
         then = stage_checkpoints.read(place.path, run.config, run.parts)
-        again = {"metrics": measurement.tasks(run, then.variables, tuple(stage["metrics"]))}
+        finished = [*(each["name"] for each in history), stage["name"]]
+        again = measurement.after(run, then.variables, tuple(stage["metrics"]), finished)
         if "before" in stage:
             planned = stage_plan.plan(run.config, run.parts, len(history), previous)
             state, _, _ = stage_setup.prepare(run.parts, planned, previous, seed=run.config.seed)

@@ -21,16 +21,20 @@ from mtl_jax.training.stage_plan import StagePlan, StageResult
 
 
 def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
-    """Fills branch, norms and patches of the stage's own tasks from an earlier one's, wherever path and shape agree."""
+    """Fills branch, norms and patches of the stage's own tasks from an earlier one's, wherever path and shape agree.
+
+    A task that gets classes has learnt its own.
+    """
     source, where = stage.settings.warm_start, f"config.stages.{stage.name}.warm_start"
     if not source:
         return variables
     given = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    fresh = tuple(task for task in stage.own_tasks if not stage.view.tasks[task].classes_of(stage.name))
     copied = 0
 
     def fill(path: tuple, leaf: Any) -> Any:
         nonlocal copied
-        owner = owner_of(_names(path), stage.own_tasks)
+        owner = owner_of(_names(path), fresh)
         there = _names(path) if owner is None else counterpart(_names(path), owner, source)
         found = given.get(there)
         if there == _names(path) or found is None or found.shape != leaf.shape:

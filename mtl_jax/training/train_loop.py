@@ -175,10 +175,12 @@ def _run_stage(run: Run, index: int, learnt: StageResult) -> StageResult:
         variables = jax.device_get(stage_setup.evaluated(course.state))
         kept = _remembered(stage, learnt, course.state, variables)
         seconds = course.seconds
-        metrics = measurement.tasks(run, variables, stage.learnt_tasks)
+        finished = [*(each["name"] for each in learnt.stages), stage.name]
+        figures = measurement.after(run, variables, stage.learnt_tasks, finished)
         end = learnt.step + stage.total_steps
-        step_log.measured(run, stage, metrics, step=end, done=stage.total_steps)
-        history = [*learnt.stages, {"name": stage.name, "metrics": metrics, **before, "data": run.data}]
+        shown = {**figures["metrics"], **figures.get("added", {})}
+        step_log.measured(run, stage, shown, step=end, done=stage.total_steps)
+        history = [*learnt.stages, {"name": stage.name, **figures, **before, "data": run.data}]
         peak = max(learnt.peak_memory_mb or 0.0, devices.peak_memory_mb() or 0.0) or None
         after = StageResult(variables, kept, history, learnt.train_seconds + seconds, end, peak)
         stage_checkpoints.save(run, stage, after, course.state)
@@ -206,7 +208,7 @@ def _output_changes(run: Run, learnt: StageResult) -> dict[str, float]:
         return {}
     old = run.config.tasks_of(*run.config.order[:index])
     variables = checkpoints.load(before.path, {"variables": experiment.abstract_variables(run.parts)})["variables"]
-    return output_change.largest(run.parts, variables, learnt.variables, old)
+    return output_change.largest(run.parts, variables, learnt.variables, old, stages=run.config.order[:index])
 
 
 def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
@@ -239,6 +241,9 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
         learnt.stages,
         {name: (tasks[name].main_metric, tasks[name].higher_is_better) for name in names},
         budgets,
+        added={
+            name: {each.stage: tasks[name].classes_of(each.stage) for each in tasks[name].additions} for name in names
+        },
         max_drop_percent=limits.max_drop_percent,
         baselines=baselines.baselines(limits.baseline_from),
     )

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Task
 from mtl_jax.workdir import checkpoints, files
+from mtl_jax.workdir.trained import Trained
 
 FILE_NAME = "lineage.json"
 
@@ -23,6 +25,16 @@ def entry(workdir: Path, stages: Sequence[str], classes: Mapping[str, Sequence[s
     """
     names = {task: list(each) for task, each in classes.items()}
     return {"workdir": str(workdir.expanduser().absolute()), "stages": list(stages), "classes": names, **more}
+
+
+def classes_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
+    """Returns task -> names of the classes that it may answer with."""
+    return {name: task.answers for name, task in tasks.items()}
+
+
+def first(run: Trained) -> dict[str, Any]:
+    """Returns the entry of a run that grew from no other."""
+    return entry(run.path.parent.parent, run.stages, classes_of(run.tasks))
 
 
 def read(workdir: Path) -> dict[str, Any] | None:
@@ -82,8 +94,21 @@ def require_same_parent(workdir: Path, found: Mapping[str, Any], parent: Path) -
 
 def sentence(found: Mapping[str, Any]) -> str:
     """Returns in words which version a run is, and what it grew from."""
-    kept = found["versions"][-1].get("keep", "")
-    return (
-        f"version {len(found['versions'])}, grown from {found['parent']} (digest {found['digest']}), "
-        f"{'old outputs kept exactly' if kept == 'exact' else f'old tasks within {kept}'}"
-    )
+    last = found["versions"][-1]
+    kept = "old outputs kept exactly" if last.get("keep") == "exact" else f"old tasks within {last.get('keep', '')}"
+    how = "; ".join(edits(last)) if "edited" in last else kept
+    more = f"; {found['refused']}" if "refused" in found else ""
+    return f"version {len(found['versions'])}, grown from {found['parent']} (digest {found['digest']}), {how}{more}"
+
+
+def edits(version: Mapping[str, Any]) -> list[str]:
+    """Returns in words which classes a version has renamed or removed.
+
+    Args:
+        version: an entry of a lineage.
+    """
+    said = []
+    for task, changed in version.get("edited", {}).items():
+        said += [f"{task}: {before} renamed {now}" for before, now in changed["renamed"].items()]
+        said += [f"{task}: {name} removed" for name in changed["removed"]]
+    return said

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import PyTree
 
 from mtl_jax import config as config_lib
@@ -15,8 +16,11 @@ from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
+from mtl_jax.models.patterns import path_of
 from mtl_jax.tasks.base import Task
 from mtl_jax.workdir import checkpoints
+
+BY_CLASS = ("classes", "class_weights")  # settings of a task that have a value for each class
 
 
 class Trained(NamedTuple):
@@ -54,11 +58,51 @@ def load(weights: str | Path, *, tasks: str = "all", data_root: str | Path | Non
     record = checkpoints.read_metadata(path)
     data = {stream: splits for stage in record["stages"] for stream, splits in stage.get("data", {}).items()}
     config = as_scaled(config_lib.read_settings(config_lib.completed(record["config"])), data)
-    parts = experiment.build(config, data_root=Path(data_root) if data_root else _recorded_root(config))
+    whole = experiment.build(config, data_root=Path(data_root) if data_root else _recorded_root(config))
     names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
-    variables = checkpoints.load(path, {"variables": experiment.abstract_variables(parts)})["variables"]
+    variables = checkpoints.load(path, {"variables": experiment.abstract_variables(whole)})["variables"]
     stages = tuple(stage["name"] for stage in record["stages"])
+    config = without_later_classes(config, stages)
+    parts = experiment.build(config, data_root=whole.data_root)
+    variables = chosen(variables, experiment.abstract_variables(parts))
     return Trained(path, record["stage"], config, parts, names, variables, data, stages)
+
+
+def without_later_classes(config: RunSettings, stages: Collection[str]) -> RunSettings:
+    """Returns settings in which tasks have only those classes that were there first, or that some stages have added.
+
+    Args:
+        config: of a run.
+        stages: that are finished.
+    """
+    tasks, order = {}, config.order
+    for name, task in config.tasks.items():
+        later = [(stage, count) for stage, count in task.get("added") or () if stage not in stages]
+        tasks[name] = task if not later else _shortened(task, stages, sum(count for _, count in later))
+        order = tuple(stage for stage in order if stage not in dict(later))
+    return dataclasses.replace(config, tasks=tasks, order=order)
+
+
+def _shortened(task: Mapping[str, Any], stages: Collection[str], count: int) -> dict[str, Any]:
+    fewer = {name: tuple(value[:-count]) for name, value in task.items() if name in BY_CLASS and value is not None}
+    return {
+        **task,
+        **fewer,
+        "added": tuple(pair for pair in task["added"] if pair[0] in stages),
+        "renamed": tuple(pair for pair in task.get("renamed", ()) if pair[1] in fewer["classes"]),
+        "removed": tuple(name for name in task.get("removed", ()) if name in fewer["classes"]),
+    }
+
+
+def chosen(variables: PyTree, like: PyTree) -> PyTree:
+    """Returns those of the variables that a smaller network has.
+
+    Args:
+        variables: of the larger network.
+        like: those of the smaller one, or their shapes.
+    """
+    found = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[path_of(path)], like)
 
 
 def computing_in(network: Trained, dtype: str) -> Trained:

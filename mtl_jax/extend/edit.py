@@ -1,0 +1,122 @@
+"""Other names for classes of a trained task, or fewer of them: a new version with the same weights, which says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.config.checks import suggestion
+from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate
+from mtl_jax.extend import additions, growth
+from mtl_jax.runtime import compilation
+from mtl_jax.training.train_loop import train_and_evaluate
+from mtl_jax.workdir import checkpoints, lineage, run_record, trained
+from mtl_jax.workdir.trained import Trained
+
+
+def edit(
+    parent: str | Path,
+    workdir: str | Path,
+    task: str,
+    *,
+    rename: Mapping[str, str] | None = None,
+    remove: Sequence[str] = (),
+    command: str = "",
+) -> dict[str, Any]:
+    """Renames or removes classes of a finished run, in a work directory of its own; no weight changes.
+
+    A removed class keeps its rows of the readout and is never an answer; its figures are measured no more.
+
+    Args:
+        parent: the run's work directory, or the checkpoint of one of its stages.
+        workdir: of the new version.
+        task: whose classes they are.
+        rename: name -> new name.
+        remove: names.
+        command: for the record in `config.json`.
+
+    Returns:
+        The contract, as written to `contract.json`.
+
+    Raises:
+        UserError: an unknown task or class, a name that there is already, or a work directory that holds a run.
+        CheckpointError: the parent is damaged.
+    """
+    compilation.enable_cache()
+    where, workdir = checkpoints.find(Path(parent).expanduser()), Path(workdir).expanduser()
+    checkpoints.verify(where)
+    additions.refuse_newer(where)
+    old = trained.load(where)
+    config = config_lib.resolve(changed(old, task, dict(rename or {}), tuple(remove)))
+    found = lineage.read(workdir)
+    if found is not None:
+        lineage.require_same_parent(workdir, found, old.path)
+    elif (workdir / run_record.RECORD).exists():
+        raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
+    else:
+        _begin(old, workdir, config, task, dict(rename or {}), tuple(remove))
+    return train_and_evaluate(config, workdir, command=command or "mtl_jax.edit")
+
+
+def changed(old: Trained, task: str, rename: Mapping[str, str], remove: Sequence[str]) -> RunSettings:
+    """Returns the settings of the new version.
+
+    Args:
+        old: the run.
+        task: whose classes they are.
+        rename: name -> new name.
+        remove: names.
+
+    Raises:
+        UserError: an unknown task or class, or a name that there is already.
+    """
+    if task not in old.names:
+        raise UserError(f"--task is {task}, which is not in {old.path}; {suggestion(task, old.names)}")
+    section = dict(old.config.tasks[task])
+    gone = tuple(section.get("removed") or ())
+    classes = tuple(section.get("classes") or ())
+    shown = [name for name in classes if name not in gone]
+    for name in (*rename, *remove):
+        if name not in shown:
+            raise UserError(f"task {task} of {old.path} has no class {name}; {suggestion(name, shown)}")
+    if not rename and not remove:
+        raise UserError("nothing is edited; expected --rename OLD=NEW or --remove NAME")
+    names = [rename.get(name, name) for name in classes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"task {task} would have two classes {twice[0]}; choose another name")
+    by_dataset = {now: before for before, now in dict(section.get("renamed") or {}).items()}
+    renamed = tuple(
+        (by_dataset.get(name, name), rename.get(name, name)) for name in classes if name in {*by_dataset, *rename}
+    )
+    removed = tuple(rename.get(name, name) for name in (*gone, *remove))
+    section |= {"classes": tuple(names), "renamed": renamed, "removed": removed}
+    order = old.config.order[: len(old.stages)]
+    return dataclasses.replace(old.config, tasks={**old.config.tasks, task: section}, order=order)
+
+
+def _begin(
+    old: Trained, workdir: Path, config: RunSettings, task: str, rename: Mapping[str, str], remove: Sequence[str]
+) -> None:
+    """Makes the new work directory: the old run's stages under the new settings, then the lineage."""
+    parts = experiment.build(config, data_root=old.parts.data_root)
+    figures = _measured(old, parts, task) if remove else {}
+    with run_record.locked(workdir):
+        growth.copy_stages(old, workdir, old.variables, config, figures=figures)
+        additions.copy_metrics(old.path.parent.parent, workdir)
+        before = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
+        said = {task: {"renamed": dict(rename), "removed": list(remove)}}
+        version = lineage.entry(workdir, (), lineage.classes_of(parts.tasks), edited=said)
+        lineage.write(workdir, old.path, [*before["versions"], version])
+
+
+def _measured(old: Trained, parts: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
+    """The task's figures of the classes that are left."""
+    predict = evaluate.make_predict(parts.model, parts.tasks)
+    found = evaluate.measured(parts, predict, old.variables, (task,))
+    return {name: metric.compute() for name, metric in found.items()}

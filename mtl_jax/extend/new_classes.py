@@ -1,0 +1,159 @@
+"""Classes that an old task is to get: what a page asks for, joined to the task's settings or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtl_jax.config.checks import suggestion
+from mtl_jax.config.run_settings import RunSettings
+from mtl_jax.errors import UserError
+from mtl_jax.tasks import later
+from mtl_jax.tasks.segmentation import BACKGROUND
+from mtl_jax.workdir.trained import BY_CLASS
+
+
+def of_task(page: RunSettings, task: str, known: Mapping[str, Any], *, where: str) -> RunSettings:
+    """Returns a page whose one task stands for one of the parent's, with nothing of it but its kind and classes.
+
+    Args:
+        page: streams and a stage of one task, under any name.
+        task: of the parent.
+        known: tasks of the parent.
+        where: the parent, for errors.
+
+    Raises:
+        UserError: the parent has no such task, or it is of another kind, or the page has several.
+    """
+    if task not in known:
+        raise UserError(f"--task is {task}, which is not in {where}; {suggestion(task, known)}")
+    names = [name for name in page.tasks if name not in known] or [name for name in page.tasks if name == task]
+    if len(names) != 1:
+        raise UserError(
+            f"--task is {task}, and the page has the tasks {_listed(page.tasks)}; expected one, whose data is for it"
+        )
+    own = page.tasks[names[0]]
+    if own.get("kind") != known[task].get("kind"):
+        raise UserError(
+            f"task {task} of {where} is a {known[task].get('kind')} task, and the data is for {own.get('kind')}; give "
+            "data of its kind"
+        )
+    streams = {
+        name: dataclasses.replace(
+            stream,
+            labels={task if of == names[0] else of: label for of, label in stream.labels.items()},
+            labelled_classes={task if of == names[0] else of: each for of, each in stream.labelled_classes.items()},
+        )
+        for name, stream in page.streams.items()
+    }
+    others = {name: folder for name, folder in page.contract.baseline_from.items() if name != names[0]}
+    return dataclasses.replace(
+        page,
+        tasks={task: {name: value for name, value in own.items() if name in ("kind", "classes")}},
+        streams=streams,
+        contract=dataclasses.replace(page.contract, baseline_from=others),
+    )
+
+
+def asked(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> tuple[str, ...]:
+    """Returns the classes that a page adds to a task of the parent; none where it names those that there are.
+
+    Args:
+        name: of the task.
+        before: its settings in the parent.
+        now: those of the page, whose classes are the new ones, or the old ones and then the new ones.
+        where: the parent, for errors.
+
+    Raises:
+        UserError: the order is another, a new class is there already, or other settings differ.
+    """
+    had, wanted = tuple(before.get("classes") or ()), tuple(now.get("classes") or ())
+    if wanted == had:
+        return ()
+    if wanted[: len(had)] == had:
+        new = wanted[len(had) :]
+    else:
+        new = tuple(each for each in wanted if each != BACKGROUND or BACKGROUND not in had)
+    known = [each for each in new if each in had]
+    if known and len(known) == len(had):
+        raise UserError(
+            f"task {name} has the classes of {where} in another order ({_listed(wanted)}); a trained readout keeps its "
+            f"order: {_listed(had)}, then what is new"
+        )
+    if known:
+        raise UserError(
+            f"class {known[0]} is in task {name} of {where} already; name new classes alone "
+            f"({_listed(set(new) - {*had})}), and use --refine for more data of known ones"
+        )
+    if len(set(new)) < len(new):
+        raise UserError(f"task {name} would get a class twice ({_listed(new)}); name each once")
+    _require_same_settings(name, before, now, where=where)
+    return new
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(map(str, names)) if isinstance(names, set) else map(str, names)) or "there is none"
+
+
+def _require_same_settings(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+    for key, value in now.items():
+        if key not in (*BY_CLASS, *later.SETTINGS) and _plain(value) != _plain(before.get(key)):
+            raise UserError(
+                f"task {name} is in {where} already, with other settings ({key} was {before.get(key)!r}, is "
+                f"{value!r}); leave the setting out, or give a new task another name"
+            )
+    if before.get("kind") not in later.KINDS:
+        raise UserError(f"task {name} of {where} is a {before.get('kind')} task, which has no classes to add to")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def join(
+    config: dict[str, Any],
+    now: Mapping[str, Any],
+    grown: Mapping[str, tuple[str, ...]],
+    stages: Sequence[str],
+    *,
+    where: str,
+    exact: bool,
+) -> None:
+    """Writes new classes into the settings of their tasks.
+
+    Args:
+        config: of the new run, with its streams and stages.
+        now: the page.
+        grown: task -> its new classes.
+        stages: that are new.
+        where: the parent, for errors.
+        exact: whether old outputs stay as they are.
+
+    Raises:
+        UserError: it is not one stage that teaches them, or old outputs might change.
+    """
+    for name, classes in grown.items():
+        teaching = [stage for stage in stages if name in _labelled(config, stage)]
+        if len(teaching) != 1:
+            raise UserError(
+                f"task {name} is to get {_listed(classes)}, which {_listed(teaching) if teaching else 'no new stage'} "
+                "would teach; expected one new stage with a stream that labels it"
+            )
+        if not exact:
+            raise UserError(
+                f"task {name} of {where} is to get classes, whose rows are learnt beside what the others read; leave "
+                "--keep at exact"
+            )
+        task = config["tasks"][name]
+        total = len(task["classes"]) + len(classes)
+        weights = now["tasks"][name].get("class_weights")
+        if task.get("class_weights") is not None or weights is not None:
+            usual = (*(task.get("class_weights") or (1.0,) * len(task["classes"])), *(1.0,) * len(classes))
+            task = {**task, "class_weights": tuple(weights) if weights and len(weights) == total else usual}
+        added = (*(tuple(pair) for pair in task.get("added") or ()), (teaching[0], len(classes)))
+        config["tasks"][name] = {**task, "classes": (*task["classes"], *classes), "added": added}
+
+
+def _labelled(config: Mapping[str, Any], stage: str) -> set[str]:
+    return {task for stream in config["stages"][stage]["streams"] for task in config["streams"][stream]["labels"]}

@@ -1,0 +1,294 @@
+"""Kinds of tasks whose classes have changed since they were learnt: some came later, have other names, or are gone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from mtl_jax.config.checks import suggestion
+from mtl_jax.config.section import setting
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Added, Geometry, ImageSize, Labels, LossAndParts, Metric, Prediction, Task
+from mtl_jax.tasks.classification import Classification
+from mtl_jax.tasks.detection import Detection
+from mtl_jax.tasks.detection_cells import BOX_CHANNELS, Cells
+from mtl_jax.tasks.detection_loss import UNLABELLED_LOGIT
+from mtl_jax.tasks.mean_iou import BACKGROUND
+from mtl_jax.tasks.multi_label import MultiLabel
+from mtl_jax.tasks.segmentation import Logits, Segmentation
+
+NEVER = -1e9  # the logit of a class that is no answer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Later:
+    """What the kinds below have in common: they are these kinds, with the three settings beside theirs."""
+
+    added: tuple[Any, ...] = setting((), "stages, and how many of the last classes each has added: (('more', 3),)")
+    renamed: tuple[Any, ...] = setting((), "names in datasets, and those in classes: (('tvmonitor', 'screen'),)")
+    removed: tuple[Any, ...] = setting((), "classes that are never an answer; the readout keeps their rows")
+
+    def check(self) -> None:
+        """Checks the three settings, and the kind's own.
+
+        Raises:
+            UserError: they name no classes of the task, or leave it none.
+        """
+        it: Any = self
+        fits = all(_is_pair(each, str, int) and each[1] >= 1 for each in self.added)
+        if not fits or sum(each[1] for each in self.added) >= len(it.classes):
+            raise UserError(
+                f"added is {self.added!r}; expected stages and how many of the last classes each has added, as in "
+                '(("more", 3),), and a class that was there first'
+            )
+        if not all(_is_pair(each, str, str) for each in self.renamed):
+            raise UserError(f'renamed is {self.renamed!r}; expected pairs of names, as in (("tvmonitor", "screen"),)')
+        named = [*(each[1] for each in self.renamed), *self.removed]
+        if unknown := [name for name in named if name not in it.classes]:
+            raise UserError(f"renamed or removed names {unknown[0]}; {suggestion(str(unknown[0]), it.classes)}")
+        if not it.answers:
+            raise UserError("removed leaves no class; keep one")
+        parent: Any = super()
+        parent.check()
+
+    @property
+    def additions(self) -> tuple[Added, ...]:
+        """Classes that came later; each has as many rows."""
+        return tuple(Added(stage, count, count) for stage, count in self.added)
+
+    @property
+    def renamings(self) -> Mapping[str, str]:
+        """A dataset's name -> the task's."""
+        return dict(self.renamed)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The classes that are left."""
+        it: Any = self
+        return tuple(name for name in it.classes if name not in self.removed)
+
+    @property
+    def channels(self) -> int:
+        """Those of the first classes."""
+        parent: Any = super()
+        return parent.channels - sum(count for _, count in self.added)
+
+    def _gone(self) -> Bool[np.ndarray, " classes"]:
+        it: Any = self
+        return np.array([name in self.removed for name in it.classes])
+
+    def _masked(self, outputs: Float[Array, "*cells channels"], first: int = 0, never: float = NEVER) -> Array:
+        """Outputs whose columns, from `first` on, are the classes, without those that are gone."""
+        if not self.removed:
+            return outputs
+        gone = np.concatenate([np.zeros(first, bool), self._gone()])
+        return jnp.where(gone.reshape((1,) * (outputs.ndim - 1) + (-1,)), never, outputs)
+
+    def _measuring(self, metric: Metric, *changes: Callable[[Labels], Labels]) -> Any:
+        return Changed(metric, changes)
+
+
+def _is_pair(value: Any, *types: type) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) == 2
+        and all(isinstance(each, kind) and not isinstance(each, bool) for each, kind in zip(value, types, strict=True))
+    )
+
+
+class Changed:
+    """A metric that sees changed labels."""
+
+    def __init__(self, metric: Metric, changes: Sequence[Callable[[Labels], Labels]]) -> None:
+        self._metric, self._changes = metric, changes
+        self.compute, self.constant = metric.compute, metric.constant
+
+    def update(self, prediction: Prediction, target: Labels, geometry: Geometry) -> None:
+        """Adds one example."""
+        for change in self._changes:
+            target = change(target)
+        self._metric.update(prediction, target, geometry)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterClassification(Later, Classification):
+    """All classes compete in one softmax: an image of one class is of no other, whichever a dataset labels."""
+
+    def loss(self, raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize) -> LossAndParts:
+        """Returns the cross-entropy among all classes."""
+        return super().loss(raw, _among_all(labels), image_size)
+
+    def finish(self, raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
+        """Returns the logits."""
+        return self._masked(super().finish(raw, image_size))
+
+    def new_metric(self) -> Any:
+        """Returns the kind's metric, among all classes."""
+        return self._measuring(super().new_metric(), _among_all, self._without_gone)
+
+    def _without_gone(self, target: Labels) -> Labels:
+        label, gone = int(target["label"]), self._gone()
+        return {**target, "label": np.int32(-1)} if 0 <= label < len(gone) and gone[label] else target
+
+
+def _among_all(labels: Labels) -> Labels:
+    return {name: value for name, value in labels.items() if name != "labelled"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterMultiLabel(Later, MultiLabel):
+    """Every class is answered by itself, so that later ones do not compete with those that were there."""
+
+    def finish(self, raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
+        """Returns the logits."""
+        return self._masked(super().finish(raw, image_size))
+
+    def new_metric(self) -> Any:
+        """Returns the kind's metric."""
+        return self._measuring(super().new_metric(), self._without_gone)
+
+    def _without_gone(self, target: Labels) -> Labels:
+        return {**target, "label": np.where(self._gone(), np.float32(np.nan), np.asarray(target["label"]))}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterSegmentation(Later, Segmentation):
+    """All classes compete in one softmax; what a dataset calls background may be of a class that it does not label.
+
+    References:
+        Cermelli et al., "Modeling the Background for Incremental Learning in Semantic Segmentation", 2020.
+    """
+
+    def loss(self, raw: Logits, labels: Labels, image_size: ImageSize) -> LossAndParts:
+        """Returns the kind's loss, in which unlabelled classes count as background, and nothing else as one of them."""
+        if "labelled" not in labels:
+            return super().loss(raw, labels, image_size)
+        if BACKGROUND not in self.classes:
+            return super().loss(raw, _among_all(labels), image_size)
+        is_background = jnp.array([[name == BACKGROUND for name in self.classes]])
+        labelled = jnp.asarray(labels["labelled"])
+        may_be = (~labelled | is_background)[:, None, None]
+        background = jax.nn.logsumexp(jnp.where(may_be, raw.astype(jnp.float32), -jnp.inf), axis=-1, keepdims=True)
+        raw = jnp.where(is_background[:, None, None], background, raw)
+        return super().loss(raw, {**labels, "labelled": labelled | is_background}, image_size)
+
+    def finish(self, raw: Logits, image_size: ImageSize) -> Float[Array, "batch height width classes"]:
+        """Interpolates the logits to the size of the input image."""
+        return super().finish(self._masked(raw), image_size)
+
+    def predictions(self, raw: Logits, image_size: ImageSize) -> dict[str, Array]:
+        """Returns the best class of each pixel of the input image."""
+        return super().predictions(self._masked(raw), image_size)
+
+    def new_metric(self) -> Any:
+        """Returns the kind's metric."""
+        return self._measuring(super().new_metric(), self._not_looked_for)
+
+    def _not_looked_for(self, target: Labels) -> Labels:
+        return _looked_for(target, ~self._gone()) if self.removed else target
+
+
+def _looked_for(target: Labels, classes: np.ndarray) -> Labels:
+    return {**target, "labelled": np.asarray(target.get("labelled", np.ones(len(classes), bool))) & classes}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterDetection(Later, Detection):
+    """The first classes and those of each addition have boxes and objectness of their own: as many cells more.
+
+    `raw` has their channels one after another. Boxes of different classes suppress nothing of each other, so that
+    later classes compete with those that were there only for the `candidates` and `max_detections` of an image.
+    """
+
+    @property
+    def additions(self) -> tuple[Added, ...]:
+        """Classes that came later; each has a box and an objectness beside its rows."""
+        return tuple(Added(stage, count, BOX_CHANNELS + 1 + count, boxes=True) for stage, count in self.added)
+
+    def loss(self, raw: Cells, labels: Labels, image_size: ImageSize) -> LossAndParts:
+        """Returns the sum of the losses of each part on the boxes of its classes."""
+        total, sums = jnp.zeros(()), {}
+        for part, start, own in self._parts(raw):
+            value, named = part.loss(own, _of_part(labels, start, len(part.classes)), image_size)
+            total += value
+            sums = {name: sums.get(name, 0.0) + each for name, each in named.items()}
+        return total, sums
+
+    def sampled_loss(self, raw: Cells, image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Returns the sum of the parts'."""
+        return sum((part.sampled_loss(own, image_size, key) for part, _, own in self._parts(raw)), jnp.zeros(()))
+
+    def distillation_loss(
+        self, raw: Cells, teacher_raw: Cells, image_size: ImageSize, *, balanced: bool = False
+    ) -> Float[Array, ""]:
+        """Returns the sum of the parts'."""
+        both = zip(self._parts(raw), self._parts(teacher_raw), strict=True)
+        losses = (
+            part.distillation_loss(own, given, image_size, balanced=balanced) for (part, _, own), (_, _, given) in both
+        )
+        return sum(losses, jnp.zeros(()))
+
+    def fill_in(self, labels: Labels, teacher_raw: Cells, image_size: ImageSize, threshold: float) -> Labels:
+        """Returns the labels as they are: where classes came later, those that were there are not learnt on."""
+        del teacher_raw, image_size, threshold
+        return labels
+
+    def finish(self, raw: Cells, image_size: ImageSize) -> Float[Array, "batch all_cells all_channels"]:
+        """Returns the cells of one part after those of another; a cell is never of another part's classes."""
+        count = len(self.classes)
+        cells = [_widened(part.finish(own, image_size), start, count) for part, start, own in self._parts(raw)]
+        return self._masked(jnp.concatenate(cells, axis=1), BOX_CHANNELS + 1, UNLABELLED_LOGIT)
+
+    def new_metric(self) -> Any:
+        """Returns the kind's metric."""
+        return self._measuring(super().new_metric(), self._not_looked_for)
+
+    def _not_looked_for(self, target: Labels) -> Labels:
+        return _looked_for(target, ~self._gone()) if self.removed else target
+
+    def _parts(self, raw: Cells) -> list[tuple[Task, int, Array]]:
+        """A detector of its classes alone for each part, the first of them among all, and its raw outputs."""
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Detection) if field.init}
+        counts = [len(self.first_classes), *(count for _, count in self.added)]
+        found, start, channel = [], 0, 0
+        for count in counts:
+            part = Detection(**{**settings, "classes": self.classes[start : start + count]})
+            found.append((part, start, raw[..., channel : channel + part.channels]))
+            start, channel = start + count, channel + part.channels
+        return found
+
+
+def _of_part(labels: Labels, start: int, count: int) -> Labels:
+    """The boxes of a part's classes, in its numbering."""
+    label = jnp.asarray(labels["label"]) - start
+    own = (label >= 0) & (label < count)
+    found = {**labels, "label": jnp.clip(label, 0, count - 1), "valid": jnp.asarray(labels["valid"]) & own}
+    if "crowd" in labels:
+        found["crowd"] = jnp.asarray(labels["crowd"]) & own
+    if "labelled" in labels:
+        found["labelled"] = jnp.asarray(labels["labelled"])[:, start : start + count]
+    return found
+
+
+def _widened(outputs: Cells, start: int, count: int) -> Float[Array, "batch cells all_channels"]:
+    """Outputs of a part with columns for all classes."""
+    first = BOX_CHANNELS + 1
+    after = count - start - (outputs.shape[-1] - first)
+    classes = jnp.pad(outputs[..., first:], ((0, 0), (0, 0), (start, after)), constant_values=UNLABELLED_LOGIT)
+    return jnp.concatenate([outputs[..., :first], classes], axis=-1)
+
+
+KINDS: dict[str, type[Any]] = {
+    "segmentation": LaterSegmentation,
+    "detection": LaterDetection,
+    "classification": LaterClassification,
+    "multi_label": LaterMultiLabel,
+}
+SETTINGS = tuple(field.name for field in dataclasses.fields(Later))

@@ -1,0 +1,71 @@
+"""A version of a run with other names for classes, or fewer of them."""
+
+import json
+
+import numpy as np
+import pytest
+from test_extend import untrained
+from test_new_classes import FIRST, page
+
+from mtl_jax import experiment
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import contract_table
+from mtl_jax.extend import edit
+from mtl_jax.extend.edit import changed
+from mtl_jax.report import versions_section
+from mtl_jax.training import train_loop
+from mtl_jax.workdir import checkpoints, lineage, trained
+
+
+@pytest.fixture(scope="module")
+def parent(tiny_backbone, tmp_path_factory):
+    """An untrained run that counts as finished."""
+    return untrained(tmp_path_factory.mktemp("parent"), page(FIRST, stage="first", first=True, tasks=("cls",)))
+
+
+@pytest.mark.parametrize(
+    ("task", "rename", "remove", "words"),
+    [
+        ("clz", {"0": "zero"}, (), "did you mean cls"),
+        ("cls", {"7": "seven"}, (), "has no class 7"),
+        ("cls", {"0": "1"}, (), "two classes 1"),
+        ("cls", {}, ("9",), "has no class 9"),
+        ("cls", {}, (), "nothing is edited"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_in_one_line(parent, task, rename, remove, words):
+    with pytest.raises(UserError, match=words) as error:
+        changed(parent, task, rename, remove)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_may_be_renamed_twice_and_then_removed(parent):
+    once = parent._replace(config=changed(parent, "cls", {"0": "zero", "1": "one"}, ()))
+    twice = changed(once, "cls", {"zero": "nought"}, ("one",)).tasks["cls"]
+    assert twice["classes"] == ("nought", "one", "2", "3")
+    assert twice["renamed"] == (("0", "nought"), ("1", "one"))
+    assert twice["removed"] == ("one",)
+
+
+def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(parent, tmp_path, monkeypatch):
+    for name in ("latency_ms", "gigaflops"):
+        monkeypatch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
+    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    contract = edit(parent.path, tmp_path / "new", "cls", rename={"0": "zero"}, remove=("3",))
+    network = trained.load(tmp_path / "new")
+    assert network.tasks["cls"].classes == ("zero", "1", "2", "3")
+    assert network.tasks["cls"].answer({"probability": np.array([0.9, 0.1, 0.0, 0.0])})["label"] == "zero"
+    stored = [checkpoints.load(each.path, {"variables": None})["variables"] for each in (parent, network)]
+    assert json.dumps(stored[0], default=_listed) == json.dumps(stored[1], default=_listed)
+    version = contract["lineage"]["versions"][-1]
+    assert version["edited"] == {"cls": {"renamed": {"0": "zero"}, "removed": ["3"]}}
+    assert version["classes"]["cls"] == ["zero", "1", "2"]
+    assert "0 renamed zero" in versions_section.section(contract)
+    assert "3 removed" in lineage.sentence(contract["lineage"])
+    labels = next(iter(experiment.eval_batches(network.parts, "first_cls"))).targets
+    assert {int(target["cls"]["label"]) for target in labels} <= {0, 1, 2, 3}
+    assert contract_table.table(contract)
+
+
+def _listed(array):
+    return array.tolist()

@@ -1,0 +1,198 @@
+"""Classes of a task that came later, have other names, or are gone: what its outputs, losses and figures are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax import tasks as tasks_lib
+from mtl_jax.errors import UserError
+from mtl_jax.tasks.base import Geometry
+
+SIZE = (64, 64)
+CLASSES = ("cup", "ball", "tree", "car")
+LATER = (("more", 1), ("last", 1))
+WHOLE = Geometry(1.0, 1.0, 0.0, 0.0, *SIZE)
+
+
+def task(kind, classes=CLASSES, **settings):
+    return tasks_lib.build({"it": {"kind": kind, "classes": classes, **settings}})["it"]
+
+
+def test_a_task_knows_which_of_its_classes_came_when():
+    it = task("classification", added=LATER)
+    assert it.first_classes == ("cup", "ball")
+    assert it.classes_of("more") == ("tree",)
+    assert it.classes_of("last") == ("car",)
+    assert it.classes_of("first") == ()
+    assert (it.channels, it.channels_after(()), it.channels_after(("more",))) == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "added"),
+    [
+        ("classification", (("more", 4),)),
+        ("classification", (("more", 0),)),
+        ("classification", ("more", 1)),
+        ("classification", 1),
+        ("detection", (("more", True),)),
+    ],
+)
+def test_what_is_no_table_of_later_classes_is_refused(kind, added):
+    with pytest.raises(UserError, match=r"config\.tasks\.it\.added is"):
+        task(kind, added=added)
+    with pytest.raises(UserError, match=r"config\.tasks\.age has no setting added"):
+        tasks_lib.build({"age": {"kind": "regression", "added": (("more", 1),)}})
+
+
+def boxes(*labels):
+    corners = [[4.0 + 8 * k, 4.0, 24.0 + 8 * k, 28.0] for k in range(len(labels))]
+    return {
+        "boxes_xyxy": jnp.asarray([corners]),
+        "label": jnp.asarray([labels]),
+        "valid": jnp.ones((1, len(labels)), bool),
+        "crowd": jnp.zeros((1, len(labels)), bool),
+    }
+
+
+def raw_boxes(*parts):
+    count = sum((64 // stride) ** 2 for stride in (8, 16, 32))
+    key = jax.random.key(0)
+    return [jax.random.normal(jax.random.fold_in(key, len(each)), (1, count, 5 + len(each))) for each in parts]
+
+
+def test_a_detector_s_first_boxes_and_scores_are_those_it_had():
+    first, later = raw_boxes(CLASSES[:3], CLASSES[3:])
+    alone, grown = task("detection", CLASSES[:3]), task("detection", added=(("more", 1),))
+    before, after = alone.finish(first, SIZE), grown.finish(jnp.concatenate([first, later], axis=-1), SIZE)
+    cells = before.shape[1]
+    np.testing.assert_array_equal(after[:, :cells, :8], before)
+    assert (after[:, cells:, 5:8] < -1000).all()
+    assert (after[:, :cells, 8] < -1000).all()
+    found = grown.decode(after)
+    assert set(np.asarray(found["label"])[np.asarray(found["valid"])]) <= {0, 1, 2, 3}
+    kept = grown.decode(after[:, :cells])
+    was = alone.decode(before)
+    for name in ("boxes_xyxy", "score", "label"):
+        np.testing.assert_array_equal(kept[name], was[name])
+
+
+def test_a_detector_s_parts_learn_their_own_boxes():
+    first, later = raw_boxes(CLASSES[:3], CLASSES[3:])
+    grown, raw = task("detection", added=(("more", 1),)), jnp.concatenate([first, later], axis=-1)
+    own = [task("detection", CLASSES[:3]), task("detection", CLASSES[3:])]
+    # Where only the later class is labelled, the first ones have no part in the loss.
+    labelled = {**boxes(3), "labelled": jnp.asarray([[False, False, False, True]])}
+
+    @jax.jit
+    def computed(raw):
+        value, parts = grown.loss(raw, boxes(1, 3), SIZE)
+        expected = own[0].loss(first, _with(boxes(1, 1), valid=[[True, False]]), SIZE)[0]
+        expected += own[1].loss(later, _with(boxes(0, 0), valid=[[False, True]]), SIZE)[0]
+        return value, parts, expected, jax.grad(lambda raw: grown.loss(raw, labelled, SIZE)[0])(raw)
+
+    value, parts, expected, gradient = computed(raw)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(sum(parts.values()), value, rtol=1e-5)
+    assert not np.asarray(gradient)[..., : first.shape[-1]].any()
+    assert np.asarray(gradient)[..., first.shape[-1] :].any()
+
+
+def _with(labels, **changes):
+    return {**labels, **{name: jnp.asarray(value) for name, value in changes.items()}}
+
+
+def test_an_image_of_a_later_class_is_of_none_of_the_others():
+    it, logits = task("classification", added=(("more", 1),)), jnp.asarray([[2.0, 0.0, 0.0, 0.0]])
+    labels = {"label": jnp.asarray([3]), "labelled": jnp.asarray([[False, False, False, True]])}
+    expected = -jax.nn.log_softmax(logits)[0, 3]
+    np.testing.assert_allclose(it.loss(logits, labels, SIZE)[0], expected, rtol=1e-6)
+    assert task("classification").loss(logits, labels, SIZE)[0] == 0.0
+    metric = it.new_metric()
+    metric.update(
+        {"probability": np.asarray(jax.nn.softmax(logits)[0])},
+        {name: np.asarray(value[0]) for name, value in labels.items()},
+        WHOLE,
+    )
+    assert metric.compute()["top1"] == 0.0
+
+
+def test_background_of_later_masks_may_be_any_earlier_class():
+    names = ("background", "cup", "ball", "tree")
+    it = task("segmentation", names, added=(("more", 1),), loss_stride=8)
+    logits = jnp.asarray([1.0, 2.0, 0.5, 3.0])
+    raw = jnp.broadcast_to(logits, (1, 8, 8, 4))
+    among = jnp.asarray([[True, False, False, True]])
+    for value, classes in ((0, [0, 1, 2]), (3, [3])):
+        labels = {"mask": jnp.full((1, *SIZE), value), "labelled": among}
+        expected = jax.nn.logsumexp(logits) - jax.nn.logsumexp(logits[jnp.asarray(classes)])
+        np.testing.assert_allclose(it.loss(raw, labels, SIZE)[0], expected, rtol=1e-5)
+    # Exemplars say of a pixel of an earlier class that it is not of the later one, and of their background nothing.
+    among = jnp.asarray([[True, True, True, False]])
+    moved = []
+    for value in (0, 1):
+        labels = {"mask": jnp.full((1, *SIZE), value), "labelled": among}
+        moved.append(np.asarray(jax.grad(lambda raw, labels=labels: it.loss(raw, labels, SIZE)[0])(raw))[..., 3].sum())
+    assert moved[0] < 0 < moved[1]
+    without = task("segmentation", ("cup", "ball", "tree"), added=(("more", 1),), loss_stride=8)
+    labels = {"mask": jnp.full((1, *SIZE), 2), "labelled": jnp.asarray([[False, False, True]])}
+    assert without.loss(raw[..., :3], labels, SIZE)[0] > 0
+
+
+EDITED = ("background", "cup", "ball")
+# Raw outputs in which class 1 is best.
+RAW = {
+    "classification": jnp.asarray([[0.0, 9.0, 1.0]]),
+    "multi_label": jnp.asarray([[-1.0, 9.0, 1.0]]),
+    "segmentation": jnp.broadcast_to(jnp.asarray([0.0, 9.0, 1.0]), (1, 8, 8, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_a_removed_class_is_never_an_answer(kind):
+    it = task(kind, EDITED, removed=("cup",))
+    assert it.removed == ("cup",)
+    assert it.classes == EDITED
+    found = it.predictions(RAW[kind], SIZE)
+    if kind == "segmentation":
+        assert (np.asarray(found["mask"]) == 2).all()
+    else:
+        assert float(found["probability"][0, 1]) < 1e-6
+
+
+def test_a_removed_class_of_a_detector_scores_nothing():
+    raw = jnp.zeros((1, 84, 8)).at[..., 6].set(9.0)
+    score = task("detection", EDITED, removed=("cup",)).undecided.decode(
+        task("detection", EDITED, removed=("cup",)).finish(raw, SIZE)
+    )["score"]
+    assert float(score[..., 1].max()) == 0.0
+    assert float(score[..., 0].min()) > 0.0
+
+
+def test_what_is_labelled_as_a_removed_class_is_not_measured():
+    metric = task("classification", EDITED, removed=("cup",)).new_metric()
+    for label in (1, 2):
+        metric.update({"probability": np.array([0.1, 0.0, 0.9])}, {"label": np.int32(label)}, WHOLE)
+    assert metric.compute()["top1"] == 1.0
+    metric = task("segmentation", EDITED, removed=("cup",)).new_metric()
+    mask = np.full(SIZE, 2, np.int32)
+    mask[:32] = 1
+    metric.update({"mask": np.full(SIZE, 2)}, {"mask": mask}, WHOLE)
+    assert metric.compute()["iou/ball"] == 1.0
+    metric = task("multi_label", EDITED, removed=("cup",)).new_metric()
+    metric.update({"probability": np.array([0.1, 0.0, 0.9])}, {"label": np.array([0.0, 1.0, 1.0], np.float32)}, WHOLE)
+    assert metric.compute()["f1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"removed": ("cupp",)}, "did you mean cup"),
+        ({"renamed": (("mug", "cupp"),)}, "did you mean cup"),
+        ({"removed": EDITED}, "leaves no class"),
+        ({"renamed": ("mug",)}, "expected pairs of names"),
+    ],
+)
+def test_edits_of_classes_that_are_not_there_are_refused(edits, words):
+    with pytest.raises(UserError, match=words):
+        task("classification", EDITED, **edits)

@@ -1,0 +1,251 @@
+"""Tasks of a finished run get classes: what was there stays bit for bit, what is new has rows of its own."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from test_extend import untrained
+from test_train import tiny_config
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.continual import replay
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation import evaluate_checkpoint
+from mtl_jax.extend import additions, exemplars, extend, growth
+from mtl_jax.models import dependence, multi_task
+from mtl_jax.report import versions_section
+from mtl_jax.training import exactness, losses, train_loop
+from mtl_jax.workdir import trained
+
+FIRST = ("0", "1", "2", "3")
+LABELS = {"det": "detection", "seg": "segmentation", "cls": "classification"}
+NETWORK = {"norms_from": 16, "patches": {"neck": 4, "head": 4}}
+
+
+def page(classes, *, stage: str, tasks=tuple(LABELS), first: bool = False, **settings) -> Any:
+    """The tasks with some digits, all in one stage."""
+    config = tiny_config()
+    config.forward_transfer = False
+    for table in (config.tasks, config.streams, config.stages):
+        for name in list(table):
+            del table[name]
+    if first:
+        config.model.update(NETWORK)
+    for task in tasks:
+        label = LABELS[task]
+        names = ("background", *classes) if task == "seg" else tuple(classes)
+        config.tasks[task] = {"kind": label, "classes": names}
+        options = {"labels": label, "size": 64, "length": 8, "digits": tuple(classes)}
+        config.streams[f"{stage}_{task}"] = config_lib.stream("digits", {task: label}, options=options, batch_size=4)
+    # What would move old weights if they were not held: a large rate, decay, averaging, statistics of the batch.
+    moving = {"learning_rate": 0.05, "weight_decay": 0.1, "ema_decay": 0.5}
+    config.stages[stage] = config_lib.stage(
+        tuple(f"{stage}_{task}" for task in tasks), epochs=1.0, **{**moving, **settings}
+    )
+    config.order = (stage,)
+    return config
+
+
+def raw_outputs(network: trained.Trained) -> dict[str, np.ndarray]:
+    """Raw outputs on the images of the first version."""
+    raw = jax.jit(
+        lambda variables, image: multi_task.eval_raw(network.parts.model, variables, image, tasks=tuple(LABELS))[0]
+    )
+    found: dict[str, list] = {task: [] for task in LABELS}
+    for task in LABELS:
+        for batch in experiment.eval_batches(network.parts, f"first_{task}"):
+            found[task].append(jax.device_get(raw(network.variables, batch.image))[task])
+    return {task: np.concatenate(each) for task, each in found.items()}
+
+
+SESSIONS = (("more", ("4", "5")), ("third", ("6",)), ("last", ("7", "8")))
+
+
+@pytest.fixture(scope="module")
+def parent(tiny_backbone, tmp_path_factory):
+    """An untrained run that counts as finished."""
+    return untrained(tmp_path_factory.mktemp("parent"), page(FIRST, stage="first", first=True))
+
+
+def joined(old, config, limit=None):
+    return additions.joined(old, config_lib.read_settings(config), limit=limit)
+
+
+def test_new_classes_come_after_the_old_ones_however_a_page_names_them(parent):
+    alone, whole = page(("4", "5"), stage="more"), page(("4", "5"), stage="more")
+    for task in LABELS:
+        whole.tasks[task].classes = (*page(FIRST, stage="first").tasks[task].classes, "4", "5")
+    for config in (alone, whole):
+        tasks = joined(parent, config).tasks
+        assert tasks["cls"]["classes"] == (*FIRST, "4", "5")
+        assert tasks["seg"]["classes"] == ("background", *FIRST, "4", "5")
+        assert all(task["added"] == (("more", 2),) for task in tasks.values())
+
+
+def test_a_stage_moves_nothing_that_the_old_classes_read(parent):
+    config, stages = joined(parent, page(("4", "5"), stage="more")), ("first", "more")
+    for stage, classes in SESSIONS[1:]:
+        config = followed(config, stage, classes)
+        stages = (*stages, stage)
+    parts = experiment.build(config, data_root=parent.parts.data_root)
+    growth.require_room(parent, parts, exact=True)
+    known = dependence.reads_of(parent.parts.model)
+    for index in range(1, len(stages)):
+        held = exactness.held(config, parts, index)
+        free = [path for path in dependence.paths_of(parts.model) if not exactness._is_held(path, held)]
+        assert not set(free) & {path for task in LABELS for path in known[task]}
+        later = tuple(f"/added_{stage}/" for stage in stages[index:])
+        assert all(any(rows in path for rows in later) for path in free)
+        assert any(later[0] in path for path in free)
+
+
+def followed(config, stage, classes):
+    """The settings with another session, as if a page had asked for it."""
+    tasks = {
+        name: {**task, "classes": (*task["classes"], *classes), "added": (*task["added"], (stage, len(classes)))}
+        for name, task in config.tasks.items()
+    }
+    more = config_lib.read_settings(page(classes, stage=stage))
+    streams, last = {**config.streams, **more.streams}, dataclasses.replace(more.stages[stage], old_outputs="exact")
+    stages = {**config.stages, stage: last}
+    return dataclasses.replace(config, tasks=tasks, streams=streams, stages=stages, order=(*config.order, stage))
+
+
+def test_a_later_stage_that_would_move_the_rows_of_added_classes_is_refused(parent):
+    config = joined(parent, page(("4", "5"), stage="more"))
+    third = followed(config, "third", ("6",))
+    config = dataclasses.replace(third, order=(*third.order, "free"), stages={**third.stages, "free": _moving(third)})
+    parts = experiment.build(config, data_root=parent.parts.data_root)
+    frozen = exactness.patterns_of(parts.model, tuple(LABELS), before=("more", "third"))
+    objective = losses.Objective(
+        streams={"more_cls": ("cls",)},
+        groups=(("more_cls",),),
+        stream_weights={},
+        loss_weights={},
+        frozen=frozen,
+        train_batch_norm=False,
+    )
+    with pytest.raises(UserError, match=r"would change params/head/cls/added_more/.*, which task cls .*stage third"):
+        exactness.refuse_moving(config, parts, 3, [objective])
+
+
+def _moving(config):
+    return dataclasses.replace(config.stages["more"], old_outputs="")
+
+
+def test_a_parent_without_classes_that_came_later_is_read_back(parent, tmp_path):
+    config = joined(parent, page(("4", "5"), stage="more"))
+    shorter = trained.without_later_classes(config, ("first",))
+    assert shorter.tasks["seg"]["classes"] == ("background", *FIRST)
+    assert shorter.order == ("first",)
+    assert trained.without_later_classes(config, ("first", "more")) == config
+
+
+def refused(config, **changes):
+    for name, value in changes.items():
+        with config.unlocked(), config.ignore_type():
+            config.tasks.cls[name] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": ("3", "4")}, "class 3 is in task cls of .* already"),
+        ({"classes": ("1", "0", "2", "3", "4")}, "classes of .* in another order"),
+        ({"classes": ("4", "4")}, "would get a class twice"),
+        ({"classes": ("4", "5"), "label_smoothing": 0.2}, r"other settings \(label_smoothing"),
+        ({"classes": ("4", "5"), "kind": "multi_label"}, r"other settings \(kind"),
+    ],
+)
+def test_classes_that_are_unclear_are_refused_in_one_line(parent, changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        joined(parent, refused(page(("4", "5"), stage="more"), **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_classes_without_a_stage_or_without_exactness_are_refused(parent):
+    config = page(("4", "5"), stage="more", tasks=("cls", "det"))
+    config.stages.more.streams = ("more_det",)
+    with pytest.raises(UserError, match=r"more_cls labels no new task|task cls is new and no new stage labels it"):
+        joined(parent, config)
+    with pytest.raises(UserError, match="leave --keep at exact"):
+        joined(parent, page(("4", "5"), stage="more"), limit=5.0)
+
+
+def test_weights_of_classes_grow_with_them(tiny_backbone, tmp_path):
+    config = page(FIRST, stage="first", first=True, tasks=("seg",))
+    with config.unlocked():
+        config.tasks.seg.class_weights = (0.3, 1.0, 1.0, 1.0, 1.0)
+    old = untrained(tmp_path, config)
+    found = joined(old, page(("4",), stage="more", tasks=("seg",))).tasks["seg"]
+    assert found["class_weights"] == (0.3, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
+    given = config_lib.read_settings(page(("4", "5"), stage="more"))
+    config = additions.joined(parent, given, limit=None, per_class=2)
+    assert config.stages["first"].keep["replay"]["images"] == 2 * (len(FIRST) + 1)
+    assert config.stages["more"].keep["replay"]["batch_size"] == 2
+    found = exemplars.chosen(config.to_dict(), parent, tuple(LABELS))
+    assert set(found) == {"first_seg", "first_cls"}
+    buffer = replay.from_tree(found["first_cls"])
+    assert len(buffer) == 8  # all that there are
+    assert buffer.class_names["classification"] == FIRST
+    boxes = config_lib.read_settings(page(("4", "5"), stage="more", tasks=("det",)))
+    with pytest.raises(UserError, match="--exemplars is for new classes of a segmentation or classification task"):
+        additions.joined(parent, boxes, limit=None, per_class=2)
+
+
+@pytest.fixture(scope="module")
+def versions(tiny_backbone, tmp_path_factory):
+    """A run, and three that grew from it, each from the one before, with their contracts."""
+    folder = tmp_path_factory.mktemp("versions")
+    contracts = [{}]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("latency_ms", "gigaflops"):
+            patch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
+        patch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+        untrained(folder / "0", page(FIRST, stage="first", first=True))
+        for number, (stage, classes) in enumerate(SESSIONS):
+            contracts.append(extend(folder / f"{number}", folder / f"{number + 1}", page(classes, stage=stage)))
+    return folder, contracts
+
+
+@pytest.mark.slow
+def test_outputs_of_every_earlier_version_stay_bit_for_bit(versions):
+    folder, contracts = versions
+    outputs = [raw_outputs(trained.load(folder / f"{number}")) for number in range(len(contracts))]
+    for task in LABELS:
+        for before, after in itertools.pairwise(outputs):
+            channels = before[task].shape[-1]
+            assert after[task].shape[-1] > channels
+            np.testing.assert_array_equal(before[task], after[task][..., :channels])
+    for contract in contracts[1:]:
+        assert [contract["tasks"][task]["largest_output_change"] for task in LABELS] == [0.0] * 3
+
+
+@pytest.mark.slow
+def test_each_version_is_measured_on_the_classes_of_all_before(versions):
+    folder, contracts = versions
+    last = contracts[-1]["tasks"]
+    for task in LABELS:
+        assert list(last[task]["added"]) == ["more", "third", "last"]
+        assert last[task]["stream"] == f"first_{task}"
+        assert last[task]["added"]["third"]["classes"] == ["6"]
+        assert set(last[task]["added"]["more"]) >= {"baseline", "final", "drop_percent", "learnt", "passed"}
+    assert [version["classes"]["cls"] for version in contracts[-1]["lineage"]["versions"]] == [
+        list("0123"),
+        list("012345"),
+        list("0123456"),
+        list("012345678"),
+    ]
+    middle = folder / "3" / "checkpoints" / "1-more"
+    assert trained.load(middle).tasks["cls"].classes == tuple("012345")
+    figures = evaluate_checkpoint.run(folder / "3", tasks="cls")
+    assert set(figures["other_streams"]["cls"]) == {"more_cls", "third_cls", "last_cls"}
+    assert "cls" in versions_section.section(contracts[-1])

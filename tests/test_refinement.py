@@ -1,0 +1,105 @@
+"""More data for known classes: what is trained, what stays, and when a version is taken back."""
+
+import pytest
+from test_extend import untrained
+from test_new_classes import FIRST, joined, page
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.errors import UserError
+from mtl_jax.extend import additions, extend, new_classes, refinement
+from mtl_jax.models import dependence
+from mtl_jax.training import exactness
+from mtl_jax.workdir import files, lineage
+
+
+@pytest.fixture(scope="module")
+def parent(tiny_backbone, tmp_path_factory):
+    """An untrained run that counts as finished."""
+    return untrained(tmp_path_factory.mktemp("parent"), page(FIRST, stage="first", first=True, tasks=("seg", "cls")))
+
+
+def refined(old, config, limit=None):
+    return additions.joined(old, config_lib.read_settings(config), limit=limit, refine=True)
+
+
+def test_the_refined_task_alone_may_move(parent):
+    config = refined(parent, page(("0", "1"), stage="again", tasks=("cls",)))
+    assert config.tasks == parent.config.tasks
+    assert config.stages["again"].old_outputs == "others_exact"
+    parts = experiment.build(config, data_root=parent.parts.data_root)
+    held = exactness.held(config, parts, 1)
+    reads = dependence.reads_of(parts.model)
+    assert all(exactness._is_held(path, held) for path in reads["seg"])
+    assert not all(exactness._is_held(path, held) for path in reads["cls"])
+    assert exactness.kept_exactly(config, 2) == {"seg": "again"}
+
+
+def test_within_a_percentage_shared_parts_move_too(parent):
+    config = refined(parent, page(("0", "1"), stage="again", tasks=("cls",)), limit=2.0)
+    assert config.stages["again"].old_outputs == "may_change"
+    assert set(config.stages["again"].keep) == {"lwf"}
+    assert config.contract.max_drop_percent == 2.0
+    alone = refined(parent, page(FIRST, stage="again", tasks=("seg", "cls")), limit=2.0)
+    assert not alone.stages["again"].keep  # no other task is there to be distilled
+
+
+def test_new_classes_and_unknown_tasks_are_no_refinement(parent):
+    with pytest.raises(UserError, match="class 7 is not in task cls"):
+        refined(parent, page(("0", "7"), stage="again", tasks=("cls",)))
+    with pytest.raises(UserError, match="task det is not in"):
+        refined(parent, page(("0", "1"), stage="again", tasks=("det",)))
+
+
+def test_a_page_of_one_task_may_stand_for_any_of_the_run(parent):
+    given = page(("4", "5"), stage="more", tasks=("cls",))
+    with given.unlocked():
+        given.tasks.images = {**given.tasks.cls.to_dict(), "label_smoothing": 0.1}
+        del given.tasks["cls"]
+        given.streams.more_cls.labels = {"images": "classification"}
+    settings = config_lib.read_settings(given)
+    found = new_classes.of_task(settings, "cls", parent.config.tasks, where="runs/old")
+    assert found.tasks == {"cls": {"kind": "classification", "classes": ("4", "5")}}
+    assert found.streams["more_cls"].labels == {"cls": "classification"}
+    assert joined(parent, found).tasks["cls"]["added"] == (("more", 2),)
+    with pytest.raises(UserError, match="did you mean cls"):
+        new_classes.of_task(settings, "clz", parent.config.tasks, where="runs/old")
+    with pytest.raises(UserError, match="task seg of runs/old is a segmentation task"):
+        new_classes.of_task(settings, "seg", parent.config.tasks, where="runs/old")
+
+
+def entry(final, **more):
+    return {"metric": "top1", "higher_is_better": True, "final": final, "drop_percent": None, **more}
+
+
+def test_a_fall_by_more_than_the_bound_is_said():
+    before = {"cls": {"top1": 0.8}, "age": {"mae": 10.0}, "seg": {"miou": None}}
+    age = {"metric": "mae", "higher_is_better": False, "final": 10.4}
+    kept = {"tasks": {"cls": entry(0.76), "age": age, "seg": {**entry(None), "metric": "miou"}}}
+    assert refinement.fallen(kept, before, limit=5.0) == ""
+    lost = {"tasks": {"cls": entry(0.75), "age": {**age, "final": 10.6}}}
+    said = refinement.fallen(lost, before, limit=5.0)
+    assert "cls top1" in said
+    assert "age mae" in said
+    assert "cls" in refinement.fallen({"tasks": {"cls": entry(None)}}, before, limit=5.0)
+
+
+def test_a_version_that_is_not_kept_leaves_the_old_one(parent, tmp_path):
+    new = tmp_path / "new"
+    for name in ("0-first", "1-again"):
+        (new / "checkpoints" / name).mkdir(parents=True)
+    versions = [{"stages": ["first"]}, {"stages": ["again"]}]
+    lineage.write(new, parent.path, versions)
+    contract = {"passed": True, "tasks": {}}
+    found = refinement.set_aside(new, parent.path, contract, "cls top1 from 0.8 to 0.7", limit=5.0)
+    assert not found["passed"]
+    assert "more than 5 % were lost (cls top1" in found["refused"]
+    assert [stage.name for stage in (new / "checkpoints").iterdir()] == ["0-first"]
+    assert (new / "refused" / "1-again").is_dir()
+    assert files.contract_of_run(str(new)) == found
+    grown = lineage.read(new)
+    assert grown is not None
+    assert found["refused"] in lineage.sentence(grown)
+    # Called again, it says so again.
+    again = page(("0", "1"), stage="again", tasks=("cls",))
+    assert extend(parent.path, new, again, refine=True) == found
