@@ -1,0 +1,101 @@
+"""A detector that gets classes later, beside one that learns all from the start: `configs/new_classes.py` over seeds.
+
+python -m benchmarks.new_classes --out runs/new_classes --seeds 0 1 2 --data_root data
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import benchmarks
+import mtl_jax
+from mtl_jax import experiment
+from mtl_jax.config import load_page
+from mtl_jax.evaluation import evaluate
+from mtl_jax.extend import extend
+from mtl_jax.models import multi_task
+from mtl_jax.runtime import compilation
+from mtl_jax.workdir import trained
+
+PAGE = benchmarks.ROOT / "configs" / "new_classes.py"
+
+
+def train(out: Path, seed: int, data_root: Path) -> dict[str, Path]:
+    """Trains the three networks of a seed, or what is left of them.
+
+    Args:
+        out: folder of the runs.
+        seed: of all of them.
+        data_root: folder of the datasets.
+
+    Returns:
+        Name -> work directory.
+    """
+    settings = {"data_root": str(data_root.absolute()), "seed": seed}
+    folders = {name: out / f"{name}{seed}" for name in ("first", "more", "together")}
+    for name, folder in folders.items():
+        if name == "more":
+            extend(folders["first"], folder, f"{PAGE}:more", settings={"data_root": settings["data_root"]})
+        else:
+            mtl_jax.train(f"{PAGE}:{name}", str(folder), settings=settings)
+    return folders
+
+
+def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, float]]:
+    """Measures old and new classes apart, of every network on the same validation images: all that show any class.
+
+    Args:
+        folders: name -> work directory.
+        data_root: folder of the datasets.
+
+    Returns:
+        Name -> figures: "old" and "new", mean average precision, and what the network costs.
+    """
+    whole = load_page(PAGE).get_config("together")
+    judge = experiment.build(whole.to_dict(), data_root=data_root)
+    new = np.arange(len(judge.tasks["det"].classes)) >= len(judge.tasks["det"].classes) - load_page(PAGE).NEW
+    groups = {"old": ~new, "new": new}
+    found = {}
+    for name, folder in folders.items():
+        network = trained.load(folder, data_root=data_root)
+        predict = evaluate.make_predict(network.parts.model, network.parts.tasks)
+        metrics = {group: judge.tasks["det"].new_metric() for group in groups}
+        for batch in experiment.eval_batches(judge, "coco"):
+            predictions = jax.device_get(predict(network.variables, batch.image, names=("det",)))["det"]
+            for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):
+                for group, labelled in groups.items():
+                    shown = {**target["det"], "labelled": labelled}
+                    metrics[group].update(evaluate.example(predictions, index), shown, geometry)
+        params = sum(multi_task.parameter_count(network.variables["params"]).values())
+        gflops = evaluate.gigaflops(network.parts.model, network.variables, ("det",), image_size=judge.image_size)
+        figures = {group: metric.compute()["map_50_95"] for group, metric in metrics.items()}
+        found[name] = {**figures, "params": params, "gigaflops": gflops or float("nan")}
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains, measures, and writes new_classes.json beside the runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/new_classes"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data_root", type=Path, default=Path("data"))
+    options = parser.parse_args(arguments)
+    compilation.enable_cache()
+    rows: dict[int, Any] = {}
+    for seed in options.seeds:
+        rows[seed] = measure(train(options.out, seed, options.data_root), options.data_root)
+        (options.out / "new_classes.json").write_text(json.dumps(rows, indent=1) + "\n")
+        for name, figures in rows[seed].items():
+            print(seed, name, {key: round(value, 4) for key, value in figures.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
