@@ -103,7 +103,9 @@ def _cell(share: float) -> str:
 
 def _most_confused(names: Sequence[str], counts: Int[np.ndarray, "truth predicted"]) -> str:
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-    pairs = [divmod(flat, len(wrong)) for flat in np.argsort(-wrong, axis=None)[:MOST_PAIRS].tolist()]
+    pairs: list[tuple[int, int]] = [
+        divmod(flat, len(wrong)) for flat in np.argsort(-wrong, axis=None)[:MOST_PAIRS].tolist()
+    ]
     rows = [
         (names[truth], names[predicted], f"{wrong[truth, predicted] / counts[truth].sum():.1%}")
         for truth, predicted in pairs

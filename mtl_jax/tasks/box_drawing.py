@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-MOST_LABELS = 15  # of the best boxes; more would cover the picture
-LINE_WIDTHS = ((5, 1.5), (15, 1.0))  # points, up to so many boxes
-THIN = 0.6  # points, of more
+MOST_LABELS = 12  # of the best boxes; more would cover the picture
+FEW, WIDE, NARROW = 5, 1.5, 1.0  # lines of up to so many boxes, and of more, points
+FAINT: dict[str, Any] = {"linewidth": 0.5, "alpha": 0.45}  # of boxes beyond the labelled ones
 LABEL_POINTS = 7.5
 CHARACTER, LINE = 0.6, 1.5  # width of a character and height of a label, in units of the size of its text
 
@@ -45,7 +45,7 @@ class Area(NamedTuple):
 
 
 def draw(axes: Any, boxes: Sequence[Framed]) -> None:
-    """Frames every box, thinner the more there are, and labels the first ones where there is room.
+    """Frames every box, the best ones more strongly, and labels these where there is room.
 
     Args:
         axes: of matplotlib, whose limits are those of the image.
@@ -53,21 +53,22 @@ def draw(axes: Any, boxes: Sequence[Framed]) -> None:
     """
     from matplotlib.patches import Rectangle  # slow to import
 
-    width = next((width for most, width in LINE_WIDTHS if len(boxes) <= most), THIN)
+    style: dict[str, Any] = {"linewidth": WIDE if len(boxes) <= FEW else NARROW}
     for order, (corners, _, colour) in enumerate(boxes):
         left, top, right, bottom = corners
-        frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=width)
+        line = style if order < MOST_LABELS else FAINT
+        frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, **line)
         frame.set_zorder(3 - 0.5 * order / len(boxes))
         axes.add_patch(frame)
     for box, area in placed(axes, boxes[:MOST_LABELS]):
-        style = {"facecolor": box.colour, "edgecolor": "none", "pad": 0.8}
+        ground = {"facecolor": box.colour, "edgecolor": "none", "pad": 0.8}
         axes.text(
             (area.left + area.right) / 2,
             (area.top + area.bottom) / 2,
             box.text,
             fontsize=LABEL_POINTS,
             color="white",
-            bbox=style,
+            bbox=ground,
             ha="center",
             va="center",
             zorder=4,
