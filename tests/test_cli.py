@@ -38,7 +38,7 @@ def test_help_names_the_flags():
         ((), "--config is missing"),
         (("--config", "configs/nowhere.py"), "configs/nowhere.py"),
         (("--config", "configs/seq.py:tiny"), "error: configs/seq.py:tiny: expected one of shared, branched, plain"),
-        (("--config", "tests/tiny.py"), "has no function get_config"),
+        (("--config", "tests/support/tiny.py"), "has no function get_config"),
         (("--config", "configs/quickstart.py", "--config.epochs=3"), "the config has no field"),
         (("--config", "configs/quickstart.py", "--config.seed=many"), "many"),
         (("--config", "configs/quickstart.py", "--flag_of_nothing"), "flag_of_nothing"),

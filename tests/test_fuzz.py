@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -378,7 +379,12 @@ def test_logs_of_metrics(tmp_path_factory, tree, steps, in_bytes):
 @pytest.mark.skipif(CASES == DEFAULT_CASES, reason="takes ten seconds: make fuzz runs it")
 def test_what_is_made_to_cost_memory_or_time_costs_neither():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/worst_inputs.py")], capture_output=True, text=True, check=False, timeout=200
+        [sys.executable, str(ROOT / "tests/worst_inputs.py")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
     )
     assert done.returncode == 0, done.stderr
     outcomes = [line.rpartition(": ")[2] for line in done.stdout.splitlines()]
