@@ -10,9 +10,9 @@ import pytest
 from mtl_jax.data import pipeline
 from mtl_jax.data.cache import CachedSource
 from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.base import Subset
 from mtl_jax.data.transforms import Augment
 from mtl_jax.errors import UserError
-from mtl_jax.experiment import Subset
 
 JOINT = {"seg": "segmentation", "det": "detection"}
 LIVELY = Augment(
