@@ -71,7 +71,7 @@ def test_other_training_images_are_told_of_a_stage_in_training_and_of_a_finished
     write(tmp_path / "first/train/red/0.png", seed=99)
     before = folder_run()
     assert (
-        "data: stage first goes on from step 1 with other training images than before (stream first: 6, of which some "
+        "data: stage first resumes from step 1 with other training images than before (stream first: 6, of which some "
         "differ)"
     ) in capfd.readouterr().err
     shutil.rmtree(tmp_path / "run/checkpoints/1-second")  # as if the run had been stopped before

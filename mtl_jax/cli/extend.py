@@ -43,7 +43,7 @@ def parser() -> flags.Parser:
         type=int,
         default=0,
         metavar="N",
-        help="images of each old class, from the old run's data, that are trained on beside those of new ones",
+        help="images of each old class, from the old run's data, that are trained on with those of new ones",
     )
     flags.add_switch(parser, "refine", "more data for classes that the task knows; kept only if no task falls too far")
     flags.add_switch(parser, "smoke", "two steps a stage on a handful of images, every file still written")
@@ -53,7 +53,7 @@ def parser() -> flags.Parser:
     return parser
 
 
-@flags.reported(interrupted="interrupted; the same command goes on from the last checkpoint")
+@flags.reported(interrupted="interrupted; the same command resumes from the last checkpoint")
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0, 2 for a mistake, 3 for a version that is not kept, or breaks an enforced contract."""
     from mtl_jax.config import overrides

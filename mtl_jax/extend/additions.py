@@ -68,7 +68,7 @@ def joined(
         page: tasks, streams and stages to add; those of the old run may stand in it too, as they are.
         limit: what an old task may lose, percent; None where nothing may change.
         refine: whether the page has more data for what old tasks know.
-        per_class: images of each old class that are trained on beside those of new ones.
+        per_class: images of each old class that are trained on together with those of new ones.
 
     Raises:
         UserError: what the page says of the old run is not so, or adds nothing that could be learnt.
@@ -230,7 +230,7 @@ def _warm_start(old: Trained, config: Mapping[str, Any], stage: Mapping[str, Any
 
 
 def copy_metrics(before: Path, workdir: Path) -> None:
-    """Copies the old run's curves, which the new one's go on from.
+    """Copies the old run's curves, which the new one's continue.
 
     Args:
         before: work directory of the old run.

@@ -1,4 +1,4 @@
-"""A few images of old classes, which are trained on beside those of new ones: chosen from the old run's own data."""
+"""A few images of old classes, trained on together with those of new ones: chosen from the old run's own data."""
 
 from __future__ import annotations
 

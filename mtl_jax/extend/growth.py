@@ -100,16 +100,16 @@ def copy_stages(
         fresh: untrained variables of the larger network.
         config: of the larger network.
         figures: task -> those that stand for what the last stage measured.
-        exemplars: stream -> images that the last stage is to leave, beside what it left.
+        exemplars: stream -> images that the last stage is to leave, in addition to what it left.
 
     Raises:
         CheckpointError: a stage cannot be read, or not be written.
     """
     abstract = experiment.abstract_variables(parent.parts)
     last = checkpoints.read_metadata(parent.path)["stages"]
-    beside = {stage.index: stage.path for stage in checkpoints.stages(parent.path.parent.parent)}
+    earlier = {stage.index: stage.path for stage in checkpoints.stages(parent.path.parent.parent)}
     for index in range(len(last)):
-        path = parent.path if index == len(last) - 1 else beside.get(index)
+        path = parent.path if index == len(last) - 1 else earlier.get(index)
         if path is None:  # a checkpoint by itself
             continue
         loaded = checkpoints.load(path, {"variables": abstract, "memory": None})

@@ -142,8 +142,8 @@ def join(
             )
         if not exact:
             raise UserError(
-                f"task {name} of {where} is to get classes, whose rows are learnt beside what the others read; leave "
-                "--keep at exact"
+                f"task {name} of {where} is to get classes, whose rows are learnt apart from what the others read; "
+                "leave --keep at exact"
             )
         task = config["tasks"][name]
         total = len(task["classes"]) + len(classes)

@@ -35,7 +35,7 @@ def extend(
     """Adds tasks, or classes of tasks, to a finished run: trains their stages after its own, and judges the contract.
 
     The new work directory begins with the old run's stages, so that whatever reads a work directory reads this one. The
-    old one stays as it is. Called again, it goes on where it was.
+    old one stays as it is. Called again, it resumes where it was.
 
     Args:
         parent: the old run's work directory, or the checkpoint of one of its stages.
@@ -48,7 +48,7 @@ def extend(
         refine: the page has more data for classes that old tasks know. The new version stays only if no task falls by
             more than `keep`, or contract.max_drop_percent where others are to stay exactly; else its stage is set aside
             in the folder "refused", and the contract says so under "refused".
-        per_class: images of each old class, chosen from the old run's training data, that are trained on beside those
+        per_class: images of each old class, chosen from the old run's training data, that are trained on with those
             of new classes, where classes compete in one softmax.
         settings: values by dotted name, as `mtl_jax.train` takes them.
         command: for the record in `config.json`.

@@ -29,7 +29,7 @@ UNLABELLED = (0.5, 0.5, 0.5, 0.6)  # colour over pixels without a label
 
 
 class Picture(NamedTuple):
-    """An image with something drawn over it, and what is to be written beside it."""
+    """An image with something drawn over it, and what is to be written next to it."""
 
     webp: bytes
     legend: tuple[tuple[str, str], ...]  # colour, name
@@ -196,7 +196,7 @@ def overlay(
     """Returns an original image with what several tasks predict drawn over it, as a PNG file of about its size.
 
     Of several tasks with an answer for every pixel, the first shares a panel with all else, and each of the others
-    has its own beside it.
+    has its own next to it.
 
     Args:
         tasks: by name.

@@ -19,7 +19,7 @@ from mtl_jax.tasks.base import Constant, Geometry, ImageSize, Labels, LossAndPar
 BERHU_SHARE = 0.2  # of the largest error, above which the cost is quadratic (Laina et al., 2016)
 SCALE_INVARIANCE = 0.5  # lambda: 0 compares depths as they are, 1 only within an image (Eigen et al., 2014)
 FIGURES = ("abs_error", "rel_error", "rmse", "delta_1", "delta_2", "delta_3")
-BINS = 512  # of the histogram from which the best constant depth is told
+BINS = 512  # of the histogram from which the best constant depth is found
 DELTA = 1.25  # delta_k counts the pixels whose depth is off by a factor below its k-th power
 OVERLAY_OPACITY = 0.8
 MAX_MILLIMETRES = 65535  # what 16 bits hold

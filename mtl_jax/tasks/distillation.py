@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 LEAST_SHARE = 0.01  # that a class is counted to have, at least: bounds the weight of a few stray cells
-BORDER_WEIGHT = 2.0  # of a cell beside one of another class, against one among its like
+BORDER_WEIGHT = 2.0  # of a cell next to one of another class, against one among its like
 
 
 def softened_divergence(

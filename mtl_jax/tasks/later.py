@@ -28,7 +28,7 @@ NEVER = -1e9  # the logit of a class that is no answer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Later:
-    """What the kinds below have in common: they are these kinds, with the three settings beside theirs."""
+    """What the kinds below have in common: they are these kinds, with three further settings."""
 
     added: tuple[Any, ...] = setting((), "stages, and how many of the last classes each has added: (('more', 3),)")
     renamed: tuple[Any, ...] = setting((), "names in datasets, and those in classes: (('tvmonitor', 'screen'),)")
@@ -209,7 +209,7 @@ class LaterDetection(Later, Detection):
 
     @property
     def additions(self) -> tuple[Added, ...]:
-        """Classes that came later; each has a box and an objectness beside its rows."""
+        """Classes that came later; each has a box and an objectness in addition to its rows."""
         return tuple(Added(stage, count, BOX_CHANNELS + 1 + count, boxes=True) for stage, count in self.added)
 
     def loss(self, raw: Cells, labels: Labels, image_size: ImageSize) -> LossAndParts:

@@ -39,7 +39,7 @@ class Regression(Task):
     center: float = setting(0.0, "of the labels, in their unit: what an untrained network says")
     scale: float = setting(
         1.0,
-        "of the labels, in their unit: the loss is in units of it, and so beside other tasks' losses",
+        "of the labels, in their unit: the loss is in units of it, and so comparable with other tasks' losses",
         above=0.0,
     )
     unit: str = setting("", "of the labels, for captions")

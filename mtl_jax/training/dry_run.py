@@ -100,7 +100,7 @@ def _check_labels(parts: experiment.Experiment, stream: str, source: registry.So
 
 
 def _kinds(fields: Mapping[str, Any], batch_axes: int) -> dict[str, tuple[str, int]]:
-    """Of every field, the kind of its numbers, and its axes beside the batch."""
+    """Of every field, the kind of its numbers, and its axes besides the batch."""
     return {
         name: (np.asarray(field).dtype.kind.replace("u", "i"), np.ndim(field) - batch_axes)
         for name, field in fields.items()

@@ -1,4 +1,4 @@
-"""A run that goes on: what of its data has changed since its finished stages, and figures of the images of now."""
+"""Resumption of a run: changes of its data since its finished stages, and figures of the present images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def with_this_data(run: Run, learnt: StageResult, start: Callable[[], StageResul
     its figures.
 
     Args:
-        run: that goes on.
+        run: that is resumed.
         learnt: what its last finished stage left.
         start: returns what its first stage began with.
 
@@ -64,7 +64,7 @@ def _measured_again(run: Run, learnt: StageResult, start: StageResult) -> StageR
 
 
 def tell_other_images(run: Run, stage: StagePlan, done: int, *, then: data_changes.Digests) -> None:
-    """Says where a stage goes on with other training images than it began with.
+    """Says where a stage resumes with other training images than it began with.
 
     Args:
         run: of the stage.
@@ -73,4 +73,4 @@ def tell_other_images(run: Run, stage: StagePlan, done: int, *, then: data_chang
         then: the data that it saw until there.
     """
     for changed in data_changes.others(then, run.data, "train", stage.settings.streams).values():
-        tell(f"stage {stage.name} goes on from step {done} with other training images than before ({changed})")
+        tell(f"stage {stage.name} resumes from step {done} with other training images than before ({changed})")

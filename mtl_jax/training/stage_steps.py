@@ -34,7 +34,7 @@ def take_all(
     Args:
         run: that the stage is of.
         stage: to train.
-        course: where it is; goes on with every step.
+        course: where it is; advances with every step.
         steps: by the step with which each begins.
         given: of the stages before.
         steps_before: of the stages before.

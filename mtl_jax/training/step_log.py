@@ -25,7 +25,7 @@ def finished(
     *,
     steps_before: int,
 ) -> None:
-    """Shows one step, logs it where its turn is, and stops, or tells, where it is not finite.
+    """Shows one step, logs it where its turn is, and stops, or warns, where it is not finite.
 
     Args:
         run: that the stage is of.

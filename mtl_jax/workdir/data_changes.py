@@ -31,7 +31,7 @@ def others(then: Digests, now: Digests, split: str, streams: Iterable[str] | Non
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any], digest: str) -> bool:
-    """Whether two splits have one digest; of other shares of a split, digests tell nothing."""
+    """Whether two splits have one digest; of other shares of a split, digests say nothing."""
     if old["images"] == new["images"] and old["looked_at"] != new["looked_at"]:
         return True
     return old[digest] == new[digest]

@@ -73,7 +73,7 @@ def write(workdir: Path, parent: Path, versions: Sequence[Mapping[str, Any]]) ->
 
 
 def require_same_parent(workdir: Path, found: Mapping[str, Any], parent: Path) -> None:
-    """Refuses to go on with a run that grew from something else.
+    """Refuses to continue a run that grew from something else.
 
     Args:
         workdir: of the run.

@@ -123,10 +123,10 @@ class MetricsLog:
             tracker.flush()
 
     def resume_from(self, step: int) -> None:
-        """Forgets what was logged after a step, so that the resumed run logs it anew.
+        """Forgets what was logged after a step, so that the resumed run logs it again.
 
         Args:
-            step: of the checkpoint that training goes on from; its own events stay. -1 forgets everything.
+            step: of the checkpoint that training resumes from; its own events stay. -1 forgets everything.
 
         Raises:
             UserError: the file has a malformed line.

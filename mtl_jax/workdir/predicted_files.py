@@ -72,7 +72,7 @@ def make_room(out: Path, names: Mapping[Path, str], tasks: Iterable[str]) -> Non
 
 
 def is_prediction(path: Path) -> bool:
-    """Says whether an earlier prediction wrote a file: its JSON, or a picture that the JSON beside it names."""
+    """Says whether an earlier prediction wrote a file: its JSON, or a picture that the JSON next to it names."""
     if path.suffix == ".json":
         return bool(_pictures(path))
     ends = [index for index, letter in enumerate(path.name) if letter == "."]

@@ -39,8 +39,7 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: boo
     before = files.read_json(record)
     if before is not None and not config["resume"]:
         raise UserError(
-            f"{workdir} holds a run already; name another --workdir, or leave --config.resume=False out to go on "
-            "with it"
+            f"{workdir} holds a run already; name another --workdir, or leave --config.resume=False out to resume it"
         )
     device = jax.devices()[0]
     of_training = {
@@ -71,7 +70,7 @@ def versions() -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """Returns a digest of the package's source, which a version number alone does not tell apart."""
+    """Returns a digest of the package's source, which a version number alone does not distinguish."""
     package = Path(mtl_jax.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(package.rglob("*.py")):
