@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import PyTree, UInt8
 
 from mtl_jax import experiment
 from mtl_jax.data import pipeline
@@ -53,6 +53,7 @@ def predict(
     *,
     tasks: str = "all",
     threshold: float | None = None,
+    flip: bool = False,
     batch_size: int = BATCH_SIZE,
     on_error: Callable[[UserError], None] | None = None,
 ) -> Iterator[Predicted]:
@@ -62,7 +63,9 @@ def predict(
         weights: a work directory (its last stage) or one stage's checkpoint.
         images: image files.
         tasks: "all" (that the stage had learnt), or names separated by commas.
-        threshold: least score of a box or a tag; each kind's own where None (0.3 for boxes, 0.5 for tags).
+        threshold: least score of a box or a tag; where None, that chosen for each class, or each kind's own (0.3 for
+            boxes, 0.5 for tags).
+        flip: also show every image mirrored, and answer from both; not for what mirroring makes another thing.
         batch_size: most images that pass the network together.
         on_error: is told of each image that cannot be read, which is then left out; None raises.
 
@@ -79,7 +82,8 @@ def predict(
     """
     check_threshold(threshold)
     network = trained.load(Path(weights), tasks=tasks)
-    yield from by_network(network, images, threshold=threshold, batch_size=batch_size, on_error=on_error)
+    settings = {"threshold": threshold, "flip": flip, "batch_size": batch_size, "on_error": on_error}
+    yield from by_network(network, images, **settings)
 
 
 def by_network(
@@ -87,30 +91,60 @@ def by_network(
     images: Sequence[str | Path],
     *,
     threshold: float | None,
+    flip: bool = False,
     batch_size: int = BATCH_SIZE,
     on_error: Callable[[UserError], None] | None,
 ) -> Iterator[Predicted]:
     """Asks a network that is loaded already; as `predict`."""
-    run = evaluate.make_predict(network.parts.model, network.tasks)
+    run = evaluate.make_predict(network.parts.model, network.tasks, flip=flip)
     views = by_view(network)
     batch_size = min(batch_size, len(images))
     bits = trained.grey_bits(network)
     decoded = _decoded(images, on_error, None if bits is None else lambda: bits)
     while batch := list(itertools.islice(decoded, batch_size)):
         found: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
-        shown = [image for _, image in batch]
-        for (size, crop), names in views.items():
-            pixels, geometries = pipeline.fitted(shown, size=(size, size), batch_size=batch_size, crop=crop)
-            outputs = jax.device_get(run(network.variables, pixels, names=tuple(names)))
-            for index, (predictions, places) in enumerate(found):
-                predictions |= {name: evaluate.example(outputs[name], index) for name in names}
-                places |= dict.fromkeys(names, geometries[index])
+        photos = [image for _, image in batch]
+        for view, names in views.items():
+            answers = shown(run, network.variables, photos, view, tuple(names), batch_size=batch_size)
+            for (predictions, places), (found_now, geometry) in zip(found, answers, strict=True):
+                predictions |= found_now
+                places |= dict.fromkeys(names, geometry)
         for (path, image), (predictions, places) in zip(batch, found, strict=True):
             answers = {
                 name: task.answer(task.at_original(predictions[name], places[name]), threshold)
                 for name, task in network.tasks.items()
             }
             yield Predicted(path, image, answers, predictions, places, network.tasks, threshold)
+
+
+def shown(
+    run: evaluate.Predict,
+    variables: PyTree,
+    images: Sequence[np.ndarray],
+    view: experiment.View,
+    names: tuple[str, ...],
+    *,
+    batch_size: int,
+) -> list[tuple[dict[str, dict[str, np.ndarray]], Geometry]]:
+    """Shows images to a network in one batch.
+
+    Args:
+        run: from `evaluate.make_predict`.
+        variables: of the network.
+        images: RGB, at most `batch_size` of them.
+        view: how they are shown.
+        names: of the tasks that answer.
+        batch_size: that the program is compiled for.
+
+    Returns:
+        Of each image the predictions by task, and where it went.
+    """
+    (size, crop), count = view, len(images)
+    pixels, geometries = pipeline.fitted(images, size=(size, size), batch_size=batch_size, crop=crop)
+    outputs = jax.device_get(run(variables, pixels, names=names))
+    return [
+        ({name: evaluate.example(outputs[name], index) for name in names}, geometries[index]) for index in range(count)
+    ]
 
 
 def by_view(network: trained.Trained) -> dict[experiment.View, list[str]]:

@@ -17,8 +17,8 @@ from mtl_jax.workdir import trained
 
 SIZE = 64
 NAMES = {
-    *("seg/mask", "det/boxes_xyxy", "det/score", "det/label", "det/valid"),
-    *("cls/probability", "tags/probability", "age/value", "depth/depth"),
+    *("seg/mask", "det/boxes_xyxy", "det/score", "det/label", "det/valid", "det/accepted"),
+    *("cls/probability", "tags/probability", "tags/accepted", "age/value", "depth/depth"),
 }
 SERVED_ALONE = """
 import sys

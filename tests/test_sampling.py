@@ -2,10 +2,13 @@
 
 import collections
 import math
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from mtl_jax.data import sampling
+from mtl_jax.errors import UserError
 
 SIZES = {"large": 900, "small": 100}
 
@@ -21,3 +24,32 @@ def test_turns_are_a_function_of_the_seed():
     one, same, other = (sampling.draw(SIZES, 1.0, steps=50, seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert one != other
+
+
+class Numbers:
+    """A source of so many numbers."""
+
+    class_names: ClassVar = {}
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict:
+        return {"id": index}
+
+
+@pytest.mark.parametrize(("count", "percent", "held"), [(100, 10.0, 10), (7, 1.0, 1), (240, 33.0, 79)])
+def test_held_out_images_lie_at_even_distances_and_are_nobody_else_s(count, percent, held):
+    out, rest = sampling.held_out(Numbers(count), percent)
+    ids, others = [out[i]["id"] for i in range(len(out))], [rest[i]["id"] for i in range(len(rest))]
+    assert len(ids) == held
+    assert sorted(ids + others) == list(range(count))
+    assert np.ptp(np.diff([*ids, ids[0] + count])) <= 1
+
+
+def test_something_is_left_to_train_on():
+    with pytest.raises(UserError, match="1 of 1 training images; expected some to be left"):
+        sampling.held_out(Numbers(1), 5.0)

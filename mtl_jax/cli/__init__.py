@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "extend": "adds a task or classes to a finished run, and leaves the old outputs as they are",
     "edit": "renames or removes classes of a finished run",
     "eval": "measures trained weights on validation images",
+    "calibrate": "chooses the scores from which on boxes and tags count, and how sure the network says it is",
     "predict": "finds what trained weights see in images of one's own",
     "export": "writes trained weights as files that run without this package",
     "compare": "trains several configurations over several seeds and puts them side by side",

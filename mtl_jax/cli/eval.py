@@ -13,6 +13,7 @@ def parser() -> flags.Parser:
     parser = flags.Parser("eval", __doc__)
     flags.add_weights(parser)
     parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; else the run's own")
+    flags.add_switch(parser, "flip", "show every image mirrored too, and answer from both")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser
 
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         options.json = options.json.expanduser()
         evaluate_checkpoint.require_writable(options.json)
-    figures = evaluate_checkpoint.run(options.weights, tasks=options.tasks, data_root=options.data_root)
+    asked = {"tasks": options.tasks, "data_root": options.data_root, "flip": options.flip}
+    figures = evaluate_checkpoint.run(options.weights, **asked)
     evaluate_checkpoint.show(figures)
     if options.json:
         evaluate_checkpoint.write(figures, options.json)

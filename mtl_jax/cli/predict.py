@@ -17,7 +17,10 @@ def parser() -> flags.Parser:
     parser = flags.Parser("predict", __doc__)
     flags.add_weights(parser)
     parser.add_argument("--out", default=Path("predictions"), type=Path, help="folder of the predictions")
-    parser.add_argument("--threshold", type=float, help="least score of a box (0.3 if not given) or a tag (0.5)")
+    parser.add_argument(
+        "--threshold", type=float, help="least score of a box or a tag; else as calibrated, or 0.3 and 0.5"
+    )
+    flags.add_switch(parser, "flip", "show every image mirrored too, and answer from both")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a pattern in quotes")
     return parser
 
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         predicted_files.make_room(out, names, network.names)
         for view, tasks in predict.by_view(network).items():
             print(f"{network.path}, stage {network.stage}: shows {', '.join(tasks)} {view}")
-        for predicted in predict.by_network(network, paths, threshold=options.threshold, on_error=on_error):
+        asked = {"threshold": options.threshold, "flip": options.flip, "on_error": on_error}
+        for predicted in predict.by_network(network, paths, **asked):
             print(f"{predicted.path} -> {predict.write(predicted, out, names[predicted.path])}")
     except OSError as error:
         return flags.fail(f"{out} cannot be written ({error.strerror}); name another folder with --out")

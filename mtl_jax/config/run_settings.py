@@ -57,6 +57,13 @@ class RunSettings(Section):
     tolerated_leakage_percent: float = setting(
         0.0, "of the validation images that may be training images too", unit="%", least=0.0, most=100.0
     )
+    held_out_percent: float = setting(
+        0.0,
+        "of each stream's training images that no step sees: thresholds and temperatures are chosen on them",
+        unit="%",
+        least=0.0,
+        most=50.0,
+    )
     log_every_steps: int = setting(10, "between two lines of the log", unit="steps", least=1)
     checkpoint_every_seconds: float = setting(
         120.0, "at most this much training is lost when a run is killed", unit="s", least=0.0, most=math.inf

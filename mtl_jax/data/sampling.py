@@ -1,10 +1,13 @@
-"""Which stream each step trains on, where streams of unequal size take turns."""
+"""Which stream each step trains on, where streams of unequal size take turns; and which images no step sees."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import numpy as np
+
+from mtl_jax.data.sources.base import Source, Subset
+from mtl_jax.errors import UserError
 
 
 def shares(sizes: Mapping[str, int], temperature: float) -> dict[str, float]:
@@ -28,3 +31,25 @@ def draw(sizes: Mapping[str, int], temperature: float, *, steps: int, seed: int)
     numbers = np.random.default_rng(seed).choice(len(chosen), size=steps, p=list(chosen.values()))
     names = tuple(chosen)
     return tuple(names[number] for number in numbers)
+
+
+def held_out(whole: Source, percent: float) -> tuple[Subset, Subset]:
+    """Divides a source into images that are held out, at even distances, and the rest.
+
+    Neighbours are mostly of one class or scene, so that the held-out ones are of every kind.
+
+    Args:
+        whole: in any order.
+        percent: of its images that are held out; at least one image is.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    count = max(1, round(len(whole) * percent / 100))
+    if count >= len(whole):
+        raise UserError(
+            f"held_out_percent is {percent:g}, {count} of {len(whole)} training images; expected some to be left; set "
+            "it to 0"
+        )
+    chosen = {int((number + 0.5) * len(whole) / count) for number in range(count)}
+    return Subset(whole, sorted(chosen)), Subset(whole, [index for index in range(len(whole)) if index not in chosen])

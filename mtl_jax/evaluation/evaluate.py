@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax import experiment
+from mtl_jax.evaluation import flip as flip_lib
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Metric, Task
@@ -21,18 +22,23 @@ from mtl_jax.tasks.base import Metric, Task
 Predict = Callable[..., dict[str, dict[str, Array]]]
 
 
-def make_predict(model: Any, tasks: Mapping[str, Task]) -> Predict:
+def make_predict(model: Any, tasks: Mapping[str, Task], *, flip: bool = False) -> Predict:
     """Returns jitted `(variables, image, names) -> {task: predictions}`; compiled once per image shape and `names`.
 
     Args:
         model: from `multi_task.build`.
         tasks: every task of the model.
+        flip: also show every image mirrored, and answer from both.
     """
 
     @functools.partial(jax.jit, static_argnames="names")
     def predict(
         variables: PyTree, image: Float[Array, "batch height width 3"], names: tuple[str, ...]
     ) -> dict[str, dict[str, Array]]:
+        if flip:
+            asked = {name: tasks[name] for name in names}
+            found = flip_lib.outputs(model, variables, image, asked)
+            return {name: task.decode(found[name]) for name, task in asked.items()}
         raw, _ = multi_task.eval_raw(model, variables, image, tasks=names)
         height, width = image.shape[1:3]
         return {name: tasks[name].predictions(raw[name], (height, width)) for name in names}

@@ -15,13 +15,14 @@ from mtl_jax.models import multi_task
 from mtl_jax.workdir import data_changes, data_record, files, lineage, trained
 
 
-def run(weights: str | Path, *, tasks: str = "all", data_root: str = "") -> dict[str, Any]:
+def run(weights: str | Path, *, tasks: str = "all", data_root: str = "", flip: bool = False) -> dict[str, Any]:
     """Evaluates a checkpoint.
 
     Args:
         weights: a work directory (its last stage) or one stage's checkpoint.
         tasks: "all" (that the stage had learnt), or names separated by commas.
         data_root: folder of datasets; "" means the one that the run recorded, or else $MTL_JAX_DATA, or else ./data.
+        flip: also show every image mirrored, and answer from both.
 
     Returns:
         {"checkpoint", "stage", "tasks": {task: {figure: value}}, "measured_on": {task: what the figures are of,
@@ -36,7 +37,7 @@ def run(weights: str | Path, *, tasks: str = "all", data_root: str = "") -> dict
     """
     network = trained.load(weights, tasks=tasks, data_root=Path(data_root).expanduser() if data_root else None)
     parts, names = network.parts, network.names
-    predict = evaluate.make_predict(parts.model, parts.tasks)
+    predict = evaluate.make_predict(parts.model, parts.tasks, flip=flip)
     measured = evaluate.measured(parts, predict, network.variables, names)
     first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
     others: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}  # by task and stream

@@ -16,13 +16,14 @@ from mtl_jax import tasks as tasks_lib
 from mtl_jax.config.checks import suggestion
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.config.stream_settings import StreamSettings
-from mtl_jax.data import opened, partial, pipeline
+from mtl_jax.data import opened, partial, pipeline, sampling
 from mtl_jax.data.sources import registry
 from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Task
 
+MOST_HELD_OUT = 2000  # images that thresholds and temperatures are chosen on: more would change little
 SMOKE_EXAMPLES = 8  # images of each split that a smoke run touches
 
 
@@ -49,6 +50,7 @@ class Experiment:
     image_size: int
     cache_bytes: int
     smoke: bool
+    held_out_percent: float = 0.0  # of each stream's training images, which no step sees
     # What `source` has opened, with the files that were read for it.
     opened: dict[tuple[Any, ...], tuple[registry.Source, tuple[opened.Opened, ...]]] = dataclasses.field(
         init=False, default_factory=dict, compare=False, repr=False
@@ -78,6 +80,7 @@ def build(config: RunSettings | Mapping[str, Any], *, data_root: Path) -> Experi
         image_size=settings.image_size,
         cache_bytes=int(settings.cache_gb * 1e9),
         smoke=settings.smoke,
+        held_out_percent=settings.held_out_percent,
     )
 
 
@@ -120,8 +123,14 @@ def _opened_once(open_source: Callable[..., registry.Source]) -> Callable[..., r
 
 
 @_opened_once
-def source(experiment: Experiment, stream: str, *, training: bool) -> registry.Source:
+def source(experiment: Experiment, stream: str, *, training: bool, held_out: bool = False) -> registry.Source:
     """Opens one split of a stream's dataset and checks that its classes are the tasks'.
+
+    Args:
+        experiment: from `build`.
+        stream: its name.
+        training: the training images, without those that are held out; else the validation images.
+        held_out: of the training images those that are held out, all where none are.
 
     Raises:
         UserError: the dataset is not there, or its classes differ from the task's.
@@ -145,6 +154,8 @@ def source(experiment: Experiment, stream: str, *, training: bool) -> registry.S
         _check_names(experiment, stream, task, label, _named(experiment, task, found.class_names[label]))
     if training and settings.train_parts > 1:
         found = _part(experiment, stream, found)
+    if training and experiment.held_out_percent:
+        found = sampling.held_out(found, experiment.held_out_percent)[0 if held_out else 1]
     return Subset(found, range(min(SMOKE_EXAMPLES, len(found)))) if experiment.smoke else found
 
 
@@ -310,10 +321,12 @@ def validation_data(experiment: Experiment, stream: str) -> dict[str, Any]:
     }
 
 
-def eval_batches(experiment: Experiment, stream: str) -> Any:
-    """Returns the validation batches of a stream."""
+def eval_batches(experiment: Experiment, stream: str, *, held_out: bool = False) -> Any:
+    """Returns the validation batches of a stream; or its held-out training images, shown as those are."""
     settings, (image_size, crop) = experiment.streams[stream], view(experiment, stream)
-    data = source(experiment, stream, training=False)
+    data = source(experiment, stream, training=held_out, held_out=held_out)
+    if held_out and len(data) > MOST_HELD_OUT:
+        data = sampling.held_out(data, 100 * MOST_HELD_OUT / len(data))[0]
     return pipeline.eval_batches(
         data,
         labels=dict(settings.labels),

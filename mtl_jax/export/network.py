@@ -14,6 +14,7 @@ from mtl_jax import experiment
 from mtl_jax.data.warp import PADDING_GREY
 from mtl_jax.experiment import View
 from mtl_jax.models import multi_task
+from mtl_jax.tasks import calibration
 from mtl_jax.tasks.base import Task
 from mtl_jax.workdir import trained
 from mtl_jax.workdir.trained import Trained
@@ -139,6 +140,7 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct, form: Form | None = 
             "dtype": str(image.dtype),
             "range": [0.0, 1.0],
             "grey_bits": trained.grey_bits(network),  # of 16-bit greyscale, whose largest level is 1.0; None is 8-bit
+            "crop": input_view(network).crop,
             "placement": CROP if input_view(network).crop else LETTERBOX,
         },
         "decoded": DECODE[form.decode],
@@ -162,6 +164,7 @@ def _described(network: Trained, name: str, shapes: Mapping[str, Any], decode: s
     return {
         "kind": task.kind,
         "classes": list(task.classes),
+        **calibration.to_tree({name: network.calibration.get(name, calibration.Calibration())})[name],
         "validated_on": str(experiment.task_view(network.parts, name)),
         "outputs": found,
     }

@@ -13,6 +13,7 @@ from mtl_jax.evaluation import contract_table
 from mtl_jax.evaluation.contract import relative_drop_percent, task_histories
 from mtl_jax.report import (
     balance_section,
+    calibration_section,
     html_page,
     looked_section,
     sharing_section,
@@ -88,6 +89,7 @@ def html(
         _contract(contract),
         _matrix(contract),
         versions_section.section(contract),
+        calibration_section.section(contract),
         looked_section.by_class(looked),
         sharing_section.section(contract),
         _curves(

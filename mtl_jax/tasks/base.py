@@ -17,6 +17,8 @@ Labels = Mapping[str, Any]  # one task's labels of a batch (arrays) or, in a met
 ImageSize = tuple[int, int]  # height, width, in pixels of the network's input
 Prediction = Mapping[str, np.ndarray]  # of one example
 Readout = Literal["dense", "cells", "pooled"]
+# The least score that counts, one for all classes or one for each; None is the kind's own.
+Thresholds = float | Float[np.ndarray, " classes"] | None
 LossAndParts = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
 
 
@@ -214,7 +216,7 @@ class Task(Section):
         """Returns a metric that has seen nothing."""
         raise NotImplementedError
 
-    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+    def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns one image's prediction in JSON's terms; a map [height, width] of u8 or u16 in it is for a file.
 
         Args:
@@ -223,7 +225,7 @@ class Task(Section):
         """
         raise NotImplementedError
 
-    def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
+    def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:
         """Draws a prediction onto matplotlib axes that show the image, in its pixels."""
         raise NotImplementedError
 

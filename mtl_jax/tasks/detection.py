@@ -20,6 +20,7 @@ from mtl_jax.tasks.base import (
     LossAndParts,
     Prediction,
     Task,
+    Thresholds,
     Undecided,
     enough_classes,
 )
@@ -30,7 +31,7 @@ PSEUDO_BOXES = 32  # of an image, that another network may fill in
 MIN_SCORE = 0.3  # of an answer; the tail below is there for mean average precision
 MEANINGS = {
     "boxes_xyxy": "left, top, right, bottom of each detection, px of the input, best first; 0 if not valid",
-    "score": f"of each detection, 0 to 1; below about {MIN_SCORE} it says little",
+    "score": "of each detection, 0 to 1",
     "label": "the class index of each detection",
     "valid": "whether there is a detection at all",
 }
@@ -179,7 +180,7 @@ class Detection(Task):
         """Returns the mean average precision, of nothing so far."""
         return MeanAveragePrecision(name=self.name, classes=self.classes)
 
-    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+    def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns "boxes_xyxy" in px, "label" (names) and "score" of the detections of a fair score, best first."""
         found = fair(prediction, threshold)
         return {
@@ -188,7 +189,7 @@ class Detection(Task):
             "score": np.asarray(prediction["score"], np.float64)[found].round(6).tolist(),
         }
 
-    def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
+    def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:
         """Frames every detection of a fair score, with its class and score."""
         boxes = np.asarray(prediction["boxes_xyxy"], np.float64)
         framed = []
@@ -199,12 +200,14 @@ class Detection(Task):
         box_drawing.draw(axes, framed)
 
 
-def fair(prediction: Prediction, threshold: float | None) -> Int[np.ndarray, "found"]:
+def fair(prediction: Prediction, threshold: Thresholds) -> Int[np.ndarray, "found"]:
     """Returns the indices of the detections that are shown.
 
     Args:
         prediction: of one image.
         threshold: least score; None for `MIN_SCORE`.
     """
-    least = MIN_SCORE if threshold is None else threshold
+    least = np.asarray(MIN_SCORE if threshold is None else threshold)
+    if least.ndim:
+        least = least[np.asarray(prediction["label"])]
     return np.flatnonzero(np.asarray(prediction["valid"]) & (np.asarray(prediction["score"]) >= least))

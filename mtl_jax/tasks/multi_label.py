@@ -22,6 +22,7 @@ from mtl_jax.tasks.base import (
     LossAndParts,
     Prediction,
     Task,
+    Thresholds,
     enough_classes,
     one_level,
     share_error,
@@ -125,17 +126,19 @@ class MultiLabel(Task):
         """Returns the mean average precision, of nothing so far."""
         return AveragePrecisions(name=self.name, class_count=len(self.classes))
 
-    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+    def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns "tags", the classes said to be true, and "probability", every class; with probabilities, falling."""
         ranked = caption.ranked(self.classes, prediction["probability"])
-        least = THRESHOLD if threshold is None else threshold
-        return {"tags": {name: value for name, value in ranked.items() if value > least}, "probability": ranked}
+        levels = np.broadcast_to(THRESHOLD if threshold is None else threshold, len(self.classes))
+        least = dict(zip(self.classes, levels.tolist(), strict=True))
+        return {"tags": {name: value for name, value in ranked.items() if value > least[name]}, "probability": ranked}
 
-    def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
+    def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:
         """Writes the classes that are said to be true into the image's corner, the most probable first."""
         tags = self.answer(prediction, threshold)["tags"]
         lines = [f"{name} {probability:.0%}" for name, probability in tags.items()]
-        caption.write(axes, "\n".join(lines) or f"no class above {THRESHOLD if threshold is None else threshold:.0%}")
+        least = THRESHOLD if threshold is None else float(np.min(threshold))
+        caption.write(axes, "\n".join(lines) or f"no class above {least:.0%}")
 
 
 def _cross_entropy(

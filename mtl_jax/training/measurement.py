@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
 from mtl_jax import experiment
-from mtl_jax.evaluation import contract, evaluate
+from mtl_jax.evaluation import calibrate, contract, evaluate
 from mtl_jax.runtime import devices
 from mtl_jax.tasks.base import Metric
+from mtl_jax.tasks.calibration import Calibration
 from mtl_jax.training import stage_setup
 from mtl_jax.training.run_context import Run
 from mtl_jax.training.stage_plan import StagePlan, StageResult
@@ -106,3 +107,20 @@ def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -
         found["added_before"] = {name: metric.compute() for name, metric in added.items()}
         found["added_constant"] = {name: metric.constant()._asdict() for name, metric in added.items()}
     return found
+
+
+def calibration(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, Calibration]:
+    """Chooses temperatures and thresholds on the training images that are held out; nothing where none are."""
+    if not run.config.held_out_percent:
+        return {}
+    predict = calibrate.make_scores(run.parts.model, run.parts.tasks)
+    seen = calibrate.observe(predict, run.parts, variables, names, held_out=True)
+    devices.give_back_memory()
+    return calibrate.choose(run.parts.tasks, seen)
+
+
+def calibration_figures(run: Run, variables: PyTree, chosen: Mapping[str, Calibration]) -> dict[str, Any]:
+    """Measures on validation images what was chosen on others; the fields are those of `calibrate.judge`."""
+    predict = calibrate.make_scores(run.parts.model, run.parts.tasks)
+    seen = calibrate.observe(predict, run.parts, variables, chosen, held_out=False)
+    return calibrate.judge(run.parts.tasks, seen, chosen)

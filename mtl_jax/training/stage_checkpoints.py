@@ -16,6 +16,7 @@ from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import memory
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import devices
+from mtl_jax.tasks import calibration
 from mtl_jax.training import exactness
 from mtl_jax.training.run_context import Run
 from mtl_jax.training.stage_plan import StagePlan, StageResult
@@ -80,6 +81,7 @@ def read(path: Path, config: RunSettings, parts: experiment.Experiment) -> Stage
         train_seconds=record["train_seconds"],
         step=record["step"],
         peak_memory_mb=record.get("peak_memory_mb"),
+        calibration=calibration.from_tree(record.get("calibration", {})),
     )
 
 
@@ -124,6 +126,7 @@ def save(run: Run, stage: StagePlan, after: StageResult, state: TrainState) -> N
                 "train_seconds": after.train_seconds,
                 "peak_memory_mb": after.peak_memory_mb,
                 "step": after.step,
+                "calibration": calibration.to_tree(after.calibration),
                 "depends_on": exactness.recorded(run.parts.model, after.stages[-1]["metrics"]),
                 "data_position": {name: stage.batches_before(stage.total_steps, name) for name in stage.data},
                 "config": run.config.to_dict(),

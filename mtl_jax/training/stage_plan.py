@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from mtl_jax.data.sources.base import Source
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import expanded, matches, paths
+from mtl_jax.tasks.calibration import Calibration
 from mtl_jax.training import exactness, freezing
 from mtl_jax.training.losses import Objective
 from mtl_jax.training.stage_view import StageView
@@ -36,6 +38,7 @@ class StageResult(NamedTuple):
     train_seconds: float
     step: int  # over all stages
     peak_memory_mb: float | None = None  # of the processes that trained them
+    calibration: Mapping[str, Calibration] = MappingProxyType({})  # of the last stage's tasks
 
 
 class StagePlan(NamedTuple):

@@ -25,6 +25,7 @@ from mtl_jax.models import dependence, multi_task
 from mtl_jax.report import pictures, run_report
 from mtl_jax.runtime import devices
 from mtl_jax.runtime.preemption import Preemption
+from mtl_jax.tasks import calibration
 from mtl_jax.training import (
     dry_run,
     exactness,
@@ -182,7 +183,8 @@ def _run_stage(run: Run, index: int, learnt: StageResult) -> StageResult:
         step_log.measured(run, stage, shown, step=end, done=stage.total_steps)
         history = [*learnt.stages, {"name": stage.name, **figures, **before, "data": run.data}]
         peak = max(learnt.peak_memory_mb or 0.0, devices.peak_memory_mb() or 0.0) or None
-        after = StageResult(variables, kept, history, learnt.train_seconds + seconds, end, peak)
+        chosen = measurement.calibration(run, variables, stage.learnt_tasks)
+        after = StageResult(variables, kept, history, learnt.train_seconds + seconds, end, peak, chosen)
         stage_checkpoints.save(run, stage, after, course.state)
     return after
 
@@ -258,11 +260,14 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
         verdict["tasks"][name]["largest_output_change"] = change
     if grown := lineage.read(run.workdir):
         verdict["lineage"] = grown
+    if learnt.calibration:
+        verdict["calibration"] = measurement.calibration_figures(run, learnt.variables, learnt.calibration)
     files.write_json(run.written / "contract.json", verdict)
     shown = {}
     for stream, asked in experiment.measured_streams(run.parts, names).items():
         batches = experiment.eval_batches(run.parts, stream)
-        shown |= pictures.look(run.predict, learnt.variables, batches, asked, count=run.config.example_images)
+        drawn = {name: calibration.drawn(task, learnt.calibration.get(name)) for name, task in asked.items()}
+        shown |= pictures.look(run.predict, learnt.variables, batches, drawn, count=run.config.example_images)
     run_report.write(run.written, looked=shown)
     for name in ("report.html", "contract.json"):
         run.log.artifact(run.written / name)

@@ -166,6 +166,8 @@ def _name(parts: Experiment, stream: str, training: bool) -> str:
     where = [settings.source, settings.options, void, split, str(parts.data_root.absolute())]
     if training and settings.train_parts > 1:
         where += [settings.train_part, settings.train_parts]
+    if training and parts.held_out_percent:
+        where.append(parts.held_out_percent)
     if not training and settings.val_options:
         where.append(settings.val_options)
     return json.dumps(where, sort_keys=True, default=str)

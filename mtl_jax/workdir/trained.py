@@ -17,8 +17,13 @@ from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.data.sources import registry
 from mtl_jax.errors import UserError
 from mtl_jax.models.patterns import path_of
+from mtl_jax.tasks import calibration
 from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.calibration import Calibration, calibrated
 from mtl_jax.workdir import checkpoints
+from mtl_jax.workdir.files import read_json
+
+CALIBRATION = "calibration.json"  # beside a checkpoint's files, where it was calibrated after its training
 
 BY_CLASS = ("classes", "class_weights")  # settings of a task that have a value for each class
 
@@ -34,11 +39,12 @@ class Trained(NamedTuple):
     variables: PyTree
     data: Mapping[str, Any] = MappingProxyType({})  # stream -> split -> what its stages saw of it (`data_record.KEPT`)
     stages: tuple[str, ...] = ()  # names of the finished ones, in their order
+    calibration: Mapping[str, Calibration] = MappingProxyType({})  # task -> temperature and thresholds, where chosen
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """The tasks asked for."""
-        return {name: self.parts.tasks[name] for name in self.names}
+        """The tasks asked for, with the temperatures and thresholds that were chosen for them."""
+        return {name: calibrated(self.parts.tasks[name], self.calibration.get(name)) for name in self.names}
 
 
 def load(weights: str | Path, *, tasks: str = "all", data_root: str | Path | None = None) -> Trained:
@@ -65,7 +71,8 @@ def load(weights: str | Path, *, tasks: str = "all", data_root: str | Path | Non
     config = without_later_classes(config, stages)
     parts = experiment.build(config, data_root=whole.data_root)
     variables = chosen(variables, experiment.abstract_variables(parts))
-    return Trained(path, record["stage"], config, parts, names, variables, data, stages)
+    selected = calibration.from_tree(read_json(path / CALIBRATION) or record.get("calibration", {}))
+    return Trained(path, record["stage"], config, parts, names, variables, data, stages, selected)
 
 
 def without_later_classes(config: RunSettings, stages: Collection[str]) -> RunSettings:

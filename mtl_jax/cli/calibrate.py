@@ -1,0 +1,66 @@
+"""Chooses the temperatures and thresholds of trained weights, and measures them on validation images.
+
+mtl-jax calibrate --weights runs/seq
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.cli import flags
+
+
+def parser() -> flags.Parser:
+    """Returns the command's flags."""
+    parser = flags.Parser("calibrate", __doc__)
+    parser.add_argument("--weights", required=True, type=Path, help="a work directory, or one stage's checkpoint in it")
+    parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; as the run if not given")
+    return parser
+
+
+@flags.reported
+def main(arguments: Sequence[str]) -> int:
+    """Writes calibration.json into the checkpoint and prints its figures; returns 0, or 2 for a user's mistake."""
+    options = parser().parse_args(arguments)
+    from mtl_jax.errors import UserError
+    from mtl_jax.evaluation import calibrate
+    from mtl_jax.runtime import compilation
+    from mtl_jax.tasks import calibration
+    from mtl_jax.workdir import files, trained
+
+    compilation.enable_cache()
+    root = Path(options.data_root).expanduser() if options.data_root else None
+    network = trained.load(options.weights, data_root=root)
+    parts, tasks = network.parts, network.parts.tasks
+    predict = calibrate.make_scores(parts.model, tasks)
+    if not parts.held_out_percent:
+        print(
+            "warning: this run held no training images out: thresholds are chosen on images that it was trained on, of "
+            "which it is surer than of others, and temperatures stay 1; train with --config.held_out_percent=10"
+        )
+    seen = calibrate.observe(predict, parts, network.variables, network.names, held_out=True)
+    if not seen:
+        raise UserError(f"{network.path}: expected a task with scores, found {', '.join(network.names)}; nothing to do")
+    chosen = calibrate.choose(tasks, seen, unseen=bool(parts.held_out_percent))
+    measured = calibrate.observe(predict, parts, network.variables, chosen, held_out=False)
+    try:
+        files.write_json(network.path / trained.CALIBRATION, calibration.to_tree(chosen))
+    except OSError as error:
+        return flags.fail(f"{error.filename} cannot be written ({error.strerror}); copy the run to a place that can")
+    _show(calibrate.judge(tasks, measured, chosen))
+    print(f"-> {network.path / trained.CALIBRATION}: predict, serve and export follow it")
+    return 0
+
+
+def _show(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mtl_jax.report import calibration_section
+
+    table = Table(*calibration_section.COLUMNS)
+    for row in calibration_section.rows(figures):
+        table.add_row(*row)
+    Console().print(table)

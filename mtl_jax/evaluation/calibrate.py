@@ -1,0 +1,126 @@
+"""Chooses temperatures and thresholds on training images that no step has seen, and measures them on others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from mtl_jax import experiment
+from mtl_jax.evaluation import scores
+from mtl_jax.evaluation.evaluate import Predict, example
+from mtl_jax.evaluation.scores import Observed, YesNo
+from mtl_jax.experiment import Experiment
+from mtl_jax.models import multi_task
+from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.calibration import SCORES, Calibration
+
+DECIMALS = 4  # of figures in JSON
+
+
+def make_scores(model: Any, tasks: Mapping[str, Task]) -> Predict:
+    """Returns jitted `(variables, image, names) -> {task: predictions}`, those of masks with the cells' probabilities.
+
+    Args:
+        model: from `multi_task.build`.
+        tasks: every task of the model.
+    """
+
+    @functools.partial(jax.jit, static_argnames="names")
+    def predict(
+        variables: PyTree, image: Float[Array, "batch height width 3"], names: tuple[str, ...]
+    ) -> dict[str, dict[str, Array]]:
+        raw, _ = multi_task.eval_raw(model, variables, image, tasks=names)
+        return {name: _scored(tasks[name], raw[name], image.shape) for name in names}
+
+    return predict
+
+
+def _scored(task: Task, raw: Array, shape: tuple[int, ...]) -> dict[str, Array]:
+    if task.kind != "segmentation":
+        return task.predictions(raw, (shape[1], shape[2]))
+    return {"cells": jax.nn.softmax(raw.astype(jnp.float32)), "stride": jnp.full(shape[0], task.strides[0])}
+
+
+def observe(
+    predict: Predict, parts: Experiment, variables: PyTree, names: Iterable[str], *, held_out: bool
+) -> dict[str, Observed]:
+    """Returns what tasks score, right and wrong, on the images of the streams that they are measured on.
+
+    Args:
+        predict: from `make_scores`.
+        parts: the experiment.
+        variables: of the network.
+        names: of the tasks; kinds without scores are left out.
+        held_out: the training images that no step has seen (all where none are held out); else validation images.
+    """
+    found: dict[str, list[Observed | None]] = {}
+    for stream, tasks in experiment.measured_streams(parts, names).items():
+        asked = {name: task for name, task in tasks.items() if task.kind in scores.OBSERVE}
+        for batch in experiment.eval_batches(parts, stream, held_out=held_out) if asked else ():
+            predictions = jax.device_get(predict(variables, batch.image, names=tuple(asked)))
+            for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):
+                for name, task in asked.items():
+                    look = scores.OBSERVE[task.kind]
+                    seen = look(example(predictions[name], index), target[name], geometry, len(task.classes))
+                    found.setdefault(name, []).append(seen)
+    seen = {name: scores.joined(each) for name, each in found.items()}
+    return {name: each for name, each in seen.items() if each is not None}
+
+
+def choose(
+    tasks: Mapping[str, Task], observed: Mapping[str, Observed], *, unseen: bool = True
+) -> dict[str, Calibration]:
+    """Chooses, for each task, its temperature and then its thresholds.
+
+    Args:
+        tasks: by name.
+        observed: what they scored.
+        unseen: on images that no step has seen; else temperatures stay 1: a network is surer of what it was trained on.
+    """
+    return {name: _chosen(tasks[name], each, unseen) for name, each in observed.items()}
+
+
+def _chosen(task: Task, observed: Observed, unseen: bool) -> Calibration:
+    at = scores.temperature(observed) if unseen else 1.0
+    if not isinstance(observed, YesNo):
+        return Calibration(at)
+    levels = scores.thresholds(scores.at_temperature(observed, at))  # pyright: ignore[reportArgumentType]
+    return Calibration(at, dict(zip(task.classes, levels.tolist(), strict=True)))
+
+
+def judge(
+    tasks: Mapping[str, Task], observed: Mapping[str, Observed], chosen: Mapping[str, Calibration]
+) -> dict[str, dict[str, Any]]:
+    """Measures what was chosen, on other images than those that it was chosen on.
+
+    Args:
+        tasks: by name.
+        observed: what they score there.
+        chosen: from `choose`.
+
+    Returns:
+        Task -> "temperature", "calibration_error_before", "calibration_error", and of a task with thresholds
+        "thresholds", "f1_before" (with its kind's threshold) and "f1".
+    """
+    return {name: _judged(tasks[name], observed[name], each) for name, each in chosen.items() if name in observed}
+
+
+def _judged(task: Task, observed: Observed, chosen: Calibration) -> dict[str, Any]:
+    after = scores.at_temperature(observed, chosen.temperature)
+    figures: dict[str, Any] = {
+        "temperature": chosen.temperature,
+        "calibration_error_before": scores.calibration_error(observed),
+        "calibration_error": scores.calibration_error(after),
+    }
+    if isinstance(observed, YesNo) and isinstance(after, YesNo):
+        before = np.full(len(task.classes), SCORES[task.kind].least)
+        levels = np.array([chosen.thresholds[name] for name in task.classes])
+        figures |= {"thresholds": dict(chosen.thresholds), "f1_before": scores.f1(observed, before)}
+        figures["f1"] = scores.f1(after, levels)
+    return {name: round(x, DECIMALS) if isinstance(x, float) else x for name, x in figures.items()}

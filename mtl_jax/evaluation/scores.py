@@ -1,0 +1,225 @@
+"""What scores are worth: which of them are right, their calibration error, and the thresholds of the best F1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mtl_jax.tasks.base import Geometry, Labels
+from mtl_jax.tasks.calibration import FLOOR, SCORES
+from mtl_jax.tasks.mean_average_precision import to_original
+
+MATCH_IOU = 0.5  # of a box with the object that it finds
+LEAST_SCORE = 0.05  # of a detection whose calibration counts: nobody is shown the tail below
+BINS = 15  # of confidence, in the calibration error
+TEMPERATURES = np.exp(np.linspace(np.log(0.1), np.log(10.0), 461))  # 1 % apart
+LEVELS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # of thresholds
+SHARED_OBJECTS = 10.0  # that all classes together add to the counts of each: a class with few follows the others
+
+
+class YesNo(NamedTuple):
+    """Scores that are each right or wrong: of detections, or of tags."""
+
+    score: Float[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"]  # the class of each
+    correct: Bool[np.ndarray, " n"]
+    objects: Int[np.ndarray, " classes"]  # that there are to be found
+
+
+class OneOf(NamedTuple):
+    """Probabilities of classes of which one is true: of images, or of pixels."""
+
+    probability: Float[np.ndarray, "n classes"]
+    label: Int[np.ndarray, " n"]
+
+
+Observed = YesNo | OneOf
+
+
+def of_detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> YesNo | None:
+    """Matches one image's detections, the best first, with the objects of their class; None where nobody looked.
+
+    Args:
+        prediction: of one image, for the network's input.
+        target: its labels, in pixels of the image; what lies on a crowd is neither right nor wrong.
+        geometry: where the image went.
+        count: of classes.
+    """
+    truth = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
+    if len(truth) and np.isnan(truth).all():
+        return None
+    among = np.asarray(target.get("labelled", np.ones(count, bool)))
+    kind, crowd = np.asarray(target["label"]).astype(int), np.asarray(target.get("crowd", np.zeros(len(truth), bool)))
+    label = np.asarray(prediction["label"]).astype(int)
+    rows = np.flatnonzero(np.asarray(prediction["valid"]).astype(bool) & among[label])
+    boxes = to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[rows], geometry)
+    overlap = np.where(label[rows][:, None] == kind[None], _iou(boxes, truth), 0.0)
+    correct, kept, free = np.zeros(len(rows), bool), np.ones(len(rows), bool), ~crowd
+    for index in range(len(rows)):  # best first, as they come
+        found = np.flatnonzero(free & (overlap[index] >= MATCH_IOU))
+        if len(found):
+            correct[index] = True
+            free[found[overlap[index, found].argmax()]] = False
+        else:
+            kept[index] = not (crowd & (overlap[index] > 0)).any()
+    objects = np.bincount(kind[~crowd & among[kind]] if len(kind) else kind, minlength=count)
+    score = np.asarray(prediction["score"], np.float64)[rows]
+    return YesNo(score[kept], label[rows][kept], correct[kept], objects)
+
+
+def _iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    common = np.prod(np.maximum(high - low, 0.0), axis=-1)
+    area_a, area_b = (np.prod(each[:, 2:] - each[:, :2], axis=-1) for each in (a, b))
+    return common / np.maximum(area_a[:, None] + area_b[None] - common, 1e-9)
+
+
+def of_tags(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> YesNo:
+    """Returns what is known of one image's classes."""
+    del geometry
+    truth = np.asarray(target["label"])
+    known = np.flatnonzero(np.isfinite(truth))
+    correct = truth[known] == 1
+    objects = np.bincount(known[correct], minlength=count)
+    return YesNo(np.asarray(prediction["probability"], np.float64)[known], known, correct, objects)
+
+
+def of_class(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> OneOf | None:
+    """Returns the probabilities of one image's classes, among those that its labels tell apart; None without label."""
+    del geometry
+    label, among = int(target["label"]), np.asarray(target.get("labelled", np.ones(count, bool)))
+    if label < 0 or not among[label]:
+        return None
+    probability = np.where(among, np.asarray(prediction["probability"], np.float64), 0.0)
+    return OneOf((probability / max(probability.sum(), FLOOR))[None], np.array([label]))
+
+
+def of_pixels(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> OneOf:
+    """Returns the probabilities of the head's cells whose centres lie on labelled pixels of the image."""
+    probability, mask = np.asarray(prediction["cells"], np.float64), np.asarray(target["mask"]).astype(int)
+    rows, columns = (
+        np.floor(((np.arange(cells) + 0.5) * int(prediction["stride"]) - offset) / scale).astype(int)
+        for cells, offset, scale in zip(probability.shape, geometry[2:4][::-1], geometry[:2][::-1], strict=False)
+    )
+    y, x = (
+        np.flatnonzero((rows >= 0) & (rows < geometry.height)),
+        np.flatnonzero((columns >= 0) & (columns < geometry.width)),
+    )
+    label = mask[np.ix_(rows[y], columns[x])].ravel()
+    among = np.asarray(target.get("labelled", np.ones(count, bool)))
+    known = (label >= 0) & (label < count)
+    known[known] = among[label[known]]
+    of_cells = np.where(among, probability[np.ix_(y, x)].reshape(-1, count)[known], 0.0)
+    return OneOf(of_cells / np.maximum(of_cells.sum(axis=1, keepdims=True), FLOOR), label[known])
+
+
+OBSERVE = {"detection": of_detections, "multi_label": of_tags, "classification": of_class, "segmentation": of_pixels}
+
+
+def joined(observed: Sequence[Observed | None]) -> Observed | None:
+    """Puts what was seen of several images together; None where that is nothing."""
+    found: list[Any] = [each for each in observed if each is not None and len(each[0])]
+    if not found:
+        return None
+    if isinstance(found[0], OneOf):
+        return OneOf(*(np.concatenate(field) for field in zip(*found, strict=True)))
+    every: list[Any] = [each for each in observed if each is not None]
+    score, label, correct = (np.concatenate([each[field] for each in every]) for field in range(3))
+    return YesNo(score, label, correct, np.sum([each.objects for each in every], axis=0))
+
+
+def at_temperature(observed: Observed, temperature: float) -> Observed:
+    """Returns what was seen with other scores."""
+    if isinstance(observed, OneOf):
+        scores = SCORES["classification"].temper(observed.probability, temperature)
+        return observed._replace(probability=np.asarray(scores, np.float64))
+    return observed._replace(score=np.asarray(SCORES["detection"].temper(observed.score, temperature), np.float64))
+
+
+def temperature(observed: Observed) -> float:
+    """Returns the temperature at which what was seen is most likely; 1 where all of it is right, or all wrong.
+
+    References:
+        Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    """
+    confidence, correct = confidences(observed)
+    if not len(correct) or correct.all() or not correct.any():
+        return 1.0
+    if isinstance(observed, OneOf):
+        logits, rows = np.log(np.maximum(observed.probability, FLOOR)), np.arange(len(observed.label))
+
+        def cost(at: float) -> float:
+            scaled = logits / at
+            top = scaled.max(axis=1)
+            return float(
+                (np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top - scaled[rows, observed.label]).mean()
+            )
+    else:
+        inside = np.clip(confidence, FLOOR, 1 - FLOOR)
+        logit = np.where(correct, 1, -1) * (np.log(inside) - np.log1p(-inside))
+
+        def cost(at: float) -> float:
+            return float(np.logaddexp(0, -logit / at).mean())
+
+    costs = [cost(each) for each in TEMPERATURES]
+    return round(float(TEMPERATURES[int(np.argmin(costs))]), 4)
+
+
+def confidences(observed: Observed) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Returns how sure each answer is, and whether it is right."""
+    if isinstance(observed, OneOf):
+        return observed.probability.max(axis=1), observed.probability.argmax(axis=1) == observed.label
+    told = observed.score >= LEAST_SCORE
+    return observed.score[told], observed.correct[told]
+
+
+def calibration_error(observed: Observed) -> float | None:
+    """Returns the expected calibration error: how far confidence is from the share that is right; None of nothing.
+
+    References:
+        Naeini, Cooper, Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015.
+    """
+    confidence, correct = confidences(observed)
+    if not len(correct):
+        return None
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weights=confidence - correct, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(correct))
+
+
+def thresholds(observed: YesNo) -> Float[np.ndarray, " classes"]:
+    """Returns, for each class, the least score of the best F1: the middle of the range of levels that reach it.
+
+    Each class's counts are its own and, as so many objects, those of all classes together.
+    """
+    found = [_counts(observed, observed.label == kind) for kind in range(len(observed.objects))]
+    right, said = (np.array(each) for each in zip(*found, strict=True))  # [classes, levels]
+    total = max(observed.objects.sum(), 1)
+    shared = SHARED_OBJECTS / total
+    right, said = right + shared * right.sum(axis=0), said + shared * said.sum(axis=0)
+    f1 = 2 * right / np.maximum(said + observed.objects[:, None] + shared * observed.objects.sum(), FLOOR)
+    best = f1 >= f1.max(axis=1, keepdims=True) - 1e-9
+    return np.array([LEVELS[_middle(each)] for each in best])
+
+
+def _counts(observed: YesNo, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many scores reach each level, the right ones and all."""
+    right, said = np.sort(observed.score[which & observed.correct]), np.sort(observed.score[which])
+    return tuple(len(each) - np.searchsorted(each, LEVELS) for each in (right, said))  # pyright: ignore[reportReturnType]
+
+
+def _middle(best: Bool[np.ndarray, " levels"]) -> int:
+    """The middle of the first run of levels that are best."""
+    first = int(best.argmax())
+    ends = np.flatnonzero(~best[first:])
+    return first + (int(ends[0]) - 1 if len(ends) else len(best) - first - 1) // 2
+
+
+def f1(observed: YesNo, least: Float[np.ndarray, " classes"]) -> float | None:
+    """Returns the F1 score of all classes together, each at its own least score; None where there is nothing."""
+    said = observed.score >= least[observed.label]
+    total = said.sum() + observed.objects.sum()
+    return float(2 * (said & observed.correct).sum() / total) if total else None

@@ -1,0 +1,166 @@
+"""What turns scores into answers: a temperature for each task, and for each class the least score that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mtl_jax.tasks import detection, multi_label
+from mtl_jax.tasks.base import ImageSize, Prediction, Task, Thresholds, Undecided
+
+FLOOR = 1e-7  # of a probability, before its logarithm
+ACCEPTED = "accepted"  # the prediction that says which scores count
+
+
+class Calibration(NamedTuple):
+    """What is chosen for one task, after its network is trained."""
+
+    temperature: float = 1.0  # divides the logarithms of its odds: above 1 it is less sure
+    thresholds: Mapping[str, float] = {}  # class -> least score, after the temperature; the kind's own where empty
+
+
+def from_tree(tree: Mapping[str, Any]) -> dict[str, Calibration]:
+    """Reads what `to_tree` made; a checkpoint of earlier versions holds nothing."""
+    return {
+        task: Calibration(float(each["temperature"]), {name: float(x) for name, x in each["thresholds"].items()})
+        for task, each in tree.items()
+    }
+
+
+def to_tree(calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
+    """Returns JSON."""
+    return {
+        task: {"temperature": each.temperature, "thresholds": dict(each.thresholds)}
+        for task, each in calibrations.items()
+    }
+
+
+def of_yes_and_no(probability: Float[Any, "*n"], temperature: float) -> Float[Array, "*n"]:
+    """Divides the logit of each probability by a temperature; 0 stays 0, and 1 stays 1."""
+    inside = jnp.clip(probability, FLOOR, 1 - FLOOR)
+    logit = jnp.log(inside) - jnp.log1p(-inside)
+    return jnp.where((probability > 0) & (probability < 1), jax.nn.sigmoid(logit / temperature), probability)
+
+
+def of_one_class(probability: Float[Any, "*n classes"], temperature: float) -> Float[Array, "*n classes"]:
+    """Divides the logits behind a softmax by a temperature."""
+    return jax.nn.softmax(jnp.log(jnp.maximum(probability, FLOOR)) / temperature)
+
+
+class Scores(NamedTuple):
+    """How the scores of a kind of task are read."""
+
+    field: str  # of its predictions
+    temper: Callable[[Any, float], Array]
+    least: float | None = None  # that counts where nothing was chosen; None of a kind whose answer is the best score
+    meaning: str = ""  # of what is accepted
+
+
+SCORES: dict[str, Scores] = {
+    "classification": Scores("probability", of_one_class),
+    "multi_label": Scores("probability", of_yes_and_no, multi_label.THRESHOLD, "whether each class is said to be true"),
+    "detection": Scores(
+        "score", of_yes_and_no, detection.MIN_SCORE, "whether each detection's score is one that counts for its class"
+    ),
+}
+
+
+class _Calibrated(Task):
+    """What a kind says, with scores at a temperature, and answers of those that count."""
+
+    calibration: ClassVar[Calibration]
+
+    @property
+    def _least(self) -> Any:
+        """The least score that counts: a number, one for each class, or None of a kind whose answer is the best."""
+        least, chosen = SCORES[self.kind].least, self.calibration.thresholds
+        if least is None or not chosen:
+            return least
+        return np.array([chosen.get(name, least) for name in self.classes], np.float32)
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        meaning = SCORES[self.kind].meaning
+        return {**super().meanings, ACCEPTED: meaning} if meaning else super().meanings
+
+    @property
+    def undecided(self) -> Undecided | None:
+        every = super().undecided
+        if every is None:
+            return None
+        return Undecided(lambda outputs: tempered(self, every.decode(outputs), self.calibration), every.meanings)
+
+    def predictions(self, raw: Array, image_size: ImageSize) -> dict[str, Array]:
+        return self.decode(self.finish(raw, image_size))
+
+    def decode(self, outputs: Array) -> dict[str, Array]:
+        return accepted(self, tempered(self, super().decode(outputs), self.calibration), self._least)
+
+    def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
+        return super().answer(prediction, self._least if threshold is None else threshold)
+
+    def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:
+        super().draw(axes, prediction, self._least if threshold is None else threshold)
+
+
+class _Drawn(_Calibrated):
+    """Draws predictions whose scores have no temperature yet."""
+
+    def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:
+        scaled = tempered(self, prediction, self.calibration)
+        super().draw(axes, {name: np.asarray(value) for name, value in scaled.items()}, threshold)
+
+
+def calibrated(task: Task, calibration: Calibration | None = None) -> Task:
+    """Returns a task whose predictions are tempered and say what of them counts, and whose answers follow that.
+
+    Args:
+        task: of any kind; one without scores stays as it is.
+        calibration: what was chosen for it; the defaults of its kind if None.
+    """
+    return _of_kind(_Calibrated, task, calibration)
+
+
+def drawn(task: Task, calibration: Calibration | None) -> Task:
+    """Returns `calibrated`, for drawing the predictions of `task` itself."""
+    return _of_kind(_Drawn, task, calibration)
+
+
+def _of_kind(how: type[_Calibrated], task: Task, calibration: Calibration | None) -> Task:
+    """Derives a kind that overrides the task's own, and gives it the task's settings."""
+    if task.kind not in SCORES:
+        return task
+    kind = type(task)
+    made = type(f"Calibrated{kind.__name__}", (how, kind), {"calibration": calibration or Calibration()})
+    found = object.__new__(made)
+    vars(found).update(vars(task))
+    return found
+
+
+def tempered(task: Task, predictions: Mapping[str, Any], calibration: Calibration) -> dict[str, Any]:
+    """Returns predictions with their scores at a temperature."""
+    scores = SCORES.get(task.kind)
+    if scores is None or calibration.temperature == 1.0:
+        return dict(predictions)
+    return {**predictions, scores.field: scores.temper(predictions[scores.field], calibration.temperature)}
+
+
+def accepted(task: Task, predictions: Mapping[str, Any], least: Any) -> dict[str, Any]:
+    """Adds which scores reach the least that counts, where the kind has such."""
+    if least is None:
+        return dict(predictions)
+    if task.kind == "detection":
+        reached = predictions["score"] >= (least if np.ndim(least) == 0 else _of_label(least, predictions["label"]))
+        return {**predictions, ACCEPTED: reached & predictions["valid"]}
+    return {**predictions, ACCEPTED: predictions["probability"] > jnp.asarray(least, jnp.float32).reshape((1, -1))}
+
+
+def _of_label(least: np.ndarray, label: Int[Array, "batch n"]) -> Float[Array, "batch n"]:
+    """Looks the level of each class up, by comparing: fewer runtimes gather."""
+    same = label[..., None] == jnp.arange(len(least), dtype=label.dtype)[None, None]
+    return jnp.where(same, jnp.asarray(least, jnp.float32)[None, None], 0.0).sum(axis=-1)

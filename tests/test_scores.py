@@ -1,0 +1,104 @@
+"""Scores: matched with what is there, tempered to the share that is right, and cut where F1 is best."""
+
+import numpy as np
+import pytest
+
+from mtl_jax.evaluation import scores
+from mtl_jax.evaluation.scores import OneOf, YesNo
+from mtl_jax.tasks.base import Geometry
+
+SAME = Geometry(1.0, 1.0, 0.0, 0.0, 64, 64)
+
+
+def detections(boxes, score, label) -> dict:
+    count = len(boxes)
+    return {
+        "boxes_xyxy": np.array(boxes, np.float32).reshape(-1, 4),
+        "score": np.array(score, np.float32),
+        "label": np.array(label, np.int32),
+        "valid": np.ones(count, bool),
+    }
+
+
+def test_each_object_is_found_once_by_the_best_box_of_its_class():
+    boxes = [[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [40, 40, 50, 50]]
+    target = {"boxes_xyxy": np.array([[0.0, 0.0, 10.0, 10.0]]), "label": np.array([1])}
+    found = scores.of_detections(detections(boxes, [0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1]), target, SAME, 2)
+    assert found.correct.tolist() == [True, False, False, False]
+    assert found.objects.tolist() == [0, 1]
+
+
+def test_boxes_on_crowds_of_unlabelled_classes_and_of_unlabelled_images_count_nowhere():
+    boxes, label = [[0, 0, 10, 10], [30, 30, 40, 40]], [0, 1]
+    crowd = {"boxes_xyxy": np.array([[0.0, 0.0, 20.0, 20.0]]), "label": np.array([0]), "crowd": np.array([True])}
+    found = scores.of_detections(detections(boxes, [0.9, 0.8], label), crowd, SAME, 2)
+    assert (found.label.tolist(), found.objects.tolist()) == ([1], [0, 0])
+    partly = {"boxes_xyxy": np.zeros((0, 4)), "label": np.zeros(0, int), "labelled": np.array([True, False])}
+    assert scores.of_detections(detections(boxes, [0.9, 0.8], label), partly, SAME, 2).label.tolist() == [0]
+    nobody = {"boxes_xyxy": np.full((1, 4), np.nan), "label": np.array([0])}
+    assert scores.of_detections(detections(boxes, [0.9, 0.8], label), nobody, SAME, 2) is None
+
+
+def test_cells_are_compared_with_the_pixel_at_their_centre():
+    cells = np.zeros((4, 4, 2))
+    cells[..., 0] = 1.0
+    mask = np.zeros((16, 32), np.uint8)
+    mask[:, 16:], mask[:8] = 1, 255
+    geometry = Geometry(1.0, 1.0, 0.0, 8.0, 16, 32)  # in the middle of 32 x 32 px
+    found = scores.of_pixels({"cells": cells, "stride": np.array(8)}, {"mask": mask}, geometry, 2)
+    assert found.label.tolist() == [0, 0, 1, 1]  # one row of cells lies on labelled pixels
+
+
+def test_a_temperature_undoes_a_factor_on_the_logits():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20000, 4))
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    label = (rng.random((20000, 1)) > probability.cumsum(axis=1)).sum(axis=1).clip(max=3)
+    true = OneOf(probability, label)
+    sure = scores.at_temperature(true, 1 / 3)
+    assert scores.temperature(true) == pytest.approx(1.0, abs=0.04)
+    assert scores.temperature(sure) == pytest.approx(3.0, abs=0.12)
+    assert scores.calibration_error(sure) > 0.1
+    assert scores.calibration_error(scores.at_temperature(sure, 3.0)) < 0.02
+
+
+def test_yes_and_no_have_a_temperature_too():
+    rng = np.random.default_rng(0)
+    score = rng.uniform(0.05, 0.95, 20000)
+    correct = rng.random(20000) < score
+    seen = YesNo(score, np.zeros(20000, int), correct, np.array([correct.sum()]))
+    assert scores.temperature(scores.at_temperature(seen, 0.5)) == pytest.approx(2.0, abs=0.1)
+    assert scores.calibration_error(seen) < 0.02
+
+
+def test_the_calibration_error_is_the_weighed_gap_of_the_bins():
+    seen = YesNo(np.array([0.9, 0.9, 0.3, 0.3]), np.zeros(4, int), np.array([True, False, False, False]), np.array([1]))
+    assert scores.calibration_error(seen) == pytest.approx((abs(1.8 - 1) + 0.6) / 4)
+    assert scores.calibration_error(YesNo(*(np.zeros(0, kind) for kind in (float, int, bool)), np.array([0]))) is None
+
+
+def test_thresholds_divide_right_from_wrong_in_each_class():
+    score = np.append(np.tile([0.8, 0.6, 0.4, 0.2], 50), np.tile([0.95, 0.85, 0.65, 0.55], 50))
+    correct = np.tile([True, True, False, False], 100)
+    label = np.repeat([0, 1], 200)
+    seen = YesNo(score, label, correct, np.array([100, 100]))
+    levels = scores.thresholds(seen)
+    # Of the ranges that divide each class, 0.4 to 0.6 and 0.65 to 0.85, the part that is best for both together.
+    assert levels == pytest.approx([0.58, 0.725], abs=0.011)
+    assert scores.f1(seen, levels) == 1.0
+    assert scores.f1(seen, np.array([0.5, 0.6])) == pytest.approx(2 * 200 / (250 + 200))
+
+
+def test_a_class_with_few_objects_follows_the_others():
+    score = np.append(np.tile([0.8, 0.2], 100), 0.1)
+    correct = np.append(np.tile([True, False], 100), True)
+    label = np.append(np.zeros(200, int), 1)
+    levels = scores.thresholds(YesNo(score, label, correct, np.array([100, 1])))
+    assert levels[1] == pytest.approx(levels[0], abs=0.01)  # and not below 0.1, which would find its one object
+
+
+def test_nothing_seen_is_nothing_joined():
+    nothing = YesNo(*(np.zeros(0, kind) for kind in (float, int, bool)), np.array([2]))
+    assert scores.joined([None, nothing]) is None
+    one = YesNo(np.array([0.5]), np.array([0]), np.array([True]), np.array([1]))
+    assert scores.joined([one, None, nothing]).objects.tolist() == [3]
