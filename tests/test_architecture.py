@@ -18,9 +18,9 @@ LAYERS = (  # each may import those to its left, and its own
     ("experiment",),
     ("workdir",),
     ("evaluation",),
-    ("report",),
+    ("page", "report"),
     ("export", "training", "predict", "own_data"),
-    ("extend",),
+    ("extend", "serve"),
     ("cli",),
     ("__main__",),
 )
@@ -34,6 +34,8 @@ ONLY_IN = {
     "absl": ("cli", "data/pipeline.py"),
     "onnx": ("export",),
     "onnxruntime": ("export",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
 }
 
 

@@ -23,10 +23,11 @@ DISTRIBUTIONS = {  # of packages that are installed under another name than they
 BEHIND = {"jax.export": "flatbuffers"}  # what a package imports in one of its parts, without declaring it
 EXTRAS = {  # of what may import more than the dependencies
     "mtl_jax/export": ("export",),
+    "mtl_jax/serve": ("serve",),
     "benchmarks/torch_peer.py": ("oracle",),
     "benchmarks/torch_onnx.py": ("oracle", "export"),
     "benchmarks/exported.py": ("export",),
-    "tests": ("dev", "export", "notebook", "oracle"),
+    "tests": ("dev", "export", "notebook", "oracle", "serve"),
 }
 FILES = sorted(
     path

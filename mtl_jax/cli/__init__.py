@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "eval": "measures trained weights on validation images",
     "calibrate": "chooses the scores from which on boxes and tags count, and how sure the network says it is",
     "predict": "finds what trained weights see in images of one's own",
+    "serve": "shows it on a local page, and as an HTTP API",
     "export": "writes trained weights as files that run without this package",
     "compare": "trains several configurations over several seeds and puts them side by side",
     "benchmark": "measures speed and memory",
@@ -26,7 +27,7 @@ COMMANDS: dict[str, str] = {
     "completion": "prints what makes a shell complete commands and flags",
 }
 # What computes for long in its own process, and so starts it again with settings of the allocator.
-TUNED = (("train",), ("extend",), ("edit",), ("eval",), ("export",), ("benchmark",))
+TUNED = (("train",), ("extend",), ("edit",), ("eval",), ("serve",), ("export",), ("benchmark",))
 EXIT_USER_ERROR = 2
 
 

@@ -247,6 +247,13 @@ def mask_palette(file: str | Path) -> bytes | None:
         return None
 
 
+def png(pixels: UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]) -> bytes:
+    """Returns a greyscale file of 8 or 16 bits, as `write_png` writes it, in less time and more room."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
 def write_png(path: Path, pixels: UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]) -> None:
     """Writes a greyscale file of 8 or 16 bits, which `decode_mask` and `decode_depth` read back."""
     Image.fromarray(pixels).save(path, format="PNG")

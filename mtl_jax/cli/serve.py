@@ -1,0 +1,54 @@
+"""Shows what trained weights see in photographs: a local page, and the same as an HTTP API.
+
+mtl-jax serve --weights runs/seq
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtl_jax.cli import flags
+
+HOST, PORT = "127.0.0.1", 8000
+
+
+def parser() -> flags.Parser:
+    """Returns the command's flags."""
+    parser = flags.Parser("serve", __doc__)
+    flags.add_weights(parser)
+    parser.add_argument("--host", default=HOST, help=f"to listen on; {HOST}, this machine alone, if not given")
+    parser.add_argument("--port", default=PORT, type=int, help=f"{PORT} if not given; 0 takes a free one")
+    parser.add_argument("--batch_size", default=4, type=int, help="images that pass together, where several wait")
+    parser.add_argument("--max_mb", default=25.0, type=float, help="of an upload")
+    parser.add_argument("--max_megapixels", default=50.0, type=float, help="of an image")
+    parser.add_argument("--timeout", default=60.0, type=float, help="s for an upload, and again for its answer")
+    parser.add_argument("--max_waiting", default=64, type=int, help="requests at a time")
+    flags.add_switch(parser, "flip", "show every image mirrored too, and answer from both")
+    return parser
+
+
+@flags.reported(interrupted="ended")
+def main(arguments: Sequence[str]) -> int:
+    """Serves until Ctrl-C; returns 0, or 2 for a user's mistake."""
+    options = parser().parse_args(arguments)
+    limits = (options.max_mb, options.max_megapixels, options.timeout, options.max_waiting, options.batch_size)
+    if not all(0 < limit < float("inf") for limit in limits):
+        return flags.fail("limits and --batch_size are numbers above 0; expected so, found another; change it")
+    try:
+        from mtl_jax.serve import answering, run, uploads
+    except ImportError as error:
+        return flags.fail(f"serve needs {error.name}, which is not installed: pip install -e '.[serve]'")
+    from mtl_jax.runtime import compilation
+    from mtl_jax.workdir import trained
+
+    compilation.enable_cache()
+    opened = run.listen(options.host, options.port)  # a port that is taken is told before anything is compiled
+    with opened:
+        network = trained.load(options.weights, tasks=options.tasks)
+        service = answering.Answering(network, batch_size=options.batch_size, flip=options.flip)
+        print(f"{network.path}, stage {network.stage}: {', '.join(network.names)}", flush=True)
+        service.start(lambda text: print(text, flush=True))
+        asked = uploads.Limits(options.max_mb, options.max_megapixels, options.timeout, options.max_waiting)
+        run.serve(service, asked, opened, lambda url: print(f"serving at {url} (Ctrl-C ends it)", flush=True))
+    print("ended", flush=True)
+    return 0

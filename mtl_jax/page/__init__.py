@@ -1,0 +1,21 @@
+"""The page that shows answers over photographs: asked of a server, or of an ONNX file in the browser itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+COMMON = ("index.html", "page.css", "page.js", "drawing.js")
+BACKENDS = {"server": "server.js", "browser": "browser.js"}  # what the page gets its answers from
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+
+
+def files(backend: str) -> dict[str, bytes]:
+    """Returns the page's files by name; no build step, no other host.
+
+    Args:
+        backend: a key of `BACKENDS`.
+    """
+    return {name: (FOLDER / name).read_bytes() for name in COMMON} | {
+        "backend.js": (FOLDER / BACKENDS[backend]).read_bytes()
+    }

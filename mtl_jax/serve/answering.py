@@ -1,0 +1,156 @@
+"""One network for many clients: images that wait together pass together, one batch at a time."""
+
+from __future__ import annotations
+
+import collections
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from mtl_jax import predict
+from mtl_jax.evaluation import evaluate
+from mtl_jax.tasks.base import Geometry
+from mtl_jax.workdir import trained
+from mtl_jax.workdir.trained import Trained
+
+TIMED_CALLS = 3  # of one image, for the latency of each task
+
+
+class Found(NamedTuple):
+    """What a network says of one image, before it is put into words."""
+
+    predictions: dict[str, Mapping[str, np.ndarray]]  # by task
+    geometries: dict[str, Geometry]
+    ms: dict[str, float]  # task -> how long the pass took that it was part of
+
+
+class _Job(NamedTuple):
+    image: UInt8[np.ndarray, "height width 3"]
+    names: tuple[str, ...]
+    future: Future[Found]
+
+
+class Answering:
+    """Runs a network in a thread of its own.
+
+    Programs are compiled for one image and for `batch_size` of them: for all tasks that are shown images alike, and for
+    each task alone. Whoever asks for several but not all of them is answered by the program for all.
+    """
+
+    def __init__(self, network: Trained, *, batch_size: int, flip: bool = False) -> None:
+        """Compiles nothing yet.
+
+        Args:
+            network: whose tasks answer.
+            batch_size: most images that pass together.
+            flip: show every image mirrored too.
+        """
+        self.network, self.tasks = network, network.tasks
+        self.grey_bits = trained.grey_bits(network)
+        self.latency_ms: dict[str, float] = {}  # of each task alone
+        self.batches: collections.Counter[int] = collections.Counter()  # images of a batch -> how often
+        self._variables = jax.device_put(network.variables)
+        self._run = evaluate.make_predict(network.parts.model, self.tasks, flip=flip)
+        self._views, self.batch_size = predict.by_view(network), batch_size
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="network", daemon=True)
+
+    def start(self, on_progress: Callable[[str], None] = lambda text: None) -> None:
+        """Compiles all programs, times each task, and begins to answer."""
+        image = np.full((32, 32, 3), 128, np.uint8)
+        for names in dict.fromkeys([*map(tuple, self._views.values()), *((name,) for name in self.network.names)]):
+            on_progress(f"compiling {', '.join(names)}")
+            for count in sorted({1, self.batch_size}):
+                self._pass([image] * count, names)
+            if len(names) == 1:
+                times = [self._pass([image], names)[0].ms[names[0]] for _ in range(TIMED_CALLS)]
+                self.latency_ms[names[0]] = float(np.median(times))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answers what waits already, and ends the thread."""
+        self._jobs.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def ask(self, image: UInt8[np.ndarray, "height width 3"], names: tuple[str, ...]) -> Future[Found]:
+        """Hands an image over; a future that is cancelled while it waits costs nothing."""
+        future: Future[Found] = Future()
+        self._jobs.put(_Job(image, names, future))
+        return future
+
+    def _work(self) -> None:
+        waiting: collections.deque[_Job] = collections.deque()
+        open_still = True
+        while open_still or waiting:
+            while open_still and (not waiting or not self._jobs.empty()):
+                job = self._jobs.get()
+                if job is None:
+                    open_still = False
+                else:
+                    waiting.append(job)
+            if waiting:
+                self._answer(_alike(waiting, self.batch_size))
+
+    def _answer(self, jobs: Sequence[_Job]) -> None:
+        jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        if not jobs:
+            return
+        self.batches[len(jobs)] += 1
+        try:
+            found = self._pass([job.image for job in jobs], jobs[0].names)
+        except BaseException as error:  # goes to those who wait for it
+            for job in jobs:
+                job.future.set_exception(error)
+            return
+        for job, each in zip(jobs, found, strict=True):
+            job.future.set_result(each)
+
+    def _pass(self, images: Sequence[np.ndarray], names: tuple[str, ...]) -> list[Found]:
+        found = [Found({}, {}, {}) for _ in images]
+        size = 1 if len(images) == 1 else self.batch_size
+        for view, every in self._views.items():
+            asked = tuple(name for name in every if name in names)
+            if not asked:
+                continue
+            together = asked if len(asked) == 1 else tuple(every)
+            start = time.perf_counter()
+            shown = predict.shown(self._run, self._variables, images, view, together, batch_size=size)
+            ms = 1e3 * (time.perf_counter() - start)
+            for each, (predictions, geometry) in zip(found, shown, strict=True):
+                for name in asked:
+                    each.predictions[name], each.geometries[name], each.ms[name] = predictions[name], geometry, ms
+        return found
+
+
+def _alike(waiting: collections.deque[_Job], most: int) -> list[_Job]:
+    """Takes the first job, and others that ask for the same tasks."""
+    chosen = [job for job in waiting if job.names == waiting[0].names][:most]
+    taken = {id(job) for job in chosen}
+    rest = [job for job in waiting if id(job) not in taken]
+    waiting.clear()
+    waiting.extend(rest)
+    return chosen
+
+
+def described(answering: Answering) -> dict[str, Any]:
+    """Returns what the network does, as JSON."""
+    network = answering.network
+    tasks = {}
+    for name, task in answering.tasks.items():
+        chosen = network.calibration.get(name)
+        tasks[name] = {
+            "kind": task.kind,
+            "classes": list(task.classes),
+            "thresholds": dict(chosen.thresholds) if chosen else {},
+            "temperature": chosen.temperature if chosen else 1.0,
+            "ms": round(answering.latency_ms.get(name, 0.0), 2),
+        }
+    return {"name": network.config.name, "stage": network.stage, "tasks": tasks}

@@ -1,0 +1,64 @@
+"""What the network found, as JSON: maps as PNG files in data URLs."""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mtl_jax.data.images import png
+from mtl_jax.report import pictures
+from mtl_jax.serve.answering import Answering, Found
+
+
+def to_json(
+    answering: Answering,
+    image: UInt8[np.ndarray, "height width 3"],
+    found: Found,
+    *,
+    threshold: float | None,
+    overlay: bool,
+    shades: bool,
+    ms: dict[str, float],
+) -> dict[str, Any]:
+    """Returns the answer to one request.
+
+    Args:
+        answering: whose tasks answered.
+        image: RGB.
+        found: of it.
+        threshold: least score of boxes and tags; as calibrated if None.
+        overlay: with the image, drawn over, as "overlay".
+        shades: with the depths as 8 bits, dark is near, as "shade".
+        ms: what was timed so far.
+    """
+    start, said = time.perf_counter(), {}
+    asked = {name: task for name, task in answering.tasks.items() if name in found.predictions}
+    for name, task in asked.items():
+        answer = task.answer(task.at_original(found.predictions[name], found.geometries[name]), threshold)
+        maps = {field: value for field, value in answer.items() if isinstance(value, np.ndarray)}
+        if shades and "depth_mm" in maps:
+            maps["shade"] = _shade(maps["depth_mm"])
+        said[name] = {**answer, **{field: _url(png(value)) for field, value in maps.items()}}
+    height, width = image.shape[:2]
+    whole: dict[str, Any] = {"width": width, "height": height, "tasks": said}
+    if overlay:
+        whole["overlay"] = _url(
+            pictures.overlay(asked, image, found.predictions, found.geometries, threshold=threshold)
+        )
+    spent = {**ms, **found.ms, "answer": 1e3 * (time.perf_counter() - start)}
+    return whole | {"ms": {name: round(value, 2) for name, value in spent.items()}}
+
+
+def _shade(depth_mm: np.ndarray) -> UInt8[np.ndarray, "height width"]:
+    """From the nearest point to the farthest, 0 to 255."""
+    depth = depth_mm.astype(np.float32)
+    near, far = depth.min(), depth.max()
+    return np.rint(255 * (depth - near) / max(far - near, 1.0)).astype(np.uint8)
+
+
+def _url(file: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file).decode()}"
