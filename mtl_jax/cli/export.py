@@ -23,7 +23,11 @@ def parser() -> flags.Parser:
     """Returns the command's flags."""
     parser = flags.Parser("export", __doc__)
     flags.add_weights(parser)
-    parser.add_argument("--out", required=True, type=Path, help="folder of the files")
+    parser.add_argument("--out", type=Path, help="folder of the files")
+    parser.add_argument(
+        "--web", type=Path, help="folder of a page that runs the ONNX file in a browser, without server"
+    )
+    parser.add_argument("--ort_web", type=Path, help="tarball or folder of onnxruntime-web; else npm fetches it once")
     parser.add_argument("--format", default="stablehlo,onnx", help="some of stablehlo, onnx, litert, openvino, coreml")
     parser.add_argument("--image_size", type=int, default=0, help="px, a multiple of 32; as validated if not given")
     parser.add_argument("--batch_size", type=int, default=1, help="of the StableHLO file, and of the checks")
@@ -42,10 +46,28 @@ def main(arguments: Sequence[str]) -> int:
 
     compilation.enable_cache()
     try:
-        problem = _export(options)
+        problem = _export_web(options) if options.web else _export(options)
     except OSError as error:
         problem = f"{options.out} cannot be written ({error.strerror}); name another folder with --out"
     return flags.fail(problem) if problem else 0
+
+
+def _export_web(options: argparse.Namespace) -> str:
+    """Writes the ONNX file with the page and the runtime beside it; returns what is wrong, or nothing."""
+    from mtl_jax.export import web
+    from mtl_jax.kernels import cpu_kernels
+
+    if options.out or options.decode != "all":
+        return "--web takes neither --out, it names the folder itself, nor --decode, the page needs all; leave them out"
+    options.out, options.format = options.web, "onnx"
+    files = web.runtime(options.ort_web, cpu_kernels.cache_dir() / "web")  # before anything takes long
+    if problem := _export(options):
+        return problem
+    web.add(options.out.expanduser(), files)
+    print(
+        f"{options.out}: give the folder out by any static host, e.g. python -m http.server --directory {options.out}"
+    )
+    return ""
 
 
 def _export(options: argparse.Namespace) -> str:
@@ -93,6 +115,8 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
     """What is wrong with the flags, or nothing."""
     from mtl_jax.export import formats
 
+    if options.out is None:
+        return "--out is missing; expected the folder of the files, or --web and the folder of a page"
     if unknown := [name for name in names if name not in formats.FORMATS]:
         return f"--format names {', '.join(unknown)}; expected some of {', '.join(formats.FORMATS)}"
     if options.batch_size < 1:
