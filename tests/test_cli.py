@@ -74,6 +74,11 @@ def test_a_smoke_run_of_one_stage_writes_every_file_and_a_broken_contract_can_be
     assert json.loads((workdir / "contract.json").read_text())["budgets"]["latency_ms"]["passed"] is False
     for name in ("config.json", "metrics.jsonl", "report.html", "checkpoints/0-seg", "tensorboard"):
         assert (workdir / name).exists()
+    chosen = json.loads((workdir / "contract.json").read_text())["calibration"]["seg"]
+    assert chosen["temperature"] > 0
+    assert chosen["calibration_error"] >= 0
+    saved = json.loads((workdir / "checkpoints" / "0-seg" / "metadata.json").read_text())["calibration"]
+    assert saved["seg"]["temperature"] == chosen["temperature"]
 
 
 def test_a_mistake_with_a_name_that_is_no_text_is_printed_by_every_command(monkeypatch):

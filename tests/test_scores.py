@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mtl_jax.evaluation import scores
+from mtl_jax import tasks
+from mtl_jax.evaluation import calibrate, scores
 from mtl_jax.evaluation.scores import OneOf, YesNo
 from mtl_jax.tasks.base import Geometry
 
@@ -102,3 +103,19 @@ def test_nothing_seen_is_nothing_joined():
     assert scores.joined([None, nothing]) is None
     one = YesNo(np.array([0.5]), np.array([0]), np.array([True]), np.array([1]))
     assert scores.joined([one, None, nothing]).objects.tolist() == [3]
+
+
+def test_too_few_answers_choose_nothing():
+    few = YesNo(np.full(40, 0.9), np.zeros(40, int), np.arange(40) % 2 == 0, np.array([20]))
+    assert scores.temperature(few) == 1.0
+    assert scores.temperature(scores.joined([few, few])) == 10.0  # half of them right, however sure
+
+
+def test_few_objects_keep_the_thresholds_of_their_kind():
+    task = tasks.build({"det": {"kind": "detection", "classes": ("cup",)}})["det"]
+    for objects, chosen in ((19, {}), (20, {"cup": 0.49})):
+        seen = YesNo(np.array([0.9, 0.1] * 20), np.zeros(40, int), np.arange(40) % 2 == 0, np.array([objects]))
+        found = calibrate.choose({"det": task}, {"det": seen}, unseen=False)["det"]
+        assert found.thresholds.keys() == chosen.keys()
+        assert found.temperature == 1.0
+        assert calibrate.judge({"det": task}, {"det": seen}, {"det": found})["det"]["f1"] > 0.6

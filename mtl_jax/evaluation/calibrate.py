@@ -88,7 +88,7 @@ def choose(
 
 def _chosen(task: Task, observed: Observed, unseen: bool) -> Calibration:
     at = scores.temperature(observed) if unseen else 1.0
-    if not isinstance(observed, YesNo):
+    if not isinstance(observed, YesNo) or observed.objects.sum() < scores.LEAST_OBJECTS:
         return Calibration(at)
     levels = scores.thresholds(scores.at_temperature(observed, at))  # pyright: ignore[reportArgumentType]
     return Calibration(at, dict(zip(task.classes, levels.tolist(), strict=True)))
@@ -120,7 +120,7 @@ def _judged(task: Task, observed: Observed, chosen: Calibration) -> dict[str, An
     }
     if isinstance(observed, YesNo) and isinstance(after, YesNo):
         before = np.full(len(task.classes), SCORES[task.kind].least)
-        levels = np.array([chosen.thresholds[name] for name in task.classes])
+        levels = np.array([chosen.thresholds.get(name, SCORES[task.kind].least) for name in task.classes])
         figures |= {"thresholds": dict(chosen.thresholds), "f1_before": scores.f1(observed, before)}
         figures["f1"] = scores.f1(after, levels)
     return {name: round(x, DECIMALS) if isinstance(x, float) else x for name, x in figures.items()}

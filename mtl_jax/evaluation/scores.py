@@ -17,6 +17,7 @@ LEAST_SCORE = 0.05  # of a detection whose calibration counts: nobody is shown t
 BINS = 15  # of confidence, in the calibration error
 TEMPERATURES = np.exp(np.linspace(np.log(0.1), np.log(10.0), 461))  # 1 % apart
 LEVELS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # of thresholds
+LEAST_ANSWERS, LEAST_OBJECTS = 50, 20  # to choose a temperature, and thresholds: fewer say too little
 SHARED_OBJECTS = 10.0  # that all classes together add to the counts of each: a class with few follows the others
 
 
@@ -140,13 +141,13 @@ def at_temperature(observed: Observed, temperature: float) -> Observed:
 
 
 def temperature(observed: Observed) -> float:
-    """Returns the temperature at which what was seen is most likely; 1 where all of it is right, or all wrong.
+    """Returns the temperature at which what was seen is most likely; 1 of too few, or where all is right, or all wrong.
 
     References:
         Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
     confidence, correct = confidences(observed)
-    if not len(correct) or correct.all() or not correct.any():
+    if len(correct) < LEAST_ANSWERS or correct.all() or not correct.any():
         return 1.0
     if isinstance(observed, OneOf):
         logits, rows = np.log(np.maximum(observed.probability, FLOOR)), np.arange(len(observed.label))
