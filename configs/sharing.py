@@ -15,7 +15,7 @@ from mtl_jax.errors import UserError
 # Settings of the network and of its stage.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hard": ({}, {}),
-    "own_norms": ({"batch_norm_per_task": True}, {}),
+    "own_norms": ({"norms_from": 1}, {}),
     "branches": ({"share_until": 8}, {}),
     "series_adapters": ({"sharing": "series_adapters"}, {}),
     "patches": ({"norms_from": 8, "patches": {"neck": 16, "head": 16}}, {}),

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtl_jax import config as config_lib
-from mtl_jax.config import stage_settings
+from mtl_jax.config import overrides, stage_settings
 from mtl_jax.errors import UserError
 from mtl_jax.training import optimizer, unlabelled
 from mtl_jax.workdir import files
@@ -165,6 +165,15 @@ def test_what_is_shared_is_read_under_its_former_name(config, former, stride):
     config.model.share_until = former
     assert config_lib.resolve(config).model.share_until == stride
     assert config_lib.completed(config.to_dict())["model"]["share_until"] == stride
+
+
+def test_batch_norms_by_task_are_read_under_their_former_name(config):
+    overrides.change(config, overrides.Override(("model", "batch_norm_per_task"), "true"))
+    assert config_lib.resolve(config).model.norms_from == 1
+    saved = config_lib.completed(config.to_dict())["model"]
+    assert (saved["norms_from"], "batch_norm_per_task" in saved) == (1, False)
+    overrides.change(config, overrides.Override(("model", "batch_norm_per_task"), "false"))
+    assert config_lib.resolve(config).model.norms_from == 0
 
 
 def test_infinities_come_back_from_json(config):

@@ -16,13 +16,11 @@ KEPT = {"keep": {"replay": {"images": 3}}}
 HELD = {"keep": {"gpm": {"energy": 0.9}}}
 
 
-def rehearse(
-    first: dict[str, Any], second: dict[str, Any], *, batch_norm_per_task: bool = False, **stream: Any
-) -> None:
+def rehearse(first: dict[str, Any], second: dict[str, Any], *, norms_from: int = 0, **stream: Any) -> None:
     config: Any = config_lib.base()
     config.image_size = config.contract.latency_image_size = 64
     with config.ignore_type():
-        config.model.update(MODEL | {"batch_norm_per_task": batch_norm_per_task})
+        config.model.update(MODEL | {"norms_from": norms_from})
     config.tasks.seg = {"kind": "segmentation", "classes": ("background", *DIGITS)}
     config.tasks.cls = {"kind": "classification", "classes": DIGITS}
     options = {"labels": "segmentation", "size": 64, "length": 16}
@@ -43,7 +41,7 @@ def test_what_fits_passes():
     kept = {"replay": {"batch_size": 2}, "der": {}, "lwf": {}, "agem": {}, "ewc": {"strength": 1.0}}
     rehearse(KEPT, {"keep": kept})
     rehearse(HELD, {"train_batch_norm": "new_levels"})  # a level that the first stage did not read
-    rehearse(HELD, {}, batch_norm_per_task=True)
+    rehearse(HELD, {}, norms_from=1)
 
 
 @pytest.mark.parametrize(

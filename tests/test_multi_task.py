@@ -228,9 +228,9 @@ def test_bfloat16_and_every_output_stride_give_float32_outputs(output_stride):
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, outputs, stats))} == {jnp.dtype("float32")}
 
 
-def test_batch_norm_per_task_leaves_the_other_tasks_statistics_and_scales_alone():
+def test_batch_norms_by_task_leave_the_other_tasks_statistics_and_scales_alone():
     small = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8}
-    network = multi_task.build(small | {"batch_norm_per_task": True}, TASKS)
+    network = multi_task.build(small | {"norms_from": 1}, TASKS)
     start = multi_task.init_variables(network, key=jax.random.key(0))
 
     @jax.jit
@@ -251,6 +251,6 @@ def test_batch_norm_per_task_leaves_the_other_tasks_statistics_and_scales_alone(
     assert {path[-2].key for path, _ in moved} == {"seg", "det", "cls"}
 
 
-def test_batch_norm_per_task_and_branches_exclude_each_other():
+def test_batch_norms_by_task_and_branches_exclude_each_other():
     with pytest.raises(UserError, match="batch norms of their own"):
-        multi_task.build({"batch_norm_per_task": True, "share_until": 8}, TASKS)
+        multi_task.build({"norms_from": 1, "share_until": 8}, TASKS)

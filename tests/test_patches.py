@@ -173,9 +173,7 @@ def test_what_is_frozen_takes_no_backward_pass():
 
 def test_all_norms_are_the_case_of_the_first_stride():
     small = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8}
-    assert multi_task.build(small | {"norms_from": 1}, TASKS) == multi_task.build(
-        small | {"batch_norm_per_task": True}, TASKS
-    )
+    assert multi_task.build(small | {"norms_from": 1}, TASKS) == multi_task.build(small | {"norms_from": 1}, TASKS)
 
 
 def test_a_counterpart_lies_in_the_other_task_s_parts():
@@ -190,7 +188,7 @@ def test_a_counterpart_lies_in_the_other_task_s_parts():
     ("change", "message"),
     [
         ({"norms_from": 3}, "norms_from is 3; expected one of 0, 1, 2, 4, 8, 16, 32"),
-        ({"norms_from": 8, "batch_norm_per_task": True}, "expected 0 with batch_norm_per_task=True"),
+        ({"norms_from": 8, "batch_norm_per_task": True}, "has no setting batch_norm_per_task; it is now norms_from=1"),
         ({"norms_from": 8, "share_until": 8}, "batch norms of their own"),
         ({"norms_from": 8, "sharing": "mmoe"}, "norms_from is 8; expected 0 with sharing 'mmoe'"),
         ({"norms_from": 0, "patches": {"head": 4}}, "set norms_from"),

@@ -125,7 +125,7 @@ def assert_close(one, other):
 
 
 def test_fresh_adapters_change_nothing():
-    adapted, plain = build(sharing="adapters"), build(batch_norm_per_task=True)  # their former name
+    adapted, plain = build(sharing="adapters"), build(norms_from=1)  # their former name
     shared = {name: part for name, part in adapted[1]["params"].items() if name in plain[1]["params"]}
     assert_close(outputs(*adapted), outputs(plain[0], {**plain[1], "params": shared}))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
+# Settings that an earlier version had, with what their value looks like: command lines may still give them.
+SETTINGS: dict[tuple[str, ...], Any] = {("model", "batch_norm_per_task"): False}
 STRIDES = {f"stage_{number}": 2 ** (number + 1) for number in range(5)}  # px, at which parts of the backbone end
 
 
@@ -77,5 +79,11 @@ def renamed_model(given: Any) -> Any:
     if not isinstance(given, dict):
         return given
     until, sharing = given.get("share_until"), given.get("sharing")
-    changes = {"share_until": STRIDES[until]} if isinstance(until, str) and until in STRIDES else {}
-    return {**given, **changes, **({"sharing": "series_adapters"} if sharing == "adapters" else {})}
+    changes: dict[str, Any] = {"share_until": STRIDES[until]} if isinstance(until, str) and until in STRIDES else {}
+    if sharing == "adapters":
+        changes["sharing"] = "series_adapters"
+    by_task, above = given.get("batch_norm_per_task"), given.get("norms_from", 0)
+    if by_task is False or (by_task is True and above in (0, 1)):  # else it is refused where it is read
+        given = {name: value for name, value in given.items() if name != "batch_norm_per_task"}
+        changes["norms_from"] = 1 if by_task else above
+    return {**given, **changes}

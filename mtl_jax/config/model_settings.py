@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from mtl_jax.config.checks import require_names
 from mtl_jax.config.section import Section, read, setting
@@ -74,7 +74,6 @@ class ModelSettings(Section):
         unit="px",
         choices=(0, 1, *STRIDES, 32),
     )
-    batch_norm_per_task: bool = setting(False, "True is the same as norms_from=1")
     patches: Mapping[str, int] = setting(
         dict.fromkeys(PARTS, 0),
         "rank of what each task adds of its own to every shared 1x1 and dense kernel above norms_from, by part; it is "
@@ -96,6 +95,8 @@ class ModelSettings(Section):
     )
     max_params: int = setting(8_000_000, "a larger network is refused", least=1)
 
+    former: ClassVar[Mapping[str, str]] = {"batch_norm_per_task": "norms_from=1"}
+
     def check(self) -> None:
         """Checks what the settings mean for each other.
 
@@ -113,30 +114,21 @@ class ModelSettings(Section):
             require_names(name, getattr(self, name), "a network", PARTS)
         for task, own in self.branches.items():
             require_names(f"branches.{task}", own, "a branch", BRANCH_KEYS)
-        if self.batch_norm_per_task and self.norms_from > 1:
-            raise UserError(
-                f"norms_from is {self.norms_from} px; expected 0 with batch_norm_per_task=True, which is 1 px: set one"
-            )
         self._check_patches()
 
     def _check_patches(self) -> None:
         patched = [part for part in PARTS if self.patches.get(part) or self.depthwise_patches.get(part)]
-        if patched and not self.own_norms_from:
+        if patched and not self.norms_from:
             raise UserError(
                 f"patches, depthwise_patches: those of {', '.join(patched)} need batch norms of each task's own, as "
                 "each task then passes through the layers by itself; set norms_from (8 px, or 32 for those of "
                 "neck and head alone)"
             )
-        if "backbone" in patched and self.own_norms_from >= self.output_stride:
+        if "backbone" in patched and self.norms_from >= self.output_stride:
             raise UserError(
-                f"patches.backbone: no layer lies above norms_from, {self.own_norms_from} px; lower it, or patch no "
+                f"patches.backbone: no layer lies above norms_from, {self.norms_from} px; lower it, or patch no "
                 "backbone"
             )
-
-    @property
-    def own_norms_from(self) -> int:
-        """The stride above which batch norms are a task's own, px; 0 where none is."""
-        return 1 if self.batch_norm_per_task else self.norms_from
 
     def of_branch(self, task: str) -> ModelSettings:
         """Returns the settings with those of a task's branch in their place.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mtl_jax import config as config_lib
-from mtl_jax.config import legacy
+from mtl_jax.config import former, legacy
 from mtl_jax.config.checks import suggestion
 from mtl_jax.errors import UserError
 
@@ -129,6 +129,8 @@ def change(config: Any, override: Override) -> None:
 
 def _example(override: Override, above: tuple[str, ...], section: Any) -> Any:
     """What a value looks like under a name that a table does not have yet."""
+    if override.path in former.SETTINGS:
+        return former.SETTINGS[override.path]
     for pattern, example in OPEN.items():
         if len(pattern) == len(above) and all(map(fnmatch.fnmatchcase, above, pattern)):
             return example

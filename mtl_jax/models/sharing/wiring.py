@@ -50,7 +50,7 @@ def wire(
     sharing = settings.sharing
     if sharing == "hard":
         return _hard(settings, branches, makers, tasks)
-    only_hard = (("share_until", SHARE_ALL, settings.share_until), ("norms_from", 0, settings.own_norms_from))
+    only_hard = (("share_until", SHARE_ALL, settings.share_until), ("norms_from", 0, settings.norms_from))
     for name, plain, found in only_hard:
         if found != plain:
             raise UserError(
@@ -86,13 +86,13 @@ def _hard(
 ) -> Network:
     stride = settings.share_until
     if not isinstance(stride, int):
-        divided = settings.own_norms_from
+        divided = settings.norms_from
         backbone = DividedBackbone(makers.backbone, divided or 1, parent=None)
         parts = backbone, makers.neck(settings), makers.head(settings, tasks)
         return MultiTaskNetwork(*parts, tasks, divided > 0, _patches(settings))
-    if settings.own_norms_from:
+    if settings.norms_from:
         raise UserError(
-            f"config.model.norms_from is {settings.own_norms_from} px (or batch_norm_per_task is True); expected 0 "
+            f"config.model.norms_from is {settings.norms_from} px; expected 0 "
             f"with share_until {stride}: the branches have batch norms of their own; share all, or set neither"
         )
     if stride >= settings.output_stride:
