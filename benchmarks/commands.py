@@ -14,7 +14,7 @@ from typing import Any
 
 import benchmarks
 from benchmarks import turns
-from benchmarks.problem import Problem
+from benchmarks.problem import LEARNING_RATE, Problem
 from mtl_jax.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -36,6 +36,9 @@ class Options:
     svg: Path | None = None  # of `sharing`: gets the frontier
     minutes: float = 8.0  # of `gpu`: for all
     quick: bool = False  # of `gpu`: tiny sizes
+    step_ms: float = 0.0  # of `at_scale`: of one device, measured elsewhere; 0 measures it here
+    link_gb: float = 12.5  # of `at_scale`: GB/s of a device's link
+    latency_us: float = 20.0  # of `at_scale`: of one message
     on_rows: Callable[[Rows], None] = lambda rows: None  # of `gpu`: gets all rows so far, after each
 
 
@@ -140,6 +143,37 @@ def evaluate(options: Options) -> Rows:
     return evaluation.measure(options.data_root)
 
 
+def loop(options: Options) -> Rows:
+    """Images per second of the flagship's first stage: its step alone, with input, and in the loop; a checkpoint."""
+    from benchmarks import loop
+    from mtl_jax.runtime import compilation
+
+    compilation.enable_cache()
+    return loop.measure(options.data_root, steps=max(10, options.repeats))
+
+
+def at_scale(options: Options) -> Rows:
+    """A model of the step on 8 to 1,024 devices, from one device's time (--step_ms) and its program's exchanges."""
+    from benchmarks import at_scale
+
+    step = options.step_ms / 1e3
+    if not step:
+        problem = Problem("jax", "step", options.batch_size, options.image_size, options.dtype)
+        (timing,) = turns.run([problem], repeats=options.repeats)
+        step = timing.median
+    found = at_scale.counted()
+    rows = at_scale.rows(
+        step,
+        found["count"],
+        found["bytes"],
+        batch_size=options.batch_size,
+        bytes_per_second=1e9 * options.link_gb,
+        latency=1e-6 * options.latency_us,
+        learning_rate=LEARNING_RATE,
+    )
+    return [{"sums": found["count"], "exchanged_mb": found["bytes"] / 1e6, **row} for row in rows]
+
+
 def sharing(options: Options) -> Rows:
     """Times one image through each wiring of the flagship, counts parameters; --runs and --svg draw the frontier."""
     from benchmarks import sharing
@@ -206,4 +240,6 @@ COMMANDS = {
     "roofline": roofline,
     "gpu": gpu,
     "export": export,
+    "loop": loop,
+    "at_scale": at_scale,
 }

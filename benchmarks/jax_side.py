@@ -23,6 +23,7 @@ class Computation(NamedTuple):
 
     compute: Callable[[], Any]  # once, returning when it is done; not yet warm
     memory_mb: float = float("nan")  # of its program: arguments, results and everything between, by XLA's plan
+    program: str = ""  # of a step, as XLA compiled it
 
 
 def build(problem: Problem) -> Computation:
@@ -100,4 +101,4 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
 
     plan = compiled.memory_analysis()
     held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return Computation(run, (held + plan.temp_size_in_bytes) / 1e6)
+    return Computation(run, (held + plan.temp_size_in_bytes) / 1e6, compiled.as_text())

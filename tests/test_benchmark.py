@@ -358,3 +358,22 @@ def test_the_file_that_torch_onnx_makes_of_the_peer_says_what_the_library_s_file
     expected, found = (formats.session(str(tmp_path / name))(pixels) for name in ("peer.onnx", "own.onnx"))
     for name, value in expected.items():
         np.testing.assert_allclose(found[f"{name}/outputs"], value, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_sums_over_devices_are_counted_in_a_program_and_their_time_grows_with_devices():
+    from benchmarks import at_scale
+
+    program = """
+  %all-reduce.1 = f32[3,4]{1,0} all-reduce(f32[3,4]{1,0} %x), replica_groups={{0,1}}, to_apply=%add
+  %all-reduce.2 = (f32[2]{0}, s32[]) all-reduce(f32[2]{0} %y, s32[] %z), to_apply=%add
+  %reduce = f32[] reduce(f32[9]{0} %w, f32[] %zero), to_apply=%add
+"""
+    assert at_scale.all_reduces(program) == (2, 4 * (12 + 2 + 1))
+    two = at_scale.exchange_seconds(2, 3, 1000, bytes_per_second=1000.0, latency=0.5)
+    assert two == pytest.approx(1.0 + 2 * 3 * 0.5)
+    given = {"batch_size": 8, "bytes_per_second": 1e9, "latency": 1e-5, "learning_rate": 1e-3}
+    one, many = at_scale.rows(0.1, 10, 1_000_000, devices=(1, 64), **given)
+    assert (one["efficiency"], one["images_per_second"]) == (1, pytest.approx(80))
+    assert many["learning_rate"] == pytest.approx(8e-3)
+    assert many["images_per_second_of_a_host"] == pytest.approx(many["images_per_second"] / 8)
+    assert many["efficiency"] < 1

@@ -37,6 +37,9 @@ def parser() -> flags.Parser:
     parser.add_argument("--svg", type=Path, help="of `sharing`: draw what the runs reached against what networks cost")
     parser.add_argument("--minutes", type=float, default=8.0, help="of `gpu`: ends with what it has by then")
     parser.add_argument("--quick", action="store_true", help="of `gpu`: tiny sizes, as without a GPU")
+    parser.add_argument("--step_ms", type=float, default=0.0, help="of `at_scale`: of one device; 0 measures it here")
+    parser.add_argument("--link_gb", type=float, default=12.5, help="of `at_scale`: GB/s of a device's link")
+    parser.add_argument("--latency_us", type=float, default=20.0, help="of `at_scale`: of one message, in µs")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser
 
