@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mtl_jax.evaluation import contract
 from mtl_jax.evaluation.contract import Baseline
-from mtl_jax.report import versions_section
+from mtl_jax.report import run_report, versions_section
 from mtl_jax.workdir import files
 
 JUDGED = {"seg": ("miou", True), "det": ("map_50_95", True), "cls": ("top1", True)}
@@ -369,6 +369,7 @@ def test_classes_that_came_later_are_judged_by_themselves():
     assert entry["drop_percent"] == 0.0
     assert not tree["passed"]
     assert "det + more" in contract.as_text(tree)
+    assert "<td>det + more</td>" in run_report._contract(tree)
     section = versions_section.section(
         {**tree, "lineage": {"parent": "old", "digest": "0", "versions": [version("det"), version("more", "cls")]}}
     )

@@ -335,3 +335,46 @@ def test_a_task_that_joins_the_flagship_costs_less_than_a_tenth_of_it():
 def parameters(model) -> list[int]:
     shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
     return [leaf.size for leaf in jax.tree.leaves(shapes["params"])]
+
+
+@pytest.mark.slow
+def test_within_a_percentage_shared_parts_move_and_the_old_run_s_figures_judge(grown, no_report, monkeypatch):
+    folder, _ = grown
+    del no_report
+    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    contract = extend(folder / "old", folder / "loose", addition(), keep="60%")
+    old = json.loads((folder / "old" / "contract.json").read_text())
+    assert contract["max_drop_percent"] == 60.0
+    for task in ("seg", "cls"):
+        entry = contract["tasks"][task]
+        assert entry["baseline_from"] == f"run {folder / 'old'}"
+        assert entry["baseline"] == old["tasks"][task]["final"]
+        assert entry["largest_output_change"] > 0.0
+    before, after = (trained.load(folder / name).variables["params"] for name in ("old", "loose"))
+    path = ("backbone", "conv_8", "kernel")
+    kernels = [tree[path[0]][path[1]][path[2]] for tree in (before, after)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0
+
+
+@pytest.mark.slow
+def test_more_data_refines_one_task_and_leaves_the_others(grown, no_report, monkeypatch):
+    folder, _ = grown
+    del no_report
+    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    page = addition()
+    with page.unlocked(), page.ignore_type():
+        del page.tasks["det"]
+        page.tasks.cls = {"kind": "classification", "classes": ("0", "1")}
+        options = {"labels": "classification", "size": 64, "length": 16, "digits": ("0", "1")}
+        del page.streams["boxes"]
+        page.streams.zeros = config_lib.stream("digits", {"cls": "classification"}, options=options, batch_size=4)
+        page.stages.again = config_lib.stage(("zeros",), epochs=1.0, learning_rate=1e-3)
+        del page.stages["det"]
+        page.order = ("again",)
+    contract = extend(folder / "old", folder / "again", page, refine=True)
+    assert contract["tasks"]["seg"]["largest_output_change"] == 0.0
+    assert contract["tasks"]["cls"]["largest_output_change"] > 0.0
+    old = json.loads((folder / "old" / "contract.json").read_text())["tasks"]["cls"]["final"]
+    fell = contract["tasks"]["cls"]["final"] < 0.95 * old
+    assert ("refused" in contract) == fell
+    assert (folder / "again" / "refused").exists() == fell

@@ -21,6 +21,7 @@ from typing import Any
 
 from mtl_jax import config as config_lib
 from mtl_jax.cli import flags
+from mtl_jax.config.checks import suggestion
 from mtl_jax.errors import UserError
 
 EXIT_CONTRACT_BROKEN = 3
@@ -67,6 +68,12 @@ def main(arguments: Sequence[str]) -> int:
     from mtl_jax.workdir import checkpoints
 
     options.parent = checkpoints.find(Path(options.parent).expanduser())
+    if options.task:  # before any data is looked at
+        known = checkpoints.read_metadata(options.parent)["config"]["tasks"]
+        if options.task not in known:
+            raise UserError(
+                f"--task is {options.task}, which is not in {options.parent}; {suggestion(options.task, known)}"
+            )
     config = config_lib.read_settings(overrides.load(page or _own_page(options), changes))
     if options.labels:  # which say nothing of the network
         config = dataclasses.replace(config, model=_model_of(options.parent))

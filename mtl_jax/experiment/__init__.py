@@ -15,6 +15,7 @@ from mtl_jax.experiment.parts import (
     stream_tasks,
     streams_of_addition,
     task_view,
+    unmeasured_streams,
     validation_data,
     view,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "task_view",
     "train_batches",
     "train_image_size",
+    "unmeasured_streams",
     "validation_data",
     "view",
 ]

@@ -287,6 +287,14 @@ def measuring_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def unmeasured_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
+    """Returns the streams that label a task, and on whose validation images nothing of it is measured."""
+    measured = list(measuring_streams(experiment, task))
+    for each in experiment.tasks[task].additions:
+        measured += streams_of_addition(experiment, task, each.stage)
+    return tuple(name for name in labelling_streams(experiment, task) if name not in measured)
+
+
 def streams_of_addition(experiment: Experiment, task: str, stage: str) -> tuple[str, ...]:
     """Returns the streams from which a stage teaches the classes that it adds to a task."""
     streams = experiment.stage_streams.get(stage, ())

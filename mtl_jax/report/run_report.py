@@ -127,7 +127,7 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
             "Contract", html_page.paragraph("No contract.json yet: it is written after the last stage.")
         )
     columns = (*contract_table.TASK_COLUMNS[:-1], "compared with", contract_table.TASK_COLUMNS[-1])
-    origins = [entry["baseline_from"] or "-" for entry in contract["tasks"].values()]
+    origins = [entry["baseline_from"] or "-" for entry in contract_table.task_entries(contract).values()]
     rows = [
         (*row[:-1], origin, row[-1]) for row, origin in zip(contract_table.task_rows(contract), origins, strict=True)
     ]

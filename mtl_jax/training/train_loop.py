@@ -123,10 +123,9 @@ def _train_and_evaluate(
 def _tell_unmeasured(parts: experiment.Experiment) -> None:
     """Says which streams label a task that is measured on another's images."""
     for task in parts.tasks:
-        measured = experiment.measuring_streams(parts, task)
-        others = [name for name in experiment.labelling_streams(parts, task) if name not in measured]
+        others = experiment.unmeasured_streams(parts, task)
         if others:
-            on = " and ".join(measured)
+            on = " and ".join(experiment.measuring_streams(parts, task))
             data_record.tell(f"{task} is measured on {on}, not on {', '.join(others)}: eval.py measures on all")
 
 
@@ -252,8 +251,7 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
     for name, entry in verdict["tasks"].items():
         measured = experiment.measuring_streams(run.parts, name)
         entry["stream"] = measured[0]
-        streams = experiment.labelling_streams(run.parts, name)
-        entry["streams_not_measured"] = [stream for stream in streams if stream not in measured]
+        entry["streams_not_measured"] = list(experiment.unmeasured_streams(run.parts, name))
         if measured[1:]:
             entry["streams_measured_too"] = list(measured[1:])
     for name, change in _output_changes(run, learnt).items():
