@@ -260,6 +260,8 @@ def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, p
         (("--image_size", "70"), "multiples of 32"),
         (("--image_size", "-64"), "--image_size is -64"),
         (("--batch_size", "0"), "--batch_size is 0"),
+        (("--int8",), "--int8: expected training images to calibrate with, found none"),
+        (("--calibrate", "photos"), "--calibrate: expected --int8 beside it"),
         (("--images", "nowhere/*.jpg"), "nowhere/*.jpg: expected images"),
     ],
 )

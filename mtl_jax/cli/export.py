@@ -6,17 +6,20 @@ mtl-jax export --weights runs/seq --out exported --images "data/mini-coco-det/va
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtl_jax.cli import flags
 
 REPEATS = 20  # timed calls
+CALIBRATED = 32  # images, spread over all that are named
+EIGHT_BITS = "onnx int8"
 
 
 def parser() -> flags.Parser:
@@ -34,6 +37,8 @@ def parser() -> flags.Parser:
     parser.add_argument("--decode", choices=("none", "boxes", "all"), default="all", help="boxes: no suppression")
     parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of images, and maps that come out")
     parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
+    parser.add_argument("--int8", action="store_true", help="also an ONNX file in eight bits, calibrated and measured")
+    parser.add_argument("--calibrate", nargs="+", default=[], help="of --int8: training images, as for --images")
     return parser
 
 
@@ -96,7 +101,12 @@ def _export(options: argparse.Namespace) -> str:
             rows, wrong, runs = _make(names, model, Path(drafts), image, batches, form)
             if wrong:
                 return wrong
-            description["files"] = {name: row[1].name for name, row in zip(names, rows, strict=True)}
+            small = None
+            if options.int8:
+                small = _in_eight_bits(options.calibrate, model, Path(drafts), image, form, view)
+                rows.append(small.row)
+                runs[EIGHT_BITS] = small.run
+            description["files"] = {row[0]: row[1].name for row in rows}
             description["batch_sizes"] = {row[0]: row[-1] for row in rows}
             (Path(drafts) / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
             for draft in Path(drafts).iterdir():
@@ -107,8 +117,52 @@ def _export(options: argparse.Namespace) -> str:
         if made and not any(out.iterdir()):
             out.rmdir()
     _tell(model, view, description)
+    if small:
+        _show_figures(small)
     _show([(label, str(out / path.name), *map(str, rest)) for label, path, *rest in rows], runs, batches[0])
     return ""
+
+
+class _EightBits(NamedTuple):
+    row: tuple[Any, ...]
+    run: Any
+    figures: dict[str, tuple[Any, float, float]]  # by name: the task, its metric in fp32 and in eight bits
+    problem: str  # why there are none
+
+
+def _in_eight_bits(places: list[str], model: Any, folder: Path, image: Any, form: Any, view: Any) -> _EightBits:
+    """Writes the file in eight bits, and measures it and the network in fp32 on validation images."""
+    from mtl_jax.errors import UserError
+    from mtl_jax.export import check, figures, int8
+
+    shape = (1, *image.shape[1:])
+    pixels = list(itertools.islice(_batches(places, shape, crop=view.crop, most=CALIBRATED), CALIBRATED))
+    made = int8.int8(model, folder, image, form, pixels)
+    said = f"{made.error:.2f} of the spread; {made.chosen} of {made.whole} nodes"
+    row = EIGHT_BITS, made.exported.path, f"{made.exported.size / 1e6:.1f}", said, "any"
+    try:
+        whole, small = (figures.figures(model, each, view) for each in (check.reference(model, form)[1], made.check))
+    except UserError as error:
+        return _EightBits(row, made.exported.run, {}, str(error))
+    metrics = {name: (model.tasks[name], whole[name], small[name]) for name in model.names}
+    return _EightBits(row, made.exported.run, metrics, "")
+
+
+def _show_figures(small: _EightBits) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mtl_jax import tasks
+
+    if small.problem:
+        print(f"note: no figures in eight bits: {small.problem}")
+        return
+    table = Table("task", "figure, on validation images", "fp32", "int8", "lost, %")
+    for name, (task, whole, few) in small.figures.items():
+        lost = (whole - few) * (1 if task.higher_is_better else -1)
+        share = f"{100 * lost / whole:.1f}" if whole else ""
+        table.add_row(name, tasks.title(task.main_metric), f"{whole:.4f}", f"{few:.4f}", share)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _mistake(names: list[str], options: argparse.Namespace) -> str:
@@ -119,6 +173,10 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
         return "--out is missing; expected the folder of the files, or --web and the folder of a page"
     if unknown := [name for name in names if name not in formats.FORMATS]:
         return f"--format names {', '.join(unknown)}; expected some of {', '.join(formats.FORMATS)}"
+    if options.int8 and not options.calibrate:
+        return "--int8: expected training images to calibrate with, found none; name files or folders with --calibrate"
+    if options.calibrate and not options.int8:
+        return "--calibrate: expected --int8 beside it, found it alone; add --int8"
     if options.batch_size < 1:
         return f"--batch_size is {options.batch_size}; expected 1 or more"
     if options.image_size < 0:
@@ -165,8 +223,8 @@ def _tell(model: Any, view: Any, description: dict[str, Any]) -> None:
             print(f"note: {name} was validated on {task['validated_on']}, the files take {view}")
 
 
-def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterator[Any]:
-    """Images as the files take them, or without any blotches of colour."""
+def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool, most: int = 0) -> Iterator[Any]:
+    """Images as the files take them, or without any blotches of colour; at most so many, spread evenly."""
     import numpy as np
 
     from mtl_jax import predict
@@ -179,6 +237,7 @@ def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterat
         yield blotches.repeat(16, axis=1).repeat(16, axis=2)
         return
     paths = predict.find_images(places)
+    paths = paths[:: max(1, len(paths) // most)] if most else paths
     for first in range(0, len(paths), count):
         images = [decode_image(path) for path in paths[first : first + count]]
         yield pipeline.fitted(images, size=(size[0], size[1]), batch_size=count, crop=crop)[0]
