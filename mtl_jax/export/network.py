@@ -21,14 +21,6 @@ from mtl_jax.workdir.trained import Trained
 
 INPUT = "image"
 OUTPUTS = "outputs"  # what a task says before it is decoded
-OUTPUT_MEANINGS = {  # by kind
-    "segmentation": "the logit of each class at each pixel of the input",
-    "detection": "of each cell: centre x, y, width, height in px of the input, logits of objectness and of each class",
-    "classification": "the logit of each class",
-    "multi_label": "the logit of each class",
-    "regression": "the value",
-    "depth": "of each pixel of the input, metres",
-}
 DECODE = {  # how far a file goes
     "none": "the file does not decode: it says what each task's outputs are",
     "boxes": "the file decodes, but for non-maximum suppression: it gives every box with the scores of each class",
@@ -104,7 +96,7 @@ def decoded(tasks: Mapping[str, Task], outputs: dict[str, Array], decode: str = 
 def _decoding(task: Task, decode: str) -> tuple[Callable[[Array], dict[str, Array]], Mapping[str, str]]:
     """Returns how a task's outputs are decoded, and what the predictions mean."""
     if decode == "none":
-        return (lambda outputs: {OUTPUTS: outputs}), {OUTPUTS: OUTPUT_MEANINGS.get(task.kind, "before it is decoded")}
+        return (lambda outputs: {OUTPUTS: outputs}), {OUTPUTS: task.outputs}
     if decode == "boxes" and task.undecided is not None:
         return task.undecided
     return task.decode, task.meanings

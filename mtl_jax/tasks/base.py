@@ -102,6 +102,7 @@ class Task(Section):
 
     kind: ClassVar[str]
     readout: ClassVar[Readout]
+    outputs: ClassVar[str] = "before it is decoded"  # what `finish` returns, for those who run an exported network
     main_metric: ClassVar[str]  # the figure that the contract judges
     higher_is_better: ClassVar[bool] = True
     titles: ClassVar[Mapping[str, str]] = {}  # what people read for a figure's name

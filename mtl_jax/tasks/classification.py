@@ -38,6 +38,7 @@ class Classification(Task):
 
     kind = "classification"
     readout = "pooled"
+    outputs = "the logit of each class"
     main_metric = "top1"
     titles: ClassVar[Mapping[str, str]] = {"top1": "Top-1", "top5": "Top-5"}
 

@@ -86,6 +86,7 @@ class Depth(Task):
 
     kind = "depth"
     readout = "dense"
+    outputs = "of each pixel of the input, metres"
     main_metric = "abs_error"
     higher_is_better = False
     titles: ClassVar[Mapping[str, str]] = {

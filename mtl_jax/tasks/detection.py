@@ -47,6 +47,7 @@ class Detection(Task):
 
     kind = "detection"
     readout = "cells"
+    outputs = "of each cell: centre x, y, width, height in px of the input, logits of objectness and of each class"
     main_metric = "map_50_95"
     titles: ClassVar[Mapping[str, str]] = {
         "map_50_95": "mAP 50-95",

@@ -38,6 +38,7 @@ class MultiLabel(Task):
 
     kind = "multi_label"
     readout = "pooled"
+    outputs = "the logit of each class"
     main_metric = "map"
     titles: ClassVar[Mapping[str, str]] = {"map": "mAP", "f1": "F1"}
 

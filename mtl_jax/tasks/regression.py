@@ -29,6 +29,7 @@ class Regression(Task):
 
     kind = "regression"
     readout = "pooled"
+    outputs = "the value"
     main_metric = "mae"
     higher_is_better = False
     titles: ClassVar[Mapping[str, str]] = {"mae": "mean absolute error", "rmse": "RMSE"}

@@ -40,6 +40,7 @@ class Segmentation(Task):
 
     kind = "segmentation"
     readout = "dense"
+    outputs = "the logit of each class at each pixel of the input"
     main_metric = "miou"
     titles: ClassVar[Mapping[str, str]] = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
