@@ -28,7 +28,10 @@ LONGEST = ("test_train.py", "test_train_step.py")  # start first, so that no wor
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs in pytest's own cache, which all workers share; `--cache-clear` empties it."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+    cache = getattr(config, "cache", None)
+    if cache is None:  # -p no:cacheprovider
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("programs")))
     jax.config.update("jax_compilation_cache_max_size", PROGRAMS_MB * 2**20)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", PROGRAM_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
