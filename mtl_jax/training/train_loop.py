@@ -212,32 +212,30 @@ def _output_changes(run: Run, learnt: StageResult) -> dict[str, float]:
     return output_change.largest(run.parts, variables, learnt.variables, old, stages=run.config.order[:index])
 
 
+def _budgets(run: Run, learnt: StageResult, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Measures what the network costs, beside the limits of what is limited."""
+    limits, params = run.config.contract, learnt.variables["params"]
+    size = limits.latency_image_size
+    latency = evaluate.latency_ms(run.predict, learnt.variables, names, image_size=size)
+    flops = evaluate.gigaflops(run.parts.model, learnt.variables, names, image_size=size)
+    owners = dependence.params_by_owner(run.parts.model)
+    count = sum(multi_task.parameter_count(params).values())
+    return {
+        "params": {"value": count, "limit": run.config.model.max_params},
+        "train_seconds": {"value": learnt.train_seconds, "limit": limits.max_train_seconds},
+        "latency_ms": {"value": latency, "limit": limits.max_latency_ms, "image_size": size},
+        "gigaflops": {"value": flops, "limit": None, "image_size": size},
+        "shared_percent": {"value": dependence.shared_percent(owners), "limit": None},
+        "params_by_owner": {"value": owners, "limit": None},
+        "peak_memory_mb": {"value": learnt.peak_memory_mb, "limit": None},
+    }
+
+
 def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
     """Measures the budgets, judges the contract, and writes both and the report."""
     tasks, limits = run.parts.tasks, run.config.contract
     names = tuple(learnt.stages[-1]["metrics"])
-    size = limits.latency_image_size
-    budgets = {
-        "params": {
-            "value": sum(multi_task.parameter_count(learnt.variables["params"]).values()),
-            "limit": run.config.model.max_params,
-        },
-        "train_seconds": {"value": learnt.train_seconds, "limit": limits.max_train_seconds},
-        "latency_ms": {
-            "value": evaluate.latency_ms(run.predict, learnt.variables, names, image_size=size),
-            "limit": limits.max_latency_ms,
-            "image_size": size,
-        },
-    }
-    budgets["gigaflops"] = {
-        "value": evaluate.gigaflops(run.parts.model, learnt.variables, names, image_size=size),
-        "limit": None,
-        "image_size": size,
-    }
-    owners = dependence.params_by_owner(run.parts.model)
-    budgets["shared_percent"] = {"value": dependence.shared_percent(owners), "limit": None}
-    budgets["params_by_owner"] = {"value": owners, "limit": None}
-    budgets["peak_memory_mb"] = {"value": learnt.peak_memory_mb, "limit": None}
+    budgets = _budgets(run, learnt, names)
     verdict = contract.build(
         learnt.stages,
         {name: (tasks[name].main_metric, tasks[name].higher_is_better) for name in names},
