@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mtl_jax.workdir.trained import load
 
 __all__ = ["evaluate", "load", "predict", "train"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _PLACES = {
     "train": ("mtl_jax.training.run", "train"),
     "evaluate": ("mtl_jax.evaluation.evaluate_checkpoint", "run"),
