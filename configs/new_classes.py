@@ -1,6 +1,6 @@
 """A detector that gets classes later: seven of the ten classes of the boxes of `configs/seq.py`, then three more.
 
-mtl-jax train  --config configs/new_classes.py --workdir runs/seven --config.data_root=data
+mtl-jax train --config configs/new_classes.py --workdir runs/seven --config.data_root=data
 mtl-jax extend --from runs/seven --workdir runs/ten --config configs/new_classes.py:more --config.data_root=data
 mtl-jax train  --config configs/new_classes.py:together --workdir runs/together --config.data_root=data
 
