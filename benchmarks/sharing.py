@@ -25,7 +25,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "branched at stage_3": ("branched", {"share_until": 16}),
     "branched": ("branched", {}),
     "branched at stage_1": ("branched", {"share_until": 4}),
-    "independent": ("plain", {"sharing": "independent"}),
+    "independent": ("plain", {"sharing": "independent", "neck_channels": 96, "head_channels": 96}),
 }
 COSTS = {"shared_percent": "shared parameters, %", "params": "parameters", "all_ms": "all tasks, ms"}
 LARGEST_DROP = "largest_drop_percent"

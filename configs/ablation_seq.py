@@ -39,9 +39,11 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
     config.name = "ablation_seq"
     if data == "minis":  # shorter and smaller than configs/seq.py: eight variants are to be trained
         page.shrink(config)
+        config.model.update(page.NARROW)
         for name, epochs in (("seg", 20.0), ("det", 25.0), ("cls", 8.0)):
             rate = page.FREE_BACKBONE[name]  # its kernels are trained here, which the page leaves as they are
-            config.stages[name].update({"epochs": epochs, "eval_every_epochs": 0.0, "backbone_rate": rate})
+            lengths = {"epochs": epochs, "eval_every_epochs": 0.0}
+            config.stages[name].update({**page.RATES, **lengths, "backbone_rate": rate})
     switch(config, chosen)
     return config
 

@@ -44,6 +44,7 @@ def _minis() -> Any:
     page = load_page(Path(__file__).with_name("seq.py"))
     config: Any = page.get_config("plain")
     page.shrink(config)  # many methods are to be compared
+    config.model.update(page.NARROW)
     settings = stage(
         ("voc", "coco", "imagenette"),
         epochs=30.0,  # of the first stream's images

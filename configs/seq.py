@@ -27,6 +27,9 @@ IMAGENETTE_CLASSES = (
 )  # fmt: skip
 
 
+NARROW = {"neck_channels": 96, "head_channels": 96}  # as wide as each network for one task
+
+
 def shrink(config: Any) -> None:
     """Brings images to a quarter of their pixels, for pages that compare many runs."""
     config.image_size = 256
@@ -176,13 +179,17 @@ def _branched(config: Any) -> None:
 
 
 def _plain(config: Any) -> None:
-    """One pass serves all: ImageNet's kernels stay, and the rest, norms included, keeps what the older tasks need."""
-    config.model.update({"head_convolution": "separable", "head_kernel": 5})
+    """One pass serves all: ImageNet's kernels stay, and the rest, norms included, keeps what the older tasks need.
+
+    Neck and head are twice as wide: what tasks cannot have for themselves, they find among more channels.
+    """
+    config.model.update({"neck_channels": 192, "head_channels": 192, "head_convolution": "separable", "head_kernel": 5})
     _squares(config)
     kept = {"replay": {"images": recipes.EXEMPLARS, "batch_size": 2}, "lwf": {"weight": 2.0}}
     later = {"freeze": recipes.IMAGENET, "train_batch_norm": "new_levels", "keep": kept}
     first = {"freeze": recipes.IMAGENET, "keep": {"replay": {"images": recipes.EXEMPLARS}}}
     _stages(config, seg=first, det=later, cls=later)
+    config.stages.cls.update({"learning_rate": 3e-3, "epochs": SQUARES_EPOCHS})
 
 
 def _stages(config: Any, **changes: dict[str, Any]) -> None:
