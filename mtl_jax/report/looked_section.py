@@ -49,7 +49,7 @@ def by_class(looked: Mapping[str, Looked]) -> str:
             recall, precision = (axis.tolist() for axis in figures.curve)
             parts.append(html_page.panels([line_svg(title, recall, precision, x="recall", y="precision")]))
     lead = (
-        f"On at most {MOST_IMAGES} validation images. Precision and recall are of what is shown: boxes of a score of "
+        f"On at most {MOST_IMAGES} validation images. Precision and recall count boxes of a score of "
         f"{MIN_SCORE} or more, tags of {THRESHOLD} or more. A box finds an object of its class at an IoU of "
         f"{MATCH_IOU}."
     )
