@@ -182,7 +182,8 @@ def test_downloads_hold_what_is_shown(tab, server, photos, tmp_path):
         80,
         {"seg", "det", "cls"},
     )
-    assert Image.open(tmp_path / "halves.overlay.png").size == (640, 427)
+    with Image.open(tmp_path / "halves.overlay.png") as picture:
+        assert picture.size == (640, 427)
 
 
 def test_what_cannot_be_shown_is_told(tab, server, tmp_path):
