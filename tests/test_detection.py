@@ -456,6 +456,7 @@ def test_settings_out_of_range_are_refused(options, message):
 
 def test_drawing_frames_detections_of_a_fair_score():
     figure, axes = plt.subplots()
+    axes.set(xlim=(0, 100), ylim=(100, 0))  # of an image of 100 px
     prediction = predict([A, B], score=[0.8, 0.2], label=[1, 0])
     task.draw(axes, prediction)
     assert [text.get_text() for text in axes.texts] == ["dog 0.80"]

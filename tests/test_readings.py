@@ -234,7 +234,9 @@ def test_predicted_masks_and_boxes_lie_on_the_photo_as_viewers_show_it(tmp_path,
     parts = experiment.build(config.to_dict(), data_root=tmp_path)
     network = predict.trained.Trained(tmp_path, "all", {}, parts, ("seg", "det"), None)
     monkeypatch.setattr(predict.trained, "load", lambda *_, **__: network)
-    monkeypatch.setattr(predict.evaluate, "make_predict", lambda *_: lambda _, pixels, names: perfect(pixels, names))
+    monkeypatch.setattr(
+        predict.evaluate, "make_predict", lambda *_, **__: lambda _, pixels, names: perfect(pixels, names)
+    )
     known = {}
     for number in range(6):
         height, width = size(rng)
