@@ -193,7 +193,7 @@ def quantised(model: Any, found: dict[str, tuple[float, float]], names: Iterable
         if node.name in chosen and not (node.op_type == "Relu" and node.input[0] in draft.unrounded):
             for name in node.input[: 1 if node.op_type in ("Conv", "Resize") else None]:
                 draft.round(name, arrays.get(name))
-        copy.input[:] = [draft.read.get(name, name) for name in node.input]
+        copy.input[:] = [draft.read.get(name) or name for name in node.input]
         if node.name in chosen and node.op_type == "Conv":
             draft.fold(copy, [arrays[name] for name in node.input[1:]])
         draft.nodes.append(copy)

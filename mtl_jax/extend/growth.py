@@ -115,8 +115,8 @@ def copy_stages(
         loaded = checkpoints.load(path, {"variables": abstract, "memory": None})
         record = {**checkpoints.read_metadata(path), "config": config.to_dict(), "train_seconds": 0.0}
         if figures and path == parent.path:
-            *earlier, stage = record["stages"]
-            record["stages"] = [*earlier, {**stage, "metrics": {**stage["metrics"], **figures}}]
+            *before, stage = record["stages"]
+            record["stages"] = [*before, {**stage, "metrics": {**stage["metrics"], **figures}}]
         kept = _grown_memory(loaded["memory"], parent.variables["params"], fresh["params"])
         if exemplars and path == parent.path:
             kept[Replay.slot] = {**exemplars, **dict(kept.get(Replay.slot, {}))}
