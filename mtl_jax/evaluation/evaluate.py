@@ -6,18 +6,20 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from mtl_jax import experiment
 from mtl_jax.evaluation import flip as flip_lib
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Metric, Task
+
+if TYPE_CHECKING:
+    from mtl_jax import experiment
 
 Predict = Callable[..., dict[str, dict[str, Array]]]
 
@@ -85,6 +87,8 @@ def measured(
     """
     asked, found = tuple(tasks), dict[str, Metric]()
     needed = set(asked if wanted is None else wanted)
+    from mtl_jax import experiment  # reads images, with libraries that a network alone does not need
+
     for stream, together in experiment.measured_streams(parts, asked).items():
         if needed & set(together):
             batches = experiment.eval_batches(parts, stream)
