@@ -78,10 +78,10 @@ def _shared(config: Any) -> None:
     own["seg"].pop("freeze")
     own["det"]["keep"]["replay"]["batch_size"] = 4
     later = {"learning_rate": RATE, "warm_start": "seg"}
-    config.stages.seg = stage(("scenes_masks",), epochs=7.0, learning_rate=RATE, **own["seg"])
-    config.stages.det = stage(("scenes_boxes",), epochs=6.0, **later, **own["det"])
+    config.stages.seg = stage(("scenes_masks",), epochs=8.0, learning_rate=RATE, **own["seg"])
+    config.stages.det = stage(("scenes_boxes",), epochs=7.0, **later, **own["det"])
     # Little is trained, and fast.
-    config.stages.cls = stage(("scenes_single",), epochs=6.0, **{**later, "learning_rate": 6e-3}, **own["cls"])
+    config.stages.cls = stage(("scenes_single",), epochs=8.0, **{**later, "learning_rate": 6e-3}, **own["cls"])
 
 
 def _plain(config: Any) -> None:
