@@ -125,17 +125,20 @@ class Run:
         return max((int(file.parent.name) for file in saved if file.parent.name.isdigit()), default=0)
 
     def lose_host_1(self) -> bool:
-        """Kills host 1 once the middle is saved, and then host 0; whether both were still training."""
+        """Kills host 1 once the middle is saved, and then host 0; whether the training was cut short.
+
+        Host 0 may wait for the lost one, or end with the error that it is gone.
+        """
         try:
             while self.saved_step() < MIDDLE:
                 assert all(process.poll() is None for process in self.processes), self.said()
                 time.sleep(0.01)
             self.processes[1].kill()
             time.sleep(0.5)
-            running = self.processes[0].poll() is None
+            finished = self.processes[0].poll() == 0
         finally:
             self.end()
-        return running and not checkpoints.stages(self.workdir)
+        return not finished and not checkpoints.stages(self.workdir)
 
 
 def learnt(workdir: Path) -> list[np.ndarray]:
