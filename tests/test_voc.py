@@ -40,6 +40,28 @@ def test_classes_may_be_read_as_background_and_are_then_not_labelled(tmp_path):
         registry.build("voc_segmentation", **options, as_background=("background", "dogg"))
 
 
+def test_images_are_chosen_by_the_classes_that_they_show(tmp_path):
+    folder = tmp_path / "mini-voc-seg"
+    make_voc(folder)
+    for name, value in (("b", 8), ("c", 0)):
+        Image.fromarray(np.full((4, 6, 3), 80, np.uint8)).save(folder / f"JPEGImages/{name}.jpg")
+        Image.fromarray(np.full((4, 6), value, np.uint8)).save(folder / f"SegmentationClass/{name}.png")
+    (folder / "ImageSets/Segmentation/train.txt").write_text("a\nb\nc\n")
+
+    def ids(**options):
+        source = registry.build("voc_segmentation", data_root=tmp_path, split="train", **options)
+        return [source[index]["id"] for index in range(len(source))]
+
+    assert ids() == ["a", "b", "c"]
+    assert ids(images_with=("person", "cat")) == ["a", "b"]
+    assert ids(images_without=("person",)) == ["b", "c"]
+    assert ids(images_with=("cat",), images_without=("person",)) == ["b"]
+    with pytest.raises(UserError, match=r"train\.txt: expected images with \('dog',\), without \(\), found none"):
+        ids(images_with=("dog",))
+    with pytest.raises(UserError, match="images_with names background; expected some of aeroplane"):
+        ids(images_with=("background",))
+
+
 def test_empty_list_is_refused(tmp_path):
     make_voc(tmp_path / "mini-voc-seg")
     with pytest.raises(UserError, match=r"val\.txt: expected one image name per line"):

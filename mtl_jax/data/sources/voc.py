@@ -34,6 +34,9 @@ class VocSegmentation:
         folder: the dataset's folder below `data_root`; VOC2012 or VOCdevkit/VOC2012 inside it is found too.
         classes: names of the mask values, from 0.
         as_background: names of classes whose pixels are read as the first class, as if nobody had looked for them.
+        images_with: names of classes; only images that show one of them are kept. Empty keeps all. Like
+            `images_without`, it reads all masks once.
+        images_without: names of classes; images that show one of them are left out.
         void: the only mask value of pixels that nobody labelled; by default 255 (65535 of more than 255 classes) and
             `ignore_label`. Without it, masks of two classes that hold 0 and 255 alone are read as the two classes.
         ignore_label: what the task calls void.
@@ -43,7 +46,7 @@ class VocSegmentation:
             those of all training images.
 
     Raises:
-        UserError: no dataset there, an empty list of images, or an unknown class.
+        UserError: no dataset there, an empty list of images, an unknown class, or no image left.
 
     References:
         Everingham, Van Gool, Williams, Winn, Zisserman, "The PASCAL Visual Object Classes
@@ -58,6 +61,8 @@ class VocSegmentation:
         folder: str = "mini-voc-seg",
         classes: Sequence[str] = VOC_CLASSES,
         as_background: Sequence[str] = (),
+        images_with: Sequence[str] = (),
+        images_without: Sequence[str] = (),
         void: int | None = None,
         ignore_label: int | None = None,
         annotated_on: str = "auto",
@@ -75,10 +80,12 @@ class VocSegmentation:
         self.class_names = {"segmentation": tuple(classes)}
         count = len(self.class_names["segmentation"])
         self.labelled_classes = {"segmentation": tuple(name for name in classes if name not in as_background)}
-        self._hidden = _numbers(as_background, tuple(classes))
+        self._hidden = _numbers("as_background", as_background, tuple(classes))
         self._void = masks.void_values(void, ignore_label, count)
         self._may_be_binary = void is None and count == 2
         self._files = _listed(index, self.folder, annotated_on)
+        if images_with or images_without:
+            self._keep(images_with, images_without)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -134,6 +141,26 @@ class VocSegmentation:
     def _binary_note(self) -> str:
         return masks.binary_note(next(self._files.maps("mask"), "none"), self.class_names["segmentation"])
 
+    def _keep(self, images_with: Sequence[str], images_without: Sequence[str]) -> None:
+        table = self.class_names["segmentation"]
+        included = set(_numbers("images_with", images_with, table))
+        excluded = set(_numbers("images_without", images_without, table))
+        kept = []
+        for index, name in enumerate(self._files.names):
+            with contextlib.suppress(UserError):  # is reported when the mask is read
+                shown = self._classes_shown(index)
+                if (included and not shown & included) or shown & excluded:
+                    continue
+            kept.append(name)
+        if not kept:
+            expected = f"images with {tuple(images_with)}, without {tuple(images_without)}"
+            raise UserError(f"{self._files.file}: expected {expected}, found none: choose other classes")
+        self._files.names = tuple(kept)
+
+    def _classes_shown(self, index: int) -> set[int]:
+        values = set(np.unique(mask_values(self._files.map("mask", index))).tolist())
+        return {int(value > 0) for value in values} if self._is_binary else values
+
     def _palettes(self) -> Iterator[str]:
         """Yields a note where one value has two colours."""
         seen: tuple[Path, bytes] | None = None
@@ -152,10 +179,10 @@ class VocSegmentation:
                 return
 
 
-def _numbers(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+def _numbers(option: str, names: Sequence[str], classes: Sequence[str]) -> list[int]:
     unknown = [name for name in names if name not in classes[1:]]
     if unknown:
-        raise UserError(f"as_background names {', '.join(unknown)}; expected some of {', '.join(classes[1:])}")
+        raise UserError(f"{option} names {', '.join(unknown)}; expected some of {', '.join(classes[1:])}")
     return [classes.index(name) for name in names]
 
 
