@@ -38,7 +38,8 @@ GIVEN = """(async () => {{
 def weights(tmp_path_factory) -> Path:
     """The quickstart's network on few scenes, with boxes just above the lowest threshold that the page offers."""
     workdir = tmp_path_factory.mktemp("run") / "quick"
-    flags = ["--config", "configs/quickstart.py", "--workdir", str(workdir), "--config.streams.scenes_boxes.batch_size=8"]
+    flags = ["--config", "configs/quickstart.py", "--workdir", str(workdir)]
+    flags += ["--config.streams.scenes_boxes.batch_size=8"]
     flags += [f"--config.streams.scenes_{name}.options.length=64" for name in ("masks", "boxes", "single")]
     flags += [f"--config.stages.{name}.epochs={epochs}" for name, epochs in (("seg", 0.1), ("det", 20.0), ("cls", 0.1))]
     subprocess.run([sys.executable, "scripts/train.py", *flags], check=True, capture_output=True)
