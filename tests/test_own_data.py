@@ -299,6 +299,13 @@ def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):
     assert any("hardly enough" in line for line in seen.suspicious)
 
 
+def test_how_files_were_read_is_a_note_and_nothing_suspicious(tmp_path):
+    label_files.coco(tmp_path)
+    seen = inspect(found_lib.look(Asked("boxes", "bees", str(tmp_path / "annotations" / "instances_train.json"))))
+    assert any("without splits" in note for note in seen.notes)
+    assert not any("without splits" in line for line in seen.suspicious)
+
+
 def test_the_number_zero_is_a_number(tmp_path):
     label_files.csv_values(tmp_path)
     seen = inspect(found_lib.look(Asked("values", "age", f"{tmp_path}/faces.csv:age")))

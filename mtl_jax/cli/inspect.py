@@ -30,7 +30,7 @@ def parser() -> flags.Parser:
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table that training prints and what seems wrong, and writes the page; returns 0, or 2."""
+    """Prints the table that training prints, notes of how files were read and what seems wrong, and writes the page; returns 0, or 2."""
     options = parser().parse_args(arguments)
     if not 1 <= options.images <= MOST_IMAGES:
         raise UserError(f"--images is {options.images}; expected 1 to {MOST_IMAGES}")
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         for choice in choices
     ]
     leaks = inspection.leaks(inspected)
+    for line in (note for each in inspected for note in each.notes):
+        print(f"note: {line}")
     for line in [*leaks, *(line for each in inspected for line in each.suspicious)]:
         print(f"suspicious: {line}")
     out = options.out.expanduser()

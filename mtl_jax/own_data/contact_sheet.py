@@ -28,7 +28,7 @@ def render(inspected: Sequence[Inspected], leaks: Sequence[str], *, images: int)
         images: most that are shown of a dataset.
     """
     suspicious = [*leaks, *(line for each in inspected for line in each.suspicious)]
-    items = "".join(f"<li>{escape(line)}</li>\n" for line in suspicious)
+    notes = [note for each in inspected for note in each.notes]
     rows = [
         [
             each.found.asked.name,
@@ -42,10 +42,16 @@ def render(inspected: Sequence[Inspected], leaks: Sequence[str], *, images: int)
     body = [
         "<h1>What is in the data</h1>",
         html_page.table(("task", "labels", "training + validation", "images, px", "holds"), rows),
-        html_page.section("What seems wrong", f"<ul>\n{items}</ul>" if items else "<p>Nothing was found.</p>"),
+        html_page.section("What seems wrong", _lines(suspicious) or "<p>Nothing was found.</p>"),
+        html_page.section("How the files were read", _lines(notes)) if notes else "",
         *(_dataset(each, images) for each in inspected),
     ]
     return html_page.page("What is in the data", "\n".join(body))
+
+
+def _lines(sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in sentences)
+    return f"<ul>\n{items}</ul>" if items else ""
 
 
 def _dataset(inspected: Inspected, images: int) -> str:

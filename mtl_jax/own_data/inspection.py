@@ -27,12 +27,14 @@ class Inspected(NamedTuple):
         found: sizes, classes, counts.
         sources: split -> its samples.
         surveys: split -> what was seen of them.
+        notes: how the files were read, and what was left out, each a sentence.
         suspicious: what seems wrong, each a sentence.
     """
 
     found: Found
     sources: Mapping[str, Any]
     surveys: Mapping[str, Survey]
+    notes: tuple[str, ...]
     suspicious: tuple[str, ...]
 
 
@@ -53,7 +55,8 @@ def inspect(found: Found, *, cache: Path | None, on_progress: survey.OnProgress)
             sources[split] = registry.build("labels", data_root="/", split=split, **given)
         name = f"labels {given} {split}"
         surveys[split] = survey.look(sources[split], files=files, name=name, cache=cache, on_progress=on_progress)
-    return Inspected(found, sources, surveys, tuple(_suspicious(found, surveys)))
+    notes = tuple(f"{found.asked.name}: {note}" for note in surveys["train"].reading.notes)
+    return Inspected(found, sources, surveys, notes, tuple(_suspicious(found, surveys)))
 
 
 def leaks(inspected: Sequence[Inspected]) -> list[str]:
@@ -74,7 +77,6 @@ def leaks(inspected: Sequence[Inspected]) -> list[str]:
 
 def _suspicious(found: Found, surveys: Mapping[str, Survey]) -> Iterator[str]:
     name, label = found.asked.name, found.label
-    yield from (f"{name}: {note}" for note in surveys["train"].reading.notes)
     for split, seen in surveys.items():
         where = f"{name}, {split}"
         if seen.errors:
