@@ -281,9 +281,12 @@ def with_another_backbone(config):
     [
         (in_another_order, "task cls has the classes of .* in another order"),
         (with_other_settings, "task cls is in .* already, with other settings"),
-        (with_an_idle_stream, "stream idle labels no new task"),
+        (with_an_idle_stream, "stream idle is in no new stage"),
         (with_a_stream_of_old_tasks, "stream boxes labels no new task"),
-        (with_the_old_stage_s_name, "task det is new and no new stage labels it|stream boxes labels no new task"),
+        (
+            with_the_old_stage_s_name,
+            "task det is new and no new stage labels it|stream boxes (labels no new task|is in no new stage)",
+        ),
         (with_an_idle_task, "task tags is new and no new stage labels it"),
         (with_another_backbone, "model.backbone is 'plain_cnn', and .* was trained with 'tiny'"),
     ],

@@ -30,7 +30,7 @@ def parser() -> flags.Parser:
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table that training prints, notes of how files were read and what seems wrong, and writes the page; returns 0, or 2."""
+    """Prints the table that training prints, notes and what seems wrong, and writes the page; returns 0, or 2."""
     options = parser().parse_args(arguments)
     if not 1 <= options.images <= MOST_IMAGES:
         raise UserError(f"--images is {options.images}; expected 1 to {MOST_IMAGES}")

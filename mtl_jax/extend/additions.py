@@ -166,8 +166,14 @@ def _join_stages(old: Trained, config: dict[str, Any], now: Mapping[str, Any], f
     new = [name for name in now["order"] if name not in config["order"]]
     used = {stream for name in new for stream in now["stages"][name]["streams"]}
     for stream in now["streams"]:
-        added = stream not in old.config.streams
-        if added and (stream not in used or not set(now["streams"][stream]["labels"]) & set(fresh)):
+        if stream in old.config.streams:
+            continue
+        if stream not in used:
+            raise UserError(
+                f"stream {stream} is in no new stage ({', '.join(new) or 'there is none'}); add it to one, or "
+                "leave it out"
+            )
+        if not set(now["streams"][stream]["labels"]) & set(fresh):
             raise UserError(
                 f"stream {stream} labels no new task in a new stage ({', '.join(fresh) or 'there is none'}); label "
                 "one, or leave the stream out"
