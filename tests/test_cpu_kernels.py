@@ -3,9 +3,12 @@
 import functools
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
 from mtl_jax.kernels import cpu_kernels
@@ -32,6 +35,9 @@ def fake_compiler(folder, body: str) -> None:
     script.chmod(0o755)
 
 
+BUILDS = 'while [ "$1" != -o ]; do shift; done\necho built > "$2"\n'
+
+
 def test_a_failing_compiler_is_named_with_its_message(no_compiler, tmp_path, caplog):
     fake_compiler(tmp_path, "echo 'no such header' >&2; exit 1\n")
     assert not cpu_kernels.available()
@@ -40,11 +46,35 @@ def test_a_failing_compiler_is_named_with_its_message(no_compiler, tmp_path, cap
 
 
 def test_a_compiler_without_march_native_still_builds(no_compiler, tmp_path):
-    body = 'case "$*" in *-march=native*) exit 1;; esac\nwhile [ "$1" != -o ]; do shift; done\necho built > "$2"\n'
-    fake_compiler(tmp_path, body)
+    fake_compiler(tmp_path, 'case "$*" in *-march=native*) exit 1;; esac\n' + BUILDS)
     libraries = cpu_kernels._build(tmp_path / "cache")
     assert [library.read_text() for library in libraries] == ["built\n"] * len(cpu_kernels.SOURCES)
     assert sorted((tmp_path / "cache").iterdir()) == sorted(libraries)
+
+
+def test_clones_and_environments_share_what_is_built_of_the_same_sources(no_compiler, monkeypatch, tmp_path):
+    fake_compiler(tmp_path, f"echo >> {tmp_path}/calls\n{BUILDS}")
+    libraries = cpu_kernels._build(tmp_path / "cache")
+    calls = (tmp_path / "calls").read_text()
+    clone = tmp_path / "clone"
+    shutil.copytree(cpu_kernels.FOLDER, clone, ignore=shutil.ignore_patterns("*.py*"))
+    monkeypatch.setattr(cpu_kernels, "FOLDER", clone)
+    monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path / "another environment"))
+    assert cpu_kernels._build(tmp_path / "cache") == libraries
+    assert (tmp_path / "calls").read_text() == calls + "\n"  # it was asked for its version alone
+
+
+@pytest.mark.parametrize("changed", ["norm_kernels.cc", "kernels.h"])
+def test_changed_sources_are_built_again(no_compiler, monkeypatch, tmp_path, changed):
+    fake_compiler(tmp_path, BUILDS)
+    before = cpu_kernels._build(tmp_path / "cache")
+    clone = tmp_path / "clone"
+    shutil.copytree(cpu_kernels.FOLDER, clone, ignore=shutil.ignore_patterns("*.py*"))
+    monkeypatch.setattr(cpu_kernels, "FOLDER", clone)
+    (clone / changed).write_text((clone / changed).read_text() + "// changed\n")
+    after = cpu_kernels._build(tmp_path / "cache")
+    rebuilt = {Path(changed).stem} if changed.endswith(".cc") else {Path(source).stem for source in cpu_kernels.SOURCES}
+    assert {new.name.rpartition("-")[0] for old, new in zip(before, after, strict=True) if old != new} == rebuilt
 
 
 def test_the_cache_follows_xdg_and_its_override(monkeypatch, tmp_path):

@@ -28,6 +28,7 @@ from jaxtyping import Array
 LANES = 8  # the kernels take channels in multiples of a vector
 BUILD_SECONDS = 300  # a build takes some 10 s on a quiet core
 PREFIX = "mtl_jax_"  # of the names under which XLA knows the kernels
+FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-w", "-pthread")
 FOLDER = Path(__file__).parent
 SOURCES = {
     "depthwise_kernels.cc": (
@@ -96,11 +97,11 @@ def _build(folder: Path) -> list[Path]:
     if compiler is None:
         raise RuntimeError("found no g++, c++ or clang++")
     banner = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=BUILD_SECONDS).stdout
-    base = [compiler, "-std=c++17", "-O3", "-shared", "-fPIC", "-w", "-pthread"]
-    base += ["-I", jax.ffi.include_dir(), "-I", str(FOLDER)]
+    base = [compiler, *FLAGS, "-I", jax.ffi.include_dir(), "-I", str(FOLDER)]
     header = "".join(path.read_text() for path in sorted(FOLDER.glob("*.h")))
     # The instruction set is that of this machine, so the key holds the processor: homes are shared between machines.
-    common = "\0".join([header, banner, *base, version("jaxlib"), platform.machine(), processor()])
+    # It holds no folder: every clone and every virtual environment with the same sources takes the same libraries.
+    common = "\0".join([header, banner, *FLAGS, version("jaxlib"), platform.machine(), processor()])
     libraries = {}
     for source in SOURCES:
         key = hashlib.sha256((common + (FOLDER / source).read_text()).encode()).hexdigest()[:16]
