@@ -7,6 +7,7 @@ from mtl_jax import tasks
 from mtl_jax.evaluation import matching
 from mtl_jax.evaluation.details import DETAILS, average_precision, precision_recall
 from mtl_jax.tasks.base import Geometry
+from mtl_jax.tasks.calibration import Calibration, calibrated
 
 PLAIN = Geometry(1.0, 1.0, 0.0, 0.0, 4, 4)
 TASKS = tasks.build(
@@ -83,6 +84,17 @@ def test_unknown_tags_count_nowhere():
     seen = details("tags")
     seen.update({"probability": np.array([0.9, 0.9])}, {"label": np.array([1.0, np.nan])}, PLAIN)
     assert seen.by_class().rows == [("cat", "1", "1.000", "1.000", "1.000")]
+
+
+def test_what_counts_as_shown_reaches_the_threshold_chosen_for_its_class():
+    task = calibrated(TASKS["tags"], Calibration(1.0, {"cat": 0.3, "dog": 0.95}))
+    judged = {}
+    for name, each in (("default", TASKS["tags"]), ("chosen", task)):
+        seen = DETAILS["multi_label"](each)
+        judged[name] = seen.update({"probability": np.array([0.4, 0.9])}, {"label": np.array([1.0, 0.0])}, PLAIN)
+        judged[name] = judged[name].words, [row[2:4] for row in seen.by_class().rows]
+    assert judged["default"] == ("F1 0.00", [("-", "0.000")])
+    assert judged["chosen"] == ("F1 1.00", [("1.000", "1.000")])
 
 
 @pytest.mark.parametrize(("name", "field"), [("age", "value"), ("depth", "depth")])

@@ -13,14 +13,18 @@ from mtl_jax.evaluation import contract_table
 from mtl_jax.extend import edit
 from mtl_jax.extend.edit import changed
 from mtl_jax.report import versions_section
+from mtl_jax.tasks import calibration
 from mtl_jax.training import train_loop
-from mtl_jax.workdir import checkpoints, lineage, trained
+from mtl_jax.workdir import checkpoints, files, lineage, trained
 
 
 @pytest.fixture(scope="module")
 def parent(tiny_backbone, tmp_path_factory):
-    """An untrained run that counts as finished."""
-    return untrained(tmp_path_factory.mktemp("parent"), page(FIRST, stage="first", first=True, tasks=("cls",)))
+    """An untrained run that counts as finished, and that was calibrated after its training."""
+    run = untrained(tmp_path_factory.mktemp("parent"), page(FIRST, stage="first", first=True, tasks=("cls",)))
+    chosen = {"cls": calibration.Calibration(1.5, {"0": 0.25, "1": 0.75})}
+    files.write_json(run.path / trained.CALIBRATION, calibration.to_tree(chosen))
+    return run
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,7 @@ def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(p
     network = trained.load(tmp_path / "new")
     assert network.tasks["cls"].classes == ("zero", "1", "2", "3")
     assert network.tasks["cls"].answer({"probability": np.array([0.9, 0.1, 0.0, 0.0])})["label"] == "zero"
+    assert network.calibration == {"cls": calibration.Calibration(1.5, {"zero": 0.25, "1": 0.75})}
     stored = [checkpoints.load(each.path, {"variables": None})["variables"] for each in (parent, network)]
     assert json.dumps(stored[0], default=_listed) == json.dumps(stored[1], default=_listed)
     version = contract["lineage"]["versions"][-1]

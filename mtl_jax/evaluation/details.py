@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from mtl_jax.evaluation import matching
 from mtl_jax.tasks.base import Geometry, Labels, Task
-from mtl_jax.tasks.detection import MIN_SCORE
-from mtl_jax.tasks.multi_label import THRESHOLD
+from mtl_jax.tasks.calibration import least_scores
 
 Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]  # recall, precision
 
@@ -101,25 +100,25 @@ class ClassDetails:
 
 
 class YesNoDetails:
-    """Precision, recall and average precision of scores that are each right or wrong: of detections, or of tags."""
+    """Precision, recall and average precision of scores that are each right or wrong: of detections, or of tags.
+
+    What counts as shown reaches the least score of its class: that chosen for a calibrated task, else its kind's.
+    """
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._boxes = task.kind == "detection"
-        self._least = MIN_SCORE if self._boxes else THRESHOLD
-        self._seen: list[matching.Matched] = []
+        self._least = least_scores(task)
+        self._seen: list[matching.YesNo] = []
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
         """Adds one image, judged by the F1 score of what is shown."""
-        count = len(self._task.classes)
-        if self._boxes:
-            matched = matching.detections(prediction, target, geometry, count)
-        else:
-            matched = matching.tags(prediction, target, count)
+        match = matching.MATCHES[self._task.kind]
+        matched = match(prediction, target, geometry, len(self._task.classes))
         if matched is None:
             return None
         self._seen.append(matched)
-        shown = matched.score >= self._least
+        shown = matched.score >= self._least[matched.label]
         total = int(shown.sum() + matched.objects.sum())
         if not total:
             return None
@@ -132,7 +131,7 @@ class YesNoDetails:
             return None
         score, label, correct = (np.concatenate([getattr(seen, name) for seen in self._seen]) for name in _FIELDS)
         objects = np.sum([seen.objects for seen in self._seen], axis=0)
-        shown, count = score >= self._least, len(objects)
+        shown, count = score >= self._least[label], len(objects)
         right = np.bincount(label[shown & correct], minlength=count)
         average = [
             average_precision(precision_recall(score[label == each], correct[label == each], int(objects[each])))

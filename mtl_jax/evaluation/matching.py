@@ -1,8 +1,8 @@
-"""Matching of detections and tags with labels."""
+"""Which scores of detections and tags are right: boxes are matched with objects, tags with labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,23 +14,28 @@ from mtl_jax.tasks.mean_average_precision import to_original
 MATCH_IOU = 0.5  # of a box with the object that it finds
 
 
-class Matched(NamedTuple):
-    """Scores that are each right or wrong."""
+class YesNo(NamedTuple):
+    """Scores that are each right or wrong: of detections, or of tags."""
 
     score: Float[np.ndarray, " n"]
-    label: Int[np.ndarray, " n"]
+    label: Int[np.ndarray, " n"]  # the class of each
     correct: Bool[np.ndarray, " n"]
-    objects: Int[np.ndarray, " classes"]  # of each class, to be found
+    objects: Int[np.ndarray, " classes"]  # that there are to be found
 
 
-def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> Matched | None:
-    """Matches one image's detections with its objects of the same class, each object once; None without labels.
+def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> YesNo | None:
+    """Matches one image's detections, the best first, with its objects of the same class, each object once.
+
+    What finds nothing but a crowd is neither right nor wrong.
 
     Args:
         prediction: of one image, for the network's input.
-        target: its labels, in pixels of the image; what finds nothing but a crowd is neither right nor wrong.
+        target: its labels, in pixels of the image.
         geometry: where the image went in the input.
         count: of classes.
+
+    Returns:
+        What was found; None where nobody looked for objects.
     """
     objects = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
     if len(objects) and np.isnan(objects).all():
@@ -53,16 +58,21 @@ def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: G
             counted[row] = not (crowd & (overlaps > 0)).any()
     score = np.asarray(prediction["score"], np.float64)[chosen]
     by_class = np.bincount(kind[~crowd & labelled[kind]], minlength=count)
-    return Matched(score[counted], label[chosen][counted], correct[counted], by_class)
+    return YesNo(score[counted], label[chosen][counted], correct[counted], by_class)
 
 
-def tags(prediction: Mapping[str, np.ndarray], target: Labels, count: int) -> Matched:
+def tags(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> YesNo:
     """Returns the probabilities of those classes of which it is known whether one image shows them."""
+    del geometry
     label = np.asarray(target["label"], np.float64)
     known = np.flatnonzero(np.isfinite(label))
     true = label[known] == 1
     objects = np.bincount(known[true], minlength=count)
-    return Matched(np.asarray(prediction["probability"], np.float64)[known], known, true, objects)
+    return YesNo(np.asarray(prediction["probability"], np.float64)[known], known, true, objects)
+
+
+Match = Callable[[Mapping[str, np.ndarray], Labels, Geometry, int], YesNo | None]
+MATCHES: dict[str, Match] = {"detection": detections, "multi_label": tags}
 
 
 def _iou(boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:

@@ -1,4 +1,4 @@
-"""What scores are worth: which of them are right, their calibration error, and the thresholds of the best F1."""
+"""What scores are worth: their calibration error, the best temperature, and the thresholds of the best F1."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mtl_jax.evaluation.matching import MATCHES, YesNo
 from mtl_jax.tasks.base import Geometry, Labels
 from mtl_jax.tasks.calibration import FLOOR, SCORES
-from mtl_jax.tasks.mean_average_precision import to_original
 
-MATCH_IOU = 0.5  # of a box with the object that it finds
 LEAST_SCORE = 0.05  # of a detection whose calibration counts: nobody is shown the tail below
 BINS = 15  # of confidence, in the calibration error
 TEMPERATURES = np.exp(np.linspace(np.log(0.1), np.log(10.0), 461))  # 1 % apart
 LEVELS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # of thresholds
 LEAST_ANSWERS, LEAST_OBJECTS = 50, 20  # to choose a temperature, and thresholds: fewer say too little
 SHARED_OBJECTS = 10.0  # that all classes together add to the counts of each: a class with few follows the others
-
-
-class YesNo(NamedTuple):
-    """Scores that are each right or wrong: of detections, or of tags."""
-
-    score: Float[np.ndarray, " n"]
-    label: Int[np.ndarray, " n"]  # the class of each
-    correct: Bool[np.ndarray, " n"]
-    objects: Int[np.ndarray, " classes"]  # that there are to be found
 
 
 class OneOf(NamedTuple):
@@ -38,54 +28,6 @@ class OneOf(NamedTuple):
 
 
 Observed = YesNo | OneOf
-
-
-def of_detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> YesNo | None:
-    """Matches one image's detections, the best first, with the objects of their class; None where nobody looked.
-
-    Args:
-        prediction: of one image, for the network's input.
-        target: its labels, in pixels of the image; what lies on a crowd is neither right nor wrong.
-        geometry: where the image went.
-        count: of classes.
-    """
-    truth = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
-    if len(truth) and np.isnan(truth).all():
-        return None
-    among = np.asarray(target.get("labelled", np.ones(count, bool)))
-    kind, crowd = np.asarray(target["label"]).astype(int), np.asarray(target.get("crowd", np.zeros(len(truth), bool)))
-    label = np.asarray(prediction["label"]).astype(int)
-    rows = np.flatnonzero(np.asarray(prediction["valid"]).astype(bool) & among[label])
-    boxes = to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[rows], geometry)
-    overlap = np.where(label[rows][:, None] == kind[None], _iou(boxes, truth), 0.0)
-    correct, kept, free = np.zeros(len(rows), bool), np.ones(len(rows), bool), ~crowd
-    for index in range(len(rows)):  # best first, as they come
-        found = np.flatnonzero(free & (overlap[index] >= MATCH_IOU))
-        if len(found):
-            correct[index] = True
-            free[found[overlap[index, found].argmax()]] = False
-        else:
-            kept[index] = not (crowd & (overlap[index] > 0)).any()
-    objects = np.bincount(kind[~crowd & among[kind]] if len(kind) else kind, minlength=count)
-    score = np.asarray(prediction["score"], np.float64)[rows]
-    return YesNo(score[kept], label[rows][kept], correct[kept], objects)
-
-
-def _iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = np.prod(np.maximum(high - low, 0.0), axis=-1)
-    area_a, area_b = (np.prod(each[:, 2:] - each[:, :2], axis=-1) for each in (a, b))
-    return common / np.maximum(area_a[:, None] + area_b[None] - common, 1e-9)
-
-
-def of_tags(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> YesNo:
-    """Returns what is known of one image's classes."""
-    del geometry
-    truth = np.asarray(target["label"])
-    known = np.flatnonzero(np.isfinite(truth))
-    correct = truth[known] == 1
-    objects = np.bincount(known[correct], minlength=count)
-    return YesNo(np.asarray(prediction["probability"], np.float64)[known], known, correct, objects)
 
 
 def of_class(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> OneOf | None:
@@ -117,7 +59,7 @@ def of_pixels(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Ge
     return OneOf(of_cells / np.maximum(of_cells.sum(axis=1, keepdims=True), FLOOR), label[known])
 
 
-OBSERVE = {"detection": of_detections, "multi_label": of_tags, "classification": of_class, "segmentation": of_pixels}
+OBSERVE = {**MATCHES, "classification": of_class, "segmentation": of_pixels}
 
 
 def joined(observed: Sequence[Observed | None]) -> Observed | None:

@@ -16,6 +16,7 @@ from mtl_jax.continual.replay import Replay
 from mtl_jax.errors import UserError
 from mtl_jax.models import dependence
 from mtl_jax.models.patterns import path_of
+from mtl_jax.tasks.calibration import Calibration, from_tree, to_tree
 from mtl_jax.training import exactness
 from mtl_jax.workdir import checkpoints, files
 from mtl_jax.workdir.trained import Trained
@@ -114,6 +115,8 @@ def copy_stages(
             continue
         loaded = checkpoints.load(path, {"variables": abstract, "memory": None})
         record = {**checkpoints.read_metadata(path), "config": config.to_dict(), "train_seconds": 0.0}
+        chosen = parent.calibration if path == parent.path else from_tree(record.get("calibration", {}))
+        record["calibration"] = to_tree(_under_new_names(chosen, parent.config, config))
         if figures and path == parent.path:
             *before, stage = record["stages"]
             record["stages"] = [*before, {**stage, "metrics": {**stage["metrics"], **figures}}]
@@ -122,6 +125,17 @@ def copy_stages(
             kept[Replay.slot] = {**exemplars, **dict(kept.get(Replay.slot, {}))}
         parts = {"variables": grown(loaded["variables"], fresh), "memory": kept}
         checkpoints.save(workdir / "checkpoints" / path.name, parts, files.without_nan(record))
+
+
+def _under_new_names(
+    chosen: Mapping[str, Calibration], before: RunSettings, config: RunSettings
+) -> dict[str, Calibration]:
+    """What was chosen for classes, under the names that they have now; classes keep their places."""
+    found = {}
+    for task, each in chosen.items():
+        now = dict(zip(*(settings.tasks[task].get("classes") or () for settings in (before, config)), strict=False))
+        found[task] = each._replace(thresholds={now.get(name, name): at for name, at in each.thresholds.items()})
+    return found
 
 
 def _grown_memory(memory: Mapping[str, Any], params: PyTree, fresh: PyTree) -> dict[str, Any]:

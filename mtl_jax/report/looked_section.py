@@ -9,11 +9,12 @@ from html import escape
 import numpy as np
 from jaxtyping import Int
 
-from mtl_jax.evaluation.details import MIN_SCORE, THRESHOLD
 from mtl_jax.evaluation.matching import MATCH_IOU
 from mtl_jax.report import html_page
 from mtl_jax.report.pictures import MOST_IMAGES, Looked, Picture, Shown
 from mtl_jax.report.svg_figures import line_svg
+from mtl_jax.tasks.detection import MIN_SCORE
+from mtl_jax.tasks.multi_label import THRESHOLD
 
 MOST_CONFUSED = 25  # classes of a confusion matrix that is drawn
 MOST_PAIRS = 10  # that are listed in the place of a larger one
@@ -49,9 +50,9 @@ def by_class(looked: Mapping[str, Looked]) -> str:
             recall, precision = (axis.tolist() for axis in figures.curve)
             parts.append(html_page.panels([line_svg(title, recall, precision, x="recall", y="precision")]))
     lead = (
-        f"On at most {MOST_IMAGES} validation images. Precision and recall count boxes of a score of "
-        f"{MIN_SCORE} or more, tags of {THRESHOLD} or more. A box finds an object of its class at an IoU of "
-        f"{MATCH_IOU}."
+        f"On at most {MOST_IMAGES} validation images. Precision and recall count the boxes and tags that reach the "
+        f"threshold chosen for their class, without one boxes of a score of {MIN_SCORE} or more and tags of "
+        f"{THRESHOLD} or more. A box finds an object of its class at an IoU of {MATCH_IOU}."
     )
     return html_page.section("Class by class", "".join(parts), lead=lead) if parts else ""
 

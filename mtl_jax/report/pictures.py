@@ -18,6 +18,7 @@ from mtl_jax.evaluation.evaluate import Predict, example
 from mtl_jax.report import truth
 from mtl_jax.tasks import caption
 from mtl_jax.tasks.base import Geometry, Labels, Task
+from mtl_jax.tasks.calibration import calibration_of, tempered
 
 FIGURE_INCHES, DPI = 4.0, 100.0  # of the longer side of a picture in the report
 WEBP = {"format": "webp", "pil_kwargs": {"quality": 82}}  # a quarter of a PNG's bytes
@@ -75,7 +76,7 @@ def look(
         predict: from `evaluate.make_predict`.
         variables: of the network.
         batches: `data.pipeline.EvalBatch`es, of which `MOST_IMAGES` images are looked at.
-        tasks: those that the stream labels.
+        tasks: those that the stream labels, `calibrated` where something was chosen for them.
         count: pictures of the first images, and as many of the worst; with 0 nothing is looked at.
     """
     if not count or not tasks:
@@ -85,7 +86,7 @@ def look(
     }
     first: dict[str, list[_Seen]] = {name: [] for name in tasks}
     worst: dict[str, list[_Seen]] = {name: [] for name in tasks}
-    examples = _examples(predict, variables, batches, tuple(tasks))
+    examples = _examples(predict, variables, batches, tasks)
     for image, predictions, targets, geometry in itertools.islice(examples, MOST_IMAGES):
         for name in tasks:
             judged = details[name].update(predictions[name], targets[name], geometry) if name in details else None
@@ -110,12 +111,15 @@ def _quality(seen: _Seen) -> float:
 
 
 def _examples(
-    predict: Predict, variables: PyTree, batches: Iterable[Any], names: tuple[str, ...]
+    predict: Predict, variables: PyTree, batches: Iterable[Any], tasks: Mapping[str, Task]
 ) -> Iterator[tuple[np.ndarray, dict[str, dict[str, np.ndarray]], Mapping[str, Labels], Geometry]]:
     for batch in batches:
-        predictions = jax.device_get(predict(variables, batch.image, names=names))
+        raw = predict(variables, batch.image, names=tuple(tasks))
+        predictions = jax.device_get(
+            {name: tempered(task, raw[name], calibration_of(task)) for name, task in tasks.items()}
+        )
         for index in range(len(batch.ids)):
-            by_task = {name: example(predictions[name], index) for name in names}
+            by_task = {name: example(predictions[name], index) for name in tasks}
             yield np.asarray(batch.image[index]), by_task, batch.targets[index], batch.geometries[index]
 
 

@@ -78,10 +78,10 @@ class _Calibrated(Task):
     @property
     def _least(self) -> Any:
         """The least score that counts: a number, one for each class, or None of a kind whose answer is the best."""
-        least, chosen = SCORES[self.kind].least, self.calibration.thresholds
-        if least is None or not chosen:
+        least = SCORES[self.kind].least
+        if least is None or not self.calibration.thresholds:
             return least
-        return np.array([chosen.get(name, least) for name in self.classes], np.float32)
+        return least_scores(self).astype(np.float32)
 
     @property
     def meanings(self) -> Mapping[str, str]:
@@ -108,14 +108,6 @@ class _Calibrated(Task):
         super().draw(axes, prediction, self._least if threshold is None else threshold)
 
 
-class _Drawn(_Calibrated):
-    """Draws predictions whose scores have no temperature yet."""
-
-    def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:
-        scaled = tempered(self, prediction, self.calibration)
-        super().draw(axes, {name: np.asarray(value) for name, value in scaled.items()}, threshold)
-
-
 def calibrated(task: Task, calibration: Calibration | None = None) -> Task:
     """Returns a task whose predictions are tempered and say what of them counts, and whose answers follow that.
 
@@ -123,23 +115,27 @@ def calibrated(task: Task, calibration: Calibration | None = None) -> Task:
         task: of any kind; one without scores stays as it is.
         calibration: what was chosen for it; the defaults of its kind if None.
     """
-    return _of_kind(_Calibrated, task, calibration)
-
-
-def drawn(task: Task, calibration: Calibration | None) -> Task:
-    """Returns `calibrated`, for drawing the predictions of `task` itself."""
-    return _of_kind(_Drawn, task, calibration)
-
-
-def _of_kind(how: type[_Calibrated], task: Task, calibration: Calibration | None) -> Task:
-    """Derives a kind that overrides the task's own, and gives it the task's settings."""
     if task.kind not in SCORES:
         return task
-    kind = type(task)
-    made = type(f"Calibrated{kind.__name__}", (how, kind), {"calibration": calibration or Calibration()})
+    kind = type(task)  # the new one overrides it, and has the task's settings
+    made = type(f"Calibrated{kind.__name__}", (_Calibrated, kind), {"calibration": calibration or Calibration()})
     found = object.__new__(made)
     vars(found).update(vars(task))
     return found
+
+
+def calibration_of(task: Task) -> Calibration:
+    """Returns what was chosen for a task from `calibrated`; of another one, what changes nothing."""
+    return task.calibration if isinstance(task, _Calibrated) else Calibration()
+
+
+def least_scores(task: Task) -> Float[np.ndarray, " classes"]:
+    """Returns the least score that counts for each class of a task whose scores are each right or wrong.
+
+    That chosen for the class, and where there is none that of the kind: 0.3 of a box, 0.5 of a tag.
+    """
+    least, chosen = SCORES[task.kind].least, calibration_of(task).thresholds
+    return np.array([chosen.get(name, least) for name in task.classes], np.float64)
 
 
 def tempered(task: Task, predictions: Mapping[str, Any], calibration: Calibration) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mtl_jax.models import dependence, multi_task
 from mtl_jax.report import pictures, run_report
 from mtl_jax.runtime import devices
 from mtl_jax.runtime.preemption import Preemption
-from mtl_jax.tasks import calibration
+from mtl_jax.tasks.calibration import calibrated
 from mtl_jax.training import (
     dry_run,
     exactness,
@@ -262,8 +262,8 @@ def _conclude(run: Run, learnt: StageResult) -> dict[str, Any]:
     shown = {}
     for stream, asked in experiment.measured_streams(run.parts, names).items():
         batches = experiment.eval_batches(run.parts, stream)
-        drawn = {name: calibration.drawn(task, learnt.calibration.get(name)) for name, task in asked.items()}
-        shown |= pictures.look(run.predict, learnt.variables, batches, drawn, count=run.config.example_images)
+        judged = {name: calibrated(task, learnt.calibration.get(name)) for name, task in asked.items()}
+        shown |= pictures.look(run.predict, learnt.variables, batches, judged, count=run.config.example_images)
     run_report.write(run.written, looked=shown)
     for name in ("report.html", "contract.json"):
         run.log.artifact(run.written / name)
