@@ -23,7 +23,8 @@ jax.config.update("jax_platforms", "cpu")
 
 PROGRAMS_MB = 2048  # of compiled programs that are kept for the next run; the least recently used go first
 PROGRAM_SECONDS = 0.2  # what compiles faster is not worth a file
-LONGEST = ("test_train.py", "test_train_step.py")  # start first, so that no worker is left alone with them at the end
+# Start first, so that no worker is left alone with them at the end.
+LONGEST = ("test_train.py", "test_train_step.py", "test_kill.py", "test_grow_page.py", "test_two_hosts.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +65,15 @@ def no_report(monkeypatch) -> None:
     monkeypatch.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
     monkeypatch.setattr(train_loop.evaluate, "gigaflops", lambda *arguments, **settings: 1.0)
     monkeypatch.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """Lets XLA optimise, as outside the tests: for those that take hundreds of steps."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
 
 from mtl_jax import config as config_lib
@@ -59,19 +58,10 @@ def test_an_unknown_method_is_refused(page):
             page.get_config(variant)
 
 
-@pytest.fixture
-def optimised():
-    """Lets XLA optimise, as outside the tests: hundreds of steps are taken here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_report")
-def test_without_mitigation_the_first_task_falls_and_with_the_default_it_keeps_the_contract(
-    page, optimised, tmp_path, monkeypatch
+@pytest.mark.usefixtures("no_report", "optimised")
+def test_without_mitigation_the_first_task_falls_and_with_the_default_it_keeps_its_contract(
+    page, tmp_path, monkeypatch
 ):
     def trained(methods: tuple[str, ...], workdir: Path) -> dict:
         config = page.get_config("none")

@@ -26,6 +26,7 @@ def get_config():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_example_learns_five_digits_and_then_five_more(tmp_path, capsys):
     first = mtl_jax.train(f"{CONFIGS}/grow.py", tmp_path / "digits")
     assert first["passed"]
