@@ -63,6 +63,30 @@ def test_each_object_is_found_once_and_crowds_forgive():
     assert matching.detections(found, objects | {"boxes_xyxy": np.full((2, 4), np.nan)}, PLAIN, 2) is None
 
 
+def test_objects_are_counted_by_the_class_of_the_box_that_finds_them():
+    objects = {
+        "boxes_xyxy": np.array([[0, 0, 2, 2], [2, 0, 4, 2], [0, 2, 2, 4], [2, 2, 4, 4]], np.float32),
+        "label": np.array([0, 0, 1, 1]),
+        "crowd": np.array([False, False, False, True]),
+    }
+    found = {
+        # A dog on the first cat, which a worse box names rightly; dogs on the second and on the crowd; two on nothing.
+        "boxes_xyxy": np.array(
+            [[0, 0, 2, 2], [0, 0, 2, 2], [2, 0, 4, 2], [2, 2, 4, 4], [0, 0, 4, 4], [1, 1, 3, 3]], np.float32
+        ),
+        "label": np.array([1, 0, 1, 1, 0, 0]),
+        "score": np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.1]),  # the last is not shown
+        "valid": np.ones(6, bool),
+    }
+    seen = details("det")
+    seen.update(found, objects, PLAIN)
+    # The dog on the first cat is left with nothing, and the real dog is found by none.
+    assert seen.by_class().confusion.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
+    counts = matching.confusion(found, objects | {"labelled": np.array([False, True])}, PLAIN, np.full(2, 0.3))
+    assert counts.tolist() == [[0, 0, 0], [0, 0, 1], [0, 2, 0]]
+    assert matching.confusion(found, objects | {"boxes_xyxy": np.full((4, 4), np.nan)}, PLAIN, np.full(2, 0.3)) is None
+
+
 def test_precision_over_recall_has_the_area_of_average_precision():
     score, correct = np.array([0.2, 0.9, 0.5, 0.7]), np.array([True, True, True, False])
     recall, precision = precision_recall(score, correct, objects=4)

@@ -27,7 +27,7 @@ class ByClass(NamedTuple):
 
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    confusion: Int[np.ndarray, "truth predicted"] | None = None  # counts
+    confusion: Int[np.ndarray, "truth predicted"] | None = None  # counts; of boxes, "nothing" is the last
     curve: Curve | None = None  # of all classes together
 
 
@@ -110,6 +110,7 @@ class YesNoDetails:
         self._boxes = task.kind == "detection"
         self._least = least_scores(task)
         self._seen: list[matching.YesNo] = []
+        self._confusion = np.zeros((len(task.classes) + 1,) * 2, np.int64)
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
         """Adds one image, judged by the F1 score of what is shown."""
@@ -118,6 +119,9 @@ class YesNoDetails:
         if matched is None:
             return None
         self._seen.append(matched)
+        confusion = matching.confusion(prediction, target, geometry, self._least) if self._boxes else None
+        if confusion is not None:
+            self._confusion += confusion
         shown = matched.score >= self._least[matched.label]
         total = int(shown.sum() + matched.objects.sum())
         if not total:
@@ -126,7 +130,7 @@ class YesNoDetails:
         return Judged(f1, f"F1 {f1:.2f}")
 
     def by_class(self) -> ByClass | None:
-        """Returns objects (or images), precision and recall of what is shown, and average precision of every class."""
+        """Returns objects (or images), precision and recall of what is shown, AP of each class, confusion of boxes."""
         if not self._seen:
             return None
         score, label, correct = (np.concatenate([getattr(seen, name) for seen in self._seen]) for name in _FIELDS)
@@ -141,7 +145,8 @@ class YesNoDetails:
         counted = "objects" if self._boxes else "images"
         columns = ("class", counted, "precision", "recall", "AP 50" if self._boxes else "AP")
         rows = _rows(self._task.classes, *figures, np.array(average))
-        return ByClass(columns, rows, curve=precision_recall(score, correct, int(objects.sum())))
+        confusion = self._confusion if self._boxes else None
+        return ByClass(columns, rows, confusion, precision_recall(score, correct, int(objects.sum())))
 
 
 class ErrorDetails:

@@ -37,28 +37,92 @@ def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: G
     Returns:
         What was found; None where nobody looked for objects.
     """
-    objects = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
-    if len(objects) and np.isnan(objects).all():
+    pairs = _pairs(prediction, target, geometry, count)
+    if pairs is None:
         return None
-    kind = np.asarray(target["label"]).astype(int).reshape(-1)
-    labelled = np.broadcast_to(np.asarray(target.get("labelled", True)), count)
-    crowd = np.asarray(target.get("crowd", np.zeros(len(objects), bool)))
-    label = np.asarray(prediction["label"]).astype(int)
-    chosen = np.flatnonzero(np.asarray(prediction["valid"]).astype(bool) & labelled[label])
-    chosen = chosen[np.argsort(-np.asarray(prediction["score"])[chosen], kind="stable")]
-    overlap = _iou(to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[chosen], geometry), objects)
-    overlap = np.where(label[chosen][:, None] == kind[None], overlap, 0.0)
-    correct, counted, free = np.zeros(len(chosen), bool), np.ones(len(chosen), bool), ~crowd
+    overlap, free = np.where(pairs.same_class, pairs.overlap, 0.0), ~pairs.crowd
+    correct, counted = np.zeros(len(overlap), bool), np.ones(len(overlap), bool)
     for row, overlaps in enumerate(overlap):
         reached = np.where(free, overlaps, 0.0)
         if len(reached) and reached.max() >= MATCH_IOU:
             correct[row] = True
             free[reached.argmax()] = False
         else:
-            counted[row] = not (crowd & (overlaps > 0)).any()
-    score = np.asarray(prediction["score"], np.float64)[chosen]
-    by_class = np.bincount(kind[~crowd & labelled[kind]], minlength=count)
-    return YesNo(score[counted], label[chosen][counted], correct[counted], by_class)
+            counted[row] = not (pairs.crowd & (overlaps > 0)).any()
+    objects = np.bincount(pairs.object_class[pairs.to_be_found], minlength=count)
+    return YesNo(pairs.score[counted], pairs.label[counted], correct[counted], objects)
+
+
+def confusion(
+    prediction: Mapping[str, np.ndarray],
+    target: Labels,
+    geometry: Geometry,
+    least: Float[np.ndarray, " classes"],
+) -> Int[np.ndarray, "truth predicted"] | None:
+    """Counts one image's objects by the class of the box that finds them.
+
+    Boxes find objects of their own class first, then what is left of any class, the best box first, each object once.
+
+    Args:
+        prediction: of one image, for the network's input.
+        target: its labels, in pixels of the image.
+        geometry: where the image went in the input.
+        least: score of each class that a box must have.
+
+    Returns:
+        [classes + 1, classes + 1]: the last row holds boxes that find nothing (a crowd apart), the last column objects
+        that no box finds; None where nobody looked for objects.
+    """
+    pairs = _pairs(prediction, target, geometry, len(least))
+    if pairs is None:
+        return None
+    counts = np.zeros((len(least) + 1,) * 2, np.int64)
+    free, unused = pairs.to_be_found.copy(), pairs.score >= least[pairs.label]
+    for allowed in (pairs.same_class, ~pairs.same_class):
+        for row in np.flatnonzero(unused):
+            reached = np.where(free & allowed[row], pairs.overlap[row], 0.0)
+            if len(reached) and reached.max() >= MATCH_IOU:
+                best = reached.argmax()
+                counts[pairs.object_class[best], pairs.label[row]] += 1
+                free[best], unused[row] = False, False
+    on_crowd = (pairs.crowd & pairs.same_class & (pairs.overlap > 0)).any(axis=1)
+    np.add.at(counts[-1], pairs.label[unused & ~on_crowd], 1)
+    np.add.at(counts[:, -1], pairs.object_class[free], 1)
+    return counts
+
+
+class _Pairs(NamedTuple):
+    """One image's boxes of labelled classes, the best first, and its objects."""
+
+    score: Float[np.ndarray, " boxes"]
+    label: Int[np.ndarray, " boxes"]
+    overlap: Float[np.ndarray, "boxes objects"]  # intersection over union
+    same_class: Bool[np.ndarray, "boxes objects"]
+    object_class: Int[np.ndarray, " objects"]
+    crowd: Bool[np.ndarray, " objects"]
+    to_be_found: Bool[np.ndarray, " objects"]  # of a labelled class, and no crowd
+
+
+def _pairs(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> _Pairs | None:
+    objects = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
+    if len(objects) and np.isnan(objects).all():
+        return None
+    object_class = np.asarray(target["label"]).astype(int).reshape(-1)
+    labelled = np.broadcast_to(np.asarray(target.get("labelled", True)), count)
+    crowd = np.asarray(target.get("crowd", np.zeros(len(objects), bool)))
+    label = np.asarray(prediction["label"]).astype(int)
+    chosen = np.flatnonzero(np.asarray(prediction["valid"]).astype(bool) & labelled[label])
+    chosen = chosen[np.argsort(-np.asarray(prediction["score"])[chosen], kind="stable")]
+    overlap = _iou(to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[chosen], geometry), objects)
+    return _Pairs(
+        np.asarray(prediction["score"], np.float64)[chosen],
+        label[chosen],
+        overlap,
+        label[chosen][:, None] == object_class[None],
+        object_class,
+        crowd,
+        ~crowd & labelled[object_class],
+    )
 
 
 def tags(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> YesNo:

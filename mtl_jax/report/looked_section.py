@@ -17,6 +17,7 @@ from mtl_jax.tasks.detection import MIN_SCORE
 from mtl_jax.tasks.multi_label import THRESHOLD
 
 MOST_CONFUSED = 25  # classes of a confusion matrix that is drawn
+NOTHING = "nothing"
 MOST_PAIRS = 10  # that are listed in the place of a larger one
 
 
@@ -42,7 +43,7 @@ def by_class(looked: Mapping[str, Looked]) -> str:
         figures = each.by_class
         parts.append(f"<h3>{escape(task)}</h3>\n")
         parts.append(html_page.table(figures.columns, figures.rows, numbers=range(1, len(figures.columns))))
-        names = each.classes
+        names = (*each.classes, NOTHING)  # boxes find nothing, or objects are found by none
         if figures.confusion is not None and figures.confusion.any():
             parts.append(_confusion(names, figures.confusion))
         if figures.curve is not None and len(figures.curve[0]) > 1:
