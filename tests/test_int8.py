@@ -11,7 +11,7 @@ from mtl_jax.workdir import trained
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed: eight bits are not tested")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed: eight bits are not tested")
 
-from mtl_jax.export import int8  # noqa: E402  (needs onnx)
+from mtl_jax.export import equalising, int8, rounding  # noqa: E402  (they need onnx)
 
 SIZE = 64
 FORM = network.Form("none", "nchw")
@@ -48,34 +48,64 @@ def test_a_file_in_eight_bits_answers_nearly_as_the_network_does(weights, pixels
 
 def test_what_a_task_puts_out_is_never_rounded(weights, pixels):
     made = formats.as_onnx(trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1), FORM)
-    names, last = int8.layers(made.whole)
-    turned = [np.ascontiguousarray(each[None].transpose(network.TO_NCHW)) for each in pixels]
-    found = int8.ranges(made.whole, turned)
-    few = int8.quantised(made.whole, found, names)
+    names, last = rounding.layers(made.whole)
+    samples = int8.observed(made.whole, [np.ascontiguousarray(pixels.transpose(network.TO_NCHW))])
+    ranges = {name: int8.limits(values) for name, values in samples.items()}
+    few = rounding.quantised(made.whole, ranges, names)
     assert last
     assert not set(last) & rounded(few.graph.node)
     kinds = {each.name: onnx.numpy_helper.to_array(each).dtype for each in few.graph.initializer}
     assert sum(kind == np.int8 for kind in kinds.values()) > 4
-    assert int8.quantised(made.whole, found, []).graph.node == made.whole.graph.node
+    assert not rounded(rounding.quantised(made.whole, ranges, []).graph.node)  # kernels alone are stored in eight bits
 
 
-def test_no_number_is_spent_where_a_gate_is_constant():
-    nodes = [onnx.helper.make_node(op, ["x"], [op], op) for op in ("HardSwish",)]
-    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "gates", [], []))
-    assert int8._cut(model, {"x": (-20.0, 5.0), "HardSwish": (0.0, 5.0)}) == {"x": (-3.0, 5.0)}
-    both = [*nodes, onnx.helper.make_node("Relu", ["x"], ["y"])]
-    assert int8._cut(onnx.helper.make_model(onnx.helper.make_graph(both, "two", [], [])), {"x": (-20.0, 5.0)}) == {}
+def test_limits_are_where_rounding_and_cutting_off_change_least():
+    even = np.linspace(-1.0, 2.0, 1000)
+    assert int8.limits(even) == (-1.0, 2.0)
+    heavy = np.concatenate([np.random.default_rng(0).normal(size=100_000), [20.0]])
+    low, high = int8.limits(heavy)
+    assert low == heavy.min()
+    assert 10 < high < 20
+    assert int8.limits(np.zeros(4)) == (0.0, 0.0)
+
+
+def convolution(name: str, given: str, kernel: np.ndarray, **attributes):
+    arrays = {f"{name}/kernel": kernel, f"{name}/bias": np.arange(len(kernel), dtype=np.float32)}
+    return onnx.helper.make_node("Conv", [given, *arrays], [name], name, **attributes), arrays
+
+
+def test_equalised_channels_compute_the_same_and_are_alike():
+    draw, spread = np.random.default_rng(0), np.float32([[[[1.0]]], [[[30.0]]], [[[0.1]]], [[[5.0]]]])
+    first = convolution("first", "image", spread * draw.normal(size=(4, 3, 1, 1)).astype(np.float32))
+    relu = onnx.helper.make_node("Relu", ["first"], ["relu"], "relu")
+    each = convolution("each", "relu", draw.normal(size=(4, 1, 3, 3)).astype(np.float32), group=4)
+    gate = convolution("gate", "each", draw.normal(size=(4, 4, 1, 1)).astype(np.float32))
+    sigmoid = onnx.helper.make_node("HardSigmoid", ["gate"], ["open"], "open")
+    times = onnx.helper.make_node("Mul", ["each", "open"], ["times"], "times")
+    last = convolution("last", "times", draw.normal(size=(2, 4, 1, 1)).astype(np.float32))
+    named = onnx.helper.make_node("Identity", ["last"], ["seg/outputs"], "named")
+    nodes = [first[0], relu, each[0], gate[0], sigmoid, times, last[0], named]
+    arrays = first[1] | each[1] | gate[1] | last[1]
+    shapes = [onnx.helper.make_tensor_value_info(n, 1, None) for n in ("image", "seg/outputs")]
+    weights = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = onnx.helper.make_graph(nodes, "chain", shapes[:1], shapes[1:], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    image = draw.normal(size=(1, 3, 6, 6)).astype(np.float32)
+    samples = int8.observed(model, [image])
+    changed, found = equalising.equalised(model, samples)
+    expected, got = (formats.session(one.SerializeToString())(image)["seg/outputs"] for one in (model, changed))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.abs(found["relu"]).max(axis=0), np.abs(samples["relu"]).max(), rtol=1e-5)
+    again = int8.observed(changed, [image])
+    for name, values in again.items():
+        np.testing.assert_allclose(values, found[name], rtol=1e-4, atol=1e-4)
 
 
 def test_kernels_that_differ_by_a_norm_are_held_once():
-    draft, kernel = (
-        int8._Draft({"x": (0.0, 1.0)}),
-        np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(np.float32),
-    )
-    draft.round("x")
+    draft = rounding._Draft({})
+    kernel = np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(np.float32)
     for name, factor in (("one", 1.0), ("two", 1.7), ("other", -1.0)):
-        node = onnx.helper.make_node("Conv", [draft.read["x"], name], [f"{name}/y"], name)
-        draft.fold(node, [np.float32(factor) * kernel])
+        draft.kernel(name, np.float32(factor) * kernel)
     held = [each for each in draft.arrays.values() if each.dtype == np.int8]
     assert len(held) == 2
 

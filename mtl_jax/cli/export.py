@@ -6,7 +6,6 @@ mtl-jax export --weights runs/seq --out exported --images "data/mini-coco-det/va
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
 import sys
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 from mtl_jax.cli import flags
 
 REPEATS = 20  # timed calls
-CALIBRATED = 32  # images, spread over all that are named
 EIGHT_BITS = "onnx int8"
 
 
@@ -37,8 +35,10 @@ def parser() -> flags.Parser:
     parser.add_argument("--decode", choices=("none", "boxes", "all"), default="all", help="boxes: no suppression")
     parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of images, and maps that come out")
     parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
-    parser.add_argument("--int8", action="store_true", help="also an ONNX file in eight bits, calibrated and measured")
-    parser.add_argument("--calibrate", nargs="+", default=[], help="of --int8: training images, as for --images")
+    parser.add_argument("--int8", action="store_true", help="also an ONNX file in eight bits, measured")
+    parser.add_argument(
+        "--calibrate", nargs="+", default=[], help="of --int8: images in place of the run's own training images"
+    )
     return parser
 
 
@@ -132,13 +132,16 @@ class _EightBits(NamedTuple):
 
 def _in_eight_bits(places: list[str], model: Any, folder: Path, image: Any, form: Any, view: Any) -> _EightBits:
     """Writes the file in eight bits, and measures it and the network in fp32 on validation images."""
+    from mtl_jax import predict
     from mtl_jax.errors import UserError
-    from mtl_jax.export import check, figures, int8
+    from mtl_jax.export import calibration_images, check, figures, int8
 
-    shape = (1, *image.shape[1:])
-    pixels = list(itertools.islice(_batches(places, shape, crop=view.crop, most=CALIBRATED), CALIBRATED))
+    if places:
+        pixels = calibration_images.named(model, predict.find_images(places), view)
+    else:
+        pixels = calibration_images.of_run(model, view)
     made = int8.int8(model, folder, image, form, pixels)
-    said = f"{made.error:.2f} of the spread; {made.chosen} of {made.whole} nodes"
+    said = f"{made.error:.2f} of the spread; {made.chosen} of {made.whole} convolutions"
     row = EIGHT_BITS, made.exported.path, f"{made.exported.size / 1e6:.1f}", said, "any"
     try:
         whole, small = (figures.figures(model, each, view) for each in (check.reference(model, form)[1], made.check))
@@ -173,8 +176,6 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
         return "--out is missing; expected the folder of the files, or --web and the folder of a page"
     if unknown := [name for name in names if name not in formats.FORMATS]:
         return f"--format names {', '.join(unknown)}; expected some of {', '.join(formats.FORMATS)}"
-    if options.int8 and not options.calibrate:
-        return "--int8: expected training images to calibrate with, found none; name files or folders with --calibrate"
     if options.calibrate and not options.int8:
         return "--calibrate: expected --int8 beside it, found it alone; add --int8"
     if options.batch_size < 1:
@@ -223,8 +224,8 @@ def _tell(model: Any, view: Any, description: dict[str, Any]) -> None:
             print(f"note: {name} was validated on {task['validated_on']}, the files take {view}")
 
 
-def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool, most: int = 0) -> Iterator[Any]:
-    """Images as the files take them, or without any blotches of colour; at most so many, spread evenly."""
+def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterator[Any]:
+    """Images as the files take them, or without any blotches of colour."""
     import numpy as np
 
     from mtl_jax import predict
@@ -237,7 +238,6 @@ def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool, most: int
         yield blotches.repeat(16, axis=1).repeat(16, axis=2)
         return
     paths = predict.find_images(places)
-    paths = paths[:: max(1, len(paths) // most)] if most else paths
     for first in range(0, len(paths), count):
         images = [decode_image(path) for path in paths[first : first + count]]
         yield pipeline.fitted(images, size=(size[0], size[1]), batch_size=count, crop=crop)[0]

@@ -137,6 +137,23 @@ def validation_digests(
     return {stream: {"val": {name: figures[name] for name in KEPT}} for stream, figures in seen.items()}
 
 
+def validation_images(parts: Experiment, streams: Iterable[str], *, cache: Path | None = None) -> set[str]:
+    """Returns the digests (`facts.image_digest`) of some streams' validation images.
+
+    Args:
+        parts: the experiment.
+        streams: their names.
+        cache: as in `examine`.
+
+    Raises:
+        UserError: a dataset that is not there.
+    """
+    settings: _Settings = {"most": 0, "cache": cache, "on_progress": lambda done, total: None}
+    looked: dict[str, Survey] = {}
+    surveys = [_look(parts, stream, False, looked, settings).survey for stream in streams]
+    return {sample.pixels for each in surveys for sample in each.samples}
+
+
 def _look(parts: Experiment, stream: str, training: bool, looked: dict[str, Survey], settings: _Settings) -> _Split:
     """Looks at one split, unless a stream before it had the same dataset."""
     most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if parts.smoke else settings["most"]

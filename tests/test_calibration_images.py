@@ -1,0 +1,92 @@
+"""Ranges of eight bits come from training images: never from those that figures are reported of."""
+
+import pytest
+from PIL import Image
+from tiny import MODEL
+
+from mtl_jax import config as config_lib
+from mtl_jax import experiment
+from mtl_jax.errors import UserError
+from mtl_jax.experiment import View
+from mtl_jax.export import calibration_images
+from mtl_jax.workdir.trained import Trained
+
+VIEW = View(32, crop=False)
+
+
+@pytest.fixture
+def network(tmp_path, tiny_backbone, monkeypatch):
+    """A run of one stream: eight training images of brightness 0 to 7, four validation images from 100 on."""
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
+    for split, first, count in (("train", 0, 8), ("val", 100, 4)):
+        for number in range(first, first + count):
+            folder = tmp_path / "pets" / split / ("indoors", "outdoors")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (number,) * 3).save(folder / f"{number}.png")
+    return run_of(tmp_path)
+
+
+def run_of(root, held_out_percent: float = 0.0):
+    config = config_lib.base()
+    config.image_size, config.held_out_percent = 32, held_out_percent
+    with config.ignore_type():
+        config.model.update(MODEL)
+        config.tasks.cls = {"kind": "classification", "classes": ("indoors", "outdoors")}
+    config.streams.pets = config_lib.stream("image_folder", {"cls": "classification"}, options={"folder": "pets"})
+    parts = experiment.build(config.to_dict(), data_root=root)
+    settings = config_lib.read_settings(config.to_dict())
+    return Trained(root / "checkpoint", "all", settings, parts, ("cls",), {}, {}, ("all",), {})
+
+
+def brightness(images) -> set[int]:
+    return {round(255 * float(each.mean())) for each in images}
+
+
+def test_a_run_gives_training_images_alone(network):
+    found = calibration_images.of_run(network, VIEW, count=4)
+    assert found[0].shape == (1, 32, 32, 3)
+    assert len(brightness(found)) == 4
+    assert brightness(found) <= set(range(8))
+
+
+def test_of_training_images_it_gives_those_that_no_step_saw(network):
+    held_out = run_of(network.path.parent, held_out_percent=25.0)
+    unseen = experiment.source(held_out.parts, "pets", training=True, held_out=True)
+    found = calibration_images.of_run(held_out, VIEW)
+    assert brightness(found) == {int(sample["image"].mean()) for sample in unseen}
+    assert len(found) == 2
+
+
+def test_a_training_image_that_is_a_validation_image_too_is_left_out(network, tmp_path):
+    Image.new("RGB", (32, 32), (3, 3, 3)).save(tmp_path / "pets" / "val" / "outdoors" / "again.bmp")
+    assert brightness(calibration_images.of_run(network, VIEW)) == {0, 1, 2, 4, 5, 6, 7}
+    for number in range(8):
+        Image.new("RGB", (32, 32), (number,) * 3).save(tmp_path / "pets" / "val" / "outdoors" / f"{number}.png")
+    again = run_of(tmp_path)
+    with pytest.raises(
+        UserError, match="expected training images that are no validation images of the run, found none"
+    ):
+        calibration_images.of_run(again, VIEW)
+
+
+def test_validation_images_are_refused_under_any_name_and_in_any_file(network, tmp_path):
+    copy, own = tmp_path / "copy.bmp", tmp_path / "own.png"
+    Image.new("RGB", (32, 32), (101,) * 3).save(copy)
+    Image.new("RGB", (32, 32), (50,) * 3).save(own)
+    assert brightness(calibration_images.named(network, [own], VIEW)) == {50}
+    with pytest.raises(UserError, match=r"found 1 of the run's validation images, such as .*copy.bmp"):
+        calibration_images.named(network, [own, copy], VIEW)
+
+
+def test_without_its_data_a_run_takes_images_that_are_named(tmp_path, tiny_backbone, monkeypatch):
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own.png"
+    Image.new("RGB", (32, 32), (50,) * 3).save(own)
+    assert len(calibration_images.named(run_of(tmp_path), [own], VIEW)) == 1
+    with pytest.raises(UserError, match="--calibrate"):
+        calibration_images.of_run(run_of(tmp_path), VIEW)
+
+
+def test_images_are_spread_evenly():
+    assert calibration_images.spread(100, 4) == [12, 37, 62, 87]
+    assert calibration_images.spread(2, 4) == [0, 1]
