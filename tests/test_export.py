@@ -13,6 +13,8 @@ from tiny import KINDS, save_checkpoint
 from mtl_jax.cli import export as command
 from mtl_jax.errors import UserError
 from mtl_jax.export import check, formats, network
+from mtl_jax.kernels import cpu_kernels
+from mtl_jax.models import depthwise
 from mtl_jax.workdir import trained
 
 SIZE = 64
@@ -113,6 +115,20 @@ def test_files_for_phones_and_accelerators_answer_as_the_network_does(weights, i
         np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-3, err_msg=key)
     assert set(exported.check(pixels)) == set(expected) | {f"{task}/outputs" for task in KINDS}
     assert exported.size > 10_000
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other translator
+def test_another_translator_of_jax_agrees_with_ours(weights, image, pixels):
+    require_format("onnx")
+    jax2onnx = pytest.importorskip("jax2onnx", reason="jax2onnx is not installed: ONNX has no second opinion")
+    model, form = trained.load(weights, tasks="det,cls,tags,age"), network.Form("none")
+    with cpu_kernels.left_out(), depthwise.traced_in("grouped"):
+        theirs = jax2onnx.to_onnx(network.answers(model, form), [image])
+    ours = formats.as_onnx(model, image, form).served
+    expected, found = (formats.session(each.SerializeToString())(pixels) for each in (theirs, ours))
+    for name, value in zip(sorted(found), expected.values(), strict=True):  # JAX sorts a dict's keys
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+    assert len(ours.graph.node) < len(theirs.graph.node) / 2
 
 
 @pytest.mark.filterwarnings("ignore")  # of the converter itself

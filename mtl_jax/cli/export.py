@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from mtl_jax.cli import flags
 
 REPEATS = 20  # timed calls
-EIGHT_BITS = "onnx int8"
 
 
 def parser() -> flags.Parser:
@@ -35,7 +34,7 @@ def parser() -> flags.Parser:
     parser.add_argument("--decode", choices=("none", "boxes", "all"), default="all", help="boxes: no suppression")
     parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of images, and maps that come out")
     parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
-    parser.add_argument("--int8", action="store_true", help="also an ONNX file in eight bits, measured")
+    parser.add_argument("--int8", action="store_true", help="also the ONNX and LiteRT files in eight bits, measured")
     parser.add_argument(
         "--calibrate", nargs="+", default=[], help="of --int8: images in place of the run's own training images"
     )
@@ -90,7 +89,7 @@ def _export(options: argparse.Namespace) -> str:
     batches = list(_batches(options.images, image.shape, crop=view.crop))
     form = network.Form(options.decode, options.layout)
     description = network.describe(model, image, form)
-    for name in names:
+    for name in [*names, *(["litert int8"] if options.int8 and "litert" in names else [])]:
         formats.require_packages(name)
     out = options.out.expanduser()
     made = not out.exists()
@@ -101,11 +100,10 @@ def _export(options: argparse.Namespace) -> str:
             rows, wrong, runs = _make(names, model, Path(drafts), image, batches, form)
             if wrong:
                 return wrong
-            small = None
-            if options.int8:
-                small = _in_eight_bits(options.calibrate, model, Path(drafts), image, form, view)
-                rows.append(small.row)
-                runs[EIGHT_BITS] = small.run
+            small = _in_eight_bits(options, names, model, Path(drafts), image, form, view)
+            for each in small:
+                rows.append(each.row)
+                runs[each.row[0]] = each.run
             description["files"] = {row[0]: row[1].name for row in rows}
             description["batch_sizes"] = {row[0]: row[-1] for row in rows}
             (Path(drafts) / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
@@ -117,8 +115,8 @@ def _export(options: argparse.Namespace) -> str:
         if made and not any(out.iterdir()):
             out.rmdir()
     _tell(model, view, description)
-    if small:
-        _show_figures(small)
+    for each in small:
+        _show_figures(each)
     _show([(label, str(out / path.name), *map(str, rest)) for label, path, *rest in rows], runs, batches[0])
     return ""
 
@@ -130,25 +128,50 @@ class _EightBits(NamedTuple):
     problem: str  # why there are none
 
 
-def _in_eight_bits(places: list[str], model: Any, folder: Path, image: Any, form: Any, view: Any) -> _EightBits:
-    """Writes the file in eight bits, and measures it and the network in fp32 on validation images."""
-    from mtl_jax import predict
-    from mtl_jax.errors import UserError
-    from mtl_jax.export import calibration_images, check, figures, int8
+def _in_eight_bits(
+    options: argparse.Namespace, names: list[str], model: Any, folder: Path, image: Any, form: Any, view: Any
+) -> list[_EightBits]:
+    """Writes the files in eight bits that are asked for; measures them and the network on validation images."""
+    if not options.int8:
+        return []
+    made = [_small_litert(options, model, folder, image, form, view)] if "litert" in names else []
+    return made if made and "onnx" not in names else [_small_onnx(options, model, folder, image, form, view), *made]
 
-    if places:
-        pixels = calibration_images.named(model, predict.find_images(places), view)
+
+def _small_onnx(options: argparse.Namespace, model: Any, folder: Path, image: Any, form: Any, view: Any) -> _EightBits:
+    from mtl_jax import predict
+    from mtl_jax.export import calibration_images, int8
+
+    if options.calibrate:
+        pixels = calibration_images.named(model, predict.find_images(options.calibrate), view)
     else:
         pixels = calibration_images.of_run(model, view)
     made = int8.int8(model, folder, image, form, pixels)
     said = f"{made.error:.2f} of the spread; {made.chosen} of {made.whole} convolutions"
-    row = EIGHT_BITS, made.exported.path, f"{made.exported.size / 1e6:.1f}", said, "any"
+    return _measured("onnx int8", made.exported, said, "any", model, form, view)
+
+
+def _small_litert(
+    options: argparse.Namespace, model: Any, folder: Path, image: Any, form: Any, view: Any
+) -> _EightBits:
+    from mtl_jax.export import litert_int8
+
+    made = litert_int8.litert_int8(model, folder, image, form)
+    pixels = next(_batches(options.images, image.shape, crop=view.crop))
+    said = f"{litert_int8.apart(model, form, made.check, pixels):.2f} of the size"
+    return _measured("litert int8", made, said, image.shape[0], model, form, view)
+
+
+def _measured(label: str, made: Any, said: str, images: Any, model: Any, form: Any, view: Any) -> _EightBits:
+    from mtl_jax.errors import UserError
+    from mtl_jax.export import check, figures
+
+    row = label, made.path, f"{made.size / 1e6:.1f}", said, images
     try:
         whole, small = (figures.figures(model, each, view) for each in (check.reference(model, form)[1], made.check))
     except UserError as error:
-        return _EightBits(row, made.exported.run, {}, str(error))
-    metrics = {name: (model.tasks[name], whole[name], small[name]) for name in model.names}
-    return _EightBits(row, made.exported.run, metrics, "")
+        return _EightBits(row, made.run, {}, str(error))
+    return _EightBits(row, made.run, {name: (model.tasks[name], whole[name], small[name]) for name in model.names}, "")
 
 
 def _show_figures(small: _EightBits) -> None:
@@ -158,9 +181,9 @@ def _show_figures(small: _EightBits) -> None:
     from mtl_jax import tasks
 
     if small.problem:
-        print(f"note: no figures in eight bits: {small.problem}")
+        print(f"note: no figures of {small.row[0]}: {small.problem}")
         return
-    table = Table("task", "figure, on validation images", "fp32", "int8", "lost, %")
+    table = Table("task", "figure, on validation images", "fp32", small.row[0], "lost, %")
     for name, (task, whole, few) in small.figures.items():
         lost = (whole - few) * (1 if task.higher_is_better else -1)
         share = f"{100 * lost / whole:.1f}" if whole else ""
@@ -178,6 +201,10 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
         return f"--format names {', '.join(unknown)}; expected some of {', '.join(formats.FORMATS)}"
     if options.calibrate and not options.int8:
         return "--calibrate: expected --int8 beside it, found it alone; add --int8"
+    if options.calibrate and "litert" in names and "onnx" not in names:
+        return (
+            "--calibrate: expected --format onnx beside it; LiteRT's file in eight bits needs no images, leave it out"
+        )
     if options.batch_size < 1:
         return f"--batch_size is {options.batch_size}; expected 1 or more"
     if options.image_size < 0:

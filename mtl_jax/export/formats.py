@@ -22,10 +22,17 @@ PACKAGES = {  # beside JAX, what writes and runs a format
     "stablehlo": ("flatbuffers",),
     "onnx": ("onnx", "onnxruntime"),
     "litert": ("litert_converter", "ai_edge_litert"),
+    "litert int8": ("ai_edge_quantizer",),
     "openvino": ("onnx", "onnxruntime", "openvino"),
     "coreml": ("coremltools", "stablehlo_coreml"),
 }
-EXTRAS = {"onnx": "'.[export]'", "litert": "'.[litert]'", "openvino": "'.[openvino]'", "coreml": "'.[coreml]'"}
+EXTRAS = {
+    "onnx": "'.[export]'",
+    "litert": "'.[litert]'",
+    "litert int8": "'.[litert]'",
+    "openvino": "'.[openvino]'",
+    "coreml": "'.[coreml]'",
+}
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 

@@ -35,13 +35,14 @@ def litert(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Fo
     if form.layout != "nhwc":
         raise UserError("litert: expected --layout nhwc, found nchw; LiteRT computes with the channels last")
     path = folder / "model.tflite"
-    path.write_bytes(_converted(network, image, form, with_outputs=False))
-    run = _interpreter(path.read_bytes())
-    whole = run if form.decode == "none" else _interpreter(_converted(network, image, form, with_outputs=True))
+    path.write_bytes(converted(network, image, form, with_outputs=False))
+    run = interpreter(path.read_bytes())
+    whole = run if form.decode == "none" else interpreter(converted(network, image, form, with_outputs=True))
     return Exported(path, run, whole, network)
 
 
-def _converted(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with_outputs: bool) -> bytes:
+def converted(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with_outputs: bool) -> bytes:
+    """Returns a network as a file of LiteRT; with_outputs: what decoding starts from is among its outputs."""
     library = "litert_converter.mlir"
     names_of = ("ir", "passmanager", "_mlir_libs.converter_api_ext")
     ir, passmanager, converter = (importlib.import_module(f"{library}.{name}") for name in names_of)
@@ -64,7 +65,8 @@ def _converted(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, wit
         ) from error
 
 
-def _interpreter(model: bytes) -> Run:
+def interpreter(model: bytes) -> Run:
+    """Opens a file of LiteRT as a function of the array that it takes."""
     opened: Any = importlib.import_module("ai_edge_litert.interpreter").Interpreter(model_content=model)
     runner = opened.get_signature_runner(SIGNATURE)
     return lambda pixels: {name: np.array(value) for name, value in runner(**{INPUT: pixels}).items()}
