@@ -48,7 +48,8 @@ def coreml(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Fo
         )
     except Exception as error:  # of several kinds, whose text runs over many lines
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"coreml: the converter refuses the network ({reason}); export with --decode none") from error
+        instead = "export with --decode none" if form.decode != "none" else "export it as onnx or litert"
+        raise UserError(f"coreml: the converter refuses the network ({reason}); {instead}") from error
     path = folder / "model.mlpackage"
     _named(package, names).save(str(path))
     return Exported(path, None, None, network)
