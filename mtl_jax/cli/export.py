@@ -156,7 +156,7 @@ def _small_litert(
 ) -> _EightBits:
     from mtl_jax.export import litert_int8
 
-    made = litert_int8.litert_int8(model, folder, image, form)
+    made: Any = litert_int8.litert_int8(model, folder, image, form)
     pixels = next(_batches(options.images, image.shape, crop=view.crop))
     said = f"{litert_int8.apart(model, form, made.check, pixels):.2f} of the size"
     return _measured("litert int8", made, said, image.shape[0], model, form, view)
