@@ -83,7 +83,7 @@ def balance(options: Options) -> Rows:
 
     methods = tuple(name for name in options.methods.split(",") if name) or tuple(balance.METHODS)
     if unknown := sorted(set(methods) - set(balance.METHODS)):
-        raise UserError(f"--methods names {', '.join(unknown)}; expected some of {', '.join(balance.METHODS)}")
+        raise UserError(f"--methods: expected some of {', '.join(balance.METHODS)}, found {', '.join(unknown)}")
     compilation.enable_cache()
     plain = Problem("jax", "step", options.batch_size, options.image_size, options.dtype)
     return balance_costs.measure(plain, methods, repeats=options.repeats)
@@ -181,7 +181,7 @@ def sharing(options: Options) -> Rows:
     runs: dict[str, list[Path]] = {}
     for name, equals, folder in (each.partition("=") for each in options.runs.split(",") if each):
         if not equals:
-            raise UserError(f"--runs has {name!r}; expected a network and a work directory, as in shared=runs/seq")
+            raise UserError(f"--runs: expected a network and a work directory, as in shared=runs/seq, found {name!r}")
         runs.setdefault(name, []).append(Path(folder))
     rows = sharing.measure(options.data_root, image_size=options.image_size, repeats=options.repeats, runs=runs)
     if options.svg:

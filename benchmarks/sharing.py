@@ -84,7 +84,7 @@ def _times(
 def _reached(name: str, folders: Sequence[Path]) -> dict[str, float]:
     """Mean of each task's figure over the runs that have the task, and the largest of the tasks' mean drops."""
     if name not in NETWORKS:
-        raise UserError(f"--runs names {name}; expected some of {', '.join(NETWORKS)}")
+        raise UserError(f"--runs: expected some of {', '.join(NETWORKS)}, found {name}")
     found = [comparison.read(name, number, folder) for number, folder in enumerate(folders)]
     unfinished = [str(folder) for folder, run in zip(folders, found, strict=True) if run is None]
     if unfinished:

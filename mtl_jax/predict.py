@@ -162,7 +162,7 @@ def check_threshold(threshold: float | None) -> None:
         UserError: it is not from 0 to 1.
     """
     if threshold is not None and not 0 <= threshold <= 1:
-        raise UserError(f"--threshold is {threshold}; expected a score from 0 to 1")
+        raise UserError(f"--threshold: expected a score from 0 to 1, found {threshold}")
 
 
 def _decoded(

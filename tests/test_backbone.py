@@ -89,5 +89,5 @@ def test_efficientnet_dilates_beyond_the_output_stride():
 
 @pytest.mark.parametrize("name", ["plain_cnn", "yolov8n", "fast_scnn"])
 def test_a_backbone_that_cannot_dilate_says_so(name):
-    with pytest.raises(UserError, match=f"{name} has 32, found 16"):
+    with pytest.raises(UserError, match=f"expected 32 with backbone {name}, found 16; set 32"):
         abstract(multi_task.BACKBONES[name](output_stride=16), IMAGE)

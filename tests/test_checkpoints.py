@@ -65,7 +65,7 @@ def test_damage_is_found_and_named(saved, damage):
 def test_a_folder_without_metadata_is_no_checkpoint(saved):
     (saved / checkpoints.METADATA).unlink()
     assert not checkpoints.is_complete(saved)
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="expected a complete checkpoint"):
         checkpoints.load(saved, {"state": None})
 
 

@@ -383,7 +383,7 @@ def test_a_category_of_the_validation_split_alone_is_refused_where_it_is_used(tm
     assert opened(tmp_path, "val").class_names == opened(tmp_path).class_names
     make_coco(tmp_path, [annotation([1, 2, 3, 4], 3)], split="val", categories=more)
     with pytest.raises(
-        UserError, match=r"found category 'cup': add it to the stream's options\.classes and to the task"
+        UserError, match=r"found category 'cup'; add it to the stream's options\.classes and to the task"
     ):
         opened(tmp_path, "val")
 
@@ -433,7 +433,7 @@ def test_where_no_size_tells_the_setting_decides(tmp_path, annotated_on, right):
 
 def test_where_nothing_tells_the_image_is_refused(tmp_path):
     with pytest.raises(
-        UserError, match=r"7\.jpg: .* found none here .* 2 turned images: set annotated_on to stored or upright"
+        UserError, match=r"7\.jpg: .* found none here .* 2 turned images; set annotated_on to stored or upright"
     ):
         turned(tmp_path, (3, 3))[0]
 

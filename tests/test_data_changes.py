@@ -68,7 +68,9 @@ def test_a_baseline_of_other_validation_images_is_refused(tmp_path, monkeypatch,
 
     judge({})
     judge({"another name": splits(train="x")})
-    with pytest.raises(UserError, match=r"for task seg; expected a figure of the 2 .* stream one, found one of others"):
+    with pytest.raises(
+        UserError, match=r"baseline_from\.seg: expected a figure of the 2 .* stream one in .*, found one of others"
+    ):
         judge({"one": splits(val="x")})
     other_tasks = {"one": splits(val="x")}
     other_tasks["one"]["val"]["tasks"]["seg"] = NOW["one"]["val"]["tasks"]["seg"]

@@ -182,7 +182,7 @@ def test_the_map_is_drawn_with_a_caption_in_metres():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"cost": "l2"}, "cost is 'l2'; expected one of l1, berhu, log"),
+        ({"cost": "l2"}, "cost: expected one of l1, berhu, log"),
         ({"min_depth": 0.0}, r"0 < min_depth < center < max_depth, found 0\.0, 2\.0, 10\.0"),
         ({"center": 11.0}, "0 < min_depth < center < max_depth"),
         ({"strides": (8, 16)}, "one stride for depth"),

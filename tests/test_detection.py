@@ -444,8 +444,8 @@ def test_ground_truth_as_predictions_scores_one_and_noise_scores_nothing_on_real
     [
         ({"classes": ()}, "at least 1 class"),
         ({"strides": ()}, "at least one stride"),
-        ({"nms_iou": 0.0}, "nms_iou is 0.0; expected more than 0 and at most 1"),
-        ({"score_threshold": 1.5}, "score_threshold is 1.5; expected at least 0 and less than 1"),
+        ({"nms_iou": 0.0}, "nms_iou: expected more than 0 and at most 1"),
+        ({"score_threshold": 1.5}, "score_threshold: expected at least 0 and less than 1"),
         ({"max_detections": 600}, "at most candidates, 512, found 600"),
     ],
 )

@@ -34,7 +34,7 @@ def parent(tiny_backbone, tmp_path_factory):
         ("cls", {"7": "seven"}, (), "has no class 7"),
         ("cls", {"0": "1"}, (), "two classes 1"),
         ("cls", {}, ("9",), "has no class 9"),
-        ("cls", {}, (), "nothing is edited"),
+        ("cls", {}, (), "expected --rename OLD=NEW or --remove NAME"),
     ],
 )
 def test_what_cannot_be_edited_is_refused_in_one_line(parent, task, rename, remove, words):

@@ -128,7 +128,7 @@ def test_half_precision_parameters_are_accumulated_in_float32(params, data):
 @pytest.mark.parametrize(
     ("estimator", "batches", "words"),
     [
-        ("empirical", [], "expected examples.*found none: give at least one batch"),
+        ("empirical", [], "expected examples.*found none; give at least one batch"),
         ("empirical", [{"x": np.zeros((0, 4), np.float32), "y": np.zeros(0, np.int32)}], "found none"),
         ("hessian", [], 'one of empirical, sampled, exact, found "hessian"'),
         ("sampled", [], 'a key for estimator "sampled"'),
@@ -140,7 +140,7 @@ def test_what_cannot_be_estimated_is_refused(params, estimator, batches, words):
 
 
 def test_the_exact_estimator_refuses_a_batch_axis(params, data):
-    with pytest.raises(UserError, match=r"found shape \[1, 3\]: drop the batch axis"):
+    with pytest.raises(UserError, match=r"found shape \[1, 3\]; drop the batch axis"):
         ewc.fisher_diagonal(lambda p, e: log_probabilities(p, e)[None, :], params, [data], "exact")
 
 

@@ -65,7 +65,7 @@ def test_refinement_is_a_task_s_own_and_teaches_the_others_nothing():
 
 
 def test_an_exchange_needs_a_layer_whose_place_it_takes():
-    with pytest.raises(UserError, match=r"head_layers is 1; expected at least 2 with head_exchange"):
+    with pytest.raises(UserError, match=r"head_layers: expected at least 2 with head_exchange"):
         build(head_exchange="attention", head_layers=1)
-    with pytest.raises(UserError, match=r"head_exchange is 'gossip'; expected one of none, attention, refinement"):
+    with pytest.raises(UserError, match=r"head_exchange: expected one of none, attention, refinement"):
         build(head_exchange="gossip")

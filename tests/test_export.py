@@ -271,11 +271,11 @@ def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, p
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--format", "tflite"), "--format names tflite; expected some of stablehlo, onnx"),
-        (("--tasks", "pose"), "--tasks names pose"),
+        (("--format", "tflite"), "--format: expected some of stablehlo, onnx"),
+        (("--tasks", "pose"), "--tasks: expected some of"),
         (("--image_size", "70"), "multiples of 32"),
-        (("--image_size", "-64"), "--image_size is -64"),
-        (("--batch_size", "0"), "--batch_size is 0"),
+        (("--image_size", "-64"), "--image_size: expected a multiple of 32"),
+        (("--batch_size", "0"), "--batch_size: expected 1 or more"),
         (("--int8",), "--int8: expected training images to calibrate with, found none"),
         (("--calibrate", "photos"), "--calibrate: expected --int8 beside it"),
         (("--images", "nowhere/*.jpg"), "nowhere/*.jpg: expected images"),

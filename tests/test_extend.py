@@ -288,7 +288,7 @@ def with_another_backbone(config):
             "task det is new and no new stage labels it|stream boxes (labels no new task|is in no new stage)",
         ),
         (with_an_idle_task, "task tags is new and no new stage labels it"),
-        (with_another_backbone, "model.backbone is 'plain_cnn', and .* was trained with 'tiny'"),
+        (with_another_backbone, "model.backbone: expected 'tiny', as .* was trained .*, found 'plain_cnn'"),
     ],
 )
 def test_what_does_not_fit_the_parent_is_refused_in_one_line(finished, change, words):

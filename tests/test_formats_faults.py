@@ -294,7 +294,7 @@ def test_masks_without_names_are_told_to_be_so(tmp_path):
 @pytest.mark.parametrize(
     ("path", "kind", "said"),
     [
-        ("faces.csv", None, "expected one column among age, other, found 2: name it, as in faces.csv:age"),
+        ("faces.csv", None, "expected one column among age, other, found 2; name it, as in faces.csv:age"),
         ("faces.csv:size", None, "expected a column 'size' among age, other"),
         ("faces.csv:other", "values", "line 2: expected a number, found 'x'"),
     ],

@@ -30,7 +30,7 @@ def test_what_is_frozen_is_read_as_patterns_with_epochs(given, expected):
 
 @pytest.mark.parametrize("epochs", [5, (3, 1), (-1, 2), ("a", "b"), (0, 1, 2), (float("nan"), 3), "5:"])
 def test_epochs_that_say_nothing_are_refused(epochs):
-    with pytest.raises(UserError, match=r"stages\.seg\.freeze\.neck is .*; expected None, or epochs from and to"):
+    with pytest.raises(UserError, match=r"stages\.seg\.freeze\.neck: expected None, or epochs from and to"):
         frozen({"neck": epochs})
 
 

@@ -141,7 +141,11 @@ def network(tiny_backbone):
         ({}, {"train_batch_norm": "everywhere"}, 'moves the running statistics of .*train_batch_norm="new_levels"'),
         ({"layers": ("neck", "head")}, {}, "trains backbone/.*freeze it with config.stages.cls.freeze, or hold it"),
         ({"layers": ("neck", "head")}, {"freeze": {"backbone": (0, 0.5)}}, "trains backbone/.*freeze it"),
-        ({"layers": ("necks",)}, {}, "keep.gpm.layers has 'necks', which matches no parameter that tasks share"),
+        (
+            {"layers": ("necks",)},
+            {},
+            "keep.gpm.layers: expected patterns of parameters that tasks share, found 'necks'",
+        ),
         ({}, {}, ""),
         ({"layers": ("neck", "head")}, {"freeze": ("backbone",)}, ""),
         ({}, {"train_batch_norm": "nowhere"}, ""),

@@ -43,7 +43,7 @@ def test_a_setting_decides_and_levels_beyond_it_are_white(tmp_path):
     folder(tmp_path, train_1=1000, val_1=5000)
     assert brightness(build(tmp_path, "val", grey_bits=12)) == [255]
     assert brightness(build(tmp_path, "val", grey_bits=16)) == [round(5000 * 255 / 65535)]
-    with pytest.raises(UserError, match="grey_bits is 8; expected 9 to 16"):
+    with pytest.raises(UserError, match="grey_bits: expected 9 to 16"):
         build(tmp_path, "val", grey_bits=8)
 
 

@@ -78,5 +78,7 @@ def test_images_with_several_labels_train_all_their_tasks(tiny_backbone, tmp_pat
 
 
 def test_a_batch_that_cannot_be_parted_is_refused(tiny_backbone, tmp_path):
-    with pytest.raises(UserError, match=r"both\.micro_batches is 3, which does not divide the 4 images of masks"):
+    with pytest.raises(
+        UserError, match=r"both\.micro_batches: expected a divisor of the 4 images of masks, such as 2, found 3"
+    ):
         train_loop.train_and_evaluate(joint_config("sum", micro_batches=3), tmp_path / "run")

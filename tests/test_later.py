@@ -39,7 +39,7 @@ def test_a_task_knows_which_of_its_classes_came_when():
     ],
 )
 def test_what_is_no_table_of_later_classes_is_refused(kind, added):
-    with pytest.raises(UserError, match=r"config\.tasks\.it\.added is"):
+    with pytest.raises(UserError, match=r"config\.tasks\.it\.added: expected "):
         task(kind, added=added)
     with pytest.raises(UserError, match=r"config\.tasks\.age has no setting added"):
         tasks_lib.build({"age": {"kind": "regression", "added": (("more", 1),)}})

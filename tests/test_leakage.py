@@ -45,7 +45,7 @@ def test_the_refusal_names_both_images_both_streams_and_what_to_do(tmp_path):
     splits = folder(tmp_path, train=(1, 2, 3), val=(9, 3, 8))
     with pytest.raises(
         UserError,
-        match=r"found 1 \(first: 'thing/1.bmp' of stream b, which stream a trains on as 'thing/2.bmp'\): take them out",
+        match=r"found 1 \(first: 'thing/1.bmp' of stream b, which stream a trains on as 'thing/2.bmp'\); take them out",
     ):
         leakage.refuse({"a": splits["train"]}, {"b": splits["val"]})
 

@@ -62,10 +62,10 @@ def test_no_gradient_flows_into_the_teacher_but_one_into_the_student():
     [
         (
             {"tasks": {"seg": TASKS["seg"]}},
-            "a task record for every task of the teacher, found none for det: given are seg",
+            "a task record for every task of the teacher, found none for det; given are seg",
         ),
         ({"weights": {"seg": 1.0}}, "a weight for every task of the teacher, found none for det"),
-        ({"raw": {}}, "an output of the network .*, found none for det, seg: given are none"),
+        ({"raw": {}}, "an output of the network .*, found none for det, seg; given are none"),
     ],
 )
 def test_an_old_task_without_its_parts_is_refused(change, words):

@@ -26,7 +26,7 @@ def test_masks_are_as_wide_as_their_classes_need():
 
 
 def test_a_value_that_is_no_class_is_never_void():
-    with pytest.raises(UserError, match=r"m\.png: expected class indices 0 to 2 or 3 \(void\), found \[255\]: correct"):
+    with pytest.raises(UserError, match=r"m\.png: expected class indices 0 to 2 or 3 \(void\), found \[255\]; correct"):
         indices(0, 255, class_count=3, void=[3])
     with pytest.raises(UserError, match=r"expected class indices 0 to 299 or 65535 \(void\), found \[300\]"):
         indices(0, 300, class_count=300)

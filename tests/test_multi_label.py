@@ -114,7 +114,7 @@ def test_labels_of_another_number_of_classes_are_refused():
     [
         ({"classes": ()}, "at least 1 class"),
         ({"classes": CLASSES, "strides": (16, 32)}, "one stride"),
-        ({"classes": CLASSES, "positive_weight": 0.0}, "positive_weight is 0.0; expected more than 0"),
+        ({"classes": CLASSES, "positive_weight": 0.0}, "positive_weight: expected more than 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

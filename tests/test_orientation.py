@@ -46,7 +46,7 @@ def test_the_majority_decides_what_the_size_does_not_tell_and_says_so(found, sto
 
 
 def test_without_any_size_that_tells_nothing_is_guessed():
-    with pytest.raises(UserError, match=r"x\.jpg: .* found none here .* 2 turned images: set annotated_on"):
+    with pytest.raises(UserError, match=r"x\.jpg: .* found none here .* 2 turned images; set annotated_on"):
         judged(UNCLEAR).decided("x.jpg", "boxes")
 
 

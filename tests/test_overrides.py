@@ -123,7 +123,7 @@ def test_a_page_takes_an_argument(page):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "has no function get_config"),
+        ("", "expected a page with a function get_config"),
         ("def get_config(): return 5", "get_config returned int"),
         ("def get_config(): return 1 / 0", "cannot be read: ZeroDivisionError"),
         ("import nothing_of_the_kind", "No module named 'nothing_of_the_kind'"),

@@ -63,9 +63,9 @@ def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_lear
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["photos"], "unexpected argument photos; expected a kind of label"),
-        (["masks="], "unexpected argument masks="),
-        (["boxes.=a"], "unexpected argument boxes.=a"),
+        (["photos"], "expected a kind of label and where it is"),
+        (["masks="], "found the argument masks="),
+        (["boxes.=a"], "found the argument boxes.=a"),
         (["class=a"], "there is no kind of label class; did you mean classes"),
         (["boxes=a", "boxes=b"], "boxes is given twice; tell them apart by names: boxes.one="),
         (["boxes.x=a", "masks.x=b"], "x is given twice"),
@@ -292,7 +292,7 @@ def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):
     seen = inspect(found_lib.look(Asked("boxes", "bees", str(tmp_path))))
     assert inspection.leaks([seen]) == [
         f"bees: 1 validation image of {seen.found.val} in training too (first: {validated.name}, which bees trains on "
-        f"as {first.name}): take them out of one of the two"
+        f"as {first.name}); take them out of one of the two"
     ]
     empty = [picture.name for picture in label_files.PICTURES if picture.split == "train" and not picture.objects]
     assert any("without boxes" in line and name in line for line in seen.suspicious for name in empty)

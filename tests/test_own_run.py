@@ -92,7 +92,7 @@ def test_features_are_found_beside_the_data(labels, started, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--minutes=0",), "--minutes is 0; expected more than 0"),
+        (("--minutes=0",), "--minutes: expected more than 0"),
         (("--val_share=1.5",), "expected a share between 0 and 1"),
         (("--annotated_on=exif",), "expected annotated_on among auto, upright, stored, found 'exif'"),
         (("--num_processes=2",), "expected --config to train in several processes"),
@@ -124,7 +124,7 @@ def test_inspect_prints_the_table_and_writes_one_page(labels, tmp_path, capsys, 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--images", "0"), "--images is 0; expected 1 to"),
+        (("--images", "0"), "--images: expected 1 to"),
         (("--out", "nowhere/sheet.html"), "nowhere/sheet.html cannot be written"),
     ],
 )

@@ -340,15 +340,15 @@ def test_streams_that_label_different_classes_train_and_measure_one_task(tmp_pat
     [
         (
             lambda c: c.streams.low.labelled_classes.update(seg=("backgrund",)),
-            "low.labelled_classes.seg names backgrund",
+            "low.labelled_classes.seg: expected classes of the task .*, found backgrund",
         ),
         (lambda c: c.streams.low.labelled_classes.update(seg=()), "labelled_classes.seg"),
         (lambda c: c.streams.low.labelled_classes.update(det=("cup",)), "labelled_classes"),
         (lambda c: c.streams.low.update(train_part=2), "train_part"),
         (lambda c: c.streams.low.update(train_parts=0), "train_parts"),
-        (lambda c: c.streams.low.update(train_parts=99), "takes part 0 of 99 of 16 training images"),
+        (lambda c: c.streams.low.update(train_parts=99), "train_parts: expected at most 16, .*, found 99"),
         (lambda c: c.streams.low.val_options.update(colour=1), "colour"),
-        (lambda c: c.stages.both.update(ema_decay=0.0), r"both\.pseudo_labels is True, and ema_decay 0"),
+        (lambda c: c.stages.both.update(ema_decay=0.0), r"both\.pseudo_labels: expected ema_decay above 0"),
         (lambda c: c.stages.both.update(pseudo_threshold=1.5), "pseudo_threshold"),
     ],
 )

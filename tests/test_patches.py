@@ -187,16 +187,16 @@ def test_a_counterpart_lies_in_the_other_task_s_parts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norms_from": 3}, "norms_from is 3; expected one of 0, 1, 2, 4, 8, 16, 32"),
+        ({"norms_from": 3}, "norms_from: expected one of 0, 1, 2, 4, 8, 16, 32"),
         ({"norms_from": 8, "batch_norm_per_task": True}, "has no setting batch_norm_per_task; it is now norms_from=1"),
         ({"norms_from": 8, "share_until": 8}, "batch norms of their own"),
-        ({"norms_from": 8, "sharing": "mmoe"}, "norms_from is 8; expected 0 with sharing 'mmoe'"),
+        ({"norms_from": 8, "sharing": "mmoe"}, "norms_from: expected 0 with sharing 'mmoe'"),
         ({"norms_from": 0, "patches": {"head": 4}}, "set norms_from"),
         ({"norms_from": 32, "patches": {"backbone": 4}}, "no layer lies above"),
-        ({"patches": {"head": -1}}, "patches.head is -1; expected at least 0"),
-        ({"patches": {"tail": 1}}, "patches names tail; a network has backbone, neck, head"),
-        ({"head_kernel": 4}, "head_kernel is 4; expected an odd number"),
-        ({"head_convolution": "sparse"}, "head_convolution is 'sparse'; expected one of dense, separable"),
+        ({"patches": {"head": -1}}, "patches.head: expected at least 0"),
+        ({"patches": {"tail": 1}}, r"patches: expected names of a network \(backbone, neck, head\), found tail"),
+        ({"head_kernel": 4}, "head_kernel: expected an odd number"),
+        ({"head_convolution": "sparse"}, "head_convolution: expected one of dense, separable"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(change, message):

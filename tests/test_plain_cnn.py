@@ -33,5 +33,5 @@ def test_the_parameter_count_is_as_documented():
 
 
 def test_another_output_stride_is_refused():
-    with pytest.raises(UserError, match="plain_cnn has 32, found 16"):
+    with pytest.raises(UserError, match="expected 32 with backbone plain_cnn, found 16"):
         features(output_stride=16)

@@ -161,7 +161,10 @@ def test_names_stay_apart():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--tasks", "pose"], "--tasks names pose; this checkpoint has learnt seg, det, cls, tags, age, depth"),
+        (
+            ["--tasks", "pose"],
+            "expected some of seg, det, cls, tags, age, depth, which this checkpoint has learnt, or all, found pose",
+        ),
         (["--weights", "nowhere"], "neither a work directory"),
     ],
 )

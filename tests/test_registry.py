@@ -34,7 +34,7 @@ def test_unknown_split_is_refused(tmp_path, kind):
 
 
 def test_unknown_source_and_option_are_refused():
-    with pytest.raises(UserError, match=r"source is 'mnist'; expected one of .*digits"):
+    with pytest.raises(UserError, match=r"source: expected one of .*digits"):
         registry.build("mnist", data_root=None, split="train")
     with pytest.raises(UserError, match=r"options has no setting lenght; did you mean length"):
         registry.build("digits", data_root=None, split="train", lenght=3)
@@ -43,19 +43,19 @@ def test_unknown_source_and_option_are_refused():
 @pytest.mark.parametrize(
     ("kind", "options", "said"),
     [
-        ("coco_detection", {"folder": 3}, "options.folder is 3; expected text, such as 'mini-coco-det'"),
-        ("nyuv2", {"folder": None}, "options.folder is None; expected text"),
-        ("voc_segmentation", {"void": "x"}, "options.void is 'x'; expected a whole number or None"),
-        ("voc_segmentation", {"classes": ()}, "options.classes is empty"),
-        ("image_folder", {"classes": (1, 2)}, "options.classes has the class 1; expected a name"),
-        ("coco_detection", {"classes": ("a", "b", "a")}, "options.classes has 'a' more than once"),
-        ("open_images", {"classes": ("a", "")}, "options.classes has the class ''"),
-        ("coco_detection", {"images_with": 5}, "options.images_with is 5; expected several values"),
-        ("digits", {"size": "x"}, "options.size is 'x'; expected a whole number, such as 112"),
+        ("coco_detection", {"folder": 3}, "options.folder: expected text, such as 'mini-coco-det'"),
+        ("nyuv2", {"folder": None}, "options.folder: expected text"),
+        ("voc_segmentation", {"void": "x"}, "options.void: expected a whole number or None"),
+        ("voc_segmentation", {"classes": ()}, "options.classes: expected names of classes"),
+        ("image_folder", {"classes": (1, 2)}, "options.classes: expected names, in letters or digits, found 1"),
+        ("coco_detection", {"classes": ("a", "b", "a")}, "expected each class once, found 'a' more than once"),
+        ("open_images", {"classes": ("a", "")}, "options.classes: expected names, in letters or digits, found ''"),
+        ("coco_detection", {"images_with": 5}, "options.images_with: expected several values"),
+        ("digits", {"size": "x"}, "options.size: expected a whole number, such as 112"),
         (
             "tfds",
             {"name": "a", "fields": {}, "classes": {"det": "cat"}},
-            "options.classes.det is 'cat'",
+            "options.classes.det: expected a list of names",
         ),
     ],
 )

@@ -69,8 +69,8 @@ def test_the_caption_has_the_unit():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"cost": "l3"}, "cost is 'l3'; expected one of l1, l2"),
-        ({"scale": 0.0}, "scale is 0.0; expected more than 0"),
+        ({"cost": "l3"}, "cost: expected one of l1, l2"),
+        ({"scale": 0.0}, "scale: expected more than 0"),
         ({"strides": ()}, "one stride"),
     ],
 )

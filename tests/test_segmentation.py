@@ -221,9 +221,9 @@ def test_broken_targets_are_refused():
         ({"strides": (8, 16)}, "one stride"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
         ({"class_weights": (1.0,)}, "3 class_weights"),
-        ({"class_weights": (1.0, -1.0, 1.0)}, r"class_weights\[1\] is -1.0; expected at least 0"),
+        ({"class_weights": (1.0, -1.0, 1.0)}, r"class_weights\[1\]: expected at least 0"),
         ({"ignore_label": 2}, "ignore_label outside the classes"),
-        ({"dice_weight": -0.5}, "dice_weight is -0.5; expected at least 0"),
+        ({"dice_weight": -0.5}, "dice_weight: expected at least 0"),
         ({"loss_stride": 3}, "loss_stride that divides 8"),
     ],
 )

@@ -137,7 +137,7 @@ REFUSED = {
         png(9, 9),
         IMAGE,
         422,
-        "'sge'; expected some of seg, det, cls, depth",
+        "tasks: expected some of seg, det, cls, depth, found 'sge'",
     ),
     "no score": ("/predict?threshold=nan", png(9, 9), IMAGE, 422, "expected a score from 0 to 1"),
     "no switch": ("/predict?overlay=maybe", png(9, 9), IMAGE, 422, "expected true or false"),

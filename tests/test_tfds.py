@@ -148,7 +148,7 @@ def test_a_class_outside_the_given_table_is_refused(prepared):
         ("detection", {"boxes": "objects/bbox", "label": "objects/label"}),
     ):
         source = opened(prepared, fields={"image": "image", label: path}, classes={label: ("only",)})
-        with pytest.raises(UserError, match=rf"{label}: expected classes .* to 0, found 1: list every class"):
+        with pytest.raises(UserError, match=rf"{label}: expected classes .* to 0, found 1; list every class"):
             by_level(source)
 
 

@@ -332,7 +332,9 @@ def test_figures_of_other_images_than_training_validated_with_are_told(finished,
 
 
 def test_evaluation_refuses_unknown_tasks_and_places(finished, tmp_path):
-    with pytest.raises(UserError, match="--tasks names det; this checkpoint has learnt seg, cls"):
+    with pytest.raises(
+        UserError, match="--tasks: expected some of seg, cls, which this checkpoint has learnt, or all, found det"
+    ):
         evaluate_checkpoint.run(finished, tasks="det")
     with pytest.raises(CheckpointError, match="neither a work directory"):
         evaluate_checkpoint.run(tmp_path)

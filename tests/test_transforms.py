@@ -197,7 +197,7 @@ def test_half_a_turn_of_hue_makes_red_cyan():
     ],
 )
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(UserError, match=rf"augment\.{next(iter(wrong))} is .*; expected"):
+    with pytest.raises(UserError, match=rf"augment\.{next(iter(wrong))}: expected .*, found"):
         Augment(**wrong)
 
 

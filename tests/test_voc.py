@@ -36,7 +36,7 @@ def test_classes_may_be_read_as_background_and_are_then_not_labelled(tmp_path):
     source = registry.build("voc_segmentation", **options, as_background=("person", "cat"))
     assert not source[0]["labels"]["segmentation"]["mask"].any()
     assert set(source.class_names["segmentation"]) - set(source.labelled_classes["segmentation"]) == {"person", "cat"}
-    with pytest.raises(UserError, match="as_background names background, dogg; expected some of aeroplane"):
+    with pytest.raises(UserError, match=r"as_background: expected some of aeroplane.*, found background, dogg"):
         registry.build("voc_segmentation", **options, as_background=("background", "dogg"))
 
 
@@ -58,7 +58,7 @@ def test_images_are_chosen_by_the_classes_that_they_show(tmp_path):
     assert ids(images_with=("cat",), images_without=("person",)) == ["b"]
     with pytest.raises(UserError, match=r"train\.txt: expected images with \('dog',\), without \(\), found none"):
         ids(images_with=("dog",))
-    with pytest.raises(UserError, match="images_with names background; expected some of aeroplane"):
+    with pytest.raises(UserError, match=r"images_with: expected some of aeroplane.*, found background"):
         ids(images_with=("background",))
 
 
@@ -218,10 +218,10 @@ def test_a_name_with_two_images_or_none_is_refused(tmp_path):
     (images / "0.jpg").write_bytes((images / "0.png").read_bytes())
     (images / "1.png").unlink()
     with pytest.raises(
-        UserError, match=r"0: expected one image of this name, found 0\.jpg, 0\.png: remove all but one"
+        UserError, match=r"0: expected one image of this name, found 0\.jpg, 0\.png; remove all but one"
     ):
         source[0]
-    with pytest.raises(UserError, match=r"1: expected an image of this name .* found none: add the file"):
+    with pytest.raises(UserError, match=r"1: expected an image of this name .* found none; add the file"):
         source[1]
 
 

@@ -151,11 +151,11 @@ def test_a_progressive_network_reads_earlier_columns_only():
 
 
 def test_settings_of_hard_sharing_are_refused_elsewhere():
-    with pytest.raises(UserError, match=r"model\.share_until is 8; expected 'all' with sharing 'mmoe'"):
+    with pytest.raises(UserError, match=r"model\.share_until: expected 'all' with sharing 'mmoe'"):
         build(sharing="mmoe", share_until=8)
-    with pytest.raises(UserError, match=r"model\.sharing is 'soft'; expected one of hard, independent, "):
+    with pytest.raises(UserError, match=r"model\.sharing: expected one of hard, independent, "):
         build(sharing="soft")
-    with pytest.raises(UserError, match=r"model\.experts is 0; expected at least 1"):
+    with pytest.raises(UserError, match=r"model\.experts: expected at least 1"):
         build(sharing="cgc", experts=0)
 
 

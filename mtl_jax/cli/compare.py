@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError(f"--seeds is {options.seeds}; expected different whole numbers from 0, such as 0,1,2")
+            raise ValueError(f"--seeds: expected different whole numbers from 0, such as 0,1,2, found {options.seeds}")
         variants = [variant for text in options.variants for variant in parse(text)]
         labels = [_folder(variant.label) for variant in variants]
         repeated = {label for label in labels if labels.count(label) > 1}

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     if wrong := next(
         (each for each, (old, _, new) in zip(options.rename, pairs, strict=True) if not old or not new), ""
     ):
-        raise UserError(f"--rename is {wrong}; expected the name of today, =, and the new one")
+        raise UserError(f"--rename: expected the name of today, =, and the new one, found {wrong}")
     # Imported after the flags: a typing error should not wait for JAX.
     from absl import logging
     from rich.console import Console

@@ -196,9 +196,9 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
     from mtl_jax.export import formats
 
     if options.out is None:
-        return "--out is missing; expected the folder of the files, or --web and the folder of a page"
+        return "--out: expected the folder of the files, or --web and the folder of a page, found neither"
     if unknown := [name for name in names if name not in formats.FORMATS]:
-        return f"--format names {', '.join(unknown)}; expected some of {', '.join(formats.FORMATS)}"
+        return f"--format: expected some of {', '.join(formats.FORMATS)}, found {', '.join(unknown)}"
     if options.calibrate and not options.int8:
         return "--calibrate: expected --int8 beside it, found it alone; add --int8"
     if options.calibrate and "litert" in names and "onnx" not in names:
@@ -206,9 +206,9 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
             "--calibrate: expected --format onnx beside it; LiteRT's file in eight bits needs no images, leave it out"
         )
     if options.batch_size < 1:
-        return f"--batch_size is {options.batch_size}; expected 1 or more"
+        return f"--batch_size: expected 1 or more, found {options.batch_size}"
     if options.image_size < 0:
-        return f"--image_size is {options.image_size}; expected a multiple of 32, or 0 for the size of validation"
+        return f"--image_size: expected a multiple of 32, or 0 for the size of validation, found {options.image_size}"
     return ""
 
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the table that training prints, notes and what seems wrong, and writes the page; returns 0, or 2."""
     options = parser().parse_args(arguments)
     if not 1 <= options.images <= MOST_IMAGES:
-        raise UserError(f"--images is {options.images}; expected 1 to {MOST_IMAGES}")
+        raise UserError(f"--images: expected 1 to {MOST_IMAGES}, found {options.images}")
     from mtl_jax.cli import own_run
     from mtl_jax.own_data import asked, contact_sheet, inspection
     from mtl_jax.workdir import data_record, files

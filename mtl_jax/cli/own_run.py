@@ -84,11 +84,11 @@ def look(
 def _check(options: argparse.Namespace) -> None:
     if options.coordinator or options.distributed or options.num_processes or options.process_id >= 0:
         raise UserError(
-            "expected --config to train in several processes, found labels: start once in one process, and then the "
+            "expected --config to train in several processes, found labels; start once in one process, and then the "
             "page that it has written to the work directory"
         )
     if not options.minutes > 0:
-        raise UserError(f"--minutes is {options.minutes:g}; expected more than 0")
+        raise UserError(f"--minutes: expected more than 0, found {options.minutes:g}")
 
 
 def require_same(page: Path, made_from: str) -> None:

@@ -77,7 +77,7 @@ def parser(prefix: str = "error") -> flags.Parser:
 def _base_url(argument: str) -> tuple[str, str]:
     name, equals, url = argument.partition("=")
     if not equals:
-        raise UserError(f"--base_url: expected NAME=URL, found {argument!r}: write for example voc=https://…")
+        raise UserError(f"--base_url: expected NAME=URL, found {argument!r}; write for example voc=https://…")
     return name, url.rstrip("/")
 
 

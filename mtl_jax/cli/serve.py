@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     limits = (options.max_mb, options.max_megapixels, options.timeout, options.max_waiting, options.batch_size)
     if not all(0 < limit < float("inf") for limit in limits):
-        return flags.fail("limits and --batch_size are numbers above 0; expected so, found another; change it")
+        return flags.fail("limits and --batch_size: expected numbers above 0, found another; change it")
     try:
         from mtl_jax.serve import answering, run, uploads
     except ImportError as error:

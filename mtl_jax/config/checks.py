@@ -70,15 +70,15 @@ def check_arguments(where: str, given: Any, factory: Callable[..., Any], *, own:
         elif name in given:
             _check_argument(f"{where}.{name}", given[name], parameter)
         elif parameter.default is inspect.Parameter.empty:
-            raise UserError(f"{where}.{name} is missing; expected {_described(parameter)}")
+            raise UserError(f"{where}.{name}: expected {_described(parameter)}, found none")
 
 
 def _check_argument(where: str, value: Any, parameter: inspect.Parameter) -> None:
     kinds = [kind.partition("[")[0] for kind in str(parameter.annotation).split(" | ")]
     if all(kind in TAKEN for kind in kinds) and not any(TAKEN[kind][0](value) for kind in kinds):
-        raise UserError(f"{where} is {value!r}; expected {_described(parameter)}")
+        raise UserError(f"{where}: expected {_described(parameter)}, found {value!r}")
     if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{where} is nan; expected a number")
+        raise UserError(f"{where}: expected a number, found nan")
 
 
 def _described(parameter: inspect.Parameter) -> str:
@@ -99,15 +99,15 @@ def check_class_names(where: str, names: Any) -> None:
         UserError: there is none; or one is no text, is empty or stands twice.
     """
     if not _is_sequence(names):
-        raise UserError(f"{where} is {names!r}; expected a list of names, such as ('cat', 'dog')")
+        raise UserError(f"{where}: expected a list of names, such as ('cat', 'dog'), found {names!r}")
     if not names:
-        raise UserError(f"{where} is empty; expected names of classes, such as ('cat', 'dog')")
+        raise UserError(f"{where}: expected names of classes, such as ('cat', 'dog'), found none")
     unnamed = [name for name in names if not isinstance(name, str) or not name.strip()]
     if unnamed:
-        raise UserError(f"{where} has the class {unnamed[0]!r}; expected a name, in letters or digits")
+        raise UserError(f"{where}: expected names, in letters or digits, found {unnamed[0]!r}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{where} has {', '.join(map(repr, twice))} more than once; expected each class once")
+        raise UserError(f"{where}: expected each class once, found {', '.join(map(repr, twice))} more than once")
 
 
 def check_names(where: str, table: Any) -> None:
@@ -119,11 +119,11 @@ def check_names(where: str, table: Any) -> None:
     for name, section in table.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UserError(
-                f"{where} has the name {str(name)[: 2 * MAX_NAME]!r}; expected 1 to {MAX_NAME} of the "
-                "letters A to Z and a to z, digits, _ and -, not beginning with -: it becomes part of files"
+                f"{where}: expected names of 1 to {MAX_NAME} of the letters A to Z and a to z, digits, _ and -, not "
+                f"beginning with -, as they become parts of files, found {str(name)[: 2 * MAX_NAME]!r}"
             )
         if not hasattr(section, "items"):
-            raise UserError(f"{where}.{name} is {section!r}; expected a table of settings")
+            raise UserError(f"{where}.{name}: expected a table of settings, found {section!r}")
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:
@@ -149,7 +149,7 @@ def among(where: str, value: Any, choices: Iterable[Any]) -> None:
     if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
         found = near(str(value), map(str, allowed))
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
-        raise UserError(f"{where} is {value!r}; expected one of {', '.join(map(str, allowed))}{hint}")
+        raise UserError(f"{where}: expected one of {', '.join(map(str, allowed))}, found {value!r}{hint}")
 
 
 def require_names(where: str, names: Iterable[Any], table: str, known: Iterable[str]) -> None:
@@ -163,4 +163,6 @@ def require_names(where: str, names: Iterable[Any], table: str, known: Iterable[
     if unknown:
         found = near(unknown[0], known)
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
-        raise UserError(f"{where} names {', '.join(unknown)}; {table} has {', '.join(known) or 'nothing'}{hint}")
+        raise UserError(
+            f"{where}: expected names of {table} ({', '.join(known) or 'none'}), found {', '.join(unknown)}{hint}"
+        )

@@ -104,11 +104,11 @@ class ModelSettings(Section):
             UserError: settings that exclude each other, or a part that a network does not have.
         """
         if self.head_kernel % 2 == 0:
-            raise UserError(f"head_kernel is {self.head_kernel}; expected an odd number of cells, such as 3 or 5")
+            raise UserError(f"head_kernel: expected an odd number of cells, such as 3 or 5, found {self.head_kernel}")
         if self.head_exchange != "none" and self.head_layers < 2:
             raise UserError(
-                f"head_layers is {self.head_layers}; expected at least 2 with head_exchange, which takes the place "
-                "of a layer"
+                f"head_layers: expected at least 2 with head_exchange, which takes the place of a layer, found "
+                f"{self.head_layers}"
             )
         for name in ("patches", "depthwise_patches"):
             require_names(name, getattr(self, name), "a network", PARTS)

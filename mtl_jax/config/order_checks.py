@@ -21,7 +21,7 @@ def check(settings: RunSettings) -> None:
         for task in stage.loss_weights:
             if task not in (*own, *earlier):
                 raise UserError(
-                    f"{where}.loss_weights names {task}; expected tasks that this stage or one before it learns: "
+                    f"{where}.loss_weights: expected tasks that this stage or one before it learns, found {task}; "
                     f"{suggestion(task, (*own, *earlier))}"
                 )
 
@@ -30,6 +30,7 @@ def _check_warm_start(stage: StageSettings, where: str, *, earlier: tuple[str, .
     others = tuple(task for task in earlier if task not in own)
     if stage.warm_start and stage.warm_start not in others:
         raise UserError(
-            f"{where}.warm_start is {stage.warm_start!r}; expected a task of an earlier stage that this one does not "
-            f"train, {' or '.join(map(repr, others)) or 'of which there is none'}; name one, or leave it out"
+            f"{where}.warm_start: expected a task of an earlier stage that this one does not train, "
+            f"{' or '.join(map(repr, others)) or 'of which there is none'}, found {stage.warm_start!r}; name one, or "
+            "leave it out"
         )

@@ -90,7 +90,7 @@ def load(page: str, overrides: Sequence[Override]) -> Any:
     path, colon, argument = page.partition(":")
     module = config_lib.load_page(Path(path).expanduser())
     if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"the page {path} has no function get_config; expected a page like configs/seq.py")
+        raise UserError(f"{path}: expected a page with a function get_config, like configs/seq.py, found none")
     try:
         config = module.get_config(argument) if colon else module.get_config()
     except UserError as error:

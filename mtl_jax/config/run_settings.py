@@ -96,7 +96,7 @@ class RunSettings(Section):
                 values[name] = read(section, values[name], name)
         for name in ("tasks", "streams", "stages"):
             if not hasattr(values.get(name, {}), "items"):
-                raise UserError(f"{name} is {values[name]!r}; expected a table of settings")
+                raise UserError(f"{name}: expected a table of settings, found {values[name]!r}")
             check_names(name, values.get(name, {}))
         for table, section in (("streams", StreamSettings), ("stages", StageSettings)):
             if table in values:
@@ -151,12 +151,12 @@ def _check_tasks(settings: RunSettings) -> None:
                 f"and what begins with {', '.join(RESERVED_BEGINNINGS)}; call the task something else"
             )
         if not isinstance(kind := task.get("kind", ""), str):
-            raise UserError(f"config.tasks.{name}.kind is {kind!r}; expected text")
+            raise UserError(f"config.tasks.{name}.kind: expected text, found {kind!r}")
 
 
 def _check_order(settings: RunSettings) -> None:
     if not settings.order:
-        raise UserError("config.order is empty; expected the names of the stages to train, e.g. ('seg', 'det')")
+        raise UserError("config.order: expected the names of the stages to train, e.g. ('seg', 'det'), found none")
     require_names("config.order", settings.order, "config.stages", settings.stages)
     _refuse_twice("config.order", settings.order, "stage")
 
@@ -164,7 +164,7 @@ def _check_order(settings: RunSettings) -> None:
 def _check_stage(settings: RunSettings, name: str, stage: StageSettings) -> None:
     where = f"config.stages.{name}"
     if not stage.streams:
-        raise UserError(f"{where}.streams is empty; expected names of config.streams")
+        raise UserError(f"{where}.streams: expected names of config.streams, found none")
     require_names(f"{where}.streams", stage.streams, "config.streams", settings.streams)
     _refuse_twice(f"{where}.streams", stage.streams, "stream")
     require_names(f"{where}.loss_weights", stage.loss_weights, "config.tasks", settings.tasks)
@@ -174,7 +174,7 @@ def _check_stage(settings: RunSettings, name: str, stage: StageSettings) -> None
 
 def _refuse_twice(where: str, names: tuple[str, ...], what: str) -> None:
     if twice := dict.fromkeys(name for name in names if names.count(name) > 1):
-        raise UserError(f"{where} names {', '.join(twice)} twice; expected each {what} once")
+        raise UserError(f"{where}: expected each {what} once, found {', '.join(twice)} twice")
 
 
 def _check_sizes(settings: RunSettings) -> None:
@@ -185,6 +185,6 @@ def _check_sizes(settings: RunSettings) -> None:
         if size % IMAGE_STRIDE:
             nearest = max(1, round(size / IMAGE_STRIDE)) * IMAGE_STRIDE
             raise UserError(
-                f"config.{where} is {size}; expected a multiple of {IMAGE_STRIDE} px, such as {nearest}: the network "
-                "halves an image five times"
+                f"config.{where}: expected a multiple of {IMAGE_STRIDE} px, as the network halves an image five times, "
+                f"found {size}; set {nearest}"
             )

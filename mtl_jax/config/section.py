@@ -95,14 +95,14 @@ def read(section: type[S], given: Any, where: str, **own: Any) -> S:
         UserError: a setting that is unknown or missing, or a value that does not fit.
     """
     if not hasattr(given, "items"):
-        raise UserError(f"{where} is {given!r}; expected a table of settings")
+        raise UserError(f"{where}: expected a table of settings, found {given!r}")
     kinds = typing.get_type_hints(section)
     for name, _ in given.items():
         require_known(section, where, name, own=own)
     for field in dataclasses.fields(section):
         if _is_required(field) and field.name not in (*given, *own):
             kind = kinds[field.name]
-            raise UserError(f"{where}.{field.name} is missing; expected {_described(kind, _name(kind))}")
+            raise UserError(f"{where}.{field.name}: expected {_described(kind, _name(kind))}, found none")
     try:
         values = {name: fitted(name, value, kinds[name]) for name, value in section.sections(given).items()}
         return section(**values, **own)
@@ -167,7 +167,7 @@ def fitted(where: str, value: Any, kind: Any) -> Any:
     if isinstance(value, str) and value.isdigit() and int in options:  # as a command line gives it
         return int(value)
     expected = " or ".join(dict.fromkeys(_described(each, name) for each, name in named))
-    raise UserError(f"{where} is {value!r}; expected {expected}")
+    raise UserError(f"{where}: expected {expected}, found {value!r}")
 
 
 def _name(kind: Any) -> str:
@@ -190,7 +190,7 @@ def _inner(where: str, value: Any, kind: Any, name: str) -> Any:
         return {key: fitted(f"{where}.{key}", each, inner[1]) for key, each in value.items()}
     if name == "tuple" and inner[:1] == (str,):
         if not all(isinstance(each, str) for each in value):
-            raise UserError(f"{where} is {plain(value)!r}; expected {_described(kind, name)}")
+            raise UserError(f"{where}: expected {_described(kind, name)}, found {plain(value)!r}")
         return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
     return plain(value) if name in ("tuple", "Any") else value
 
@@ -208,7 +208,7 @@ def _check(where: str, value: Any, rule: Rule) -> None:
         is_above = rule.above is None or value > rule.above
         is_below = rule.below is None or value < rule.below
         if not (rule.least <= value <= rule.most and is_above and is_below):
-            raise UserError(f"{where} is {value}; expected {_range(rule)}")
+            raise UserError(f"{where}: expected {_range(rule)}, found {value}")
 
 
 def _range(rule: Rule) -> str:

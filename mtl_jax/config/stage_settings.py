@@ -128,8 +128,8 @@ class StageSettings(Section):
         """
         if self.pseudo_labels and not self.ema_decay:
             raise UserError(
-                "pseudo_labels is True, and ema_decay 0; expected above 0, e.g. 0.99: the average of the network fills "
-                "in what is not labelled"
+                "pseudo_labels: expected ema_decay above 0, e.g. 0.99, as the average of the network fills in what is "
+                "not labelled, found 0; set it"
             )
 
     @property
@@ -148,7 +148,7 @@ def _frozen(given: Any) -> dict[str, tuple[float, float]]:
     if isinstance(given, tuple | list):
         return dict.fromkeys(fitted("freeze", given, tuple[str, ...]), WHOLE)
     if not hasattr(given, "items"):
-        raise UserError(f"freeze is {given!r}; expected patterns, such as ('backbone',), or {FREEZE_EXAMPLE}")
+        raise UserError(f"freeze: expected patterns, such as ('backbone',), or {FREEZE_EXAMPLE}, found {given!r}")
     return {str(pattern): _epochs(f"freeze.{pattern}", epochs) for pattern, epochs in given.items()}
 
 
@@ -158,5 +158,5 @@ def _epochs(where: str, given: Any) -> tuple[float, float]:
     numbers = tuple(given) if isinstance(given, tuple | list) else ()
     ends = tuple(math.inf if number is None and place else number for place, number in enumerate(numbers))
     if len(ends) != 2 or not all(map(is_number, ends)) or not 0 <= ends[0] < ends[1]:
-        raise UserError(f"{where} is {given!r}; expected None, or epochs from and to, as in {FREEZE_EXAMPLE}")
+        raise UserError(f"{where}: expected None, or epochs from and to, as in {FREEZE_EXAMPLE}, found {given!r}")
     return float(ends[0]), float(ends[1])

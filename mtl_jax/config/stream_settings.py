@@ -51,8 +51,8 @@ class StreamSettings(Section):
             UserError: it does not, or names none that there are.
         """
         if self.train_part >= self.train_parts:
-            raise UserError(f"train_part is {self.train_part}; expected less than train_parts, {self.train_parts}")
+            raise UserError(f"train_part: expected less than train_parts, {self.train_parts}, found {self.train_part}")
         for task, names in self.labelled_classes.items():
             check_class_names(f"labelled_classes.{task}", names)
         if not self.labels and self.source:  # the defaults name neither
-            raise UserError("labels is empty; expected task -> label name, e.g. {'seg': 'segmentation'}")
+            raise UserError("labels: expected task -> label name, e.g. {'seg': 'segmentation'}, found none")

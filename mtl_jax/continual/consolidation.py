@@ -78,8 +78,8 @@ class Consolidation(Method):
         if self.strength and not tasks.old:
             name = type(self).__name__.lower()
             raise UserError(
-                f"{stage.where}.keep.{name}.strength is {self.strength:g}; expected 0 where no stage before has left "
-                "anything to hold; leave it to a later stage"
+                f"{stage.where}.keep.{name}.strength: expected 0 where no stage before has left anything to hold, "
+                f"found {self.strength:g}; leave it to a later stage"
             )
 
     def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
@@ -150,7 +150,7 @@ def mean_over_examples(
         total = add_batch(total, count, params, batch, key)
         count += jnp.shape(jax.tree.leaves(batch)[0])[0]
     if count == 0:
-        raise UserError("expected examples for the parameters' importance, found none: give at least one batch")
+        raise UserError("expected examples for the parameters' importance, found none; give at least one batch")
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 

@@ -111,7 +111,7 @@ def fisher_diagonal(
     if estimator not in ESTIMATORS:
         raise UserError(f'expected estimator to be one of {", ".join(ESTIMATORS)}, found "{estimator}"')
     if estimator == "sampled" and key is None:
-        raise UserError('expected a key for estimator "sampled", found none: give key=jax.random.key(seed)')
+        raise UserError('expected a key for estimator "sampled", found none; give key=jax.random.key(seed)')
     squares = ESTIMATORS[estimator]
 
     def squared_gradient(params, example, key, index):
@@ -159,7 +159,7 @@ def _exact(log_probability_fn, params, example, key, index):
     if log_probability.ndim != 1:
         raise UserError(
             f'expected log-probabilities f32[classes] of one example for estimator "exact", found shape '
-            f"{list(log_probability.shape)}: drop the batch axis"
+            f"{list(log_probability.shape)}; drop the batch axis"
         )
 
     def add_class(total, row):

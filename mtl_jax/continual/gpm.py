@@ -263,7 +263,7 @@ def shared_layers(params: PyTree, patterns: tuple[str, ...], tasks: tuple[str, .
     for pattern in patterns:
         if not any(matches(path, (pattern,)) for path in shared):
             raise UserError(
-                f"{where}.layers has {pattern!r}, which matches no parameter that tasks share; "
+                f"{where}.layers: expected patterns of parameters that tasks share, found {pattern!r}; "
                 + (
                     f"they lie in {', '.join(dict.fromkeys(path.split('/')[0] for path in shared))}"
                     if shared

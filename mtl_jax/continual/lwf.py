@@ -51,13 +51,13 @@ class LwF(Method):
         for name, kept in (("weight", tasks.only_old), ("feature_weight", tasks.old)):
             if (value := getattr(self, name)) and not kept:
                 raise UserError(
-                    f"{where}.{name} is {value:g}; expected 0 where no stage before has learnt a task that this one "
-                    "could forget; leave it to a later stage"
+                    f"{where}.{name}: expected 0 where no stage before has learnt a task that this one could forget, "
+                    f"found {value:g}; leave it to a later stage"
                 )
         for task in self.weights if self.weight else ():
             if task not in tasks.only_old:
                 raise UserError(
-                    f"{where}.weights names {task}; expected tasks of earlier stages that this one does not train: "
+                    f"{where}.weights: expected tasks of earlier stages that this one does not train, found {task}; "
                     f"{suggestion(task, tasks.only_old)}"
                 )
 
@@ -135,7 +135,7 @@ def distillation(
         missing = sorted(set(teacher_raw) - set(given))
         if missing:
             raise UserError(
-                f"expected {words} for every task of the teacher, found none for {', '.join(missing)}: "
+                f"expected {words} for every task of the teacher, found none for {', '.join(missing)}; "
                 f"given are {', '.join(sorted(given)) or 'none'}"
             )
     parts: dict[str, Array] = {}

@@ -59,7 +59,7 @@ def refuse_without_exemplars(where: str, value: int | float, tasks: StageTasks) 
     """
     if value and not tasks.replayed:
         raise UserError(
-            f"{where} is {value:g}; expected 0 without exemplars of another stream; set keep.replay.images of an "
+            f"{where}: expected 0 without exemplars of another stream, found {value:g}; set keep.replay.images of an "
             "earlier stage and keep.replay.batch_size of this one"
         )
 

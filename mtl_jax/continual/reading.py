@@ -89,7 +89,7 @@ def complete(config: RunSettings) -> RunSettings:
 
 def _method(where: str, kind: type[Method], given: Any) -> Method:
     if not isinstance(given, Mapping) and not hasattr(given, "items"):
-        raise UserError(f"{where} is {given!r}; expected a table of settings, such as {_example(kind)}")
+        raise UserError(f"{where}: expected a table of settings, such as {_example(kind)}, found {given!r}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in given:
         if name not in fields:
@@ -121,11 +121,11 @@ def _check_range(where: str, value: Any, allowed: Mapping[str, Any]) -> None:
     if isinstance(value, dict):
         for name, each in value.items():
             if not isinstance(each, numbers.Real):
-                raise UserError(f"{where}.{name} is {each!r}; expected a number")
+                raise UserError(f"{where}.{name}: expected a number, found {each!r}")
             _check_range(f"{where}.{name}", each, allowed)
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
         if not allowed["least"] <= value <= allowed["most"]:
             limits = f"at least {allowed['least']:g} and at most {allowed['most']:g}"
-            raise UserError(f"{where} is {value}; expected {limits}")
+            raise UserError(f"{where}: expected {limits}, found {value}")
     elif allowed["choices"]:
         checks.among(where, value, allowed["choices"])

@@ -202,7 +202,7 @@ def fill(
         raise UserError(f'expected selection to be one of {", ".join(SELECTIONS)}, found "{selection}"')
     if count < 1 or len(source) == 0:
         raise UserError(
-            f"expected one exemplar or more to keep, found count={count} of {len(source)} samples: "
+            f"expected one exemplar or more to keep, found count={count} of {len(source)} samples; "
             "raise the count or turn replay off"
         )
     chosen = _chosen(source, count, selection, generator, describe)
@@ -217,7 +217,7 @@ def fill(
     if not samples:
         raise UserError(
             f"expected room for at least one exemplar, found a limit of {max_bytes} bytes where the last one "
-            f"needs {needed_bytes}: raise the limit or lower max_side_px"
+            f"needs {needed_bytes}; raise the limit or lower max_side_px"
         )
     labelled = dict(getattr(source, "labelled_classes", {}))
     return ReplayBuffer(tuple(samples), dict(source.class_names), labelled)

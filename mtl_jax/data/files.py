@@ -70,7 +70,7 @@ def read_names(file: Path, *, what: str = "image name") -> tuple[tuple[str, ...]
     """
     lines = [name for line in read_text(file).splitlines() if (name := line.strip())]
     if not lines:
-        raise UserError(f"{file}: expected one {what} per line, found none: use a complete copy")
+        raise UserError(f"{file}: expected one {what} per line, found none; use a complete copy")
     names = tuple(dict.fromkeys(lines))
     return names, len(lines) - len(names)
 
@@ -102,13 +102,13 @@ class ImageFolderIndex:
         found = self._stems(path.parent).get(path.name, [])
         if len(found) > 1:
             raise UserError(
-                f"{path}: expected one image of this name, found {', '.join(found)}: remove all but one, or write the "
+                f"{path}: expected one image of this name, found {', '.join(found)}; remove all but one, or write the "
                 "suffix in the list"
             )
         if not found:
             raise UserError(
                 f"{path}: expected an image of this name (.jpg, .png or another of {len(SUFFIXES)} suffixes), found "
-                "none: add the file or correct the list"
+                "none; add the file or correct the list"
             )
         return path.parent / found[0]
 

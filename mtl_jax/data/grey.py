@@ -32,7 +32,9 @@ class GreyBits:
 
     def __init__(self, setting: int = 0) -> None:
         if setting and not 8 < setting <= MOST_BITS:
-            raise UserError(f"options.grey_bits is {setting}; expected 9 to {MOST_BITS}, or 0 to let the images decide")
+            raise UserError(
+                f"options.grey_bits: expected 9 to {MOST_BITS}, or 0 to let the images decide, found {setting}"
+            )
         self.known: int | None = setting or None
         self._levels: Callable[[], Iterable[int]] = tuple
         self._lock = threading.Lock()

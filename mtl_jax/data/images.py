@@ -137,7 +137,7 @@ def read_header(file: str | Path) -> Header:
         with Image.open(file, formats=FORMATS) as image:
             return Header(image.width, image.height, _orientation_of(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name}: expected an image, found none ({error}): replace or remove it") from error
+        raise UserError(f"{name}: expected an image, found none ({error}); replace or remove it") from error
 
 
 def decode_mask(
@@ -191,11 +191,11 @@ def mask_values(
     if opened.format in LOSSY:
         raise UserError(
             f"{name}: expected a mask of class indices, found a {opened.format} file, whose numbers are not those that "
-            "were saved: export the masks as PNG"
+            "were saved; export the masks as PNG"
         )
     if opened.mode not in ("P", "L", "1") and not opened.mode.startswith("I"):
         raise UserError(
-            f"{name}: expected a palette or greyscale mask of class indices, found mode {opened.mode}: "
+            f"{name}: expected a palette or greyscale mask of class indices, found mode {opened.mode}; "
             "save class indices, not colours"
         )
     return np.asarray(opened).astype(np.int64)
@@ -229,11 +229,11 @@ def decode_depth(
     opened = _open(file, name, max_pixels)
     if opened.mode != "L" and not opened.mode.startswith("I"):
         raise UserError(
-            f"{name}: expected a greyscale depth map, found mode {opened.mode}: save depths as 8- or 16-bit grey"
+            f"{name}: expected a greyscale depth map, found mode {opened.mode}; save depths as 8- or 16-bit grey"
         )
     levels = np.asarray(opened).astype(np.float32)
     if levels.max() > np.iinfo(np.uint16).max:
-        raise UserError(f"{name}: expected a depth map of 8 or 16 bits, found {levels.max():.0f}: save it so")
+        raise UserError(f"{name}: expected a depth map of 8 or 16 bits, found {levels.max():.0f}; save it so")
     depth = np.where(levels > 0, levels / np.float32(levels_per_metre), np.float32(np.nan))
     return depth if image is None else follow_image(depth, image, stored=stored, what="depth map", name=name)
 
@@ -280,7 +280,7 @@ def follow_image(labels: np.ndarray, image: Decoded, *, stored: bool, what: str,
         return labels
     raise UserError(
         f"{name}: expected a {what} of the image's size {width} x {height} px, found {labels.shape[1]} x "
-        f"{labels.shape[0]} px: make it from the image again"
+        f"{labels.shape[0]} px; make it from the image again"
     )
 
 
@@ -294,28 +294,28 @@ def _open(file: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
     """Opens and decodes; Pillow raises a dozen kinds of exception for broken files, so all are caught."""
     content = file if isinstance(file, bytes) else read_bytes(Path(file), what="an image file")
     if not content:
-        raise UserError(f"{name}: expected an image, found an empty file: replace or remove it")
+        raise UserError(f"{name}: expected an image, found an empty file; replace or remove it")
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{name}: expected an image, found none of {', '.join(FORMATS)}: replace or remove it"
+            f"{name}: expected an image, found none of {', '.join(FORMATS)}; replace or remove it"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{name}: expected at most {max_pixels} pixels, found {error}: shrink it") from error
+        raise UserError(f"{name}: expected at most {max_pixels} pixels, found {error}; shrink it") from error
     except Exception as error:
-        raise UserError(f"{name}: expected an image, found none ({error}): replace or remove it") from error
+        raise UserError(f"{name}: expected an image, found none ({error}); replace or remove it") from error
     if not 0 < image.width * image.height <= max_pixels or _tile_pixels(image) > max_pixels:
         raise UserError(
-            f"{name}: expected at most {max_pixels} pixels, found {image.width} x {image.height}: shrink it"
+            f"{name}: expected at most {max_pixels} pixels, found {image.width} x {image.height}; shrink it"
         )
     if image.format in ("JPEG", "MPO") and content.count(_SCAN) > MAX_SCANS:
-        raise UserError(f"{name}: expected at most {MAX_SCANS} scans, found {content.count(_SCAN)}: save it again")
+        raise UserError(f"{name}: expected at most {MAX_SCANS} scans, found {content.count(_SCAN)}; save it again")
     try:
         image.load()
     except Exception as error:
         raise UserError(
-            f"{name}: expected a complete image, found {error or type(error).__name__}: replace or remove it"
+            f"{name}: expected a complete image, found {error or type(error).__name__}; replace or remove it"
         ) from error
     return image
 
@@ -352,7 +352,7 @@ def _scale_to_eight_bits(values: np.ndarray, name: str, grey_bits: Callable[[], 
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
         raise UserError(
             f"{name}: expected 8- or 16-bit pixels, found {values.dtype} from {values.min()} to "
-            f"{values.max()}: convert it to 8-bit RGB"
+            f"{values.max()}; convert it to 8-bit RGB"
         )
     largest = int(values.max())
     if grey_bits is None:

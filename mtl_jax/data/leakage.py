@@ -73,7 +73,7 @@ def refuse(
     first = f"first: {here!r} of stream {validated.stream}, which stream {trained.stream} trains on as {there!r}"
     if 100.0 * len(leaks) > tolerated_percent * sum(map(len, validation.values())):
         raise UserError(
-            f"expected validation images that no stream trains on, found {len(leaks)} ({first}): take them out of one "
+            f"expected validation images that no stream trains on, found {len(leaks)} ({first}); take them out of one "
             "of the two splits, or choose other splits or images in the streams' options"
         )
     log.warning("Tolerated: %s in training too (%s)", counted(len(leaks), "validation images"), first)
@@ -161,7 +161,7 @@ def _content(origin: Path | bytes) -> _Content:
         return _Content(origin.stat().st_size, origin, b"")
     except (OSError, ValueError) as error:  # ValueError: a name that no path can have
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{origin}: expected an image file, found {reason}: correct the path") from error
+        raise UserError(f"{origin}: expected an image file, found {reason}; correct the path") from error
 
 
 def _digest(content: bytes) -> bytes:

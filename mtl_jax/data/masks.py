@@ -18,7 +18,7 @@ def mask_dtype(class_count: int) -> type[np.uint8] | type[np.uint16]:
       UserError: there are more classes than 16 bits can hold.
     """
     if class_count > np.iinfo(np.uint16).max:
-        raise UserError(f"expected at most {np.iinfo(np.uint16).max} classes of a mask, found {class_count}: join some")
+        raise UserError(f"expected at most {np.iinfo(np.uint16).max} classes of a mask, found {class_count}; join some")
     return np.uint8 if class_count <= VOID else np.uint16
 
 
@@ -41,7 +41,7 @@ def void_values(void: int | None, ignore_label: int | None, class_count: int) ->
     values = {usual_void(class_count), ignore_label} - {None} if void is None else {void}
     classes = [value for value in values if value is not None and 0 <= value < class_count]
     if classes:
-        raise UserError(f"expected void outside the classes 0 to {class_count - 1}, found {classes[0]}: change void")
+        raise UserError(f"expected void outside the classes 0 to {class_count - 1}, found {classes[0]}; change void")
     return frozenset(value for value in values if value is not None)
 
 
@@ -102,7 +102,7 @@ def class_indices(
         marks = " or ".join(map(str, sorted(void)))
         expected = f"0 or {VOID}, as in all training masks" if binary else f"class indices 0 to {limit - 1}"
         raise UserError(
-            f"{name}: expected {expected}{f' or {marks} (void)' if marks else ''}, found {wrong[:5].tolist()}: correct "
+            f"{name}: expected {expected}{f' or {marks} (void)' if marks else ''}, found {wrong[:5].tolist()}; correct "
             "the mask or the class table; if a value marks pixels that nobody labelled, name it in the stream's "
             "options.void"
         )

@@ -66,7 +66,7 @@ class Convention(NamedTuple):
             among = f" and in none of the dataset's {self.turned} turned images" if self.turned else ""
             raise UserError(
                 f"{name}: expected a size that shows whether {what} are of the pixels as stored or turned upright as "
-                f"EXIF asks, found none here{among}: set "
+                f"EXIF asks, found none here{among}; set "
                 "annotated_on to stored or upright (an option of the stream, and of mtl-jax train, inspect and convert)"
             )
         return self.stored
@@ -79,7 +79,7 @@ def check(annotated_on: str) -> str:
         UserError: it is none of `ANNOTATED_ON`.
     """
     if annotated_on not in ANNOTATED_ON:
-        raise UserError(f"expected annotated_on among {', '.join(ANNOTATED_ON)}, found {annotated_on!r}: choose one")
+        raise UserError(f"expected annotated_on among {', '.join(ANNOTATED_ON)}, found {annotated_on!r}; choose one")
     return annotated_on
 
 

@@ -25,13 +25,13 @@ def outline(polygons: Sequence[Sequence[float]], height: int, width: int) -> Boo
 
     corners = [np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons]
     if not corners or any(len(polygon) < 3 for polygon in corners):
-        raise UserError(f"expected polygons of three corners or more, found {polygons}: correct the annotations")
+        raise UserError(f"expected polygons of three corners or more, found {polygons}; correct the annotations")
     steps = (np.abs(np.diff(polygon, axis=0, append=polygon[:1])).max(axis=1).sum() for polygon in corners)
     # The package counts along the edges in numbers of 32 bits, unchecked.
     if not sum(steps) <= MAX_OUTLINE_PX or max(np.abs(polygon).max() for polygon in corners) > MAX_OUTLINE_PX:
-        raise UserError(f"expected outlines of at most {MAX_OUTLINE_PX} px, found longer ones: correct the annotations")
+        raise UserError(f"expected outlines of at most {MAX_OUTLINE_PX} px, found longer ones; correct the annotations")
     if not 0 < height * width <= MAX_PIXELS:
-        raise UserError(f"expected at most {MAX_PIXELS} pixels, found {width} x {height}: correct the annotations")
+        raise UserError(f"expected at most {MAX_PIXELS} pixels, found {width} x {height}; correct the annotations")
     shapes: Any = [polygon.ravel().tolist() for polygon in corners]  # which its types do not know as lists of lists
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it does not know the copy keyword of NumPy 2 yet

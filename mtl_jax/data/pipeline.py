@@ -302,7 +302,7 @@ def _pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _check(source: Source, labels: Mapping[str, str]) -> None:
     if len(source) == 0:
-        raise UserError("expected a source with samples, found an empty one: check its folder and split")
+        raise UserError("expected a source with samples, found an empty one; check its folder and split")
     for task, label in labels.items():
         if label not in source.class_names:
             names = ", ".join(source.class_names)

@@ -51,7 +51,7 @@ def decode(record: bytes, *, where: str) -> Sample:
         UserError: the record is damaged.
     """
     if len(record) < _PREFIX.size or zlib.crc32(memoryview(record)[4:]) != _PREFIX.unpack_from(record)[0]:
-        raise UserError(f"{where}: expected a record as it was written, found a damaged one: copy or write it again")
+        raise UserError(f"{where}: expected a record as it was written, found a damaged one; copy or write it again")
     at = _PREFIX.size + _PREFIX.unpack_from(record)[1]
     header = json.loads(record[_PREFIX.size : at])
     blobs = []

@@ -48,8 +48,8 @@ def held_out(whole: Source, percent: float) -> tuple[Subset, Subset]:
     count = max(1, round(len(whole) * percent / 100))
     if count >= len(whole):
         raise UserError(
-            f"held_out_percent is {percent:g}, {count} of {len(whole)} training images; expected some to be left; set "
-            "it to 0"
+            f"held_out_percent: expected some training images to be left, found {percent:g}, which is {count} of "
+            f"{len(whole)}; set it to 0"
         )
     chosen = {int((number + 0.5) * len(whole) / count) for number in range(count)}
     return Subset(whole, sorted(chosen)), Subset(whole, [index for index in range(len(whole)) if index not in chosen])

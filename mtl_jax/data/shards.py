@@ -36,7 +36,7 @@ def write(source: Source, folder: Path, *, split: str, shard_bytes: int) -> list
     """
     index = folder / index_name(split)
     if index.exists():
-        raise UserError(f"{index}: expected no {split} split yet, found one: name another folder, or remove this one")
+        raise UserError(f"{index}: expected no {split} split yet, found one; name another folder, or remove this one")
     writer = _writer()
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, str | int]] = []

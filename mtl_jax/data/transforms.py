@@ -50,15 +50,16 @@ class Augment:
         """
         if not 0 < self.scale_min <= self.scale_max:
             raise UserError(
-                f"augment.scale_min is {self.scale_min}; expected more than 0 and at most scale_max, {self.scale_max}"
+                f"augment.scale_min: expected more than 0 and at most scale_max, {self.scale_max}, "
+                f"found {self.scale_min}"
             )
         if self.aspect < 1:
-            raise UserError(f"augment.aspect is {self.aspect}; expected at least 1")
+            raise UserError(f"augment.aspect: expected at least 1, found {self.aspect}")
         for name in _SHARES:
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} is {getattr(self, name)}; expected at least 0 and at most 1")
+                raise UserError(f"augment.{name}: expected at least 0 and at most 1, found {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5:
-            raise UserError(f"augment.hue is {self.hue}; expected at least 0 and at most 0.5")
+            raise UserError(f"augment.hue: expected at least 0 and at most 0.5, found {self.hue}")
 
 
 def apply(sample: Sample, rng: np.random.Generator, *, size: tuple[int, int], augment: Augment) -> Sample:

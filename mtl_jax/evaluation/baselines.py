@@ -37,8 +37,8 @@ def baselines(runs: Mapping[str, str]) -> dict[str, Baseline]:
             judged = {}
         if task not in judged:
             raise UserError(
-                f"contract.baseline_from names {folder} for task {task}; expected a finished run with that task, found "
-                f"{', '.join(judged) or 'no contract.json'}"
+                f"contract.baseline_from.{task}: expected a finished run with that task in {folder}, found "
+                f"{', '.join(judged) or 'no contract.json'}; name another run, or leave it out"
             )
         value = judged[task]["final"]
         found[task] = Baseline(float("nan") if value is None else value, f"run {folder}")

@@ -163,8 +163,8 @@ def _part(experiment: Experiment, stream: str, whole: registry.Source) -> regist
     part, parts = experiment.streams[stream].train_part, experiment.streams[stream].train_parts
     if parts > len(whole):
         raise UserError(
-            f"config.streams.{stream} takes part {part} of {parts} of {len(whole)} training images; expected "
-            "no more parts than images"
+            f"config.streams.{stream}.train_parts: expected at most {len(whole)}, the number of training images, found "
+            f"{parts}"
         )
     return Subset(whole, range(part, len(whole), parts))
 
@@ -191,8 +191,8 @@ def classes_of(experiment: Experiment, stream: str, data: registry.Source) -> di
         known = _named(experiment, task, known)
         if unknown := [name for name in known if name not in classes]:
             raise UserError(
-                f"config.streams.{stream}.labelled_classes.{task} names {', '.join(map(str, unknown))}; the task has "
-                f"{', '.join(classes)}"
+                f"config.streams.{stream}.labelled_classes.{task}: expected classes of the task "
+                f"({', '.join(classes)}), found {', '.join(map(str, unknown))}"
             )
         found[task] = partial.Classes(
             tuple(classes.index(name) for name in names), tuple(name in known for name in classes)

@@ -35,7 +35,7 @@ def limit_percent(keep: str) -> float | None:
     """
     found = PERCENT.fullmatch(keep.strip())
     if keep.strip() != exactness.EXACT and (not found or float(found[1]) > 100):
-        raise UserError(f'keep is {keep!r}; expected "exact", or what an old task may lose, such as "5%"')
+        raise UserError(f'keep: expected "exact", or what an old task may lose, such as "5%", found {keep!r}')
     return float(found[1]) if found else None
 
 
@@ -121,8 +121,8 @@ def _require_same_network(old: Trained, before: Mapping[str, Any], now: Mapping[
         stays = name in ("branches", "max_params") or value in (defaults(ModelSettings)[name], before["model"][name])
         if not stays:
             raise UserError(
-                f"model.{name} is {value!r}, and {old.path} was trained with {before['model'][name]!r}: a trained "
-                "network keeps its layers; leave the setting out, or train all tasks from the start"
+                f"model.{name}: expected {before['model'][name]!r}, as {old.path} was trained and keeps its layers, "
+                f"found {value!r}; leave the setting out, or train all tasks from the start"
             )
 
 
@@ -183,7 +183,7 @@ def _join_stages(old: Trained, config: dict[str, Any], now: Mapping[str, Any], f
         raise UserError(f"task {idle[0]} is new and no new stage labels it; add a stream and a stage for it")
     if not new or not fresh:
         raise UserError(
-            f"nothing is added to {old.path}; expected a task or classes that it has not, with a stream and a stage"
+            f"expected a task or classes that {old.path} has not, with a stream and a stage, found nothing to add"
         )
     for name in new:
         if name in config["stages"] and name in old.stages:

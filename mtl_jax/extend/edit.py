@@ -86,7 +86,7 @@ def changed(old: Trained, task: str, rename: Mapping[str, str], remove: Sequence
         if name not in shown:
             raise UserError(f"task {task} of {old.path} has no class {name}; {suggestion(name, shown)}")
     if not rename and not remove:
-        raise UserError("nothing is edited; expected --rename OLD=NEW or --remove NAME")
+        raise UserError("expected --rename OLD=NEW or --remove NAME, found neither of them")
     names = [rename.get(name, name) for name in classes]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"task {task} would have two classes {twice[0]}; choose another name")

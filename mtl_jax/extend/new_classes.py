@@ -31,7 +31,7 @@ def of_task(page: RunSettings, task: str, known: Mapping[str, Any], *, where: st
     names = [name for name in page.tasks if name not in known] or [name for name in page.tasks if name == task]
     if len(names) != 1:
         raise UserError(
-            f"--task is {task}, and the page has the tasks {_listed(page.tasks)}; expected one, whose data is for it"
+            f"--task {task}: expected a page with one task, whose data is for it, found {_listed(page.tasks) or 'none'}"
         )
     own = page.tasks[names[0]]
     if own.get("kind") != known[task].get("kind"):
@@ -137,8 +137,8 @@ def join(
         teaching = [stage for stage in stages if name in _labelled(config, stage)]
         if len(teaching) != 1:
             raise UserError(
-                f"task {name} is to get {_listed(classes)}, which {_listed(teaching) if teaching else 'no new stage'} "
-                "would teach; expected one new stage with a stream that labels it"
+                f"task {name} is to get {_listed(classes)}: expected one new stage with a stream that labels it, found "
+                f"{_listed(teaching) or 'none'}"
             )
         if not exact:
             raise UserError(

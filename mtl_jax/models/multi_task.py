@@ -106,7 +106,7 @@ def build(model_config: ModelSettings | Settings, tasks: Mapping[str, Task]) -> 
     if total > limit:
         parts = ", ".join(f"{part} {size:,}" for part, size in count.items())
         raise UserError(
-            f"model: expected at most {limit:,} parameters (max_params), found {total:,} ({parts}): lower "
+            f"model: expected at most {limit:,} parameters (max_params), found {total:,} ({parts}); lower "
             "width_multiplier, neck_channels, head_channels or head_layers"
         )
     return model
@@ -303,7 +303,7 @@ def _finished(model: Network, raw: Mapping[str, Array], image: Array) -> dict[st
 def _checked_names(model: Network, names: Sequence[str]) -> tuple[str, ...]:
     known = tuple(task.name for task in model.tasks)
     if isinstance(names, str) or not names or any(name not in known for name in names):
-        raise UserError(f"tasks: expected one or more of {', '.join(known)}, found {names!r}: ask for those")
+        raise UserError(f"tasks: expected one or more of {', '.join(known)}, found {names!r}; ask for those")
     return tuple(names)
 
 
@@ -311,7 +311,7 @@ def _check_image_size(height: int, width: int) -> None:
     if height % IMAGE_STRIDE or width % IMAGE_STRIDE or not height * width:
         raise UserError(
             f"image: expected height and width that are multiples of {IMAGE_STRIDE} px, found "
-            f"{height} x {width}: resize or pad it"
+            f"{height} x {width}; resize or pad it"
         )
 
 
@@ -340,16 +340,16 @@ def _branches(settings: ModelSettings, tasks: Mapping[str, Task]) -> dict[str, M
 
 def _check_tasks(tasks: Mapping[str, Task], *, neck_name: str, strides: tuple[int, ...]) -> None:
     if not tasks:
-        raise UserError("tasks: expected at least one task, found none: name one in the configuration")
+        raise UserError("tasks: expected at least one task, found none; name one in the configuration")
     for name, task in tasks.items():
         if name != task.name or name.startswith(("conv_", "norm_", "patch_")) or name in RESERVED:
             raise UserError(
                 "tasks: expected the task's own name, not beginning with conv_, norm_ or patch_ (the head's "
-                f"layers), found {name!r} for the task {task.name!r}: rename it"
+                f"layers), found {name!r} for the task {task.name!r}; rename it"
             )
         missing = [stride for stride in task.strides if stride not in strides]
         if missing or not task.strides:
             raise UserError(
                 f"tasks.{name}.strides: expected some of {strides}, which the neck {neck_name!r} gives at "
-                f"this output_stride, found {task.strides}: change them, the neck or output_stride"
+                f"this output_stride, found {task.strides}; change them, the neck or output_stride"
             )

@@ -61,7 +61,7 @@ def _parse(word: str) -> Asked:
     left, equals, path = word.partition("=")
     kind, dot, name = left.partition(".")
     if not equals or not path or (dot and not name):
-        raise UserError(f"unexpected argument {word}; expected a kind of label and where it is: {EXAMPLE}")
+        raise UserError(f"expected a kind of label and where it is ({EXAMPLE}), found the argument {word}")
     if kind not in TASK_KINDS:
         raise UserError(f"{word}: there is no kind of label {kind}; {suggestion(kind, TASK_KINDS)}")
     return Asked(kind, name or kind, str(Path(path).expanduser().absolute()))

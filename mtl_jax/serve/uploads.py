@@ -110,7 +110,7 @@ def switch(query: Mapping[str, str], name: str) -> bool:
     """
     value = query.get(name, "false").lower()
     if value not in ("true", "false", "1", "0"):
-        raise Refused(422, f"{name} is {value[:40]!r}; expected true or false")
+        raise Refused(422, f"{name}: expected true or false, found {value[:40]!r}")
     return value in ("true", "1")
 
 
@@ -126,7 +126,7 @@ def threshold(query: Mapping[str, str]) -> float | None:
     except ValueError:
         value = -1.0
     if value is not None and not 0 <= value <= 1:
-        raise Refused(422, f"threshold is {text[:40]!r}; expected a score from 0 to 1")
+        raise Refused(422, f"threshold: expected a score from 0 to 1, found {text[:40]!r}")
     return value
 
 
@@ -140,5 +140,5 @@ def names(query: Mapping[str, str], known: tuple[str, ...]) -> tuple[str, ...]:
     if not asked or asked == ["all"]:
         return known
     if unknown := [name for name in asked if name not in known]:
-        raise Refused(422, f"tasks names {', '.join(unknown)[:80]!r}; expected some of {', '.join(known)}")
+        raise Refused(422, f"tasks: expected some of {', '.join(known)}, found {', '.join(unknown)[:80]!r}")
     return tuple(name for name in known if name in asked)

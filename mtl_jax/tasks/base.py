@@ -120,7 +120,7 @@ class Task(Section):
         if self.classes:
             check_class_names("classes", self.classes)
         if len(set(self.strides)) < len(self.strides):
-            raise UserError(f"strides is {self.strides}; expected each level once")
+            raise UserError(f"strides: expected each level once, found {self.strides}")
         super().__post_init__()
 
     @property

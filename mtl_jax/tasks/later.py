@@ -44,11 +44,12 @@ class Later:
         fits = all(_is_pair(each, str, int) and each[1] >= 1 for each in self.added)
         if not fits or sum(each[1] for each in self.added) >= len(it.classes):
             raise UserError(
-                f"added is {self.added!r}; expected stages and how many of the last classes each has added, as in "
-                '(("more", 3),), and a class that was there first'
+                "added: expected stages and how many of the last classes each has added, as in "
+                f'(("more", 3),), and a class that was there first, found {self.added!r}'
             )
         if not all(_is_pair(each, str, str) for each in self.renamed):
-            raise UserError(f'renamed is {self.renamed!r}; expected pairs of names, as in (("tvmonitor", "screen"),)')
+            example = '(("tvmonitor", "screen"),)'
+            raise UserError(f"renamed: expected pairs of names, as in {example}, found {self.renamed!r}")
         named = [*(each[1] for each in self.renamed), *self.removed]
         if unknown := [name for name in named if name not in it.classes]:
             raise UserError(f"renamed or removed names {unknown[0]}; {suggestion(str(unknown[0]), it.classes)}")

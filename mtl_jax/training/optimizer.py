@@ -35,7 +35,7 @@ def learning_rate_schedule(
     elif schedule == "cosine":
         after = optax.cosine_decay_schedule(learning_rate, decay_steps)
     else:
-        raise UserError(f"schedule is {schedule!r}; expected one of {', '.join(SCHEDULES)}")
+        raise UserError(f"schedule: expected one of {', '.join(SCHEDULES)}, found {schedule!r}")
     # The first step already moves: the rate rises from learning_rate / (warmup_steps + 1).
     warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, max(1, warmup_steps))
     return optax.join_schedules([warmup, after], [warmup_steps])
@@ -67,7 +67,7 @@ def build(
     elif rule == "sgd":
         direction = optax.trace(decay=momentum, nesterov=True)
     else:
-        raise UserError(f"optimizer is {rule!r}; expected one of {', '.join(RULES)}")
+        raise UserError(f"optimizer: expected one of {', '.join(RULES)}, found {rule!r}")
     parts = [direction]
     if weight_decay:
         parts += [optax.add_decayed_weights(weight_decay, mask=_are_kernels)]

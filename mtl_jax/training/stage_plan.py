@@ -242,8 +242,8 @@ def _phases(
         _require_match(rule.pattern, found, where=where)
         if rule.start >= settings.epochs:
             raise UserError(
-                f"{where} has {rule.pattern!r} from epoch {rule.start:g} on; expected less than epochs, "
-                f"{settings.epochs:g}, at which the stage ends"
+                f"{where}: expected epochs before {settings.epochs:g}, at which the stage ends, found "
+                f"{rule.pattern!r} from epoch {rule.start:g} on"
             )
     phases = freezing.phases(rules, steps_per_epoch=steps_per_epoch, total_steps=steps)
     _check_frozen(phases, found, where=where)
@@ -313,10 +313,10 @@ def _require_match(pattern: str, found: Sequence[str], *, where: str) -> None:
         likely = near(pattern, parts)
         hint = f"; did you mean {' or '.join(likely)}?" if likely else ""
         top = ", ".join(each for each in parts if "/" not in each)
-        raise UserError(f"{where} has {pattern!r}, which matches no parameter; expected one in {top}{hint}")
+        raise UserError(f"{where}: expected patterns of parameters in {top}, found {pattern!r}, of none{hint}")
 
 
 def _check_frozen(phases: Mapping[int, tuple[str, ...]], found: Sequence[str], *, where: str) -> None:
     for patterns in phases.values():
         if all(matches(path, patterns) for path in found):
-            raise UserError(f"{where} is {', '.join(patterns)}, which leaves no parameter to train; freeze less")
+            raise UserError(f"{where}: expected some parameter left to train, found {', '.join(patterns)}; freeze less")

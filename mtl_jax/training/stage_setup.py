@@ -44,7 +44,7 @@ def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
 
     filled = jax.tree_util.tree_map_with_path(fill, variables)
     if not copied:
-        raise UserError(f"{where} is {source!r}; expected a task that has a branch, norms or patches of its own")
+        raise UserError(f"{where}: expected a task that has a branch, norms or patches of its own, found {source!r}")
     return filled
 
 
@@ -79,7 +79,7 @@ def chosen(parts: experiment.Experiment, stage: StagePlan, variables: PyTree) ->
     _check_micro_batches(stage, where=where)
     if settings.soft_sharing and not any(branch_name(task) in variables["params"] for task in objective.tasks):
         raise UserError(
-            f"{where}.soft_sharing is {settings.soft_sharing:g}; expected 0 without branches to draw near; set "
+            f"{where}.soft_sharing: expected 0 without branches to draw near, found {settings.soft_sharing:g}; set "
             'model.sharing="independent", or model.share_until'
         )
     return Chosen(method, backward, _warm_started(variables, stage))
@@ -145,8 +145,8 @@ def _check_micro_batches(stage: StagePlan, *, where: str) -> None:
         if size % count:
             fits = max(each for each in range(1, min(size, count) + 1) if size % each == 0)
             raise UserError(
-                f"{where}.micro_batches is {count}, which does not divide the {size} images of {stream}; expected a "
-                f"divisor, such as {fits}"
+                f"{where}.micro_batches: expected a divisor of the {size} images of {stream}, such as {fits}, found "
+                f"{count}"
             )
 
 

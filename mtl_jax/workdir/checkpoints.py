@@ -203,8 +203,8 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         tree = json.loads((path / name).read_bytes())
     except OSError as error:
         raise CheckpointError(
-            f"{path} holds no complete checkpoint ({name}: {error.strerror}); expected a folder like "
-            "runs/seq/checkpoints/0-seg, written by scripts/train.py"
+            f"{path}: expected a complete checkpoint, a folder like runs/seq/checkpoints/0-seg, found none ({name}: "
+            f"{error.strerror}); train it with scripts/train.py"
         ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {name} is damaged ({error})") from error

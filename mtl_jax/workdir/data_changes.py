@@ -55,9 +55,9 @@ def refuse_other_baselines(runs: Mapping[str, str], measured: Mapping[str, str],
         ours = now[measured[task]]["val"] if splits else {}
         if splits and not any(_same(_of(each, task), _of(ours, task), "task") for each in splits):
             raise UserError(
-                f"contract.baseline_from names {folder} for task {task}; expected a figure of the {ours['images']} "
-                f"validation images of stream {measured[task]}, found one of others ({splits[0]['images']}): train "
-                "that run again on these images, or leave baseline_from out"
+                f"contract.baseline_from.{task}: expected a figure of the {ours['images']} validation images of stream "
+                f"{measured[task]} in {folder}, found one of others ({splits[0]['images']}); train that run again on "
+                "these images, or leave baseline_from out"
             )
 
 

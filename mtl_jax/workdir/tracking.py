@@ -178,7 +178,7 @@ def parse(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in (*TRACKERS, NONE)]
     if unknown or not names or (NONE in names and len(names) > 1):
         expected = f"{NONE} or some of {', '.join(TRACKERS)}, with commas between"
-        raise UserError(f"--track is {text!r}; expected {expected}")
+        raise UserError(f"--track: expected {expected}, found {text!r}")
     for name in names:
         if name in PACKAGES:
             _package(PACKAGES[name])

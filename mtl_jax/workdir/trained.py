@@ -148,7 +148,7 @@ def _names(tasks: str, *, learnt: tuple[str, ...]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in learnt]
     if unknown or not names:
         raise UserError(
-            f"--tasks names {', '.join(unknown) or 'nothing'}; this checkpoint has learnt {', '.join(learnt)}; ask for "
-            "some of them, separated by commas, or for all"
+            f"--tasks: expected some of {', '.join(learnt)}, which this checkpoint has learnt, or all, found "
+            f"{', '.join(unknown) or 'nothing'}; separate them by commas"
         )
     return names

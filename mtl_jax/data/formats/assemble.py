@@ -109,7 +109,7 @@ def _locate(place: Place, found: Found) -> list[_Located]:
     if not located:
         first = f" (first: {missing[0].image}, named by {missing[0].where})" if missing else ""
         raise UserError(
-            f"{place.path}: expected the images of these labels, found none of {len(missing)}{first}: put them there, "
+            f"{place.path}: expected the images of these labels, found none of {len(missing)}{first}; put them there, "
             "or name their folder (images)"
         )
     if missing:
@@ -166,7 +166,7 @@ def _joined(first: Entry, other: Entry, found: Found) -> Entry:
     if first.size and other.size and first.size != other.size:
         raise UserError(
             f"{other.where}: expected one size of {first.image}, found {first.size[0]} x {first.size[1]} and "
-            f"{other.size[0]} x {other.size[1]} px: correct the file"
+            f"{other.size[0]} x {other.size[1]} px; correct the file"
         )
     changes = {}
     for field in ("mask", "class_name", "value", "depth", "tags", "size"):
@@ -202,7 +202,7 @@ def _is_stored(each: _Located, convention: orientation.Convention) -> bool:
         width, height = header.upright_size
         raise UserError(
             f"{entry.where}: expected labels of {each.image} for its {width} x {height} px, found {size[0]} x "
-            f"{size[1]}: use the image that was labelled"
+            f"{size[1]}; use the image that was labelled"
         )
     if not header.is_turned or not (entry.shapes or entry.mask or entry.depth):
         return False

@@ -47,7 +47,7 @@ def alpha_of(packed: bytes, size: tuple[int, int], where: str) -> UInt8[np.ndarr
     try:
         count, word = bits.take(32), bits.take(5) + 1
         if count != width * height * CHANNELS or word > 8:
-            raise UserError(f"{where}: expected strokes on {width} x {height} px, found {count} values: export again")
+            raise UserError(f"{where}: expected strokes on {width} x {height} px, found {count} values; export again")
         sizes = [bits.take(4) + 1 for _ in range(4)]
         values = np.zeros(count, np.uint8)
         at = 0
@@ -59,5 +59,5 @@ def alpha_of(packed: bytes, size: tuple[int, int], where: str) -> UInt8[np.ndarr
             values[at:end] = bits.take(word) if is_run else [bits.take(word) for _ in range(end - at)]
             at = end
     except EOFError as error:
-        raise UserError(f"{where}: expected complete strokes, found an early end: export again") from error
+        raise UserError(f"{where}: expected complete strokes, found an early end; export again") from error
     return values.reshape(height, width, CHANNELS)[..., CHANNELS - 1]

@@ -59,9 +59,9 @@ def _entries(content: Mapping[str, Any], file: Path, *, outlines: bool) -> Itera
         where = f"{file}: annotation {annotation.get('id')!r}"
         category, image = annotation["category_id"], annotation["image_id"]
         if category not in names:
-            raise UserError(f"{where}: expected a category of the file, found id {category!r}: correct the file")
+            raise UserError(f"{where}: expected a category of the file, found id {category!r}; correct the file")
         if image not in images.number:
-            raise UserError(f"{where}: expected an image of the file, found id {image!r}: correct the file")
+            raise UserError(f"{where}: expected an image of the file, found id {image!r}; correct the file")
         number = images.number[image]
         drawn[number].append(_drawn(annotation, names[category], sizes[number], where, outlines))
     folder = file.parent.parent / file.stem.removeprefix(f"{MAIN}_")
@@ -76,12 +76,12 @@ def _drawn(annotation: Mapping[str, Any], label: str, size: tuple[int, int], whe
     xyxy = None
     if bbox is not None:
         if not isinstance(bbox, list) or len(bbox) != 4:
-            raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}: correct the file")
+            raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}; correct the file")
         x, y, width, height = (coordinate(value, where) for value in bbox)
         xyxy = (x, y, x + width, y + height)
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}: correct the file")
+        raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}; correct the file")
     polygons, runs = _outlines(annotation.get("segmentation"), size, where) if outlines or bbox is None else ((), None)
     area = coordinate(annotation.get("area") or 0, where)
     return Drawn(label, xyxy, polygons, runs, bool(crowd), area if area > 0 else None)
@@ -103,7 +103,7 @@ def points_of(numbers: Sequence[Any], where: str) -> Polygon:
         UserError: no numbers, or an odd count of them.
     """
     if len(numbers) % 2:
-        raise UserError(f"{where}: expected a polygon as x, y, x, y, …, found {len(numbers)} numbers: correct the file")
+        raise UserError(f"{where}: expected a polygon as x, y, x, y, …, found {len(numbers)} numbers; correct the file")
     values = coordinates(numbers, where)
     return tuple(zip(values[::2], values[1::2], strict=True))
 
@@ -117,9 +117,9 @@ def _runs(found: Mapping[str, Any], size: tuple[int, int], where: str) -> Runs:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{where}: expected run lengths, found {error}: correct the file") from error
+        raise UserError(f"{where}: expected run lengths, found {error}; correct the file") from error
     if not all(type(length) is int for length in lengths):
-        raise UserError(f"{where}: expected run lengths as whole numbers, found others: correct the file")
+        raise UserError(f"{where}: expected run lengths as whole numbers, found others; correct the file")
     return painting.check_runs(lengths, size, where)
 
 

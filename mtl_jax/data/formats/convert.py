@@ -59,7 +59,7 @@ def convert(
         UserError: the source cannot be read, the new format holds none of its labels, or something is in the way.
     """
     if to not in FORMATS:
-        raise UserError(f"expected a format among {', '.join(FORMATS)}, found {to!r}: choose one of them")
+        raise UserError(f"expected a format among {', '.join(FORMATS)}, found {to!r}; choose one of them")
     target = Path(dst).expanduser()
     _check_free(target)
     source = read(src, kind=kind, format=format, images=images, annotated_on=annotated_on)
@@ -67,7 +67,7 @@ def convert(
     if not kinds:
         raise UserError(
             f"{source.path}: expected {', '.join(FORMATS[to].written)} for the format {to}, found "
-            f"{', '.join(source.kinds)}: choose another format"
+            f"{', '.join(source.kinds)}; choose another format"
         )
     with _staged(target) as folder:
         out = Out(folder, source)
@@ -99,9 +99,9 @@ def _check_free(target: Path) -> None:
     try:
         taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except OSError as error:
-        raise UserError(f"{target}: expected a folder to write, found {error.strerror}: name another") from error
+        raise UserError(f"{target}: expected a folder to write, found {error.strerror}; name another") from error
     if taken:
-        raise UserError(f"{target}: expected an empty folder or none, found something: name another")
+        raise UserError(f"{target}: expected an empty folder or none, found something; name another")
 
 
 @contextlib.contextmanager
@@ -120,5 +120,5 @@ def _staged(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"{target}: expected a folder to write, found {error}: name another or free the disk"
+            f"{target}: expected a folder to write, found {error}; name another or free the disk"
         ) from error

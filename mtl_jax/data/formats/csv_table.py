@@ -119,7 +119,7 @@ def _table(file: Path, place: Place) -> Table | None:
         return None
     for line, row in rows:
         if len(row) != len(header):
-            raise UserError(f"{file}, line {line}: expected {len(header)} cells, found {len(row)}: correct the row")
+            raise UserError(f"{file}, line {line}: expected {len(header)} cells, found {len(row)}; correct the row")
     split = next((header.index(name) for name in SPLIT_COLUMNS if name in header), None)
     if split is not None and not all(row[split].lower() in SPLIT_WORDS for _, row in rows):
         split = None
@@ -153,7 +153,7 @@ def _filler(table: Table, column: str | None, kind: str | None) -> tuple[Fill, l
         wanted = f"a column {column!r}" if column is not None else f"one column{f' of {kind}' if kind else ''}"
         raise UserError(
             f"{table.file}, line 1: expected {wanted} among {names or 'none'}, found "
-            f"{len(candidates)}: name it, as in {table.file.name}:{(names or 'age').split(', ')[0]}"
+            f"{len(candidates)}; name it, as in {table.file.name}:{(names or 'age').split(', ')[0]}"
         )
     (index,) = candidates
     wanted_kind = kind or {"numbers": "values", "flags": "values", "lists": "tags"}.get(by_kind[index], "classes")
@@ -198,7 +198,7 @@ def _values(table: Table, index: int) -> tuple[Fill, list[str], bool]:
         if cells[index].lower() not in EMPTY:
             entry.value = _number(cells[index])
             if entry.value is None or abs(entry.value) > 3e38:  # the largest number of 32 bits
-                raise UserError(f"{entry.where}: expected a number, found {cells[index][:40]!r}: correct the row")
+                raise UserError(f"{entry.where}: expected a number, found {cells[index][:40]!r}; correct the row")
 
     return fill, [], True
 

@@ -89,7 +89,7 @@ def _polygon(found: Element, label: str, size: tuple[int, int], where: str) -> D
 def _points(written: str, where: str) -> Polygon:
     pairs = [pair.split(",") for pair in written.split(";") if pair.strip()]
     if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"{where}: expected points as x,y;x,y;…, found {written[:40]!r}: correct the file")
+        raise UserError(f"{where}: expected points as x,y;x,y;…, found {written[:40]!r}; correct the file")
     return tuple((coordinate(x, where), coordinate(y, where)) for x, y in pairs)
 
 

@@ -59,7 +59,7 @@ def _entries(task: Mapping[str, Any], file: Path, where: str, counts: Counter[st
     data = table(task.get("data"), f"{where}: data")
     texts = [data[key] for key in (*IMAGE_KEYS, *data) if isinstance(data.get(key), str)]
     if not texts:
-        raise UserError(f"{where}: expected the address of an image in data, found none: correct the file")
+        raise UserError(f"{where}: expected the address of an image in data, found none; correct the file")
     every = [table(each, where) for each in items(task.get("annotations"), f"{where}: annotations")]
     done = [each for each in every if not each.get("was_cancelled")]
     if not done:
@@ -118,7 +118,7 @@ def _polygon(value: Mapping[str, Any], label: str, size: tuple[int, int] | None,
     points = []
     for point in items(value.get("points"), f"{where}: points"):
         if not isinstance(point, list) or len(point) != 2:
-            raise UserError(f"{where}: expected points [x, y], found {str(point)[:40]}: correct the file")
+            raise UserError(f"{where}: expected points [x, y], found {str(point)[:40]}; correct the file")
         points.append((coordinate(point[0], where) / PERCENT, coordinate(point[1], where) / PERCENT))
     return Drawn(label, polygons=(tuple(points),))
 
@@ -131,7 +131,7 @@ def _ellipse(value: Mapping[str, Any], label: str, size: tuple[int, int] | None,
 
 def _brush(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
     if size is None:
-        raise UserError(f"{where}: expected original_width and original_height, found none: export again")
+        raise UserError(f"{where}: expected original_width and original_height, found none; export again")
     packed = [whole(byte, f"{where}: rle", most=256) for byte in items(value.get("rle"), f"{where}: rle")]
     return Drawn(label, runs=painting.runs_of(alpha_of(bytes(packed), size, where) > 0))
 

@@ -94,7 +94,7 @@ def _points(found: Any, where: str) -> Polygon:
     points = []
     for point in items(found, f"{where}: points"):
         if not isinstance(point, list) or len(point) != 2:
-            raise UserError(f"{where}: expected points [x, y], found {str(point)[:40]}: correct the file")
+            raise UserError(f"{where}: expected points [x, y], found {str(point)[:40]}; correct the file")
         points.append((coordinate(point[0], where), coordinate(point[1], where)))
     return tuple(points)
 
@@ -104,7 +104,7 @@ def _runs(packed: Any, corner: tuple[float, float], size: tuple[int, int], where
     try:
         content = base64.b64decode(packed, validate=True)
     except (binascii.Error, TypeError, ValueError) as error:
-        raise UserError(f"{where}: expected a mask in base64, found {error}: correct the file") from error
+        raise UserError(f"{where}: expected a mask in base64, found {error}; correct the file") from error
     inside = mask_values(content, name=where) > 0
     left, top = (whole(round(side) if math.isfinite(side) else side, where) for side in corner)
     pixels = np.zeros((size[1], size[0]), bool)

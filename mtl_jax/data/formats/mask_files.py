@@ -53,7 +53,7 @@ class ColourMask(NamedTuple):
             y, x = (int(places[0]) for places in np.nonzero(~known))
             raise UserError(
                 f"{self.file}, pixel ({x}, {y}): expected a colour of the palette, found "
-                f"{colour_of(int(codes[y, x]))}: add it to the palette's file"
+                f"{colour_of(int(codes[y, x]))}; add it to the palette's file"
             )
         return follow_image(mask, image, stored=stored, what="mask", name=str(self.file))
 

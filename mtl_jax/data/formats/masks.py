@@ -101,7 +101,7 @@ def _masks(pairs: Sequence[Pair], palette: Palette | None) -> tuple[tuple[str, .
         wrong = next(pair.map for pair, values in zip(pairs, numbers, strict=True) if max(values or {0}) >= len(names))
         raise UserError(
             f"{wrong}: expected values below {len(names)}, as {palette.file if palette else 'the names'} has so many "
-            f"classes, or {usual_void(len(names))} (void), found {max(found - {usual_void(len(names))})}: correct one"
+            f"classes, or {usual_void(len(names))} (void), found {max(found - {usual_void(len(names))})}; correct one"
         )
     return names, [NumberMask(pair.map, len(names)) for pair in pairs], []
 
@@ -140,7 +140,7 @@ def _colours_without_palette(
     colours = Counter(colour for pair in pairs for colour in colours_in(pair.map))
     if len(colours) > MOST_COLOURS:
         raise UserError(
-            f"{pairs[0].map}: expected masks of at most {MOST_COLOURS} colours, found {len(colours)}: save them "
+            f"{pairs[0].map}: expected masks of at most {MOST_COLOURS} colours, found {len(colours)}; save them "
             "without smoothing or loss, or add the palette's file (palette.csv: name,r,g,b)"
         )
     ordered = sorted(colours)

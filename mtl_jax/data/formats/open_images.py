@@ -38,7 +38,7 @@ def read(place: Place, kind: str | None) -> Found:
     labels = {mid: number for number, mid in enumerate(names or ids)}
     unknown = [mid for mid in ids if mid not in labels]
     if unknown:
-        raise UserError(f"{place.path}: expected the name of class {unknown[0]} in a table, found none: add the table")
+        raise UserError(f"{place.path}: expected the name of class {unknown[0]} in a table, found none; add the table")
     table = list(names.values()) if names else list(ids)
     entries: dict[tuple[Path, str], Entry] = {}
     for file in boxes:

@@ -31,7 +31,7 @@ def check_runs(counts: Sequence[int], size: tuple[int, int], where: str) -> Runs
         raise UserError(f"{where}: expected run lengths of an image, found a size of {width} x {height} px")
     if min(counts, default=0) < 0 or sum(counts) != width * height:
         raise UserError(
-            f"{where}: expected run lengths that add up to {width} x {height} px, found {sum(counts)}: correct the file"
+            f"{where}: expected run lengths that add up to {width} x {height} px, found {sum(counts)}; correct the file"
         )
     return Runs(tuple(counts), size)
 

@@ -62,7 +62,7 @@ def _read(file: Path) -> Palette | None:
     names = [name for name, _ in rows]
     if len(set(colours)) < len(colours) or len(set(names)) < len(names):
         twice = next(each for each in (*names, *colours) if (*names, *colours).count(each) > 1)
-        raise UserError(f"{file}: expected each name and colour once, found {twice} more often: correct the file")
+        raise UserError(f"{file}: expected each name and colour once, found {twice} more often; correct the file")
     if not colours:
         return Palette(file, tuple(names), {})
     kept = [name for name in names if name.lower() not in VOID_NAMES]
@@ -130,7 +130,7 @@ def _colour(value: Any, where: str) -> Colour:
     if isinstance(value, str) and (found := _HEX.match(value)):
         value = [*bytes.fromhex(found[1])]
     if not isinstance(value, list | tuple) or len(value) not in (3, 4):
-        raise UserError(f"{where}: expected a colour of three numbers, found {str(value)[:40]}: correct the file")
+        raise UserError(f"{where}: expected a colour of three numbers, found {str(value)[:40]}; correct the file")
     red, green, blue = (whole(part, where, most=256) for part in value[:3])
     return red, green, blue
 

@@ -36,7 +36,7 @@ def coordinate(value: Any, where: str) -> float:
     except (ValueError, OverflowError):
         number = math.inf if isinstance(value, int) else None
     if number is None:
-        raise UserError(f"{where}: expected a number, found {_short(value)}: correct the file")
+        raise UserError(f"{where}: expected a number, found {_short(value)}; correct the file")
     return number if abs(number) < FAR_PX else math.nan
 
 
@@ -63,7 +63,7 @@ def whole(value: Any, where: str, *, least: int = 0, most: int = 2**31) -> int:
     """
     number = coordinate(value, where)
     if not number.is_integer() or not least <= number < most:
-        raise UserError(f"{where}: expected a whole number from {least}, found {_short(value)}: correct the file")
+        raise UserError(f"{where}: expected a whole number from {least}, found {_short(value)}; correct the file")
     return int(number)
 
 
@@ -76,7 +76,7 @@ def text(value: Any, where: str) -> str:
     found = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     name = found.strip()
     if not name:
-        raise UserError(f"{where}: expected a name, found {_short(value)}: correct the file")
+        raise UserError(f"{where}: expected a name, found {_short(value)}; correct the file")
     return name
 
 
@@ -87,7 +87,7 @@ def table(value: Any, where: str) -> dict[str, Any]:
         UserError: it is something else.
     """
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected an object of names and values, found {_short(value)}: correct the file")
+        raise UserError(f"{where}: expected an object of names and values, found {_short(value)}; correct the file")
     return value
 
 
@@ -98,7 +98,7 @@ def items(value: Any, where: str) -> list[Any]:
         UserError: it is something else.
     """
     if not isinstance(value, list):
-        raise UserError(f"{where}: expected a list, found {_short(value)}: correct the file")
+        raise UserError(f"{where}: expected a list, found {_short(value)}; correct the file")
     return value
 
 
@@ -111,7 +111,7 @@ def read_xml(file: Path) -> ElementTree.Element:
     content = read_bytes(file, what="an XML file")
 
     def refuse(*_: Any) -> None:
-        raise UserError(f"{file}: expected XML without entities of its own, found some: remove its DOCTYPE")
+        raise UserError(f"{file}: expected XML without entities of its own, found some; remove its DOCTYPE")
 
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     parser.buffer_text = True
@@ -125,7 +125,7 @@ def read_xml(file: Path) -> ElementTree.Element:
     except UserError:
         raise
     except (expat.ExpatError, ValueError, LookupError, AssertionError) as error:
-        raise UserError(f"{file}: expected an XML file, found {error}: replace it by a complete copy") from error
+        raise UserError(f"{file}: expected an XML file, found {error}; replace it by a complete copy") from error
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -136,13 +136,13 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     content = read_text(file)
     if len(content) > MAX_YAML_CHARACTERS:
-        raise UserError(f"{file}: expected the description of a dataset, found {len(content)} characters: shorten it")
+        raise UserError(f"{file}: expected the description of a dataset, found {len(content)} characters; shorten it")
     try:
         return table(yaml.safe_load(content), str(file))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{file}: expected a YAML file, found {error}: correct the file") from error
+        raise UserError(f"{file}: expected a YAML file, found {error}; correct the file") from error
 
 
 def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -160,7 +160,7 @@ def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
             if any(cell.strip() for cell in row):
                 yield reader.line_num, [cell.strip() for cell in row]
     except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: expected a row of CSV, found {error}: correct it") from error
+        raise UserError(f"{file}, line {reader.line_num}: expected a row of CSV, found {error}; correct it") from error
 
 
 def header_of(file: Path) -> list[str]:

@@ -40,7 +40,7 @@ class Place:
         self.root = self.path.parent if self.is_file else self.path
         self.images_root = Path(images).expanduser() if images is not None else None
         if self.images_root is not None and not self.images_root.is_dir():
-            raise UserError(f"{self.images_root}: expected the folder of the images, found none: correct the path")
+            raise UserError(f"{self.images_root}: expected the folder of the images, found none; correct the path")
 
     @functools.cached_property
     def files(self) -> list[Path]:
@@ -211,4 +211,4 @@ def _with_column(path: Path) -> tuple[Path, str | None]:
             return path.with_name(before), column
     except (OSError, ValueError):  # a name that no file can have
         pass
-    raise UserError(f"{path}: expected a folder or file of labels, found none: correct the path")
+    raise UserError(f"{path}: expected a folder or file of labels, found none; correct the path")

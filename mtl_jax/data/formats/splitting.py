@@ -26,7 +26,7 @@ def of_split(
         UserError: the share is none, or no image is left for the split.
     """
     if not 0 < val_share < 1:
-        raise UserError(f"options.val_share is {val_share}; expected a share between 0 and 1, such as {VAL_SHARE}")
+        raise UserError(f"options.val_share: expected a share between 0 and 1, such as {VAL_SHARE}, found {val_share}")
     train, *others = (
         tuple(record for record in dataset.records if record.split == name) for name in ("train", "val", "test")
     )
@@ -42,7 +42,7 @@ def of_split(
     parts = by_content(dataset.records, val_share=val_share)
     if not all(parts.values()):
         raise UserError(
-            f"{dataset.path}: expected at least two different images to split, found {len(dataset.records)}: add images"
+            f"{dataset.path}: expected at least two different images to split, found {len(dataset.records)}; add images"
         )
     note = (
         f"{dataset.path}: without splits for training and validation, {counted(len(parts['val']), 'images')} of "

@@ -201,11 +201,11 @@ def read(
     """
     place = Place(path, images=images)
     if format != "auto" and format not in FORMATS:
-        raise UserError(f"expected a format among auto, {', '.join(FORMATS)}, found {format!r}: choose one of them")
+        raise UserError(f"expected a format among auto, {', '.join(FORMATS)}, found {format!r}; choose one of them")
     name = _detect(place, _check_kind(kind)) if format == "auto" else format
     found = FORMATS[name].read(place, kind)
     if not found.entries:
-        raise UserError(f"{place.path}: expected labels in the format {name}, found none: correct the path")
+        raise UserError(f"{place.path}: expected labels in the format {name}, found none; correct the path")
     dataset = assemble(name, place, found, kind=kind, annotated_on=annotated_on)
     if kind is not None and LABELS[kind] not in dataset.classes:
         raise UserError(f"{place.path}: expected {kind}, found {', '.join(dataset.kinds)} (format {name})")
@@ -214,7 +214,7 @@ def read(
 
 def _check_kind(kind: str | None) -> str | None:
     if kind is not None and kind not in LABELS:
-        raise UserError(f"expected a kind of label among {', '.join(LABELS)}, found {kind!r}: choose one of them")
+        raise UserError(f"expected a kind of label among {', '.join(LABELS)}, found {kind!r}; choose one of them")
     return kind
 
 

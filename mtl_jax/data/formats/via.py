@@ -81,7 +81,7 @@ def _class(attributes: Mapping[str, Any], where: str) -> str | None:
     keys = [key for key in (*CLASS_KEYS, *attributes) if key in attributes]
     chosen = _chosen(attributes[keys[0]]) if keys else []
     if len(chosen) > 1:
-        raise UserError(f"{where}: expected one class, found {', '.join(chosen)}: correct the file")
+        raise UserError(f"{where}: expected one class, found {', '.join(chosen)}; correct the file")
     return chosen[0] if chosen else None
 
 
@@ -103,7 +103,7 @@ def _drawn(shape: Mapping[str, Any], label: str, where: str, counts: Counter[str
     if form == "polygon":
         xs, ys = (items(shape.get(name), f"{where}: {name}") for name in ("all_points_x", "all_points_y"))
         if len(xs) != len(ys):
-            raise UserError(f"{where}: expected as many x as y, found {len(xs)} and {len(ys)}: correct the file")
+            raise UserError(f"{where}: expected as many x as y, found {len(xs)} and {len(ys)}; correct the file")
         points = tuple((coordinate(x, where), coordinate(y, where)) for x, y in zip(xs, ys, strict=True))
         return Drawn(label, polygons=(points,))
     if form == "circle":

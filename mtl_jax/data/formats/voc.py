@@ -61,7 +61,7 @@ def _entry(tree: Element, file: Path, split: str, counts: Counter[str]) -> Entry
 def _drawn(found: Element, where: str, counts: Counter[str]) -> Drawn:
     label, box = (found.findtext("name") or "").strip(), found.find("bndbox")
     if not label or box is None:
-        raise UserError(f"{where}: expected a name and a bndbox, found none: correct the file")
+        raise UserError(f"{where}: expected a name and a bndbox, found none; correct the file")
     x0, y0, x1, y1 = (coordinate(box.findtext(corner), f"{where}: {corner}") for corner in CORNERS)
     if x1 < x0 or y1 < y0:
         counts["boxes with corners in another order"] += 1

@@ -109,7 +109,7 @@ def _names(place: Place, description: tuple[Path, dict[str, Any]] | None) -> dic
     found = {whole(number, where): text(name, where) for number, name in pairs}
     twice = [name for name, count in Counter(found.values()).items() if count > 1]
     if twice or not found:
-        raise UserError(f"{where}: expected each name once, found {(twice or ['none'])[0]}: correct the file")
+        raise UserError(f"{where}: expected each name once, found {(twice or ['none'])[0]}; correct the file")
     return dict(sorted(found.items()))
 
 
@@ -203,7 +203,7 @@ def _rows(file: Path, keypoints: bool) -> Iterator[Row]:
         count = len(words) - 1
         if count < 4 or (count > 5 and count % 2 and not keypoints):
             raise UserError(
-                f"{where}: expected a class and x, y, width, height or a polygon, found {len(words)} numbers: "
+                f"{where}: expected a class and x, y, width, height or a polygon, found {len(words)} numbers; "
                 "correct the line"
             )
         numbers = _numbers(words[1:], where)
@@ -231,7 +231,7 @@ def _first_class(rows: Mapping[Path, Sequence[Row]], names: Mapping[int, str]) -
         return 1
     wrong = next(row for row in every if row[0] not in names or len(names) > MOST_CLASSES)
     raise UserError(
-        f"{wrong[2]}: expected a class among the {len(names)} of {min(names)} to {max(names)}, found {wrong[0]}: "
+        f"{wrong[2]}: expected a class among the {len(names)} of {min(names)} to {max(names)}, found {wrong[0]}; "
         "correct it or the names"
     )
 

@@ -59,7 +59,7 @@ def read_files(place: Path, names: Collection[str]) -> Iterator[tuple[str, bytes
         except DAMAGE as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
             raise UserError(
-                f"{place}: expected a whole archive, found a truncated or damaged one ({reason}):"
+                f"{place}: expected a whole archive, found a truncated or damaged one ({reason});"
                 " remove it and fetch it again"
             ) from error
     if missing:
@@ -133,13 +133,13 @@ class _Member(tarfile.TarInfo):
 
 def _too_large(place: Path, name: str, limit: int) -> UserError:
     return UserError(
-        f"{place}: expected at most {limit} bytes, stored or deflated, found more in {name}: fetch the official archive"
+        f"{place}: expected at most {limit} bytes, stored or deflated, found more in {name}; fetch the official archive"
         " again"
     )
 
 
 def _not_a_file(place: Path, name: str) -> UserError:
-    return UserError(f"{place}: expected {name} to be a file, found a link or device: fetch the official archive again")
+    return UserError(f"{place}: expected {name} to be a file, found a link or device; fetch the official archive again")
 
 
 def _leads_outside(path: str) -> bool:
@@ -155,6 +155,6 @@ def _refuse_unsafe(place: Path, name: str, link: str | None) -> None:
     else:
         return
     raise UserError(
-        f"{place}: expected paths inside the archive only, found {found}, which leads outside:"
+        f"{place}: expected paths inside the archive only, found {found}, which leads outside;"
         " do not trust this archive, fetch the official one"
     )

@@ -67,7 +67,7 @@ def download(
             removed), or the disk is full or not writable.
     """
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"expected an http or https address, found {url!r}: correct the base URL")
+        raise UserError(f"expected an http or https address, found {url!r}; correct the base URL")
     part = target.with_name(target.name + ".part")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +116,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         name = error.filename or path
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = "expected room on the disk, found it full: free some space and run the command again"
+            message = "expected room on the disk, found it full; free some space and run the command again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            message = "expected permission to read and write, found none: correct it or choose another folder"
+            message = "expected permission to read and write, found none; correct it or choose another folder"
         else:
             message = f"expected a usable file or folder, found: {error.strerror or error}; choose another"
         raise UserError(f"{name}: {message}") from error
@@ -202,5 +202,5 @@ def _check_room(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if free < needed:
         raise UserError(
-            f"{part}: expected {needed} free bytes on the disk, found {free}: free some space or choose another folder"
+            f"{part}: expected {needed} free bytes on the disk, found {free}; free some space or choose another folder"
         )

@@ -72,7 +72,7 @@ def _coco_contents(id_list: Mapping[str, Any], fetch: Fetch) -> Iterator[tuple[s
         try:
             official = json.loads(content)
         except ValueError as error:
-            raise UserError(f"instances_val2017.json: expected JSON, found {error}: fetch the official file") from error
+            raise UserError(f"instances_val2017.json: expected JSON, found {error}; fetch the official file") from error
         for split in ("train", "val"):
             subset = coco_subset(
                 official,

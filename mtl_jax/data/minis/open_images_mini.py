@@ -60,7 +60,7 @@ def convert(data_root: Path, *, force: bool = False) -> str:
             images = [_write_split(folder, split, contents[split], coco / split) for split in SPLITS]
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise UserError(
-                f"{coco}: expected the mini set of COCO, found a fault in {error}: make it again"
+                f"{coco}: expected the mini set of COCO, found a fault in {error}; make it again"
             ) from error
     return f"{target}: laid out from {coco.name} ({sum(images)} images)"
 
@@ -108,7 +108,7 @@ def _sides(bbox: Any, image: Mapping[str, Any]) -> tuple[str, str, str, str]:
     x, y, width, height = bbox
     ends = ((x, image["width"]), (x + width, image["width"]), (y, image["height"]), (y + height, image["height"]))
     if not all(math.isfinite(end) for end, _ in ends):
-        raise UserError(f"expected a finite box, found {bbox}: correct the annotations")
+        raise UserError(f"expected a finite box, found {bbox}; correct the annotations")
     left, right, top, bottom = (f"{min(max(end / length, 0.0), 1.0):.6f}" for end, length in ends)
     return left, right, top, bottom
 

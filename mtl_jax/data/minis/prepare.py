@@ -120,7 +120,7 @@ class Supply:
                     return from_dir / folder
         folders = ", ".join(folder for folder in origin.extracted if folder != ".")
         raise UserError(
-            f"{from_dir}: expected {archive} or its extracted folder ({folders}), found neither:"
+            f"{from_dir}: expected {archive} or its extracted folder ({folders}), found neither;"
             f" fetch {self.base_url}/{origin.path}, or leave --from_dir out"
         )
 
@@ -168,11 +168,11 @@ def prepare(
         UserError: as in `prepare_set`, and for a name that is not a set.
     """
     if not names:
-        raise UserError(f"expected names of sets ({', '.join([*SETS, *CONVERTED])}), found none: name at least one")
+        raise UserError(f"expected names of sets ({', '.join([*SETS, *CONVERTED])}), found none; name at least one")
     for given, known in ((names, [*SETS, *CONVERTED]), (base_urls or {}, SETS)):
         for name in given:
             if name not in known:
-                raise UserError(f"expected names of sets ({', '.join(known)}), found {name!r}: correct the name")
+                raise UserError(f"expected names of sets ({', '.join(known)}), found {name!r}; correct the name")
     for name in names:
         if name in CONVERTED:
             yield CONVERTED[name](data_root, force=force)
@@ -237,7 +237,7 @@ def _write(
     for done, (path, content) in enumerate(contents, start=1):
         if hashlib.sha256(content).hexdigest() != sha256[path]:
             raise UserError(
-                f"{path}: expected the official file (SHA-256 {sha256[path][:16]}…), found another:"
+                f"{path}: expected the official file (SHA-256 {sha256[path][:16]}…), found another;"
                 " fetch the official data again"
             )
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ def alone(data_root: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{data_root}: expected no other preparation here, found one running: wait until it has ended"
+                f"{data_root}: expected no other preparation here, found one running; wait until it has ended"
             ) from error
         except OSError:
             pass  # some network file systems cannot lock a folder: continue unguarded

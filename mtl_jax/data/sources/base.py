@@ -140,7 +140,7 @@ def check_split(split: str) -> str:
       UserError: it is neither "train" nor "val".
     """
     if split not in SPLITS:
-        raise UserError(f"expected split 'train' or 'val', found {split!r}: choose one of them")
+        raise UserError(f"expected split 'train' or 'val', found {split!r}; choose one of them")
     return split
 
 
@@ -161,7 +161,7 @@ def find_first(candidates: Iterable[Path], *, what: str, data_root: str | Path |
             return path
     looked = ", ".join(str(path) for path in paths)
     raise UserError(
-        f"expected {what}, found none at {looked} (data_root is {data_root}): set --config.data_root=DIR or "
+        f"expected {what}, found none at {looked} (data_root is {data_root}); set --config.data_root=DIR or "
         "the environment variable MTL_JAX_DATA to the folder that holds your datasets, or make them with "
         "scripts/prepare_data.py"
     )
@@ -176,7 +176,7 @@ def file_in(folder: Path, name: str) -> Path:
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
         raise UserError(
-            f"{folder}: expected names of files inside, found {name!r}, which leads outside: correct the list"
+            f"{folder}: expected names of files inside, found {name!r}, which leads outside; correct the list"
         )
     return folder / path
 
@@ -196,9 +196,9 @@ def read_bytes(path: Path, *, what: str) -> bytes:
         content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
     except (OSError, ValueError) as error:  # ValueError: a name that no path can have
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: expected {what}, found {reason}: correct the path") from error
+        raise UserError(f"{path}: expected {what}, found {reason}; correct the path") from error
     if content is None:
-        raise UserError(f"{path}: expected {what}, found a folder or device: correct the path")
+        raise UserError(f"{path}: expected {what}, found a folder or device; correct the path")
     opened.note(path, status, content)
     return content
 
@@ -212,7 +212,7 @@ def read_text(path: Path) -> str:
     try:
         return read_bytes(path, what="a text file").decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected text in UTF-8, found {error}: replace it by a complete copy") from error
+        raise UserError(f"{path}: expected text in UTF-8, found {error}; replace it by a complete copy") from error
 
 
 def read_json(path: Path) -> Any:
@@ -226,7 +226,7 @@ def read_json(path: Path) -> Any:
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected a JSON file, found {error}: replace it by a complete copy") from error
+        raise UserError(f"{path}: expected a JSON file, found {error}; replace it by a complete copy") from error
 
 
 class Subset:

@@ -94,7 +94,7 @@ class CocoDetection:
         ]
         if not self._kept:
             wanted = f"images with {tuple(images_with)}, without {tuple(images_without)}"
-            raise UserError(f"{self.file}: expected {wanted}, found none: choose other categories")
+            raise UserError(f"{self.file}: expected {wanted}, found none; choose other categories")
 
     def _add(
         self,
@@ -108,9 +108,9 @@ class CocoDetection:
         where = f"{self.file}: annotation {annotation.get('id')!r}"
         category, image = annotation["category_id"], annotation["image_id"]
         if category not in names:
-            raise UserError(f"{where}: expected a category of the file, found id {category!r}: correct the file")
+            raise UserError(f"{where}: expected a category of the file, found id {category!r}; correct the file")
         if image not in numbers:
-            raise UserError(f"{where}: expected an image of the file, found id {image!r}: correct the file")
+            raise UserError(f"{where}: expected an image of the file, found id {image!r}; correct the file")
         number, table = numbers[image], self.class_names["detection"]
         if names[category] in table:
             size = (self._images[number]["width"], self._images[number]["height"])
@@ -119,7 +119,7 @@ class CocoDetection:
             boxes.dropped["other_category"] += 1
         else:
             raise UserError(
-                f"{where}: expected one of the classes {', '.join(table)}, found category {names[category]!r}: add it "
+                f"{where}: expected one of the classes {', '.join(table)}, found category {names[category]!r}; add it "
                 "to the stream's options.classes and to the task's, or set options.other_categories='ignore'"
             )
         return number
@@ -170,7 +170,7 @@ class CocoDetection:
         if annotated not in (header.upright_size, (header.width, header.height)):
             width, height = header.upright_size
             raise UserError(
-                f"{file}: expected {annotated[0]} x {annotated[1]} px as annotated, found {width} x {height}: "
+                f"{file}: expected {annotated[0]} x {annotated[1]} px as annotated, found {width} x {height}; "
                 "use the image that the annotations were made on"
             )
         by_size = orientation.is_stored(header, annotated)
@@ -228,7 +228,7 @@ def _known(
     unknown = [name for name in (table if known.isdisjoint(table) else chosen) if name not in known]
     if unknown:
         raise UserError(
-            f"{file}: expected the classes among the file's categories, found no {unknown}: the file has "
+            f"{file}: expected the classes among the file's categories, found no {unknown}; the file has "
             f"{', '.join(names.values())}"
         )
     return frozenset(known)

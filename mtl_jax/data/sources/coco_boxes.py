@@ -68,7 +68,7 @@ class Boxes:
         bbox = _bbox(annotation.get("bbox"), where)
         crowd = annotation.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}: correct the file")
+            raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}; correct the file")
         if bbox is None:
             self.dropped["degenerate"] += 1
             return
@@ -79,7 +79,7 @@ class Boxes:
             return
         area = annotation.get("area", (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1]))
         if type(area) not in (int, float) or not 0 <= area < FAR_PX**2:
-            raise UserError(f"{where}: expected an area in px², found {area!r}: correct the file")
+            raise UserError(f"{where}: expected an area in px², found {area!r}; correct the file")
         box = Box(xyxy, label, bool(crowd), float(area))
         if any(box[:3] == other[:3] for other in self.of_image[image]):
             self.dropped["listed_twice"] += 1
@@ -114,7 +114,7 @@ class Boxes:
         if self._sized and self._largest <= LARGEST_SHARE:
             raise UserError(
                 f"{file}: expected bbox as x, y, width, height in pixels, found no number above {LARGEST_SHARE:g} in "
-                f"{self._sized} boxes (first: {self._first}), smaller than a pixel, as shares of the image are: "
+                f"{self._sized} boxes (first: {self._first}), smaller than a pixel, as shares of the image are; "
                 "multiply them by its size"
             )
 
@@ -168,7 +168,7 @@ def fields(boxes: Sequence[Box]) -> Fields:
 def _bbox(bbox: Any, where: str) -> Numbers | None:
     """Returns the four numbers; None where they have no area or are no finite numbers."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
-        raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}: correct the file")
+        raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}; correct the file")
     if not all(abs(value) < FAR_PX for value in bbox) or min(bbox[2:]) <= 0:  # NaN is not below it either
         return None
     x, y, width, height = map(float, bbox)

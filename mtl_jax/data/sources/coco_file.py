@@ -49,30 +49,30 @@ def check(content: Any, file: Path) -> dict[str, Any]:
     """
     for key, needed in SECTIONS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise UserError(f"{file}: expected a COCO file with a list {key!r}, found none: check the file")
+            raise UserError(f"{file}: expected a COCO file with a list {key!r}, found none; check the file")
         for entry in content[key]:
             _check_entry(entry, key, needed, file)
     categories = Counter(entry["id"] for entry in content["categories"])
     twice = [number for number, count in categories.items() if count > 1]
     if twice:
         raise UserError(
-            f"{file}: expected every id of 'categories' once, found {twice[0]!r} more often: correct the file"
+            f"{file}: expected every id of 'categories' once, found {twice[0]!r} more often; correct the file"
         )
     if not content["images"]:
-        raise UserError(f"{file}: expected images, found an empty list: check the file")
+        raise UserError(f"{file}: expected images, found an empty list; check the file")
     return content
 
 
 def _check_entry(entry: Any, key: str, needed: Mapping[str, tuple[type, ...]], file: Path) -> None:
     missing = [name for name in needed if not isinstance(entry, dict) or name not in entry]
     if missing:
-        raise UserError(f"{file}: expected {missing} in each of {key!r}, found {entry}: correct the file")
+        raise UserError(f"{file}: expected {missing} in each of {key!r}, found {entry}; correct the file")
     for name, kinds in needed.items():  # some writers know no whole numbers
         if int in kinds and type(entry[name]) is float and entry[name].is_integer():
             entry[name] = int(entry[name])
     wrong = [name for name, kinds in needed.items() if type(entry[name]) not in kinds]
     if wrong:
-        raise UserError(f"{file}: expected numbers and names in {key!r}, found {wrong} in {entry}: correct the file")
+        raise UserError(f"{file}: expected numbers and names in {key!r}, found {wrong} in {entry}; correct the file")
     for name in needed:
         if name.endswith("id"):
             entry[name] = _plain(entry[name])
@@ -97,7 +97,7 @@ def images_of(content: Mapping[str, Any], file: Path) -> Images:
     for entry in content["images"]:
         name, size = str(PurePosixPath(entry["file_name"])), (entry["width"], entry["height"])
         if min(size) <= 0:
-            raise UserError(f"{file}: expected the size of {name} in px, found {size[0]} x {size[1]}: correct the file")
+            raise UserError(f"{file}: expected the size of {name} in px, found {size[0]} x {size[1]}; correct the file")
         index = by_name.setdefault(name, len(entries))
         if index == len(entries):
             entries.append(entry)
@@ -106,13 +106,13 @@ def images_of(content: Mapping[str, Any], file: Path) -> Images:
             if (first["width"], first["height"]) != size:
                 raise UserError(
                     f"{file}: expected one size of {name}, found {first['width']} x {first['height']} and "
-                    f"{size[0]} x {size[1]} px: correct the file"
+                    f"{size[0]} x {size[1]} px; correct the file"
                 )
             repeated.append(name)
         if number.setdefault(entry["id"], index) != index:
             raise UserError(
                 f"{file}: expected every id of 'images' once, found {entry['id']!r} more often, for "
-                f"{entries[number[entry['id']]]['file_name']} and {name}: correct the file"
+                f"{entries[number[entry['id']]]['file_name']} and {name}; correct the file"
             )
     return Images(entries, number, tuple(repeated))
 

@@ -71,16 +71,16 @@ class DigitScenes:
         self.labels = (labels,) if isinstance(labels, str) else tuple(labels)
         unknown = [label for label in self.labels if label not in LABELS]
         if unknown or not self.labels:
-            raise UserError(f"expected labels among {', '.join(LABELS)}, found {unknown}: choose some of them")
+            raise UserError(f"expected labels among {', '.join(LABELS)}, found {unknown}; choose some of them")
         names = tuple(digits)
         if not names or len(set(names)) < len(names) or not set(names) <= set(DIGITS):
             raise UserError(
-                f"expected digits among {', '.join(DIGITS)}, each once, found {digits!r}: choose some of them"
+                f"expected digits among {', '.join(DIGITS)}, each once, found {digits!r}; choose some of them"
             )
         if size < 32:
-            raise UserError(f"expected scenes of at least 32 px, found {size}: digits would be unreadable")
+            raise UserError(f"expected scenes of at least 32 px, found {size}; digits would be unreadable")
         if length is not None and (not isinstance(length, int) or length < 1):
-            raise UserError(f"expected a number of scenes from 1, found length={length!r}: leave it out")
+            raise UserError(f"expected a number of scenes from 1, found length={length!r}; leave it out")
         self.size = size
         self._single = "classification" in self.labels
         self.class_names = {label: ("background", *names) if label == LABELS[0] else names for label in self.labels}

@@ -64,12 +64,12 @@ class ImageFolder:
             if name not in table:
                 raise UserError(
                     f"{self.folder / name}: expected a class of the table ({', '.join(table[:5])}, …), found "
-                    f"{name!r}: add it to classes or to the train folder"
+                    f"{name!r}; add it to classes or to the train folder"
                 )
         files = {name: list(walk(self.folder / name)) for name in found}
         self._files = [(file, table.index(name)) for name, inside in files.items() for file in inside if is_image(file)]
         if not self._files:
-            raise UserError(f"{self.folder}: expected images in one folder per class, found none: correct folder")
+            raise UserError(f"{self.folder}: expected images in one folder per class, found none; correct folder")
         self.class_names = {"classification": readable(base, table)}
         outside = [path for path in sorted(self.folder.iterdir()) if not path.is_dir() or is_system(path)]
         left_out = [file for inside in files.values() for file in inside if not is_image(file)]
@@ -99,7 +99,7 @@ class ImageFolder:
 
 def _folders_in(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder of images by class, found a file: correct folder")
+        raise UserError(f"{folder}: expected a folder of images by class, found a file; correct folder")
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_system(entry))
 
 
@@ -133,5 +133,5 @@ def readable(base: Path, table: Sequence[str]) -> tuple[str, ...]:
     file = base / NAMES_FILE
     names = read_json(file) if file.exists() else IMAGENETTE_NAMES
     if not isinstance(names, dict):
-        raise UserError(f"{file}: expected a JSON object, folder -> name, found another value: correct or remove it")
+        raise UserError(f"{file}: expected a JSON object, folder -> name, found another value; correct or remove it")
     return tuple(str(names.get(folder, folder)) for folder in table)

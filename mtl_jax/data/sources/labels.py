@@ -61,7 +61,7 @@ class Labels:
         grey_bits: int = 0,
     ) -> None:
         if other_classes not in ("error", "ignore"):
-            raise UserError(f"expected other_classes 'error' or 'ignore', found {other_classes!r}: choose one")
+            raise UserError(f"expected other_classes 'error' or 'ignore', found {other_classes!r}; choose one")
         self.grey = GreyBits(grey_bits)
         root = Path(data_root).expanduser()
         place = root / Path(path).expanduser()
@@ -89,7 +89,7 @@ class Labels:
             others = [name for name in known if name not in table and name != BACKGROUND]
             if others and other_classes == "error":
                 raise UserError(
-                    f"{self.dataset.path}: expected the classes {', '.join(table)} for {label}, found {others[0]!r}: "
+                    f"{self.dataset.path}: expected the classes {', '.join(table)} for {label}, found {others[0]!r}; "
                     "add it to the stream's options.classes and to the task's, or set options.other_classes='ignore'"
                 )
 

@@ -81,7 +81,7 @@ class NYUv2:
         if farthest > FARTHEST_M:
             raise UserError(
                 f"{depth_file}: expected a depth map of 8 bits, whose 255 is {FARTHEST_M:g} m, found a level of "
-                f"{farthest * LEVELS_PER_METRE:.0f}: convert it, or read another copy"
+                f"{farthest * LEVELS_PER_METRE:.0f}; convert it, or read another copy"
             )
         labels = {"segmentation": {"mask": mask}, "depth": {"depth": depth}}
         return {"image": image.upright, "labels": labels, "id": self._files.names[index]}

@@ -141,11 +141,11 @@ class OpenImages:
             if self.dropped["degenerate"]:
                 raise UserError(
                     f"{self.file}: expected boxes with XMin < XMax and YMin < YMax, found none of "
-                    f"{self.dropped.total()}: look whether the columns hold corners, and not sizes"
+                    f"{self.dropped.total()}; look whether the columns hold corners, and not sizes"
                 )
             raise UserError(
                 f"{self.folder}: expected images <ImageID>.jpg of {self.file.name}, found none of the "
-                f"{len(self._missing)} that show the classes: put them there, or name other classes"
+                f"{len(self._missing)} that show the classes; put them there, or name other classes"
             )
         if self._missing:
             missing, listed = len(self._missing), len(self._missing) + len(self._ids)
@@ -233,7 +233,7 @@ def _class_table(file: Path, classes: Sequence[str] | None) -> tuple[tuple[str, 
     unknown = [name for name in table if name not in names.values()]
     if unknown:
         raise UserError(
-            f"{file}: expected the classes among the file's names, found no {', '.join(map(repr, unknown))}: "
+            f"{file}: expected the classes among the file's names, found no {', '.join(map(repr, unknown))}; "
             "write them as the file does"
         )
     labels = {name: label for label, name in enumerate(table)}

@@ -63,7 +63,7 @@ def read_classes(file: Path) -> dict[str, str]:
     # The files of versions 4 to 6 have no header.
     names = {mid: name for _, (mid, name) in _rows(file, CLASS_COLUMNS, header=False) if mid != CLASS_COLUMNS[0]}
     if not names:
-        raise UserError(f"{file}: expected rows of machine id and name, found none: use a complete copy")
+        raise UserError(f"{file}: expected rows of machine id and name, found none; use a complete copy")
     return names
 
 
@@ -139,7 +139,7 @@ def _rows(
             missing = [name for name in columns if name not in found and name not in added]
             if missing:
                 raise UserError(
-                    f"{file}, line 1: expected the columns {', '.join(columns)}, found no {', '.join(missing)}: "
+                    f"{file}, line 1: expected the columns {', '.join(columns)}, found no {', '.join(missing)}; "
                     "use a complete copy"
                 )
             pick = itemgetter(*([*found, *added].index(name) for name in columns))
@@ -148,25 +148,25 @@ def _rows(
                 if len(row) == len(found):
                     yield line, pick([*row, *added.values()])
                 elif row:  # a blank line is no row
-                    raise UserError(f"{file}, line {line}: expected {len(found)} cells, found {len(row)}: fix the row")
+                    raise UserError(f"{file}, line {line}: expected {len(found)} cells, found {len(row)}; fix the row")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: expected a CSV file, found {error}: replace it by a complete copy") from error
+        raise UserError(f"{file}: expected a CSV file, found {error}; replace it by a complete copy") from error
     except csv.Error as error:
-        raise UserError(f"{file}, line {line + 1}: expected a row of CSV, found {error}: fix the row") from error
+        raise UserError(f"{file}, line {line + 1}: expected a row of CSV, found {error}; fix the row") from error
 
 
 def _numbers(cells: Sequence[str], file: Path, line: int) -> list[float]:
     try:
         return [float(cell) for cell in cells]
     except ValueError as error:
-        raise UserError(f"{file}, line {line}: expected numbers, found {', '.join(cells)}: correct the row") from error
+        raise UserError(f"{file}, line {line}: expected numbers, found {', '.join(cells)}; correct the row") from error
 
 
 def _corners(cells: Sequence[str], file: Path, line: int) -> Corners:
     numbers = _numbers(cells, file, line)
     if not all(-SLACK <= number <= 1 + SLACK for number in numbers):  # which refuses NaN too
         raise UserError(
-            f"{file}, line {line}: expected corners as shares of the image, 0 to 1, found {', '.join(cells)}: "
+            f"{file}, line {line}: expected corners as shares of the image, 0 to 1, found {', '.join(cells)}; "
             "correct the row"
         )
     left, top, right, bottom = (min(max(number, 0.0), 1.0) for number in numbers)

@@ -39,7 +39,7 @@ class Shards:
         self._records = _opened(self._files, [shard["bytes"] for shard in listed["shards"]], index)
         if len(self._records) != len(self):
             raise UserError(
-                f"{index}: expected {len(self)} records, found {len(self._records)}: write the shards again"
+                f"{index}: expected {len(self)} records, found {len(self._records)}; write the shards again"
             )
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Shards:
         try:
             record = self._records[index]
         except Exception as error:  # of a library in C++, which raises what it likes for what it cannot read
-            raise UserError(f"{where}: expected a record, found {str(error).splitlines()[0]}: copy it again") from error
+            raise UserError(f"{where}: expected a record, found {str(error).splitlines()[0]}; copy it again") from error
         return records.decode(record, where=where)
 
 
@@ -63,11 +63,11 @@ def _checked(listed: Any, index: Path) -> dict[str, Any]:
     version = listed.get("version") if isinstance(listed, dict) else None
     expected = {"class_names": dict, "labelled_classes": dict, "shards": list}
     if version != VERSION or not all(isinstance(listed.get(name), kind) for name, kind in expected.items()):
-        raise UserError(f"{index}: expected a list of shards of version {VERSION}, found {version}: write them again")
+        raise UserError(f"{index}: expected a list of shards of version {VERSION}, found {version}; write them again")
     fields = {"file": str, "samples": int, "bytes": int}
     for shard in listed["shards"]:
         if not isinstance(shard, dict) or not all(isinstance(shard.get(name), kind) for name, kind in fields.items()):
-            raise UserError(f"{index}: expected {', '.join(fields)} of each shard, found {shard!r}: write them again")
+            raise UserError(f"{index}: expected {', '.join(fields)} of each shard, found {shard!r}; write them again")
     return listed
 
 
@@ -76,7 +76,7 @@ def _opened(files: list[Path], sizes: list[int], index: Path) -> Any:
         found = file.stat().st_size if file.is_file() else None
         if found != size:
             found = "no such file" if found is None else f"{found} bytes"
-            raise UserError(f"{file}: expected {size} bytes, as {index.name} says, found {found}: copy it again")
+            raise UserError(f"{file}: expected {size} bytes, as {index.name} says, found {found}; copy it again")
     if not files:
         return []
     try:
@@ -85,4 +85,4 @@ def _opened(files: list[Path], sizes: list[int], index: Path) -> Any:
         return ArrayRecordDataSource([str(file) for file in files])
     except Exception as error:  # as above; the library may be missing too
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{index}: expected shards that can be opened, found {reason}: copy them again") from error
+        raise UserError(f"{index}: expected shards that can be opened, found {reason}; copy them again") from error

@@ -168,7 +168,7 @@ class Tfds:
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
     plain = {name: dict(path) if isinstance(path, Mapping) else path for name, path in fields.items()}
     if "image" not in plain or set(plain) - FIELDS:
-        raise UserError(f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(plain)}: correct fields")
+        raise UserError(f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(plain)}; correct fields")
     boxes = plain.get("detection", {"boxes": "", "label": ""})
     if not isinstance(boxes, dict) or not {"boxes", "label"} <= set(boxes) <= BOX_FIELDS:
         raise UserError(f"expected fields.detection with boxes, label, perhaps crowd and area, found {boxes}")
@@ -188,7 +188,7 @@ def _open(name: str, split: str, folder: Path, fields: Mapping[str, Any]) -> Any
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"expected the TFDS dataset {name} with split {split!r}, prepared in {folder}, found none "
-            f"({reason}): prepare it there with `tfds build --file_format=array_record` or set data_dir"
+            f"({reason}); prepare it there with `tfds build --file_format=array_record` or set data_dir"
         ) from error
 
 
@@ -209,7 +209,7 @@ def _feature(features: Any, path: str) -> Any:
     for step in path.split("/"):
         features = getattr(features, "feature", features)  # of a sequence
         if step not in features:
-            raise UserError(f"expected a field {path!r}, found {', '.join(features)}: correct fields")
+            raise UserError(f"expected a field {path!r}, found {', '.join(features)}; correct fields")
         features = features[step]
     return getattr(features, "feature", features)
 
@@ -222,7 +222,7 @@ def _names(features: Any, path: Any) -> tuple[str, ...]:
 def _get(example: Any, path: str, where: str) -> Any:
     for step in path.split("/"):
         if not isinstance(example, Mapping) or step not in example:
-            raise UserError(f"{where}: expected a field {path!r}, found no {step!r}: correct fields")
+            raise UserError(f"{where}: expected a field {path!r}, found no {step!r}; correct fields")
         example = example[step]
     return example
 
@@ -241,7 +241,7 @@ def _check_classes(label: np.ndarray, least: int, names: Sequence[str], where: s
     wrong = label[(label < least) | ((label >= len(names)) & bool(names))]
     if wrong.size:
         raise UserError(
-            f"{where}: expected classes {least} to {len(names) - 1}, found {wrong.ravel()[0]}: list every class in the "
+            f"{where}: expected classes {least} to {len(names) - 1}, found {wrong.ravel()[0]}; list every class in the "
             "stream's options.classes"
         )
 
@@ -252,7 +252,7 @@ def _numbers(content: Any, where: str) -> np.ndarray:
     values = np.asarray(content)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 1):
         raise UserError(
-            f"{where}: expected a mask of one channel, found the shape {list(values.shape)}: prepare the dataset with "
+            f"{where}: expected a mask of one channel, found the shape {list(values.shape)}; prepare the dataset with "
             "class indices, not colours"
         )
     return (values[:, :, 0] if values.ndim == 3 else values).astype(np.int64)
@@ -271,7 +271,7 @@ def _boxes(
     if beyond.size:
         raise UserError(
             f"{where}: expected corners of boxes as shares of the image, top, left, bottom, right, from 0 to 1, "
-            f"found {beyond[0]:g}: prepare the dataset with tfds.features.BBoxFeature"
+            f"found {beyond[0]:g}; prepare the dataset with tfds.features.BBoxFeature"
         )
     boxes = fractions[:, [1, 0, 3, 2]].clip(0, 1) * np.array([[width, height, width, height]], np.float32)
     label = np.asarray(_get(example, paths["label"], where), np.int32).reshape(-1)

@@ -53,7 +53,7 @@ class UTKFace:
         if not self._files:
             raise UserError(
                 f"{index}: expected names like 25_0_2_20170116174525125.jpg.chip.jpg (age, gender, ethnicity, date), "
-                f"found none among {len(read)}: use a complete copy"
+                f"found none among {len(read)}; use a complete copy"
             )
         if self.skipped:
             first = next(name for name, labels in read if labels is None)

@@ -154,7 +154,7 @@ class VocSegmentation:
             kept.append(name)
         if not kept:
             expected = f"images with {tuple(images_with)}, without {tuple(images_without)}"
-            raise UserError(f"{self._files.file}: expected {expected}, found none: choose other classes")
+            raise UserError(f"{self._files.file}: expected {expected}, found none; choose other classes")
         self._files.names = tuple(kept)
 
     def _classes_shown(self, index: int) -> set[int]:
@@ -182,7 +182,7 @@ class VocSegmentation:
 def _numbers(option: str, names: Sequence[str], classes: Sequence[str]) -> list[int]:
     unknown = [name for name in names if name not in classes[1:]]
     if unknown:
-        raise UserError(f"{option} names {', '.join(unknown)}; expected some of {', '.join(classes[1:])}")
+        raise UserError(f"{option}: expected some of {', '.join(classes[1:])}, found {', '.join(unknown)}")
     return [classes.index(name) for name in names]
 
 

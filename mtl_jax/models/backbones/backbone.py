@@ -93,4 +93,5 @@ class Backbone(nn.Module):
     def refuse_dilation(self, name: str) -> None:
         """Raises `UserError` where an output stride other than 32 px is asked of the backbone of this name."""
         if self.output_stride != 32:
-            raise UserError(f"model.output_stride: backbone {name} has 32, found {self.output_stride}: set 32")
+            found = self.output_stride
+            raise UserError(f"model.output_stride: expected 32 with backbone {name}, found {found}; set 32")

@@ -146,8 +146,8 @@ class FastSCNN(Backbone):
         divided_at = self.until if self.until < 32 else self.after
         if divided_at > DETAIL_STRIDE:
             raise UserError(
-                f"config.model.share_until or norms_from is {divided_at} px; expected at most 8 px with backbone "
-                "fast_scnn, which joins strides 8 and 32 px; share up to 8 px, or all"
+                "config.model.share_until, norms_from: expected at most 8 px with backbone fast_scnn, which joins "
+                f"strides 8 and 32 px, found {divided_at} px; share up to 8 px, or all"
             )
         features = self.chained(self.layers(), image, train_batch_norm=train_batch_norm)
         if self.until < 32:

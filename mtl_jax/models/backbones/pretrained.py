@@ -96,12 +96,12 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: expected a file of pretrained weights, found none: check the path")
+        raise UserError(f"{path}: expected a file of pretrained weights, found none; check the path")
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix in (".pth", ".pt"):
         return _read_pth(path)
-    raise UserError(f"{path}: expected pretrained weights in a .npz or .pth file, found another suffix: convert it")
+    raise UserError(f"{path}: expected pretrained weights in a .npz or .pth file, found another suffix; convert it")
 
 
 def merge(
@@ -129,7 +129,7 @@ def merge(
     if backbone not in ARCHITECTURES:
         raise UserError(
             f"{source}: expected weights of a backbone that torchvision publishes, {', '.join(ARCHITECTURES)}, found "
-            f"the backbone {backbone}: choose another, or start from random weights with --config.pretrained="
+            f"the backbone {backbone}; choose another, or start from random weights with --config.pretrained="
         )
     architecture = ARCHITECTURES[backbone]
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
@@ -156,7 +156,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # a damaged archive or header may raise anything
         raise UserError(
-            f"{path}: expected a whole .npz archive of plain arrays, found {_one_line(error)}: fetch it again"
+            f"{path}: expected a whole .npz archive of plain arrays, found {_one_line(error)}; fetch it again"
         ) from error
     return {name: np.asarray(array) for name, array in arrays.items()}  # members of other kinds are bytes
 
@@ -167,7 +167,7 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
         return torch_file.read(path)
     except Exception as error:  # a damaged archive may raise anything
         raise UserError(
-            f"{path}: expected a PyTorch state_dict of plain tensors, found {_one_line(error)}: fetch again"
+            f"{path}: expected a PyTorch state_dict of plain tensors, found {_one_line(error)}; fetch again"
         ) from error
 
 
@@ -251,7 +251,7 @@ def _refuse_misfits(
     if mistakes:
         raise UserError(
             f"{source}: expected {title} weights with torchvision's names, found "
-            f"{'; '.join(mistakes)}: use the file of this architecture and width"
+            f"{'; '.join(mistakes)}; use the file of this architecture and width"
         )
 
 

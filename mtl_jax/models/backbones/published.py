@@ -88,7 +88,7 @@ def fetch(name: str, *, offline: bool = False) -> Path:
         other_means = f"or fetch the file by other means and put it at {path}"
         if offline:
             raise UserError(
-                f"expected the weights of {name} at {path}, found none: allow the download with "
+                f"expected the weights of {name} at {path}, found none; allow the download with "
                 f"--config.offline=False, or fetch {url} by other means and put it there"
             )
         log.warning("%s: downloading %s to %s", name, url, path)

@@ -265,7 +265,7 @@ def _refer(machine: _Machine, argument: Any) -> None:
         case ("storage", _Name(dotted), str(key), _, int(count), *_) if count >= 0:
             kind = dotted.removeprefix("torch ")
             if kind not in STORAGES:
-                raise ValueError(f"a tensor of {dotted[:80]}; expected {', '.join(STORAGES)}")
+                raise ValueError(f"a tensor of {dotted[:80]}, and none of {', '.join(STORAGES)}")
             machine.push(Storage(key, STORAGES[kind], count))
         case _:
             raise ValueError("a reference to something else than a tensor's numbers")

@@ -54,7 +54,7 @@ def wire(
     for name, plain, found in only_hard:
         if found != plain:
             raise UserError(
-                f"config.model.{name} is {found!r}; expected {plain!r} with sharing {sharing!r}: it is a choice of "
+                f"config.model.{name}: expected {plain!r} with sharing {sharing!r}, found {found!r}, a choice of "
                 'sharing "hard"'
             )
     if sharing in COLUMNS:
@@ -92,13 +92,13 @@ def _hard(
         return MultiTaskNetwork(*parts, tasks, divided > 0, _patches(settings))
     if settings.norms_from:
         raise UserError(
-            f"config.model.norms_from is {settings.norms_from} px; expected 0 "
-            f"with share_until {stride}: the branches have batch norms of their own; share all, or set neither"
+            f"config.model.norms_from: expected 0 with share_until {stride}, as the branches have batch norms of their "
+            f"own, found {settings.norms_from} px; share all, or set neither"
         )
     if stride >= settings.output_stride:
         raise UserError(
-            f"config.model.share_until is {stride} px; expected less than output_stride, {settings.output_stride} px, "
-            "beyond which nothing is left for the branches; share less, or all"
+            f"config.model.share_until: expected less than output_stride, {settings.output_stride} px, beyond which "
+            f"nothing is left for the branches, found {stride} px; share less, or all"
         )
     return BranchedNetwork(
         makers.backbone(until=stride),
