@@ -1,4 +1,4 @@
-"""A trained network's answers about images, as JSON and drawn over them.
+"""Predictions of a trained network for images, as JSON and drawn over them.
 
 mtl-jax predict --weights runs/seq --out predictions photo.jpg folder "more/*.png"
 """
@@ -67,7 +67,7 @@ def predict(
             boxes, 0.5 for tags).
         flip: also show every image mirrored, and answer from both; not for what mirroring makes another thing.
         batch_size: most images that pass the network together.
-        on_error: is told of each image that cannot be read, which is then left out; None raises.
+        on_error: is called for each image that cannot be read, which is then left out; None raises.
 
     Yields:
         One `Predicted` per image, in their order.

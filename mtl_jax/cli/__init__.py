@@ -9,7 +9,7 @@ from typing import Any
 
 from mtl_jax.errors import print_any_name
 
-# Name -> what it does, in one line; its flags are in the module of that name beside this file.
+# Name -> what it does, in one line; its flags are in the module of that name in this folder.
 COMMANDS: dict[str, str] = {
     "train": "trains on folders and files of labels, or on a configuration page",
     "extend": "adds a task or classes to a finished run, and leaves the old outputs as they are",

@@ -1,4 +1,4 @@
-"""Trains several configurations over several seeds and puts them side by side.
+"""Trains several configurations over several seeds and compares them.
 
 mtl-jax compare --out runs/ablation --seeds 0,1,2 configs/ablation_seq.py
 mtl-jax compare --out runs/ways configs/seq.py "branched=configs/seq.py:branched" -- --config.data_root=data
@@ -177,7 +177,7 @@ def resolved(arguments: tuple[str, ...]) -> Any:
 
 
 class Found(NamedTuple):
-    """State of a work directory, compared with what is asked of it."""
+    """State of a work directory, compared with the requested run."""
 
     is_done: bool  # finished, and judged by the limits that are asked for
     changed: list[str]  # what of the settings or data is other than when it was trained
@@ -186,7 +186,7 @@ class Found(NamedTuple):
 
 
 def look(workdir: Path, arguments: tuple[str, ...]) -> Found:
-    """Compares a run with what is asked of it: its resolved configuration, its code and its data.
+    """Compares a finished run with the requested one: its resolved configuration, its code and its data.
 
     Raises:
         UserError: the page or a setting is wrong, or a file of the run is damaged.

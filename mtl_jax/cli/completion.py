@@ -47,7 +47,7 @@ compdef _mtl_jax mtl-jax
 class Flag(NamedTuple):
     """What a shell offers of one argument of a command."""
 
-    names: tuple[str, ...]  # none of one that is told by its place
+    names: tuple[str, ...]  # empty for a positional argument
     choices: tuple[str, ...]
     help: str
     takes_value: bool

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _export_web(options: argparse.Namespace) -> str:
-    """Writes the ONNX file with the page and the runtime beside it; returns what is wrong, or nothing."""
+    """Writes the ONNX file with the page and the runtime next to it; returns a fault, or nothing."""
     from mtl_jax.export import web
     from mtl_jax.kernels import cpu_kernels
 

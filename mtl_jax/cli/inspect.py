@@ -1,4 +1,4 @@
-"""Looks at one's own data: what it holds, what seems wrong with it, and images with their labels drawn in.
+"""Inspects the user's data: content, suspected faults, and images with their labels drawn in.
 
 mtl-jax inspect masks=photos/masks boxes=labels.json classes=flowers/ --out inspect.html
 """

@@ -1,4 +1,4 @@
-"""A run on one's own data: looks at it, says what is there, and writes the page that is trained."""
+"""Run on the user's own data: inspects it, reports its content, and writes the page that is trained."""
 
 from __future__ import annotations
 

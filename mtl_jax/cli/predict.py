@@ -1,4 +1,4 @@
-"""Finds what trained weights see in images: as JSON, and drawn over them.
+"""Predicts with trained weights: results as JSON, and drawn over the images.
 
 mtl-jax predict --weights runs/seq --out predictions photo.jpg folder "more/*.png"
 """

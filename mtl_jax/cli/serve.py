@@ -1,4 +1,4 @@
-"""Shows what trained weights see in photographs: a local page, and the same as an HTTP API.
+"""Serves trained weights: a local page for photographs, and an HTTP API.
 
 mtl-jax serve --weights runs/seq
 """
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from mtl_jax.workdir import trained
 
     compilation.enable_cache()
-    opened = run.listen(options.host, options.port)  # a port that is taken is told before anything is compiled
+    opened = run.listen(options.host, options.port)  # a port in use is reported before anything is compiled
     with opened:
         network = trained.load(options.weights, tasks=options.tasks)
         service = answering.Answering(network, batch_size=options.batch_size, flip=options.flip)

@@ -46,7 +46,7 @@ class StageSettings(Section):
     backbone_rate: float = setting(1.0, "times learning_rate", least=0.0)
     rates: Mapping[str, float] = setting(
         {},
-        'pattern of parameters -> factor on learning_rate, beside backbone_rate: "branch_seg", "head/det", "neck", '
+        'pattern of parameters -> factor on learning_rate, besides backbone_rate: "branch_seg", "head/det", "neck", '
         '"backbone/stride_4" (the layers that end at this stride, px), "backbone/until_8" (all up to 8 px), '
         '"backbone/kernels", "neck/kernels", "head/kernels" (what tasks share but for batch norms), "patches", '
         '"norms", "head/norms"',

@@ -1,4 +1,4 @@
-"""By how many bits greyscale images of 16-bit files are scaled: one number for all images of a dataset."""
+"""Bit depth by which greyscale images of 16-bit files are scaled: one for all images of a dataset."""
 
 from __future__ import annotations
 

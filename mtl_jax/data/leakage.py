@@ -1,4 +1,4 @@
-"""Finds images that a run both trains on and validates with: they would flatter its figures."""
+"""Detection of images that are in both the training and the validation data of a run."""
 
 from __future__ import annotations
 

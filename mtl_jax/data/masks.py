@@ -1,4 +1,4 @@
-"""What the numbers of a mask mean: classes, void, and whether a dataset of two classes counts 0 and 255."""
+"""Meaning of a mask's values: classes, void, and the 0/255 convention of datasets with two classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files reading something opened, and whether they are still the same."""
+"""Record of the files that were opened while reading, and a check that they are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides, once for a dataset, whether its labels count in the pixels as stored or turned upright as EXIF asks."""
+"""Orientation of a dataset's labels: pixels as stored, or upright as EXIF says; decided once for all images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pixels polygons cover, as COCO counts them."""
+"""Rasterisation of polygons, as COCO defines it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of a dataset that knows only some of a task's classes: in the task's numbering, with what it labels."""
+"""Partial labels: labels of a dataset with only some of a task's classes, renumbered for the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a source to batches: element i depends on the seed and i alone, so any step can be the first."""
+"""Input pipeline from a source to batches: element i depends on the seed and i alone, so any step can be the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which stream each step trains on, where streams of unequal size take turns; and which images no step sees."""
+"""Sampling of streams by temperature, where streams of unequal size take turns; and a held-out part of a split."""
 
 from __future__ import annotations
 

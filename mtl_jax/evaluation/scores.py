@@ -31,7 +31,7 @@ Observed = YesNo | OneOf
 
 
 def of_class(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> OneOf | None:
-    """Returns the probabilities of one image's classes, among those that its labels tell apart; None without label."""
+    """Returns the probabilities of one image's classes, among those that its labels distinguish; None without label."""
     del geometry
     label, among = int(target["label"]), np.asarray(target.get("labelled", np.ones(count, bool)))
     if label < 0 or not among[label]:

@@ -207,7 +207,7 @@ def _named(experiment: Experiment, task: str, names: Iterable[str]) -> tuple[str
 
 
 def _check_names(experiment: Experiment, stream: str, task: str, label: str, names: tuple[str, ...]) -> None:
-    """Refuses a stream whose numbers mean other classes than the task's, or none that it can tell."""
+    """Refuses a stream whose numbers mean other classes than the task's, or unknown ones."""
     settings, classes = experiment.streams[stream], tuple(experiment.tasks[task].classes)
     if not names and classes and "classes" in registry.options_of(settings.source):
         raise UserError(
@@ -277,7 +277,7 @@ def measuring_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
     if len(streams) < 2 or not experiment.tasks[task].classes:
         return streams[:1]
     found, known = list(streams[:1]), np.zeros(len(experiment.tasks[task].classes), bool)
-    with contextlib.suppress(UserError):  # a dataset that is not there is told where it is read
+    with contextlib.suppress(UserError):  # a missing dataset is reported where it is read
         for stream in streams:
             data = source(experiment, stream, training=False)
             labelled = np.array(classes_of(experiment, stream, data)[task].labelled)

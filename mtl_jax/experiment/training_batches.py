@@ -35,7 +35,7 @@ def train_batches(
         augmented: apply the stream's augmentation.
         batch_size: instead of the stream's own.
         shared: with the other processes of the run, of which each prepares its part of every batch.
-        extra_labels: key in the batch -> name of a label that `data` has beside those of the stream.
+        extra_labels: key in the batch -> name of a label that `data` has in addition to those of the stream.
     """
     settings = experiment.streams[stream]
     count: int = batch_size or settings.batch_size

@@ -18,7 +18,7 @@ from mtl_jax.workdir.trained import Trained, computing_in
 
 PLATFORMS = ("cpu", "cuda")  # of the StableHLO file
 
-PACKAGES = {  # beside JAX, what writes and runs a format
+PACKAGES = {  # besides JAX, the packages that write and run a format
     "stablehlo": ("flatbuffers",),
     "onnx": ("onnx", "onnxruntime"),
     "litert": ("litert_converter", "ai_edge_litert"),

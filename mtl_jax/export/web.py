@@ -17,7 +17,7 @@ PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = (
     "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # of its tarball
 )
-FILES = {  # in the package -> in the folder; the first finds the second beside itself
+FILES = {  # in the package -> in the folder; the first finds the second in its own folder
     "dist/ort.wasm.bundle.min.mjs": "ort.mjs",
     "dist/ort-wasm-simd-threaded.wasm": "ort-wasm-simd-threaded.wasm",
 }
@@ -91,7 +91,7 @@ def _check(tarball: Path) -> None:
 
 
 def add(folder: Path, files: dict[str, bytes]) -> None:
-    """Puts the page and the runtime beside model.onnx and model.json.
+    """Puts the page and the runtime next to model.onnx and model.json.
 
     Args:
         folder: that holds these.

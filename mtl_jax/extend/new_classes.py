@@ -1,4 +1,4 @@
-"""Classes that an old task is to get: what a page asks for, joined to the task's settings or refused."""
+"""Addition of classes to an old task: checks the page's request and joins it to the task's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels: built from the C++ beside this file on first use, and called from XLA."""
+"""Compiled CPU kernels: built on first use from the C++ sources in this folder, and called from XLA."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def processor() -> str:
 
 
 class Kernel(NamedTuple):
-    """What one call runs: a target, the shape of one example's result, and the numbers it is told."""
+    """What one call runs: a target, the shape of one example's result, and its numeric attributes."""
 
     target: str
     result: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The whole network, image to every asked task's outputs, as functions: build, initialise, apply."""
+"""The multi-task network, from an image to the outputs of the requested tasks: build, initialise, apply."""
 
 from __future__ import annotations
 

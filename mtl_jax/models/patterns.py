@@ -1,4 +1,4 @@
-"""Parameters by their paths: "backbone" names all below it, "head/conv_*" what fits, "head/kernels" those of a kind."""
+"""Patterns of parameter paths: "backbone" matches all below it, "head/conv_*" by wildcard, "head/kernels" by kind."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class AddedBoxes(nn.Module):
     """Rows of a detector's later classes, and a branch that adds to them, and to the boxes of the first classes.
 
     The branch is zero at first: training starts from the boxes that the first classes have. It is separable, and of few
-    channels, so that it costs little beside the layers that it reads.
+    channels, so that it costs little compared with the layers that it reads.
     """
 
     channels: int

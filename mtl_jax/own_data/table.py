@@ -1,4 +1,4 @@
-"""Table of what was found and chosen."""
+"""Table of the datasets and of the settings chosen for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page that shows answers over photographs: asked of a server, or of an ONNX file in the browser itself."""
+"""Web page that draws predictions over photographs: computed by a server, or from an ONNX file in the browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's section on scores: how far they are from the share that is right, and from which on they count."""
+"""The report's section on calibration: calibration error of the scores, and the thresholds for predictions."""
 
 from __future__ import annotations
 

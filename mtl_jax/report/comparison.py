@@ -1,4 +1,4 @@
-"""Several configurations side by side, over seeds: what each reached, lost and cost, as Markdown, CSV and HTML."""
+"""Comparison of configurations over seeds: scores, drops and costs, as Markdown, CSV and HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`report.html`: what a run learnt, kept and cost, on one page made from the files of its work directory."""
+"""`report.html`: scores, forgetting and costs of a run, on one page made from the files of its work directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's drawing of what tasks share and what each has for itself."""
+"""The report's drawing of shared and task-specific parameters."""
 
 from __future__ import annotations
 

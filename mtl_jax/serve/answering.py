@@ -1,4 +1,4 @@
-"""One network for many clients: images that wait together pass together, one batch at a time."""
+"""Batched inference for many clients: waiting images are run together, one batch at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the network found, as JSON: maps as PNG files in data URLs."""
+"""Predictions as JSON: maps as PNG files in data URLs."""
 
 from __future__ import annotations
 

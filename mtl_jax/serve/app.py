@@ -1,4 +1,4 @@
-"""The HTTP application: the page, `POST /predict`, and what describes them."""
+"""The HTTP application: the page, `POST /predict`, and their description."""
 
 from __future__ import annotations
 

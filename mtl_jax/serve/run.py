@@ -1,4 +1,4 @@
-"""Listens until it is told to end, and ends with every answer given."""
+"""The HTTP server: listens until it is stopped, and finishes open requests before it ends."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def serve(answering: Answering, limits: Limits, opened: socket.socket, on_start:
         answering: started already.
         limits: of each request.
         opened: from `listen`.
-        on_start: is told the page's address.
+        on_start: is called with the page's address.
     """
     host, port = opened.getsockname()[:2]
     local = host in LOCAL

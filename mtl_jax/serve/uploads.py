@@ -1,4 +1,4 @@
-"""What a client sends: read up to a limit, out of a plain body or a form, never to disk and never by its name."""
+"""Uploads: reads an image from a plain body or a form, up to a limit, without touching the disk or the file's name."""
 
 from __future__ import annotations
 

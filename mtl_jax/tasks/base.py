@@ -1,4 +1,4 @@
-"""What every kind of task is: a frozen dataclass whose fields are its settings and whose methods are pure."""
+"""Base class of task kinds: a frozen dataclass whose fields are its settings and whose methods are pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What turns scores into answers: a temperature for each task, and for each class the least score that counts."""
+"""Calibration of scores: a temperature for each task, and a score threshold for each class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tasks with an answer for each pixel share: from the head's cells to pixels, and on to the original's pixels."""
+"""Resampling for dense tasks: from the head's cells to pixels, and on to the pixels of the original image."""
 
 from __future__ import annotations
 

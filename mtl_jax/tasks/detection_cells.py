@@ -1,4 +1,4 @@
-"""What the cells of a detector's grid say: a box, its objectness and classes; and which of them are detections."""
+"""Decoding of a detector's grid: boxes, objectness and classes of the cells, and the choice of detections."""
 
 from __future__ import annotations
 

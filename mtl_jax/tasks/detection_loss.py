@@ -1,4 +1,4 @@
-"""What a detector learns from boxes, from another detector, and from what it says itself."""
+"""Losses of a detector: from labelled boxes, by distillation, and with sampled labels."""
 
 from __future__ import annotations
 

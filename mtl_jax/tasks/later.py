@@ -1,4 +1,4 @@
-"""Kinds of tasks whose classes have changed since they were learnt: some came later, have other names, or are gone."""
+"""Task kinds whose classes were changed after training: added, renamed or removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old tasks that stay bit for bit as they are: what a stage must not move, and the refusal of one that would."""
+"""Exact preservation of old tasks: the parameters that a stage must not change, and a check that it does not."""
 
 from __future__ import annotations
 

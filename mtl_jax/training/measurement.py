@@ -94,7 +94,7 @@ def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -
     asked = new
     if run.config.forward_transfer:
         asked = list(stage.learnt_tasks if stage.index else run.parts.tasks)
-    # With the tasks that are measured beside them after the stage, so that no other program is compiled.
+    # With the tasks that are measured with them after the stage, so that no other program is compiled.
     together = dict.fromkeys([*stage.learnt_tasks, *asked])
     variables = jax.device_get(stage_setup.evaluated(state))
     metrics = evaluate.measured(run.parts, run.predict, variables, together, wanted=asked)

@@ -1,4 +1,4 @@
-"""What every stage of one run shares."""
+"""Run context: objects that every stage of one run shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a run is on disk: the stages that are finished, and the one in training as far as it is saved."""
+"""Checkpoints of a run: its finished stages, and the state of the stage in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage trains on, for how long, and which losses it sums: decided before its first step."""
+"""Plan of a stage, made before its first step: streams, number of steps, and losses."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def plan(
 def _feeds(
     config: RunSettings, parts: experiment.Experiment, view: StageView, learnt: StageResult, seeds: Iterator[int]
 ) -> _Feeds:
-    """The stage's own streams, then images of old ones, which pass the network beside one of the same size."""
+    """The stage's own streams, then images of old ones, which pass the network together with one of the same size."""
     feeds = _Feeds({}, {}, {}, {}, {}, {})
     for stream in view.streams:
         source = view.source(stream)

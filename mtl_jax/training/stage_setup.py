@@ -1,4 +1,4 @@
-"""The state and the jitted steps that a planned stage starts with."""
+"""Initial state and jitted steps of a planned stage."""
 
 from __future__ import annotations
 

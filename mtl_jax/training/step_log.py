@@ -1,4 +1,4 @@
-"""Logs steps and measurements of a stage, and says whose a step is that is not finite."""
+"""Logs steps and measurements of a stage, and names the loss and the images of a step that is not finite."""
 
 from __future__ import annotations
 

@@ -87,11 +87,11 @@ def _train_and_evaluate(
     root = config_lib.data_root(settings).absolute()
     settings = dataclasses.replace(settings, data_root=str(root))  # recorded, so that eval.py finds the same data
     parts = experiment.build(settings, data_root=root)
-    dry_run.rehearse(settings, parts, data=False)  # a mistake in the last stage is told before any image is read
+    dry_run.rehearse(settings, parts, data=False)  # a mistake in the last stage is reported before any image is read
     if not checkpoints.stages(workdir):  # a run that goes on has its weights
         experiment.check_weights(parts, pretrained_path=settings.pretrained, offline=settings.offline)
-    baselines.baselines(settings.contract.baseline_from)  # a missing run is told before the first stage too
-    data = data_record.look(settings, parts)  # what is wrong is told before the first stage, not after it
+    baselines.baselines(settings.contract.baseline_from)  # a missing run is reported before the first stage too
+    data = data_record.look(settings, parts)  # faults are reported before the first stage, not after it
     _refuse_other_baselines(settings, parts, data)
     dry_run.rehearse(settings, parts)
     fresh = None if checkpoints.stages(workdir) else _start(settings, parts)
@@ -213,7 +213,7 @@ def _output_changes(run: Run, learnt: StageResult) -> dict[str, float]:
 
 
 def _budgets(run: Run, learnt: StageResult, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Measures what the network costs, beside the limits of what is limited."""
+    """Measures the costs of the network, with their limits."""
     limits, params = run.config.contract, learnt.variables["params"]
     size = limits.latency_image_size
     latency = evaluate.latency_ms(run.predict, learnt.variables, names, image_size=size)

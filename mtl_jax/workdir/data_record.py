@@ -1,4 +1,4 @@
-"""What a run saw of its data before its first step, and the refusal of data that it cannot learn from."""
+"""Record of a run's data, made before its first step, and rejection of data that it cannot learn from."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def cache_folder() -> Path:
 
 
 def _name(parts: Experiment, stream: str, training: bool) -> str:
-    """What decides which samples a split has, beside its files."""
+    """Options that decide, besides its files, which samples a split has."""
     settings = parts.streams[stream]
     split = settings.train_split if training else settings.val_split
     void = experiment.ignore_labels(parts, stream)

@@ -1,4 +1,4 @@
-"""Which run a work directory grew from: `lineage.json`, one entry for each version, the oldest first."""
+"""Lineage of a work directory: `lineage.json`, one entry for each version, the oldest first."""
 
 from __future__ import annotations
 

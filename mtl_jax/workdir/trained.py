@@ -1,4 +1,4 @@
-"""A trained network as a checkpoint holds it: what it was built from, what it has learnt, its weights."""
+"""A trained network from a checkpoint: configuration, tasks and weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtl_jax.tasks.calibration import Calibration, calibrated
 from mtl_jax.workdir import checkpoints
 from mtl_jax.workdir.files import read_json
 
-CALIBRATION = "calibration.json"  # beside a checkpoint's files, where it was calibrated after its training
+CALIBRATION = "calibration.json"  # next to a checkpoint's files, where it was calibrated after its training
 
 BY_CLASS = ("classes", "class_weights")  # settings of a task that have a value for each class
 

@@ -1,4 +1,4 @@
-"""From objects to pixels and back: polygons and run lengths become masks, and masks run lengths."""
+"""Rasterisation of polygons and run lengths into masks, and run-length encoding of masks."""
 
 from __future__ import annotations
 

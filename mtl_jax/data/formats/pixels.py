@@ -1,4 +1,4 @@
-"""From one form of a label to another: masks become objects, objects masks."""
+"""Conversion between forms of a label: masks to objects, and objects to masks."""
 
 from __future__ import annotations
 

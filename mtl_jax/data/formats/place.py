@@ -1,4 +1,4 @@
-"""The files below the path of a dataset, listed once, and the images that label files name among them."""
+"""Index of the files below a dataset's path, and lookup of the images that label files name."""
 
 from __future__ import annotations
 

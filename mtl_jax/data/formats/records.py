@@ -1,4 +1,4 @@
-"""The common form of every label format: images with what is known of each, in pixels of the upright image."""
+"""Records: the common form of every label format, one for each image, in pixels of the upright image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images train and which validate: as the dataset says, or else by their content."""
+"""Training and validation splits of a dataset: its own, or else a split by the content of the images."""
 
 from __future__ import annotations
 

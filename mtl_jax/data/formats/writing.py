@@ -1,4 +1,4 @@
-"""What the writers of all formats share: where images go, under which name, and what a format cannot hold."""
+"""Output folder shared by all writers: paths and names of images, and counts of labels that a format cannot hold."""
 
 from __future__ import annotations
 

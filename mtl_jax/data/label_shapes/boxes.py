@@ -1,4 +1,4 @@
-"""Labels that frame objects."""
+"""Bounding-box labels."""
 
 from __future__ import annotations
 

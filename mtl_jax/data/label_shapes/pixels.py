@@ -1,4 +1,4 @@
-"""Labels with a value for every pixel, which move with the image: masks and depth maps."""
+"""Dense labels, one value for each pixel: masks and depth maps."""
 
 from __future__ import annotations
 

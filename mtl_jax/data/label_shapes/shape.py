@@ -1,4 +1,4 @@
-"""What the shape of a label decides: how it moves with its image, joins others, stacks, and what it says."""
+"""Base class of label shapes: geometric transforms, joining, stacking, drawing and statistics of a label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of an image as a whole, which stay as they are whatever is cropped away: a class, several, or a number."""
+"""Image-level labels, which cropping does not change: one class, several classes, or a number."""
 
 from __future__ import annotations
 

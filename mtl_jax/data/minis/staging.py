@@ -1,4 +1,4 @@
-"""Writes a folder whole or not at all, and by one process at a time."""
+"""Atomic writing of a folder: complete or absent, by one process at a time."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""What every source of samples is: random access to decoded images with labels, and class names."""
+"""Protocol of sources of samples: random access to decoded images with labels, and class names."""
 
 from __future__ import annotations
 
