@@ -103,7 +103,7 @@ def _update_seconds(problem: Problem, repeats: int) -> float:
     )
     settings = StageSettings(("all",), balance=problem.balance)
     tx = task_balancing.method(
-        settings, tasks=len(names), where="the benchmark"
+        settings, tasks=len(names), location="the benchmark"
     )  # with the state that training gives it
     update = jax.jit(tx.update)
     losses, holder = jnp.ones(len(names)), {"state": tx.init(shared)}

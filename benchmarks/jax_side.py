@@ -70,7 +70,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         rates={"backbone": 0.2},
     )
     settings = StageSettings(tuple(streams), balance=problem.balance, gradient_space=problem.gradient_space)
-    method = task_balancing.method(settings, tasks=len(names), where="the benchmark")
+    method = task_balancing.method(settings, tasks=len(names), location="the benchmark")
     state = train_step.init_state(
         variables["params"],
         variables["batch_stats"],
@@ -87,7 +87,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         stream_weights=dict.fromkeys(streams, 1.0),
         loss_weights={},
     )
-    backward = task_balancing.backward(settings, method, objective, features_are_shared=True, where="the benchmark")
+    backward = task_balancing.backward(settings, method, objective, features_are_shared=True, location="the benchmark")
     whole = StepSpec(model, records, objective, method, backward)
     step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, clip_norm=problem_lib.CLIP_NORM)
     memory: dict[str, Any] = {}

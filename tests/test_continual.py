@@ -21,7 +21,7 @@ WHERE = "config.stages.det.keep"
 
 
 def order(*keeps):
-    return tuple(reading.read(keep, where=WHERE, tasks=("seg",)) for keep in keeps)
+    return tuple(reading.read(keep, location=WHERE, tasks=("seg",)) for keep in keeps)
 
 
 @pytest.mark.parametrize("name", continual.METHODS)
@@ -29,7 +29,7 @@ def test_a_method_is_a_file_of_its_name_and_frozen_settings_with_defaults(name):
     kind = continual.METHODS[name]
     assert kind.__module__ == f"mtl_jax.continual.{name}"
     assert dataclasses.is_dataclass(kind)
-    assert reading.read({name: {}}, where=WHERE) == {name: kind()}
+    assert reading.read({name: {}}, location=WHERE) == {name: kind()}
     slots = memory.nothing()
     assert kind.slot in {"", *slots}
     if kind.slot:
@@ -60,13 +60,13 @@ def test_a_method_is_a_file_of_its_name_and_frozen_settings_with_defaults(name):
 )
 def test_a_mistake_is_told_with_what_was_expected(table, words):
     with pytest.raises(UserError) as raised:
-        reading.read(table, where=WHERE, tasks=("seg", "det"))
+        reading.read(table, location=WHERE, tasks=("seg", "det"))
     assert words in str(raised.value)
 
 
 def test_settings_have_the_types_of_their_fields_however_they_were_written():
     keep = reading.read(
-        {"lwf": {"weight": 2, "weights": {"seg": 3}}, "gpm": {"layers": "neck, head"}}, where=WHERE, tasks=("seg",)
+        {"lwf": {"weight": 2, "weights": {"seg": 3}}, "gpm": {"layers": "neck, head"}}, location=WHERE, tasks=("seg",)
     )
     assert keep["gpm"].layers == ("neck", "head")
     numbers = (keep["lwf"].weight, keep["lwf"].weights["seg"])
@@ -122,7 +122,7 @@ def test_a_method_is_added_by_its_class_and_a_line_of_the_table(monkeypatch):
     }
     assert reading.completed(config)["stages"]["b"]["keep"] == {"l2_sp": {"strength": 2.0}}
     with pytest.raises(UserError, match="did you mean l2_sp"):
-        reading.read({"l2sp": {}}, where=WHERE)
+        reading.read({"l2sp": {}}, location=WHERE)
     assert continuation.learnt_from(reading.completed(config))["stages.b.keep.l2_sp.strength"] == 2.0
     keep = reading.in_stage(reading.read_order(config), 1)
     start = {"kernel": jnp.zeros(3)}

@@ -115,9 +115,9 @@ def test_other_names_of_classes_are_refused_with_both_ways_out(tiny_backbone, tm
 
 def test_a_split_is_opened_once_and_its_files_are_noted_each_time(tiny_backbone, tmp_path):
     parts = masked(tmp_path, ("ground", "thing"), 255)
-    with opened.noted() as first:
+    with opened.recording() as first:
         found = experiment.source(parts, "photos", training=False)
-    with opened.noted() as again:
+    with opened.recording() as again:
         assert experiment.source(parts, "photos", training=False) is found
     assert [file.path for file in first] == [file.path for file in again]
     assert any(file.path.endswith("val.txt") for file in first)

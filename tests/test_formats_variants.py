@@ -235,7 +235,7 @@ def test_curves_and_turned_boxes_become_polygons(tmp_path):
     record = next(record for record in dataset.records if record.name == PICTURES[0].name)
     ellipse, turned = (record.shapes or ())[:2]
     assert ellipse.xyxy == (8, 8, 24, 16)
-    assert painting.covered(ellipse, record.size).sum() == pytest.approx(np.pi * 8 * 4, rel=0.05)
+    assert painting.pixels_covered_by(ellipse, record.size).sum() == pytest.approx(np.pi * 8 * 4, rel=0.05)
     assert turned.xyxy == (13, 7, 17, 17)
 
 

@@ -36,7 +36,7 @@ def test_the_training_images_decide_for_both_splits_so_that_dark_images_stay_dar
     train, val = build(tmp_path, "train"), build(tmp_path, "val")
     assert brightness(val) == [round(brightest // 8 * 255 / (2**bits - 1))]
     assert brightness(train)[1] == round(brightest // 4 * 255 / (2**bits - 1))
-    assert (train.grey.known, val.grey.known) == (bits, bits)
+    assert (train.grey.bits, val.grey.bits) == (bits, bits)
 
 
 def test_a_setting_decides_and_levels_beyond_it_are_white(tmp_path):
@@ -52,7 +52,7 @@ def test_images_of_eight_bits_are_as_they_are_and_decide_nothing(tmp_path):
     Image.fromarray(np.full((2, 2), 77, np.uint8)).save(tmp_path / "set/train/thing/8.png")
     train = build(tmp_path, "train")
     assert train[0]["image"].max() == 77
-    assert train.grey.known is None
+    assert train.grey.bits is None
     assert GreyBits()() == 16  # where nothing is known, all bits count
 
 

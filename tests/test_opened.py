@@ -17,10 +17,10 @@ def test_what_is_read_is_listed_in_order_and_only_while_asked(tmp_path):
     first.write_text("{}")
     second.write_bytes(b"123")
     read_json(first)
-    with opened.noted() as files:
-        read_bytes(second, what="bytes")
+    with opened.recording() as files:
+        read_bytes(second, noun="bytes")
         read_json(first)
-    read_bytes(second, what="bytes")
+    read_bytes(second, noun="bytes")
     assert [(file.path, file.size, file.digest) for file in files] == [
         (str(second), 3, opened.digest(b"123")),
         (str(first), 2, opened.digest(b"{}")),
@@ -28,8 +28,8 @@ def test_what_is_read_is_listed_in_order_and_only_while_asked(tmp_path):
 
 
 def read(file):
-    with opened.noted() as files:
-        read_bytes(file, what="bytes")
+    with opened.recording() as files:
+        read_bytes(file, noun="bytes")
     return files[0]
 
 

@@ -15,7 +15,7 @@ UNCLEAR = [("m", MIRRORED, (6, 4)), ("q", SQUARE, (4, 4)), ("p", Header(6, 4, 1)
 
 
 def judged(found, annotated_on="auto"):
-    return orientation.judge(found, annotated_on=annotated_on, what="boxes", where="x.json")
+    return orientation.judge(found, annotated_on=annotated_on, noun="boxes", location="x.json")
 
 
 def test_the_size_tells_only_of_images_on_their_side():

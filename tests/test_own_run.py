@@ -38,8 +38,8 @@ def test_labels_are_trained_by_the_page_that_is_written(labels, started, tmp_pat
     workdir = tmp_path / "run"
     flags = ["--workdir", str(workdir), "--smoke", "--pretrained=", "--config.seed=5"]
     assert command.main([*labels, *flags]) == 0
-    ((config, where),) = started
-    assert where == workdir
+    ((config, location),) = started
+    assert location == workdir
     assert (config.order, config.smoke, config.seed) == (("boxes", "kind"), True, 5)
     printed = capsys.readouterr().out
     assert "starts from random weights; --pretrained mobilenet_v3_small downloads" in printed
@@ -58,11 +58,11 @@ def test_labels_are_trained_by_the_page_that_is_written(labels, started, tmp_pat
 def test_tasks_are_trained_together_or_first_alone(labels, started, tmp_path, flags, orders):
     assert command.main([*labels, "--workdir", str(tmp_path / "run"), "--pretrained=", *flags]) == 0
     assert [config.order for config, _ in started] == orders
-    config, where = started[-1]
-    assert where == tmp_path / "run"
+    config, location = started[-1]
+    assert location == tmp_path / "run"
     expected = {name: str(tmp_path / "run" / f"alone_{name}") for name in ("boxes", "kind")}
     assert config.contract.baseline_from.to_dict() == (expected if "--alone" in flags else dict.fromkeys(expected, ""))
-    assert [str(where) for _, where in started[:-1]] == (list(expected.values()) if "--alone" in flags else [])
+    assert [str(location) for _, location in started[:-1]] == (list(expected.values()) if "--alone" in flags else [])
 
 
 def test_a_run_that_was_started_goes_on_with_its_page(labels, started, tmp_path, capsys):

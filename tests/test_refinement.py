@@ -58,14 +58,14 @@ def test_a_page_of_one_task_may_stand_for_any_of_the_run(parent):
         del given.tasks["cls"]
         given.streams.more_cls.labels = {"images": "classification"}
     settings = config_lib.read_settings(given)
-    found = new_classes.of_task(settings, "cls", parent.config.tasks, where="runs/old")
+    found = new_classes.of_task(settings, "cls", parent.config.tasks, location="runs/old")
     assert found.tasks == {"cls": {"kind": "classification", "classes": ("4", "5")}}
     assert found.streams["more_cls"].labels == {"cls": "classification"}
     assert joined(parent, found).tasks["cls"]["added"] == (("more", 2),)
     with pytest.raises(UserError, match="did you mean cls"):
-        new_classes.of_task(settings, "clz", parent.config.tasks, where="runs/old")
+        new_classes.of_task(settings, "clz", parent.config.tasks, location="runs/old")
     with pytest.raises(UserError, match="task seg of runs/old is a segmentation task"):
-        new_classes.of_task(settings, "seg", parent.config.tasks, where="runs/old")
+        new_classes.of_task(settings, "seg", parent.config.tasks, location="runs/old")
 
 
 def entry(final, **more):

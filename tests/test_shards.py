@@ -66,7 +66,7 @@ def test_processes_give_the_same_batches_from_any_step(folder):
 def test_files_of_images_are_kept_and_other_pixels_are_kept_without_loss():
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     labels = {"depth": {"depth": np.array([[1.5, np.nan]], np.float32)}, "cls": {"label": np.array(3, np.int32)}}
-    sample = records.decode(records.encode({"image": pixels, "labels": labels, "id": "ä"}), where="here")
+    sample = records.decode(records.encode({"image": pixels, "labels": labels, "id": "ä"}), location="here")
     assert sample["id"] == "ä"
     np.testing.assert_array_equal(sample["image"], pixels)
     np.testing.assert_array_equal(sample["labels"]["depth"]["depth"], labels["depth"]["depth"])
@@ -87,7 +87,7 @@ def test_a_missing_or_shortened_shard_is_told_on_opening(folder):
 def test_a_damaged_record_is_told_with_its_place(folder):
     whole = records.encode(photos(folder)[0])
     with pytest.raises(UserError, match=r"^there: expected a record as it was written, found a damaged one"):
-        records.decode(whole[:-1] + b"?", where="there")
+        records.decode(whole[:-1] + b"?", location="there")
     shard = sorted((folder / "shards").glob("*.array_record"))[0]
     content = np.frombuffer(bytearray(shard.read_bytes()), np.uint8)
     used = np.flatnonzero(content)  # the rest fills blocks

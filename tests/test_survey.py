@@ -22,7 +22,7 @@ def root(tmp_path):
 
 
 def look(root, **settings):
-    with opened.noted() as files:
+    with opened.recording() as files:
         source = registry.build("image_folder", data_root=root, split="train", folder="set")
     return survey.look(source, files=files, name=str(root), **settings)
 

@@ -148,8 +148,8 @@ def test_gradients_are_float32_when_the_network_computes_in_bfloat16(tiny_backbo
 
 def chosen(aim, *, features_are_shared=True, **changes):
     settings = StageSettings(tuple(aim.streams), **changes)
-    method = task_balancing.method(settings, tasks=2, where="stage")
-    return task_balancing.backward(settings, method, aim, features_are_shared=features_are_shared, where="stage")
+    method = task_balancing.method(settings, tasks=2, location="stage")
+    return task_balancing.backward(settings, method, aim, features_are_shared=features_are_shared, location="stage")
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,11 @@ TAKEN: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_arguments(where: str, given: Any, factory: Callable[..., Any], *, own: Iterable[str] = ()) -> None:
+def check_arguments(location: str, given: Any, factory: Callable[..., Any], *, own: Iterable[str] = ()) -> None:
     """Checks keyword arguments by the function that takes them: their names, types, and that none is missing.
 
     Args:
-        where: the arguments' place, for the error.
+        location: the arguments' place, for the error.
         given: name -> value.
         factory: that takes them.
         own: parameters that are not the table's to give.
@@ -61,24 +61,24 @@ def check_arguments(where: str, given: Any, factory: Callable[..., Any], *, own:
     parameters = {name: each for name, each in inspect.signature(factory).parameters.items() if name not in own}
     for name in given:
         if name not in parameters:
-            raise UserError(f"{where} has no setting {name}; {suggestion(str(name), parameters)}")
+            raise UserError(f"{location} has no setting {name}; {suggestion(str(name), parameters)}")
     for name, parameter in parameters.items():
         if name == "classes" and given.get(name) is not None:
             names: Any = given[name]
             for label, each in names.items() if hasattr(names, "items") else [("", names)]:
-                check_class_names(f"{where}.classes.{label}" if label else f"{where}.classes", each)
+                check_class_names(f"{location}.classes.{label}" if label else f"{location}.classes", each)
         elif name in given:
-            _check_argument(f"{where}.{name}", given[name], parameter)
+            _check_argument(f"{location}.{name}", given[name], parameter)
         elif parameter.default is inspect.Parameter.empty:
-            raise UserError(f"{where}.{name}: expected {_described(parameter)}, found none")
+            raise UserError(f"{location}.{name}: expected {_described(parameter)}, found none")
 
 
-def _check_argument(where: str, value: Any, parameter: inspect.Parameter) -> None:
+def _check_argument(location: str, value: Any, parameter: inspect.Parameter) -> None:
     kinds = [kind.partition("[")[0] for kind in str(parameter.annotation).split(" | ")]
     if all(kind in TAKEN for kind in kinds) and not any(TAKEN[kind][0](value) for kind in kinds):
-        raise UserError(f"{where}: expected {_described(parameter)}, found {value!r}")
+        raise UserError(f"{location}: expected {_described(parameter)}, found {value!r}")
     if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{where}: expected a number, found nan")
+        raise UserError(f"{location}: expected a number, found nan")
 
 
 def _described(parameter: inspect.Parameter) -> str:
@@ -88,29 +88,29 @@ def _described(parameter: inspect.Parameter) -> str:
     return " or ".join(dict.fromkeys(TAKEN[kind][1] for kind in kinds if kind in TAKEN)) + example
 
 
-def check_class_names(where: str, names: Any) -> None:
+def check_class_names(location: str, names: Any) -> None:
     """Checks that names of classes are distinct texts.
 
     Args:
-        where: they are, for the error.
+        location: they are, for the error.
         names: of the classes, in their order.
 
     Raises:
         UserError: there is none; or one is no text, is empty or stands twice.
     """
     if not _is_sequence(names):
-        raise UserError(f"{where}: expected a list of names, such as ('cat', 'dog'), found {names!r}")
+        raise UserError(f"{location}: expected a list of names, such as ('cat', 'dog'), found {names!r}")
     if not names:
-        raise UserError(f"{where}: expected names of classes, such as ('cat', 'dog'), found none")
+        raise UserError(f"{location}: expected names of classes, such as ('cat', 'dog'), found none")
     unnamed = [name for name in names if not isinstance(name, str) or not name.strip()]
     if unnamed:
-        raise UserError(f"{where}: expected names, in letters or digits, found {unnamed[0]!r}")
+        raise UserError(f"{location}: expected names, in letters or digits, found {unnamed[0]!r}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{where}: expected each class once, found {', '.join(map(repr, twice))} more than once")
+        raise UserError(f"{location}: expected each class once, found {', '.join(map(repr, twice))} more than once")
 
 
-def check_names(where: str, table: Any) -> None:
+def check_names(location: str, table: Any) -> None:
     """Checks that the names of a table's sections can be parts of files, flags and parameter paths.
 
     Raises:
@@ -119,11 +119,11 @@ def check_names(where: str, table: Any) -> None:
     for name, section in table.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UserError(
-                f"{where}: expected names of 1 to {MAX_NAME} of the letters A to Z and a to z, digits, _ and -, not "
+                f"{location}: expected names of 1 to {MAX_NAME} of the letters A to Z and a to z, digits, _ and -, not "
                 f"beginning with -, as they become parts of files, found {str(name)[: 2 * MAX_NAME]!r}"
             )
         if not hasattr(section, "items"):
-            raise UserError(f"{where}.{name}: expected a table of settings, found {section!r}")
+            raise UserError(f"{location}.{name}: expected a table of settings, found {section!r}")
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:
@@ -139,7 +139,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(found)}?" if found else f"expected one of {', '.join(known) or 'nothing'}"
 
 
-def among(where: str, value: Any, choices: Iterable[Any]) -> None:
+def among(location: str, value: Any, choices: Iterable[Any]) -> None:
     """Checks that a value is one of some choices.
 
     Raises:
@@ -149,10 +149,10 @@ def among(where: str, value: Any, choices: Iterable[Any]) -> None:
     if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
         found = near(str(value), map(str, allowed))
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
-        raise UserError(f"{where}: expected one of {', '.join(map(str, allowed))}, found {value!r}{hint}")
+        raise UserError(f"{location}: expected one of {', '.join(map(str, allowed))}, found {value!r}{hint}")
 
 
-def require_names(where: str, names: Iterable[Any], table: str, known: Iterable[str]) -> None:
+def require_names(location: str, names: Iterable[Any], table: str, known: Iterable[str]) -> None:
     """Checks that all names are those of a table.
 
     Raises:
@@ -164,5 +164,5 @@ def require_names(where: str, names: Iterable[Any], table: str, known: Iterable[
         found = near(unknown[0], known)
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
         raise UserError(
-            f"{where}: expected names of {table} ({', '.join(known) or 'none'}), found {', '.join(unknown)}{hint}"
+            f"{location}: expected names of {table} ({', '.join(known) or 'none'}), found {', '.join(unknown)}{hint}"
         )

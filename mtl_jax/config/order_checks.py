@@ -15,22 +15,22 @@ def check(settings: RunSettings) -> None:
         UserError: the first setting that would do nothing, or that nothing has prepared.
     """
     for name in settings.order:
-        stage, where = settings.stages[name], f"config.stages.{name}"
+        stage, location = settings.stages[name], f"config.stages.{name}"
         earlier, own = settings.tasks_of(*settings.stages_before(name)), settings.tasks_of(name)
-        _check_warm_start(stage, where, earlier=earlier, own=own)
+        _check_warm_start(stage, location, earlier=earlier, own=own)
         for task in stage.loss_weights:
             if task not in (*own, *earlier):
                 raise UserError(
-                    f"{where}.loss_weights: expected tasks that this stage or one before it learns, found {task}; "
+                    f"{location}.loss_weights: expected tasks that this stage or one before it learns, found {task}; "
                     f"{suggestion(task, (*own, *earlier))}"
                 )
 
 
-def _check_warm_start(stage: StageSettings, where: str, *, earlier: tuple[str, ...], own: tuple[str, ...]) -> None:
+def _check_warm_start(stage: StageSettings, location: str, *, earlier: tuple[str, ...], own: tuple[str, ...]) -> None:
     others = tuple(task for task in earlier if task not in own)
     if stage.warm_start and stage.warm_start not in others:
         raise UserError(
-            f"{where}.warm_start: expected a task of an earlier stage that this one does not train, "
+            f"{location}.warm_start: expected a task of an earlier stage that this one does not train, "
             f"{' or '.join(map(repr, others)) or 'of which there is none'}, found {stage.warm_start!r}; name one, or "
             "leave it out"
         )

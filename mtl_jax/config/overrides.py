@@ -134,20 +134,20 @@ def _example(override: Override, above: tuple[str, ...], section: Any) -> Any:
     for pattern, example in OPEN.items():
         if len(pattern) == len(above) and all(map(fnmatch.fnmatchcase, above, pattern)):
             return example
-    where, name = ".".join(("config", *above)), override.path[len(above)]
+    location, name = ".".join(("config", *above)), override.path[len(above)]
     moved = f"it is now {legacy.FLAT[name]}" if name in legacy.FLAT and above[:1] == ("stages",) else ""
-    raise UserError(f"{override}: the config has no field {where}.{name}; {moved or suggestion(name, section)}")
+    raise UserError(f"{override}: the config has no field {location}.{name}; {moved or suggestion(name, section)}")
 
 
 def _value(override: Override, example: Any) -> Any:
     """Reads a text as a value like an example."""
-    text, where = override.text, str(override)
+    text, location = override.text, str(override)
     if text is None and example == {}:
         return ConfigDict()  # "--config.stages.det.keep.agem": a method with its defaults
     if isinstance(example, bool) or text is None:
         word = "true" if text is None else text.lower()
         if not isinstance(example, bool | None) or word not in (*TRUE, *FALSE):
-            raise UserError(f"{where}: expected {_described(example)}")
+            raise UserError(f"{location}: expected {_described(example)}")
         return word in TRUE
     if isinstance(example, str):
         return text
@@ -166,7 +166,7 @@ def _value(override: Override, example: Any) -> Any:
     else:
         fits, value = _is_number(text), float(text) if _is_number(text) else None
     if not fits:
-        raise UserError(f"{where}: expected {_described(example)}")
+        raise UserError(f"{location}: expected {_described(example)}")
     return value
 
 

@@ -133,9 +133,9 @@ def check(settings: RunSettings) -> None:
     """
     _check_tasks(settings)
     for name, stream in settings.streams.items():
-        where = f"config.streams.{name}"
-        require_names(f"{where}.labels", stream.labels, "config.tasks", settings.tasks)
-        require_names(f"{where}.labelled_classes", stream.labelled_classes, f"{where}.labels", stream.labels)
+        location = f"config.streams.{name}"
+        require_names(f"{location}.labels", stream.labels, "config.tasks", settings.tasks)
+        require_names(f"{location}.labelled_classes", stream.labelled_classes, f"{location}.labels", stream.labels)
     _check_order(settings)
     for name, stage in settings.stages.items():
         _check_stage(settings, name, stage)
@@ -162,29 +162,29 @@ def _check_order(settings: RunSettings) -> None:
 
 
 def _check_stage(settings: RunSettings, name: str, stage: StageSettings) -> None:
-    where = f"config.stages.{name}"
+    location = f"config.stages.{name}"
     if not stage.streams:
-        raise UserError(f"{where}.streams: expected names of config.streams, found none")
-    require_names(f"{where}.streams", stage.streams, "config.streams", settings.streams)
-    _refuse_twice(f"{where}.streams", stage.streams, "stream")
-    require_names(f"{where}.loss_weights", stage.loss_weights, "config.tasks", settings.tasks)
+        raise UserError(f"{location}.streams: expected names of config.streams, found none")
+    require_names(f"{location}.streams", stage.streams, "config.streams", settings.streams)
+    _refuse_twice(f"{location}.streams", stage.streams, "stream")
+    require_names(f"{location}.loss_weights", stage.loss_weights, "config.tasks", settings.tasks)
     if stage.warm_start:
-        require_names(f"{where}.warm_start", (stage.warm_start,), "config.tasks", settings.tasks)
+        require_names(f"{location}.warm_start", (stage.warm_start,), "config.tasks", settings.tasks)
 
 
-def _refuse_twice(where: str, names: tuple[str, ...], what: str) -> None:
+def _refuse_twice(location: str, names: tuple[str, ...], what: str) -> None:
     if twice := dict.fromkeys(name for name in names if names.count(name) > 1):
-        raise UserError(f"{where}: expected each {what} once, found {', '.join(twice)} twice")
+        raise UserError(f"{location}: expected each {what} once, found {', '.join(twice)} twice")
 
 
 def _check_sizes(settings: RunSettings) -> None:
     sizes = {"image_size": settings.image_size, "contract.latency_image_size": settings.contract.latency_image_size}
     for name, stream in settings.streams.items():
         sizes |= {f"streams.{name}.{each}": getattr(stream, each) for each in ("image_size", "train_image_size")}
-    for where, size in sizes.items():
+    for location, size in sizes.items():
         if size % IMAGE_STRIDE:
             nearest = max(1, round(size / IMAGE_STRIDE)) * IMAGE_STRIDE
             raise UserError(
-                f"config.{where}: expected a multiple of {IMAGE_STRIDE} px, as the network halves an image five times, "
-                f"found {size}; set {nearest}"
+                f"config.{location}: expected a multiple of {IMAGE_STRIDE} px, as the network halves an image five "
+                f"times, found {size}; set {nearest}"
             )

@@ -82,32 +82,32 @@ class Section:
 S = TypeVar("S", bound=Section)
 
 
-def read(section: type[S], given: Any, where: str, **own: Any) -> S:
+def read(section: type[S], given: Any, location: str, **own: Any) -> S:
     """Reads a section from a table: what is left out has its default.
 
     Args:
         section: to read.
         given: name -> value; a dict, or a ConfigDict, which is no Mapping.
-        where: the table, for errors.
+        location: the table, for errors.
         **own: fields that are not the table's to give.
 
     Raises:
         UserError: a setting that is unknown or missing, or a value that does not fit.
     """
     if not hasattr(given, "items"):
-        raise UserError(f"{where}: expected a table of settings, found {given!r}")
+        raise UserError(f"{location}: expected a table of settings, found {given!r}")
     kinds = typing.get_type_hints(section)
     for name, _ in given.items():
-        require_known(section, where, name, own=own)
+        require_known(section, location, name, own=own)
     for field in dataclasses.fields(section):
         if _is_required(field) and field.name not in (*given, *own):
             kind = kinds[field.name]
-            raise UserError(f"{where}.{field.name}: expected {_described(kind, _name(kind))}, found none")
+            raise UserError(f"{location}.{field.name}: expected {_described(kind, _name(kind))}, found none")
     try:
         values = {name: fitted(name, value, kinds[name]) for name, value in section.sections(given).items()}
         return section(**values, **own)
     except UserError as error:
-        raise UserError(f"{where}.{error}") from error
+        raise UserError(f"{location}.{error}") from error
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -115,12 +115,12 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.init and field.default is missing and field.default_factory is missing
 
 
-def require_known(section: type[Section], where: str, name: Any, *, own: Container[str] = ()) -> None:
+def require_known(section: type[Section], location: str, name: Any, *, own: Container[str] = ()) -> None:
     """Checks that a section has a setting.
 
     Args:
         section: that is asked for it.
-        where: the section, for the error.
+        location: the section, for the error.
         name: of the setting.
         own: fields that come from elsewhere; those without a rule are no settings.
 
@@ -131,7 +131,7 @@ def require_known(section: type[Section], where: str, name: Any, *, own: Contain
     known = [field.name for field in fields if RULE in field.metadata or field.name not in own]
     if name not in known:
         moved = f"it is now {section.former[name]}" if name in section.former else suggestion(str(name), known)
-        raise UserError(f"{where} has no setting {name}; {moved}")
+        raise UserError(f"{location} has no setting {name}; {moved}")
 
 
 def defaults(section: type[Section]) -> dict[str, Any]:
@@ -146,13 +146,13 @@ def plain(value: Any) -> Any:
     return tuple(plain(each) for each in value) if isinstance(value, list | tuple) else value
 
 
-def fitted(where: str, value: Any, kind: Any) -> Any:
+def fitted(location: str, value: Any, kind: Any) -> Any:
     """Returns a value as a field's type says: whole numbers as floats where these belong, lists as tuples.
 
     Names that a command line gives as one text ("seg, det") are taken apart.
 
     Args:
-        where: the setting, for errors.
+        location: the setting, for errors.
         value: as it was given.
         kind: the annotation of the field.
 
@@ -163,11 +163,11 @@ def fitted(where: str, value: Any, kind: Any) -> Any:
     named = [(each, _name(each)) for each in options]
     for each, name in named:
         if name not in TAKEN or TAKEN[name][0](value):
-            return _inner(where, value, each, name)
+            return _inner(location, value, each, name)
     if isinstance(value, str) and value.isdigit() and int in options:  # as a command line gives it
         return int(value)
     expected = " or ".join(dict.fromkeys(_described(each, name) for each, name in named))
-    raise UserError(f"{where}: expected {expected}, found {value!r}")
+    raise UserError(f"{location}: expected {expected}, found {value!r}")
 
 
 def _name(kind: Any) -> str:
@@ -180,35 +180,35 @@ def _described(kind: Any, name: str) -> str:
     return "a tuple of names, such as ('name',)" if typing.get_args(kind)[:1] == (str,) else "numbers, such as (8, 16)"
 
 
-def _inner(where: str, value: Any, kind: Any, name: str) -> Any:
+def _inner(location: str, value: Any, kind: Any, name: str) -> Any:
     inner = typing.get_args(kind)
     if name == "float":
         return float(value)
     if name == "tuple" and inner[:1] in ((int,), (float,)):
-        return tuple(fitted(f"{where}[{index}]", each, inner[0]) for index, each in enumerate(value))
+        return tuple(fitted(f"{location}[{index}]", each, inner[0]) for index, each in enumerate(value))
     if name == "Mapping":
-        return {key: fitted(f"{where}.{key}", each, inner[1]) for key, each in value.items()}
+        return {key: fitted(f"{location}.{key}", each, inner[1]) for key, each in value.items()}
     if name == "tuple" and inner[:1] == (str,):
         if not all(isinstance(each, str) for each in value):
-            raise UserError(f"{where}: expected {_described(kind, name)}, found {plain(value)!r}")
+            raise UserError(f"{location}: expected {_described(kind, name)}, found {plain(value)!r}")
         return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
     return plain(value) if name in ("tuple", "Any") else value
 
 
-def _check(where: str, value: Any, rule: Rule) -> None:
+def _check(location: str, value: Any, rule: Rule) -> None:
     if isinstance(value, dict):
         for name, each in value.items():
-            _check(f"{where}.{name}", each, rule)
+            _check(f"{location}.{name}", each, rule)
     elif isinstance(value, tuple):
         for index, each in enumerate(value):
-            _check(f"{where}[{index}]", each, rule)
+            _check(f"{location}[{index}]", each, rule)
     elif rule.choices:
-        among(where, value, rule.choices)
+        among(location, value, rule.choices)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         is_above = rule.above is None or value > rule.above
         is_below = rule.below is None or value < rule.below
         if not (rule.least <= value <= rule.most and is_above and is_below):
-            raise UserError(f"{where}: expected {_range(rule)}, found {value}")
+            raise UserError(f"{location}: expected {_range(rule)}, found {value}")
 
 
 def _range(rule: Rule) -> str:

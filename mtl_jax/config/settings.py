@@ -44,10 +44,10 @@ def _table(section: type[Section]) -> Any:
     return ConfigDict(defaults(section), type_safe=False)
 
 
-def _changed(section: type[Section], changes: Mapping[str, Any], where: str) -> Any:
+def _changed(section: type[Section], changes: Mapping[str, Any], location: str) -> Any:
     settings = _table(section)
     for name in changes:
-        require_known(section, where, name)
+        require_known(section, location, name)
     for name, value in changes.items():
         settings[name] = ConfigDict(dict(value), type_safe=False) if isinstance(value, Mapping) else value
     return settings

@@ -152,11 +152,11 @@ def _frozen(given: Any) -> dict[str, tuple[float, float]]:
     return {str(pattern): _epochs(f"freeze.{pattern}", epochs) for pattern, epochs in given.items()}
 
 
-def _epochs(where: str, given: Any) -> tuple[float, float]:
+def _epochs(location: str, given: Any) -> tuple[float, float]:
     if given is None:
         return WHOLE
     numbers = tuple(given) if isinstance(given, tuple | list) else ()
     ends = tuple(math.inf if number is None and place else number for place, number in enumerate(numbers))
     if len(ends) != 2 or not all(map(is_number, ends)) or not 0 <= ends[0] < ends[1]:
-        raise UserError(f"{where}: expected None, or epochs from and to, as in {FREEZE_EXAMPLE}, found {given!r}")
+        raise UserError(f"{location}: expected None, or epochs from and to, as in {FREEZE_EXAMPLE}, found {given!r}")
     return float(ends[0]), float(ends[1])

@@ -33,11 +33,13 @@ class AGEM(Method):
         del memory, variables, phases
         if not self.opposed(tasks):
             raise UserError(
-                f"{stage.where}.keep.agem needs exemplars of an old task; set keep.replay.images of an earlier stage "
-                "and keep.replay.batch_size of this one"
+                f"{stage.location}.keep.agem needs exemplars of an old task; set keep.replay.images of an earlier "
+                "stage and keep.replay.batch_size of this one"
             )
         if stage.balance != "sum":
-            raise UserError(f'{stage.where}.keep.agem takes the place of balance {stage.balance!r}; set balance="sum"')
+            raise UserError(
+                f'{stage.location}.keep.agem takes the place of balance {stage.balance!r}; set balance="sum"'
+            )
 
     def opposed(self, tasks: StageTasks) -> tuple[str, ...]:
         return tuple(task for task in tasks.only_old if task in tasks.replayed)

@@ -52,11 +52,11 @@ class Consolidation(Method):
     mode: str = setting("online", choices=("online", "separate"))  # an anchor for all old stages, or one for each
     decay: float = setting(1.0, most=1.0)  # of the older stages' importance, online
 
-    def check(self, where: str, keep: Keep, tasks: Iterable[str]) -> None:
+    def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         del tasks
         others = [name for name, method in keep.items() if isinstance(method, Consolidation) and method is not self]
         if others:
-            raise UserError(f"{where} is combined with {', '.join(others)}; name one of them: they share anchors")
+            raise UserError(f"{location} is combined with {', '.join(others)}; name one of them: they share anchors")
 
     @classmethod
     def in_stage(cls, keeps: Sequence[Keep], index: int, name: str) -> Method | None:
@@ -78,7 +78,7 @@ class Consolidation(Method):
         if self.strength and not tasks.old:
             name = type(self).__name__.lower()
             raise UserError(
-                f"{stage.where}.keep.{name}.strength: expected 0 where no stage before has left anything to hold, "
+                f"{stage.location}.keep.{name}.strength: expected 0 where no stage before has left anything to hold, "
                 f"found {self.strength:g}; leave it to a later stage"
             )
 

@@ -40,11 +40,11 @@ class DER(Method):
 
     weight: float = setting(1.0)  # of the squared distance; 0 is off
 
-    def check(self, where: str, keep: Keep, tasks: Iterable[str]) -> None:
+    def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         del tasks
         if self.weight and "paste" in keep and keep["paste"].share:
             raise UserError(
-                f"{where} compares replayed images with the outputs that were stored for them, and paste "
+                f"{location} compares replayed images with the outputs that were stored for them, and paste "
                 "changes the images; name one of them"
             )
 
@@ -62,7 +62,7 @@ class DER(Method):
         phases: Iterable[Phase],
     ) -> None:
         del memory, variables, phases
-        refuse_without_exemplars(f"{stage.where}.keep.der.weight", self.weight, tasks)
+        refuse_without_exemplars(f"{stage.location}.keep.der.weight", self.weight, tasks)
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         """Brings back whole images, as they were stored, with their outputs."""

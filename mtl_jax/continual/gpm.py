@@ -81,7 +81,7 @@ class GPM(Method):
                     frozen=phase.frozen,
                     train_batch_norm=phase.train_batch_norm,
                     tasks=tuple(stage.tasks),
-                    where=stage.where,
+                    location=stage.location,
                 )
 
     def frozen(self, memory: Memory) -> tuple[str, ...]:
@@ -123,7 +123,9 @@ class GPM(Method):
         """Patterns of the parameters that the stage's tasks hold in the later stages; none where it holds nothing."""
         if not self.energy:
             return ()
-        return shared_layers(params, stage.expanded(self.layers), tuple(stage.tasks), where=f"{stage.where}.keep.gpm")
+        return shared_layers(
+            params, stage.expanded(self.layers), tuple(stage.tasks), location=f"{stage.location}.keep.gpm"
+        )
 
     def _reads(
         self, stage: StageView, params: PyTree
@@ -244,14 +246,16 @@ def _outside(update: Float[Array, "..."], basis: Float[Array, "groups inputs hel
     return from_groups(matrices - jnp.einsum("gih,gho->gio", basis, inside, precision=exact), update.shape)
 
 
-def shared_layers(params: PyTree, patterns: tuple[str, ...], tasks: tuple[str, ...], *, where: str) -> tuple[str, ...]:
+def shared_layers(
+    params: PyTree, patterns: tuple[str, ...], tasks: tuple[str, ...], *, location: str
+) -> tuple[str, ...]:
     """Checks that patterns name parameters that tasks share.
 
     Args:
         params: of the network.
         patterns: to check.
         tasks: of the network.
-        where: the settings, for the error.
+        location: the settings, for the error.
 
     Returns:
         The patterns.
@@ -263,11 +267,11 @@ def shared_layers(params: PyTree, patterns: tuple[str, ...], tasks: tuple[str, .
     for pattern in patterns:
         if not any(matches(path, (pattern,)) for path in shared):
             raise UserError(
-                f"{where}.layers: expected patterns of parameters that tasks share, found {pattern!r}; "
+                f"{location}.layers: expected patterns of parameters that tasks share, found {pattern!r}; "
                 + (
                     f"they lie in {', '.join(dict.fromkeys(path.split('/')[0] for path in shared))}"
                     if shared
-                    else f"there is none, so leave {where} out"
+                    else f"there is none, so leave {location} out"
                 )
             )
     return patterns
@@ -281,7 +285,7 @@ def require_still(
     frozen: tuple[str, ...],
     train_batch_norm: ByBatch,
     tasks: tuple[str, ...],
-    where: str,
+    location: str,
 ) -> None:
     """Checks that a stage leaves as it is what held kernels read.
 
@@ -292,7 +296,7 @@ def require_still(
         frozen: patterns that the stage leaves as they are from its first step to its last.
         train_batch_norm: of the stage.
         tasks: of the network.
-        where: the stage's settings, for the error.
+        location: the stage's settings, for the error.
 
     Raises:
         UserError: shared parameters other than the held ones are trained, or running statistics move; it says which
@@ -303,16 +307,17 @@ def require_still(
     for path in paths(variables["params"]):
         if owner_of(tuple(path.split("/")), tasks) is None and not matches(path, (*layers, *frozen)):
             raise UserError(
-                f"{where} trains {path}, and what it changes reaches the kernels that keep.gpm of an earlier stage "
-                f'holds; freeze it with {where}.freeze, or hold it too with keep.gpm.layers=("*",) of that stage'
+                f"{location} trains {path}, and what it changes reaches the kernels that keep.gpm of an earlier stage "
+                f'holds; freeze it with {location}.freeze, or hold it too with keep.gpm.layers=("*",) of that stage'
             )
     for path in paths(variables["batch_stats"]):
         layer = path.rpartition("/")[0]
         moves = train_batch_norm(layer) if callable(train_batch_norm) else train_batch_norm
         if moves and f"{layer}/scale" in held.whole:
             raise UserError(
-                f"{where} moves the running statistics of {layer}, and with them what the kernels read that keep.gpm "
-                f'of an earlier stage holds; set {where}.train_batch_norm="new_levels" (or "nowhere"), or give each '
+                f"{location} moves the running statistics of {layer}, and with them what the kernels read that "
+                "keep.gpm "
+                f'of an earlier stage holds; set {location}.train_batch_norm="new_levels" (or "nowhere"), or give each '
                 "task batch norms of its own (model.norms_from)"
             )
 

@@ -31,12 +31,12 @@ class LwF(Method):
     balance: str = setting("mean", choices=("mean", "classes"))
     feature_weight: float = setting(0.0)  # of the same for the features that tasks share; 0 is off
 
-    def check(self, where: str, keep: Keep, tasks: Iterable[str]) -> None:
+    def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         del keep
         known = list(tasks)
         for task in self.weights:
             if task not in known:
-                raise UserError(f"{where}.weights names {task}; {suggestion(task, known)}")
+                raise UserError(f"{location}.weights names {task}; {suggestion(task, known)}")
 
     def refuse(
         self,
@@ -47,17 +47,17 @@ class LwF(Method):
         phases: Iterable[Phase],
     ) -> None:
         del memory, variables, phases
-        where = f"{stage.where}.keep.lwf"
+        location = f"{stage.location}.keep.lwf"
         for name, kept in (("weight", tasks.only_old), ("feature_weight", tasks.old)):
             if (value := getattr(self, name)) and not kept:
                 raise UserError(
-                    f"{where}.{name}: expected 0 where no stage before has learnt a task that this one could forget, "
-                    f"found {value:g}; leave it to a later stage"
+                    f"{location}.{name}: expected 0 where no stage before has learnt a task that this one could "
+                    f"forget, found {value:g}; leave it to a later stage"
                 )
         for task in self.weights if self.weight else ():
             if task not in tasks.only_old:
                 raise UserError(
-                    f"{where}.weights: expected tasks of earlier stages that this one does not train, found {task}; "
+                    f"{location}.weights: expected tasks of earlier stages that this one does not train, found {task}; "
                     f"{suggestion(task, tasks.only_old)}"
                 )
 

@@ -46,11 +46,11 @@ class StageTasks(NamedTuple):
         return tuple(task for task in self.old if task not in self.own)
 
 
-def refuse_without_exemplars(where: str, value: int | float, tasks: StageTasks) -> None:
+def refuse_without_exemplars(location: str, value: int | float, tasks: StageTasks) -> None:
     """Refuses a setting that does something only with exemplars, in a stage that has none.
 
     Args:
-        where: the setting's place, for the error.
+        location: the setting's place, for the error.
         value: of the setting; 0 is off.
         tasks: of the stage.
 
@@ -59,8 +59,8 @@ def refuse_without_exemplars(where: str, value: int | float, tasks: StageTasks) 
     """
     if value and not tasks.replayed:
         raise UserError(
-            f"{where}: expected 0 without exemplars of another stream, found {value:g}; set keep.replay.images of an "
-            "earlier stage and keep.replay.batch_size of this one"
+            f"{location}: expected 0 without exemplars of another stream, found {value:g}; set keep.replay.images of "
+            "an earlier stage and keep.replay.batch_size of this one"
         )
 
 
@@ -122,7 +122,7 @@ class Finished(NamedTuple):
 class StageView(Protocol):
     """What a method may ask of a stage: its place among the others, the network, and its training images."""
 
-    where: str  # its settings' place, for errors
+    location: str  # its settings' place, for errors
     index: int
     keeps: Sequence[Keep]  # of every stage, in the order of training
     seed: int
@@ -169,11 +169,11 @@ class Method:
 
     # Settings.
 
-    def check(self, where: str, keep: Keep, tasks: Iterable[str]) -> None:
+    def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         """Refuses settings that do not fit each other, or other methods of the stage.
 
         Args:
-            where: of the method, for the error.
+            location: of the method, for the error.
             keep: all that the stage names.
             tasks: every task of the network.
 

@@ -41,7 +41,7 @@ class Paste(Method):
         phases: Iterable[Phase],
     ) -> None:
         del memory, variables, phases
-        refuse_without_exemplars(f"{stage.where}.keep.paste.share", self.share, tasks)
+        refuse_without_exemplars(f"{stage.location}.keep.paste.share", self.share, tasks)
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         del memory
@@ -114,7 +114,7 @@ def paste(
     placement = Placement(scale, scale, left, top)
     moved = transforms.place(sample, placement, size=(height, width))
     there = warp_nearest(outlined.astype(np.uint8), placement, size=(height, width), missing=0).astype(bool)
-    labels = {name: shape_of(fields).alone(fields, there) for name, fields in moved["labels"].items()}
+    labels = {name: shape_of(fields).restrict(fields, there) for name, fields in moved["labels"].items()}
     return {"image": np.where(there[..., None], moved["image"], scene), "labels": labels, "id": sample["id"]}
 
 

@@ -14,12 +14,12 @@ from mtl_jax.continual.method import Keep, Method
 from mtl_jax.errors import UserError
 
 
-def read(table: Any, *, where: str, tasks: Iterable[str] = ()) -> dict[str, Method]:
+def read(table: Any, *, location: str, tasks: Iterable[str] = ()) -> dict[str, Method]:
     """Returns the methods that a stage names, in the order of `METHODS`.
 
     Args:
         table: key of `METHODS` -> settings that differ from their defaults.
-        where: the table's place, for errors.
+        location: the table's place, for errors.
         tasks: every task of the network.
 
     Raises:
@@ -28,10 +28,10 @@ def read(table: Any, *, where: str, tasks: Iterable[str] = ()) -> dict[str, Meth
     """
     for name in table:
         if name not in METHODS:
-            raise UserError(f"{where} names {name}, which is no method; {checks.suggestion(str(name), METHODS)}")
-    keep = {name: _method(f"{where}.{name}", METHODS[name], table[name]) for name in METHODS if name in table}
+            raise UserError(f"{location} names {name}, which is no method; {checks.suggestion(str(name), METHODS)}")
+    keep = {name: _method(f"{location}.{name}", METHODS[name], table[name]) for name in METHODS if name in table}
     for name, method in keep.items():
-        method.check(f"{where}.{name}", keep, tasks)
+        method.check(f"{location}.{name}", keep, tasks)
     return keep
 
 
@@ -49,7 +49,7 @@ def read_order(config: RunSettings | Mapping[str, Any]) -> tuple[Keep, ...]:
     else:
         keeps = {name: each["keep"] for name, each in config["stages"].items()}
         tasks, order = config["tasks"], config["order"]
-    return tuple(read(keeps[name], where=f"config.stages.{name}.keep", tasks=tuple(tasks)) for name in order)
+    return tuple(read(keeps[name], location=f"config.stages.{name}.keep", tasks=tuple(tasks)) for name in order)
 
 
 def in_stage(keeps: Sequence[Keep], index: int) -> dict[str, Method]:
@@ -70,7 +70,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     tasks = tuple(config["tasks"])
 
     def filled(name: str, stage: Mapping[str, Any]) -> dict[str, Any]:
-        keep = read(stage["keep"], where=f"config.stages.{name}.keep", tasks=tasks)
+        keep = read(stage["keep"], location=f"config.stages.{name}.keep", tasks=tasks)
         return {**stage, "keep": {method: dataclasses.asdict(each) for method, each in keep.items()}}
 
     return {**config, "stages": {name: filled(name, stage) for name, stage in config["stages"].items()}}
@@ -87,17 +87,17 @@ def complete(config: RunSettings) -> RunSettings:
     return dataclasses.replace(config, stages=stages)
 
 
-def _method(where: str, kind: type[Method], given: Any) -> Method:
+def _method(location: str, kind: type[Method], given: Any) -> Method:
     if not isinstance(given, Mapping) and not hasattr(given, "items"):
-        raise UserError(f"{where}: expected a table of settings, such as {_example(kind)}, found {given!r}")
+        raise UserError(f"{location}: expected a table of settings, such as {_example(kind)}, found {given!r}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in given:
         if name not in fields:
-            raise UserError(f"{where} has no setting {name}; {checks.suggestion(str(name), fields)}")
+            raise UserError(f"{location} has no setting {name}; {checks.suggestion(str(name), fields)}")
     settings = {name: _plain(given[name], str(fields[name].type)) for name in given}
-    checks.check_arguments(where, settings, kind)
+    checks.check_arguments(location, settings, kind)
     for name, value in settings.items():
-        _check_range(f"{where}.{name}", value, fields[name].metadata)
+        _check_range(f"{location}.{name}", value, fields[name].metadata)
     return kind(**settings)
 
 
@@ -117,15 +117,15 @@ def _plain(value: Any, kind: str) -> Any:
     return float(value) if kind == "float" and is_whole else value
 
 
-def _check_range(where: str, value: Any, allowed: Mapping[str, Any]) -> None:
+def _check_range(location: str, value: Any, allowed: Mapping[str, Any]) -> None:
     if isinstance(value, dict):
         for name, each in value.items():
             if not isinstance(each, numbers.Real):
-                raise UserError(f"{where}.{name}: expected a number, found {each!r}")
-            _check_range(f"{where}.{name}", each, allowed)
+                raise UserError(f"{location}.{name}: expected a number, found {each!r}")
+            _check_range(f"{location}.{name}", each, allowed)
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
         if not allowed["least"] <= value <= allowed["most"]:
             limits = f"at least {allowed['least']:g} and at most {allowed['most']:g}"
-            raise UserError(f"{where}: expected {limits}, found {value}")
+            raise UserError(f"{location}: expected {limits}, found {value}")
     elif allowed["choices"]:
-        checks.among(where, value, allowed["choices"])
+        checks.among(location, value, allowed["choices"])

@@ -60,7 +60,7 @@ class Replay(Method):
         phases: Iterable[Phase],
     ) -> None:
         del memory, variables, phases
-        refuse_without_exemplars(f"{stage.where}.keep.replay.batch_size", self.batch_size, tasks)
+        refuse_without_exemplars(f"{stage.location}.keep.replay.batch_size", self.batch_size, tasks)
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         if not self.batch_size:

@@ -23,8 +23,8 @@ def clip_boxes(
     """Clips boxes to `size`; returns them, and which keep some area, at least a share of `min_visible`."""
     limit = np.array([[size[1], size[0], size[1], size[0]]], np.float32)
     clipped = np.clip(boxes_xyxy, 0, limit)
-    area, left = areas(boxes_xyxy), areas(clipped)
-    return clipped, (left > 0) & (left >= min_visible * area)
+    area, visible = areas(boxes_xyxy), areas(clipped)
+    return clipped, (visible > 0) & (visible >= min_visible * area)
 
 
 def pad_boxes(fields: Fields, max_boxes: int) -> tuple[Fields, int]:
@@ -48,14 +48,14 @@ def pad_boxes(fields: Fields, max_boxes: int) -> tuple[Fields, int]:
     if np.isnan(boxes).any():
         padded["boxes_xyxy"][:] = np.nan
         return padded, 0
-    kept = np.arange(len(boxes))
+    indices = np.arange(len(boxes))
     if len(boxes) > max_boxes:
-        kept = np.sort(np.lexsort((-areas(boxes), crowd))[:max_boxes])
-    padded["boxes_xyxy"][: len(kept)] = boxes[kept]
-    padded["label"][: len(kept)] = fields["label"][kept]
-    padded["valid"][: len(kept)] = ~crowd[kept]
-    padded["crowd"][: len(kept)] = crowd[kept]
-    return padded, len(boxes) - len(kept)
+        indices = np.sort(np.lexsort((-areas(boxes), crowd))[:max_boxes])
+    padded["boxes_xyxy"][: len(indices)] = boxes[indices]
+    padded["label"][: len(indices)] = fields["label"][indices]
+    padded["valid"][: len(indices)] = ~crowd[indices]
+    padded["crowd"][: len(indices)] = crowd[indices]
+    return padded, len(boxes) - len(indices)
 
 
 def areas(boxes_xyxy: Float[np.ndarray, "boxes 4"]) -> Float[np.ndarray, "boxes"]:

@@ -28,11 +28,11 @@ class CachedSource:
         self.class_names: Mapping[str, tuple[str, ...]] = source.class_names
         self.held_bytes = 0
         self.decodes = 0
-        self._held: dict[int, Sample] = {}
+        self._samples: dict[int, Sample] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:  # to another process, which begins with an empty cache
-        return _sent, (self.source, self.limit_bytes)
+        return _rebuilt, (self.source, self.limit_bytes)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -43,9 +43,9 @@ class CachedSource:
         return reading_of(self.source)
 
     def __getitem__(self, index: int) -> Sample:
-        held = self._held.get(index)
-        if held is not None:
-            return held
+        cached = self._samples.get(index)
+        if cached is not None:
+            return cached
         sample = self.source[index]
         arrays = [
             sample["image"],
@@ -54,14 +54,14 @@ class CachedSource:
         size = sum(array.nbytes for array in arrays)
         with self._lock:
             self.decodes += 1
-            if index not in self._held and self.held_bytes + size <= self.limit_bytes:
+            if index not in self._samples and self.held_bytes + size <= self.limit_bytes:
                 _protect(arrays)
-                self._held[index] = sample
+                self._samples[index] = sample
                 self.held_bytes += size
         return sample
 
 
-def _sent(source: Source, limit_bytes: int) -> CachedSource:
+def _rebuilt(source: Source, limit_bytes: int) -> CachedSource:
     return CachedSource(source, limit_bytes=limit_bytes)
 
 

@@ -57,11 +57,11 @@ def image_digest(image: np.ndarray) -> str:
 
 def _label_facts(fields: Fields) -> dict[str, Any]:
     kind = name_of(fields)
-    together = "".join(f"{name} {_array_digest(_plain(fields[name]))} " for name in sorted(fields))
-    return {"kind": kind, "digest": digest(together.encode()), **SHAPES[kind].observe(fields)}
+    content = "".join(f"{name} {_array_digest(_as_int32(fields[name]))} " for name in sorted(fields))
+    return {"kind": kind, "digest": digest(content.encode()), **SHAPES[kind].observe(fields)}
 
 
-def _plain(field: np.ndarray) -> np.ndarray:
+def _as_int32(field: np.ndarray) -> np.ndarray:
     """Whole numbers of another width are the same label."""
     return field.astype(np.int32) if field.dtype.kind in "iub" else field
 

@@ -39,14 +39,14 @@ def is_system(path: PurePath) -> bool:
 
 def walk(folder: Path) -> Iterator[Path]:
     """Yields the files of a folder and the folders below it, sorted, in no system's folder; links are followed once."""
-    seen: set[str] = set()
+    visited: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         # What is sorted in place is walked in that order; a folder that leads back into itself is not entered again.
-        folders[:] = [] if real in seen else sorted(name for name in folders if not is_system(PurePath(name)))
-        if real not in seen:
+        folders[:] = [] if real in visited else sorted(name for name in folders if not is_system(PurePath(name)))
+        if real not in visited:
             yield from (Path(place, name) for name in sorted(names))
-        seen.add(real)
+        visited.add(real)
 
 
 def skipped(paths: list[Path]) -> Counter[str]:
@@ -55,12 +55,12 @@ def skipped(paths: list[Path]) -> Counter[str]:
     return Counter(f"files skipped: {kind}" for kind in kinds)
 
 
-def read_names(file: Path, *, what: str = "image name") -> tuple[tuple[str, ...], int]:
+def read_names(file: Path, *, noun: str = "image name") -> tuple[tuple[str, ...], int]:
     """Reads a list with one name per line; spaces inside a name are part of it.
 
     Args:
         file: the list.
-        what: a line is, as the error names it.
+        noun: a line is, as the error names it.
 
     Returns:
         Each name once, in the list's order; and how many lines repeat an earlier one.
@@ -70,7 +70,7 @@ def read_names(file: Path, *, what: str = "image name") -> tuple[tuple[str, ...]
     """
     lines = [name for line in read_text(file).splitlines() if (name := line.strip())]
     if not lines:
-        raise UserError(f"{file}: expected one {what} per line, found none; use a complete copy")
+        raise UserError(f"{file}: expected one {noun} per line, found none; use a complete copy")
     names = tuple(dict.fromkeys(lines))
     return names, len(lines) - len(names)
 
@@ -99,18 +99,18 @@ class ImageFolderIndex:
         path = file_in(self.folder, name)
         if path.suffix.lower() in SUFFIXES and path.is_file():
             return path
-        found = self._stems(path.parent).get(path.name, [])
-        if len(found) > 1:
+        names = self._stems(path.parent).get(path.name, [])
+        if len(names) > 1:
             raise UserError(
-                f"{path}: expected one image of this name, found {', '.join(found)}; remove all but one, or write the "
+                f"{path}: expected one image of this name, found {', '.join(names)}; remove all but one, or write the "
                 "suffix in the list"
             )
-        if not found:
+        if not names:
             raise UserError(
                 f"{path}: expected an image of this name (.jpg, .png or another of {len(SUFFIXES)} suffixes), found "
                 "none; add the file or correct the list"
             )
-        return path.parent / found[0]
+        return path.parent / names[0]
 
 
 def _stems(folder: Path) -> dict[str, list[str]]:

@@ -31,8 +31,8 @@ def figures(survey: Survey, classes: Mapping[str, Sequence[str]]) -> dict[str, A
         "looked_at": survey.looked_at,
         "digest": survey.digest(tuple(classes)),
         "grey_bits": survey.grey_bits,
-        "width_px": _spread([sample.width for sample in samples]),
-        "height_px": _spread([sample.height for sample in samples]),
+        "width_px": _range([sample.width for sample in samples]),
+        "height_px": _range([sample.height for sample in samples]),
         "labels": {label: label_figures(survey, label, names) for label, names in classes.items()},
         "read": dict(survey.reading.counts),
         "notes": list(survey.reading.notes),
@@ -55,19 +55,19 @@ def alike(samples: Sequence[SampleFacts]) -> list[tuple[str, str]]:
     first: dict[str, str] = {}
     pairs = []
     for sample in samples:
-        other = first.setdefault(sample.pixels, sample.id)
-        if other is not sample.id and not sample.one_colour:
-            pairs.append((sample.id, other))
+        original = first.setdefault(sample.pixels, sample.id)
+        if original is not sample.id and not sample.one_colour:
+            pairs.append((sample.id, original))
     return pairs
 
 
 def unlike_labels(samples: Sequence[SampleFacts], label: str) -> list[tuple[str, str]]:
     """Returns the ids of images that equal an earlier one and are labelled otherwise, and of that one."""
-    known = {sample.id: sample.labels[label]["digest"] for sample in samples}
-    return [(later, earlier) for later, earlier in alike(samples) if known[later] != known[earlier]]
+    digests = {sample.id: sample.labels[label]["digest"] for sample in samples}
+    return [(copy, original) for copy, original in alike(samples) if digests[copy] != digests[original]]
 
 
-def _spread(values: Sequence[int]) -> dict[str, Any]:
+def _range(values: Sequence[int]) -> dict[str, Any]:
     return {"min": min(values), "median": median(values), "max": max(values)} if values else {}
 
 
@@ -88,18 +88,20 @@ def broken(errors: Sequence[str]) -> str:
     """
     if len(errors) == 1:
         return errors[0]
-    files, named, wrong = [error.partition(": ") for error in errors], 0, []
+    files, shown_count, groups_text = [error.partition(": ") for error in errors], 0, []
     folder = _common_folder([file for file, _, _ in files])
     groups: dict[str, list[str]] = {}
     for file, _, reason in files:
         groups.setdefault(reason, []).append(file.removeprefix(folder))
     for reason, names in sorted(groups.items(), key=lambda group: -len(group[1])):
-        if named < NAMED:
-            wrong.append(f"{', '.join(names[: NAMED - named])}: {reason}")
-            named += len(names[: NAMED - named])
-    more = f"; and {len(errors) - named} more" if len(errors) > named else ""
-    inside = f" in {folder}" if folder else ""
-    return f"expected files that can be read, found {len(errors)} problems{inside}: {'; '.join(wrong)}{more}"
+        if shown_count < NAMED:
+            groups_text.append(f"{', '.join(names[: NAMED - shown_count])}: {reason}")
+            shown_count += len(names[: NAMED - shown_count])
+    remainder = f"; and {len(errors) - shown_count} more" if len(errors) > shown_count else ""
+    location = f" in {folder}" if folder else ""
+    return (
+        f"expected files that can be read, found {len(errors)} problems{location}: {'; '.join(groups_text)}{remainder}"
+    )
 
 
 def _common_folder(files: Sequence[str]) -> str:
@@ -108,10 +110,10 @@ def _common_folder(files: Sequence[str]) -> str:
     return os.path.join(os.path.commonpath([os.path.dirname(file) for file in files]), "")
 
 
-def some(names: Sequence[str]) -> str:
+def abbreviated(names: Sequence[str]) -> str:
     """Returns the first of some names, and how many more there are."""
-    more = f" and {len(names) - FEW_NAMES} more" if len(names) > FEW_NAMES else ""
-    return ", ".join(map(str, names[:FEW_NAMES])) + more
+    remainder = f" and {len(names) - FEW_NAMES} more" if len(names) > FEW_NAMES else ""
+    return ", ".join(map(str, names[:FEW_NAMES])) + remainder
 
 
 def line(figures: Mapping[str, Any]) -> str:
@@ -120,13 +122,13 @@ def line(figures: Mapping[str, Any]) -> str:
     if figures["looked_at"] < figures["images"]:
         images += f" ({figures['looked_at']} looked at)"
     width, height = figures["width_px"], figures["height_px"]
-    parts = [images]
+    phrases = [images]
     if width:
-        sizes = [f"{width[which]:g} x {height[which]:g}" for which in ("min", "median", "max")]
-        parts = [f"{images} of {sizes[1]} px" + (f" ({sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else "")]
-    parts += [f"{label}: {label_line(each)}" for label, each in figures["labels"].items()]
-    parts += [counted(count, what) for what, count in figures["read"].items() if what not in _SAID]
-    return "; ".join(parts)
+        sizes = [f"{width[statistic]:g} x {height[statistic]:g}" for statistic in ("min", "median", "max")]
+        phrases = [f"{images} of {sizes[1]} px" + (f" ({sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else "")]
+    phrases += [f"{label}: {label_line(of_label)}" for label, of_label in figures["labels"].items()]
+    phrases += [counted(count, noun) for noun, count in figures["read"].items() if noun not in _SAID]
+    return "; ".join(phrases)
 
 
 # Counts of a source that the line has by itself.
@@ -141,22 +143,24 @@ def label_line(figures: Mapping[str, Any]) -> str:
     if "min" in figures:
         text += f", from {figures['min']:.4g} to {figures['max']:.4g}{shape.unit}"
     if classes:
-        shown = {name: each["images"] for name, each in classes.items() if each["images"]}
-        text += f", {len(shown)} of {len(classes)} classes"
-        if shown:
-            fewest = min(shown, key=lambda name: shown[name])
-            text += f", fewest {fewest} ({counted(shown[fewest], 'images')})"
+        image_counts = {
+            name: class_figures["images"] for name, class_figures in classes.items() if class_figures["images"]
+        }
+        text += f", {len(image_counts)} of {len(classes)} classes"
+        if image_counts:
+            fewest = min(image_counts, key=lambda name: image_counts[name])
+            text += f", fewest {fewest} ({counted(image_counts[fewest], 'images')})"
     return text
 
 
-def nothing_to_learn(figures: Mapping[str, Any], *, task: str, label: str, where: str) -> str:
+def nothing_to_learn(figures: Mapping[str, Any], *, task: str, label: str, location: str) -> str:
     """Returns what to say where no training image has a label of a task; else nothing."""
     of_label = figures["labels"][label]
     if of_label["labelled"]:
         return ""
     return (
-        f"{where}: expected labels to learn task {task} from, found none in the {figures['looked_at']} training images "
-        f"({label_line(of_label)}): check the labels, or take the task out of the stream's labels"
+        f"{location}: expected labels to learn task {task} from, found none in the {figures['looked_at']} training "
+        f"images ({label_line(of_label)}): check the labels, or take the task out of the stream's labels"
     )
 
 
@@ -167,13 +171,13 @@ def classes_never_shown(training: Sequence[Mapping[str, Any]], *, task: str) -> 
         training: figures of the task's label in every stream that labels it.
         task: its name.
     """
-    missing = [name for name in never_shown(training[0]) if all(_is_missing(name, each) for each in training)]
+    missing = [name for name in never_shown(training[0]) if all(_is_missing(name, of_stream) for of_stream in training)]
     if not missing:
         return ""
     shows = shape_named(training[0]["kind"]).shows
     return (
         f"task {task}: no training {shows} shows {len(missing)} of {len(training[0]['classes'])} classes "
-        f"({some(missing)}), which cannot be learnt: check the labels and the list of classes"
+        f"({abbreviated(missing)}), which cannot be learnt: check the labels and the list of classes"
     )
 
 
@@ -181,38 +185,42 @@ def _is_missing(name: str, figures: Mapping[str, Any]) -> bool:
     return name not in figures["classes"] or name in never_shown(figures)
 
 
-def hardly_measured(figures: Mapping[str, Any], *, task: str, label: str, where: str) -> str:
+def hardly_measured(figures: Mapping[str, Any], *, task: str, label: str, location: str) -> str:
     """Returns what to say where validation images cannot show how well a task, or a class of it, is learnt."""
     of_label = figures["labels"][label]
     classes = of_label.get("classes", {})
     missing = never_shown(of_label)
-    shown = [name for name in classes if name not in missing]
+    present_classes = [name for name in classes if name not in missing]
     shows = shape_named(of_label["kind"]).shows
     if not of_label["labelled"]:
-        what = f"none of the {figures['looked_at']} validation images has a label: the task cannot be measured"
-    elif of_label["kind"] == "mask" and len(shown) == 1:
-        what = f"no validation mask shows anything but {shown[0]}: its figure says nothing"
+        problem = f"none of the {figures['looked_at']} validation images has a label: the task cannot be measured"
+    elif of_label["kind"] == "mask" and len(present_classes) == 1:
+        problem = f"no validation mask shows anything but {present_classes[0]}: its figure says nothing"
     elif missing:
-        what = f"no validation {shows} shows {len(missing)} of {len(classes)} classes ({some(missing)}): not measured"
+        problem = (
+            f"no validation {shows} shows {len(missing)} of {len(classes)} classes ({abbreviated(missing)}): "
+            "not measured"
+        )
     else:
         return ""
-    return f"{where}: task {task}: {what}; choose other validation images"
+    return f"{location}: task {task}: {problem}; choose other validation images"
 
 
-def odd_images(survey: Survey, labels: Sequence[str], *, where: str) -> list[str]:
+def odd_images(survey: Survey, labels: Sequence[str], *, location: str) -> list[str]:
     """Returns what to say of images that are stored twice or show nothing."""
-    said = []
+    warnings = []
     twice = alike(survey.samples)
     if twice:
         otherwise = next((pair for label in labels for pair in unlike_labels(survey.samples, label)), None)
-        pair, how = (otherwise, " with other labels") if otherwise else (twice[0], "")
-        said.append(
-            f"{where}: {counted(len(twice), 'images stored')} more than once, such as {pair[0]} and {pair[1]}{how}: "
-            "they count twice; remove copies"
+        pair, note = (otherwise, " with other labels") if otherwise else (twice[0], "")
+        warnings.append(
+            f"{location}: {counted(len(twice), 'images stored')} more than once, such as {pair[0]} and "
+            f"{pair[1]}{note}: they count twice; remove copies"
         )
-    plain = [sample.id for sample in survey.samples if sample.one_colour]
-    if plain:
-        said.append(
-            f"{where}: {counted(len(plain), 'images')} of a single colour ({some(plain)}): look whether that is right"
+    one_colour = [sample.id for sample in survey.samples if sample.one_colour]
+    if one_colour:
+        warnings.append(
+            f"{location}: {counted(len(one_colour), 'images')} of a single colour ({abbreviated(one_colour)}): look "
+            "whether that is right"
         )
-    return said
+    return warnings

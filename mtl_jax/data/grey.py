@@ -35,7 +35,7 @@ class GreyBits:
             raise UserError(
                 f"options.grey_bits: expected 9 to {MOST_BITS}, or 0 to let the images decide, found {setting}"
             )
-        self.known: int | None = setting or None
+        self.bits: int | None = setting or None
         self._levels: Callable[[], Iterable[int]] = tuple
         self._lock = threading.Lock()
 
@@ -50,12 +50,12 @@ class GreyBits:
     def __call__(self) -> int:
         """Returns the bits."""
         with self._lock:
-            if self.known is None:
+            if self.bits is None:
                 largest = max(self._levels(), default=0)
-                self.known = fewest_bits(largest) if largest else MOST_BITS
-                if self.known < MOST_BITS:
+                self.bits = fewest_bits(largest) if largest else MOST_BITS
+                if self.bits < MOST_BITS:
                     warn_once(
-                        f"Greyscale images of 16-bit files are read as {self.known}-bit images, as {largest} is the "
+                        f"Greyscale images of 16-bit files are read as {self.bits}-bit images, as {largest} is the "
                         f"largest level in training; set the stream's options.grey_bits={MOST_BITS} if that is not so."
                     )
-            return self.known
+            return self.bits

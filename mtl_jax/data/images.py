@@ -175,7 +175,7 @@ def decode_mask(
     name = _name_of(file, name)
     values = mask_values(file, name=name, max_pixels=max_pixels)
     mask = class_indices(values, class_count=class_count, void=void, binary=binary, name=name)
-    return mask if image is None else follow_image(mask, image, stored=stored, what="mask", name=name)
+    return mask if image is None else follow_image(mask, image, stored=stored, noun="mask", name=name)
 
 
 def mask_values(
@@ -187,18 +187,18 @@ def mask_values(
       UserError: unreadable, in colour, or of a format that changes numbers.
     """
     name = _name_of(file, name)
-    opened = _open(file, name, max_pixels)
-    if opened.format in LOSSY:
+    image_file = _open(file, name, max_pixels)
+    if image_file.format in LOSSY:
         raise UserError(
-            f"{name}: expected a mask of class indices, found a {opened.format} file, whose numbers are not those that "
-            "were saved; export the masks as PNG"
+            f"{name}: expected a mask of class indices, found a {image_file.format} file, whose numbers are not "
+            "those that were saved; export the masks as PNG"
         )
-    if opened.mode not in ("P", "L", "1") and not opened.mode.startswith("I"):
+    if image_file.mode not in ("P", "L", "1") and not image_file.mode.startswith("I"):
         raise UserError(
-            f"{name}: expected a palette or greyscale mask of class indices, found mode {opened.mode}; "
+            f"{name}: expected a palette or greyscale mask of class indices, found mode {image_file.mode}; "
             "save class indices, not colours"
         )
-    return np.asarray(opened).astype(np.int64)
+    return np.asarray(image_file).astype(np.int64)
 
 
 def decode_depth(
@@ -226,23 +226,23 @@ def decode_depth(
       UserError: unreadable, not greyscale, or of another size.
     """
     name = _name_of(file, name)
-    opened = _open(file, name, max_pixels)
-    if opened.mode != "L" and not opened.mode.startswith("I"):
+    image_file = _open(file, name, max_pixels)
+    if image_file.mode != "L" and not image_file.mode.startswith("I"):
         raise UserError(
-            f"{name}: expected a greyscale depth map, found mode {opened.mode}; save depths as 8- or 16-bit grey"
+            f"{name}: expected a greyscale depth map, found mode {image_file.mode}; save depths as 8- or 16-bit grey"
         )
-    levels = np.asarray(opened).astype(np.float32)
+    levels = np.asarray(image_file).astype(np.float32)
     if levels.max() > np.iinfo(np.uint16).max:
         raise UserError(f"{name}: expected a depth map of 8 or 16 bits, found {levels.max():.0f}; save it so")
     depth = np.where(levels > 0, levels / np.float32(levels_per_metre), np.float32(np.nan))
-    return depth if image is None else follow_image(depth, image, stored=stored, what="depth map", name=name)
+    return depth if image is None else follow_image(depth, image, stored=stored, noun="depth map", name=name)
 
 
 def mask_palette(file: str | Path) -> bytes | None:
     """Returns the colours of a palette file, RGB in a row; None of another."""
     try:
-        with Image.open(file, formats=FORMATS) as opened:
-            return bytes(opened.getpalette() or ()) if opened.mode == "P" else None
+        with Image.open(file, formats=FORMATS) as image_file:
+            return bytes(image_file.getpalette() or ()) if image_file.mode == "P" else None
     except (OSError, ValueError, SyntaxError):
         return None
 
@@ -259,14 +259,14 @@ def write_png(path: Path, pixels: UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, 
     Image.fromarray(pixels).save(path, format="PNG")
 
 
-def follow_image(labels: np.ndarray, image: Decoded, *, stored: bool, what: str, name: str) -> np.ndarray:
+def follow_image(labels: np.ndarray, image: Decoded, *, stored: bool, noun: str, name: str) -> np.ndarray:
     """Turns the pixels' labels with their image: those of the stored size, unless the upright size fits as well.
 
     Args:
       labels: of every pixel.
       image: that they belong to.
       stored: where both sizes fit, they are as stored.
-      what: they are, as the error names it.
+      noun: they are, as the error names it.
       name: of the labels' file.
 
     Raises:
@@ -279,7 +279,7 @@ def follow_image(labels: np.ndarray, image: Decoded, *, stored: bool, what: str,
     if fits_upright:
         return labels
     raise UserError(
-        f"{name}: expected a {what} of the image's size {width} x {height} px, found {labels.shape[1]} x "
+        f"{name}: expected a {noun} of the image's size {width} x {height} px, found {labels.shape[1]} x "
         f"{labels.shape[0]} px; make it from the image again"
     )
 
@@ -292,7 +292,7 @@ def _name_of(file: str | Path | bytes, name: str | None) -> str:
 
 def _open(file: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
     """Opens and decodes; Pillow raises a dozen kinds of exception for broken files, so all are caught."""
-    content = file if isinstance(file, bytes) else read_bytes(Path(file), what="an image file")
+    content = file if isinstance(file, bytes) else read_bytes(Path(file), noun="an image file")
     if not content:
         raise UserError(f"{name}: expected an image, found an empty file; replace or remove it")
     try:

@@ -67,10 +67,13 @@ def refuse(
     leaks = find(training, validation) if leaks is None else leaks
     if not leaks:
         return
-    validated, trained = leaks[0]
-    here = validation[validated.stream][validated.index]["id"]
-    there = training[trained.stream][trained.index]["id"]
-    first = f"first: {here!r} of stream {validated.stream}, which stream {trained.stream} trains on as {there!r}"
+    validated, training_image = leaks[0]
+    validation_id = validation[validated.stream][validated.index]["id"]
+    training_id = training[training_image.stream][training_image.index]["id"]
+    first = (
+        f"first: {validation_id!r} of stream {validated.stream}, which stream {training_image.stream} trains on "
+        f"as {training_id!r}"
+    )
     if 100.0 * len(leaks) > tolerated_percent * sum(map(len, validation.values())):
         raise UserError(
             f"expected validation images that no stream trains on, found {len(leaks)} ({first}); take them out of one "
@@ -96,9 +99,9 @@ def find(training: Mapping[str, Source], validation: Mapping[str, Source]) -> li
     Raises:
         UserError: an image is not there.
     """
-    trained, validated = list(_contents(training)), list(_contents(validation))
-    lengths = {content.length for _, content in trained} & {content.length for _, content in validated}
-    digest_of = functools.cache(lambda file: _digest(read_bytes(file, what="an image file")))
+    training_contents, validated = list(_contents(training)), list(_contents(validation))
+    lengths = {content.length for _, content in training_contents} & {content.length for _, content in validated}
+    digest_of = functools.cache(lambda file: _digest(read_bytes(file, noun="an image file")))
 
     def digests(side: list[tuple[Place, _Content]]) -> Iterator[tuple[Place, bytes]]:
         for place, content in side:
@@ -106,7 +109,7 @@ def find(training: Mapping[str, Source], validation: Mapping[str, Source]) -> li
                 yield place, digest_of(content.file) if content.file else content.digest
 
     first: dict[bytes, Place] = {}
-    for place, digest in digests(trained):
+    for place, digest in digests(training_contents):
         first.setdefault(digest, place)
     return [Leak(place, first[digest]) for place, digest in digests(validated) if digest in first]
 
@@ -133,8 +136,8 @@ def find_seen(
     leaks = []
     for stream, samples in validation.items():
         for index, sample in enumerate(samples):
-            same = [first[digest] for digest in _seen_digests(sample) if digest in first]
-            leaks += [Leak(Place(stream, index), same[0])] if same else []
+            matches = [first[digest] for digest in _seen_digests(sample) if digest in first]
+            leaks += [Leak(Place(stream, index), matches[0])] if matches else []
     return leaks
 
 

@@ -52,12 +52,12 @@ def is_binary(masks: Iterable[Int[np.ndarray, "_ _"]], class_count: int) -> bool
       masks: the numbers of each file; read only as far as needed.
       class_count: of the dataset.
     """
-    found: set[int] = set()
+    distinct_values: set[int] = set()
     for values in masks if class_count == 2 else ():
-        found |= set(present(values).tolist())
-        if found - {0, VOID}:
+        distinct_values |= set(distinct(values).tolist())
+        if distinct_values - {0, VOID}:
             return False
-    return found == {0, VOID}
+    return distinct_values == {0, VOID}
 
 
 def binary_note(first: object, classes: Sequence[str]) -> str:
@@ -95,14 +95,15 @@ def class_indices(
     limit = class_count if class_count > 0 else VOID
     if binary:
         void -= {VOID}
-    found = present(values)
-    is_class = np.isin(found, [0, VOID]) if binary else (found >= 0) & (found < limit)
-    wrong = found[~is_class & ~np.isin(found, list(void))]
-    if wrong.size:
+    distinct_values = distinct(values)
+    is_class = np.isin(distinct_values, [0, VOID]) if binary else (distinct_values >= 0) & (distinct_values < limit)
+    unknown_values = distinct_values[~is_class & ~np.isin(distinct_values, list(void))]
+    if unknown_values.size:
         marks = " or ".join(map(str, sorted(void)))
         expected = f"0 or {VOID}, as in all training masks" if binary else f"class indices 0 to {limit - 1}"
         raise UserError(
-            f"{name}: expected {expected}{f' or {marks} (void)' if marks else ''}, found {wrong[:5].tolist()}; correct "
+            f"{name}: expected {expected}{f' or {marks} (void)' if marks else ''}, found "
+            f"{unknown_values[:5].tolist()}; correct "
             "the mask or the class table; if a value marks pixels that nobody labelled, name it in the stream's "
             "options.void"
         )
@@ -112,7 +113,7 @@ def class_indices(
     return indices
 
 
-def present(values: Int[np.ndarray, "height width"]) -> Int[np.ndarray, "found"]:
+def distinct(values: Int[np.ndarray, "height width"]) -> Int[np.ndarray, "found"]:
     """Returns the values that occur, sorted."""
     flat = values.ravel()
     if flat.size and flat.min() >= 0 and flat.max() <= np.iinfo(np.uint16).max:

@@ -40,8 +40,10 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[i
         for sample, (bottom, right) in zip(samples, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True)
     ]
     corners = [(0, 0), (0, middle_x), (middle_y, 0), (middle_y, middle_x)]
-    labels = {name: _joined([part["labels"][name] for part in quarters], corners) for name in samples[0]["labels"]}
-    image = change_colours(tiled([part["image"] for part in quarters]), rng, augment=augment)
+    labels = {
+        name: _join_labels([quarter["labels"][name] for quarter in quarters], corners) for name in samples[0]["labels"]
+    }
+    image = change_colours(tiled([quarter["image"] for quarter in quarters]), rng, augment=augment)
     return {"image": image, "labels": labels, "id": "+".join(sample["id"] for sample in samples)}
 
 
@@ -70,7 +72,11 @@ def _quarter(
     return place(sample, placement, size=(space_y, space_x), min_visible=augment.min_visible)
 
 
-def _joined(parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
-    whole = {name: np.all([part[name] for part in parts], axis=0) for name in WHOLE_FIELDS if name in parts[0]}
-    own = [{name: value for name, value in part.items() if name not in WHOLE_FIELDS} for part in parts]
-    return shape_of(own[0]).join(own, corners) | whole
+def _join_labels(quarters: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
+    image_fields = {
+        name: np.all([quarter[name] for quarter in quarters], axis=0) for name in WHOLE_FIELDS if name in quarters[0]
+    }
+    quarter_fields = [
+        {name: value for name, value in quarter.items() if name not in WHOLE_FIELDS} for quarter in quarters
+    ]
+    return shape_of(quarter_fields[0]).join(quarter_fields, corners) | image_fields

@@ -28,8 +28,12 @@ class Opened(NamedTuple):
     def is_the_same(self) -> bool:
         """Whether the file still holds what was read: by its times, or by its content where they are too young."""
         try:
-            now = os.stat(self.path)
-            if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (self.size, self.modified_ns, self.changed_ns):
+            status = os.stat(self.path)
+            if (status.st_size, status.st_mtime_ns, status.st_ctime_ns) != (
+                self.size,
+                self.modified_ns,
+                self.changed_ns,
+            ):
                 return False
             return self.settled or digest(Path(self.path).read_bytes()) == self.digest
         except OSError:
@@ -40,7 +44,7 @@ _noting: ContextVar[list[Opened] | None] = ContextVar("_noting", default=None)
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[list[Opened]]:
+def recording() -> Iterator[list[Opened]]:
     """Lists the files that this thread reads while the context lasts, in order."""
     files: list[Opened] = []
     token = _noting.set(files)

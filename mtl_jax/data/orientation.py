@@ -52,12 +52,12 @@ class Convention(NamedTuple):
     unclear: int = 0  # of these: both readings fit
     notes: tuple[str, ...] = ()
 
-    def decided(self, name: object, what: str) -> bool:
+    def decided(self, name: object, noun: str) -> bool:
         """Returns `stored`.
 
         Args:
             name: of the image that asks.
-            what: its labels, as the error names them.
+            noun: its labels, as the error names them.
 
         Raises:
             UserError: nothing decides.
@@ -65,7 +65,7 @@ class Convention(NamedTuple):
         if self.stored is None:
             among = f" and in none of the dataset's {self.turned} turned images" if self.turned else ""
             raise UserError(
-                f"{name}: expected a size that shows whether {what} are of the pixels as stored or turned upright as "
+                f"{name}: expected a size that shows whether {noun} are of the pixels as stored or turned upright as "
                 f"EXIF asks, found none here{among}; set "
                 "annotated_on to stored or upright (an option of the stream, and of mtl-jax train, inspect and convert)"
             )
@@ -97,15 +97,15 @@ def is_stored(header: Header, annotated: tuple[int, int]) -> bool | None:
 
 
 def judge(
-    images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annotated_on: str, what: str, where: object
+    images: Iterable[tuple[str, Header, tuple[int, int] | None]], *, annotated_on: str, noun: str, location: object
 ) -> Convention:
     """Judges by the images whose size decides how the others are meant.
 
     Args:
         images: name, header, and the size (width, height) that the labels were made for, None where unknown.
         annotated_on: "upright" or "stored" decides; "auto" follows the majority.
-        what: the labels, as the notes name them, such as "boxes".
-        where: the dataset is, as the notes say.
+        noun: the labels, as the notes name them, such as "boxes".
+        location: the dataset is, as the notes say.
     """
     by_size: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for name, header, annotated in images:
@@ -120,15 +120,15 @@ def judge(
     notes: list[str] = []
     if unclear and annotated_on == "auto":
         notes.append(
-            f"{where}: EXIF turns {counted(len(unclear), 'images')} (first: {unclear[0]}) whose size does not show "
-            f"whether {what} are of the pixels as stored or upright: taken {reading}, like "
+            f"{location}: EXIF turns {counted(len(unclear), 'images')} (first: {unclear[0]}) whose size does not show "
+            f"whether {noun} are of the pixels as stored or upright: taken {reading}, like "
             f"{max(len(stored), len(upright))} whose size does; set annotated_on to stored or upright (an option of "
             "the stream, and of mtl-jax train, inspect and convert) to decide."
         )
     odd = upright if decided else stored
     if odd and (len(odd) < len(stored) + len(upright) or annotated_on != "auto"):
         notes.append(
-            f"{where}: the size of {counted(len(odd), 'images')} (first: {odd[0]}) fits their {what} only "
+            f"{location}: the size of {counted(len(odd), 'images')} (first: {odd[0]}) fits their {noun} only "
             f"{'upright' if decided else 'as stored'}, unlike the rest of the dataset ({reading}): they are read so; "
             "look whether two exports were mixed."
         )

@@ -36,16 +36,16 @@ def in_task_terms(fields: Fields, classes: Classes) -> Fields:
         other classes are dropped, their pixels are void, and a class of the whole image is missing. Labels of several
         classes say NaN for them instead.
     """
-    own = fields.get(FIELD)
-    if own is None and classes.are_the_same:
+    sample_labelled = fields.get(FIELD)
+    if sample_labelled is None and classes.are_the_same:
         return fields
     labelled, numbers = np.array(classes.labelled), np.array(classes.numbers, np.int64)
-    if own is not None:
-        seen = np.zeros_like(labelled)
-        seen[numbers] = own
-        labelled &= seen
+    if sample_labelled is not None:
+        task_labelled = np.zeros_like(labelled)
+        task_labelled[numbers] = sample_labelled
+        labelled &= task_labelled
     shape = shape_of(fields)
-    rest = {name: value for name, value in fields.items() if name != FIELD}
-    found = shape.renumbered(rest, numbers, labelled)
-    is_said = shape.says_what_is_unlabelled or (own is None and labelled.all())
-    return found if is_said else {**found, FIELD: labelled}
+    label_fields = {name: value for name, value in fields.items() if name != FIELD}
+    renumbered = shape.renumbered(label_fields, numbers, labelled)
+    is_said = shape.says_what_is_unlabelled or (sample_labelled is None and labelled.all())
+    return renumbered if is_said else {**renumbered, FIELD: labelled}

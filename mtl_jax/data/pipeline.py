@@ -78,7 +78,7 @@ def train_batches(
     _check(source, labels)
     load = _Load(cached(source, cache_bytes), tuple(dict.fromkeys(labels.values())), _pair(image_size), augment)
     order_seed, augment_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    part, parts = share
+    host_index, host_count = share
     samples = grain.MapDataset.range(len(source)).shuffle(seed=order_seed).repeat().random_map(load, seed=augment_seed)
     collate = functools.partial(
         _collate,
@@ -87,13 +87,13 @@ def train_batches(
         ignore_labels=dict(ignore_labels),
         classes=dict(classes),
     )
-    batches = samples.batch(batch_size // parts, batch_fn=collate)
-    return batches if parts == 1 else batches[part::parts]
+    batches = samples.batch(batch_size // host_count, batch_fn=collate)
+    return batches if host_count == 1 else batches[host_index::host_count]
 
 
 def without_ids(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arrays of a batch, which is what a jitted function takes."""
-    return {name: part for name, part in batch.items() if name != "ids"}
+    return {name: entry for name, entry in batch.items() if name != "ids"}
 
 
 def examples(
@@ -205,10 +205,10 @@ def fitted(
 ) -> tuple[Float32[np.ndarray, "batch height width 3"], list[Geometry]]:
     """Fits u8 RGB images into one batch, whose last one is repeated to fill it, and says where each went."""
     placements = [fit(*image.shape[:2], size=size, crop=crop) for image in images]
-    placed = [warp(image, placement, size=size) for image, placement in zip(images, placements, strict=True)]
-    placed += placed[-1:] * (batch_size - len(placed))
-    geometries = [Geometry(*where, *image.shape[:2]) for image, where in zip(images, placements, strict=True)]
-    return _unit_images(placed), geometries
+    warped = [warp(image, placement, size=size) for image, placement in zip(images, placements, strict=True)]
+    warped += warped[-1:] * (batch_size - len(warped))
+    geometries = [Geometry(*location, *image.shape[:2]) for image, location in zip(images, placements, strict=True)]
+    return _unit_images(warped), geometries
 
 
 def prefetch(
@@ -247,12 +247,12 @@ class _Load:
 
     def __call__(self, index: int, rng: np.random.Generator) -> Sample:
         if rng.random() < self._augment.mosaic_probability:
-            others = rng.integers(len(self._source), size=3).tolist()
-            samples = [self._read(i) for i in (index, *others)]
+            indices = rng.integers(len(self._source), size=3).tolist()
+            samples = [self._read_sample(i) for i in (index, *indices)]
             return mosaic(samples, rng, size=self._size, augment=self._augment)
-        return apply(self._read(index), rng, size=self._size, augment=self._augment)
+        return apply(self._read_sample(index), rng, size=self._size, augment=self._augment)
 
-    def _read(self, index: int) -> Sample:
+    def _read_sample(self, index: int) -> Sample:
         sample = self._source[index]
         labels = {name: sample["labels"][name] for name in self._names}
         return {"image": sample["image"], "labels": labels, "id": sample["id"]}

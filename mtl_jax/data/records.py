@@ -40,18 +40,18 @@ def encode(sample: Sample, origin: Path | None = None) -> bytes:
     return struct.pack("<I", zlib.crc32(after)) + after
 
 
-def decode(record: bytes, *, where: str) -> Sample:
+def decode(record: bytes, *, location: str) -> Sample:
     """Returns the sample of a record.
 
     Args:
         record: from `encode`.
-        where: it was found, for the error.
+        location: it was found, for the error.
 
     Raises:
         UserError: the record is damaged.
     """
     if len(record) < _PREFIX.size or zlib.crc32(memoryview(record)[4:]) != _PREFIX.unpack_from(record)[0]:
-        raise UserError(f"{where}: expected a record as it was written, found a damaged one; copy or write it again")
+        raise UserError(f"{location}: expected a record as it was written, found a damaged one; copy or write it again")
     at = _PREFIX.size + _PREFIX.unpack_from(record)[1]
     header = json.loads(record[_PREFIX.size : at])
     blobs = []
@@ -63,7 +63,7 @@ def decode(record: bytes, *, where: str) -> Sample:
         label: {name: _array(next(packed), **kind) for name, kind in fields.items()}
         for label, fields in header["labels"].items()
     }
-    return {"image": decode_image(blobs[0], name=where), "labels": labels, "id": header["id"]}
+    return {"image": decode_image(blobs[0], name=location), "labels": labels, "id": header["id"]}
 
 
 def _image(pixels: np.ndarray, origin: Path | None) -> bytes:
@@ -71,9 +71,9 @@ def _image(pixels: np.ndarray, origin: Path | None) -> bytes:
         content = origin.read_bytes()
         if np.array_equal(decode_image(content, name=str(origin)), pixels):
             return content
-    written = io.BytesIO()
-    Image.fromarray(pixels).save(written, "PNG", compress_level=_FAST)
-    return written.getvalue()
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=_FAST)
+    return stream.getvalue()
 
 
 def _array(content: bytes, dtype: str, shape: list[int]) -> np.ndarray:

@@ -27,29 +27,31 @@ def shares(sizes: Mapping[str, int], temperature: float) -> dict[str, float]:
 
 def draw(sizes: Mapping[str, int], temperature: float, *, steps: int, seed: int) -> tuple[str, ...]:
     """Draws the stream of every step, by `shares`."""
-    chosen = shares(sizes, temperature)
-    numbers = np.random.default_rng(seed).choice(len(chosen), size=steps, p=list(chosen.values()))
-    names = tuple(chosen)
+    probabilities = shares(sizes, temperature)
+    numbers = np.random.default_rng(seed).choice(len(probabilities), size=steps, p=list(probabilities.values()))
+    names = tuple(probabilities)
     return tuple(names[number] for number in numbers)
 
 
-def held_out(whole: Source, percent: float) -> tuple[Subset, Subset]:
+def held_out(source: Source, percent: float) -> tuple[Subset, Subset]:
     """Divides a source into images that are held out, at even distances, and the rest.
 
     Neighbours are mostly of one class or scene, so that the held-out ones are of every kind.
 
     Args:
-        whole: in any order.
+        source: in any order.
         percent: of its images that are held out; at least one image is.
 
     Raises:
         UserError: nothing would be left to train on.
     """
-    count = max(1, round(len(whole) * percent / 100))
-    if count >= len(whole):
+    count = max(1, round(len(source) * percent / 100))
+    if count >= len(source):
         raise UserError(
             f"held_out_percent: expected some training images to be left, found {percent:g}, which is {count} of "
-            f"{len(whole)}; set it to 0"
+            f"{len(source)}; set it to 0"
         )
-    chosen = {int((number + 0.5) * len(whole) / count) for number in range(count)}
-    return Subset(whole, sorted(chosen)), Subset(whole, [index for index in range(len(whole)) if index not in chosen])
+    held_out_indices = {int((number + 0.5) * len(source) / count) for number in range(count)}
+    return Subset(source, sorted(held_out_indices)), Subset(
+        source, [index for index in range(len(source)) if index not in held_out_indices]
+    )

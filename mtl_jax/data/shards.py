@@ -53,12 +53,12 @@ def write(source: Source, folder: Path, *, split: str, shard_bytes: int) -> list
         out.close()
         shards.append({"file": path.name, "samples": at - first, "bytes": path.stat().st_size})
         first = at
-    part = index.with_name(index.name + ".part")
+    partial_file = index.with_name(index.name + ".part")
     names = {label: list(names) for label, names in source.class_names.items()}
     labelled = {label: list(names) for label, names in getattr(source, "labelled_classes", {}).items()}
-    listed = {"version": VERSION, "class_names": names, "labelled_classes": labelled, "shards": shards}
-    part.write_text(json.dumps(listed, indent=1) + "\n")
-    part.replace(index)
+    index_content = {"version": VERSION, "class_names": names, "labelled_classes": labelled, "shards": shards}
+    partial_file.write_text(json.dumps(index_content, indent=1) + "\n")
+    partial_file.replace(index)
     return [str(shard["file"]) for shard in shards]
 
 

@@ -49,10 +49,10 @@ class Survey(NamedTuple):
         Args:
             labels: their names.
         """
-        parts = [str(self.images)]
+        digests = [str(self.images)]
         for sample in self.samples:
-            parts += [sample.id, sample.pixels, *(str(sample.labels[label]["digest"]) for label in labels)]
-        return opened.digest("\0".join(parts).encode("utf-8", "surrogateescape"))
+            digests += [sample.id, sample.pixels, *(str(sample.labels[label]["digest"]) for label in labels)]
+        return opened.digest("\0".join(digests).encode("utf-8", "surrogateescape"))
 
 
 def look(
@@ -62,7 +62,7 @@ def look(
     name: str = "",
     cache: Path | None = None,
     most: int = 0,
-    on_progress: OnProgress = lambda done, total: None,
+    on_progress: OnProgress = lambda completed, total: None,
 ) -> Survey:
     """Decodes every sample of a source, with its labels.
 
@@ -79,7 +79,7 @@ def look(
     Returns:
         What was seen. Samples that cannot be read are in its `errors`; nothing is raised for them.
     """
-    indices = _spread(len(source), most)
+    indices = _evenly_spaced(len(source), most)
     samples, errors = [], []
     try:
         reading = reading_of(source)
@@ -87,23 +87,25 @@ def look(
         reading, errors = Reading(), [str(error)]
     key = survey_cache.key(name, dict(source.class_names), len(source), most, dict(reading.counts), reading.notes)
     if cache is not None:
-        kept = survey_cache.load(cache, key)
-        facts = tuple(SampleFacts(*each) for each in kept or ())
-        if kept is not None and all(bits == _grey_bits(source) for bits in {each.grey_bits for each in facts} - {None}):
+        cached_facts = survey_cache.load(cache, key)
+        facts = tuple(SampleFacts(*fields) for fields in cached_facts or ())
+        if cached_facts is not None and all(
+            bits == _grey_bits(source) for bits in {fields.grey_bits for fields in facts} - {None}
+        ):
             return Survey(len(source), len(indices), facts, (), reading)
-    started, read = time.monotonic(), list(files)
+    start_time, files_read = time.monotonic(), list(files)
     all_in_files = True
-    for done, (seen, used) in enumerate(_looks(source, indices), start=1):
-        if isinstance(seen, SampleFacts):
-            samples.append(seen)
+    for completed, (outcome, sample_files) in enumerate(_looks(source, indices), start=1):
+        if isinstance(outcome, SampleFacts):
+            samples.append(outcome)
         else:
-            errors.append(seen)
-        read += used
-        all_in_files &= bool(used)
-        on_progress(done, len(indices))
+            errors.append(outcome)
+        files_read += sample_files
+        all_in_files &= bool(sample_files)
+        on_progress(completed, len(indices))
     told_apart = all_in_files or getattr(source, "embedded", False)
-    if cache is not None and not errors and told_apart and time.monotonic() - started > WORTH_KEEPING_S:
-        survey_cache.save(cache, key, samples, read)
+    if cache is not None and not errors and told_apart and time.monotonic() - start_time > WORTH_KEEPING_S:
+        survey_cache.save(cache, key, samples, files_read)
     return Survey(len(source), len(indices), tuple(samples), tuple(dict.fromkeys(errors)), reading)
 
 
@@ -113,24 +115,24 @@ def _grey_bits(source: Source) -> int | None:
     return None if grey is None else grey()
 
 
-def _spread(count: int, most: int) -> range:
+def _evenly_spaced(count: int, most: int) -> range:
     return range(0, count, -(-count // most) if most and count else 1)
 
 
 def _looks(source: Source, indices: range) -> Iterator[tuple[SampleFacts | str, list[Opened]]]:
     """Yields what was seen of each sample, or why nothing, and the files that were read for it."""
     threads = min(MAX_THREADS, 2 * (os.cpu_count() or 1))
-    remaining = iter(indices)
+    index_iterator = iter(indices)
     with ThreadPoolExecutor(threads, thread_name_prefix="survey") as pool:
-        while chunk := list(itertools.islice(remaining, CHUNK)):
+        while chunk := list(itertools.islice(index_iterator, CHUNK)):
             yield from pool.map(lambda index: _look(source, index), chunk)
 
 
 def _look(source: Source, index: int) -> tuple[SampleFacts | str, list[Opened]]:
-    with opened.noted() as files:
+    with opened.recording() as files:
         try:
             origin = source.image_origin(index) if isinstance(source, WithOrigins) else None
             facts = facts_of(source[index], files=files, origin=origin)
-            return facts._replace(grey_bits=getattr(getattr(source, "grey", None), "known", None)), files
+            return facts._replace(grey_bits=getattr(getattr(source, "grey", None), "bits", None)), files
         except UserError as error:
             return str(error), files

@@ -21,9 +21,9 @@ DECODERS = ("numpy", "pillow", "opencv-python-headless", "scikit-learn")  # whos
 _log = logging.getLogger(__name__)
 
 
-def key(*parts: Any) -> str:
+def key(*values: Any) -> str:
     """Returns the name under which a split is kept: the same for the same parts and the same reading code."""
-    return digest(json.dumps([parts, _code()], sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
+    return digest(json.dumps([values, _code()], sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
 
 
 @functools.cache
@@ -44,11 +44,11 @@ def load(folder: Path, key: str) -> list[list[Any]] | None:
     """Returns the facts of a split's samples, or None where it is not known or a file has changed."""
     file = folder / f"{key}.json.gz"
     try:
-        kept = json.loads(gzip.decompress(file.read_bytes()))
-        if not all(Opened(*each).is_the_same() for each in kept["files"]):
+        cached = json.loads(gzip.decompress(file.read_bytes()))
+        if not all(Opened(*file_record).is_the_same() for file_record in cached["files"]):
             return None
         os.utime(file)
-        return kept["samples"]
+        return cached["samples"]
     except (OSError, EOFError, ValueError, KeyError, TypeError):  # none, or damaged: the split is looked at again
         return None
 
@@ -62,8 +62,8 @@ def save(folder: Path, key: str, samples: Sequence[SampleFacts], files: Sequence
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft.write_bytes(gzip.compress(content.encode("utf-8", "surrogateescape"), compresslevel=1))
         os.replace(draft, file)
-        kept = sorted(folder.glob("*.json.gz"), key=lambda each: each.stat().st_mtime)
-        for old in kept[:-KEPT]:
+        cache_files = sorted(folder.glob("*.json.gz"), key=lambda cache_file: cache_file.stat().st_mtime)
+        for old in cache_files[:-KEPT]:
             old.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("What was seen of the data is not kept in %s (%s): every start looks again", folder, error)

@@ -73,9 +73,9 @@ def apply(sample: Sample, rng: np.random.Generator, *, size: tuple[int, int], au
     """
     height, width = sample["image"].shape[:2]
     placement = random_placement(height, width, rng, size=size, augment=augment)
-    moved = place(sample, placement, size=size, min_visible=augment.min_visible)
-    moved["image"] = change_colours(moved["image"], rng, augment=augment)
-    return moved
+    placed_sample = place(sample, placement, size=size, min_visible=augment.min_visible)
+    placed_sample["image"] = change_colours(placed_sample["image"], rng, augment=augment)
+    return placed_sample
 
 
 def random_placement(

@@ -51,8 +51,8 @@ def warp(
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
     """Moves an image (bilinear, averaged first where it shrinks a lot) and fills the rest with grey."""
     height, width = image.shape[:2]
-    rows = _outside(placement.scale_y, placement.offset_y, height, size[0])
-    columns = _outside(placement.scale_x, placement.offset_x, width, size[1])
+    rows = _margins(placement.scale_y, placement.offset_y, height, size[0])
+    columns = _margins(placement.scale_x, placement.offset_x, width, size[1])
     image, placement = _shrunk(image, placement)
     # OpenCV counts from pixel centres, hence the halves.
     matrix = np.array(
@@ -61,12 +61,12 @@ def warp(
             [0, placement.scale_y, placement.offset_y + placement.scale_y / 2 - 0.5],
         ]
     )
-    moved = cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    for part in rows:
-        moved[part] = PADDING_GREY
-    for part in columns:
-        moved[:, part] = PADDING_GREY
-    return moved
+    warped = cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    for margin in rows:
+        warped[margin] = PADDING_GREY
+    for margin in columns:
+        warped[:, margin] = PADDING_GREY
+    return warped
 
 
 def warp_nearest(
@@ -75,10 +75,10 @@ def warp_nearest(
     """Moves the pixels' labels by nearest neighbour, which mixes none with another; `missing` is what lies outside."""
     rows, row_inside = _nearest(placement.scale_y, placement.offset_y, labels.shape[0], size[0])
     columns, column_inside = _nearest(placement.scale_x, placement.offset_x, labels.shape[1], size[1])
-    moved = labels[rows][:, columns]
-    moved[~row_inside] = missing
-    moved[:, ~column_inside] = missing
-    return moved
+    warped = labels[rows][:, columns]
+    warped[~row_inside] = missing
+    warped[:, ~column_inside] = missing
+    return warped
 
 
 def _shrunk(image: np.ndarray, placement: Placement) -> tuple[np.ndarray, Placement]:
@@ -94,7 +94,7 @@ def _shrunk(image: np.ndarray, placement: Placement) -> tuple[np.ndarray, Placem
     return smaller, placement._replace(scale_x=placement.scale_x * factor_x, scale_y=placement.scale_y * factor_y)
 
 
-def _outside(scale: float, offset: float, length: int, output_length: int) -> tuple[slice, slice]:
+def _margins(scale: float, offset: float, length: int, output_length: int) -> tuple[slice, slice]:
     """The output's rows (or columns) before and after the image: those whose centre is not on it."""
     start, stop = sorted((offset, offset + length * scale))
     first, last = int(np.ceil(start - 0.5)), int(np.ceil(stop - 0.5))

@@ -112,7 +112,7 @@ def _opened_once(open_source: Callable[..., registry.Source]) -> Callable[..., r
     def opened_once(experiment: Experiment, stream: str, **which: bool) -> registry.Source:
         key = (stream, *sorted(which.items()))
         if key not in experiment.opened:
-            with opened.noted() as files:
+            with opened.recording() as files:
                 found = open_source(experiment, stream, **which)
             experiment.opened[key] = found, tuple(files)
         found, read = experiment.opened[key]

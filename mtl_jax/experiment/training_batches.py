@@ -57,21 +57,21 @@ def train_batches(
     )
 
 
-def augmentation(where: str, settings: StreamSettings) -> transforms.Augment:
+def augmentation(location: str, settings: StreamSettings) -> transforms.Augment:
     """Returns how a stream changes its training images.
 
     Args:
-        where: the settings, for the error.
+        location: the settings, for the error.
         settings: of the stream.
 
     Raises:
         UserError: an unknown change, or a value that does not fit.
     """
-    check_arguments(f"{where}.augment", settings.augment, transforms.Augment, own=("crop",))
+    check_arguments(f"{location}.augment", settings.augment, transforms.Augment, own=("crop",))
     try:
         return transforms.Augment(**settings.augment, crop=settings.crop)
     except UserError as error:
-        raise UserError(f"{where}.{error}") from error
+        raise UserError(f"{location}.{error}") from error
 
 
 def examples(experiment: Experiment, stream: str, data: registry.Source) -> Iterator[Any]:

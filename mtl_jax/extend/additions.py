@@ -84,7 +84,7 @@ def joined(
         fresh = [task for task in now["tasks"] if task not in old.names or task in grown]
     _join_streams(old, config, now)
     new = _join_stages(old, config, now, fresh)
-    new_classes.join(config, now, grown, new, where=str(old.path), exact=limit is None)
+    new_classes.join(config, now, grown, new, location=str(old.path), exact=limit is None)
     _take_over(config, now)
     for name in new:
         stage = config["stages"][name]
@@ -112,7 +112,7 @@ def _require_known(old: Trained, config: Mapping[str, Any], now: Mapping[str, An
     for name, task in now["tasks"].items():
         if name not in old.names:
             raise UserError(f"task {name} is not in {old.path}; {suggestion(name, old.names)}, or leave --refine out")
-        refinement.require_known(name, config["tasks"][name], task, where=str(old.path))
+        refinement.require_known(name, config["tasks"][name], task, location=str(old.path))
 
 
 def _require_same_network(old: Trained, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -132,7 +132,7 @@ def _join_tasks(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) ->
     for name, task in now["tasks"].items():
         if name not in config["tasks"]:
             config["tasks"][name] = task
-        elif classes := new_classes.asked(name, config["tasks"][name], task, where=str(old.path)):
+        elif classes := new_classes.asked(name, config["tasks"][name], task, location=str(old.path)):
             grown[name] = classes
         else:
             _require_same_task(old, name, config["tasks"][name], task)

@@ -49,10 +49,10 @@ def edit(
         CheckpointError: the parent is damaged.
     """
     compilation.enable_cache()
-    where, workdir = checkpoints.find(Path(parent).expanduser()), Path(workdir).expanduser()
-    checkpoints.verify(where)
-    additions.refuse_newer(where)
-    old = trained.load(where)
+    location, workdir = checkpoints.find(Path(parent).expanduser()), Path(workdir).expanduser()
+    checkpoints.verify(location)
+    additions.refuse_newer(location)
+    old = trained.load(location)
     config = config_lib.resolve(changed(old, task, dict(rename or {}), tuple(remove)))
     found = lineage.read(workdir)
     if found is not None:

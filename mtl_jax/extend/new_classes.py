@@ -14,20 +14,20 @@ from mtl_jax.tasks.segmentation import BACKGROUND
 from mtl_jax.workdir.trained import BY_CLASS
 
 
-def of_task(page: RunSettings, task: str, known: Mapping[str, Any], *, where: str) -> RunSettings:
+def of_task(page: RunSettings, task: str, known: Mapping[str, Any], *, location: str) -> RunSettings:
     """Returns a page whose one task stands for one of the parent's, with nothing of it but its kind and classes.
 
     Args:
         page: streams and a stage of one task, under any name.
         task: of the parent.
         known: tasks of the parent.
-        where: the parent, for errors.
+        location: the parent, for errors.
 
     Raises:
         UserError: the parent has no such task, or it is of another kind, or the page has several.
     """
     if task not in known:
-        raise UserError(f"--task is {task}, which is not in {where}; {suggestion(task, known)}")
+        raise UserError(f"--task is {task}, which is not in {location}; {suggestion(task, known)}")
     names = [name for name in page.tasks if name not in known] or [name for name in page.tasks if name == task]
     if len(names) != 1:
         raise UserError(
@@ -36,8 +36,8 @@ def of_task(page: RunSettings, task: str, known: Mapping[str, Any], *, where: st
     own = page.tasks[names[0]]
     if own.get("kind") != known[task].get("kind"):
         raise UserError(
-            f"task {task} of {where} is a {known[task].get('kind')} task, and the data is for {own.get('kind')}; give "
-            "data of its kind"
+            f"task {task} of {location} is a {known[task].get('kind')} task, and the data is for {own.get('kind')}; "
+            "give data of its kind"
         )
     streams = {
         name: dataclasses.replace(
@@ -56,14 +56,14 @@ def of_task(page: RunSettings, task: str, known: Mapping[str, Any], *, where: st
     )
 
 
-def asked(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> tuple[str, ...]:
+def asked(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, location: str) -> tuple[str, ...]:
     """Returns the classes that a page adds to a task of the parent; none where it names those that there are.
 
     Args:
         name: of the task.
         before: its settings in the parent.
         now: those of the page, whose classes are the new ones, or the old ones and then the new ones.
-        where: the parent, for errors.
+        location: the parent, for errors.
 
     Raises:
         UserError: the order is another, a new class is there already, or other settings differ.
@@ -78,17 +78,17 @@ def asked(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where
     known = [each for each in new if each in had]
     if known and len(known) == len(had):
         raise UserError(
-            f"task {name} has the classes of {where} in another order ({_listed(wanted)}); a trained readout keeps its "
-            f"order: {_listed(had)}, then what is new"
+            f"task {name} has the classes of {location} in another order ({_listed(wanted)}); a trained readout "
+            f"keeps its order: {_listed(had)}, then what is new"
         )
     if known:
         raise UserError(
-            f"class {known[0]} is in task {name} of {where} already; name new classes alone "
+            f"class {known[0]} is in task {name} of {location} already; name new classes alone "
             f"({_listed(set(new) - {*had})}), and use --refine for more data of known ones"
         )
     if len(set(new)) < len(new):
         raise UserError(f"task {name} would get a class twice ({_listed(new)}); name each once")
-    _require_same_settings(name, before, now, where=where)
+    _require_same_settings(name, before, now, location=location)
     return new
 
 
@@ -96,15 +96,15 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(map(str, names)) if isinstance(names, set) else map(str, names)) or "there is none"
 
 
-def _require_same_settings(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+def _require_same_settings(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, location: str) -> None:
     for key, value in now.items():
         if key not in (*BY_CLASS, *later.SETTINGS) and _plain(value) != _plain(before.get(key)):
             raise UserError(
-                f"task {name} is in {where} already, with other settings ({key} was {before.get(key)!r}, is "
+                f"task {name} is in {location} already, with other settings ({key} was {before.get(key)!r}, is "
                 f"{value!r}); leave the setting out, or give a new task another name"
             )
     if before.get("kind") not in later.KINDS:
-        raise UserError(f"task {name} of {where} is a {before.get('kind')} task, which has no classes to add to")
+        raise UserError(f"task {name} of {location} is a {before.get('kind')} task, which has no classes to add to")
 
 
 def _plain(value: Any) -> Any:
@@ -117,7 +117,7 @@ def join(
     grown: Mapping[str, tuple[str, ...]],
     stages: Sequence[str],
     *,
-    where: str,
+    location: str,
     exact: bool,
 ) -> None:
     """Writes new classes into the settings of their tasks.
@@ -127,7 +127,7 @@ def join(
         now: the page.
         grown: task -> its new classes.
         stages: that are new.
-        where: the parent, for errors.
+        location: the parent, for errors.
         exact: whether old outputs stay as they are.
 
     Raises:
@@ -142,7 +142,7 @@ def join(
             )
         if not exact:
             raise UserError(
-                f"task {name} of {where} is to get classes, whose rows are learnt apart from what the others read; "
+                f"task {name} of {location} is to get classes, whose rows are learnt apart from what the others read; "
                 "leave --keep at exact"
             )
         task = config["tasks"][name]

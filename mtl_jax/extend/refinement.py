@@ -14,14 +14,14 @@ from mtl_jax.workdir import files, lineage
 REFUSED = "refused"  # folder of the stage of a version that did not stay
 
 
-def require_known(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+def require_known(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, location: str) -> None:
     """Checks that a page has more data for what a task knows, and nothing else.
 
     Args:
         name: of the task.
         before: its settings in the parent.
         now: those of the page.
-        where: the parent, for errors.
+        location: the parent, for errors.
 
     Raises:
         UserError: a class is new, or the kind is another.
@@ -29,13 +29,13 @@ def require_known(name: str, before: Mapping[str, Any], now: Mapping[str, Any], 
     had, given = tuple(before.get("classes") or ()), tuple(now.get("classes") or ())
     if unknown := [each for each in given if each not in had]:
         raise UserError(
-            f"class {unknown[0]} is not in task {name} of {where}, which knows {', '.join(map(str, had))}; leave "
+            f"class {unknown[0]} is not in task {name} of {location}, which knows {', '.join(map(str, had))}; leave "
             "--refine out to add classes"
         )
     if now.get("kind") != before.get("kind"):
         raise UserError(
-            f"task {name} of {where} is a {before.get('kind')} task, and the new data is for {now.get('kind')}; give "
-            "data of its kind"
+            f"task {name} of {location} is a {before.get('kind')} task, and the new data is for {now.get('kind')}; "
+            "give data of its kind"
         )
 
 

@@ -66,13 +66,13 @@ def extend(
         >>> print(contract["tasks"]["seg"]["largest_output_change"])
     """
     compilation.enable_cache()
-    where, workdir = checkpoints.find(Path(parent).expanduser()), Path(workdir).expanduser()
-    checkpoints.verify(where)
-    additions.refuse_newer(where)
-    old = trained.load(where)
+    location, workdir = checkpoints.find(Path(parent).expanduser()), Path(workdir).expanduser()
+    checkpoints.verify(location)
+    additions.refuse_newer(location)
+    old = trained.load(location)
     given = page_of(page, settings or {})
     if task:
-        given = new_classes.of_task(given, task, old.config.tasks, where=str(old.path))
+        given = new_classes.of_task(given, task, old.config.tasks, location=str(old.path))
     limit = additions.limit_percent(keep)
     config = config_lib.resolve(additions.joined(old, given, limit=limit, refine=refine, per_class=per_class))
     found = lineage.read(workdir)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mtl_jax.data import findings, leakage, opened, survey
 from mtl_jax.data.facts import SampleFacts
-from mtl_jax.data.findings import some
+from mtl_jax.data.findings import abbreviated
 from mtl_jax.data.label_shapes import shape_named
 from mtl_jax.data.label_shapes.shape import LabelShape
 from mtl_jax.data.sources import registry
@@ -51,7 +51,7 @@ def inspect(found: Found, *, cache: Path | None, on_progress: survey.OnProgress)
     """
     sources, surveys, given = {}, {}, options(found.asked)
     for split in SPLITS:
-        with opened.noted() as files:
+        with opened.recording() as files:
             sources[split] = registry.build("labels", data_root="/", split=split, **given)
         name = f"labels {given} {split}"
         surveys[split] = survey.look(sources[split], files=files, name=name, cache=cache, on_progress=on_progress)
@@ -78,22 +78,22 @@ def leaks(inspected: Sequence[Inspected]) -> list[str]:
 def _suspicious(found: Found, surveys: Mapping[str, Survey]) -> Iterator[str]:
     name, label = found.asked.name, found.label
     for split, seen in surveys.items():
-        where = f"{name}, {split}"
+        location = f"{name}, {split}"
         if seen.errors:
-            yield f"{where}: {findings.broken(seen.errors)}"
+            yield f"{location}: {findings.broken(seen.errors)}"
         empty = [sample for sample in seen.samples if _is_empty(sample, label, found.classes)]
         if empty:
             what = counted(len(empty), _shape(empty[0], label).empty)
-            yield f"{where}: {what} ({some([sample.id for sample in empty])}): look whether that is right"
-        yield from findings.odd_images(seen, (label,), where=where)
+            yield f"{location}: {what} ({abbreviated([sample.id for sample in empty])}): look whether that is right"
+        yield from findings.odd_images(seen, (label,), location=location)
     figures = findings.label_figures(surveys["train"], label, found.classes)
     classes = figures.get("classes", {})
     rare = [each for each, count in classes.items() if count["images"] < FEW]
     if rare:
-        yield f"{name}: fewer than {FEW} training images show {some(rare)}: hardly enough to learn it"
+        yield f"{name}: fewer than {FEW} training images show {abbreviated(rare)}: hardly enough to learn it"
     unseen = findings.never_shown(findings.label_figures(surveys["val"], label, found.classes))
     if unseen:
-        yield f"{name}: no validation image shows {some(unseen)}: not measured"
+        yield f"{name}: no validation image shows {abbreviated(unseen)}: not measured"
 
 
 def _is_empty(sample: SampleFacts, label: str, classes: Sequence[str]) -> bool:

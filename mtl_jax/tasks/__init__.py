@@ -48,14 +48,14 @@ def build(tasks_config: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
 
 
 def _build_one(name: str, section: Mapping[str, Any]) -> Task:
-    where = f"config.tasks.{name}"
+    location = f"config.tasks.{name}"
     kind: Any = section.get("kind")
-    among(f"{where}.kind", kind, KINDS)
+    among(f"{location}.kind", kind, KINDS)
     own: dict[str, Any] = {"name": name}
     takes_classes = "classes" in inspect.signature(KINDS[kind]).parameters
     if takes_classes and "classes" in section:  # not read as other names, which a comma parts
-        check_class_names(f"{where}.classes", section["classes"])
+        check_class_names(f"{location}.classes", section["classes"])
         own["classes"] = tuple(section["classes"])
     given = {key: value for key, value in section.items() if key != "kind" and key not in own}
     changed = kind in later.KINDS and any(name in given for name in later.SETTINGS)
-    return read(later.KINDS[kind] if changed else KINDS[kind], given, where, **own)
+    return read(later.KINDS[kind] if changed else KINDS[kind], given, location, **own)

@@ -78,11 +78,13 @@ def check_arguments(config: RunSettings) -> None:
         UserError: an unknown choice or argument, one that is missing, or a value that does not fit.
     """
     for name, stream in config.streams.items():
-        registry.check_options(stream.source, stream.options, where=f"config.streams.{name}")
-        registry.check_options(stream.source, {**stream.options, **stream.val_options}, where=f"config.streams.{name}")
+        registry.check_options(stream.source, stream.options, location=f"config.streams.{name}")
+        registry.check_options(
+            stream.source, {**stream.options, **stream.val_options}, location=f"config.streams.{name}"
+        )
         experiment.augmentation(f"config.streams.{name}", stream)
     for name, stage in config.stages.items():
-        task_balancing.method(stage, tasks=1, where=f"config.stages.{name}")
+        task_balancing.method(stage, tasks=1, location=f"config.stages.{name}")
 
 
 def _check_labels(parts: experiment.Experiment, stream: str, source: registry.Source) -> None:

@@ -58,7 +58,7 @@ def held(config: RunSettings, parts: Experiment, index: int) -> tuple[str, ...]:
         UserError: the stage cannot learn what it is to learn without changing an old task.
     """
     name = config.order[index]
-    settings, where = config.stages[name], f"config.stages.{name}"
+    settings, location = config.stages[name], f"config.stages.{name}"
     if settings.old_outputs not in (EXACT, OTHERS):
         return ()
     old, own = config.tasks_of(*config.order[:index]), config.tasks_of(name)
@@ -66,16 +66,16 @@ def held(config: RunSettings, parts: Experiment, index: int) -> tuple[str, ...]:
         old = tuple(task for task in old if task not in own)
     elif both := [task for task in own if task in old and not parts.tasks[task].classes_of(name)]:
         raise UserError(
-            f"{where} is to keep old tasks exactly, and trains task {both[0]}, which is one; leave its label out of "
-            f'the stage\'s streams, or set {where}.old_outputs="{MAY_CHANGE}"'
+            f"{location} is to keep old tasks exactly, and trains task {both[0]}, which is one; leave its label out of "
+            f'the stage\'s streams, or set {location}.old_outputs="{MAY_CHANGE}"'
         )
     if settings.soft_sharing:
-        raise UserError(f"{where}.soft_sharing draws branches of old tasks along; set it to 0 to keep them exactly")
+        raise UserError(f"{location}.soft_sharing draws branches of old tasks along; set it to 0 to keep them exactly")
     patterns = patterns_of(parts.model, old, before=config.order[index:])
     free = [path for path in _all(parts.model, own) if not _is_held(path, patterns)]
     if old and not any(path.startswith("params/") for path in free):
         raise UserError(
-            f"{where} leaves task {own[0]} nothing to train: old tasks depend on all that it reads; give tasks "
+            f"{location} leaves task {own[0]} nothing to train: old tasks depend on all that it reads; give tasks "
             "branches or norms of their own"
         )
     return patterns
@@ -99,7 +99,7 @@ def refuse_moving(config: RunSettings, parts: Experiment, index: int, objectives
         kept = {task: stage for task, stage in kept.items() if task not in config.tasks_of(name)}
     if config.stages[name].old_outputs == MAY_CHANGE or not kept:
         return
-    where = f"config.stages.{name}"
+    location = f"config.stages.{name}"
     by_kind = functools.partial(sorted, key=lambda path: not path.startswith("params/"))  # parameters first
     for objective in objectives:
         for task, stage in kept.items():
@@ -107,8 +107,9 @@ def refuse_moving(config: RunSettings, parts: Experiment, index: int, objectives
             moved = next((path for path in by_kind(reads) if _moves(path, objective, tuple(parts.tasks))), None)
             if moved is not None:
                 raise UserError(
-                    f"{where} would change {moved}, which task {task} needs as it is (stage {stage} kept it exactly); "
-                    f'set {where}.old_outputs="{EXACT}" to leave it alone, or "{MAY_CHANGE}" to give that up'
+                    f"{location} would change {moved}, which task {task} needs as it is (stage {stage} kept it "
+                    "exactly); "
+                    f'set {location}.old_outputs="{EXACT}" to leave it alone, or "{MAY_CHANGE}" to give that up'
                 )
 
 

@@ -33,13 +33,13 @@ def draw_near(parts: Sequence[PyTree], weight: float | Float[Array, ""]) -> list
     for part in parts:
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
             pairs.setdefault((path_of(path), leaf.shape), []).append(leaf)
-    means = {where: jnp.stack(leaves).mean(0) for where, leaves in pairs.items() if len(leaves) > 1}
+    means = {location: jnp.stack(leaves).mean(0) for location, leaves in pairs.items() if len(leaves) > 1}
 
     def nearer(path: tuple, leaf: Array) -> Array:
-        where = (path_of(path), leaf.shape)
-        if where not in means:
+        location = (path_of(path), leaf.shape)
+        if location not in means:
             return leaf
         # Between networks that are n: the sum over pairs is n times the sum of squared distances from the mean.
-        return means[where] + (leaf - means[where]) / (1 + weight * len(pairs[where]))
+        return means[location] + (leaf - means[location]) / (1 + weight * len(pairs[location]))
 
     return [jax.tree_util.tree_map_with_path(nearer, part) for part in parts]

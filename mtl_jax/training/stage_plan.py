@@ -105,18 +105,18 @@ def plan(
         UserError: settings of the stage that do not fit the network, the data or each other.
     """
     view = StageView(config, parts, index, sources)
-    name, where = config.order[index], view.where
+    name, location = config.order[index], view.location
     settings, params = config.stages[name], learnt.variables["params"]
     seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
     feeds = _feeds(config, parts, view, learnt, seeds)
-    steps_per_epoch, steps, drawn = _length(config, settings, feeds, seeds, where=where)
+    steps_per_epoch, steps, drawn = _length(config, settings, feeds, seeds, location=location)
     tasks = _stage_tasks(config, index, feeds)
     objective = _objective(settings, feeds, view.keep, tasks)
     exact = exactness.held(config, parts, index)
     held = tuple(pattern for method in view.keep.values() for pattern in method.frozen(learnt.memory))
     phases = {
         first: Phase((*frozen, *exact, *held), _batch_norm(parts, settings, (*frozen, *exact), tasks))
-        for first, frozen in _phases(parts, settings, params, steps_per_epoch, steps, where=where).items()
+        for first, frozen in _phases(parts, settings, params, steps_per_epoch, steps, location=location).items()
     }
     for method in view.keep.values():
         method.refuse(view, tasks, learnt.memory, learnt.variables, phases.values())
@@ -132,7 +132,7 @@ def plan(
         own_tasks=tasks.own,
         learnt_tasks=tuple(dict.fromkeys([*tasks.old, *tasks.own])),
         batch_sizes=feeds.batch_sizes,
-        rates=_rates(parts, settings, params, where=where),
+        rates=_rates(parts, settings, params, location=location),
         drawn=drawn,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
@@ -189,13 +189,13 @@ def _name_of_replayed(stream: str, *, taken: Collection[str]) -> str:
 
 
 def _length(
-    config: RunSettings, settings: StageSettings, feeds: _Feeds, seeds: Iterator[int], *, where: str
+    config: RunSettings, settings: StageSettings, feeds: _Feeds, seeds: Iterator[int], *, location: str
 ) -> tuple[int, int, tuple[str, ...]]:
     """Returns the steps of an epoch and of the stage, and whose turn each is where streams take turns."""
     first = settings.streams[0]
     steps_per_epoch = pipeline.steps_per_epoch(feeds.sizes[first], feeds.batch_sizes[first])
     if temperature := settings.sampling_temperature:
-        _check_turns(settings, where=where)
+        _check_turns(settings, location=location)
         steps_per_epoch = math.ceil(steps_per_epoch / sampling.shares(feeds.sizes, temperature)[first])
     steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
     drawn = sampling.draw(feeds.sizes, temperature, steps=steps, seed=next(seeds)) if temperature else ()
@@ -230,34 +230,34 @@ def _phases(
     steps_per_epoch: int,
     steps: int,
     *,
-    where: str,
+    location: str,
 ) -> dict[int, tuple[str, ...]]:
     """From which step on which patterns of parameters are frozen."""
-    where = f"{where}.freeze"
+    location = f"{location}.freeze"
     stages = experiment.backbone_stages(parts, settings.frozen)
     named = freezing.rules(settings.frozen)
     rules = [rule._replace(pattern=each) for rule in named for each in expanded(rule.pattern, stages)]
     found = paths(params)
     for rule in rules:
-        _require_match(rule.pattern, found, where=where)
+        _require_match(rule.pattern, found, location=location)
         if rule.start >= settings.epochs:
             raise UserError(
-                f"{where}: expected epochs before {settings.epochs:g}, at which the stage ends, found "
+                f"{location}: expected epochs before {settings.epochs:g}, at which the stage ends, found "
                 f"{rule.pattern!r} from epoch {rule.start:g} on"
             )
     phases = freezing.phases(rules, steps_per_epoch=steps_per_epoch, total_steps=steps)
-    _check_frozen(phases, found, where=where)
+    _check_frozen(phases, found, location=location)
     return phases
 
 
-def _rates(parts: experiment.Experiment, settings: StageSettings, params: PyTree, *, where: str) -> dict[str, float]:
+def _rates(parts: experiment.Experiment, settings: StageSettings, params: PyTree, *, location: str) -> dict[str, float]:
     """Pattern of parameters -> factor on the learning rate."""
     rates = {"backbone": settings.backbone_rate, "*/backbone": settings.backbone_rate}
     stages = experiment.backbone_stages(parts, settings.rates)
     for pattern, factor in dict(settings.rates).items():
         for each in expanded(pattern, stages):
             rates[each] = rates.get(each, 1.0) * factor
-    _check_rates(rates, params, where=f"{where}.rates")
+    _check_rates(rates, params, location=f"{location}.rates")
     return rates
 
 
@@ -268,44 +268,44 @@ def _batch_norm(
     tasks: StageTasks,
 ) -> bool | Callable[[str], bool]:
     """What `train_batch_norm` of a stage, and what is frozen, mean for the network's layers."""
-    where, own, old = settings.train_batch_norm, tasks.own, tasks.old
-    if parts.model.norms_by_task and where != "nowhere":
+    location, own, old = settings.train_batch_norm, tasks.own, tasks.old
+    if parts.model.norms_by_task and location != "nowhere":
 
         def in_own_pass(path: str) -> bool:
             # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
             owner = owner_of(tuple(path.split("/")), tuple(parts.tasks))
-            return not matches(path, frozen) and (where == "everywhere" if owner is None else owner in own)
+            return not matches(path, frozen) and (location == "everywhere" if owner is None else owner in own)
 
         return in_own_pass
-    if where == "nowhere" or (where == "everywhere" and not frozen):
-        return where == "everywhere"
+    if location == "nowhere" or (location == "everywhere" and not frozen):
+        return location == "everywhere"
     seen = {level for task in old for level in parts.tasks[task].levels}
     fresh = {f"stride_{level}" for task in own for level in parts.tasks[task].levels if level not in seen}
 
     def by_batch(path: str) -> bool:
         if matches(path, frozen):
             return False
-        return where == "everywhere" or any(path.endswith(level) for level in fresh)
+        return location == "everywhere" or any(path.endswith(level) for level in fresh)
 
     return by_batch
 
 
-def _check_turns(settings: StageSettings, *, where: str) -> None:
+def _check_turns(settings: StageSettings, *, location: str) -> None:
     if settings.balance != "sum" or settings.log_conflicts or settings.gradient_space != "params":
         raise UserError(
-            f"{where}.sampling_temperature is {settings.sampling_temperature:g}: a step then sees one stream, whose "
+            f"{location}.sampling_temperature is {settings.sampling_temperature:g}: a step then sees one stream, whose "
             'tasks alone cannot be balanced; set balance="sum", log_conflicts=False, gradient_space="params"'
         )
 
 
-def _check_rates(rates: Mapping[str, float], params: PyTree, *, where: str) -> None:
+def _check_rates(rates: Mapping[str, float], params: PyTree, *, location: str) -> None:
     found = paths(params)
     for pattern in rates:
         if pattern not in ("backbone", "*/backbone"):
-            _require_match(pattern, found, where=where)
+            _require_match(pattern, found, location=location)
 
 
-def _require_match(pattern: str, found: Sequence[str], *, where: str) -> None:
+def _require_match(pattern: str, found: Sequence[str], *, location: str) -> None:
     if not any(matches(path, (pattern,)) for path in found):
         parts = dict.fromkeys(
             "/".join(path.split("/")[:depth]) for depth in range(1, 4) for path in found if path.count("/") >= depth
@@ -313,10 +313,12 @@ def _require_match(pattern: str, found: Sequence[str], *, where: str) -> None:
         likely = near(pattern, parts)
         hint = f"; did you mean {' or '.join(likely)}?" if likely else ""
         top = ", ".join(each for each in parts if "/" not in each)
-        raise UserError(f"{where}: expected patterns of parameters in {top}, found {pattern!r}, of none{hint}")
+        raise UserError(f"{location}: expected patterns of parameters in {top}, found {pattern!r}, of none{hint}")
 
 
-def _check_frozen(phases: Mapping[int, tuple[str, ...]], found: Sequence[str], *, where: str) -> None:
+def _check_frozen(phases: Mapping[int, tuple[str, ...]], found: Sequence[str], *, location: str) -> None:
     for patterns in phases.values():
         if all(matches(path, patterns) for path in found):
-            raise UserError(f"{where}: expected some parameter left to train, found {', '.join(patterns)}; freeze less")
+            raise UserError(
+                f"{location}: expected some parameter left to train, found {', '.join(patterns)}; freeze less"
+            )

@@ -25,7 +25,7 @@ def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
 
     A task that gets classes has learnt its own.
     """
-    source, where = stage.settings.warm_start, f"config.stages.{stage.name}.warm_start"
+    source, location = stage.settings.warm_start, f"config.stages.{stage.name}.warm_start"
     if not source:
         return variables
     given = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
@@ -44,7 +44,7 @@ def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
 
     filled = jax.tree_util.tree_map_with_path(fill, variables)
     if not copied:
-        raise UserError(f"{where}: expected a task that has a branch, norms or patches of its own, found {source!r}")
+        raise UserError(f"{location}: expected a task that has a branch, norms or patches of its own, found {source!r}")
     return filled
 
 
@@ -71,15 +71,15 @@ def chosen(parts: experiment.Experiment, stage: StagePlan, variables: PyTree) ->
     Raises:
         UserError: settings of the stage that do not fit each other or the network.
     """
-    settings, objective, where = stage.settings, stage.objectives[0], f"config.stages.{stage.name}"
-    method = task_balancing.method(settings, tasks=len(objective.tasks), where=where)
+    settings, objective, location = stage.settings, stage.objectives[0], f"config.stages.{stage.name}"
+    method = task_balancing.method(settings, tasks=len(objective.tasks), location=location)
     backward = task_balancing.backward(
-        settings, method, objective, features_are_shared=parts.model.shares_features, where=where
+        settings, method, objective, features_are_shared=parts.model.shares_features, location=location
     )
-    _check_micro_batches(stage, where=where)
+    _check_micro_batches(stage, location=location)
     if settings.soft_sharing and not any(branch_name(task) in variables["params"] for task in objective.tasks):
         raise UserError(
-            f"{where}.soft_sharing: expected 0 without branches to draw near, found {settings.soft_sharing:g}; set "
+            f"{location}.soft_sharing: expected 0 without branches to draw near, found {settings.soft_sharing:g}; set "
             'model.sharing="independent", or model.share_until'
         )
     return Chosen(method, backward, _warm_started(variables, stage))
@@ -139,13 +139,13 @@ def _named(stage: StagePlan, hook: Callable[[Method], PyTree | None]) -> dict[st
     return {name: each for name, each in found.items() if each is not None}
 
 
-def _check_micro_batches(stage: StagePlan, *, where: str) -> None:
+def _check_micro_batches(stage: StagePlan, *, location: str) -> None:
     count = stage.settings.micro_batches
     for stream, size in stage.batch_sizes.items():
         if size % count:
             fits = max(each for each in range(1, min(size, count) + 1) if size % each == 0)
             raise UserError(
-                f"{where}.micro_batches: expected a divisor of the {size} images of {stream}, such as {fits}, found "
+                f"{location}.micro_batches: expected a divisor of the {size} images of {stream}, such as {fits}, found "
                 f"{count}"
             )
 

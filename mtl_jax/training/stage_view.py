@@ -35,7 +35,7 @@ class StageView:
         """
         name = config.order[index]
         settings = config.stages[name]
-        self.where, self.index, self.seed = f"config.stages.{name}", index, config.seed
+        self.location, self.index, self.seed = f"config.stages.{name}", index, config.seed
         self.balance, self.streams = settings.balance, tuple(settings.streams)
         self.keeps: Sequence[Keep] = reading.read_order(config)
         self.keep = reading.in_stage(self.keeps, index)  # the methods that act in the stage

@@ -13,26 +13,26 @@ from mtl_jax.errors import UserError
 from mtl_jax.training.losses import Backward, Objective
 
 
-def method(settings: StageSettings, *, tasks: int, where: str) -> optax.GradientTransformationExtraArgs:
+def method(settings: StageSettings, *, tasks: int, location: str) -> optax.GradientTransformationExtraArgs:
     """Makes the balancing method of a stage.
 
     Args:
         settings: of the stage, from the config.
         tasks: number of tasks with a loss.
-        where: the settings' place, for errors.
+        location: the settings' place, for errors.
 
     Raises:
         UserError: the method or one of its options is unknown, or out of range.
     """
-    among(f"{where}.balance", settings.balance, balance.METHODS)
+    among(f"{location}.balance", settings.balance, balance.METHODS)
     factory, options = balance.METHODS[settings.balance], dict(settings.balance_options)
-    check_arguments(f"{where}.balance_options", options, factory)
+    check_arguments(f"{location}.balance_options", options, factory)
     if "max_tasks" in inspect.signature(factory).parameters:  # its state holds no more than the stage needs
         options = {"max_tasks": tasks} | options
     try:
         return factory(**options)
     except ValueError as error:
-        raise UserError(f"{where}.balance_options: {error}") from error
+        raise UserError(f"{location}.balance_options: {error}") from error
 
 
 def backward(
@@ -41,7 +41,7 @@ def backward(
     objective: Objective,
     *,
     features_are_shared: bool,
-    where: str,
+    location: str,
 ) -> Backward:
     """Picks the cheapest backward pass that provides what the method and the log need.
 
@@ -50,7 +50,7 @@ def backward(
         method: from `method`.
         objective: the losses of the stage.
         features_are_shared: there are features that all tasks read.
-        where: the settings' place, for errors.
+        location: the settings' place, for errors.
 
     Raises:
         UserError: gradients at the features are asked for where there are none to balance.
@@ -69,7 +69,7 @@ def backward(
         elif objective.opposed:
             found = f"{', '.join(objective.opposed)}, whose gradient in the parameters bounds the others' (keep.agem)"
         if found:
-            raise UserError(f'{where}.gradient_space is "features" with {found}; set gradient_space="params"')
+            raise UserError(f'{location}.gradient_space is "features" with {found}; set gradient_space="params"')
         return "features"
     if settings.balance == "sum" and not settings.log_conflicts:
         return "summed"

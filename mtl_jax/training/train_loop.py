@@ -139,7 +139,7 @@ def _tell_unlabelled(parts: experiment.Experiment) -> None:
             if others:
                 data_record.tell(
                     f"{stream} does not label {len(others)} of the {len(classes.labelled)} classes of {task} "
-                    f"({findings.some(others)}): they are neither background nor learnt there"
+                    f"({findings.abbreviated(others)}): they are neither background nor learnt there"
                 )
 
 

@@ -329,9 +329,9 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _require_same_shapes(path: Path, expected: PyTree, found: PyTree) -> None:
-    for (where, want), (_, got) in zip(
+    for (location, want), (_, got) in zip(
         jax.tree_util.tree_leaves_with_path(expected), jax.tree_util.tree_leaves_with_path(found), strict=True
     ):
         if want.shape != got.shape:
-            name = jax.tree_util.keystr(where)
+            name = jax.tree_util.keystr(location)
             raise CheckpointError(f"{path}: {name} has shape {got.shape}; this network's has {want.shape}")

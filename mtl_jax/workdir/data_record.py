@@ -157,9 +157,9 @@ def validation_images(parts: Experiment, streams: Iterable[str], *, cache: Path 
 def _look(parts: Experiment, stream: str, training: bool, looked: dict[str, Survey], settings: _Settings) -> _Split:
     """Looks at one split, unless a stream before it had the same dataset."""
     most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if parts.smoke else settings["most"]
-    with opened.noted() as files:
+    with opened.recording() as files:
         source = experiment.source(parts, stream, training=training)
-        source = source.whole if parts.smoke and isinstance(source, Subset) else source
+        source = source.source if parts.smoke and isinstance(source, Subset) else source
         name = _name(parts, stream, training)
         if name not in looked:
             looked[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})
@@ -180,14 +180,14 @@ def _name(parts: Experiment, stream: str, training: bool) -> str:
     settings = parts.streams[stream]
     split = settings.train_split if training else settings.val_split
     void = experiment.ignore_labels(parts, stream)
-    where = [settings.source, settings.options, void, split, str(parts.data_root.absolute())]
+    location = [settings.source, settings.options, void, split, str(parts.data_root.absolute())]
     if training and settings.train_parts > 1:
-        where += [settings.train_part, settings.train_parts]
+        location += [settings.train_part, settings.train_parts]
     if training and parts.held_out_percent:
-        where.append(parts.held_out_percent)
+        location.append(parts.held_out_percent)
     if not training and settings.val_options:
-        where.append(settings.val_options)
-    return json.dumps(where, sort_keys=True, default=str)
+        location.append(settings.val_options)
+    return json.dumps(location, sort_keys=True, default=str)
 
 
 def _classes(parts: Experiment, stream: str, source: Source) -> dict[str, tuple[str, ...]]:
@@ -216,8 +216,8 @@ def _labels(parts: Experiment, seen: Mapping[str, Any]) -> Iterable[tuple[str, s
 def _refuse_nothing_to_learn(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> None:
     for stream, task, label in _labels(parts, seen):
         train = seen[stream]["train"]
-        where = f"stream {stream}"
-        problem = findings.nothing_to_learn(train.figures, task=task, label=label, where=where)
+        location = f"stream {stream}"
+        problem = findings.nothing_to_learn(train.figures, task=task, label=label, location=location)
         if problem and train.survey.complete:
             raise UserError(problem)
 
@@ -225,16 +225,16 @@ def _refuse_nothing_to_learn(parts: Experiment, seen: Mapping[str, Mapping[str, 
 def _warnings(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> Iterable[str]:
     for stream, splits in seen.items():
         for split, each in splits.items():
-            where = f"stream {stream}, {split}"
-            yield from (f"{where}: {note}" for note in each.survey.reading.notes)
-            yield from findings.odd_images(each.survey, tuple(each.figures["labels"]), where=where)
+            location = f"stream {stream}, {split}"
+            yield from (f"{location}: {note}" for note in each.survey.reading.notes)
+            yield from findings.odd_images(each.survey, tuple(each.figures["labels"]), location=location)
     trained: dict[str, list[Mapping[str, Any]]] = {}
     for stream, task, label in _labels(parts, seen):
         train, val = seen[stream]["train"], seen[stream]["val"]
         if train.survey.complete:
             trained.setdefault(task, []).append(train.figures["labels"][label])
         if val.survey.complete:
-            yield findings.hardly_measured(val.figures, task=task, label=label, where=f"stream {stream}")
+            yield findings.hardly_measured(val.figures, task=task, label=label, location=f"stream {stream}")
     for task, figures in trained.items():
         yield findings.classes_never_shown(figures, task=task)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mtl_jax.data import orientation
 from mtl_jax.data.formats.cleaning import Cleaner, scale_of
-from mtl_jax.data.formats.entries import SPLIT_ORDER, Entry, Found
+from mtl_jax.data.formats.entries import SPLIT_ORDER, Annotations, Entry
 from mtl_jax.data.formats.place import Finder, Place
 from mtl_jax.data.formats.records import BACKGROUND, Dataset, Record, Shape
 from mtl_jax.data.images import read_header
@@ -33,53 +33,55 @@ class _Located(NamedTuple):
     header: Header
 
 
-def assemble(name: str, place: Place, found: Found, *, kind: str | None = None, annotated_on: str = "auto") -> Dataset:
+def assemble(
+    name: str, place: Place, annotations: Annotations, *, kind: str | None = None, annotated_on: str = "auto"
+) -> Dataset:
     """Returns the dataset.
 
     Args:
         name: of the format.
         place: that was read.
-        found: by the format's reader.
+        annotations: by the format's reader.
         kind: of label that is wanted; with "masks", objects without an outline fill their box.
         annotated_on: one of `orientation.ANNOTATED_ON`.
 
     Raises:
         UserError: no image is there, one has another size than its labels, or nothing decides how EXIF turns them.
     """
-    located = _merge(_locate(place, found), found)
-    _complete([each.entry for each in located], found)
+    located = _merge(_locate(place, annotations), annotations)
+    _complete([item.entry for item in located], annotations)
     convention = orientation.judge(
-        ((str(each.image), each.header, _annotated_size(each)) for each in located if each.header.is_turned),
+        ((str(item.image), item.header, _annotated_size(item)) for item in located if item.header.is_turned),
         annotated_on=orientation.check(annotated_on),
-        what="labels",
-        where=place.path,
+        noun="labels",
+        location=place.path,
     )
-    found.counts["images turned"] = convention.turned
-    found.notes += convention.notes
-    scale, note = scale_of([each.entry for each in located])
-    found.notes += [f"{place.path}: {note}"] if note else []
+    annotations.counts["images turned"] = convention.turned
+    annotations.notes += convention.notes
+    scale, note = scale_of([item.entry for item in located])
+    annotations.notes += [f"{place.path}: {note}"] if note else []
     cleaner = Cleaner(len(located))
-    names = _names(place, [each.image for each in located])
+    names = _names(place, [item.image for item in located])
     records = []
-    for number, each in enumerate(located):
-        stored = _is_stored(each, convention)
+    for number, item in enumerate(located):
+        stored = _is_stored(item, convention)
         shapes = None
-        if each.entry.shapes is not None:
+        if item.entry.shapes is not None:
             drawn_in = scale(
-                each.entry, (each.header.width, each.header.height) if stored else each.header.upright_size
+                item.entry, (item.header.width, item.header.height) if stored else item.header.upright_size
             )
-            shapes = cleaner.clean(number, drawn_in, each.header, stored=stored, where=each.entry.where)
-        records.append(_record(place, each, names[number], shapes, stored))
-    counts = {"images": len(records), **found.counts, **cleaner.counts()}
-    found.notes += [*_left_out(place, counts), *_filled(place, records, kind)]
+            shapes = cleaner.clean(number, drawn_in, item.header, stored=stored, location=item.entry.location)
+        records.append(_record(place, item, names[number], shapes, stored))
+    counts = {"images": len(records), **annotations.counts, **cleaner.counts()}
+    annotations.notes += [*_left_out(place, counts), *_box_fill_warnings(place, records, kind)]
     return Dataset(
         format=name,
         path=place.path,
         records=tuple(sorted(records, key=lambda record: (record.image.name, record.name))),
-        classes=_classes(found, records, kind),
+        classes=_classes(annotations, records, kind),
         splits=tuple(split for split in SPLIT_ORDER if any(record.split == split for record in records)),
         reading=Reading(
-            {what: count for what, count in counts.items() if count}, (*found.notes, *cleaner.notes(place.path))
+            {noun: count for noun, count in counts.items() if count}, (*annotations.notes, *cleaner.notes(place.path))
         ),
     )
 
@@ -90,44 +92,44 @@ def _left_out(place: Place, counts: Mapping[str, int]) -> Iterator[str]:
         yield f"{place.path}: {', '.join(odd)}."
 
 
-def _filled(place: Place, records: Sequence[Record], kind: str | None) -> Iterator[str]:
+def _box_fill_warnings(place: Place, records: Sequence[Record], kind: str | None) -> Iterator[str]:
     shapes = [shape for record in records for shape in record.shapes or ()]
     boxes = sum(not shape.polygons and shape.runs is None for shape in shapes)
     if boxes and (kind == "masks" or boxes < len(shapes)):
         yield f"{place.path}: {boxes} of {counted(len(shapes), 'objects')} have no outline: in masks they fill a box."
 
 
-def _locate(place: Place, found: Found) -> list[_Located]:
+def _locate(place: Place, annotations: Annotations) -> list[_Located]:
     finder = Finder(place)
     located, missing = [], []
-    for entry in found.entries:
+    for entry in annotations.entries:
         image = _image(entry, finder, place)
         if image is None:
             missing.append(entry)
         else:
             located.append(_Located(entry, image, read_header(image)))
     if not located:
-        first = f" (first: {missing[0].image}, named by {missing[0].where})" if missing else ""
+        first = f" (first: {missing[0].image}, named by {missing[0].location})" if missing else ""
         raise UserError(
             f"{place.path}: expected the images of these labels, found none of {len(missing)}{first}; put them there, "
             "or name their folder (images)"
         )
     if missing:
-        found.counts["images missing"] = len(missing)
-        found.notes.append(
-            f"{place.path}: {counted(len(missing), 'images')} of {len(found.entries)} missing and left out (first: "
-            f"{missing[0].image}, named by {missing[0].where})."
+        annotations.counts["images missing"] = len(missing)
+        annotations.notes.append(
+            f"{place.path}: {counted(len(missing), 'images')} of {len(annotations.entries)} missing and left out "
+            f"(first: {missing[0].image}, named by {missing[0].location})."
         )
     if finder.by_name_alone:
-        found.counts["images found by their name alone"] = finder.by_name_alone
+        annotations.counts["images found by their name alone"] = finder.by_name_alone
     return located
 
 
-def _complete(entries: Sequence[Entry], found: Found) -> None:
+def _complete(entries: Sequence[Entry], annotations: Annotations) -> None:
     """Tags that are not listed are false where the format says so; where each image has one tag, it is its class."""
     tagged = [entry for entry in entries if entry.tags is not None]
-    names = {tag for entry in tagged for tag in entry.tags or ()} | set(found.tag_names or () if tagged else ())
-    if found.tags_are_complete:
+    names = {tag for entry in tagged for tag in entry.tags or ()} | set(annotations.tag_names or () if tagged else ())
+    if annotations.tags_are_complete:
         for entry in tagged:
             entry.tags = {name: (entry.tags or {}).get(name, False) for name in sorted(names)}
     if tagged and all(sum((entry.tags or {}).values()) == 1 for entry in tagged):
@@ -139,85 +141,89 @@ def _image(entry: Entry, finder: Finder, place: Place) -> Path | None:
     if isinstance(entry.image, Path):
         return entry.image
     near = entry.near or place.root
-    found = finder.find(entry.image, near)
-    return found or (finder.find(entry.other_name, near) if entry.other_name else None)
+    image = finder.find(entry.image, near)
+    return image or (finder.find(entry.other_name, near) if entry.other_name else None)
 
 
-def _merge(located: Sequence[_Located], found: Found) -> list[_Located]:
+def _merge(located: Sequence[_Located], annotations: Annotations) -> list[_Located]:
     """One image that is named several times has the labels of all."""
-    merged: dict[Path, _Located] = {}
+    by_image: dict[Path, _Located] = {}
     repeated: list[_Located] = []
-    for each in located:
-        first = merged.setdefault(each.image, each)
-        if first is not each:
-            repeated.append(each)
-            merged[each.image] = first._replace(entry=_joined(first.entry, each.entry, found))
+    for item in located:
+        first = by_image.setdefault(item.image, item)
+        if first is not item:
+            repeated.append(item)
+            by_image[item.image] = first._replace(entry=_merge_pair(first.entry, item.entry, annotations))
     if repeated:
-        found.counts["image entries merged"] = len(repeated)
-        found.notes.append(
+        annotations.counts["image entries merged"] = len(repeated)
+        annotations.notes.append(
             f"{counted(len(repeated), 'images')} named more than once (first: {repeated[0].entry.image}, in "
-            f"{repeated[0].entry.where}): each is one image with all its labels; look whether two exports were joined."
+            f"{repeated[0].entry.location}): each is one image with all its labels; look whether two exports were "
+            "joined."
         )
-    return list(merged.values())
+    return list(by_image.values())
 
 
-def _joined(first: Entry, other: Entry, found: Found) -> Entry:
+def _merge_pair(first: Entry, second: Entry, annotations: Annotations) -> Entry:
     """What both say is taken from the first where they contradict each other, which is counted."""
-    if first.size and other.size and first.size != other.size:
+    if first.size and second.size and first.size != second.size:
         raise UserError(
-            f"{other.where}: expected one size of {first.image}, found {first.size[0]} x {first.size[1]} and "
-            f"{other.size[0]} x {other.size[1]} px; correct the file"
+            f"{second.location}: expected one size of {first.image}, found {first.size[0]} x {first.size[1]} and "
+            f"{second.size[0]} x {second.size[1]} px; correct the file"
         )
     changes = {}
     for field in ("mask", "class_name", "value", "depth", "tags", "size"):
-        mine, theirs = getattr(first, field), getattr(other, field)
-        if mine is None:
-            changes[field] = theirs
-        elif field == "tags" and theirs is not None:
-            changes[field] = {**theirs, **{tag: is_true or theirs.get(tag, False) for tag, is_true in mine.items()}}
-        elif theirs is not None and theirs != mine and field in ("class_name", "value"):
-            found.counts["labels in contradiction"] += 1
-    if other.shapes is not None:
-        changes["shapes"] = [*(first.shapes or []), *other.shapes]
-    return dataclasses.replace(first, split=first.split or other.split, **changes)
+        value, other_value = getattr(first, field), getattr(second, field)
+        if value is None:
+            changes[field] = other_value
+        elif field == "tags" and other_value is not None:
+            changes[field] = {
+                **other_value,
+                **{tag: is_true or other_value.get(tag, False) for tag, is_true in value.items()},
+            }
+        elif other_value is not None and other_value != value and field in ("class_name", "value"):
+            annotations.counts["labels in contradiction"] += 1
+    if second.shapes is not None:
+        changes["shapes"] = [*(first.shapes or []), *second.shapes]
+    return dataclasses.replace(first, split=first.split or second.split, **changes)
 
 
-def _annotated_size(each: _Located) -> tuple[int, int] | None:
-    maps = each.entry.depth or each.entry.mask
-    if each.entry.size is None and maps is not None:
+def _annotated_size(item: _Located) -> tuple[int, int] | None:
+    maps = item.entry.depth or item.entry.mask
+    if item.entry.size is None and maps is not None:
         header = read_header(maps.file)
         return header.width, header.height
-    return each.entry.size
+    return item.entry.size
 
 
-def _is_stored(each: _Located, convention: orientation.Convention) -> bool:
+def _is_stored(item: _Located, convention: orientation.Convention) -> bool:
     """Whether the labels of an image are of its stored pixels.
 
     Raises:
         UserError: they are of another size than the image, or nothing decides.
     """
-    entry, header = each.entry, each.header
-    size = _annotated_size(each) if header.is_turned else entry.size
+    entry, header = item.entry, item.header
+    size = _annotated_size(item) if header.is_turned else entry.size
     if size is not None and size not in (header.upright_size, (header.width, header.height)):
         width, height = header.upright_size
         raise UserError(
-            f"{entry.where}: expected labels of {each.image} for its {width} x {height} px, found {size[0]} x "
+            f"{entry.location}: expected labels of {item.image} for its {width} x {height} px, found {size[0]} x "
             f"{size[1]}; use the image that was labelled"
         )
     if not header.is_turned or not (entry.shapes or entry.mask or entry.depth):
         return False
     by_size = None if size is None else orientation.is_stored(header, size)
-    return convention.decided(each.image, "labels") if by_size is None else by_size
+    return convention.decided(item.image, "labels") if by_size is None else by_size
 
 
-def _record(place: Place, each: _Located, name: str, shapes: tuple[Shape, ...] | None, stored: bool) -> Record:
-    entry = each.entry
+def _record(place: Place, item: _Located, name: str, shapes: tuple[Shape, ...] | None, stored: bool) -> Record:
+    entry = item.entry
     tags, class_name = entry.tags, entry.class_name
     return Record(
-        image=each.image,
+        image=item.image,
         name=name,
-        size=each.header.upright_size,
-        split=entry.split or place.listed_split_of(each.image) or place.split_of(each.image),
+        size=item.header.upright_size,
+        split=entry.split or place.listed_split_of(item.image) or place.split_of(item.image),
         shapes=shapes,
         mask=entry.mask,
         class_name=class_name,
@@ -239,29 +245,29 @@ def _names(place: Place, images: Sequence[Path]) -> list[str]:
     ]
 
 
-def _classes(found: Found, records: Sequence[Record], kind: str | None) -> dict[str, tuple[str, ...]]:
+def _classes(annotations: Annotations, records: Sequence[Record], kind: str | None) -> dict[str, tuple[str, ...]]:
     """Names by label; sorted where the format has no order of its own."""
-    objects = _table(found.names, (shape.label for record in records for shape in record.shapes or ()))
-    tags = _table(found.tag_names, (tag for record in records for tag in record.tags or ()))
-    classes = _table(found.tag_names, (record.class_name for record in records if record.class_name is not None))
+    objects = _table(annotations.names, (shape.label for record in records for shape in record.shapes or ()))
+    tags = _table(annotations.tag_names, (tag for record in records for tag in record.tags or ()))
+    classes = _table(annotations.tag_names, (record.class_name for record in records if record.class_name is not None))
     has_outlines = any(shape.polygons or shape.runs for record in records for shape in record.shapes or ())
-    has = {
+    label_kinds = {
         "detection": any(record.shapes is not None for record in records),
         "mask": any(record.mask is not None for record in records),
         "classification": any(record.class_name is not None for record in records),
         "multi_label": any(record.tags is not None for record in records),
     }
     found_classes: dict[str, tuple[str, ...]] = {}
-    if has["detection"]:
+    if label_kinds["detection"]:
         found_classes["detection"] = objects
-    if has["mask"]:
-        found_classes["segmentation"] = tuple(found.mask_names)
-    elif has["detection"] and (has_outlines or kind == "masks"):
+    if label_kinds["mask"]:
+        found_classes["segmentation"] = tuple(annotations.mask_names)
+    elif label_kinds["detection"] and (has_outlines or kind == "masks"):
         found_classes["segmentation"] = (BACKGROUND, *objects)
-    if has["classification"]:
+    if label_kinds["classification"]:
         found_classes["classification"] = classes
-    if has["multi_label"] or has["detection"]:
-        found_classes["multi_label"] = tags if has["multi_label"] else objects
+    if label_kinds["multi_label"] or label_kinds["detection"]:
+        found_classes["multi_label"] = tags if label_kinds["multi_label"] else objects
     if any(record.value is not None for record in records):
         found_classes["value"] = ()
     if any(record.depth is not None for record in records):
@@ -269,7 +275,7 @@ def _classes(found: Found, records: Sequence[Record], kind: str | None) -> dict[
     return found_classes
 
 
-def _table(names: Sequence[str] | None, shown: Iterator[str]) -> tuple[str, ...]:
-    seen = set(shown)
+def _table(names: Sequence[str] | None, labels: Iterator[str]) -> tuple[str, ...]:
+    label_set = set(labels)
     table = tuple(dict.fromkeys(names)) if names is not None else ()
-    return (*table, *sorted(seen - set(table)))
+    return (*table, *sorted(label_set - set(table)))

@@ -28,7 +28,7 @@ class _Bits:
         return int("".join(map(str, bits.tolist())) or "0", 2)
 
 
-def alpha_of(packed: bytes, size: tuple[int, int], where: str) -> UInt8[np.ndarray, "height width"]:
+def alpha_of(packed: bytes, size: tuple[int, int], location: str) -> UInt8[np.ndarray, "height width"]:
     """Returns the opacity of the strokes.
 
     The packing is that of thi.ng/rle-pack: the count of values, the bits of a value, four sizes of run lengths, and
@@ -37,7 +37,7 @@ def alpha_of(packed: bytes, size: tuple[int, int], where: str) -> UInt8[np.ndarr
     Args:
         packed: bytes of the file.
         size: width and height of the image, px.
-        where: file and place, as the error names them.
+        location: file and place, as the error names them.
 
     Raises:
         UserError: the bytes end too early or are of another size.
@@ -47,7 +47,9 @@ def alpha_of(packed: bytes, size: tuple[int, int], where: str) -> UInt8[np.ndarr
     try:
         count, word = bits.take(32), bits.take(5) + 1
         if count != width * height * CHANNELS or word > 8:
-            raise UserError(f"{where}: expected strokes on {width} x {height} px, found {count} values; export again")
+            raise UserError(
+                f"{location}: expected strokes on {width} x {height} px, found {count} values; export again"
+            )
         sizes = [bits.take(4) + 1 for _ in range(4)]
         values = np.zeros(count, np.uint8)
         at = 0
@@ -59,5 +61,5 @@ def alpha_of(packed: bytes, size: tuple[int, int], where: str) -> UInt8[np.ndarr
             values[at:end] = bits.take(word) if is_run else [bits.take(word) for _ in range(end - at)]
             at = end
     except EOFError as error:
-        raise UserError(f"{where}: expected complete strokes, found an early end; export again") from error
+        raise UserError(f"{location}: expected complete strokes, found an early end; export again") from error
     return values.reshape(height, width, CHANNELS)[..., CHANNELS - 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtl_jax.data.formats.entries import SPLIT_WORDS, Entry, Found
+from mtl_jax.data.formats.entries import SPLIT_WORDS, Annotations, Entry
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset
 from mtl_jax.data.formats.writing import Out, by_split
@@ -16,7 +16,7 @@ def is_class_folders(place: Place) -> bool:
     return not place.is_file and len({name for image in place.below_images if (name := _class(image, place))}) > 1
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads the classes that folders name; images outside the folders have none and are left out."""
     del kind
     classes = {image: _class(image, place) for image in place.below_images}
@@ -27,14 +27,16 @@ def read(place: Place, kind: str | None) -> Found:
         for image, name in classes.items()
         if name
     ]
-    found = Found(entries, tag_names=tuple(names.values()))
-    found.counts["images outside the class folders, left out"] = len(classes) - len(entries)
-    return found
+    annotations = Annotations(entries, tag_names=tuple(names.values()))
+    annotations.counts["images outside the class folders, left out"] = len(classes) - len(entries)
+    return annotations
 
 
 def _class(image: Path, place: Place) -> str:
     """The outermost folder that stands for no split."""
-    return next((part for part in image.relative_to(place.root).parts[:-1] if part.lower() not in SPLIT_WORDS), "")
+    return next(
+        (folder for folder in image.relative_to(place.root).parts[:-1] if folder.lower() not in SPLIT_WORDS), ""
+    )
 
 
 def write(dataset: Dataset, out: Out) -> None:

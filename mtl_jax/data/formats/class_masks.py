@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mtl_jax.data.files import is_image, walk
-from mtl_jax.data.formats.entries import SPLIT_WORDS, Entry, Found
+from mtl_jax.data.formats.entries import SPLIT_WORDS, Annotations, Entry
 from mtl_jax.data.formats.mask_files import ClassMasks
 from mtl_jax.data.formats.pairs import MAP_WORDS, groups_of, is_binary, sample
 from mtl_jax.data.formats.pixels import mask_of
@@ -25,14 +25,14 @@ Parts = dict[Path, dict[str, Path]]  # image -> class -> file
 
 def is_class_masks(place: Place) -> bool:
     """Whether several files of two values belong to one image."""
-    return not place.is_file and bool(_parts(place))
+    return not place.is_file and bool(_masks_by_image(place))
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads which files belong to which image; what no class covers is background."""
     del kind
-    parts = _parts(place)
-    names = (BACKGROUND, *sorted({name for of_image in parts.values() for name in of_image}))
+    masks_by_image = _masks_by_image(place)
+    names = (BACKGROUND, *sorted({name for of_image in masks_by_image.values() for name in of_image}))
     entries = [
         Entry(
             image,
@@ -40,31 +40,31 @@ def read(place: Place, kind: str | None) -> Found:
             split=place.split_of(image) or place.split_of(next(iter(of_image.values()))),
             mask=ClassMasks(tuple((file, names.index(name)) for name, file in sorted(of_image.items())), len(names)),
         )
-        for image, of_image in sorted(parts.items())
+        for image, of_image in sorted(masks_by_image.items())
     ]
-    return Found(entries, mask_names=names)
+    return Annotations(entries, mask_names=names)
 
 
-def _parts(place: Place) -> Parts:
+def _masks_by_image(place: Place) -> Parts:
     files = place.below_images
     groups = [group for group in groups_of(files) if any(is_binary(file) for _, file in sample(group.files))]
     binary = [file for group in groups for _, file in group.files if is_binary(file)]
     mixed = {file.parent for group in groups for _, file in group.files} & {
         file.parent for file in set(files) - set(binary)
     }
-    others = set(files) - set(binary)
-    if binary and not others:  # masks alone, next to the folder of the images
-        others = {path for path in walk(place.images_root or place.root.parent) if is_image(path)} - set(files)
+    images = set(files) - set(binary)
+    if binary and not images:  # masks alone, next to the folder of the images
+        images = {path for path in walk(place.images_root or place.root.parent) if is_image(path)} - set(files)
     by_stem: dict[str, list[Path]] = defaultdict(list)
-    for image in sorted(others):
+    for image in sorted(images):
         by_stem[image.stem].append(image)
-    parts: Parts = defaultdict(dict)
+    masks_by_image: Parts = defaultdict(dict)
     for file in binary:
         for image, name in _owner(file, by_stem, place, named_by_folder=file.parent not in mixed):
-            parts[image].setdefault(name, file)
-    names = {name for of_image in parts.values() for name in of_image}
+            masks_by_image[image].setdefault(name, file)
+    names = {name for of_image in masks_by_image.values() for name in of_image}
     several = len(names) > 1 or (len(names) == 1 and not _is_general(next(iter(names))))
-    return dict(parts) if several else {}
+    return dict(masks_by_image) if several else {}
 
 
 def _owner(
@@ -77,17 +77,17 @@ def _owner(
         if named_by_folder and not _is_general(file.parent.name):
             yield _nearest(by_stem[file.stem], file, place), file.parent.name
     else:
-        for cut in (i for i, letter in enumerate(file.stem) if letter in "_-. "):
-            name = file.stem[cut + 1 :].strip("_-. ")
-            if file.stem[:cut] in by_stem and name and not _is_general(name):
-                yield _nearest(by_stem[file.stem[:cut]], file, place), name
+        for position in (i for i, letter in enumerate(file.stem) if letter in "_-. "):
+            name = file.stem[position + 1 :].strip("_-. ")
+            if file.stem[:position] in by_stem and name and not _is_general(name):
+                yield _nearest(by_stem[file.stem[:position]], file, place), name
                 return
 
 
 def _nearest(images: Sequence[Path], file: Path, place: Place) -> Path:
     """Where images of several splits have one name, that of the mask's split."""
-    same = [image for image in images if place.split_of(image) == place.split_of(file)]
-    return (same or images)[0]
+    same_split = [image for image in images if place.split_of(image) == place.split_of(file)]
+    return (same_split or images)[0]
 
 
 def _is_general(name: str) -> bool:

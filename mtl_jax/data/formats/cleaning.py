@@ -11,7 +11,7 @@ import numpy as np
 
 from mtl_jax.data import orientation
 from mtl_jax.data.formats import painting
-from mtl_jax.data.formats.entries import Drawn, Entry
+from mtl_jax.data.formats.entries import Entry, RawShape
 from mtl_jax.data.formats.records import Corners, Polygon, Shape
 from mtl_jax.data.images import turn_upright
 from mtl_jax.data.orientation import Header
@@ -25,7 +25,7 @@ DECIMALS = (
 MOST_CORNERS = 100_000  # of one polygon
 
 Size = tuple[int, int]  # width, height, px
-Scale = Callable[[Entry, Size], list[Drawn]]
+Scale = Callable[[Entry, Size], list[RawShape]]
 
 
 def scale_of(entries: Sequence[Entry]) -> tuple[Scale, str | None]:
@@ -39,7 +39,7 @@ def scale_of(entries: Sequence[Entry]) -> tuple[Scale, str | None]:
     """
     by_kind: dict[bool, list[float]] = {True: [], False: []}
     for entry in entries:
-        by_kind[entry.shares] += [_largest(drawn) for drawn in entry.shapes or () if drawn.runs is None]
+        by_kind[entry.shares] += [_largest(raw_shape) for raw_shape in entry.shapes or () if raw_shape.runs is None]
     shares = [number for number in by_kind[True] if math.isfinite(number)]
     pixels = [number for number in by_kind[False] if math.isfinite(number)]
     are_pixels = sum(number > LARGEST_SHARE for number in shares) * 2 > len(shares)
@@ -56,24 +56,26 @@ def scale_of(entries: Sequence[Entry]) -> tuple[Scale, str | None]:
             "are read as shares of the image."
         )
 
-    def scale(entry: Entry, size: Size) -> list[Drawn]:
+    def scale(entry: Entry, size: Size) -> list[RawShape]:
         is_share = not are_pixels if entry.shares else are_shares
-        return [_scaled(drawn, size) if is_share else drawn for drawn in entry.shapes or ()]
+        return [_scaled(raw_shape, size) if is_share else raw_shape for raw_shape in entry.shapes or ()]
 
     return scale, note
 
 
-def _largest(drawn: Drawn) -> float:
-    numbers = [value for polygon in drawn.polygons for point in polygon for value in point] + list(drawn.xyxy or ())
+def _largest(raw_shape: RawShape) -> float:
+    numbers = [value for polygon in raw_shape.polygons for point in polygon for value in point] + list(
+        raw_shape.xyxy or ()
+    )
     return max(map(abs, numbers), default=math.nan)
 
 
-def _scaled(drawn: Drawn, size: Size) -> Drawn:
+def _scaled(raw_shape: RawShape, size: Size) -> RawShape:
     width, height = size
-    polygons = tuple(tuple((x * width, y * height) for x, y in polygon) for polygon in drawn.polygons)
-    box = drawn.xyxy
+    polygons = tuple(tuple((x * width, y * height) for x, y in polygon) for polygon in raw_shape.polygons)
+    box = raw_shape.xyxy
     xyxy = None if box is None else (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-    return Drawn(drawn.label, xyxy, polygons, drawn.runs, drawn.crowd)
+    return RawShape(raw_shape.label, xyxy, polygons, raw_shape.runs, raw_shape.crowd)
 
 
 class Cleaner:
@@ -90,75 +92,79 @@ class Cleaner:
         self._labelled: list[int] = []
 
     def clean(
-        self, image: int, drawn: Sequence[Drawn], header: Header, *, stored: bool, where: str
+        self, image: int, raw_shapes: Sequence[RawShape], header: Header, *, stored: bool, location: str
     ) -> tuple[Shape, ...]:
         """Returns the objects that are left of an image's.
 
         Args:
             image: its number.
-            drawn: its objects, in pixels.
+            raw_shapes: its objects, in pixels.
             header: of the image.
             stored: they are of the pixels as stored.
-            where: file and place of the objects, as errors name them.
+            location: file and place of the objects, as errors name them.
 
         Raises:
             UserError: an outline is longer or run lengths are of another size than any of this image.
         """
         self._labelled.append(image)
-        kept = self._boxes.of_image[image]
+        boxes = self._boxes.of_image[image]
         shapes: list[Shape] = []
-        for each in drawn:
-            polygons, runs, xyxy = self._turned(each, header, stored, where)
+        for raw_shape in raw_shapes:
+            polygons, runs, xyxy = self._upright(raw_shape, header, stored, location)
             if xyxy is None:
                 self._boxes.dropped["degenerate"] += 1
                 continue
-            before = len(kept)
+            before = len(boxes)
             left, top, right, bottom = xyxy
-            annotation = {"bbox": [left, top, right - left, bottom - top], "iscrowd": int(each.crowd)}
-            annotation |= {} if each.area is None else {"area": each.area}
-            label = self._numbers.setdefault(each.label, len(self._numbers))
-            self._boxes.add(annotation, image=image, label=label, size=header.upright_size, where=where)
-            if len(kept) > before:
-                box = kept[-1]
-                shapes.append(Shape(each.label, _rounded(box.xyxy), polygons, runs, box.crowd, box.area))
+            annotation = {"bbox": [left, top, right - left, bottom - top], "iscrowd": int(raw_shape.crowd)}
+            annotation |= {} if raw_shape.area is None else {"area": raw_shape.area}
+            label = self._numbers.setdefault(raw_shape.label, len(self._numbers))
+            self._boxes.add(annotation, image=image, label=label, size=header.upright_size, location=location)
+            if len(boxes) > before:
+                box = boxes[-1]
+                shapes.append(Shape(raw_shape.label, _rounded(box.xyxy), polygons, runs, box.crowd, box.area))
         return tuple(shapes)
 
-    def _turned(
-        self, drawn: Drawn, header: Header, stored: bool, where: str
+    def _upright(
+        self, raw_shape: RawShape, header: Header, stored: bool, location: str
     ) -> tuple[tuple[Polygon, ...], painting.Runs | None, Corners | None]:
         """Returns outlines and box in the upright image; no box where there is nothing."""
         runs = None
-        if drawn.runs is not None:
+        if raw_shape.runs is not None:
             size = (header.width, header.height) if stored else header.upright_size
-            if drawn.runs.size != size:
-                raise UserError(f"{where}: expected run lengths of {size[0]} x {size[1]} px, found {drawn.runs.size}")
-            pixels = painting.pixels_of(drawn.runs)
+            if raw_shape.runs.size != size:
+                raise UserError(
+                    f"{location}: expected run lengths of {size[0]} x {size[1]} px, found {raw_shape.runs.size}"
+                )
+            pixels = painting.pixels_of(raw_shape.runs)
             upright = turn_upright(pixels, header.orientation) if stored else pixels
-            runs = painting.runs_of(upright) if stored else drawn.runs
+            runs = painting.runs_of(upright) if stored else raw_shape.runs
             around = painting.bounds(upright)
             if around is None:
                 return (), None, None
         else:
             around = None
-        turned = [_turn(polygon, header) if stored else polygon for polygon in drawn.polygons]
-        polygons = tuple(self._sound(turned, header.upright_size, where))
-        if drawn.xyxy is not None:
-            xyxy = _turn_box(drawn.xyxy, header) if stored else drawn.xyxy
+        upright_polygons = [_turn(polygon, header) if stored else polygon for polygon in raw_shape.polygons]
+        polygons = tuple(self._sound(upright_polygons, header.upright_size, location))
+        if raw_shape.xyxy is not None:
+            xyxy = _turn_box(raw_shape.xyxy, header) if stored else raw_shape.xyxy
         else:
             xyxy = around or _around(polygons)
         return polygons, runs, None if xyxy is None else _rounded(xyxy)
 
-    def _sound(self, polygons: Sequence[Polygon], size: Size, where: str) -> Iterator[Polygon]:
+    def _sound(self, polygons: Sequence[Polygon], size: Size, location: str) -> Iterator[Polygon]:
         for polygon in polygons:
             if len(polygon) > MOST_CORNERS:
-                raise UserError(f"{where}: expected at most {MOST_CORNERS} corners of a polygon, found {len(polygon)}")
-            whole = _clipped(polygon, size)
-            if len(whole) < 3:
+                raise UserError(
+                    f"{location}: expected at most {MOST_CORNERS} corners of a polygon, found {len(polygon)}"
+                )
+            clipped = _clipped(polygon, size)
+            if len(clipped) < 3:
                 self._outlines["polygons dropped"] += 1
                 continue
-            inside = _rounded_points(whole)
-            self._outlines["polygons clipped"] += whole is not polygon and inside != _rounded_points(polygon)
-            yield inside
+            rounded = _rounded_points(clipped)
+            self._outlines["polygons clipped"] += clipped is not polygon and rounded != _rounded_points(polygon)
+            yield rounded
 
     def counts(self) -> dict[str, int]:
         """Returns what was counted, by name."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.data.formats import painting
-from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.entries import Annotations, Entry, RawShape, split_of
 from mtl_jax.data.formats.parsing import coordinate, coordinates, items
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Polygon, Runs, Shape
@@ -26,7 +26,7 @@ def is_coco(place: Place) -> bool:
     return any(_fits(content) for content in place.first_json())
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads all files; categories of the same name are one class.
 
     Raises:
@@ -40,7 +40,7 @@ def read(place: Place, kind: str | None) -> Found:
         content = coco_file.check(place.json(file), file)
         names |= dict.fromkeys(coco_file.names_of(content).values())
         entries += _entries(content, file, outlines=kind != "boxes")
-    return Found(entries, names=tuple(names))
+    return Annotations(entries, names=tuple(names))
 
 
 def _fits(content: Any) -> bool:
@@ -53,74 +53,82 @@ def _split(file: Path) -> str:
 
 def _entries(content: Mapping[str, Any], file: Path, *, outlines: bool) -> Iterator[Entry]:
     images, names = coco_file.images_of(content, file), coco_file.names_of(content)
-    drawn: list[list[Drawn]] = [[] for _ in images.entries]
+    raw_shapes: list[list[RawShape]] = [[] for _ in images.entries]
     sizes = [(entry["width"], entry["height"]) for entry in images.entries]
     for annotation in content["annotations"]:
-        where = f"{file}: annotation {annotation.get('id')!r}"
+        location = f"{file}: annotation {annotation.get('id')!r}"
         category, image = annotation["category_id"], annotation["image_id"]
         if category not in names:
-            raise UserError(f"{where}: expected a category of the file, found id {category!r}; correct the file")
+            raise UserError(f"{location}: expected a category of the file, found id {category!r}; correct the file")
         if image not in images.number:
-            raise UserError(f"{where}: expected an image of the file, found id {image!r}; correct the file")
+            raise UserError(f"{location}: expected an image of the file, found id {image!r}; correct the file")
         number = images.number[image]
-        drawn[number].append(_drawn(annotation, names[category], sizes[number], where, outlines))
+        raw_shapes[number].append(_raw_shape(annotation, names[category], sizes[number], location, outlines))
     folder = file.parent.parent / file.stem.removeprefix(f"{MAIN}_")
     near = folder if folder.is_dir() else file.parent
-    for entry, size, shapes in zip(images.entries, sizes, drawn, strict=True):
-        where = f"{file}: image {entry['id']!r}"
-        yield Entry(entry["file_name"], where, near, size, split=_split(file), shapes=shapes)
+    for entry, size, shapes in zip(images.entries, sizes, raw_shapes, strict=True):
+        location = f"{file}: image {entry['id']!r}"
+        yield Entry(entry["file_name"], location, near, size, split=_split(file), shapes=shapes)
 
 
-def _drawn(annotation: Mapping[str, Any], label: str, size: tuple[int, int], where: str, outlines: bool) -> Drawn:
+def _raw_shape(
+    annotation: Mapping[str, Any], label: str, size: tuple[int, int], location: str, outlines: bool
+) -> RawShape:
     bbox = annotation.get("bbox")
     xyxy = None
     if bbox is not None:
         if not isinstance(bbox, list) or len(bbox) != 4:
-            raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}; correct the file")
-        x, y, width, height = (coordinate(value, where) for value in bbox)
+            raise UserError(f"{location}: expected bbox [x, y, width, height], found {bbox}; correct the file")
+        x, y, width, height = (coordinate(value, location) for value in bbox)
         xyxy = (x, y, x + width, y + height)
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}; correct the file")
-    polygons, runs = _outlines(annotation.get("segmentation"), size, where) if outlines or bbox is None else ((), None)
-    area = coordinate(annotation.get("area") or 0, where)
-    return Drawn(label, xyxy, polygons, runs, bool(crowd), area if area > 0 else None)
+        raise UserError(f"{location}: expected iscrowd 0 or 1, found {crowd!r}; correct the file")
+    polygons, runs = (
+        _outlines(annotation.get("segmentation"), size, location) if outlines or bbox is None else ((), None)
+    )
+    area = coordinate(annotation.get("area") or 0, location)
+    return RawShape(label, xyxy, polygons, runs, bool(crowd), area if area > 0 else None)
 
 
-def _outlines(found: Any, size: tuple[int, int], where: str) -> tuple[tuple[Polygon, ...], Runs | None]:
-    if not found:
+def _outlines(segmentation: Any, size: tuple[int, int], location: str) -> tuple[tuple[Polygon, ...], Runs | None]:
+    if not segmentation:
         return (), None
-    if isinstance(found, dict):
-        return (), _runs(found, size, where)
-    polygons = found if isinstance(items(found, where)[0], list) else [found]  # some write the only one bare
-    return tuple(points_of(items(polygon, where), where) for polygon in polygons), None
+    if isinstance(segmentation, dict):
+        return (), _runs(segmentation, size, location)
+    polygons = (
+        segmentation if isinstance(items(segmentation, location)[0], list) else [segmentation]
+    )  # some write the only one bare
+    return tuple(points_of(items(polygon, location), location) for polygon in polygons), None
 
 
-def points_of(numbers: Sequence[Any], where: str) -> Polygon:
+def points_of(numbers: Sequence[Any], location: str) -> Polygon:
     """Returns the corners of x, y, x, y, ….
 
     Raises:
         UserError: no numbers, or an odd count of them.
     """
     if len(numbers) % 2:
-        raise UserError(f"{where}: expected a polygon as x, y, x, y, …, found {len(numbers)} numbers; correct the file")
-    values = coordinates(numbers, where)
+        raise UserError(
+            f"{location}: expected a polygon as x, y, x, y, …, found {len(numbers)} numbers; correct the file"
+        )
+    values = coordinates(numbers, location)
     return tuple(zip(values[::2], values[1::2], strict=True))
 
 
-def _runs(found: Mapping[str, Any], size: tuple[int, int], where: str) -> Runs:
-    counts = found.get("counts")
-    if found.get("size") not in (None, [size[1], size[0]]):
-        raise UserError(f"{where}: expected run lengths of {size[1]} x {size[0]}, found size {found['size']}")
+def _runs(encoding: Mapping[str, Any], size: tuple[int, int], location: str) -> Runs:
+    counts = encoding.get("counts")
+    if encoding.get("size") not in (None, [size[1], size[0]]):
+        raise UserError(f"{location}: expected run lengths of {size[1]} x {size[0]}, found size {encoding['size']}")
     try:
-        lengths = painting.parse_counts(counts) if isinstance(counts, str) else items(counts, where)
+        lengths = painting.parse_counts(counts) if isinstance(counts, str) else items(counts, location)
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{where}: expected run lengths, found {error}; correct the file") from error
+        raise UserError(f"{location}: expected run lengths, found {error}; correct the file") from error
     if not all(type(length) is int for length in lengths):
-        raise UserError(f"{where}: expected run lengths as whole numbers, found others; correct the file")
-    return painting.check_runs(lengths, size, where)
+        raise UserError(f"{location}: expected run lengths as whole numbers, found others; correct the file")
+    return painting.check_runs(lengths, size, location)
 
 
 def write(dataset: Dataset, out: Out) -> None:
@@ -143,7 +151,7 @@ def write(dataset: Dataset, out: Out) -> None:
 
 def _annotation(shape: Shape, names: Sequence[str]) -> dict[str, Any]:
     left, top, right, bottom = shape.xyxy
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "category_id": names.index(shape.label) + 1,
         "bbox": [number(round(value, 2)) for value in (left, top, right - left, bottom - top)],
         "area": number(round(shape.area or (right - left) * (bottom - top), 2)),
@@ -151,7 +159,7 @@ def _annotation(shape: Shape, names: Sequence[str]) -> dict[str, Any]:
     }
     if shape.runs is not None:
         width, height = shape.runs.size
-        found["segmentation"] = {"counts": list(shape.runs.counts), "size": [height, width]}
+        entry["segmentation"] = {"counts": list(shape.runs.counts), "size": [height, width]}
     elif shape.polygons:
-        found["segmentation"] = [[number(value) for point in polygon for value in point] for polygon in shape.polygons]
-    return found
+        entry["segmentation"] = [[number(value) for point in polygon for value in point] for polygon in shape.polygons]
+    return entry

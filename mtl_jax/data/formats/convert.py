@@ -63,7 +63,9 @@ def convert(
     target = Path(dst).expanduser()
     _check_free(target)
     source = read(src, kind=kind, format=format, images=images, annotated_on=annotated_on)
-    kinds = tuple(each for each in FORMATS[to].written if each in source.kinds and kind in (None, each))
+    kinds = tuple(
+        label_kind for label_kind in FORMATS[to].written if label_kind in source.kinds and kind in (None, label_kind)
+    )
     if not kinds:
         raise UserError(
             f"{source.path}: expected {', '.join(FORMATS[to].written)} for the format {to}, found "
@@ -97,10 +99,10 @@ def _with_class_as_tag(record: Record) -> Record:
 
 def _check_free(target: Path) -> None:
     try:
-        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        is_occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except OSError as error:
         raise UserError(f"{target}: expected a folder to write, found {error.strerror}; name another") from error
-    if taken:
+    if is_occupied:
         raise UserError(f"{target}: expected an empty folder or none, found something; name another")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from mtl_jax.data.files import SUFFIXES
-from mtl_jax.data.formats.entries import SPLIT_WORDS, Drawn, Entry, Found, split_of
-from mtl_jax.data.formats.parsing import coordinate, rows_of, whole
+from mtl_jax.data.formats.entries import SPLIT_WORDS, Annotations, Entry, RawShape, split_of
+from mtl_jax.data.formats.parsing import coordinate, integer, rows_of
 from mtl_jax.data.formats.place import LOOKED_AT, Place
 from mtl_jax.data.formats.records import Dataset, Record, tags_of
 from mtl_jax.data.formats.writing import Out, by_split, number, simple
@@ -37,7 +37,7 @@ class Table(NamedTuple):
     rows: list[tuple[int, list[str]]]  # number of the line, cells
     image: int  # column
     split: int | None
-    shown: list[str]  # the header as written
+    column_names: list[str]  # the header as written
 
 
 def is_csv(place: Place) -> bool:
@@ -48,7 +48,7 @@ def is_csv(place: Place) -> bool:
     )
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads the tables that have a column of images.
 
     Raises:
@@ -62,21 +62,21 @@ def read(place: Place, kind: str | None) -> Found:
         if table is None:
             left_out += 1
             continue
-        fill, found, is_complete = _filler(table, place.column, kind)
-        columns += [name for name in found if name not in columns]
+        fill, kind_names, is_complete = _filler(table, place.column, kind)
+        columns += [name for name in kind_names if name not in columns]
         complete &= is_complete
         for line, cells in table.rows:
-            where = f"{file}, line {line}"
-            entry = Entry(cells[table.image], where, file.parent, split=_split(cells, table, file))
+            location = f"{file}, line {line}"
+            entry = Entry(cells[table.image], location, file.parent, split=_split(cells, table, file))
             fill(entry, cells)
             entries.append(entry)
     counts = Counter({"tables without a column of images, not read": left_out})
-    return Found(_joined(entries), tag_names=columns or None, tags_are_complete=complete, counts=counts)
+    return Annotations(_merge_by_image(entries), tag_names=columns or None, tags_are_complete=complete, counts=counts)
 
 
-def _joined(entries: Sequence[Entry]) -> list[Entry]:
+def _merge_by_image(entries: Sequence[Entry]) -> list[Entry]:
     """The boxes of an image stand in several rows."""
-    joined: list[Entry] = []
+    merged_entries: list[Entry] = []
     by_image: dict[object, Entry] = {}
     for entry in entries:
         first = by_image.get(entry.image) if entry.shapes is not None else None
@@ -84,8 +84,8 @@ def _joined(entries: Sequence[Entry]) -> list[Entry]:
             first.shapes += entry.shapes
         else:
             by_image[entry.image] = entry
-            joined.append(entry)
-    return joined
+            merged_entries.append(entry)
+    return merged_entries
 
 
 def _first_rows(file: Path) -> list[tuple[int, list[str]]]:
@@ -112,8 +112,8 @@ def _table(file: Path, place: Place) -> Table | None:
     numbered = list(rows_of(file))
     if len(numbered) < 2:
         return None
-    shown = numbered[0][1]
-    header, rows = [cell.lower() for cell in shown], numbered[1:]
+    column_names = numbered[0][1]
+    header, rows = [cell.lower() for cell in column_names], numbered[1:]
     image = _image_column(header, [row for _, row in rows[:LOOKED_AT]], place)
     if image is None:
         return None
@@ -123,7 +123,7 @@ def _table(file: Path, place: Place) -> Table | None:
     split = next((header.index(name) for name in SPLIT_COLUMNS if name in header), None)
     if split is not None and not all(row[split].lower() in SPLIT_WORDS for _, row in rows):
         split = None
-    return Table(file, header, rows, image, split, shown)
+    return Table(file, header, rows, image, split, column_names)
 
 
 def _split(cells: Sequence[str], table: Table, file: Path) -> str:
@@ -139,20 +139,20 @@ def _filler(table: Table, column: str | None, kind: str | None) -> tuple[Fill, l
         return _boxes(table), [], True
     candidates = [i for i in range(len(table.header)) if i not in (table.image, table.split)]
     if column is not None:
-        candidates = [i for i in candidates if table.shown[i] == column] or [
+        candidates = [i for i in candidates if table.column_names[i] == column] or [
             i for i in candidates if table.header[i] == column.lower()
         ]
     by_kind = {i: _kind_of(_cells(table, i)) for i in candidates}
     ones = [i for i in candidates if by_kind[i] == "flags"]
     if column is None and kind in (None, "tags") and len(ones) > 1 and len(ones) == len(candidates):
-        return _flags(table, ones), [table.shown[i] for i in ones], False
+        return _flags(table, ones), [table.column_names[i] for i in ones], False
     if len(candidates) > 1 and kind is not None:
         candidates = [i for i in candidates if _can_be(by_kind[i], kind)]
     if len(candidates) != 1:
-        names = ", ".join(name for i, name in enumerate(table.shown) if i not in (table.image, table.split))
-        wanted = f"a column {column!r}" if column is not None else f"one column{f' of {kind}' if kind else ''}"
+        names = ", ".join(name for i, name in enumerate(table.column_names) if i not in (table.image, table.split))
+        expected = f"a column {column!r}" if column is not None else f"one column{f' of {kind}' if kind else ''}"
         raise UserError(
-            f"{table.file}, line 1: expected {wanted} among {names or 'none'}, found "
+            f"{table.file}, line 1: expected {expected} among {names or 'none'}, found "
             f"{len(candidates)}; name it, as in {table.file.name}:{(names or 'age').split(', ')[0]}"
         )
     (index,) = candidates
@@ -172,8 +172,10 @@ def _kind_of(cells: Sequence[str]) -> str:
     return "lists" if any(DIVIDERS.search(cell) for cell in cells) else "words"
 
 
-def _can_be(found: str, kind: str) -> bool:
-    return found in {"values": ("numbers", "flags"), "classes": ("words",), "tags": ("lists", "words")}.get(kind, ())
+def _can_be(column_kind: str, kind: str) -> bool:
+    return column_kind in {"values": ("numbers", "flags"), "classes": ("words",), "tags": ("lists", "words")}.get(
+        kind, ()
+    )
 
 
 def _number(cell: str) -> float | None:
@@ -188,8 +190,8 @@ def _classes(table: Table, index: int) -> tuple[Fill, list[str], bool]:
     def fill(entry: Entry, cells: Sequence[str]) -> None:
         entry.class_name = cells[index] if cells[index].lower() not in EMPTY else None
 
-    found = set(_cells(table, index))
-    in_order = sorted(found, key=lambda name: (_number(name) is None, _number(name) or 0.0, name))
+    values = set(_cells(table, index))
+    in_order = sorted(values, key=lambda name: (_number(name) is None, _number(name) or 0.0, name))
     return fill, in_order, True
 
 
@@ -198,7 +200,7 @@ def _values(table: Table, index: int) -> tuple[Fill, list[str], bool]:
         if cells[index].lower() not in EMPTY:
             entry.value = _number(cells[index])
             if entry.value is None or abs(entry.value) > 3e38:  # the largest number of 32 bits
-                raise UserError(f"{entry.where}: expected a number, found {cells[index][:40]!r}; correct the row")
+                raise UserError(f"{entry.location}: expected a number, found {cells[index][:40]!r}; correct the row")
 
     return fill, [], True
 
@@ -217,7 +219,7 @@ _FILLERS = {"classes": _classes, "values": _values, "tags": _tags}
 def _flags(table: Table, columns: Sequence[int]) -> Fill:
     def fill(entry: Entry, cells: Sequence[str]) -> None:
         entry.tags = {
-            table.shown[i]: FALSE_AND_TRUE[cells[i].lower()] for i in columns if cells[i].lower() not in EMPTY
+            table.column_names[i]: FALSE_AND_TRUE[cells[i].lower()] for i in columns if cells[i].lower() not in EMPTY
         }
 
     return fill
@@ -234,11 +236,11 @@ def _boxes(table: Table) -> Fill:
         entry.shapes = []
         if not any(cells[i] for i in corners):  # an image without objects
             return
-        x0, y0, x1, y1 = (coordinate(cells[i], entry.where) for i in corners)
+        x0, y0, x1, y1 = (coordinate(cells[i], entry.location) for i in corners)
         if len(sizes) == 2:
-            width, height = (whole(cells[i] or 0, entry.where) for i in sizes)
+            width, height = (integer(cells[i] or 0, entry.location) for i in sizes)
             entry.size = (width, height) if min(width, height) else None
-        entry.shapes.append(Drawn(cells[names[0]], (x0, y0, x1, y1)))
+        entry.shapes.append(RawShape(cells[names[0]], (x0, y0, x1, y1)))
 
     return fill
 
@@ -262,9 +264,9 @@ def write(dataset: Dataset, out: Out) -> None:
 
 
 def _write(out: Out, name: str, rows: Sequence[Sequence[object]]) -> None:
-    written = io.StringIO(newline="")
-    csv.writer(written).writerows(rows)
-    out.file(name).write_text(written.getvalue(), encoding="utf-8", newline="")
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows(rows)
+    out.file(name).write_text(stream.getvalue(), encoding="utf-8", newline="")
 
 
 def _write_boxes(dataset: Dataset, out: Out) -> None:
@@ -272,9 +274,9 @@ def _write_boxes(dataset: Dataset, out: Out) -> None:
         rows: list[list[object]] = [["filename", *SIZE_COLUMNS, "class", *CORNERS]]
         for record in records:
             image = out.put_image(record, f"images/{split}").relative_to(out.folder).as_posix()
-            kept = list(simple(record.shapes, out.counts))
-            rows += [[image, *record.size, shape.label, *map(number, shape.xyxy)] for shape in kept]
-            rows += [] if kept else [[image, *record.size, *[""] * 5]]
+            shapes = list(simple(record.shapes, out.counts))
+            rows += [[image, *record.size, shape.label, *map(number, shape.xyxy)] for shape in shapes]
+            rows += [] if shapes else [[image, *record.size, *[""] * 5]]
         _write(out, f"{split or 'labels'}.csv", rows)
 
 
@@ -283,10 +285,11 @@ def _row(record: Record, tags: Sequence[str], classes: Mapping[str, Sequence[str
     if "classification" in classes:
         row.append(record.class_name or "")
     elif tags:
-        known = tags_of(record)
-        missing = False if record.tags is None and known is not None else None
+        record_tags = tags_of(record)
+        missing = False if record.tags is None and record_tags is not None else None
         row += [
-            "" if is_true is None else int(is_true) for is_true in ((known or {}).get(tag, missing) for tag in tags)
+            "" if is_true is None else int(is_true)
+            for is_true in ((record_tags or {}).get(tag, missing) for tag in tags)
         ]
     if "value" in classes:
         row.append("" if record.value is None else repr(record.value))

@@ -33,5 +33,5 @@ def rotated(polygon: Polygon, degrees: float, around: tuple[float, float] | None
         xs, ys = zip(*polygon, strict=True)
         around = (sum(xs) / len(xs), sum(ys) / len(ys))
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    moved = [(x - around[0], y - around[1]) for x, y in polygon]
-    return tuple((around[0] + x * cos - y * sin, around[1] + x * sin + y * cos) for x, y in moved)
+    centred = [(x - around[0], y - around[1]) for x, y in polygon]
+    return tuple((around[0] + x * cos - y * sin, around[1] + x * sin + y * cos) for x, y in centred)

@@ -10,8 +10,8 @@ import numpy as np
 
 from mtl_jax.data.formats import painting
 from mtl_jax.data.formats.curves import ellipse, rotated
-from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
-from mtl_jax.data.formats.parsing import coordinate, read_xml, text, whole
+from mtl_jax.data.formats.entries import Annotations, Entry, RawShape, split_of
+from mtl_jax.data.formats.parsing import coordinate, integer, read_xml, text
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Polygon, Record, Runs, tags_of
 from mtl_jax.data.formats.writing import Out, by_split, number, object_names
@@ -26,7 +26,7 @@ def is_cvat(place: Place) -> bool:
     return any(tree.tag == "annotations" and tree.find("image") is not None for tree in place.first_xml())
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads all files; classes are in the order of the project's labels.
 
     Raises:
@@ -43,74 +43,74 @@ def read(place: Place, kind: str | None) -> Found:
         counts["tracks of videos, not read"] += len(tree.findall("track"))
         for label in tree.findall("meta/*/labels/label"):
             labels.setdefault(text(label.findtext("name"), f"{file}: label"), (label.findtext("type") or "any").strip())
-        for found in tree.findall("image"):
-            where = f"{file}: image {found.get('name')!r}"
-            entries.append(_entry(found, where, split_of(found.get("subset") or "", file.parent.name), counts))
+        for element in tree.findall("image"):
+            location = f"{file}: image {element.get('name')!r}"
+            entries.append(_entry(element, location, split_of(element.get("subset") or "", file.parent.name), counts))
             entries[-1].near = file.parent
     tags = {tag for entry in entries for tag in entry.tags or ()}
-    drawn = {shape.label for entry in entries for shape in entry.shapes or ()}
-    is_tag = {name: kind == "tag" or (name in tags and name not in drawn) for name, kind in labels.items()}
-    if tags and not drawn:  # tags alone
+    shape_labels = {shape.label for entry in entries for shape in entry.shapes or ()}
+    is_tag = {name: kind == "tag" or (name in tags and name not in shape_labels) for name, kind in labels.items()}
+    if tags and not shape_labels:  # tags alone
         for entry in entries:
             entry.shapes = None
     names = [name for name in labels if not is_tag[name]]
     tag_names = [name for name, kind in labels.items() if kind == "tag" or name in tags]
-    return Found(entries, names=names, tag_names=tag_names or None, counts=counts)
+    return Annotations(entries, names=names, tag_names=tag_names or None, counts=counts)
 
 
-def _entry(found: Element, where: str, split: str, counts: Counter[str]) -> Entry:
-    width, height = (whole(found.get(side), f"{where}: {side}", least=1) for side in ("width", "height"))
+def _entry(element: Element, location: str, split: str, counts: Counter[str]) -> Entry:
+    width, height = (integer(element.get(side), f"{location}: {side}", least=1) for side in ("width", "height"))
     shapes = []
-    for index, each in enumerate(found, 1):
-        place = f"{where}, {each.tag} {index}"
-        if each.tag in _DRAWN:
-            shapes.append(_DRAWN[each.tag](each, text(each.get("label"), place), (width, height), place))
-        elif each.tag in NOT_READ:
-            counts[f"objects not read: {each.tag}"] += 1
-    tags = {text(tag.get("label"), f"{where}, tag"): True for tag in found.findall("tag")}
-    name = text(found.get("name"), where)
-    return Entry(name, where, None, (width, height), split=split, shapes=shapes, tags=tags or None)
+    for index, child in enumerate(element, 1):
+        place = f"{location}, {child.tag} {index}"
+        if child.tag in _DRAWN:
+            shapes.append(_DRAWN[child.tag](child, text(child.get("label"), place), (width, height), place))
+        elif child.tag in NOT_READ:
+            counts[f"objects not read: {child.tag}"] += 1
+    tags = {text(tag.get("label"), f"{location}, tag"): True for tag in element.findall("tag")}
+    name = text(element.get("name"), location)
+    return Entry(name, location, None, (width, height), split=split, shapes=shapes, tags=tags or None)
 
 
-def _box(found: Element, label: str, size: tuple[int, int], where: str) -> Drawn:
+def _box(element: Element, label: str, size: tuple[int, int], location: str) -> RawShape:
     del size
-    x0, y0, x1, y1 = (coordinate(found.get(side), f"{where}: {side}") for side in SIDES)
-    angle = coordinate(found.get("rotation") or 0, where)
+    x0, y0, x1, y1 = (coordinate(element.get(side), f"{location}: {side}") for side in SIDES)
+    angle = coordinate(element.get("rotation") or 0, location)
     if angle:
-        return Drawn(label, polygons=(rotated(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), angle),))
-    return Drawn(label, (x0, y0, x1, y1))
+        return RawShape(label, polygons=(rotated(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), angle),))
+    return RawShape(label, (x0, y0, x1, y1))
 
 
-def _polygon(found: Element, label: str, size: tuple[int, int], where: str) -> Drawn:
+def _polygon(element: Element, label: str, size: tuple[int, int], location: str) -> RawShape:
     del size
-    return Drawn(label, polygons=(_points(found.get("points") or "", where),))
+    return RawShape(label, polygons=(_points(element.get("points") or "", location),))
 
 
-def _points(written: str, where: str) -> Polygon:
-    pairs = [pair.split(",") for pair in written.split(";") if pair.strip()]
+def _points(numbers_text: str, location: str) -> Polygon:
+    pairs = [pair.split(",") for pair in numbers_text.split(";") if pair.strip()]
     if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"{where}: expected points as x,y;x,y;…, found {written[:40]!r}; correct the file")
-    return tuple((coordinate(x, where), coordinate(y, where)) for x, y in pairs)
+        raise UserError(f"{location}: expected points as x,y;x,y;…, found {numbers_text[:40]!r}; correct the file")
+    return tuple((coordinate(x, location), coordinate(y, location)) for x, y in pairs)
 
 
-def _ellipse(found: Element, label: str, size: tuple[int, int], where: str) -> Drawn:
+def _ellipse(element: Element, label: str, size: tuple[int, int], location: str) -> RawShape:
     del size
-    x, y, rx, ry = (coordinate(found.get(name), f"{where}: {name}") for name in ("cx", "cy", "rx", "ry"))
-    return Drawn(label, polygons=(ellipse(x, y, rx, ry, coordinate(found.get("rotation") or 0, where)),))
+    x, y, rx, ry = (coordinate(element.get(name), f"{location}: {name}") for name in ("cx", "cy", "rx", "ry"))
+    return RawShape(label, polygons=(ellipse(x, y, rx, ry, coordinate(element.get("rotation") or 0, location)),))
 
 
-def _mask(found: Element, label: str, size: tuple[int, int], where: str) -> Drawn:
+def _mask(element: Element, label: str, size: tuple[int, int], location: str) -> RawShape:
     """Runs along the rows of the part of the image that a box cuts out."""
     left, top, width, height = (
-        whole(found.get(name), f"{where}: {name}") for name in ("left", "top", "width", "height")
+        integer(element.get(name), f"{location}: {name}") for name in ("left", "top", "width", "height")
     )
     if left + width > size[0] or top + height > size[1]:
-        raise UserError(f"{where}: expected a mask inside of {size[0]} x {size[1]} px, found one that leaves it")
-    counts = [whole(count, f"{where}: rle") for count in (found.get("rle") or "").split(",")]
-    rows_first = painting.check_runs(counts, (height, width), where)
+        raise UserError(f"{location}: expected a mask inside of {size[0]} x {size[1]} px, found one that leaves it")
+    counts = [integer(count, f"{location}: rle") for count in (element.get("rle") or "").split(",")]
+    rows_first = painting.check_runs(counts, (height, width), location)
     pixels = np.zeros((size[1], size[0]), bool)
     pixels[top : top + height, left : left + width] = painting.pixels_of(rows_first).T
-    return Drawn(label, runs=painting.runs_of(pixels))
+    return RawShape(label, runs=painting.runs_of(pixels))
 
 
 _DRAWN = {"box": _box, "polygon": _polygon, "ellipse": _ellipse, "mask": _mask}

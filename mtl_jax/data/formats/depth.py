@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from mtl_jax.data.formats.entries import Entry, Found
+from mtl_jax.data.formats.entries import Annotations, Entry
 from mtl_jax.data.formats.pairs import pairs_of
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, DepthFile
@@ -21,7 +21,7 @@ def is_depth(place: Place) -> bool:
     return bool(pairs_of(place, depth=True))
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads which depth belongs to which image; 16 bits are millimetres, and 255 of 8 bits is 10 m."""
     del kind
     pairs = pairs_of(place, depth=True)
@@ -32,12 +32,14 @@ def read(place: Place, kind: str | None) -> Found:
         depth = DepthFile(pair.map, MILLIMETRES if is_deep else EIGHT_BIT)
         split = place.split_of(pair.image) or place.split_of(pair.map)
         entries.append(Entry(pair.image, str(pair.map), split=split, depth=depth))
-    found = Found(entries)
+    annotations = Annotations(entries)
     if eight_bit:
-        found.notes.append(f"{place.path}: {eight_bit} depth maps have 8 bits: their 255 is read as 10 m.")
+        annotations.notes.append(f"{place.path}: {eight_bit} depth maps have 8 bits: their 255 is read as 10 m.")
     if eight_bit < len(pairs):
-        found.notes.append(f"{place.path}: {len(pairs) - eight_bit} depth maps have 16 bits: read as millimetres.")
-    return found
+        annotations.notes.append(
+            f"{place.path}: {len(pairs) - eight_bit} depth maps have 16 bits: read as millimetres."
+        )
+    return annotations
 
 
 def write(dataset: Dataset, out: Out) -> None:

@@ -27,7 +27,7 @@ SPLIT_ORDER = ("train", "val", "test")
 
 
 @dataclasses.dataclass
-class Drawn:
+class RawShape:
     """An object as a file has it: a box, polygons or runs; the box may be left to be found from the others."""
 
     label: str
@@ -44,7 +44,7 @@ class Entry:
 
     Attributes:
         image: the file, or a name to look for.
-        where: file and place that name it, as errors name them.
+        location: file and place that name it, as errors name them.
         near: folder of that file; None for the dataset's.
         other_name: of the image, where that is not found.
         size: width and height that the labels were made for, px; None where the file does not say.
@@ -52,11 +52,11 @@ class Entry:
     """
 
     image: Path | str
-    where: str
+    location: str
     near: Path | None = None
     size: tuple[int, int] | None = None
     split: str = ""
-    shapes: list[Drawn] | None = None
+    shapes: list[RawShape] | None = None
     shares: bool = False
     mask: MaskFiles | None = None
     class_name: str | None = None
@@ -67,7 +67,7 @@ class Entry:
 
 
 @dataclasses.dataclass
-class Found:
+class Annotations:
     """All that a format's reader found.
 
     Attributes:

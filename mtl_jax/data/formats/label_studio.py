@@ -12,8 +12,8 @@ from typing import Any
 from mtl_jax.data.formats import painting
 from mtl_jax.data.formats.brush import alpha_of
 from mtl_jax.data.formats.curves import ellipse, rotated
-from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
-from mtl_jax.data.formats.parsing import coordinate, items, table, text, whole
+from mtl_jax.data.formats.entries import Annotations, Entry, RawShape, split_of
+from mtl_jax.data.formats.parsing import coordinate, integer, items, table, text
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Record, tags_of
 from mtl_jax.data.formats.writing import Out, by_split, simple
@@ -29,7 +29,7 @@ def is_label_studio(place: Place) -> bool:
     return any(_fits(content) for content in place.first_json())
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads the first annotation of each task that was not cancelled; choices are tags.
 
     Raises:
@@ -42,12 +42,12 @@ def read(place: Place, kind: str | None) -> Found:
         content = place.json(file)
         if _fits(content):
             for index, task in enumerate(content):
-                where = f"{file}: task {task.get('id', index) if isinstance(task, dict) else index}"
-                entries += _entries(table(task, where), file, where, counts)
+                location = f"{file}: task {task.get('id', index) if isinstance(task, dict) else index}"
+                entries += _entries(table(task, location), file, location, counts)
     if not any(entry.shapes for entry in entries) and any(entry.tags or entry.value is not None for entry in entries):
         for entry in entries:  # choices or numbers alone
             entry.shapes = None
-    return Found(entries, counts=counts)
+    return Annotations(entries, counts=counts)
 
 
 def _fits(content: Any) -> bool:
@@ -55,85 +55,92 @@ def _fits(content: Any) -> bool:
     return isinstance(first, dict) and isinstance(first.get("data"), dict) and "annotations" in first
 
 
-def _entries(task: Mapping[str, Any], file: Path, where: str, counts: Counter[str]) -> Iterator[Entry]:
-    data = table(task.get("data"), f"{where}: data")
+def _entries(task: Mapping[str, Any], file: Path, location: str, counts: Counter[str]) -> Iterator[Entry]:
+    data = table(task.get("data"), f"{location}: data")
     texts = [data[key] for key in (*IMAGE_KEYS, *data) if isinstance(data.get(key), str)]
     if not texts:
-        raise UserError(f"{where}: expected the address of an image in data, found none; correct the file")
-    every = [table(each, where) for each in items(task.get("annotations"), f"{where}: annotations")]
-    done = [each for each in every if not each.get("was_cancelled")]
-    if not done:
+        raise UserError(f"{location}: expected the address of an image in data, found none; correct the file")
+    annotations = [
+        table(annotation, location) for annotation in items(task.get("annotations"), f"{location}: annotations")
+    ]
+    completed = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
+    if not completed:
         counts["tasks without annotation"] += 1
         return
-    counts["annotations by others left out"] += len(done) - 1
-    entry = Entry(texts[0], where, file.parent, split=split_of(file.stem, file.parent.name), shapes=[], shares=True)
-    plain = texts[0].replace("\\", "/").rpartition("/")[2]
-    entry.other_name = UPLOADED.sub("", plain)
+    counts["annotations by others left out"] += len(completed) - 1
+    entry = Entry(texts[0], location, file.parent, split=split_of(file.stem, file.parent.name), shapes=[], shares=True)
+    file_name = texts[0].replace("\\", "/").rpartition("/")[2]
+    entry.other_name = UPLOADED.sub("", file_name)
     if isinstance(data.get("split"), str):
         entry.split = split_of(data["split"]) or entry.split
-    for index, result in enumerate(items(done[0].get("result"), f"{where}: result")):
-        _add(entry, table(result, where), f"{where}, result {index}", counts)
+    for index, result in enumerate(items(completed[0].get("result"), f"{location}: result")):
+        _add(entry, table(result, location), f"{location}, result {index}", counts)
     yield entry
 
 
-def _add(entry: Entry, result: Mapping[str, Any], where: str, counts: Counter[str]) -> None:
-    value, form = table(result.get("value", {}), where), str(result.get("type"))
+def _add(entry: Entry, result: Mapping[str, Any], location: str, counts: Counter[str]) -> None:
+    value, form = table(result.get("value", {}), location), str(result.get("type"))
     if result.get("original_width") and result.get("original_height"):
-        size = (whole(result["original_width"], where, least=1), whole(result["original_height"], where, least=1))
+        size = (
+            integer(result["original_width"], location, least=1),
+            integer(result["original_height"], location, least=1),
+        )
         entry.size = entry.size or size
     if form == "choices":
         entry.tags = dict(entry.tags or {}) | {
-            text(choice, where): True for choice in items(value.get("choices"), f"{where}: choices")
+            text(choice, location): True for choice in items(value.get("choices"), f"{location}: choices")
         }
     elif form in ("number", "rating"):
-        entry.value = coordinate(value.get(form), where)
+        entry.value = coordinate(value.get(form), location)
     elif form.removesuffix("labels") in _DRAWN:
-        labels = items(value.get(form) or [], f"{where}: {form}")
+        labels = items(value.get(form) or [], f"{location}: {form}")
         if not labels:
             counts["objects without class, left out"] += 1
             return
-        label = text(labels[0], where)
+        label = text(labels[0], location)
         assert entry.shapes is not None
-        entry.shapes.append(_DRAWN[form.removesuffix("labels")](value, label, entry.size, where))
+        entry.shapes.append(_DRAWN[form.removesuffix("labels")](value, label, entry.size, location))
     else:
         counts["results not read"] += 1
 
 
-def _numbers(value: Mapping[str, Any], where: str, *names: str) -> list[float]:
-    return [coordinate(value.get(name), f"{where}: {name}") / PERCENT for name in names]
+def _numbers(value: Mapping[str, Any], location: str, *names: str) -> list[float]:
+    return [coordinate(value.get(name), f"{location}: {name}") / PERCENT for name in names]
 
 
-def _rectangle(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
-    x, y, width, height = _numbers(value, where, "x", "y", "width", "height")
-    angle = coordinate(value.get("rotation") or 0, where)
+def _rectangle(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, location: str) -> RawShape:
+    x, y, width, height = _numbers(value, location, "x", "y", "width", "height")
+    angle = coordinate(value.get("rotation") or 0, location)
     if angle and size is not None:  # around the corner, in pixels
         corners = ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
         pixels = tuple((a * size[0], b * size[1]) for a, b in corners)
-        return Drawn(label, polygons=(tuple((a / size[0], b / size[1]) for a, b in rotated(pixels, angle, pixels[0])),))
-    return Drawn(label, (x, y, x + width, y + height))
+        return RawShape(
+            label, polygons=(tuple((a / size[0], b / size[1]) for a, b in rotated(pixels, angle, pixels[0])),)
+        )
+    return RawShape(label, (x, y, x + width, y + height))
 
 
-def _polygon(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
+def _polygon(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, location: str) -> RawShape:
     del size
     points = []
-    for point in items(value.get("points"), f"{where}: points"):
+    for point in items(value.get("points"), f"{location}: points"):
         if not isinstance(point, list) or len(point) != 2:
-            raise UserError(f"{where}: expected points [x, y], found {str(point)[:40]}; correct the file")
-        points.append((coordinate(point[0], where) / PERCENT, coordinate(point[1], where) / PERCENT))
-    return Drawn(label, polygons=(tuple(points),))
+            raise UserError(f"{location}: expected points [x, y], found {str(point)[:40]}; correct the file")
+        points.append((coordinate(point[0], location) / PERCENT, coordinate(point[1], location) / PERCENT))
+    return RawShape(label, polygons=(tuple(points),))
 
 
-def _ellipse(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
+def _ellipse(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, location: str) -> RawShape:
     del size
-    x, y, radius_x, radius_y = _numbers(value, where, "x", "y", "radiusX", "radiusY")
-    return Drawn(label, polygons=(ellipse(x, y, radius_x, radius_y),))
+    x, y, radius_x, radius_y = _numbers(value, location, "x", "y", "radiusX", "radiusY")
+    return RawShape(label, polygons=(ellipse(x, y, radius_x, radius_y),))
 
 
-def _brush(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, where: str) -> Drawn:
+def _brush(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, location: str) -> RawShape:
     if size is None:
-        raise UserError(f"{where}: expected original_width and original_height, found none; export again")
-    packed = [whole(byte, f"{where}: rle", most=256) for byte in items(value.get("rle"), f"{where}: rle")]
-    return Drawn(label, runs=painting.runs_of(alpha_of(bytes(packed), size, where) > 0))
+        raise UserError(f"{location}: expected original_width and original_height, found none; export again")
+    packed = [integer(byte, f"{location}: rle", most=256) for byte in items(value.get("rle"), f"{location}: rle")]
+    return RawShape(label, runs=painting.runs_of(alpha_of(bytes(packed), size, location) > 0))
 
 
 _DRAWN = {"rectangle": _rectangle, "polygon": _polygon, "ellipse": _ellipse, "brush": _brush}
@@ -175,8 +182,8 @@ def _results(record: Record, counts: Counter[str]) -> Iterator[dict[str, Any]]:
             value |= {"width": PERCENT * (right - left) / width, "height": PERCENT * (bottom - top) / height}
             form = "rectanglelabels"
         yield {"type": form, "from_name": "label", "value": value | {form: [shape.label]}}
-    chosen = [tag for tag, is_true in (tags_of(record) or {}).items() if is_true] if record.tags is not None else []
-    if chosen:
-        yield {"type": "choices", "from_name": "choice", "value": {"choices": chosen}}
+    true_tags = [tag for tag, is_true in (tags_of(record) or {}).items() if is_true] if record.tags is not None else []
+    if true_tags:
+        yield {"type": "choices", "from_name": "choice", "value": {"choices": true_tags}}
     if record.value is not None:
         yield {"type": "number", "from_name": "number", "value": {"number": record.value}}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from mtl_jax.data.images import Decoded, decode_mask, follow_image, mask_values, read_image
-from mtl_jax.data.masks import mask_dtype, present
+from mtl_jax.data.masks import distinct, mask_dtype
 from mtl_jax.data.sources.base import missing
 from mtl_jax.errors import UserError
 
@@ -29,7 +29,7 @@ class NumberMask(NamedTuple):
         """Returns the upright mask; see `records.MaskFiles`."""
         if self.binary:
             mask = (mask_values(self.file) > 0).astype(np.uint8)
-            return follow_image(mask, image, stored=stored, what="mask", name=str(self.file))
+            return follow_image(mask, image, stored=stored, noun="mask", name=str(self.file))
         return decode_mask(self.file, image=image, class_count=self.class_count, stored=stored)
 
 
@@ -44,18 +44,18 @@ class ColourMask(NamedTuple):
         """Returns the upright mask; see `records.MaskFiles`."""
         codes = colour_codes(self.file)
         mask = np.zeros(codes.shape, mask_dtype(self.class_count))
-        known = np.zeros(codes.shape, bool)
+        is_listed = np.zeros(codes.shape, bool)
         for (red, green, blue), value in self.values.items():
             pixels = codes == (red << 16) + (green << 8) + blue
             mask[pixels] = value if value >= 0 else missing(mask)
-            known |= pixels
-        if not known.all():
-            y, x = (int(places[0]) for places in np.nonzero(~known))
+            is_listed |= pixels
+        if not is_listed.all():
+            y, x = (int(places[0]) for places in np.nonzero(~is_listed))
             raise UserError(
                 f"{self.file}, pixel ({x}, {y}): expected a colour of the palette, found "
                 f"{colour_of(int(codes[y, x]))}; add it to the palette's file"
             )
-        return follow_image(mask, image, stored=stored, what="mask", name=str(self.file))
+        return follow_image(mask, image, stored=stored, noun="mask", name=str(self.file))
 
 
 class ClassMasks(NamedTuple):
@@ -73,11 +73,11 @@ class ClassMasks(NamedTuple):
         """Returns the upright mask, smaller classes over larger ones; see `records.MaskFiles`."""
         width, height = image.header.upright_size
         mask = np.zeros((height, width), mask_dtype(self.class_count))
-        found = []
+        class_pixels = []
         for file, value in self.files:
             pixels = (mask_values(file) > 0).astype(np.uint8)
-            found.append((follow_image(pixels, image, stored=stored, what="mask", name=str(file)) > 0, value))
-        for pixels, value in sorted(found, key=lambda each: int(each[0].sum()), reverse=True):
+            class_pixels.append((follow_image(pixels, image, stored=stored, noun="mask", name=str(file)) > 0, value))
+        for pixels, value in sorted(class_pixels, key=lambda entry: int(entry[0].sum()), reverse=True):
             mask[pixels] = value
         return mask
 
@@ -95,4 +95,4 @@ def colour_of(code: int) -> Colour:
 
 def colours_in(file: Path) -> set[Colour]:
     """Returns the colours that a file shows."""
-    return {colour_of(code) for code in present(colour_codes(file)).tolist()}
+    return {colour_of(code) for code in distinct(colour_codes(file)).tolist()}

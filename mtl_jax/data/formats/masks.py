@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtl_jax.data.formats.entries import Entry, Found
+from mtl_jax.data.formats.entries import Annotations, Entry
 from mtl_jax.data.formats.mask_files import ColourMask, NumberMask, colours_in
 from mtl_jax.data.formats.pairs import Pair, pairs_of
 from mtl_jax.data.formats.palettes import BLACK, Palette, palette_of
@@ -23,7 +23,7 @@ from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import BACKGROUND, Dataset, MaskFiles
 from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split
 from mtl_jax.data.images import mask_values, read_image
-from mtl_jax.data.masks import present, usual_void
+from mtl_jax.data.masks import distinct, usual_void
 from mtl_jax.data.sources.base import VOID, missing
 from mtl_jax.errors import UserError
 
@@ -38,7 +38,7 @@ def is_masks(place: Place) -> bool:
     return bool(pairs_of(place, depth=False))
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads which mask belongs to which image, and what the values are; looks at every mask.
 
     Raises:
@@ -61,10 +61,10 @@ def read(place: Place, kind: str | None) -> Found:
     ]
     with_mask = {pair.image for pair in pairs} | {pair.map for pair in pairs}
     folders = {pair.image.parent for pair in pairs}
-    alone = [image for image in place.below_images if image.parent in folders and image not in with_mask]
-    found = Found(entries, mask_names=names, notes=[f"{place.path}: {note}" for note in notes])
-    found.counts["images without mask, left out"] = len(alone)
-    return found
+    unlabelled = [image for image in place.below_images if image.parent in folders and image not in with_mask]
+    annotations = Annotations(entries, mask_names=names, notes=[f"{place.path}: {note}" for note in notes])
+    annotations.counts["images without mask, left out"] = len(unlabelled)
+    return annotations
 
 
 def _masks(pairs: Sequence[Pair], palette: Palette | None) -> tuple[tuple[str, ...], list[MaskFiles], list[str]]:
@@ -84,24 +84,24 @@ def _masks(pairs: Sequence[Pair], palette: Palette | None) -> tuple[tuple[str, .
         numbers = list(pool.map(lambda pair: _numbers(pair.map), pairs))
     if any(values is None for values in numbers):
         return _colours_without_palette(pairs)
-    found = {value for values in numbers for value in values or ()}
+    values = {value for values in numbers for value in values or ()}
     names = palette.names if palette is not None else ()
-    if not names and len(found) <= 2 and 0 in found and max(found) in (1, VOID):
-        note = f"the masks hold {' and '.join(map(str, sorted(found)))} alone: read as {BACKGROUND} and {FOREGROUND}."
+    if not names and len(values) <= 2 and 0 in values and max(values) in (1, VOID):
+        note = f"the masks hold {' and '.join(map(str, sorted(values)))} alone: read as {BACKGROUND} and {FOREGROUND}."
         return (BACKGROUND, FOREGROUND), [NumberMask(pair.map, 2, binary=True) for pair in pairs], [note]
     if not names:
-        classes = found - {VOID} if len(found - {VOID}) <= VOID else found
+        classes = values - {VOID} if len(values - {VOID}) <= VOID else values
         names = tuple(map(str, range(max(classes, default=0) + 1)))
         note = f"no file names the classes of the masks (palette.csv, classes.txt): {len(names)} are called by number."
         return names, [NumberMask(pair.map, len(names)) for pair in pairs], [note]
-    if found == {0, VOID} and len(names) == 2:
+    if values == {0, VOID} and len(names) == 2:
         note = f"the masks hold 0 and {VOID} alone: read as {names[0]} and {names[1]}."
         return names, [NumberMask(pair.map, 2, binary=True) for pair in pairs], [note]
-    if found - {usual_void(len(names))} and max(found - {usual_void(len(names))}) >= len(names):
-        wrong = next(pair.map for pair, values in zip(pairs, numbers, strict=True) if max(values or {0}) >= len(names))
+    if values - {usual_void(len(names))} and max(values - {usual_void(len(names))}) >= len(names):
+        misfit = next(pair.map for pair, values in zip(pairs, numbers, strict=True) if max(values or {0}) >= len(names))
         raise UserError(
-            f"{wrong}: expected values below {len(names)}, as {palette.file if palette else 'the names'} has so many "
-            f"classes, or {usual_void(len(names))} (void), found {max(found - {usual_void(len(names))})}; correct one"
+            f"{misfit}: expected values below {len(names)}, as {palette.file if palette else 'the names'} has so many "
+            f"classes, or {usual_void(len(names))} (void), found {max(values - {usual_void(len(names))})}; correct one"
         )
     return names, [NumberMask(pair.map, len(names)) for pair in pairs], []
 
@@ -128,7 +128,7 @@ def _numbers(file: Path) -> frozenset[int] | None:
 def _numbers_once(file: Path, changed_ns: int) -> frozenset[int] | None:
     del changed_ns
     try:
-        return frozenset(present(mask_values(file)).tolist())
+        return frozenset(distinct(mask_values(file)).tolist())
     except UserError:
         read_image(file)  # which refuses what cannot be read at all
         return None
@@ -167,14 +167,14 @@ def write(dataset: Dataset, out: Out) -> None:
             image = out.put_image(record, f"{split or NO_SPLIT if dataset.splits else '.'}/images")
             void = mask == missing(mask)
             has_void |= bool(void.any())
-            drawn = table[np.where(void, len(names), mask)]
-            Image.fromarray(drawn).save(
+            painted = table[np.where(void, len(names), mask)]
+            Image.fromarray(painted).save(
                 out.file(f"{image.parent.parent.relative_to(out.folder)}/masks/{image.stem}.png")
             )
-    written = io.StringIO(newline="")
+    stream = io.StringIO(newline="")
     rows = [(name, *colour) for name, colour in zip(names, colours, strict=True)]
-    csv.writer(written).writerows([("name", "r", "g", "b"), *rows, *([("void", *VOID_COLOUR)] if has_void else [])])
-    out.file("palette.csv").write_text(written.getvalue(), encoding="utf-8", newline="")
+    csv.writer(stream).writerows([("name", "r", "g", "b"), *rows, *([("void", *VOID_COLOUR)] if has_void else [])])
+    out.file("palette.csv").write_text(stream.getvalue(), encoding="utf-8", newline="")
 
 
 def _colour(value: int) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ def is_by_number(names: Sequence[str]) -> bool:
     return len(names) > 0 and tuple(names) == tuple(map(str, range(len(names))))
 
 
-def named(dataset: Dataset, label: str, names: Sequence[str]) -> Dataset:
+def with_names(dataset: Dataset, label: str, names: Sequence[str]) -> Dataset:
     """Returns a dataset whose classes have names by their number; unchanged where they have names of their own.
 
     Args:
@@ -21,10 +21,10 @@ def named(dataset: Dataset, label: str, names: Sequence[str]) -> Dataset:
         label: that the names are for, a key of its `classes`.
         names: in the order of the numbers; they may be more.
     """
-    known = dataset.classes.get(label, ())
-    if not is_by_number(known) or len(names) < len(known):
+    names_before = dataset.classes.get(label, ())
+    if not is_by_number(names_before) or len(names) < len(names_before):
         return dataset
-    renamed = dict(zip(known, names, strict=False))
+    renamed = dict(zip(names_before, names, strict=False))
     classes = {**dataset.classes, label: tuple(renamed.values())}
     records = dataset.records
     if label == "detection":

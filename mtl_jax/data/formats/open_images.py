@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.entries import Annotations, Entry, RawShape, split_of
 from mtl_jax.data.formats.parsing import rows_of
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Shape, tags_of
@@ -26,7 +26,7 @@ def is_open_images(place: Place) -> bool:
     return any(set(BOX_COLUMNS) <= set(header) for _, header in place.first_tables())
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads all tables; images are those that a table names. Groups are crowds.
 
     Raises:
@@ -46,7 +46,7 @@ def read(place: Place, kind: str | None) -> Found:
             entry = entries.setdefault((file, image), _entry(image, file))
             assert entry.shapes is not None
             left, top, right, bottom = box.corners
-            entry.shapes.append(Drawn(table[box.label], (left, top, right, bottom), crowd=box.crowd))
+            entry.shapes.append(RawShape(table[box.label], (left, top, right, bottom), crowd=box.crowd))
     for file in presences:
         for image, label, is_there in tables.read_presences(file, labels, _always):
             key = next(((of, image) for of in boxes if _split(of) == _split(file)), (file, image))
@@ -55,8 +55,8 @@ def read(place: Place, kind: str | None) -> Found:
     if not any(entry.shapes for entry in entries.values()):  # labels of whole images alone
         for entry in entries.values():
             entry.shapes = None
-    shown = tuple(dict.fromkeys(table))
-    return Found(list(entries.values()), names=shown, tag_names=shown, tags_are_complete=False)
+    class_names = tuple(dict.fromkeys(table))
+    return Annotations(list(entries.values()), names=class_names, tag_names=class_names, tags_are_complete=False)
 
 
 def _always(image: str) -> bool:
@@ -80,12 +80,12 @@ def _tables(place: Place) -> tuple[list[Path], list[Path], dict[str, str]]:
 
 
 def _ids(files: Sequence[Path]) -> tuple[str, ...]:
-    found: set[str] = set()
+    ids: set[str] = set()
     for file in files:
         rows = rows_of(file)
         column = next(rows)[1].index(LABEL)
-        found |= {row[column] for _, row in rows if len(row) > column}
-    return tuple(sorted(found))
+        ids |= {row[column] for _, row in rows if len(row) > column}
+    return tuple(sorted(ids))
 
 
 def _entry(image: str, file: Path) -> Entry:
@@ -107,9 +107,9 @@ def write(dataset: Dataset, out: Out) -> None:
         for record in records:
             image = out.put_image(record, FILE_SPLITS[split]).stem
             boxes += [(image, mids[shape.label], *_corners(shape, record.size)) for shape in record.shapes or ()]
-            shown = tags_of(record) or {}
-            known = [name for name in names if record.tags is None or name in record.tags]
-            presences += [(image, mids[name], int(shown.get(name, False))) for name in known]
+            tags = tags_of(record) or {}
+            labelled_names = [name for name in names if record.tags is None or name in record.tags]
+            presences += [(image, mids[name], int(tags.get(name, False))) for name in labelled_names]
         _write(out, f"{FILE_SPLITS[split]}-{tables.BOXES[0]}", boxes)
         _write(out, f"{FILE_SPLITS[split]}-{tables.PRESENCES[0]}", presences)
 
@@ -121,6 +121,6 @@ def _corners(shape: Shape, size: tuple[int, int]) -> Iterator[object]:
 
 
 def _write(out: Out, name: str, rows: Sequence[Sequence[object]]) -> None:
-    written = io.StringIO(newline="")
-    csv.writer(written).writerows(rows)
-    out.file(name).write_text(written.getvalue(), encoding="utf-8", newline="")
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerows(rows)
+    out.file(name).write_text(stream.getvalue(), encoding="utf-8", newline="")

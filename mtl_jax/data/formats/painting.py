@@ -15,23 +15,24 @@ from mtl_jax.data.outlines import outline
 from mtl_jax.errors import UserError
 
 
-def check_runs(counts: Sequence[int], size: tuple[int, int], where: str) -> Runs:
+def check_runs(counts: Sequence[int], size: tuple[int, int], location: str) -> Runs:
     """Returns run lengths that fill an image exactly.
 
     Args:
         counts: lengths down the columns, the first one outside of the object.
         size: width and height, px.
-        where: file and place, as the error names them.
+        location: file and place, as the error names them.
 
     Raises:
         UserError: they do not.
     """
     width, height = size
     if not 0 < width * height <= MAX_PIXELS or min(size) <= 0:
-        raise UserError(f"{where}: expected run lengths of an image, found a size of {width} x {height} px")
+        raise UserError(f"{location}: expected run lengths of an image, found a size of {width} x {height} px")
     if min(counts, default=0) < 0 or sum(counts) != width * height:
         raise UserError(
-            f"{where}: expected run lengths that add up to {width} x {height} px, found {sum(counts)}; correct the file"
+            f"{location}: expected run lengths that add up to {width} x {height} px, found {sum(counts)}; correct "
+            "the file"
         )
     return Runs(tuple(counts), size)
 
@@ -65,8 +66,8 @@ def parse_counts(packed: str) -> list[int]:
 def pixels_of(runs: Runs) -> Bool[np.ndarray, "height width"]:
     """Returns the pixels that runs cover."""
     width, height = runs.size
-    inside = np.arange(len(runs.counts)) % 2 == 1
-    return np.repeat(inside, runs.counts).reshape(width, height).T
+    is_inside = np.arange(len(runs.counts)) % 2 == 1
+    return np.repeat(is_inside, runs.counts).reshape(width, height).T
 
 
 def runs_of(pixels: Bool[np.ndarray, "height width"]) -> Runs:
@@ -85,7 +86,7 @@ def bounds(pixels: Bool[np.ndarray, "height width"]) -> Corners | None:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def covered(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+def pixels_covered_by(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
     """Returns the pixels of an object: of its polygons or its runs, or else of its box."""
     width, height = size
     if shape.runs is not None:
@@ -93,10 +94,10 @@ def covered(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "height wid
     if shape.polygons:
         flat = [[value for point in polygon for value in point] for polygon in shape.polygons]
         return outline(flat, height, width)
-    found = np.zeros((height, width), bool)
+    pixels = np.zeros((height, width), bool)
     left, top, right, bottom = (round(side) for side in shape.xyxy)
-    found[top:bottom, left:right] = True
-    return found
+    pixels[top:bottom, left:right] = True
+    return pixels
 
 
 def paint(
@@ -113,7 +114,7 @@ def paint(
     mask = np.zeros((height, width), mask_dtype(max(values.values(), default=0) + 1))
     for shape in sorted(shapes, key=box_area, reverse=True):
         if shape.label in values:
-            mask[covered(shape, size)] = values[shape.label]
+            mask[pixels_covered_by(shape, size)] = values[shape.label]
     return mask
 
 
@@ -140,15 +141,15 @@ def _clip_at(polygon: Polygon, axis: int, sign: int, limit: float) -> Polygon:
     is_in = functools.partial(_is_beyond, axis=axis, sign=sign, limit=limit)
     if all(map(is_in, polygon)):
         return polygon
-    kept: list[tuple[float, float]] = []
+    corners: list[tuple[float, float]] = []
     for before, point in zip((*polygon[-1:], *polygon[:-1]), polygon, strict=True):
         if is_in(before) != is_in(point):
             share = (limit - before[axis]) / (point[axis] - before[axis])
             across = before[1 - axis] + share * (point[1 - axis] - before[1 - axis])
-            kept.append((limit, across) if axis == 0 else (across, limit))
+            corners.append((limit, across) if axis == 0 else (across, limit))
         if is_in(point):
-            kept.append(point)
-    return tuple(kept)
+            corners.append(point)
+    return tuple(corners)
 
 
 def _is_beyond(point: tuple[float, float], *, axis: int, sign: int, limit: float) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.images import FORMATS, LOSSY, MAX_PIXELS
-from mtl_jax.data.masks import present
+from mtl_jax.data.masks import distinct
 
 SAMPLED = 3  # files of a folder, to recognise what they are
 FEW = 64  # colours or levels: a photograph has more, a mask seldom
@@ -32,7 +32,7 @@ class Look(NamedTuple):
     """What a few files of a group are like."""
 
     grey: bool  # numbers: greyscale or palette
-    few: bool  # colours or levels
+    has_few_values: bool  # colours or levels
     binary: bool  # two values at most, one of them 0
     lossy: bool
 
@@ -41,7 +41,7 @@ class Group(NamedTuple):
     """Image files of one folder whose names end alike."""
 
     folder: Path
-    marked: bool  # as "photo_mask.png" is
+    has_mask_suffix: bool  # as "photo_mask.png" is
     suffix: str
     files: tuple[Named, ...]
 
@@ -66,12 +66,12 @@ def pairs_of(place: Place, *, depth: bool) -> list[Pair]:
         depth: maps of many levels are looked for, instead of masks of few values.
     """
     groups = groups_of(place.below_images)
-    found = _matched(groups, groups, depth)
-    if not found and not place.is_file:
+    pairs = _matched(groups, groups, depth)
+    if not pairs and not place.is_file:
         around = walk(place.images_root or place.root.parent)
-        others = groups_of(path for path in around if is_image(path) and place.root not in path.parents)
-        found = _matched(others, groups, depth)
-    return found
+        neighbours = groups_of(path for path in around if is_image(path) and place.root not in path.parents)
+        pairs = _matched(neighbours, groups, depth)
+    return pairs
 
 
 def groups_of(files: Iterable[Path]) -> list[Group]:
@@ -86,37 +86,42 @@ def groups_of(files: Iterable[Path]) -> list[Group]:
 def _matched(images: Sequence[Group], maps: Sequence[Group], depth: bool) -> list[Pair]:
     pairs: dict[Path, Path] = {}
     for group in maps:
-        fitting = [each for each in images if each is not group and each.names & group.names]
-        fitting = [each for each in fitting if _is_map_of(group, each, depth)]
+        fitting = [candidate for candidate in images if candidate is not group and candidate.names & group.names]
+        fitting = [candidate for candidate in fitting if _is_map_of(group, candidate, depth)]
         if not fitting:
             continue
-        best = max(fitting, key=lambda each: (_nearness(each.folder, group.folder), len(each.names & group.names)))
+        best = max(
+            fitting,
+            key=lambda candidate: (_nearness(candidate.folder, group.folder), len(candidate.names & group.names)),
+        )
         by_name = dict(best.files)
         pairs |= {by_name[name]: file for name, file in group.files if name in by_name}
     return [Pair(image, file) for image, file in sorted(pairs.items())]
 
 
-def _nearness(one: Path, other: Path) -> int:
-    return len(os.path.commonpath([one, other]))
+def _nearness(first: Path, second: Path) -> int:
+    return len(os.path.commonpath([first, second]))
 
 
 def _is_map_of(group: Group, images: Group, depth: bool) -> bool:
     """Whether the files of one group are the maps of those of the other, and not the other way round."""
-    mine, theirs = look_at(group.files), look_at(images.files)
-    if mine.lossy or (not mine.few if not depth else mine.few or not mine.grey):
+    map_look, image_look = look_at(group.files), look_at(images.files)
+    if map_look.lossy or (not map_look.has_few_values if not depth else map_look.has_few_values or not map_look.grey):
         return False
     by_name = (_role(group) - _role(images)) or 0
-    return by_name > 0 or (by_name == 0 and (mine.grey, mine.few) > (theirs.grey, theirs.few))
+    return by_name > 0 or (
+        by_name == 0 and (map_look.grey, map_look.has_few_values) > (image_look.grey, image_look.has_few_values)
+    )
 
 
 def _role(group: Group) -> int:
     """What a name says: 1 of maps, -1 of images."""
-    if group.marked:
+    if group.has_mask_suffix:
         return 1
-    for part in reversed(group.folder.parts[-2:]):
-        if any(word in part.lower() for word in MAP_WORDS):
+    for folder_name in reversed(group.folder.parts[-2:]):
+        if any(word in folder_name.lower() for word in MAP_WORDS):
             return 1
-        if any(word in part.lower() for word in IMAGE_WORDS):
+        if any(word in folder_name.lower() for word in IMAGE_WORDS):
             return -1
     return 0
 
@@ -127,10 +132,10 @@ def look_at(files: Sequence[Named]) -> Look:
     if not looks:
         return Look(False, False, False, True)
     return Look(
-        grey=all(each.grey for each in looks),
-        few=all(each.few for each in looks),
-        binary=all(each.binary for each in looks),
-        lossy=any(each.lossy for each in looks),
+        grey=all(look.grey for look in looks),
+        has_few_values=all(look.has_few_values for look in looks),
+        binary=all(look.binary for look in looks),
+        lossy=any(look.lossy for look in looks),
     )
 
 
@@ -150,15 +155,20 @@ def _look(file: Path) -> Look | None:
         with Image.open(file, formats=FORMATS) as image:
             grey = image.mode in ("1", "L", "P", "I", "I;16")
             if image.format in LOSSY:  # which no map is
-                return Look(grey, few=False, binary=False, lossy=True)
+                return Look(grey, has_few_values=False, binary=False, lossy=True)
             if image.width * image.height > MAX_PIXELS:
                 return None
             pixels = np.asarray(image if grey else image.convert("RGB"))
     except Exception:  # is reported when the file is read
         return None
     values = pixels.astype(np.int64) if pixels.ndim == 2 else pixels.astype(np.int64) @ (65536, 256, 1)
-    found = present(values)
-    return Look(grey, len(found) <= FEW, len(found) <= 2 and (found[0] == 0 or len(found) == 1), lossy=False)
+    distinct_values = distinct(values)
+    return Look(
+        grey,
+        len(distinct_values) <= FEW,
+        len(distinct_values) <= 2 and (distinct_values[0] == 0 or len(distinct_values) == 1),
+        lossy=False,
+    )
 
 
 def is_binary(file: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtl_jax.data.formats.mask_files import Colour
-from mtl_jax.data.formats.parsing import items, lines_of, rows_of, text, whole
+from mtl_jax.data.formats.parsing import integer, items, lines_of, rows_of, text
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.sources.base import read_json
 from mtl_jax.errors import UserError
@@ -44,14 +44,16 @@ def palette_of(place: Place, roots: Sequence[Path]) -> Palette | None:
     """
     files = [
         file
-        for file in dict.fromkeys([*place.below, *(each for root in roots for each in sorted(root.iterdir()))])
+        for file in dict.fromkeys(
+            [*place.below, *(candidate for root in roots for candidate in sorted(root.iterdir()))]
+        )
         if file.suffix.lower() in SUFFIXES and file.is_file()
     ]
-    found = [palette for file in files if (palette := _read(file)) is not None]
-    return next((each for each in found if each.colours), found[0] if found else None)
+    palettes = [palette for file in files if (palette := _read_palette(file)) is not None]
+    return next((candidate for candidate in palettes if candidate.colours), palettes[0] if palettes else None)
 
 
-def _read(file: Path) -> Palette | None:
+def _read_palette(file: Path) -> Palette | None:
     try:
         rows = _READERS[file.suffix.lower()](file)
     except UserError:  # of another kind
@@ -61,13 +63,15 @@ def _read(file: Path) -> Palette | None:
     colours = [colour for _, colour in rows if colour is not None]
     names = [name for name, _ in rows]
     if len(set(colours)) < len(colours) or len(set(names)) < len(names):
-        twice = next(each for each in (*names, *colours) if (*names, *colours).count(each) > 1)
+        twice = next(entry for entry in (*names, *colours) if (*names, *colours).count(entry) > 1)
         raise UserError(f"{file}: expected each name and colour once, found {twice} more often; correct the file")
     if not colours:
         return Palette(file, tuple(names), {})
-    kept = [name for name in names if name.lower() not in VOID_NAMES]
-    numbers = {colour: kept.index(name) if name in kept else -1 for name, colour in rows if colour is not None}
-    return Palette(file, tuple(kept), numbers)
+    class_names = [name for name in names if name.lower() not in VOID_NAMES]
+    numbers = {
+        colour: class_names.index(name) if name in class_names else -1 for name, colour in rows if colour is not None
+    }
+    return Palette(file, tuple(class_names), numbers)
 
 
 Rows = list[tuple[str, Colour | None]]
@@ -97,11 +101,11 @@ def _txt(file: Path) -> Rows:
     for number, line in lines_of(file):
         if line.startswith("#"):
             continue
-        where = f"{file}, line {number}"
-        if found := _NUMBERS.match(line):
-            rows.append((found[4].strip(), _colour(found.groups()[:3], where)))
-        elif found := _LABEL_MAP.match(line):
-            rows.append((found[1].strip(), _colour(found.groups()[1:], where)))
+        location = f"{file}, line {number}"
+        if match := _NUMBERS.match(line):
+            rows.append((match[4].strip(), _colour(match.groups()[:3], location)))
+        elif match := _LABEL_MAP.match(line):
+            rows.append((match[1].strip(), _colour(match.groups()[1:], location)))
         elif _NAME.match(line) and file.stem.lower() in ("classes", "labels", "names", "class_names"):
             rows.append((line, None))
         else:
@@ -118,20 +122,21 @@ def _json(file: Path) -> Rows:
             ordered = sorted(content.items(), key=lambda item: int(item[0]))
             return [(value, None) for _, value in ordered] if int(ordered[-1][0]) == len(ordered) - 1 else []
         return [(text(name, str(file)), _colour(colour, f"{file}: {name}")) for name, colour in content.items()]
-    found = items(content, str(file))
-    if all(isinstance(each, str) for each in found):
-        return [(name, None) for name in found]
+    entries = items(content, str(file))
+    if all(isinstance(entry, str) for entry in entries):
+        return [(name, None) for name in entries]
     return [
-        (text(each.get("name"), str(file)), _colour(each.get("color", each.get("colour")), str(file))) for each in found
+        (text(entry.get("name"), str(file)), _colour(entry.get("color", entry.get("colour")), str(file)))
+        for entry in entries
     ]
 
 
-def _colour(value: Any, where: str) -> Colour:
-    if isinstance(value, str) and (found := _HEX.match(value)):
-        value = [*bytes.fromhex(found[1])]
+def _colour(value: Any, location: str) -> Colour:
+    if isinstance(value, str) and (match := _HEX.match(value)):
+        value = [*bytes.fromhex(match[1])]
     if not isinstance(value, list | tuple) or len(value) not in (3, 4):
-        raise UserError(f"{where}: expected a colour of three numbers, found {str(value)[:40]}; correct the file")
-    red, green, blue = (whole(part, where, most=256) for part in value[:3])
+        raise UserError(f"{location}: expected a colour of three numbers, found {str(value)[:40]}; correct the file")
+    red, green, blue = (integer(channel, location, most=256) for channel in value[:3])
     return red, green, blue
 
 

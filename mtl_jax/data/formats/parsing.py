@@ -21,12 +21,12 @@ FAR_PX = 1e9  # no image is so large
 MAX_YAML_CHARACTERS = 1_000_000  # of a description of a dataset
 
 
-def coordinate(value: Any, where: str) -> float:
+def coordinate(value: Any, location: str) -> float:
     """Returns a number; NaN where it is not finite or beyond all images, for its object to be dropped and counted.
 
     Args:
         value: a number, or text that is one.
-        where: file and place, as the error names them.
+        location: file and place, as the error names them.
 
     Raises:
         UserError: it is no number.
@@ -36,11 +36,11 @@ def coordinate(value: Any, where: str) -> float:
     except (ValueError, OverflowError):
         number = math.inf if isinstance(value, int) else None
     if number is None:
-        raise UserError(f"{where}: expected a number, found {_short(value)}; correct the file")
+        raise UserError(f"{location}: expected a number, found {_short(value)}; correct the file")
     return number if abs(number) < FAR_PX else math.nan
 
 
-def coordinates(values: Sequence[Any], where: str) -> list[float]:
+def coordinates(values: Sequence[Any], location: str) -> list[float]:
     """Returns several numbers, each as `coordinate` does.
 
     Raises:
@@ -52,53 +52,53 @@ def coordinates(values: Sequence[Any], where: str) -> list[float]:
             return np.where(np.abs(numbers) < FAR_PX, numbers, np.nan).tolist()
     except OverflowError:  # of a whole number of hundreds of digits
         pass
-    return [coordinate(value, where) for value in values]
+    return [coordinate(value, location) for value in values]
 
 
-def whole(value: Any, where: str, *, least: int = 0, most: int = 2**31) -> int:
+def integer(value: Any, location: str, *, least: int = 0, most: int = 2**31) -> int:
     """Returns a whole number within bounds.
 
     Raises:
         UserError: it is none.
     """
-    number = coordinate(value, where)
+    number = coordinate(value, location)
     if not number.is_integer() or not least <= number < most:
-        raise UserError(f"{where}: expected a whole number from {least}, found {_short(value)}; correct the file")
+        raise UserError(f"{location}: expected a whole number from {least}, found {_short(value)}; correct the file")
     return int(number)
 
 
-def text(value: Any, where: str) -> str:
+def text(value: Any, location: str) -> str:
     """Returns a name without the blanks around it; a number becomes its text.
 
     Raises:
         UserError: it is none, or empty.
     """
-    found = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
-    name = found.strip()
+    string = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    name = string.strip()
     if not name:
-        raise UserError(f"{where}: expected a name, found {_short(value)}; correct the file")
+        raise UserError(f"{location}: expected a name, found {_short(value)}; correct the file")
     return name
 
 
-def table(value: Any, where: str) -> dict[str, Any]:
+def table(value: Any, location: str) -> dict[str, Any]:
     """Returns a JSON object.
 
     Raises:
         UserError: it is something else.
     """
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected an object of names and values, found {_short(value)}; correct the file")
+        raise UserError(f"{location}: expected an object of names and values, found {_short(value)}; correct the file")
     return value
 
 
-def items(value: Any, where: str) -> list[Any]:
+def items(value: Any, location: str) -> list[Any]:
     """Returns a JSON list.
 
     Raises:
         UserError: it is something else.
     """
     if not isinstance(value, list):
-        raise UserError(f"{where}: expected a list, found {_short(value)}; correct the file")
+        raise UserError(f"{location}: expected a list, found {_short(value)}; correct the file")
     return value
 
 
@@ -108,7 +108,7 @@ def read_xml(file: Path) -> ElementTree.Element:
     Raises:
         UserError: it cannot be read, is broken, or declares entities.
     """
-    content = read_bytes(file, what="an XML file")
+    content = read_bytes(file, noun="an XML file")
 
     def refuse(*_: Any) -> None:
         raise UserError(f"{file}: expected XML without entities of its own, found some; remove its DOCTYPE")
@@ -185,7 +185,7 @@ def lines_of(file: Path) -> Iterator[tuple[int, str]]:
 
 def _short(value: Any) -> str:
     try:
-        found = repr(value)
+        description = repr(value)
     except (ValueError, RecursionError):  # more digits or levels than Python writes
-        found = type(value).__name__
-    return found if len(found) <= 80 else f"{found[:80]}…"
+        description = type(value).__name__
+    return description if len(description) <= 80 else f"{description[:80]}…"

@@ -55,15 +55,15 @@ class Place:
 
     def split_of(self, file: Path) -> str:
         """Returns the split that the folders between the dataset's and a file stand for, the nearest first."""
-        inside = file.relative_to(self.root).parts[:-1] if self.root in file.parents else file.parts[:-1]
-        return split_of(*reversed(inside))
+        folders = file.relative_to(self.root).parts[:-1] if self.root in file.parents else file.parts[:-1]
+        return split_of(*reversed(folders))
 
     def listed_split_of(self, image: Path) -> str:
         """Returns the split whose list, such as train.txt, names an image; "" where none does."""
-        return self._listed.get(image.stem, "")
+        return self._index.get(image.stem, "")
 
     @functools.cached_property
-    def _listed(self) -> dict[str, str]:
+    def _index(self) -> dict[str, str]:
         """Name of an image without folders and suffix -> split."""
         stems = {image.stem for image in self.images}
         splits: dict[str, str] = {}
@@ -116,10 +116,10 @@ class Place:
         """Yields the first CSV files with their header, likewise."""
         yield from self._first(self.by_suffix(".csv", ".tsv"), lambda file: (file, header_of(file)))
 
-    def _first(self, files: list[Path], read: Callable[[Path], Any]) -> Iterator[Any]:
+    def _first(self, files: list[Path], reader: Callable[[Path], Any]) -> Iterator[Any]:
         for file in files[:LOOKED_AT]:
             try:
-                yield read(file)
+                yield reader(file)
             except UserError as error:
                 self.broken.append(error)
 
@@ -137,14 +137,14 @@ class Finder:
     def __init__(self, place: Place) -> None:
         self.by_name_alone = 0
         self._roots = [place.root, *([place.images_root] if place.images_root else [])]
-        self._listed: dict[str, Path] = {}
+        self._index: dict[str, Path] = {}
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._add(place.images)
         self._above = place.root.parent if place.is_file and place.images_root is None else None
 
     def _add(self, images: list[Path]) -> None:
         for path in images:
-            self._listed.setdefault(_key(path.as_posix()), path)
+            self._index.setdefault(_key(path.as_posix()), path)
             for name in {_key(path.name), _key(path.stem)}:
                 self._by_name[name].append(path)
 
@@ -155,22 +155,22 @@ class Finder:
             name: as the file writes it: a path from the file, from the dataset's folder or of another machine.
             near: the folder of the file.
         """
-        found = self._find(name, near)
-        if found is None and self._above is not None:  # a file of labels next to the folder of its images
+        image = self._find(name, near)
+        if image is None and self._above is not None:  # a file of labels next to the folder of its images
             above, self._above = self._above, None
             self._add([path for path in walk(above) if is_image(path)])
-            found = self._find(name, near)
-        return found
+            image = self._find(name, near)
+        return image
 
     def _find(self, name: str, near: Path) -> Path | None:
-        plain = name.replace("\\", "/").removeprefix("file://")
-        for spelling in dict.fromkeys((plain, unquote(plain), unquote(plain).partition("?d=")[2])):
+        clean_name = name.replace("\\", "/").removeprefix("file://")
+        for spelling in dict.fromkeys((clean_name, unquote(clean_name), unquote(clean_name).partition("?d=")[2])):
             if not spelling:
                 continue
             for folder in (near, *self._roots):
-                listed = self._listed.get(_key(posixpath.normpath(posixpath.join(folder.as_posix(), spelling))))
-                if listed is not None:
-                    return listed
+                image = self._index.get(_key(posixpath.normpath(posixpath.join(folder.as_posix(), spelling))))
+                if image is not None:
+                    return image
             ends = self._ends_with(_key(spelling))
             if len(ends) == 1:
                 self.by_name_alone += 1
@@ -179,11 +179,11 @@ class Finder:
 
     def _ends_with(self, name: str) -> list[Path]:
         """The images whose path shares the longest end with a name."""
-        parts = PurePosixPath(name).parts
-        best, length = self._by_name.get(parts[-1], []) if parts else [], 1
-        while len(best) > 1 and length < len(parts):
+        components = PurePosixPath(name).parts
+        best, length = self._by_name.get(components[-1], []) if components else [], 1
+        while len(best) > 1 and length < len(components):
             length += 1
-            closer = [path for path in best if _key(path.as_posix()).split("/")[-length:] == list(parts[-length:])]
+            closer = [path for path in best if _key(path.as_posix()).split("/")[-length:] == list(components[-length:])]
             if not closer:
                 break
             best = closer

@@ -27,11 +27,11 @@ def of_split(
     """
     if not 0 < val_share < 1:
         raise UserError(f"options.val_share: expected a share between 0 and 1, such as {VAL_SHARE}, found {val_share}")
-    train, *others = (
+    train, *remainder = (
         tuple(record for record in dataset.records if record.split == name) for name in ("train", "val", "test")
     )
     unnamed = tuple(record for record in dataset.records if not record.split)
-    val, test = others
+    val, test = remainder
     if train and (val or test):
         note = (
             ()
@@ -39,16 +39,16 @@ def of_split(
             else (f"{dataset.path}: there is no split 'val': its {counted(len(test), 'images')} of 'test' validate.",)
         )
         return (train + unnamed if split == SPLITS[0] else val or test), note
-    parts = by_content(dataset.records, val_share=val_share)
-    if not all(parts.values()):
+    by_split = by_content(dataset.records, val_share=val_share)
+    if not all(by_split.values()):
         raise UserError(
             f"{dataset.path}: expected at least two different images to split, found {len(dataset.records)}; add images"
         )
     note = (
-        f"{dataset.path}: without splits for training and validation, {counted(len(parts['val']), 'images')} of "
+        f"{dataset.path}: without splits for training and validation, {counted(len(by_split['val']), 'images')} of "
         f"{len(dataset.records)} validate, chosen by their content (options.val_share={val_share:g})."
     )
-    return parts[split], (note,)
+    return by_split[split], (note,)
 
 
 def by_content(records: Sequence[Record], *, val_share: float) -> dict[str, tuple[Record, ...]]:
@@ -74,5 +74,5 @@ def by_content(records: Sequence[Record], *, val_share: float) -> dict[str, tupl
 
 def _place(record: Record) -> float:
     """A number from 0 to 1 that the content of the file decides."""
-    content = read_bytes(record.image, what="an image file")
+    content = read_bytes(record.image, noun="an image file")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2**64

@@ -22,7 +22,7 @@ from mtl_jax.data.formats import (
     yolo,
 )
 from mtl_jax.data.formats.assemble import assemble
-from mtl_jax.data.formats.entries import Found
+from mtl_jax.data.formats.entries import Annotations
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import LABELS, Dataset
 from mtl_jax.data.formats.writing import Out
@@ -37,7 +37,7 @@ class Format(NamedTuple):
     written: tuple[str, ...]  # of label that can be written
     matches: Callable[[Place], bool]
     outlines: str  # of the objects that it can hold: "runs", "polygons", "" for none; "masks" of files of masks
-    read: Callable[[Place, str | None], Found]
+    read: Callable[[Place, str | None], Annotations]
     write: Callable[[Dataset, Out], None]
 
 
@@ -203,10 +203,10 @@ def read(
     if format != "auto" and format not in FORMATS:
         raise UserError(f"expected a format among auto, {', '.join(FORMATS)}, found {format!r}; choose one of them")
     name = _detect(place, _check_kind(kind)) if format == "auto" else format
-    found = FORMATS[name].read(place, kind)
-    if not found.entries:
+    annotations = FORMATS[name].read(place, kind)
+    if not annotations.entries:
         raise UserError(f"{place.path}: expected labels in the format {name}, found none; correct the path")
-    dataset = assemble(name, place, found, kind=kind, annotated_on=annotated_on)
+    dataset = assemble(name, place, annotations, kind=kind, annotated_on=annotated_on)
     if kind is not None and LABELS[kind] not in dataset.classes:
         raise UserError(f"{place.path}: expected {kind}, found {', '.join(dataset.kinds)} (format {name})")
     return dataset
@@ -219,14 +219,14 @@ def _check_kind(kind: str | None) -> str | None:
 
 
 def _detect(place: Place, kind: str | None) -> str:
-    asked = {name: each for name, each in FORMATS.items() if kind is None or kind in each.kinds}
-    for name, each in asked.items():
-        if each.matches(place):
+    candidates = {name: candidate for name, candidate in FORMATS.items() if kind is None or kind in candidate.kinds}
+    for name, candidate in candidates.items():
+        if candidate.matches(place):
             return name
     if place.broken:
         raise place.broken[0]
-    looked = "; ".join(f"{name}: {each.looked_for}" for name, each in asked.items())
+    descriptions = "; ".join(f"{name}: {candidate.looked_for}" for name, candidate in candidates.items())
     raise UserError(
         f"{place.path}: expected labels{f' ({kind})' if kind else ''} in a known format, found none among "
-        f"{len(place.files)} files; looked for {looked}"
+        f"{len(place.files)} files; looked for {descriptions}"
     )

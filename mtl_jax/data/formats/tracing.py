@@ -48,12 +48,12 @@ def _loops(following: dict[Point, list[Point]]) -> list[list[Point]]:
         while following[start]:
             loop, point = [start], following[start].pop()
             while point != start:
-                ways, before = following[point], loop[-1]
+                ends, before = following[point], loop[-1]
                 loop.append(point)
                 # Where parts touch at a corner, the way that turns towards the inside keeps them apart.
-                way = max(ways, key=lambda end: _turn(before, point, end))
-                ways.remove(way)
-                point = way
+                end = max(ends, key=lambda end: _turn(before, point, end))
+                ends.remove(end)
+                point = end
             loops.append(loop)
     return loops
 

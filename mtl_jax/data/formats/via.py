@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.data.formats.curves import ellipse
-from mtl_jax.data.formats.entries import Drawn, Entry, Found, split_of
+from mtl_jax.data.formats.entries import Annotations, Entry, RawShape, split_of
 from mtl_jax.data.formats.parsing import coordinate, items, table, text
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Record, tags_of
@@ -28,7 +28,7 @@ def is_via(place: Place) -> bool:
     return any(_images(content) is not None for content in place.first_json())
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads all files; an attribute of the file that is called "class" or "tags" is a tag.
 
     Raises:
@@ -44,7 +44,7 @@ def read(place: Place, kind: str | None) -> Found:
     if not any(entry.shapes for entry in entries) and any(entry.tags for entry in entries):
         for entry in entries:  # attributes alone
             entry.shapes = None
-    return Found(entries, counts=counts)
+    return Annotations(entries, counts=counts)
 
 
 def _images(content: Any) -> dict[str, Any] | None:
@@ -55,64 +55,64 @@ def _images(content: Any) -> dict[str, Any] | None:
     return images if isinstance(first, dict) and "filename" in first and "regions" in first else None
 
 
-def _entry(content: Any, file: Path, split: str, where: str, counts: Counter[str]) -> Entry:
-    found = table(content, where)
-    regions = found.get("regions") or []
+def _entry(content: Any, file: Path, split: str, location: str, counts: Counter[str]) -> Entry:
+    record = table(content, location)
+    regions = record.get("regions") or []
     if isinstance(regions, dict):  # of version 1, by number
         regions = list(regions.values())
     shapes = []
-    for index, region in enumerate(items(regions, f"{where}: regions")):
-        place = f"{where}, region {index}"
+    for index, region in enumerate(items(regions, f"{location}: regions")):
+        place = f"{location}, region {index}"
         shape = table(table(region, place).get("shape_attributes"), place)
         label = _class(table(region.get("region_attributes") or {}, place), place)
         if label is None:
             counts["regions without class, called object"] += 1
-        drawn = _drawn(shape, label or ONLY_CLASS, place, counts)
-        shapes += [] if drawn is None else [drawn]
-    attributes = table(found.get("file_attributes") or {}, where)
-    tags = {tag: True for key in ("class", "tags") for tag in _chosen(attributes.get(key))}
+        raw_shape = _raw_shape(shape, label or ONLY_CLASS, place, counts)
+        shapes += [] if raw_shape is None else [raw_shape]
+    attributes = table(record.get("file_attributes") or {}, location)
+    tags = {tag: True for key in ("class", "tags") for tag in _selected_values(attributes.get(key))}
     if isinstance(attributes.get("split"), str):
         split = split_of(attributes["split"]) or split
-    name = text(found.get("filename"), f"{where}: filename")
-    return Entry(name, where, file.parent, split=split, shapes=shapes, tags=tags or None)
+    name = text(record.get("filename"), f"{location}: filename")
+    return Entry(name, location, file.parent, split=split, shapes=shapes, tags=tags or None)
 
 
-def _class(attributes: Mapping[str, Any], where: str) -> str | None:
+def _class(attributes: Mapping[str, Any], location: str) -> str | None:
     keys = [key for key in (*CLASS_KEYS, *attributes) if key in attributes]
-    chosen = _chosen(attributes[keys[0]]) if keys else []
-    if len(chosen) > 1:
-        raise UserError(f"{where}: expected one class, found {', '.join(chosen)}; correct the file")
-    return chosen[0] if chosen else None
+    values = _selected_values(attributes[keys[0]]) if keys else []
+    if len(values) > 1:
+        raise UserError(f"{location}: expected one class, found {', '.join(values)}; correct the file")
+    return values[0] if values else None
 
 
-def _chosen(value: Any) -> list[str]:
+def _selected_values(value: Any) -> list[str]:
     """A text, or a table of what is ticked."""
     if isinstance(value, dict):
         return [str(name) for name, is_true in value.items() if is_true]
     return [str(value).strip()] if isinstance(value, str | int) and str(value).strip() else []
 
 
-def _drawn(shape: Mapping[str, Any], label: str, where: str, counts: Counter[str]) -> Drawn | None:
+def _raw_shape(shape: Mapping[str, Any], label: str, location: str, counts: Counter[str]) -> RawShape | None:
     def numbers(*names: str) -> Iterator[float]:
-        return (coordinate(shape.get(name), f"{where}: {name}") for name in names)
+        return (coordinate(shape.get(name), f"{location}: {name}") for name in names)
 
     form = shape.get("name")
     if form == "rect":
         x, y, width, height = numbers("x", "y", "width", "height")
-        return Drawn(label, (x, y, x + width, y + height))
+        return RawShape(label, (x, y, x + width, y + height))
     if form == "polygon":
-        xs, ys = (items(shape.get(name), f"{where}: {name}") for name in ("all_points_x", "all_points_y"))
+        xs, ys = (items(shape.get(name), f"{location}: {name}") for name in ("all_points_x", "all_points_y"))
         if len(xs) != len(ys):
-            raise UserError(f"{where}: expected as many x as y, found {len(xs)} and {len(ys)}; correct the file")
-        points = tuple((coordinate(x, where), coordinate(y, where)) for x, y in zip(xs, ys, strict=True))
-        return Drawn(label, polygons=(points,))
+            raise UserError(f"{location}: expected as many x as y, found {len(xs)} and {len(ys)}; correct the file")
+        points = tuple((coordinate(x, location), coordinate(y, location)) for x, y in zip(xs, ys, strict=True))
+        return RawShape(label, polygons=(points,))
     if form == "circle":
         x, y, radius = numbers("cx", "cy", "r")
-        return Drawn(label, polygons=(ellipse(x, y, radius, radius),))
+        return RawShape(label, polygons=(ellipse(x, y, radius, radius),))
     if form == "ellipse":
         x, y, radius_x, radius_y = numbers("cx", "cy", "rx", "ry")
-        turn = math.degrees(coordinate(shape.get("theta") or 0, where))
-        return Drawn(label, polygons=(ellipse(x, y, radius_x, radius_y, turn),))
+        turn = math.degrees(coordinate(shape.get("theta") or 0, location))
+        return RawShape(label, polygons=(ellipse(x, y, radius_x, radius_y, turn),))
     counts[f"regions not read: {form if form in NOT_READ else 'others'}"] += 1
     return None
 
@@ -126,12 +126,12 @@ def write(dataset: Dataset, out: Out) -> None:
             size = image.stat().st_size
             name = image.relative_to(out.folder).as_posix()
             attributes = {"split": split} if split else {}
-            chosen = [tag for tag, is_true in (tags_of(record) or {}).items() if is_true] if record.tags else []
+            true_tags = [tag for tag, is_true in (tags_of(record) or {}).items() if is_true] if record.tags else []
             content[f"{name}{size}"] = {
                 "filename": name,
                 "size": size,
                 "regions": list(_regions(record, out.counts)),
-                "file_attributes": attributes | ({"tags": dict.fromkeys(chosen, True)} if chosen else {}),
+                "file_attributes": attributes | ({"tags": dict.fromkeys(true_tags, True)} if true_tags else {}),
             }
         file = out.file(f"{split or 'regions'}.json")
         file.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -141,9 +141,13 @@ def _regions(record: Record, counts: Counter[str]) -> Iterator[dict[str, Any]]:
     for shape in simple(record.shapes, counts):
         if shape.polygons:
             xs, ys = zip(*shape.polygons[0], strict=True)
-            drawn = {"name": "polygon", "all_points_x": [*map(number, xs)], "all_points_y": [*map(number, ys)]}
+            shape_attributes = {
+                "name": "polygon",
+                "all_points_x": [*map(number, xs)],
+                "all_points_y": [*map(number, ys)],
+            }
         else:
             left, top, right, bottom = shape.xyxy
             sides = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-            drawn = {"name": "rect"} | {name: number(round(value, 2)) for name, value in sides.items()}
-        yield {"shape_attributes": drawn, "region_attributes": {"label": shape.label}}
+            shape_attributes = {"name": "rect"} | {name: number(round(value, 2)) for name, value in sides.items()}
+        yield {"shape_attributes": shape_attributes, "region_attributes": {"label": shape.label}}

@@ -7,8 +7,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from mtl_jax.data.formats.entries import Drawn, Entry, Found
-from mtl_jax.data.formats.parsing import coordinate, read_xml, whole
+from mtl_jax.data.formats.entries import Annotations, Entry, RawShape
+from mtl_jax.data.formats.parsing import coordinate, integer, read_xml
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Record
 from mtl_jax.data.formats.writing import Out, by_split, number
@@ -23,7 +23,7 @@ def is_voc(place: Place) -> bool:
     return any(tree.tag == "annotation" and tree.find("filename") is not None for tree in place.first_xml())
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads all files; difficult objects are crowds. Splits are those of ImageSets, or of the folders.
 
     Raises:
@@ -34,57 +34,58 @@ def read(place: Place, kind: str | None) -> Found:
     trees = {file: read_xml(file) for file in place.by_suffix(".xml")}
     trees = {file: tree for file, tree in trees.items() if tree.tag == "annotation"}
     entries = [_entry(tree, file, place.split_of(file), counts) for file, tree in trees.items()]
-    found = Found(entries, counts=counts)
+    annotations = Annotations(entries, counts=counts)
     if entries and _counts_from_one(list(trees.values()), entries):
         counts["boxes counted from 1"] = _shift(entries)
-        found.notes.append(
+        annotations.notes.append(
             f"{place.path}: no box begins at 0 and the files name PASCAL VOC, whose pixels count from 1: all boxes "
             "begin one pixel earlier than written."
         )
-    return found
+    return annotations
 
 
 def _entry(tree: Element, file: Path, split: str, counts: Counter[str]) -> Entry:
-    where = str(file)
+    location = str(file)
     name = (tree.findtext("filename") or "").strip() or file.stem
-    size = tuple(whole(tree.findtext(f"size/{side}") or 0, f"{where}: size") for side in ("width", "height"))
+    size = tuple(integer(tree.findtext(f"size/{side}") or 0, f"{location}: size") for side in ("width", "height"))
     if min(size) == 0:
         counts["files without the image's size"] += 1
     shapes = [
-        _drawn(found, f"{where}: object {index}", counts) for index, found in enumerate(tree.findall("object"), 1)
+        _raw_shape(element, f"{location}: object {index}", counts)
+        for index, element in enumerate(tree.findall("object"), 1)
     ]
     return Entry(
-        name, where, file.parent, (size[0], size[1]) if min(size) else None, split, shapes, other_name=file.stem
+        name, location, file.parent, (size[0], size[1]) if min(size) else None, split, shapes, other_name=file.stem
     )
 
 
-def _drawn(found: Element, where: str, counts: Counter[str]) -> Drawn:
-    label, box = (found.findtext("name") or "").strip(), found.find("bndbox")
+def _raw_shape(element: Element, location: str, counts: Counter[str]) -> RawShape:
+    label, box = (element.findtext("name") or "").strip(), element.find("bndbox")
     if not label or box is None:
-        raise UserError(f"{where}: expected a name and a bndbox, found none; correct the file")
-    x0, y0, x1, y1 = (coordinate(box.findtext(corner), f"{where}: {corner}") for corner in CORNERS)
+        raise UserError(f"{location}: expected a name and a bndbox, found none; correct the file")
+    x0, y0, x1, y1 = (coordinate(box.findtext(corner), f"{location}: {corner}") for corner in CORNERS)
     if x1 < x0 or y1 < y0:
         counts["boxes with corners in another order"] += 1
     xyxy = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-    return Drawn(label, xyxy, crowd=(found.findtext("difficult") or "").strip() == "1")
+    return RawShape(label, xyxy, crowd=(element.findtext("difficult") or "").strip() == "1")
 
 
 def _counts_from_one(trees: list[Element], entries: list[Entry]) -> bool:
     """PASCAL VOC's own boxes count from 1 with both ends inside; those of most programs are corners from 0."""
     official = any(OFFICIAL in (tree.findtext("source/database") or tree.findtext("folder") or "") for tree in trees)
-    starts = [value for entry in entries for drawn in entry.shapes or () for value in (drawn.xyxy or ())[:2]]
+    starts = [value for entry in entries for raw_shape in entry.shapes or () for value in (raw_shape.xyxy or ())[:2]]
     return official and bool(starts) and min(starts) >= 1
 
 
 def _shift(entries: list[Entry]) -> int:
-    shifted = 0
+    count = 0
     for entry in entries:
-        for drawn in entry.shapes or ():
-            if drawn.xyxy is not None:
-                x0, y0, x1, y1 = drawn.xyxy
-                drawn.xyxy = (x0 - 1, y0 - 1, x1, y1)
-                shifted += 1
-    return shifted
+        for raw_shape in entry.shapes or ():
+            if raw_shape.xyxy is not None:
+                x0, y0, x1, y1 = raw_shape.xyxy
+                raw_shape.xyxy = (x0 - 1, y0 - 1, x1, y1)
+                count += 1
+    return count
 
 
 def write(dataset: Dataset, out: Out) -> None:
@@ -109,10 +110,10 @@ def _annotation(record: Record, name: str) -> Element:
     for side, value in zip(("width", "height", "depth"), (*record.size, 3), strict=True):
         _add(size, side, value)
     for shape in record.shapes or ():
-        found = _add(tree, "object")
-        _add(found, "name", shape.label)
-        _add(found, "difficult", int(shape.crowd))
-        box = _add(found, "bndbox")
+        element = _add(tree, "object")
+        _add(element, "name", shape.label)
+        _add(element, "difficult", int(shape.crowd))
+        box = _add(element, "bndbox")
         for corner, value in zip(CORNERS, shape.xyxy, strict=True):
             _add(box, corner, number(value))
     return tree

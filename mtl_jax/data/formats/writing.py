@@ -50,10 +50,10 @@ class Out:
 
     def folder_name(self, name: str) -> str:
         """Returns a class's name as that of a folder, which cannot hold every letter; what changes is counted."""
-        plain = "".join("_" if letter in '/\\:*?"<>|' or not letter.isprintable() else letter for letter in name)
-        plain = f"_{plain}" if plain.startswith(".") else plain
-        self.counts["classes renamed for the disk"] += plain != name
-        return plain
+        safe_name = "".join("_" if letter in '/\\:*?"<>|' or not letter.isprintable() else letter for letter in name)
+        safe_name = f"_{safe_name}" if safe_name.startswith(".") else safe_name
+        self.counts["classes renamed for the disk"] += safe_name != name
+        return safe_name
 
     def file(self, name: str) -> Path:
         """Returns the place of a file, whose folder is made."""
@@ -76,9 +76,9 @@ def by_split(dataset: Dataset) -> Iterator[tuple[str, list[Record]]]:
     """Yields each split with its records; "" where the dataset has none."""
     for split in dataset.splits or ("",):
         yield split, [record for record in dataset.records if record.split == split]
-    rest = [record for record in dataset.records if not record.split] if dataset.splits else []
-    if rest:
-        yield "", rest
+    unassigned = [record for record in dataset.records if not record.split] if dataset.splits else []
+    if unassigned:
+        yield "", unassigned
 
 
 def object_names(dataset: Dataset) -> tuple[str, ...]:

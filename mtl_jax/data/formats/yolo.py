@@ -12,8 +12,8 @@ import yaml
 
 from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.coco import points_of
-from mtl_jax.data.formats.entries import SPLIT_ORDER, Drawn, Entry, Found
-from mtl_jax.data.formats.parsing import coordinates, lines_of, read_yaml, text, whole
+from mtl_jax.data.formats.entries import SPLIT_ORDER, Annotations, Entry, RawShape
+from mtl_jax.data.formats.parsing import coordinates, integer, lines_of, read_yaml, text
 from mtl_jax.data.formats.place import LOOKED_AT, Place
 from mtl_jax.data.formats.records import Dataset, Shape
 from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split, object_names, short, simple
@@ -34,7 +34,7 @@ def is_yolo(place: Place) -> bool:
     return any(_is_labels(file) for file in texts[:LOOKED_AT])
 
 
-def read(place: Place, kind: str | None) -> Found:
+def read(place: Place, kind: str | None) -> Annotations:
     """Reads the label files of all images; an image without one has no objects.
 
     Raises:
@@ -48,9 +48,9 @@ def read(place: Place, kind: str | None) -> Found:
     for file in sorted(labels):
         by_stem.setdefault(_key(file.stem), []).append(file)
     images, notes = _images(place, description)
-    found = [(image, split, _labels_of(image, labels, by_stem)) for image, split in images]
+    labelled_images = [(image, split, _labels_of(image, labels, by_stem)) for image, split in images]
     keypoints = description is not None and "kpt_shape" in description[1]
-    rows = {file: list(_rows(file, keypoints)) for _, _, file in found if file is not None}
+    rows = {file: list(_rows(file, keypoints)) for _, _, file in labelled_images if file is not None}
     if not names:
         notes.append(f"{place.path}: no file names the classes (data.yaml, classes.txt): they are called by number.")
     table = names or {number: str(number) for number in range(_largest(rows) + 1)}
@@ -62,14 +62,14 @@ def read(place: Place, kind: str | None) -> Found:
             image,
             str(file or image),
             split=split,
-            shapes=[_drawn(row, table[row[0] - first]) for row in rows.get(file, ())] if file else [],
+            shapes=[_raw_shape(row, table[row[0] - first]) for row in rows.get(file, ())] if file else [],
             shares=True,
         )
-        for image, split, file in found
+        for image, split, file in labelled_images
     ]
-    result = Found(entries, names=list(table.values()), notes=notes)
+    result = Annotations(entries, names=list(table.values()), notes=notes)
     result.counts["label files without image"] = len([file for file in labels - set(rows) if _is_labels(file)])
-    result.counts["images without label file, read as empty"] = sum(file is None for _, _, file in found)
+    result.counts["images without label file, read as empty"] = sum(file is None for _, _, file in labelled_images)
     return result
 
 
@@ -78,7 +78,7 @@ Row = tuple[int, list[float], str]  # class, numbers, file and line
 
 def _description(place: Place) -> tuple[Path, dict[str, Any]] | None:
     """The YAML file that names classes, with its content."""
-    for file in _beside(place, *YAML)[:LOOKED_AT]:
+    for file in _files_near(place, *YAML)[:LOOKED_AT]:
         try:
             content = read_yaml(file)
         except UserError as error:
@@ -89,7 +89,7 @@ def _description(place: Place) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _beside(place: Place, *suffixes: str) -> list[Path]:
+def _files_near(place: Place, *suffixes: str) -> list[Path]:
     """Files of the dataset; of a folder of labels alone also those above it."""
     above = [] if place.is_file or place.below_images else sorted(place.root.parent.iterdir())
     return [
@@ -101,24 +101,26 @@ def _beside(place: Place, *suffixes: str) -> list[Path]:
 def _names(place: Place, description: tuple[Path, dict[str, Any]] | None) -> dict[int, str]:
     """Name of each number of a class; none where no file says."""
     if description is None:
-        files = [file for file in (*place.below, *_beside(place, ".txt", ".names")) if file.name.lower() in NAME_FILES]
+        files = [
+            file for file in (*place.below, *_files_near(place, ".txt", ".names")) if file.name.lower() in NAME_FILES
+        ]
         return dict(enumerate(line for _, line in lines_of(files[0]))) if files else {}
     file, names = description[0], description[1]["names"]
-    where = f"{file}: names"
+    location = f"{file}: names"
     pairs = names.items() if isinstance(names, dict) else enumerate(names)
-    found = {whole(number, where): text(name, where) for number, name in pairs}
-    twice = [name for name, count in Counter(found.values()).items() if count > 1]
-    if twice or not found:
-        raise UserError(f"{where}: expected each name once, found {(twice or ['none'])[0]}; correct the file")
-    return dict(sorted(found.items()))
+    by_number = {integer(number, location): text(name, location) for number, name in pairs}
+    twice = [name for name, count in Counter(by_number.values()).items() if count > 1]
+    if twice or not by_number:
+        raise UserError(f"{location}: expected each name once, found {(twice or ['none'])[0]}; correct the file")
+    return dict(sorted(by_number.items()))
 
 
 def _images(place: Place, description: tuple[Path, dict[str, Any]] | None) -> tuple[list[tuple[Path, str]], list[str]]:
     """Returns each image with its split, as the YAML file or a list says, or else its folders; and warnings."""
     if description is not None:
-        named, missing = _named_images(place, description)
-        if named and not missing:
-            return named, []
+        images, missing = _named_images(place, description)
+        if images and not missing:
+            return images, []
         notes = [
             f"{description[0]}: {', '.join(missing)} is not there: the split of each image is that of its folder."
         ] * bool(missing)
@@ -134,28 +136,28 @@ def _named_images(place: Place, description: tuple[Path, dict[str, Any]]) -> tup
     missing: list[str] = []
     for split in SPLIT_ORDER:
         places = next((content[key] for key in KEYS[split] if content.get(key)), [])
-        for named in places if isinstance(places, list) else [places]:
-            found = _folder(text(named, f"{file}: {split}"), bases)
-            if found is None:
-                missing.append(str(named))
+        for entry in places if isinstance(places, list) else [places]:
+            source = _folder(text(entry, f"{file}: {split}"), bases)
+            if source is None:
+                missing.append(str(entry))
                 continue
-            inside = _listed(found, place) if found.is_file() else filter(is_image, walk(found))
-            for image in inside:
+            files = _listed_images(source, place) if source.is_file() else filter(is_image, walk(source))
+            for image in files:
                 images.setdefault(image, split)
     return list(images.items()), missing
 
 
-def _folder(named: str, bases: Sequence[Path]) -> Path | None:
+def _folder(name: str, bases: Sequence[Path]) -> Path | None:
     """Exporters write "../train/images" for what lies next to the YAML file."""
-    plain = named.replace("\\", "/")
-    spellings = (plain, plain.removeprefix("../"), "/".join(Path(plain).parts[-2:]))
+    path = name.replace("\\", "/")
+    spellings = (path, path.removeprefix("../"), "/".join(Path(path).parts[-2:]))
     try:
-        return next((base / each for each in spellings for base in bases if (base / each).exists()), None)
+        return next((base / spelling for spelling in spellings for base in bases if (base / spelling).exists()), None)
     except (OSError, ValueError):  # a name that no file can have
         return None
 
 
-def _listed(file: Path, place: Place) -> Iterator[Path]:
+def _listed_images(file: Path, place: Place) -> Iterator[Path]:
     by_end = {image.as_posix(): image for image in place.images}
     by_name = {image.name: image for image in place.images}
     for _, line in lines_of(file):
@@ -167,17 +169,17 @@ def _listed(file: Path, place: Place) -> Iterator[Path]:
 
 def _labels_of(image: Path, labels: set[Path], by_stem: dict[str, list[Path]]) -> Path | None:
     """The label file of an image: below "labels" in place of "images", next to it, or the only one of its name."""
-    parts = list(image.parts)
-    swapped = [i for i, part in enumerate(parts[:-1]) if part.lower() == "images"]
+    components = list(image.parts)
+    swapped = [i for i, component in enumerate(components[:-1]) if component.lower() == "images"]
     if swapped:
-        file = Path(*parts[: swapped[-1]], "labels", *parts[swapped[-1] + 1 :]).with_suffix(".txt")
+        file = Path(*components[: swapped[-1]], "labels", *components[swapped[-1] + 1 :]).with_suffix(".txt")
         if file in labels or file.is_file():  # images may lie elsewhere, as the YAML file says
             return file
     same_folder = image.with_suffix(".txt")
     if same_folder in labels:
         return same_folder
-    same = by_stem.get(_key(image.stem), [])
-    return same[0] if len(same) == 1 else None
+    same_stem = by_stem.get(_key(image.stem), [])
+    return same_stem[0] if len(same_stem) == 1 else None
 
 
 def _key(name: str) -> str:
@@ -198,23 +200,23 @@ def _is_labels(file: Path) -> bool:
 
 def _rows(file: Path, keypoints: bool) -> Iterator[Row]:
     for number, line in lines_of(file):
-        where = f"{file}, line {number}"
+        location = f"{file}, line {number}"
         words = line.split()
         count = len(words) - 1
         if count < 4 or (count > 5 and count % 2 and not keypoints):
             raise UserError(
-                f"{where}: expected a class and x, y, width, height or a polygon, found {len(words)} numbers; "
+                f"{location}: expected a class and x, y, width, height or a polygon, found {len(words)} numbers; "
                 "correct the line"
             )
-        numbers = _numbers(words[1:], where)
-        yield whole(words[0], f"{where}: class"), numbers[:4] if keypoints or count == 5 else numbers, where
+        numbers = _numbers(words[1:], location)
+        yield integer(words[0], f"{location}: class"), numbers[:4] if keypoints or count == 5 else numbers, location
 
 
-def _numbers(words: Sequence[str], where: str) -> list[float]:
+def _numbers(words: Sequence[str], location: str) -> list[float]:
     try:
-        return coordinates([float(word) for word in words], where)
+        return coordinates([float(word) for word in words], location)
     except ValueError:
-        return coordinates(words, where)  # which names the word
+        return coordinates(words, location)  # which names the word
 
 
 def _first_class(rows: Mapping[Path, Sequence[Row]], names: Mapping[int, str]) -> int:
@@ -223,15 +225,15 @@ def _first_class(rows: Mapping[Path, Sequence[Row]], names: Mapping[int, str]) -
     Raises:
         UserError: a class has no name, or is of a number that no dataset has.
     """
-    every = [row for of_file in rows.values() for row in of_file]
-    shown = {row[0] for row in every}
-    if shown <= names.keys() and len(names) <= MOST_CLASSES:
+    all_rows = [row for of_file in rows.values() for row in of_file]
+    numbers = {row[0] for row in all_rows}
+    if numbers <= names.keys() and len(names) <= MOST_CLASSES:
         return 0
-    if {number - 1 for number in shown} <= names.keys() and max(shown) == len(names):
+    if {number - 1 for number in numbers} <= names.keys() and max(numbers) == len(names):
         return 1
-    wrong = next(row for row in every if row[0] not in names or len(names) > MOST_CLASSES)
+    row = next(row for row in all_rows if row[0] not in names or len(names) > MOST_CLASSES)
     raise UserError(
-        f"{wrong[2]}: expected a class among the {len(names)} of {min(names)} to {max(names)}, found {wrong[0]}; "
+        f"{row[2]}: expected a class among the {len(names)} of {min(names)} to {max(names)}, found {row[0]}; "
         "correct it or the names"
     )
 
@@ -240,12 +242,12 @@ def _largest(rows: Mapping[Path, Sequence[Row]]) -> int:
     return min(max((row[0] for of_file in rows.values() for row in of_file), default=0), MOST_CLASSES)
 
 
-def _drawn(row: Row, label: str) -> Drawn:
-    _, numbers, where = row
+def _raw_shape(row: Row, label: str) -> RawShape:
+    _, numbers, location = row
     if len(numbers) > 4:
-        return Drawn(label, polygons=(points_of(numbers, where),))
+        return RawShape(label, polygons=(points_of(numbers, location),))
     x, y, width, height = numbers
-    return Drawn(label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2))
+    return RawShape(label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2))
 
 
 def write(dataset: Dataset, out: Out) -> None:

@@ -39,25 +39,29 @@ class Boxes(LabelShape):
         boxes, visible = clip_boxes(place_boxes(boxes, placement), size=size, min_visible=min_visible)
         visible |= fields["crowd"] & (areas(boxes) > 0)  # a sliver of a crowd is still no background
         area = fields["area"] * np.float32(abs(placement.scale_x * placement.scale_y))
-        moved = {"boxes_xyxy": boxes, "label": fields["label"], "crowd": fields["crowd"], "area": area}
-        return {**fields, **{name: value[visible] for name, value in moved.items()}}
+        placed_fields = {"boxes_xyxy": boxes, "label": fields["label"], "crowd": fields["crowd"], "area": area}
+        return {**fields, **{name: value[visible] for name, value in placed_fields.items()}}
 
-    def join(self, parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
+    def join(self, quarters: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
         """Moves the boxes of every image to its corner."""
-        shifted = [
-            {**part, "boxes_xyxy": part["boxes_xyxy"] + np.array([[left, top, left, top]], np.float32)}
-            for part, (top, left) in zip(parts, corners, strict=True)
+        shifted_quarters = [
+            {**quarter, "boxes_xyxy": quarter["boxes_xyxy"] + np.array([[left, top, left, top]], np.float32)}
+            for quarter, (top, left) in zip(quarters, corners, strict=True)
         ]
-        return {field: np.concatenate([part[field] for part in shifted]) for field in shifted[0]}
+        return {
+            field: np.concatenate([quarter[field] for quarter in shifted_quarters]) for field in shifted_quarters[0]
+        }
 
     def stack(self, labels: Sequence[Fields], max_boxes: int) -> Fields:
         """Returns as many boxes of every image, the largest where there are more."""
-        padded = [pad_boxes(each, max_boxes) for each in labels]
-        lost = sum(count for _, count in padded)
-        if lost:
-            _log.warning("%d boxes of a batch exceed max_boxes=%d: the smallest are left out", lost, max_boxes)
-        whole = [{name: value for name, value in each.items() if name not in _OF_EACH} for each in labels]
-        return super().stack([{**boxes, **rest} for (boxes, _), rest in zip(padded, whole, strict=True)], max_boxes)
+        padded = [pad_boxes(fields, max_boxes) for fields in labels]
+        dropped_count = sum(count for _, count in padded)
+        if dropped_count:
+            _log.warning("%d boxes of a batch exceed max_boxes=%d: the smallest are left out", dropped_count, max_boxes)
+        image_fields = [{name: value for name, value in fields.items() if name not in _OF_EACH} for fields in labels]
+        return super().stack(
+            [{**boxes, **image_label} for (boxes, _), image_label in zip(padded, image_fields, strict=True)], max_boxes
+        )
 
     def renumbered(
         self, fields: Fields, numbers: Integer[np.ndarray, "own"], labelled: Bool[np.ndarray, "of"]
@@ -77,36 +81,36 @@ class Boxes(LabelShape):
             outlined[top:bottom, left:right] = True
         return outlined
 
-    def alone(self, fields: Fields, there: Bool[np.ndarray, "height width"]) -> Fields:
+    def restrict(self, fields: Fields, region: Bool[np.ndarray, "height width"]) -> Fields:
         """Adds a crowd over the whole image: what it shows besides the objects is not labelled."""
-        height, width = there.shape
-        rest = {
+        height, width = region.shape
+        crowd_fields = {
             "boxes_xyxy": np.array([[0, 0, width, height]], np.float32),
             "label": np.zeros(1, fields["label"].dtype),
             "crowd": np.ones(1, bool),
             "area": np.array([height * width], np.float32),
         }
-        return {**fields, **{name: np.concatenate([fields[name], rest[name]]) for name in rest}}
+        return {**fields, **{name: np.concatenate([fields[name], crowd_fields[name]]) for name in crowd_fields}}
 
     def classes_shown(self, fields: Label) -> set[int]:
         """Returns the classes of the boxes that are no crowds."""
         crowd = fields.get("crowd", np.zeros(np.shape(fields["label"]), dtype=bool))
-        known = np.isfinite(fields["boxes_xyxy"]).all(axis=-1)
-        return set(fields["label"][known & ~crowd].tolist())
+        has_coordinates = np.isfinite(fields["boxes_xyxy"]).all(axis=-1)
+        return set(fields["label"][has_coordinates & ~crowd].tolist())
 
     def caption(self, fields: Label, names: Names) -> str:
         """Returns the classes of all boxes, crowds included, since these are drawn too."""
-        shown = [int(index) for index in np.unique(fields["label"])]
-        return ", ".join(names[index] for index in shown if 0 <= index < len(names)) or "nothing"
+        class_numbers = [int(index) for index in np.unique(fields["label"])]
+        return ", ".join(names[index] for index in class_numbers if 0 <= index < len(names)) or "nothing"
 
     def draw(self, picture: np.ndarray, fields: Label, scale: float) -> np.ndarray:
         """Frames every box in the colour of its class."""
-        drawn = np.ascontiguousarray(picture)
+        canvas = np.ascontiguousarray(picture)
         for box, label in zip(fields["boxes_xyxy"], fields["label"], strict=True):
             if np.isfinite(box).all():
                 left, top, right, bottom = (round(float(edge) * scale) for edge in box)
-                cv2.rectangle(drawn, (left, top), (right - 1, bottom - 1), colour(int(label)), 2)
-        return drawn
+                cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), colour(int(label)), 2)
+        return canvas
 
     def observe(self, fields: Label) -> Facts:
         """Returns the boxes of each class, and the crowds."""
@@ -118,14 +122,14 @@ class Boxes(LabelShape):
         """Returns the images and boxes of each class."""
         boxes: Counter[int] = Counter()
         images: Counter[int] = Counter()
-        for each in facts:
-            for label, count in each["boxes"].items():
+        for image_facts in facts:
+            for label, count in image_facts["boxes"].items():
                 boxes[int(label)] += count
                 images[int(label)] += 1
         return {
             "labelled": sum(boxes.values()),
-            "unlabelled": sum(each["crowds"] for each in facts),
-            "images_without": sum(not each["boxes"] for each in facts),
+            "unlabelled": sum(image_facts["crowds"] for image_facts in facts),
+            "images_without": sum(not image_facts["boxes"] for image_facts in facts),
             "classes": {name: {"images": images[i], "boxes": boxes[i]} for i, name in enumerate(names)},
         }
 
@@ -136,10 +140,10 @@ class Boxes(LabelShape):
 
     def summary(self, figures: Mapping[str, Any]) -> str:
         """Returns how many boxes, crowds and images without boxes there are."""
-        crowds, without = figures["unlabelled"], figures["images_without"]
+        crowds, empty_images = figures["unlabelled"], figures["images_without"]
         text = counted(figures["labelled"], "boxes")
         text += f", {counted(crowds, 'crowds')}" if crowds else ""
-        return text + (f", {counted(without, 'images without boxes')}" if without else "")
+        return text + (f", {counted(empty_images, 'images without boxes')}" if empty_images else "")
 
 
 _OF_EACH = ("boxes_xyxy", "label", "crowd", "area", "valid")  # a row for every box

@@ -29,13 +29,13 @@ class PixelLabel(LabelShape):
         """Looks the nearest pixel up, which mixes none with another; what lies outside the image is missing."""
         del min_visible
         pixels = fields[self.field]
-        moved = warp_nearest(pixels, placement, size=size, missing=missing(pixels))
-        return {**fields, self.field: moved}
+        warped = warp_nearest(pixels, placement, size=size, missing=missing(pixels))
+        return {**fields, self.field: warped}
 
-    def join(self, parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
+    def join(self, quarters: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
         """Lays the four maps side by side."""
         del corners
-        return {self.field: tiled([part[self.field] for part in parts])}
+        return {self.field: tiled([quarter[self.field] for quarter in quarters])}
 
     def is_empty(self, facts: Facts, names: Names) -> bool:
         """Whether no pixel has a value."""
@@ -58,7 +58,7 @@ class Mask(PixelLabel):
     def stack(self, labels: Sequence[Fields], max_boxes: int) -> Fields:
         """Returns the masks of a batch in one type."""
         stacked = super().stack(labels, max_boxes)
-        return {**stacked, "mask": np.stack([each["mask"] for each in labels], dtype=np.int32, casting="safe")}
+        return {**stacked, "mask": np.stack([fields["mask"] for fields in labels], dtype=np.int32, casting="safe")}
 
     def renumbered(
         self, fields: Fields, numbers: Integer[np.ndarray, "own"], labelled: Bool[np.ndarray, "of"]
@@ -75,8 +75,11 @@ class Mask(PixelLabel):
     def with_void(self, fields: Fields, value: int | None) -> Fields:
         """Marks void pixels; a mask with signs has -1 where augmentation moved it away."""
         mask, void = fields["mask"], missing(fields["mask"])
-        wanted = value if value is not None else void if void >= 0 else VOID
-        return {**fields, "mask": mask if wanted == void else np.where(mask == void, np.int32(wanted), mask)}
+        target_value = value if value is not None else void if void >= 0 else VOID
+        return {
+            **fields,
+            "mask": mask if target_value == void else np.where(mask == void, np.int32(target_value), mask),
+        }
 
     def outline(self, fields: Label, names: Names, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
         """Returns the pixels of every class but the background, where that is the first."""
@@ -84,10 +87,10 @@ class Mask(PixelLabel):
         mask, has_background = fields["mask"], tuple(names[:1]) == (BACKGROUND,)
         return (mask != missing(mask)) & ((mask != 0) | (not has_background))
 
-    def alone(self, fields: Fields, there: Bool[np.ndarray, "height width"]) -> Fields:
+    def restrict(self, fields: Fields, region: Bool[np.ndarray, "height width"]) -> Fields:
         """Makes all other pixels void."""
         mask = fields["mask"]
-        return {**fields, "mask": np.where(there, mask, missing(mask)).astype(mask.dtype)}
+        return {**fields, "mask": np.where(region, mask, missing(mask)).astype(mask.dtype)}
 
     def classes_shown(self, fields: Label) -> set[int]:
         """Returns the classes of the pixels that are not void."""
@@ -100,21 +103,21 @@ class Mask(PixelLabel):
         del scale
         mask: Any = cv2.resize(fields["mask"], picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         palette = np.array([colour(value) for value in range(int(mask.max()) + 1)], np.uint8)
-        shown = (mask != missing(fields["mask"])) & (mask > 0)
+        is_object = (mask != missing(fields["mask"])) & (mask > 0)
         mixed = cv2.addWeighted(picture, 1 - OPACITY, palette[mask], OPACITY, 0)
-        return np.where(shown[..., None], mixed, picture)
+        return np.where(is_object[..., None], mixed, picture)
 
     def observe(self, fields: Label) -> Facts:
         """Returns the pixels of each value."""
-        values, counts = _counted(fields["mask"])
+        values, counts = _value_counts(fields["mask"])
         return {"pixels": {str(value): count for value, count in zip(values, counts, strict=True)}}
 
     def total(self, facts: Sequence[Facts], names: Names) -> Facts:
         """Returns the images and pixels of each class."""
         pixels: Counter[int] = Counter()
         images: Counter[int] = Counter()
-        for each in facts:
-            for value, count in each["pixels"].items():
+        for image_facts in facts:
+            for value, count in image_facts["pixels"].items():
                 pixels[int(value)] += count
                 images[int(value)] += 1
         labelled = sum(pixels[value] for value in range(len(names)))  # `base.missing` is beyond
@@ -126,9 +129,9 @@ class Mask(PixelLabel):
 
     def is_empty(self, facts: Facts, names: Names) -> bool:
         """Whether no pixel is of a class but the background."""
-        nothing = {"0"} if tuple(names[:1]) == (BACKGROUND,) else set()
-        known = {str(value) for value in range(len(names))}
-        return not (set(facts["pixels"]) & known) - nothing
+        background = {"0"} if tuple(names[:1]) == (BACKGROUND,) else set()
+        class_values = {str(value) for value in range(len(names))}
+        return not (set(facts["pixels"]) & class_values) - background
 
 
 class DepthMap(PixelLabel):
@@ -148,35 +151,43 @@ class DepthMap(PixelLabel):
         """Replaces the picture by shades, the brighter the nearer."""
         del scale
         depth = cv2.resize(fields["depth"], picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        known = np.isfinite(depth)
-        if not known.any():
+        is_finite = np.isfinite(depth)
+        if not is_finite.any():
             return picture
-        shade = np.where(known, 255 * (1 - depth / max(float(depth[known].max()), 1e-6)), 0).astype(np.uint8)
-        return np.where(known[..., None], np.repeat(shade[..., None], 3, axis=-1), picture)
+        shade = np.where(is_finite, 255 * (1 - depth / max(float(depth[is_finite].max()), 1e-6)), 0).astype(np.uint8)
+        return np.where(is_finite[..., None], np.repeat(shade[..., None], 3, axis=-1), picture)
 
     def observe(self, fields: Label) -> Facts:
         """Returns the pixels that have a depth, and its range."""
         depth = fields["depth"]
-        known = depth[np.isfinite(depth)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (None, None)
-        return {"pixels": int(known.size), "missing": int(depth.size - known.size), "min": low, "max": high}
+        finite_values = depth[np.isfinite(depth)]
+        low, high = (float(finite_values.min()), float(finite_values.max())) if finite_values.size else (None, None)
+        return {
+            "pixels": int(finite_values.size),
+            "missing": int(depth.size - finite_values.size),
+            "min": low,
+            "max": high,
+        }
 
     def total(self, facts: Sequence[Facts], names: Names) -> Facts:
         """Returns the range over all images."""
         del names
-        known = [each for each in facts if each["pixels"]]
+        measured_images = [image_facts for image_facts in facts if image_facts["pixels"]]
         return {
-            "labelled": sum(each["pixels"] for each in facts),
-            "unlabelled": sum(each["missing"] for each in facts),
-        } | span([each["min"] for each in known], [each["max"] for each in known])
+            "labelled": sum(image_facts["pixels"] for image_facts in facts),
+            "unlabelled": sum(image_facts["missing"] for image_facts in facts),
+        } | span(
+            [image_facts["min"] for image_facts in measured_images],
+            [image_facts["max"] for image_facts in measured_images],
+        )
 
 
-def tiled(parts: Sequence[Shaped[np.ndarray, "..."]]) -> Shaped[np.ndarray, "..."]:
+def tiled(quarters: Sequence[Shaped[np.ndarray, "..."]]) -> Shaped[np.ndarray, "..."]:
     """Lays four arrays side by side: upper left, upper right, lower left, lower right."""
-    return np.concatenate([np.concatenate(parts[:2], axis=1), np.concatenate(parts[2:], axis=1)])
+    return np.concatenate([np.concatenate(quarters[:2], axis=1), np.concatenate(quarters[2:], axis=1)])
 
 
-def _counted(mask: np.ndarray) -> tuple[list[int], list[int]]:
+def _value_counts(mask: np.ndarray) -> tuple[list[int], list[int]]:
     if mask.size and mask.dtype.itemsize > 1 and (mask.min() < 0 or mask.max() > np.iinfo(np.uint16).max):
         values, counts = np.unique(mask, return_counts=True)
     else:

@@ -41,11 +41,11 @@ class LabelShape:
         del placement, size, min_visible
         return dict(fields)
 
-    def join(self, parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
+    def join(self, quarters: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
         """Unites the labels of four images that are composed into one, where `can_join`.
 
         Args:
-            parts: of the upper left, upper right, lower left and lower right image.
+            quarters: of the upper left, upper right, lower left and lower right image.
             corners: top and left of each, px.
         """
         raise NotImplementedError
@@ -58,7 +58,7 @@ class LabelShape:
             max_boxes: rows of a label of boxes.
         """
         del max_boxes
-        return {name: np.stack([each[name] for each in labels]) for name in labels[0]}
+        return {name: np.stack([fields[name] for fields in labels]) for name in labels[0]}
 
     def renumbered(
         self, fields: Fields, numbers: Integer[np.ndarray, "own"], labelled: Bool[np.ndarray, "of"]
@@ -85,9 +85,9 @@ class LabelShape:
         del fields, names, size
         return None
 
-    def alone(self, fields: Fields, there: Bool[np.ndarray, "height width"]) -> Fields:
+    def restrict(self, fields: Fields, region: Bool[np.ndarray, "height width"]) -> Fields:
         """Returns a label restricted to those pixels."""
-        del there
+        del region
         return fields
 
     # What it says.
@@ -99,8 +99,8 @@ class LabelShape:
 
     def caption(self, fields: Label, names: Names) -> str:
         """Returns what the label says in words."""
-        shown = sorted(self.classes_shown(fields))
-        return ", ".join(names[index] for index in shown if index < len(names)) or "nothing"
+        class_numbers = sorted(self.classes_shown(fields))
+        return ", ".join(names[index] for index in class_numbers if index < len(names)) or "nothing"
 
     def draw(
         self, picture: UInt8[np.ndarray, "height width 3"], fields: Label, scale: float

@@ -37,7 +37,7 @@ class OneClass(LabelShape):
 
     def total(self, facts: Sequence[Facts], names: Names) -> Facts:
         """Returns the images of each class."""
-        images = Counter(each["class"] for each in facts)
+        images = Counter(image_facts["class"] for image_facts in facts)
         labelled = sum(count for label, count in images.items() if label >= 0)
         return {
             "labelled": labelled,
@@ -59,19 +59,19 @@ class SeveralClasses(LabelShape):
     says_what_is_unlabelled = True
     can_join = True
 
-    def join(self, parts: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
+    def join(self, quarters: Sequence[Fields], corners: Sequence[tuple[int, int]]) -> Fields:
         """True where true of any, else unknown where unknown of any, even where the crop shows nothing of it."""
         del corners
-        labels = np.stack([part["label"] for part in parts])
+        labels = np.stack([quarter["label"] for quarter in quarters])
         return {"label": np.where((labels == 1).any(axis=0), np.float32(1), labels.max(axis=0))}  # of NaN, NaN
 
     def renumbered(
         self, fields: Fields, numbers: Integer[np.ndarray, "own"], labelled: Bool[np.ndarray, "of"]
     ) -> Fields:
         """Says NaN of unlabelled classes; one that the dataset labels without a column for it is true of no image."""
-        found = np.zeros(len(labelled), np.float32)
-        found[numbers] = fields["label"]
-        return {"label": np.where(labelled, found, np.float32(np.nan))}
+        task_labels = np.zeros(len(labelled), np.float32)
+        task_labels[numbers] = fields["label"]
+        return {"label": np.where(labelled, task_labels, np.float32(np.nan))}
 
     def classes_shown(self, fields: Label) -> set[int]:
         """Returns the classes that are true."""
@@ -84,13 +84,13 @@ class SeveralClasses(LabelShape):
 
     def total(self, facts: Sequence[Facts], names: Names) -> Facts:
         """Returns of how many images each class is true, and false."""
-        present = Counter(label for each in facts for label in each["present"])
-        absent = Counter(label for each in facts for label in each["absent"])
-        labelled = present.total() + absent.total()
+        positives = Counter(label for image_facts in facts for label in image_facts["present"])
+        absent = Counter(label for image_facts in facts for label in image_facts["absent"])
+        labelled = positives.total() + absent.total()
         return {
             "labelled": labelled,
             "unlabelled": len(facts) * len(names) - labelled,
-            "classes": {name: {"images": present[i], "images_without": absent[i]} for i, name in enumerate(names)},
+            "classes": {name: {"images": positives[i], "images_without": absent[i]} for i, name in enumerate(names)},
         }
 
     def is_empty(self, facts: Facts, names: Names) -> bool:
@@ -118,7 +118,7 @@ class Number(LabelShape):
     def total(self, facts: Sequence[Facts], names: Names) -> Facts:
         """Returns the range of the numbers."""
         del names
-        values = [each["value"] for each in facts if each["value"] is not None]
+        values = [image_facts["value"] for image_facts in facts if image_facts["value"] is not None]
         return {"labelled": len(values), "unlabelled": len(facts) - len(values)} | span(values, values)
 
     def is_empty(self, facts: Facts, names: Names) -> bool:

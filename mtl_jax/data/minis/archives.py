@@ -49,11 +49,11 @@ def read_files(place: Path, names: Collection[str]) -> Iterator[tuple[str, bytes
         UserError: the archive is truncated or damaged; a name leads outside it (absolute or with `..`); a
             link leads outside it or stands where a file is wanted; a file is missing.
     """
-    read = _read_folder if place.is_dir() else _read_zip if place.suffix == ".zip" else _read_tar
+    reader = _read_folder if place.is_dir() else _read_zip if place.suffix == ".zip" else _read_tar
     missing = dict.fromkeys(names)
     with disk_errors(place):
         try:
-            for name, content in read(place, frozenset(names)):
+            for name, content in reader(place, frozenset(names)):
                 missing.pop(name, None)
                 yield name, content
         except DAMAGE as error:
@@ -149,12 +149,12 @@ def _leads_outside(path: str) -> bool:
 
 def _refuse_unsafe(place: Path, name: str, link: str | None) -> None:
     if ".." in name.replace("\\", "/").split("/") or _leads_outside(name):
-        found = f"the path {name!r}"
+        problem = f"the path {name!r}"
     elif link is not None and _leads_outside(link):
-        found = f"the link {name!r} to {link!r}"
+        problem = f"the link {name!r} to {link!r}"
     else:
         return
     raise UserError(
-        f"{place}: expected paths inside the archive only, found {found}, which leads outside;"
+        f"{place}: expected paths inside the archive only, found {problem}, which leads outside;"
         " do not trust this archive, fetch the official one"
     )

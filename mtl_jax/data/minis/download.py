@@ -68,23 +68,23 @@ def download(
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"expected an http or https address, found {url!r}; correct the base URL")
-    part = target.with_name(target.name + ".part")
+    partial_file = target.with_name(target.name + ".part")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file():
             if file_sha256(target).startswith(sha256):
                 return target
             target.unlink()  # only verified files get this name, so the disk or somebody changed it since
-    _fetch_with_retries(url, part, attempts, timeout_s, first_wait_s, on_bytes, other_means)
-    with disk_errors(part):
-        found = file_sha256(part)
-        if not found.startswith(sha256):
-            part.unlink()
+    _fetch_with_retries(url, partial_file, attempts, timeout_s, first_wait_s, on_bytes, other_means)
+    with disk_errors(partial_file):
+        digest = file_sha256(partial_file)
+        if not digest.startswith(sha256):
+            partial_file.unlink()
             raise UserError(
-                f"{url}: expected SHA-256 {sha256}, found {found}; the download was removed:"
+                f"{url}: expected SHA-256 {sha256}, found {digest}; the download was removed:"
                 f" run the command again, {other_means}"
             )
-        os.replace(part, target)
+        os.replace(partial_file, target)
     return target
 
 
@@ -125,40 +125,46 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _fetch_with_retries(
-    url: str, part: Path, attempts: int, timeout_s: float, first_wait_s: float, on_bytes: OnBytes, other_means: str
+    url: str,
+    partial_file: Path,
+    attempts: int,
+    timeout_s: float,
+    first_wait_s: float,
+    on_bytes: OnBytes,
+    other_means: str,
 ) -> None:
     reason = ""
     for attempt in range(attempts):
         if attempt:
             time.sleep(first_wait_s * 2 ** (attempt - 1))
         try:
-            _fetch(url, part, timeout_s=timeout_s, on_bytes=on_bytes, other_means=other_means)
+            _fetch(url, partial_file, timeout_s=timeout_s, on_bytes=on_bytes, other_means=other_means)
             return
         except _Interrupted as error:
             reason = str(error)
-    kept = part.stat().st_size if part.exists() else 0
+    start_bytes = partial_file.stat().st_size if partial_file.exists() else 0
     raise UserError(
         f"{url}: expected the whole file, the connection failed {attempts} times (last: {reason});"
-        f" {kept} bytes are kept in {part}: run the same command again to resume, {other_means}"
+        f" {start_bytes} bytes are kept in {partial_file}: run the same command again to resume, {other_means}"
     )
 
 
-def _fetch(url: str, part: Path, *, timeout_s: float, on_bytes: OnBytes, other_means: str) -> None:
-    """Appends what is missing to `part`: one connection."""
-    offset = part.stat().st_size if part.exists() else 0
+def _fetch(url: str, partial_file: Path, *, timeout_s: float, on_bytes: OnBytes, other_means: str) -> None:
+    """Appends what is missing to `partial_file`: one connection."""
+    offset = partial_file.stat().st_size if partial_file.exists() else 0
     response = _connect(url, offset, timeout_s, other_means)
     if response is None:
         return
     with response:
         resumed = response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            part.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
             raise _Interrupted("the server sent another part of the file than the one asked for")
         received = offset if resumed else 0  # status 200: the server ignores Range and starts over
         total = None if response.length is None else received + response.length  # None: not given, or no number
-        with disk_errors(part), open(part, "ab" if resumed else "wb") as file:
-            _check_room(part, (total or 0) - received)
-            while chunk := _read(response):
+        with disk_errors(partial_file), open(partial_file, "ab" if resumed else "wb") as file:
+            _check_room(partial_file, (total or 0) - received)
+            while chunk := _read_chunk(response):
                 file.write(chunk)
                 received += len(chunk)
                 on_bytes(received, total)
@@ -190,17 +196,18 @@ def _connect(url: str, offset: int, timeout_s: float, other_means: str) -> http.
         raise _Interrupted(str(reason)) from error
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _read_chunk(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read(CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(str(error) or type(error).__name__) from error
 
 
-def _check_room(part: Path, needed: int) -> None:
+def _check_room(partial_file: Path, needed: int) -> None:
     # Asked before the first byte: two gigabytes later is a bad moment to learn it.
-    free = shutil.disk_usage(part.parent).free
-    if free < needed:
+    free_bytes = shutil.disk_usage(partial_file.parent).free
+    if free_bytes < needed:
         raise UserError(
-            f"{part}: expected {needed} free bytes on the disk, found {free}; free some space or choose another folder"
+            f"{partial_file}: expected {needed} free bytes on the disk, found {free_bytes}; free some space or "
+            "choose another folder"
         )

@@ -13,7 +13,7 @@ class Origin(NamedTuple):
 
     path: str  # below the base URL; the last part is the name of the archive
     sha256: str
-    inside: str  # folder inside the archive that the needed names are relative to
+    archive_folder: str  # folder inside the archive that the needed names are relative to
     extracted: tuple[str, ...]  # folders below --from_dir that an already extracted archive may have
     single_files: str | None = None  # path below the base URL where the files are served one by one
 
@@ -67,7 +67,7 @@ def _voc_contents(id_list: Mapping[str, Any], fetch: Fetch) -> Iterator[tuple[st
 
 
 def _coco_contents(id_list: Mapping[str, Any], fetch: Fetch) -> Iterator[tuple[str, bytes]]:
-    wanted = {f"{stem}.jpg": f"{split}/{stem}.jpg" for split in ("train", "val") for stem in id_list[split]}
+    targets = {f"{stem}.jpg": f"{split}/{stem}.jpg" for split in ("train", "val") for stem in id_list[split]}
     for _, content in fetch(COCO_ANNOTATIONS, {"instances_val2017.json": "annotations"}):
         try:
             official = json.loads(content)
@@ -81,7 +81,7 @@ def _coco_contents(id_list: Mapping[str, Any], fetch: Fetch) -> Iterator[tuple[s
                 category_ids=id_list["categories"],
             )
             yield f"annotations/instances_{split}.json", json.dumps(subset).encode()
-    yield from fetch(COCO_IMAGES, wanted)
+    yield from fetch(COCO_IMAGES, targets)
 
 
 def _imagenette_contents(id_list: Mapping[str, Any], fetch: Fetch) -> Iterator[tuple[str, bytes]]:
@@ -132,15 +132,15 @@ def coco_subset(
     Raises:
         UserError: an id is not in the official file.
     """
-    kept = {"categories": category_ids, "images": image_ids, "annotations": annotation_ids}
+    id_lists = {"categories": category_ids, "images": image_ids, "annotations": annotation_ids}
     subset = {"info": official.get("info", {}), "licenses": official.get("licenses", [])}
-    for section, ids in kept.items():
+    for section, ids in id_lists.items():
         by_id = {entry["id"]: entry for entry in official.get(section, [])}
-        missing = [wanted for wanted in ids if wanted not in by_id]
+        missing = [entry_id for entry_id in ids if entry_id not in by_id]
         if missing:
             raise UserError(
                 f"instances_val2017.json: expected {len(ids)} {section} of the id list, {len(missing)} are"
                 f" missing, id {missing[0]} first: fetch the official annotations_trainval2017.zip again"
             )
-        subset[section] = [by_id[wanted] for wanted in ids]
+        subset[section] = [by_id[entry_id] for entry_id in ids]
     return subset

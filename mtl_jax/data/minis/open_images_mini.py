@@ -12,7 +12,7 @@ from PIL import Image
 
 from mtl_jax.data.minis.download import disk_errors
 from mtl_jax.data.minis.mini_sets import SETS
-from mtl_jax.data.minis.staging import alone, staging
+from mtl_jax.data.minis.staging import exclusive_access, staging
 from mtl_jax.data.outlines import outline
 from mtl_jax.data.sources.base import SPLITS, file_in, read_bytes
 from mtl_jax.data.sources.coco_file import read
@@ -53,7 +53,7 @@ def convert(data_root: Path, *, force: bool = False) -> str:
     if target.exists() and not force:
         return f"{target}: there already; --force makes it again"
     contents = {split: read(coco / "annotations" / f"instances_{split}.json") for split in SPLITS}
-    with disk_errors(target), alone(data_root), staging(target) as folder:
+    with disk_errors(target), exclusive_access(data_root), staging(target) as folder:
         try:
             names = [(_mid(category), category["name"]) for category in contents[SPLITS[0]]["categories"]]
             _write_table(folder / CLASSES[0], (), names)
@@ -69,8 +69,8 @@ def _write_split(folder: Path, split: str, content: Mapping[str, Any], images: P
     """Returns the number of images."""
     prefix = SPLIT_NAMES[split][0]
     copies, masks = folder / prefix, folder / f"{prefix}-masks"
-    for made in (copies, masks):
-        made.mkdir()
+    for entry_folder in (copies, masks):
+        entry_folder.mkdir()
     mids = {category["id"]: _mid(category) for category in content["categories"]}
     objects: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -79,11 +79,13 @@ def _write_split(folder: Path, split: str, content: Mapping[str, Any], images: P
     for number, image in enumerate(content["images"]):
         name = Path(image["file_name"]).stem
         with (copies / f"{name}.jpg").open("xb") as copy:  # images of one name in two folders would be one
-            copy.write(read_bytes(file_in(images, image["file_name"]), what="an image file"))
-        found = objects[image["id"]]
-        shown = {annotation["category_id"] for annotation in found}
-        rows[PRESENCES[0]] += [(name, "verification", mid, int(category in shown)) for category, mid in mids.items()]
-        for annotation in found:
+            copy.write(read_bytes(file_in(images, image["file_name"]), noun="an image file"))
+        annotations = objects[image["id"]]
+        category_ids = {annotation["category_id"] for annotation in annotations}
+        rows[PRESENCES[0]] += [
+            (name, "verification", mid, int(category in category_ids)) for category, mid in mids.items()
+        ]
+        for annotation in annotations:
             mid, sides = mids[annotation["category_id"]], _sides(annotation["bbox"], image)
             crowd = annotation["iscrowd"]
             flags = (UNKNOWN, UNKNOWN, crowd, UNKNOWN, UNKNOWN)
@@ -93,8 +95,8 @@ def _write_split(folder: Path, split: str, content: Mapping[str, Any], images: P
                 file = f"{name}_{mid.replace('/', '')}_{box}.png"
                 Image.fromarray(outline(annotation["segmentation"], image["height"], image["width"])).save(masks / file)
                 rows[MASKS[0]].append((file, name, mid, box, *sides, "", ""))
-    for (table, found), columns in zip(rows.items(), (BOX_COLUMNS, PRESENCE_COLUMNS, MASK_COLUMNS), strict=True):
-        _write_table(folder / f"{prefix}-{table}", columns, found)
+    for (table, annotations), columns in zip(rows.items(), (BOX_COLUMNS, PRESENCE_COLUMNS, MASK_COLUMNS), strict=True):
+        _write_table(folder / f"{prefix}-{table}", columns, annotations)
     return len(content["images"])
 
 

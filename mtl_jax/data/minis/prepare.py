@@ -14,7 +14,7 @@ from mtl_jax.data.minis.archives import read_files
 from mtl_jax.data.minis.download import disk_errors, download
 from mtl_jax.data.minis.mini_sets import SETS, Origin, load_id_list
 from mtl_jax.data.minis.open_images_mini import convert
-from mtl_jax.data.minis.staging import alone, staging
+from mtl_jax.data.minis.staging import exclusive_access, staging
 from mtl_jax.errors import UserError
 
 DOWNLOADS = "downloads"  # folder next to the sets; archives stay there, so that a repair needs no network
@@ -36,9 +36,9 @@ def find_problems(folder: Path, sha256: Mapping[str, str]) -> list[str]:
         One phrase for each missing, changed or unexpected file; empty where all is well. Names that begin
         with a dot are not looked at.
     """
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    problems = [f"{path} is missing" for path in sha256 if path not in found]
-    for path in sorted(found):
+    existing_files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    problems = [f"{path} is missing" for path in sha256 if path not in existing_files]
+    for path in sorted(existing_files):
         if path not in sha256:
             if not Path(path).name.startswith("."):
                 problems.append(f"{path} does not belong there")
@@ -49,7 +49,7 @@ def find_problems(folder: Path, sha256: Mapping[str, str]) -> list[str]:
 
 def _no_bars(description: str, unit: str) -> OnProgress:
     del description, unit
-    return lambda done, total: None
+    return lambda completed, total: None
 
 
 @contextlib.contextmanager
@@ -69,24 +69,24 @@ def rich_bars() -> Iterator[Bars]:
         progress.TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    hidden = not console.is_terminal  # in a file or a pipe, stderr is for errors
-    with progress.Progress(*columns, console=console, transient=True, disable=hidden) as display:
+    is_hidden = not console.is_terminal  # in a file or a pipe, stderr is for errors
+    with progress.Progress(*columns, console=console, transient=True, disable=is_hidden) as display:
 
         def start(description: str, unit: str) -> OnProgress:
             task = display.add_task(description, total=None, amount="")
 
-            def move(done: int, total: int | None) -> None:
-                display.update(task, completed=done, total=total, amount=_amount(done, total, unit))
+            def move(completed: int, total: int | None) -> None:
+                display.update(task, completed=completed, total=total, amount=_amount(completed, total, unit))
 
             return move
 
         yield start
 
 
-def _amount(done: int, total: int | None, unit: str) -> str:
+def _amount(completed: int, total: int | None, unit: str) -> str:
     if unit != "bytes":
-        return f"{done} of {total or '?'} {unit}"
-    return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
+        return f"{completed} of {total or '?'} {unit}"
+    return f"{completed / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{completed / 1e6:.1f} MB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,24 +99,24 @@ class Supply:
     sha256: Mapping[str, str]
     bars: Bars
 
-    def fetch(self, origin: Origin, wanted: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-        """Yields (path in the set, content) for `wanted`: {name at the origin: path in the set}."""
+    def fetch(self, origin: Origin, targets: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+        """Yields (path in the set, content) for `targets`: {name at the origin: path in the set}."""
         if self.from_dir is None:
-            place = self._downloaded(origin, wanted)
+            place = self._downloaded(origin, targets)
         else:
-            place = self._on_disk(origin, wanted, self.from_dir)
-        inside = "" if place.is_dir() else f"{origin.inside}/"
-        names = {inside + name: path for name, path in wanted.items()}
+            place = self._on_disk(origin, targets, self.from_dir)
+        prefix = "" if place.is_dir() else f"{origin.archive_folder}/"
+        names = {prefix + name: path for name, path in targets.items()}
         for name, content in read_files(place, names):
             yield names[name], content
 
-    def _on_disk(self, origin: Origin, wanted: Mapping[str, str], from_dir: Path) -> Path:
+    def _on_disk(self, origin: Origin, targets: Mapping[str, str], from_dir: Path) -> Path:
         archive = Path(origin.path).name
         with disk_errors(from_dir):
             if (from_dir / archive).is_file():
                 return from_dir / archive
             for folder in origin.extracted:
-                if any((from_dir / folder / name).is_file() for name in wanted):
+                if any((from_dir / folder / name).is_file() for name in targets):
                     return from_dir / folder
         folders = ", ".join(folder for folder in origin.extracted if folder != ".")
         raise UserError(
@@ -124,7 +124,7 @@ class Supply:
             f" fetch {self.base_url}/{origin.path}, or leave --from_dir out"
         )
 
-    def _downloaded(self, origin: Origin, wanted: Mapping[str, str]) -> Path:
+    def _downloaded(self, origin: Origin, targets: Mapping[str, str]) -> Path:
         archive = Path(origin.path).name
         if origin.single_files is None:
             url, bar = f"{self.base_url}/{origin.path}", self.bars(archive, "bytes")
@@ -134,8 +134,8 @@ class Supply:
         pool = ThreadPoolExecutor(CONNECTIONS)
         try:
             fetch_one = functools.partial(self._download_one, origin.single_files, folder)
-            for done, _ in enumerate(pool.map(fetch_one, wanted, wanted.values()), start=1):
-                bar(done, len(wanted))
+            for completed, _ in enumerate(pool.map(fetch_one, targets, targets.values()), start=1):
+                bar(completed, len(targets))
         finally:
             pool.shutdown(cancel_futures=True)  # after one error the others need not be tried
         return folder
@@ -169,10 +169,10 @@ def prepare(
     """
     if not names:
         raise UserError(f"expected names of sets ({', '.join([*SETS, *CONVERTED])}), found none; name at least one")
-    for given, known in ((names, [*SETS, *CONVERTED]), (base_urls or {}, SETS)):
-        for name in given:
-            if name not in known:
-                raise UserError(f"expected names of sets ({', '.join(known)}), found {name!r}; correct the name")
+    for requested, available in ((names, [*SETS, *CONVERTED]), (base_urls or {}, SETS)):
+        for name in requested:
+            if name not in available:
+                raise UserError(f"expected names of sets ({', '.join(available)}), found {name!r}; correct the name")
     for name in names:
         if name in CONVERTED:
             yield CONVERTED[name](data_root, force=force)
@@ -226,7 +226,7 @@ def prepare_set(
                     f" ({len(problems)} in all; {problems[0]}): run again with --force to replace this folder"
                 )
     supply = Supply(base_url or mini.base_url, data_root / DOWNLOADS, from_dir, sha256, bars)
-    with disk_errors(target), alone(data_root), staging(target) as folder:
+    with disk_errors(target), exclusive_access(data_root), staging(target) as folder:
         _write(folder, mini.contents(id_list, supply.fetch), sha256, bars(mini.folder, "files"))
     return f"{target}: laid out and verified ({len(sha256)} files)"
 
@@ -234,7 +234,7 @@ def prepare_set(
 def _write(
     folder: Path, contents: Iterator[tuple[str, bytes]], sha256: Mapping[str, str], on_files: OnProgress
 ) -> None:
-    for done, (path, content) in enumerate(contents, start=1):
+    for completed, (path, content) in enumerate(contents, start=1):
         if hashlib.sha256(content).hexdigest() != sha256[path]:
             raise UserError(
                 f"{path}: expected the official file (SHA-256 {sha256[path][:16]}…), found another;"
@@ -242,7 +242,7 @@ def _write(
             )
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-        on_files(done, len(sha256))
+        on_files(completed, len(sha256))
     problems = find_problems(folder, sha256)
     if problems:
         raise UserError(f"{folder}: expected {len(sha256)} files, {problems[0]}: the disk may be failing")

@@ -33,12 +33,14 @@ def describe(name: str, *, data_root: Path, cache: Path | None = None) -> Iterat
         UserError: the set is not there, or files cannot be read; names all, or counts them.
     """
     for split in SPLITS:
-        with opened.noted() as files:
+        with opened.recording() as files:
             source = registry.build(KINDS[name], data_root=data_root, split=split)
-        seen = survey.look(source, files=files, name=f"{KINDS[name]} {split} {data_root.absolute()}", cache=cache)
-        if seen.errors:
-            raise UserError(findings.broken(seen.errors))
-        yield f"{name} {split}: {findings.line(findings.figures(seen, source.class_names))}"
-        where = f"{name}, {split}"
-        notes = [f"{where}: {note}" for note in seen.reading.notes]
-        yield from (f"warning: {said}" for said in [*notes, *findings.odd_images(seen, [], where=where)])
+        surveyed = survey.look(source, files=files, name=f"{KINDS[name]} {split} {data_root.absolute()}", cache=cache)
+        if surveyed.errors:
+            raise UserError(findings.broken(surveyed.errors))
+        yield f"{name} {split}: {findings.line(findings.figures(surveyed, source.class_names))}"
+        location = f"{name}, {split}"
+        notes = [f"{location}: {note}" for note in surveyed.reading.notes]
+        yield from (
+            f"warning: {warning}" for warning in [*notes, *findings.odd_images(surveyed, [], location=location)]
+        )

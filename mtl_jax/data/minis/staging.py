@@ -11,7 +11,7 @@ from mtl_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def alone(data_root: Path) -> Iterator[None]:
+def exclusive_access(data_root: Path) -> Iterator[None]:
     """Keeps two preparations from writing the same partial files.
 
     Args:

@@ -20,7 +20,7 @@ WHOLE_FIELDS = ("labelled",)  # of the whole image, in addition to a label: whic
 SPLITS = ("train", "val")
 
 log = logging.getLogger(__name__)
-_told: set[str] = set()  # warnings of this process
+_logged_warnings: set[str] = set()  # warnings of this process
 
 Fields = dict[str, np.ndarray]
 
@@ -85,14 +85,14 @@ class Source(Protocol):
 def reading_of(source: object) -> Reading:
     """Returns what a source found on reading, for the caller to report; nothing where it does not say."""
     reading = getattr(source, "reading", None) or Reading()
-    _told.update(reading.notes)
+    _logged_warnings.update(reading.notes)
     return reading
 
 
 def warn_once(message: str) -> None:
     """Logs a warning once, however often a run opens the dataset, unless `reading_of` gave it to somebody to report."""
-    if message not in _told:
-        _told.add(message)
+    if message not in _logged_warnings:
+        _logged_warnings.add(message)
         log.warning(message)
 
 
@@ -119,14 +119,14 @@ _SINGULAR = {
 }
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, noun: str) -> str:
     """Returns a number and what it counts: "2 images turned", "1 image turned".
 
     Args:
         count: how many.
-        what: in the plural; the first word of `_SINGULAR` in it follows the number.
+        noun: in the plural; the first word of `_SINGULAR` in it follows the number.
     """
-    words = what.split(" ")
+    words = noun.split(" ")
     plural = next((word for word in words if word in _SINGULAR), None)
     if count == 1 and plural is not None:
         words[words.index(plural)] = _SINGULAR[plural]
@@ -144,12 +144,12 @@ def check_split(split: str) -> str:
     return split
 
 
-def find_first(candidates: Iterable[Path], *, what: str, data_root: str | Path | None) -> Path:
+def find_first(candidates: Iterable[Path], *, noun: str, data_root: str | Path | None) -> Path:
     """Returns the first path that exists.
 
     Args:
       candidates: where the thing may be, in order of preference.
-      what: what is looked for, as the error names it.
+      noun: what is looked for, as the error names it.
       data_root: the folder of all datasets, as the error names it.
 
     Raises:
@@ -159,9 +159,9 @@ def find_first(candidates: Iterable[Path], *, what: str, data_root: str | Path |
     for path in paths:
         if path.exists():
             return path
-    looked = ", ".join(str(path) for path in paths)
+    path_list = ", ".join(str(path) for path in paths)
     raise UserError(
-        f"expected {what}, found none at {looked} (data_root is {data_root}); set --config.data_root=DIR or "
+        f"expected {noun}, found none at {path_list} (data_root is {data_root}); set --config.data_root=DIR or "
         "the environment variable MTL_JAX_DATA to the folder that holds your datasets, or make them with "
         "scripts/prepare_data.py"
     )
@@ -181,12 +181,12 @@ def file_in(folder: Path, name: str) -> Path:
     return folder / path
 
 
-def read_bytes(path: Path, *, what: str) -> bytes:
+def read_bytes(path: Path, *, noun: str) -> bytes:
     """Reads a file; a device or a pipe, which might never end, is none.
 
     Args:
       path: the file.
-      what: it is expected to be, as the error names it.
+      noun: it is expected to be, as the error names it.
 
     Raises:
       UserError: it is not there, is not a file or may not be read.
@@ -196,9 +196,9 @@ def read_bytes(path: Path, *, what: str) -> bytes:
         content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
     except (OSError, ValueError) as error:  # ValueError: a name that no path can have
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: expected {what}, found {reason}; correct the path") from error
+        raise UserError(f"{path}: expected {noun}, found {reason}; correct the path") from error
     if content is None:
-        raise UserError(f"{path}: expected {what}, found a folder or device; correct the path")
+        raise UserError(f"{path}: expected {noun}, found a folder or device; correct the path")
     opened.note(path, status, content)
     return content
 
@@ -210,7 +210,7 @@ def read_text(path: Path) -> str:
       UserError: it cannot be read, or holds something else.
     """
     try:
-        return read_bytes(path, what="a text file").decode("utf-8-sig")
+        return read_bytes(path, noun="a text file").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected text in UTF-8, found {error}; replace it by a complete copy") from error
 
@@ -232,12 +232,12 @@ def read_json(path: Path) -> Any:
 class Subset:
     """Some examples of a source."""
 
-    def __init__(self, whole: Source, indices: Sequence[int]) -> None:
-        self.whole = whole
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source = source
         self.indices = indices
-        self.class_names = whole.class_names
-        self.labelled_classes: Mapping[str, tuple[str, ...]] = getattr(whole, "labelled_classes", {})
-        origin = getattr(whole, "image_origin", None)
+        self.class_names = source.class_names
+        self.labelled_classes: Mapping[str, tuple[str, ...]] = getattr(source, "labelled_classes", {})
+        origin = getattr(source, "image_origin", None)
         if origin is not None:  # else it has none either
             self.image_origin = lambda index: origin(indices[index])
 
@@ -247,7 +247,7 @@ class Subset:
     @property
     def reading(self) -> Reading:
         """What the whole source found on reading."""
-        return reading_of(self.whole)
+        return reading_of(self.source)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.whole[self.indices[index]]
+        return self.source[self.indices[index]]

@@ -69,32 +69,40 @@ class CocoDetection:
         self.grey = GreyBits(grey_bits)
         self._annotated_on = orientation.check(annotated_on)
         base = Path(data_root).expanduser() / folder
-        self.file = find_first(_places(base, split), what="a COCO dataset", data_root=data_root)
+        self.file = find_first(_places(base, split), noun="a COCO dataset", data_root=data_root)
         self.image_folder = base / self.file.stem.removeprefix("instances_")
         content = coco_file.read(self.file)
         names = coco_file.names_of(content)
-        others = [file for other in SPLITS if other != split for file in _places(base, other) if file.exists()][:1]
-        table = tuple(_default_table(split, names, others) if classes is None else classes)
-        known = _known(table, (*images_with, *images_without), names, self.file, others)
+        other_files = [
+            file
+            for other_split in SPLITS
+            if other_split != split
+            for file in _places(base, other_split)
+            if file.exists()
+        ][:1]
+        table = tuple(_default_table(split, names, other_files) if classes is None else classes)
+        category_names = _known_categories(table, (*images_with, *images_without), names, self.file, other_files)
         self.class_names = {"detection": table, "multi_label": table}
-        self.labelled_classes = {label: tuple(name for name in table if name in known) for label in self.class_names}
-        found = coco_file.images_of(content, self.file)
-        self._repeated, self._is_read = found.repeated, False
-        self._images, boxes = found.entries, coco_boxes.Boxes(len(found.entries))
-        shown: list[set[str]] = [set() for _ in self._images]
+        self.labelled_classes = {
+            label: tuple(name for name in table if name in category_names) for label in self.class_names
+        }
+        images = coco_file.images_of(content, self.file)
+        self._repeated, self._is_read = images.repeated, False
+        self._images, boxes = images.entries, coco_boxes.Boxes(len(images.entries))
+        image_categories: list[set[str]] = [set() for _ in self._images]
         for annotation in content["annotations"]:
-            number = self._add(annotation, boxes, names, found.number, other_categories)
-            shown[number].add(names[annotation["category_id"]])
+            number = self._add(annotation, boxes, names, images.number, other_categories)
+            image_categories[number].add(names[annotation["category_id"]])
         boxes.check(self.file)
         self._boxes, self.dropped_boxes = boxes, boxes.dropped
-        self._kept = [
+        self._selection = [
             number
-            for number, of_image in enumerate(shown)
+            for number, of_image in enumerate(image_categories)
             if (not images_with or of_image & set(images_with)) and not of_image & set(images_without)
         ]
-        if not self._kept:
-            wanted = f"images with {tuple(images_with)}, without {tuple(images_without)}"
-            raise UserError(f"{self.file}: expected {wanted}, found none; choose other categories")
+        if not self._selection:
+            expected = f"images with {tuple(images_with)}, without {tuple(images_without)}"
+            raise UserError(f"{self.file}: expected {expected}, found none; choose other categories")
 
     def _add(
         self,
@@ -105,43 +113,45 @@ class CocoDetection:
         other_categories: str,
     ) -> int:
         """Adds an annotation's box, and returns the number of its image."""
-        where = f"{self.file}: annotation {annotation.get('id')!r}"
+        location = f"{self.file}: annotation {annotation.get('id')!r}"
         category, image = annotation["category_id"], annotation["image_id"]
         if category not in names:
-            raise UserError(f"{where}: expected a category of the file, found id {category!r}; correct the file")
+            raise UserError(f"{location}: expected a category of the file, found id {category!r}; correct the file")
         if image not in numbers:
-            raise UserError(f"{where}: expected an image of the file, found id {image!r}; correct the file")
+            raise UserError(f"{location}: expected an image of the file, found id {image!r}; correct the file")
         number, table = numbers[image], self.class_names["detection"]
         if names[category] in table:
             size = (self._images[number]["width"], self._images[number]["height"])
-            boxes.add(annotation, image=number, label=table.index(names[category]), size=size, where=where)
+            boxes.add(annotation, image=number, label=table.index(names[category]), size=size, location=location)
         elif other_categories == "ignore":
             boxes.dropped["other_category"] += 1
         else:
             raise UserError(
-                f"{where}: expected one of the classes {', '.join(table)}, found category {names[category]!r}; add it "
-                "to the stream's options.classes and to the task's, or set options.other_categories='ignore'"
+                f"{location}: expected one of the classes {', '.join(table)}, found category {names[category]!r}; "
+                "add it to the stream's options.classes and to the task's, or set options.other_categories='ignore'"
             )
         return number
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._selection)
 
     def image_origin(self, index: int) -> Path:
         """Returns the image's file."""
-        return file_in(self.image_folder, self._images[self._kept[index]]["file_name"])
+        return file_in(self.image_folder, self._images[self._selection[index]]["file_name"])
 
     def __getitem__(self, index: int) -> Sample:
-        entry = self._images[self._kept[index]]
+        entry = self._images[self._selection[index]]
         file = self.image_origin(index)
         image = read_image(file, grey_bits=self.grey)
-        detection = coco_boxes.fields(self._boxes.of_image[self._kept[index]])
+        detection = coco_boxes.fields(self._boxes.of_image[self._selection[index]])
         if self._counts_as_stored(image, (entry["width"], entry["height"]), file):
             detection["boxes_xyxy"] = orientation.turn_boxes(detection["boxes_xyxy"], image.header)
-        shown = np.isin(np.arange(len(self.class_names["multi_label"])), detection["label"]).astype(np.float32)
+        present_classes = np.isin(np.arange(len(self.class_names["multi_label"])), detection["label"]).astype(
+            np.float32
+        )
         return {
             "image": image.upright,
-            "labels": {"detection": detection, "multi_label": {"label": shown}},
+            "labels": {"detection": detection, "multi_label": {"label": present_classes}},
             "id": entry["file_name"],
         }
 
@@ -149,13 +159,17 @@ class CocoDetection:
     def reading(self) -> Reading:
         """What was found on reading; looks at the head of every image."""
         self._is_read = True
-        counts = {"images": len(self), "image entries merged": len(self._repeated), **self._boxes.counts(self._kept)}
+        counts = {
+            "images": len(self),
+            "image entries merged": len(self._repeated),
+            **self._boxes.counts(self._selection),
+        }
         counts["images turned"] = self._convention.turned
         notes = [*self._boxes.notes(self.file), *self._convention.notes]
         if self._repeated:
-            listed = counted(len(self._repeated), "images")
+            image_count = counted(len(self._repeated), "images")
             notes.append(
-                f"{self.file} lists {listed} more than once (first: {self._repeated[0]}): each is one image "
+                f"{self.file} lists {image_count} more than once (first: {self._repeated[0]}): each is one image "
                 "with the boxes of all its entries; look whether two exports were joined."
             )
         return Reading({name: count for name, count in counts.items() if count or name == "boxes"}, tuple(notes))
@@ -180,13 +194,13 @@ class CocoDetection:
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:
-        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what="boxes", where=self.file)
-        for note in () if self._is_read else found.notes:
+        convention = orientation.judge(self._sizes(), annotated_on=self._annotated_on, noun="boxes", location=self.file)
+        for note in () if self._is_read else convention.notes:
             warn_once(note)
-        return found
+        return convention
 
     def _sizes(self) -> Iterator[tuple[str, orientation.Header, tuple[int, int] | None]]:
-        for index, number in enumerate(self._kept):
+        for index, number in enumerate(self._selection):
             entry = self._images[number]
             try:
                 header = read_header(self.image_origin(index))
@@ -200,20 +214,20 @@ def _places(base: Path, split: str) -> list[Path]:
 
 
 def _default_table(
-    split: str, names: Mapping[coco_file.Id, str], others: Sequence[Path]
+    split: str, names: Mapping[coco_file.Id, str], other_files: Sequence[Path]
 ) -> tuple[str, ...] | dict[str, None]:
     """The training file names the classes, so that labels agree between splits."""
-    if split == SPLITS[0] or not others:
+    if split == SPLITS[0] or not other_files:
         return dict.fromkeys(names.values())
-    return coco_file.read_names(others[0])
+    return coco_file.read_names(other_files[0])
 
 
-def _known(
+def _known_categories(
     table: Sequence[str],
-    chosen: Sequence[str],
+    categories: Sequence[str],
     names: Mapping[coco_file.Id, str],
     file: Path,
-    others: Sequence[Path],
+    other_files: Sequence[Path],
 ) -> frozenset[str]:
     """The names of all categories; one may be in the other split's file alone: a converter lists those that occur.
 
@@ -222,13 +236,15 @@ def _known(
     Raises:
         UserError: there is none of the table, or no category that images are chosen by.
     """
-    known = set(names.values())
-    if not known.issuperset((*table, *chosen)):
-        known |= {name for other in others for name in coco_file.read_names(other)}
-    unknown = [name for name in (table if known.isdisjoint(table) else chosen) if name not in known]
+    category_names = set(names.values())
+    if not category_names.issuperset((*table, *categories)):
+        category_names |= {name for other_file in other_files for name in coco_file.read_names(other_file)}
+    unknown = [
+        name for name in (table if category_names.isdisjoint(table) else categories) if name not in category_names
+    ]
     if unknown:
         raise UserError(
             f"{file}: expected the classes among the file's categories, found no {unknown}; the file has "
             f"{', '.join(names.values())}"
         )
-    return frozenset(known)
+    return frozenset(category_names)

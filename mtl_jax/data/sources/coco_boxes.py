@@ -52,7 +52,9 @@ class Boxes:
         self._fit_as_corners = True  # all of them
         self._first = self._first_beyond = ""
 
-    def add(self, annotation: Mapping[str, Any], *, image: int, label: int, size: tuple[int, int], where: str) -> None:
+    def add(
+        self, annotation: Mapping[str, Any], *, image: int, label: int, size: tuple[int, int], location: str
+    ) -> None:
         """Adds a box, or counts why not.
 
         Args:
@@ -60,15 +62,15 @@ class Boxes:
             image: its number.
             label: the object's class.
             size: width and height of the image, px.
-            where: the annotation is, as errors name it.
+            location: the annotation is, as errors name it.
 
         Raises:
             UserError: it is no box.
         """
-        bbox = _bbox(annotation.get("bbox"), where)
+        bbox = _bbox(annotation.get("bbox"), location)
         crowd = annotation.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise UserError(f"{where}: expected iscrowd 0 or 1, found {crowd!r}; correct the file")
+            raise UserError(f"{location}: expected iscrowd 0 or 1, found {crowd!r}; correct the file")
         if bbox is None:
             self.dropped["degenerate"] += 1
             return
@@ -79,15 +81,16 @@ class Boxes:
             return
         area = annotation.get("area", (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1]))
         if type(area) not in (int, float) or not 0 <= area < FAR_PX**2:
-            raise UserError(f"{where}: expected an area in px², found {area!r}; correct the file")
+            raise UserError(f"{location}: expected an area in px², found {area!r}; correct the file")
         box = Box(xyxy, label, bool(crowd), float(area))
-        if any(box[:3] == other[:3] for other in self.of_image[image]):
+        if any(box[:3] == earlier_box[:3] for earlier_box in self.of_image[image]):
             self.dropped["listed_twice"] += 1
         else:
             self.of_image[image].append(box)
             x, y, width, height = bbox
             self._clipped += any(
-                abs(was - now) > SLACK_PX for was, now in zip((x, y, x + width, y + height), xyxy, strict=True)
+                abs(was - clipped_side) > SLACK_PX
+                for was, clipped_side in zip((x, y, x + width, y + height), xyxy, strict=True)
             )
 
     def _watch(self, bbox: Numbers, size: tuple[int, int]) -> None:
@@ -123,12 +126,14 @@ class Boxes:
         boxes = [box for of_image in self.of_image for box in of_image]
         if not any(_is_usable(box) for box in boxes):
             crowds = sum(box.crowd for box in boxes)
-            found = {
+            problem_counts = {
                 "with iscrowd=1, which stand for groups": crowds,
                 f"smaller than {LEAST_SIDE_PX:.0f} px": len(boxes) - crowds,
             } | {f"dropped as {reason.replace('_', ' ')}": count for reason, count in self.dropped.items()}
-            seen = ", ".join(f"{count} {what}" for what, count in found.items() if count) or "the file has none"
-            yield f"{file}: no box is that of an object ({seen}); correct the file."
+            text = (
+                ", ".join(f"{count} {noun}" for noun, count in problem_counts.items() if count) or "the file has none"
+            )
+            yield f"{file}: no box is that of an object ({text}); correct the file."
         beyond = f"{file}: {self._beyond} of {self._sized} boxes (first: {self._first_beyond}) end outside their image"
         if self._beyond and self._fit_as_corners:  # of sizes, hardly all are larger than their box's corner
             yield (
@@ -140,11 +145,11 @@ class Boxes:
 
     def counts(self, images: Iterable[int]) -> dict[str, int]:
         """Returns what was read of some images, and what of all was clipped and dropped, by name."""
-        kept = [self.of_image[image] for image in images]
+        boxes_by_image = [self.of_image[image] for image in images]
         return {
-            "boxes": sum(map(len, kept)),
-            "crowds among them": sum(box.crowd for boxes in kept for box in boxes),
-            "images without boxes": sum(not boxes for boxes in kept),
+            "boxes": sum(map(len, boxes_by_image)),
+            "crowds among them": sum(box.crowd for boxes in boxes_by_image for box in boxes),
+            "images without boxes": sum(not boxes for boxes in boxes_by_image),
             "boxes clipped": self._clipped,
             **{f"boxes dropped: {reason.replace('_', ' ')}": count for reason, count in self.dropped.items()},
         }
@@ -165,10 +170,10 @@ def fields(boxes: Sequence[Box]) -> Fields:
     }
 
 
-def _bbox(bbox: Any, where: str) -> Numbers | None:
+def _bbox(bbox: Any, location: str) -> Numbers | None:
     """Returns the four numbers; None where they have no area or are no finite numbers."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(type(value) in (int, float) for value in bbox):
-        raise UserError(f"{where}: expected bbox [x, y, width, height], found {bbox}; correct the file")
+        raise UserError(f"{location}: expected bbox [x, y, width, height], found {bbox}; correct the file")
     if not all(abs(value) < FAR_PX for value in bbox) or min(bbox[2:]) <= 0:  # NaN is not below it either
         return None
     x, y, width, height = map(float, bbox)

@@ -70,15 +70,15 @@ def _check_entry(entry: Any, key: str, needed: Mapping[str, tuple[type, ...]], f
     for name, kinds in needed.items():  # some writers know no whole numbers
         if int in kinds and type(entry[name]) is float and entry[name].is_integer():
             entry[name] = int(entry[name])
-    wrong = [name for name, kinds in needed.items() if type(entry[name]) not in kinds]
-    if wrong:
-        raise UserError(f"{file}: expected numbers and names in {key!r}, found {wrong} in {entry}; correct the file")
+    misfits = [name for name, kinds in needed.items() if type(entry[name]) not in kinds]
+    if misfits:
+        raise UserError(f"{file}: expected numbers and names in {key!r}, found {misfits} in {entry}; correct the file")
     for name in needed:
         if name.endswith("id"):
-            entry[name] = _plain(entry[name])
+            entry[name] = _as_number(entry[name])
 
 
-def _plain(number: Id) -> Id:
+def _as_number(number: Id) -> Id:
     """A number that is written as text, such as '7', is that number; '007' and 'a' are names."""
     is_number = isinstance(number, str) and number.isascii() and number.isdigit() and len(number) < 19
     return int(number) if is_number and str(int(number)) == number else number
@@ -135,7 +135,7 @@ def read_names(file: Path) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=16)
 def _read_names(file: Path, changed_ns: int) -> tuple[str, ...]:
     del changed_ns
-    raw = read_bytes(file, what="a JSON file")
+    raw = read_bytes(file, noun="a JSON file")
     places = [match.end() - 1 for match in _CATEGORIES.finditer(raw)]
     try:
         (place,) = places  # a second list of this name may stand anywhere

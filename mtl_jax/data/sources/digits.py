@@ -86,11 +86,11 @@ class DigitScenes:
         self.class_names = {label: ("background", *names) if label == LABELS[0] else names for label in self.labels}
         self._length = DEFAULT_LENGTHS[split] if length is None else length
         self._split = split
-        self._shown = "" if names == DIGITS else f" of {','.join(names)}"
+        self._digits_text = "" if names == DIGITS else f" of {','.join(names)}"
         ink, digit = handwriting(split)
-        chosen = np.isin(digit, [int(name) for name in names])
+        is_selected = np.isin(digit, [int(name) for name in names])
         places = np.array([names.index(name) if name in names else 0 for name in DIGITS])
-        self._ink, self._digit = ink[chosen], places[digit[chosen]]
+        self._ink, self._digit = ink[is_selected], places[digit[is_selected]]
 
     def __len__(self) -> int:
         return self._length
@@ -98,7 +98,7 @@ class DigitScenes:
     def image_origin(self, index: int) -> bytes:
         """Returns what the scene is drawn from, and so is its alone."""
         several = "one" if self._single else "several"
-        return f"digits {self._split} {self.size} {several}{self._shown} {index}".encode()
+        return f"digits {self._split} {self.size} {several}{self._digits_text} {index}".encode()
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._length:
@@ -110,20 +110,20 @@ class DigitScenes:
         digits: list[int] = []
         for _ in range(1 if self._single else int(rng.integers(1, _MAX_DIGITS + 1))):
             low, high = _SINGLE_SIDE if self._single else _SIDE
-            which = int(rng.integers(len(self._ink)))
-            ink = drawn(self._ink[which], rng, side=int(self.size * rng.uniform(low, high)))
+            ink_index = int(rng.integers(len(self._ink)))
+            ink = draw_digit(self._ink[ink_index], rng, side=int(self.size * rng.uniform(low, high)))
             corner = _free_corner(ink, rng, self.size, boxes)
             if corner is None:
                 continue
-            boxes.append(_paint(image, mask, ink, corner, int(self._digit[which]) + 1, rng))
-            digits.append(int(self._digit[which]))
-        found = {
+            boxes.append(_paint(image, mask, ink, corner, int(self._digit[ink_index]) + 1, rng))
+            digits.append(int(self._digit[ink_index]))
+        scene_labels = {
             "segmentation": {"mask": mask},
             "detection": _fields(boxes, digits),
             "classification": {"label": np.array(digits[0], np.int32)},
         }
         pixels = np.clip(image, 0, 255).astype(np.uint8)
-        labels = {label: found[label] for label in self.labels}
+        labels = {label: scene_labels[label] for label in self.labels}
         return {"image": pixels, "labels": labels, "id": f"{self._split}-{index:05d}"}
 
 
@@ -134,14 +134,14 @@ def handwriting(split: str) -> tuple[Float[np.ndarray, "samples 8 8"], Int[np.nd
 
     pixels, target = (np.asarray(array) for array in load_digits(return_X_y=True))
     rng = np.random.default_rng(_SPLIT_SEED)
-    chosen = np.zeros(len(target), bool)
+    is_in_split = np.zeros(len(target), bool)
     for digit in range(len(DIGITS)):
         samples = rng.permutation(np.flatnonzero(target == digit))
-        chosen[samples[: round(_VAL_FRACTION * len(samples))]] = True
+        is_in_split[samples[: round(_VAL_FRACTION * len(samples))]] = True
     if split == "train":
-        chosen = ~chosen
-    ink = pixels[chosen].reshape(-1, 8, 8) / 16.0  # the data's levels are 0 to 16
-    return ink.astype(np.float32), target[chosen].astype(np.int32)
+        is_in_split = ~is_in_split
+    ink = pixels[is_in_split].reshape(-1, 8, 8) / 16.0  # the data's levels are 0 to 16
+    return ink.astype(np.float32), target[is_in_split].astype(np.int32)
 
 
 def background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size 3"]:
@@ -163,7 +163,9 @@ def background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size s
     return texture
 
 
-def drawn(ink: Float[np.ndarray, "8 8"], rng: np.random.Generator, *, side: int) -> Float[np.ndarray, "height width"]:
+def draw_digit(
+    ink: Float[np.ndarray, "8 8"], rng: np.random.Generator, *, side: int
+) -> Float[np.ndarray, "height width"]:
     """Returns the digit enlarged and slightly rotated, cropped to the pixels that belong to it."""
     scale = side / ink.shape[0]
     turn = cv2.getRotationMatrix2D((3.5, 3.5), rng.uniform(-_MAX_ROTATION_DEG, _MAX_ROTATION_DEG), scale)
@@ -177,12 +179,12 @@ def drawn(ink: Float[np.ndarray, "8 8"], rng: np.random.Generator, *, side: int)
 
 
 def _free_corner(
-    ink: np.ndarray, rng: np.random.Generator, size: int, taken: Sequence[tuple[int, int, int, int]]
+    ink: np.ndarray, rng: np.random.Generator, size: int, occupied: Sequence[tuple[int, int, int, int]]
 ) -> tuple[int, int] | None:
     height, width = ink.shape
     for _ in range(_PLACING_ATTEMPTS):
         left, top = int(rng.integers(0, size - width + 1)), int(rng.integers(0, size - height + 1))
-        if all(_overlap((left, top, left + width, top + height), box) <= _MAX_OVERLAP for box in taken):
+        if all(_overlap((left, top, left + width, top + height), box) <= _MAX_OVERLAP for box in occupied):
             return left, top
     return None
 

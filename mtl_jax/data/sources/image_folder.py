@@ -57,28 +57,30 @@ class ImageFolder:
         self.grey = GreyBits(grey_bits)
         check_split(split)
         base = Path(data_root).expanduser() / folder
-        self.folder = find_first([base / split], what="a folder of images by class", data_root=data_root)
+        self.folder = find_first([base / split], noun="a folder of images by class", data_root=data_root)
         table = tuple(classes) if classes is not None else _class_folders(base, split)
-        found = _folders_in(self.folder)
-        for name in found:
+        class_folders = _folders_in(self.folder)
+        for name in class_folders:
             if name not in table:
                 raise UserError(
                     f"{self.folder / name}: expected a class of the table ({', '.join(table[:5])}, …), found "
                     f"{name!r}; add it to classes or to the train folder"
                 )
-        files = {name: list(walk(self.folder / name)) for name in found}
-        self._files = [(file, table.index(name)) for name, inside in files.items() for file in inside if is_image(file)]
+        files = {name: list(walk(self.folder / name)) for name in class_folders}
+        self._files = [
+            (file, table.index(name)) for name, folder_files in files.items() for file in folder_files if is_image(file)
+        ]
         if not self._files:
             raise UserError(f"{self.folder}: expected images in one folder per class, found none; correct folder")
         self.class_names = {"classification": readable(base, table)}
-        outside = [path for path in sorted(self.folder.iterdir()) if not path.is_dir() or is_system(path)]
-        left_out = [file for inside in files.values() for file in inside if not is_image(file)]
+        loose_files = [path for path in sorted(self.folder.iterdir()) if not path.is_dir() or is_system(path)]
+        left_out = [file for folder_files in files.values() for file in folder_files if not is_image(file)]
         deeper = sum(file.parent.parent != self.folder for file, _ in self._files)
-        counts = {"images": len(self._files), "images in deeper folders": deeper, **skipped([*left_out, *outside])}
+        counts = {"images": len(self._files), "images in deeper folders": deeper, **skipped([*left_out, *loose_files])}
         empty = [name for name in table if not any(map(is_image, files.get(name, [])))]
         self.reading = Reading(
             {name: count for name, count in counts.items() if count},
-            tuple(_notes(self.folder, [*left_out, *outside], empty)),
+            tuple(_notes(self.folder, [*left_out, *loose_files], empty)),
         )
 
     def __len__(self) -> int:
@@ -110,9 +112,9 @@ def _notes(folder: Path, left_out: Sequence[Path], empty: Sequence[str]) -> Iter
             f"{counted(len(images), 'images')} outside the class folders (first: {images[0]}), not read: move each "
             "into the folder of its class."
         )
-    others = [file for file in left_out if not is_system(file) and file not in images]
-    if others:
-        yield f"{counted(len(others), 'files')} not read, as no image has such a suffix (first: {others[0]})."
+    other_files = [file for file in left_out if not is_system(file) and file not in images]
+    if other_files:
+        yield f"{counted(len(other_files), 'files')} not read, as no image has such a suffix (first: {other_files[0]})."
     if empty:
         classes = counted(len(empty), "classes")
         yield f"{folder}: {classes} without images (first: {empty[0]}): add images or remove the folder."

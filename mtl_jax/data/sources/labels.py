@@ -67,7 +67,7 @@ class Labels:
         place = root / Path(path).expanduser()
         table = place.with_name(place.name.rpartition(":")[0] or place.name)
         if not Path(path).expanduser().is_absolute():  # else another data root would not help
-            find_first(dict.fromkeys((place, table)), what="labels", data_root=data_root)
+            find_first(dict.fromkeys((place, table)), noun="labels", data_root=data_root)
         dataset = formats.read(
             place,
             kind=read_as,
@@ -75,21 +75,22 @@ class Labels:
             images=None if images is None else root / Path(images).expanduser(),
             annotated_on=annotated_on,
         )
-        self.dataset = _named(dataset, classes)
+        self.dataset = _with_class_names(dataset, classes)
         self.class_names = _tables(self.dataset, classes)
         self._check_classes(other_classes)
         self._records, note = splitting.of_split(self.dataset, check_split(split), val_share=val_share)
-        read = self.dataset.reading
-        counts = {**read.counts, **_counts(self._records)}
-        self.reading = Reading({what: count for what, count in counts.items() if count}, (*read.notes, *note))
+        reading = self.dataset.reading
+        counts = {**reading.counts, **_counts(self._records)}
+        self.reading = Reading({noun: count for noun, count in counts.items() if count}, (*reading.notes, *note))
 
     def _check_classes(self, other_classes: str) -> None:
-        for label, known in self.dataset.classes.items():
+        for label, names in self.dataset.classes.items():
             table = self.class_names[label]
-            others = [name for name in known if name not in table and name != BACKGROUND]
-            if others and other_classes == "error":
+            unknown_names = [name for name in names if name not in table and name != BACKGROUND]
+            if unknown_names and other_classes == "error":
                 raise UserError(
-                    f"{self.dataset.path}: expected the classes {', '.join(table)} for {label}, found {others[0]!r}; "
+                    f"{self.dataset.path}: expected the classes {', '.join(table)} for {label}, found "
+                    f"{unknown_names[0]!r}; "
                     "add it to the stream's options.classes and to the task's, or set options.other_classes='ignore'"
                 )
 
@@ -120,25 +121,25 @@ def _counts(records: Sequence[Record]) -> dict[str, int]:
     }
 
 
-def _named(dataset: Dataset, classes: Any) -> Dataset:
+def _with_class_names(dataset: Dataset, classes: Any) -> Dataset:
     """The stream's classes name what the files call by number."""
     for label in ("detection", "segmentation"):
         names = classes.get(label) if isinstance(classes, Mapping) else classes
         if names is not None:
-            dataset = naming.named(dataset, label, tuple(names))
+            dataset = naming.with_names(dataset, label, tuple(names))
     return dataset
 
 
 def _tables(dataset: Dataset, classes: Any) -> dict[str, tuple[str, ...]]:
     """The names of each label: as the stream says, or else as the dataset does."""
     tables = {}
-    for label, known in dataset.classes.items():
-        named = classes.get(label) if isinstance(classes, Mapping) else classes
-        if named is None or not known:
-            tables[label] = known
+    for label, names in dataset.classes.items():
+        requested_names = classes.get(label) if isinstance(classes, Mapping) else classes
+        if requested_names is None or not names:
+            tables[label] = names
             continue
-        table = tuple(named)
-        if label == "segmentation" and BACKGROUND in known[:1] and BACKGROUND not in table:
+        table = tuple(requested_names)
+        if label == "segmentation" and BACKGROUND in names[:1] and BACKGROUND not in table:
             table = (BACKGROUND, *table)
         elif label != "segmentation" and not isinstance(classes, Mapping):
             table = tuple(name for name in table if name != BACKGROUND)
@@ -166,16 +167,16 @@ def _detection(record: Record, table: Sequence[str], image: Decoded, dataset: Da
 
 
 def _segmentation(record: Record, table: Sequence[str], image: Decoded, dataset: Dataset) -> Fields:
-    known = dataset.classes["segmentation"]
+    mask_names = dataset.classes["segmentation"]
     mask = pixels.mask_of(record, {name: value for value, name in enumerate(table)}, image)
     if mask is None:
         height, width = image.upright.shape[:2]
         return {"mask": np.full((height, width), usual_void(len(table)), mask_dtype(len(table)))}
-    if record.mask is None or tuple(table) == tuple(known):
+    if record.mask is None or tuple(table) == tuple(mask_names):
         return {"mask": mask}
     void = usual_void(len(table))
     values = np.full(int(missing(mask)) + 1, void, mask_dtype(len(table)))
-    for value, name in enumerate(known):
+    for value, name in enumerate(mask_names):
         values[value] = table.index(name) if name in table else void
     return {"mask": values[mask]}
 
@@ -189,8 +190,8 @@ def _multi_label(record: Record, table: Sequence[str], image: Decoded, dataset: 
     del image, dataset
     tags = record.tags
     if tags is None and record.shapes is not None:
-        shown = {shape.label for shape in record.shapes}
-        tags = {name: name in shown for name in table}
+        present_labels = {shape.label for shape in record.shapes}
+        tags = {name: name in present_labels for name in table}
     return {"label": np.array([(tags or {}).get(name, np.nan) for name in table], np.float32)}
 
 

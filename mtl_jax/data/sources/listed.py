@@ -35,7 +35,7 @@ class ListedImages:
         self.names = _once(names, self._images)
         self._repeated = repeated + len(names) - len(self.names)
         self._maps = {kind: ImageFolderIndex(folder) for kind, folder in maps.items()}
-        self._what = " and ".join(f"{kind}s" for kind in maps)
+        self._map_nouns = " and ".join(f"{kind}s" for kind in maps)
         self._annotated_on = orientation.check(annotated_on)
         self.is_read = False  # whether somebody has asked for `reading`; until then doubts are logged as they are met
 
@@ -58,7 +58,7 @@ class ListedImages:
         """
         if not header.is_turned or header.upright_size != (header.width, header.height):
             return False
-        return self._convention.decided(self.image(index), self._what)
+        return self._convention.decided(self.image(index), self._map_nouns)
 
     def reading(self, notes: tuple[str, ...] = ()) -> Reading:
         """Returns what was found, with more notes; looks at the head of every image."""
@@ -68,10 +68,12 @@ class ListedImages:
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:
-        found = orientation.judge(self._sizes(), annotated_on=self._annotated_on, what=self._what, where=self.file)
-        for note in () if self.is_read else found.notes:
+        convention = orientation.judge(
+            self._sizes(), annotated_on=self._annotated_on, noun=self._map_nouns, location=self.file
+        )
+        for note in () if self.is_read else convention.notes:
             warn_once(note)
-        return found
+        return convention
 
     def _sizes(self) -> Iterator[tuple[str, orientation.Header, tuple[int, int] | None]]:
         kind = next(iter(self._maps))
@@ -92,20 +94,20 @@ class ListedImages:
 
 def _once(names: Sequence[str], images: ImageFolderIndex) -> tuple[str, ...]:
     """Leaves out names that mean the file of an earlier one, as "a" and "a.jpg" do."""
-    spellings = Counter(_bare(name) for name in names)
-    kept: list[str] = []
+    spellings = Counter(_without_suffix(name) for name in names)
+    unique_names: list[str] = []
     files: set[Path] = set()
     for name in names:
-        if spellings[_bare(name)] > 1:
+        if spellings[_without_suffix(name)] > 1:
             with contextlib.suppress(UserError):  # is reported when the image is read
                 file = images.find(name)
                 if file in files:
                     continue
                 files.add(file)
-        kept.append(name)
-    return tuple(kept)
+        unique_names.append(name)
+    return tuple(unique_names)
 
 
-def _bare(name: str) -> Path:
+def _without_suffix(name: str) -> Path:
     path = Path(name)
     return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path

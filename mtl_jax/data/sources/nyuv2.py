@@ -49,7 +49,7 @@ class NYUv2:
     def __init__(self, *, data_root: str | Path, split: str, folder: str = "nyuv2", annotated_on: str = "auto") -> None:
         self.grey = GreyBits()
         self.folder = Path(data_root).expanduser() / folder
-        index = find_first([self.folder / f"{check_split(split)}.txt"], what="an NYUv2 dataset", data_root=data_root)
+        index = find_first([self.folder / f"{check_split(split)}.txt"], noun="an NYUv2 dataset", data_root=data_root)
         self.class_names = {"segmentation": NYUV2_CLASSES[:OTHERPROP], "depth": ()}
         self._files = ListedImages(
             index,

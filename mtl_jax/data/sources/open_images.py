@@ -71,7 +71,7 @@ class OpenImages:
         self.grey = GreyBits(grey_bits)
         self._annotated_on = orientation.check(annotated_on)
         base, names = Path(data_root).expanduser() / folder, tables.SPLIT_NAMES[check_split(split)]
-        find = functools.partial(find_first, what="an Open Images dataset", data_root=data_root)
+        find = functools.partial(find_first, noun="an Open Images dataset", data_root=data_root)
         classes_file = find(tables.places(base, tables.CLASSES))
         self.file = find(tables.places(base, tables.BOXES, split))
         self.folder = find([base / name for name in names])
@@ -108,9 +108,11 @@ class OpenImages:
                 self._objects.setdefault(image, []).append(box)
 
     def _add_presences(self, file: Path, labels: dict[str, int]) -> None:
-        for image, label, present in tables.read_presences(file, labels, self._is_there):
-            known = self._presences.setdefault(image, {})
-            known[label] = present if known.get(label, present) == present else None  # rows that contradict each other
+        for image, label, is_present in tables.read_presences(file, labels, self._is_there):
+            image_presences = self._presences.setdefault(image, {})
+            image_presences[label] = (
+                is_present if image_presences.get(label, is_present) == is_present else None
+            )  # rows that contradict each other
 
     def _add_masks(self, file: Path, labels: dict[str, int]) -> None:
         files = _names_in(self.mask_folder)
@@ -126,10 +128,12 @@ class OpenImages:
 
     def _labelled(self, image: str) -> Bool[np.ndarray, "classes"]:
         """Which classes people have looked for in an image."""
-        found = np.zeros(len(self.class_names["detection"]), bool)
-        found[[number for number, present in self._presences.get(image, {}).items() if present is not None]] = True
-        found[[box.label for box in self._objects.get(image, [])]] = True
-        return found
+        is_labelled = np.zeros(len(self.class_names["detection"]), bool)
+        is_labelled[
+            [number for number, is_present in self._presences.get(image, {}).items() if is_present is not None]
+        ] = True
+        is_labelled[[box.label for box in self._objects.get(image, [])]] = True
+        return is_labelled
 
     def _is_there(self, image: str) -> bool:
         if image not in self._stems:
@@ -148,12 +152,12 @@ class OpenImages:
                 f"{len(self._missing)} that show the classes; put them there, or name other classes"
             )
         if self._missing:
-            missing, listed = len(self._missing), len(self._missing) + len(self._ids)
-            warn_once(f"{self.folder}: {missing} of {listed} annotated images are missing and skipped")
+            missing, listed_count = len(self._missing), len(self._missing) + len(self._ids)
+            warn_once(f"{self.folder}: {missing} of {listed_count} annotated images are missing and skipped")
         masks = [box.mask is not None for boxes in self._objects.values() for box in boxes]
         if "segmentation" in self.class_names and not all(masks):
-            drawn, filled = sum(masks), len(masks) - sum(masks)
-            warn_once(f"{self.file}: {drawn} objects have a mask, {filled} fill their box instead")
+            outlined, box_filled = sum(masks), len(masks) - sum(masks)
+            warn_once(f"{self.file}: {outlined} objects have a mask, {box_filled} fill their box instead")
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -177,12 +181,12 @@ class OpenImages:
             detection["labelled"] = self._labelled(name)
         if "multi_label" in self.class_names:
             label = np.full(len(self.class_names["multi_label"]), np.nan, np.float32)
-            for number, present in self._presences.get(name, {}).items():
-                label[number] = np.nan if present is None else present
+            for number, is_present in self._presences.get(name, {}).items():
+                label[number] = np.nan if is_present is None else is_present
             labels["multi_label"] = {"label": label}
         if "segmentation" in self.class_names:
             blank = np.zeros((height, width), mask_dtype(len(self.class_names["segmentation"])))
-            mask = _painted(blank, boxes, self.mask_folder)
+            mask = _paint_masks(blank, boxes, self.mask_folder)
             labels["segmentation"] = {"mask": turn_upright(mask, header.orientation) if stored else mask}
             if self._is_partly_labelled:
                 labels["segmentation"]["labelled"] = np.append(True, self._labelled(name))
@@ -192,7 +196,7 @@ class OpenImages:
     def reading(self) -> Reading:
         """What was found on reading; looks at the head of every image."""
         boxes = [box for name in self._ids for box in self._objects.get(name, [])]
-        known = [present for name in self._ids for present in self._presences.get(name, {}).values()]
+        presence_values = [is_present for name in self._ids for is_present in self._presences.get(name, {}).values()]
         counts = {
             "images": len(self),
             "images missing": len(self._missing),
@@ -201,23 +205,23 @@ class OpenImages:
             "crowds among them": sum(box.crowd for box in boxes),
             "boxes with a mask": sum(box.mask is not None for box in boxes),
             **{f"boxes dropped: {reason.replace('_', ' ')}": count for reason, count in self.dropped.items()},
-            "labels of whole images": sum(present is not None for present in known),
-            "labels in contradiction": sum(present is None for present in known),
+            "labels of whole images": sum(is_present is not None for is_present in presence_values),
+            "labels in contradiction": sum(is_present is None for is_present in presence_values),
             "images not searched for every class": self._is_partly_labelled
             and sum(not self._labelled(name).all() for name in self._ids),
         }
-        notes, dropped = [*self._convention.notes], self.dropped["degenerate"]
-        if dropped > len(boxes):
+        notes, degenerate = [*self._convention.notes], self.dropped["degenerate"]
+        if degenerate > len(boxes):
             notes.append(
-                f"{self.file}: {dropped} of {dropped + len(boxes)} boxes have no area and are dropped: look whether "
-                "the columns hold corners, and not sizes."
+                f"{self.file}: {degenerate} of {degenerate + len(boxes)} boxes have no area and are dropped: look "
+                "whether the columns hold corners, and not sizes."
             )
         return Reading({name: count for name, count in counts.items() if count}, tuple(notes))
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:
         return orientation.judge(
-            self._headers(), annotated_on=self._annotated_on, what="boxes and masks", where=self.file
+            self._headers(), annotated_on=self._annotated_on, noun="boxes and masks", location=self.file
         )
 
     def _headers(self) -> Iterator[tuple[str, orientation.Header, None]]:
@@ -270,7 +274,7 @@ def _fields(boxes: Sequence[Box], size: tuple[int, int]) -> Fields:
     }
 
 
-def _painted(
+def _paint_masks(
     mask: Integer[np.ndarray, "height width"], boxes: Sequence[Box], mask_folder: Path
 ) -> Integer[np.ndarray, "height width"]:
     """Draws the objects over each other, the largest first."""

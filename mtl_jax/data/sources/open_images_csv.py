@@ -134,21 +134,23 @@ def _rows(
     try:
         with file.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
-            found = next(reader, []) if header else list(columns)
-            added = {name: value for name, value in optional.items() if name not in found}
-            missing = [name for name in columns if name not in found and name not in added]
+            found_columns = next(reader, []) if header else list(columns)
+            default_columns = {name: value for name, value in optional.items() if name not in found_columns}
+            missing = [name for name in columns if name not in found_columns and name not in default_columns]
             if missing:
                 raise UserError(
                     f"{file}, line 1: expected the columns {', '.join(columns)}, found no {', '.join(missing)}; "
                     "use a complete copy"
                 )
-            pick = itemgetter(*([*found, *added].index(name) for name in columns))
+            pick = itemgetter(*([*found_columns, *default_columns].index(name) for name in columns))
             for row in reader:
                 line = reader.line_num
-                if len(row) == len(found):
-                    yield line, pick([*row, *added.values()])
+                if len(row) == len(found_columns):
+                    yield line, pick([*row, *default_columns.values()])
                 elif row:  # a blank line is no row
-                    raise UserError(f"{file}, line {line}: expected {len(found)} cells, found {len(row)}; fix the row")
+                    raise UserError(
+                        f"{file}, line {line}: expected {len(found_columns)} cells, found {len(row)}; fix the row"
+                    )
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: expected a CSV file, found {error}; replace it by a complete copy") from error
     except csv.Error as error:

@@ -48,19 +48,19 @@ def options_of(kind: str) -> tuple[str, ...]:
     return tuple(inspect.signature(SOURCES[kind]).parameters) if kind in SOURCES else ()
 
 
-def check_options(kind: str, options: Mapping[str, Any], *, where: str) -> None:
+def check_options(kind: str, options: Mapping[str, Any], *, location: str) -> None:
     """Checks a source and its options without opening anything.
 
     Args:
         kind: a key of `SOURCES`.
         options: keyword arguments of the source.
-        where: the settings, for the error.
+        location: the settings, for the error.
 
     Raises:
         UserError: no such kind or option, or an option that is missing or of another type.
     """
-    among(f"{where}.source", kind, SOURCES)
-    check_arguments(f"{where}.options", options, SOURCES[kind], own=OF_THE_RUN)
+    among(f"{location}.source", kind, SOURCES)
+    check_arguments(f"{location}.options", options, SOURCES[kind], own=OF_THE_RUN)
 
 
 def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any) -> Source:
@@ -75,7 +75,7 @@ def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any
     Raises:
         UserError: no such kind, option, folder or split, or an option of another type.
     """
-    check_options(kind, options, where="stream")
+    check_options(kind, options, location="stream")
     source = SOURCES[kind](data_root=data_root, split=split, **options)
     grey = getattr(source, "grey", None)
     if isinstance(grey, GreyBits):

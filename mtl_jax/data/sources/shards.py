@@ -28,15 +28,15 @@ class Shards:
     def __init__(self, *, data_root: str | Path, split: str, folder: str) -> None:
         check_split(split)
         base = Path(data_root).expanduser() / folder
-        index = find_first([base / index_name(split)], what="the list of a split's shards", data_root=data_root)
-        listed = _checked(read_json(index), index)
-        self.class_names = {label: tuple(names) for label, names in listed["class_names"].items()}
-        self.labelled_classes = {label: tuple(names) for label, names in listed["labelled_classes"].items()}
-        self._files = [file_in(base, shard["file"]) for shard in listed["shards"]]
+        index = find_first([base / index_name(split)], noun="the list of a split's shards", data_root=data_root)
+        index_content = _checked(read_json(index), index)
+        self.class_names = {label: tuple(names) for label, names in index_content["class_names"].items()}
+        self.labelled_classes = {label: tuple(names) for label, names in index_content["labelled_classes"].items()}
+        self._files = [file_in(base, shard["file"]) for shard in index_content["shards"]]
         self._ends: list[int] = []
-        for shard in listed["shards"]:
+        for shard in index_content["shards"]:
             self._ends.append(shard["samples"] + (self._ends[-1] if self._ends else 0))
-        self._records = _opened(self._files, [shard["bytes"] for shard in listed["shards"]], index)
+        self._records = _open_shards(self._files, [shard["bytes"] for shard in index_content["shards"]], index)
         if len(self._records) != len(self):
             raise UserError(
                 f"{index}: expected {len(self)} records, found {len(self._records)}; write the shards again"
@@ -50,33 +50,35 @@ class Shards:
             raise IndexError(f"sample {index} of {len(self)}")
         shard = bisect.bisect_right(self._ends, index)
         number = index - (self._ends[shard - 1] if shard else 0)
-        where = f"{self._files[shard]}, record {number}"
+        location = f"{self._files[shard]}, record {number}"
         try:
             record = self._records[index]
         except Exception as error:  # of a library in C++, which raises what it likes for what it cannot read
-            raise UserError(f"{where}: expected a record, found {str(error).splitlines()[0]}; copy it again") from error
-        return records.decode(record, where=where)
+            raise UserError(
+                f"{location}: expected a record, found {str(error).splitlines()[0]}; copy it again"
+            ) from error
+        return records.decode(record, location=location)
 
 
-def _checked(listed: Any, index: Path) -> dict[str, Any]:
+def _checked(index_content: Any, index: Path) -> dict[str, Any]:
     """Refuses a list that another program wrote, or another version of this one."""
-    version = listed.get("version") if isinstance(listed, dict) else None
+    version = index_content.get("version") if isinstance(index_content, dict) else None
     expected = {"class_names": dict, "labelled_classes": dict, "shards": list}
-    if version != VERSION or not all(isinstance(listed.get(name), kind) for name, kind in expected.items()):
+    if version != VERSION or not all(isinstance(index_content.get(name), kind) for name, kind in expected.items()):
         raise UserError(f"{index}: expected a list of shards of version {VERSION}, found {version}; write them again")
     fields = {"file": str, "samples": int, "bytes": int}
-    for shard in listed["shards"]:
+    for shard in index_content["shards"]:
         if not isinstance(shard, dict) or not all(isinstance(shard.get(name), kind) for name, kind in fields.items()):
             raise UserError(f"{index}: expected {', '.join(fields)} of each shard, found {shard!r}; write them again")
-    return listed
+    return index_content
 
 
-def _opened(files: list[Path], sizes: list[int], index: Path) -> Any:
+def _open_shards(files: list[Path], sizes: list[int], index: Path) -> Any:
     for file, size in zip(files, sizes, strict=True):
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            found = "no such file" if found is None else f"{found} bytes"
-            raise UserError(f"{file}: expected {size} bytes, as {index.name} says, found {found}; copy it again")
+        file_size = file.stat().st_size if file.is_file() else None
+        if file_size != size:
+            file_size = "no such file" if file_size is None else f"{file_size} bytes"
+            raise UserError(f"{file}: expected {size} bytes, as {index.name} says, found {file_size}; copy it again")
     if not files:
         return []
     try:

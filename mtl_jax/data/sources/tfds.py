@@ -70,9 +70,9 @@ class Tfds:
         folder = Path(data_root).expanduser() / data_dir
         self._split = dict(splits or DEFAULT_SPLITS)[split]
         self._data = _open(name, self._split, folder, self._fields)
-        given = {label: tuple(names) for label, names in (classes or {}).items()}
+        class_tables = {label: tuple(names) for label, names in (classes or {}).items()}
         self.class_names = {
-            label: given.get(label) or _names(self._data.dataset_info.features, path)
+            label: class_tables.get(label) or _names(self._data.dataset_info.features, path)
             for label, path in self._fields.items()
             if label != "image"
         }
@@ -97,26 +97,26 @@ class Tfds:
         return content if isinstance(content, bytes) else np.asarray(content).tobytes()
 
     def __getitem__(self, index: int) -> Sample:
-        where = f"{self.name} {self._split} example {index}"
+        location = f"{self.name} {self._split} example {index}"
         example = self._data[index]
-        content = _get(example, self._fields["image"], where)
+        content = _get(example, self._fields["image"], location)
         image = (
-            read_image(content, name=where, grey_bits=self.grey)
+            read_image(content, name=location, grey_bits=self.grey)
             if isinstance(content, bytes)
-            else Decoded(_as_rgb(np.asarray(content), where), 1)
+            else Decoded(_as_rgb(np.asarray(content), location), 1)
         )
         labels: dict[str, Fields] = {}
         for label, path in self._fields.items():
             if label == "segmentation":
-                labels[label] = {"mask": self._mask(_get(example, path, where), image, where)}
+                labels[label] = {"mask": self._mask(_get(example, path, location), image, location)}
             elif label == "detection":
-                stored = image.header.is_turned and self._convention.decided(where, "boxes")
-                labels[label], _ = _boxes(example, path, image.header, stored, where)
+                stored = image.header.is_turned and self._convention.decided(location, "boxes")
+                labels[label], _ = _boxes(example, path, image.header, stored, location)
             elif label != "image":
-                labels[label] = {"label": np.asarray(_get(example, path, where), np.int32)}
+                labels[label] = {"label": np.asarray(_get(example, path, location), np.int32)}
             if label in ("detection", "classification"):
                 least = 0 if label == "detection" else -1  # which is missing
-                _check_classes(labels[label]["label"], least, self.class_names[label], f"{where} {label}")
+                _check_classes(labels[label]["label"], least, self.class_names[label], f"{location} {label}")
         return {"image": image.upright, "labels": labels, "id": f"{self._split}/{index}"}
 
     @functools.cached_property
@@ -125,17 +125,17 @@ class Tfds:
         self._is_read = True
         counts = Counter({"images": len(self)})
         for index in range(len(self)) if "detection" in self._fields else ():
-            where = f"{self.name} {self._split} example {index}"
+            location = f"{self.name} {self._split} example {index}"
             unit = orientation.Header(1, 1, 1)
-            kept, dropped = _boxes(self._data[index], self._fields["detection"], unit, False, where)
-            counts += Counter({"boxes": len(kept["label"]), **dropped})
-            counts["crowds among them"] += int(kept["crowd"].sum())
+            boxes, drop_counts = _boxes(self._data[index], self._fields["detection"], unit, False, location)
+            counts += Counter({"boxes": len(boxes["label"]), **drop_counts})
+            counts["crowds among them"] += int(boxes["crowd"].sum())
         return Reading({name: count for name, count in counts.items() if count}, tuple(self._mask_notes()))
 
     @functools.cached_property
     def _convention(self) -> orientation.Convention:
-        known = {"stored": True, "upright": False}
-        return orientation.Convention(known.get(self._annotated_on))
+        settings = {"stored": True, "upright": False}
+        return orientation.Convention(settings.get(self._annotated_on))
 
     def _mask_notes(self) -> Iterator[str]:
         if self._is_binary:
@@ -149,30 +149,32 @@ class Tfds:
         data = self._data if self._deciding is None else self._deciding()
         path = self._fields["segmentation"]
         values = (_numbers(_get(data[index], path, self.name), self.name) for index in range(len(data)))
-        found = masks.is_binary(values, 2)
-        if found and not self._is_read:
+        is_binary = masks.is_binary(values, 2)
+        if is_binary and not self._is_read:
             warn_once(masks.binary_note(f"{self.name} {self._split} example 0", self.class_names["segmentation"]))
-        return found
+        return is_binary
 
-    def _mask(self, content: Any, image: Decoded, where: str) -> np.ndarray:
-        values = _numbers(content, f"{where} mask")
+    def _mask(self, content: Any, image: Decoded, location: str) -> np.ndarray:
+        values = _numbers(content, f"{location} mask")
         mask = masks.class_indices(
-            values, class_count=self._mask_classes, void=self._void, binary=self._is_binary, name=f"{where} mask"
+            values, class_count=self._mask_classes, void=self._void, binary=self._is_binary, name=f"{location} mask"
         )
         header = image.header
         size_tells = not header.is_turned or header.upright_size != (header.width, header.height)
-        stored = not size_tells and self._convention.decided(where, "masks")
-        return follow_image(mask, image, stored=stored, what="mask", name=where)
+        stored = not size_tells and self._convention.decided(location, "masks")
+        return follow_image(mask, image, stored=stored, noun="mask", name=location)
 
 
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: dict(path) if isinstance(path, Mapping) else path for name, path in fields.items()}
-    if "image" not in plain or set(plain) - FIELDS:
-        raise UserError(f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(plain)}; correct fields")
-    boxes = plain.get("detection", {"boxes": "", "label": ""})
+    field_paths = {name: dict(path) if isinstance(path, Mapping) else path for name, path in fields.items()}
+    if "image" not in field_paths or set(field_paths) - FIELDS:
+        raise UserError(
+            f"expected fields with an image, of {sorted(FIELDS)}, found {sorted(field_paths)}; correct fields"
+        )
+    boxes = field_paths.get("detection", {"boxes": "", "label": ""})
     if not isinstance(boxes, dict) or not {"boxes", "label"} <= set(boxes) <= BOX_FIELDS:
         raise UserError(f"expected fields.detection with boxes, label, perhaps crowd and area, found {boxes}")
-    return plain
+    return field_paths
 
 
 def _open(name: str, split: str, folder: Path, fields: Mapping[str, Any]) -> Any:
@@ -180,8 +182,8 @@ def _open(name: str, split: str, folder: Path, fields: Mapping[str, Any]) -> Any
     library = importlib.import_module("tensorflow_datasets")  # slow to import, and rarely needed
     try:
         builder = library.builder(name, data_dir=folder)
-        encoded = _encoded_fields(library, builder.info.features, fields)
-        return builder.as_data_source(split=split, decoders=encoded)
+        encoded_fields = _encoded_fields(library, builder.info.features, fields)
+        return builder.as_data_source(split=split, decoders=encoded_fields)
     except UserError:
         raise
     except Exception as error:  # TFDS raises many kinds for what is not there
@@ -219,71 +221,73 @@ def _names(features: Any, path: Any) -> tuple[str, ...]:
     return tuple(getattr(feature, "names", None) or ())
 
 
-def _get(example: Any, path: str, where: str) -> Any:
+def _get(example: Any, path: str, location: str) -> Any:
     for step in path.split("/"):
         if not isinstance(example, Mapping) or step not in example:
-            raise UserError(f"{where}: expected a field {path!r}, found no {step!r}; correct fields")
+            raise UserError(f"{location}: expected a field {path!r}, found no {step!r}; correct fields")
         example = example[step]
     return example
 
 
-def _as_rgb(pixels: np.ndarray, where: str) -> np.ndarray:
+def _as_rgb(pixels: np.ndarray, location: str) -> np.ndarray:
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise UserError(
-            f"{where}: expected u8[height, width, 3] or an encoded image, found {pixels.dtype}{pixels.shape}"
+            f"{location}: expected u8[height, width, 3] or an encoded image, found {pixels.dtype}{pixels.shape}"
         )
     return pixels
 
 
-def _check_classes(label: np.ndarray, least: int, names: Sequence[str], where: str) -> None:
-    wrong = label[(label < least) | ((label >= len(names)) & bool(names))]
-    if wrong.size:
+def _check_classes(label: np.ndarray, least: int, names: Sequence[str], location: str) -> None:
+    out_of_range = label[(label < least) | ((label >= len(names)) & bool(names))]
+    if out_of_range.size:
         raise UserError(
-            f"{where}: expected classes {least} to {len(names) - 1}, found {wrong.ravel()[0]}; list every class in the "
-            "stream's options.classes"
+            f"{location}: expected classes {least} to {len(names) - 1}, found {out_of_range.ravel()[0]}; list every "
+            "class in the stream's options.classes"
         )
 
 
-def _numbers(content: Any, where: str) -> np.ndarray:
+def _numbers(content: Any, location: str) -> np.ndarray:
     if isinstance(content, bytes):
-        return mask_values(content, name=where)
+        return mask_values(content, name=location)
     values = np.asarray(content)
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 1):
         raise UserError(
-            f"{where}: expected a mask of one channel, found the shape {list(values.shape)}; prepare the dataset with "
-            "class indices, not colours"
+            f"{location}: expected a mask of one channel, found the shape {list(values.shape)}; prepare the dataset "
+            "with class indices, not colours"
         )
     return (values[:, :, 0] if values.ndim == 3 else values).astype(np.int64)
 
 
 def _boxes(
-    example: Any, paths: Mapping[str, str], image: orientation.Header, stored: bool, where: str
+    example: Any, paths: Mapping[str, str], image: orientation.Header, stored: bool, location: str
 ) -> tuple[Fields, dict[str, int]]:
     """Returns boxes, and how many were left out and why.
 
     TFDS boxes are ymin, xmin, ymax, xmax as fractions of the image; ours are pixels, x first.
     """
     width, height = (image.width, image.height) if stored else image.upright_size
-    fractions = np.asarray(_get(example, paths["boxes"], where), np.float32).reshape(-1, 4)
+    fractions = np.asarray(_get(example, paths["boxes"], location), np.float32).reshape(-1, 4)
     beyond = fractions[(fractions < -SLACK) | (fractions > 1 + SLACK)]
     if beyond.size:
         raise UserError(
-            f"{where}: expected corners of boxes as shares of the image, top, left, bottom, right, from 0 to 1, "
+            f"{location}: expected corners of boxes as shares of the image, top, left, bottom, right, from 0 to 1, "
             f"found {beyond[0]:g}; prepare the dataset with tfds.features.BBoxFeature"
         )
     boxes = fractions[:, [1, 0, 3, 2]].clip(0, 1) * np.array([[width, height, width, height]], np.float32)
-    label = np.asarray(_get(example, paths["label"], where), np.int32).reshape(-1)
-    crowd = np.asarray(_get(example, paths["crowd"], where), bool) if "crowd" in paths else np.zeros(len(label), bool)
+    label = np.asarray(_get(example, paths["label"], location), np.int32).reshape(-1)
+    crowd = (
+        np.asarray(_get(example, paths["crowd"], location), bool) if "crowd" in paths else np.zeros(len(label), bool)
+    )
     sides = boxes[:, 2:] - boxes[:, :2]
-    area = np.asarray(_get(example, paths["area"], where), np.float32) if "area" in paths else sides.prod(axis=1)
+    area = np.asarray(_get(example, paths["area"], location), np.float32) if "area" in paths else sides.prod(axis=1)
     has_area = (sides > 0).all(axis=1)  # False for NaN as well
     rows = np.column_stack([boxes, label, crowd])
     first = np.zeros(len(rows), bool)
     first[np.unique(rows, axis=0, return_index=True)[1]] = True
     keep = has_area & first
-    turned = orientation.turn_boxes(boxes[keep], image) if stored else boxes[keep]
-    kept = {"boxes_xyxy": turned, "label": label[keep], "crowd": crowd[keep], "area": area[keep]}
-    dropped = {"degenerate": int((~has_area).sum()), "listed twice": int((has_area & ~first).sum())}
-    return kept, {f"boxes dropped: {reason}": count for reason, count in dropped.items()}
+    upright_boxes = orientation.turn_boxes(boxes[keep], image) if stored else boxes[keep]
+    boxes_fields = {"boxes_xyxy": upright_boxes, "label": label[keep], "crowd": crowd[keep], "area": area[keep]}
+    drop_counts = {"degenerate": int((~has_area).sum()), "listed twice": int((has_area & ~first).sum())}
+    return boxes_fields, {f"boxes dropped: {reason}": count for reason, count in drop_counts.items()}

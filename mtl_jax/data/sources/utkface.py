@@ -42,21 +42,21 @@ class UTKFace:
         self.grey = GreyBits()
         check_split(split)
         base = Path(data_root).expanduser() / folder
-        index = find_first([base / f"{split}.txt"], what="a UTKFace dataset", data_root=data_root)
+        index = find_first([base / f"{split}.txt"], noun="a UTKFace dataset", data_root=data_root)
         self.folder = base / "UTKFace"
         self._images = ImageFolderIndex(self.folder)
         self.class_names = {"age": (), "gender": GENDERS, "ethnicity": ETHNICITIES}
         names, repeated = read_names(index)
-        read = [(name, parse(name)) for name in names]
-        self._files = [(name, labels) for name, labels in read if labels is not None]
-        self.skipped = len(read) - len(self._files)
+        parsed = [(name, parse(name)) for name in names]
+        self._files = [(name, labels) for name, labels in parsed if labels is not None]
+        self.skipped = len(parsed) - len(self._files)
         if not self._files:
             raise UserError(
                 f"{index}: expected names like 25_0_2_20170116174525125.jpg.chip.jpg (age, gender, ethnicity, date), "
-                f"found none among {len(read)}; use a complete copy"
+                f"found none among {len(parsed)}; use a complete copy"
             )
         if self.skipped:
-            first = next(name for name, labels in read if labels is None)
+            first = next(name for name, labels in parsed if labels is None)
             log.warning("%s: %s, the first %s", index, counted(self.skipped, "names skipped as malformed"), first)
         counts = {"images": len(self._files), "names listed twice": repeated, "names skipped: malformed": self.skipped}
         self.reading = Reading({name: count for name, count in counts.items() if count})
@@ -84,5 +84,5 @@ def parse(name: str) -> tuple[int, int, int] | None:
     if len(fields) != 4 or not all(field.isascii() and field.isdigit() and len(field) < 4 for field in fields[:3]):
         return None
     age, gender, ethnicity = map(int, fields[:3])
-    within = age <= MAX_AGE and gender < len(GENDERS) and ethnicity < len(ETHNICITIES)
-    return (age, gender, ethnicity) if within else None
+    is_valid = age <= MAX_AGE and gender < len(GENDERS) and ethnicity < len(ETHNICITIES)
+    return (age, gender, ethnicity) if is_valid else None

@@ -73,17 +73,17 @@ class VocSegmentation:
         tails = ("", "VOC2012", "VOCdevkit/VOC2012")
         index = find_first(
             [base / tail / "ImageSets/Segmentation" / f"{check_split(split)}.txt" for tail in tails],
-            what="a VOC segmentation dataset",
+            noun="a VOC segmentation dataset",
             data_root=data_root,
         )
         self.folder = index.parents[2]
         self.class_names = {"segmentation": tuple(classes)}
         count = len(self.class_names["segmentation"])
         self.labelled_classes = {"segmentation": tuple(name for name in classes if name not in as_background)}
-        self._hidden = _numbers("as_background", as_background, tuple(classes))
+        self._background_values = _numbers("as_background", as_background, tuple(classes))
         self._void = masks.void_values(void, ignore_label, count)
         self._may_be_binary = void is None and count == 2
-        self._files = _listed(index, self.folder, annotated_on)
+        self._files = _listed_images(index, self.folder, annotated_on)
         if images_with or images_without:
             self._keep(images_with, images_without)
 
@@ -104,7 +104,7 @@ class VocSegmentation:
             binary=self._is_binary,
             stored=self._files.is_stored(image.header, index),
         )
-        mask[np.isin(mask, self._hidden)] = 0
+        mask[np.isin(mask, self._background_values)] = 0
         return {"image": image.upright, "labels": {"segmentation": {"mask": mask}}, "id": self._files.names[index]}
 
     @functools.cached_property
@@ -128,10 +128,10 @@ class VocSegmentation:
             return False
         training = self._files.file.with_name(f"{SPLITS[0]}.txt")
         decides = training if training.exists() else self._files.file
-        found = self._hold_0_and_255(decides)
-        if found and not self._files.is_read:
+        is_binary = self._hold_0_and_255(decides)
+        if is_binary and not self._files.is_read:
             warn_once(self._binary_note())
-        return found
+        return is_binary
 
     def _hold_0_and_255(self, names: Path) -> bool:
         # Both change when files come or go, so that a run looks once at masks that it opens many times.
@@ -163,12 +163,12 @@ class VocSegmentation:
 
     def _palettes(self) -> Iterator[str]:
         """Yields a note where one value has two colours."""
-        seen: tuple[Path, bytes] | None = None
+        first_palette: tuple[Path, bytes] | None = None
         for file in self._files.maps("mask"):
             palette = mask_palette(file)
             if palette is None:
                 continue
-            file_before, before = seen = seen or (file, palette)
+            file_before, before = first_palette = first_palette or (file, palette)
             count = min(len(before), len(palette), 3 * len(self.class_names["segmentation"]))
             if before[:count] != palette[:count]:
                 value = next(i for i in range(count) if before[i] != palette[i]) // 3
@@ -186,7 +186,7 @@ def _numbers(option: str, names: Sequence[str], classes: Sequence[str]) -> list[
     return [classes.index(name) for name in names]
 
 
-def _listed(file: Path, folder: Path, annotated_on: str) -> ListedImages:
+def _listed_images(file: Path, folder: Path, annotated_on: str) -> ListedImages:
     maps = {"mask": folder / "SegmentationClass"}
     return ListedImages(file, images=folder / "JPEGImages", maps=maps, annotated_on=annotated_on)
 
@@ -195,7 +195,7 @@ def _listed(file: Path, folder: Path, annotated_on: str) -> ListedImages:
 def _are_binary(file: Path, folder: Path, changed_ns: tuple[int, ...]) -> bool:
     """Whether the masks of a list hold 0 and 255 alone; `changed_ns` distinguishes states of the folder."""
     del changed_ns
-    files = _listed(file, folder, "auto")
+    files = _listed_images(file, folder, "auto")
     return masks.is_binary(_readable(files.maps("mask")), 2)
 
 
