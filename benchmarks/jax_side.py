@@ -78,7 +78,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         tx=tx,
         ema=False,
         tasks=names,
-        trained=names,
+        trained_tasks=names,
         key=jax.random.key(problem.seed),
     )
     objective = Objective(

@@ -39,12 +39,12 @@ def measure(data_root: Path, *, steps: int) -> list[dict[str, Any]]:
     config.update({"order": (STAGE,), "pretrained": "", "checkpoint_every_seconds": 1e9})
     config.stages[STAGE].eval_every_epochs = 0.0
     settings = reading.complete(resolve(config))
-    parts = experiment.build(settings, data_root=data_root)
-    variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="", offline=True)
+    setup = experiment.build(settings, data_root=data_root)
+    variables = experiment.init_variables(setup, key=jax.random.key(0), pretrained_path="", offline=True)
     learnt = StageResult(variables, memory.nothing(), stages=[], train_seconds=0.0, step=0)
-    stage = stage_plan.plan(settings, parts, 0, learnt)
+    stage = stage_plan.plan(settings, setup, 0, learnt)
     images, (stream,) = sum(stage.batch_sizes.values()), stage.data
-    state, programs, given = stage_setup.prepare(parts, stage, learnt, seed=0)
+    state, programs, given = stage_setup.prepare(setup, stage, learnt, seed=0)
     state, given = devices.copy_everywhere((state, given))
     batches = _placed(pipeline.prefetch(stage.data[stream], threads=settings.loader_threads), stream, stage.batch_sizes)
     one = next(batches)

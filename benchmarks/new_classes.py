@@ -66,7 +66,7 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
     found = {}
     for name, folder in folders.items():
         network = trained.load(folder, data_root=data_root)
-        predict = evaluate.make_predict(network.parts.model, network.parts.tasks)
+        predict = evaluate.make_predict(network.setup.model, network.setup.tasks)
         metrics = {group: judge.tasks["det"].new_metric() for group in groups}
         for batch in experiment.eval_batches(judge, "coco"):
             predictions = jax.device_get(predict(network.variables, batch.image, names=("det",)))["det"]
@@ -75,7 +75,7 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
                     shown = {**target["det"], "labelled": labelled}
                     metrics[group].update(evaluate.example(predictions, index), shown, geometry)
         params = sum(multi_task.parameter_count(network.variables["params"]).values())
-        gflops = evaluate.gigaflops(network.parts.model, network.variables, ("det",), image_size=judge.image_size)
+        gflops = evaluate.gigaflops(network.setup.model, network.variables, ("det",), image_size=judge.image_size)
         figures = {group: metric.compute()["map_50_95"] for group, metric in metrics.items()}
         found[name] = {**figures, "params": params, "gigaflops": gflops or float("nan")}
     return found

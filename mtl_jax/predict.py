@@ -96,7 +96,7 @@ def by_network(
     on_error: Callable[[UserError], None] | None,
 ) -> Iterator[Predicted]:
     """Asks a network that is loaded already; as `predict`."""
-    run = evaluate.make_predict(network.parts.model, network.tasks, flip=flip)
+    run = evaluate.make_predict(network.setup.model, network.tasks, flip=flip)
     views = by_view(network)
     batch_size = min(batch_size, len(images))
     bits = trained.grey_bits(network)
@@ -151,7 +151,7 @@ def by_view(network: trained.Trained) -> dict[experiment.View, list[str]]:
     """Returns the tasks that are shown images alike, and so share a pass, by what they are shown."""
     views: dict[experiment.View, list[str]] = {}
     for name in network.names:
-        views.setdefault(experiment.task_view(network.parts, name), []).append(name)
+        views.setdefault(experiment.task_view(network.setup, name), []).append(name)
     return views
 
 

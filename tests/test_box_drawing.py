@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtl_jax.tasks.box_drawing import MOST_LABELS, Area, Framed, draw, placed
+from mtl_jax.tasks.box_drawing import MOST_LABELS, Area, Framed, draw, place_labels
 
 
 def picture():
@@ -16,7 +16,7 @@ def picture():
 
 def test_a_label_stands_on_its_box_and_where_it_would_leave_the_picture_in_it():
     boxes = [Framed((1.0, 0.0, 20.0, 40.0), "cup 0.90", "C0"), Framed((30.0, 30.0, 60.0, 60.0), "ball", "C1")]
-    inside, above = (area for _, area in placed(picture(), boxes))
+    inside, above = (area for _, area in place_labels(picture(), boxes))
     assert inside.top == 0.0
     assert above.bottom == 30.0
 
@@ -25,7 +25,7 @@ def test_labels_of_crowded_boxes_are_apart_and_within_the_picture():
     generator = np.random.default_rng(0)
     corners = np.sort(generator.uniform(0, 64, (40, 2, 2)), axis=1).reshape(40, 4)
     boxes = [Framed(tuple(box.tolist()), "banana 0.42", "C0") for box in corners]
-    areas = [area for _, area in placed(picture(), boxes)]
+    areas = [area for _, area in place_labels(picture(), boxes)]
     assert len(areas) >= 3
     assert all(area.within(Area(-0.5, -0.5, 63.5, 63.5)) for area in areas)
     assert not any(one.meets(other) for one, other in itertools.combinations(areas, 2))

@@ -175,7 +175,7 @@ def test_some_boxes_are_moved_as_all_of_them_would_be():
     label, valid = jnp.array(generator.integers(0, 2, 40)), jnp.array(generator.random(40) > 0.2)
     some = jnp.array([3, 0, 17, 39])
     voted = boxes.vote(found, score, label, valid, iou_threshold=0.3)
-    moved = boxes.vote(found, score, label, valid, iou_threshold=0.3, moved=(found[some], label[some]))
+    moved = boxes.vote(found, score, label, valid, iou_threshold=0.3, shifted_boxes=(found[some], label[some]))
     np.testing.assert_allclose(moved, voted[some], rtol=1e-6)
     assert float(jnp.abs(moved - found[some]).max()) > 1
 

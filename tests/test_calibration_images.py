@@ -33,9 +33,9 @@ def run_of(root, held_out_percent: float = 0.0):
         config.model.update(MODEL)
         config.tasks.cls = {"kind": "classification", "classes": ("indoors", "outdoors")}
     config.streams.pets = config_lib.stream("image_folder", {"cls": "classification"}, options={"folder": "pets"})
-    parts = experiment.build(config.to_dict(), data_root=root)
+    setup = experiment.build(config.to_dict(), data_root=root)
     settings = config_lib.read_settings(config.to_dict())
-    return Trained(root / "checkpoint", "all", settings, parts, ("cls",), {}, {}, ("all",), {})
+    return Trained(root / "checkpoint", "all", settings, setup, ("cls",), {}, {}, ("all",), {})
 
 
 def brightness(images) -> set[int]:

@@ -78,8 +78,8 @@ def examine(root, *streams, smoke=False, **settings):
         config.streams[stream] = config_lib.stream(source, labels, options=options)
         for task in labels:
             config.tasks[task] = {"kind": KINDS[task], "classes": CLASSES}
-    parts = experiment.build(config.to_dict(), data_root=Path(root))
-    return data_record.examine(parts, **settings)
+    setup = experiment.build(config.to_dict(), data_root=Path(root))
+    return data_record.examine(setup, **settings)
 
 
 def test_the_figures_are_those_of_the_files(tmp_path):

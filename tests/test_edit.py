@@ -67,7 +67,7 @@ def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(p
     assert version["classes"]["cls"] == ["zero", "1", "2"]
     assert "0 renamed zero" in versions_section.section(contract)
     assert "3 removed" in lineage.sentence(contract["lineage"])
-    labels = next(iter(experiment.eval_batches(network.parts, "first_cls"))).targets
+    labels = next(iter(experiment.eval_batches(network.setup, "first_cls"))).targets
     assert {int(target["cls"]["label"]) for target in labels} <= {0, 1, 2, 3}
     assert contract_table.table(contract)
 

@@ -31,9 +31,9 @@ def test_what_has_a_place_in_the_image_is_not_cropped(tiny_backbone, task):
 
 
 def test_a_task_is_shown_images_as_its_stream_says_and_whole_without_one(tiny_backbone):
-    parts = experiment.build(settings(("cls", "tags", "age"), crop=True, image_size=96), data_root=Path())
-    assert experiment.task_view(parts, "age") == (96, True)
-    assert experiment.task_view(parts, "seg") == (parts.image_size, False)
+    setup = experiment.build(settings(("cls", "tags", "age"), crop=True, image_size=96), data_root=Path())
+    assert experiment.task_view(setup, "age") == (96, True)
+    assert experiment.task_view(setup, "seg") == (setup.image_size, False)
 
 
 class Whole:

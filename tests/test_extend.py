@@ -58,10 +58,10 @@ def addition(**stage) -> ConfigDict:
 def outputs(weights, ask=("seg", "cls")) -> dict:
     """Every raw output and every prediction of the old tasks on all validation images."""
     network = trained.load(weights)
-    predict, found = evaluate.make_predict(network.parts.model, network.parts.tasks), {}
-    raw = jax.jit(lambda variables, image: multi_task.eval_raw(network.parts.model, variables, image, tasks=ask)[0])
+    predict, found = evaluate.make_predict(network.setup.model, network.setup.tasks), {}
+    raw = jax.jit(lambda variables, image: multi_task.eval_raw(network.setup.model, variables, image, tasks=ask)[0])
     for stream in ("masks", "single"):
-        for number, batch in enumerate(experiment.eval_batches(network.parts, stream)):
+        for number, batch in enumerate(experiment.eval_batches(network.setup, stream)):
             given, seen = raw(network.variables, batch.image), predict(network.variables, batch.image, names=ask)
             found[stream, number] = jax.device_get({name: (given[name], seen[name]) for name in ("seg", "cls")})
     return found
@@ -70,8 +70,8 @@ def outputs(weights, ask=("seg", "cls")) -> dict:
 def untrained(folder, config) -> trained.Trained:
     """A run that counts as finished, its network as it was drawn."""
     config = config_lib.resolve(config)
-    parts = experiment.build(config, data_root=folder)
-    variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
+    setup = experiment.build(config, data_root=folder)
+    variables = experiment.init_variables(setup, key=jax.random.key(0), pretrained_path="")
     stages = [
         {"name": name, "metrics": {task: {} for task in config.tasks_of(*config.order[: index + 1])}}
         for index, name in enumerate(config.order)
@@ -197,7 +197,7 @@ def test_a_later_stage_that_would_move_an_old_task_is_refused_unless_it_says_so(
 def test_statistics_alone_break_the_guarantee_too(finished):
     config = joined(finished, addition())
     parts = parts_of(finished, config)
-    config = followed(config, "later", old_outputs="", freeze=exactness.held(config, parts, 2))
+    config = followed(config, "later", old_outputs="", freeze=exactness.frozen_patterns(config, parts, 2))
     plan = planned(finished, config, 3)
     moving = [dataclasses.replace(each, train_batch_norm=True) for each in plan.objectives.values()]
     with pytest.raises(UserError, match=r"would change batch_stats/backbone/norm_\d+/mean, which task seg"):
@@ -205,7 +205,7 @@ def test_statistics_alone_break_the_guarantee_too(finished):
 
 
 def parts_of(old, config) -> experiment.Experiment:
-    return experiment.build(config, data_root=old.parts.data_root)
+    return experiment.build(config, data_root=old.setup.data_root)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_other_ways_of_sharing_have_room(finished, tmp_path, model):
     config = joined(old, addition())
     parts = parts_of(old, config)
     growth.require_room(old, parts, exact=True)
-    held = exactness.held(config, parts, 2)
+    held = exactness.frozen_patterns(config, parts, 2)
     free = [path for path in growth.dependence.paths_of(parts.model) if not exactness._is_held(path, held)]
     assert free
     assert not {path for task in old.names for path in growth.dependence.reads_of(parts.model)[task]} & set(free)

@@ -265,8 +265,8 @@ def test_settings_on_the_command_line(settings):
     def read():
         page, overridden, _ = train.parse(arguments)
         config = config_lib.resolve(overrides.load(page, overridden))
-        parts = experiment.build(config, data_root=Path("data"))
-        stage_plan.plan(config, parts, 0, NOTHING_LEARNT)
+        setup = experiment.build(config, data_root=Path("data"))
+        stage_plan.plan(config, setup, 0, NOTHING_LEARNT)
 
     verdict(read, "config", "argument", "flag", "expected", "stream", "task")
 

@@ -119,8 +119,8 @@ def test_a_later_stage_moves_shared_kernels_and_leaves_old_outputs_also_after_a_
     before, after = (tmp_path / "checkpoints" / name for name in ("0-seg", "1-cls"))
     old, new = (checkpoints.load(path, {"variables": None})["variables"] for path in (before, after))
     assert np.abs(new["params"]["head"]["conv_0"]["kernel"] - old["params"]["head"]["conv_0"]["kernel"]).max() > 1e-4
-    parts = experiment.build(config.to_dict(), data_root=tmp_path)
-    raw = jax.jit(functools.partial(multi_task.eval_raw, parts.model, image=training_images(parts), tasks=("seg",)))
+    setup = experiment.build(config.to_dict(), data_root=tmp_path)
+    raw = jax.jit(functools.partial(multi_task.eval_raw, setup.model, image=training_images(setup), tasks=("seg",)))
     np.testing.assert_allclose(raw(new)[0]["seg"], raw(old)[0]["seg"], atol=1e-5)
 
     checkpoints.delete(after)  # what is held now comes from the checkpoint of the first stage
@@ -131,8 +131,8 @@ def test_a_later_stage_moves_shared_kernels_and_leaves_old_outputs_also_after_a_
 
 @pytest.fixture(scope="module")
 def network(tiny_backbone):
-    parts = experiment.build(held_config().to_dict(), data_root=Path())
-    return parts, experiment.abstract_variables(parts)
+    setup = experiment.build(held_config().to_dict(), data_root=Path())
+    return setup, experiment.abstract_variables(setup)
 
 
 @pytest.mark.parametrize(

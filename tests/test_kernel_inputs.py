@@ -43,7 +43,7 @@ def test_a_pass_tells_what_its_tasks_read_of_the_chosen_parameters(tiny_backbone
         return not path.startswith(("head/seg", "head/cls"))
 
     def read(*names):
-        return kernel_inputs.covariances(model, variables, image, tasks=names, chosen=chosen)
+        return kernel_inputs.covariances(model, variables, image, tasks=names, selects=chosen)
 
     found = read("seg")
     assert "head/norm_0_stride_8/scale" in found.others

@@ -88,19 +88,19 @@ def test_a_page_of_today_goes_on_with_a_run_of_then(run, config):
 
 def test_checkpoints_of_then_give_back_what_a_stage_left_and_where_the_next_one_was(run, config):
     config = config_lib.resolve(config)
-    parts = experiment.build(config, data_root=Path())
-    learnt = stage_checkpoints.read(run / "checkpoints" / "0-seg", config, parts)
+    setup = experiment.build(config, data_root=Path())
+    learnt = stage_checkpoints.read(run / "checkpoints" / "0-seg", config, setup)
     (anchor,), buffers, held = (learnt.memory[slot] for slot in ("anchors", "replay", "gpm"))
     assert any(np.any(leaf > 0) for leaf in anchor.importance["head"]["seg"].values())
     assert len(buffers["masks"]) == 2
     assert "seg/outputs" in buffers["masks"][0]["labels"]
     assert "head/conv_0/kernel" in held.bases
 
-    stage = stage_plan.plan(config, parts, 1, learnt)
-    state, _, given = stage_setup.prepare(parts, stage, learnt, seed=config.seed)
+    stage = stage_plan.plan(config, setup, 1, learnt)
+    state, _, given = stage_setup.prepare(setup, stage, learnt, seed=config.seed)
     assert set(given) == {"si", "lwf", "gpm"}
     clock = StageClock(state, done=0, saved=0, started=0.0)
     nobody = dict.fromkeys(("predict", "log", "preemption"))
-    stage_checkpoints.resume(Run(config=config, parts=parts, workdir=run, written=run, data={}, **nobody), stage, clock)
+    stage_checkpoints.resume(Run(config=config, setup=setup, workdir=run, written=run, data={}, **nobody), stage, clock)
     assert clock.done == 2
     assert np.any(clock.state.si_path_integral["head"]["cls"]["kernel"] != 0)

@@ -53,11 +53,11 @@ def page(classes, *, stage: str, tasks=tuple(LABELS), first: bool = False, **set
 def raw_outputs(network: trained.Trained) -> dict[str, np.ndarray]:
     """Raw outputs on the images of the first version."""
     raw = jax.jit(
-        lambda variables, image: multi_task.eval_raw(network.parts.model, variables, image, tasks=tuple(LABELS))[0]
+        lambda variables, image: multi_task.eval_raw(network.setup.model, variables, image, tasks=tuple(LABELS))[0]
     )
     found: dict[str, list] = {task: [] for task in LABELS}
     for task in LABELS:
-        for batch in experiment.eval_batches(network.parts, f"first_{task}"):
+        for batch in experiment.eval_batches(network.setup, f"first_{task}"):
             found[task].append(jax.device_get(raw(network.variables, batch.image))[task])
     return {task: np.concatenate(each) for task, each in found.items()}
 
@@ -91,12 +91,12 @@ def test_a_stage_moves_nothing_that_the_old_classes_read(parent):
     for stage, classes in SESSIONS[1:]:
         config = followed(config, stage, classes)
         stages = (*stages, stage)
-    parts = experiment.build(config, data_root=parent.parts.data_root)
-    growth.require_room(parent, parts, exact=True)
-    known = dependence.reads_of(parent.parts.model)
+    setup = experiment.build(config, data_root=parent.setup.data_root)
+    growth.require_room(parent, setup, exact=True)
+    known = dependence.reads_of(parent.setup.model)
     for index in range(1, len(stages)):
-        held = exactness.held(config, parts, index)
-        free = [path for path in dependence.paths_of(parts.model) if not exactness._is_held(path, held)]
+        held = exactness.frozen_patterns(config, setup, index)
+        free = [path for path in dependence.paths_of(setup.model) if not exactness._is_held(path, held)]
         assert not set(free) & {path for task in LABELS for path in known[task]}
         later = tuple(f"/added_{stage}/" for stage in stages[index:])
         assert all(any(rows in path for rows in later) for path in free)
@@ -119,8 +119,8 @@ def test_a_later_stage_that_would_move_the_rows_of_added_classes_is_refused(pare
     config = joined(parent, page(("4", "5"), stage="more"))
     third = followed(config, "third", ("6",))
     config = dataclasses.replace(third, order=(*third.order, "free"), stages={**third.stages, "free": _moving(third)})
-    parts = experiment.build(config, data_root=parent.parts.data_root)
-    frozen = exactness.patterns_of(parts.model, tuple(LABELS), before=("more", "third"))
+    setup = experiment.build(config, data_root=parent.setup.data_root)
+    frozen = exactness.patterns_of(setup.model, tuple(LABELS), before=("more", "third"))
     objective = losses.Objective(
         streams={"more_cls": ("cls",)},
         groups=(("more_cls",),),
@@ -130,7 +130,7 @@ def test_a_later_stage_that_would_move_the_rows_of_added_classes_is_refused(pare
         train_batch_norm=False,
     )
     with pytest.raises(UserError, match=r"would change params/head/cls/added_more/.*, which task cls .*stage third"):
-        exactness.refuse_moving(config, parts, 3, [objective])
+        exactness.refuse_moving(config, setup, 3, [objective])
 
 
 def _moving(config):

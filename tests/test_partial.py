@@ -313,14 +313,14 @@ def two_halves(**stage):
 def test_a_source_s_classes_may_be_some_of_the_task_s_by_name(tiny_backbone):
     config = two_halves()
     config.streams.low.labelled_classes = {}
-    parts = experiment.build(config_lib.resolve(config), data_root=Path())
+    setup = experiment.build(config_lib.resolve(config), data_root=Path())
     data = replay.ReplayBuffer((), {"segmentation": ("3", "background")})
-    (classes,) = experiment.classes_of(parts, "low", data).values()
+    (classes,) = experiment.classes_of(setup, "low", data).values()
     assert classes.numbers == (4, 0)
     assert np.flatnonzero(classes.labelled).tolist() == [0, 4]
     data = replay.ReplayBuffer((), data.class_names, {"segmentation": ("background",)})
     np.testing.assert_equal(replay.from_tree(replay.to_tree(data)), data)
-    (classes,) = experiment.classes_of(parts, "low", data).values()
+    (classes,) = experiment.classes_of(setup, "low", data).values()
     assert np.flatnonzero(classes.labelled).tolist() == [0]
 
 

@@ -84,15 +84,15 @@ def test_a_share_of_the_exemplars_is_pasted_and_each_index_always_gives_the_same
 @pytest.mark.usefixtures("tiny_backbone")
 def test_a_stage_replays_pasted_objects_where_it_says_so_but_no_stored_outputs_of_them():
     config = tiny_config()
-    parts = experiment.build(config.to_dict(), data_root=Path())
-    masks = experiment.source(parts, "masks", training=True)
+    setup = experiment.build(config.to_dict(), data_root=Path())
+    masks = experiment.source(setup, "masks", training=True)
     kept = {**memory.nothing(), "replay": {"masks": ReplayBuffer((masks[0],), dict(masks.class_names))}}
-    learnt = stage_plan.StageResult(experiment.abstract_variables(parts), kept, [], 0.0, 0)
+    learnt = stage_plan.StageResult(experiment.abstract_variables(setup), kept, [], 0.0, 0)
     config.stages.cls.keep.paste = {"share": 1.0}
-    plan = stage_plan.plan(config_lib.resolve(config), parts, 1, learnt)
+    plan = stage_plan.plan(config_lib.resolve(config), setup, 1, learnt)
     labels = plan.data["masks_replay"][0]["labels"]["seg"]["mask"]
     assert (labels == 255).mean() > 0.5  # all but the digits of one scene
     assert (labels == 0).sum() == 0
     config.stages.cls.keep.der = {"weight": 1.0}
     with pytest.raises(UserError, match=r"config\.stages\.cls\.keep\.der compares .* name one of them"):
-        stage_plan.plan(config_lib.resolve(config), parts, 1, learnt)
+        stage_plan.plan(config_lib.resolve(config), setup, 1, learnt)

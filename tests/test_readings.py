@@ -231,8 +231,8 @@ def test_predicted_masks_and_boxes_lie_on_the_photo_as_viewers_show_it(tmp_path,
         config.model.update(MODEL)
         config.tasks.seg = {"kind": "segmentation", "classes": tuple(f"c{i}" for i in range(300))}
         config.tasks.det = {"kind": "detection", "classes": ("dark", "light")}
-    parts = experiment.build(config.to_dict(), data_root=tmp_path)
-    network = predict.trained.Trained(tmp_path, "all", {}, parts, ("seg", "det"), None)
+    setup = experiment.build(config.to_dict(), data_root=tmp_path)
+    network = predict.trained.Trained(tmp_path, "all", {}, setup, ("seg", "det"), None)
     monkeypatch.setattr(predict.trained, "load", lambda *_, **__: network)
     monkeypatch.setattr(
         predict.evaluate, "make_predict", lambda *_, **__: lambda _, pixels, names: perfect(pixels, names)

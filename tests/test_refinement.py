@@ -27,9 +27,9 @@ def test_the_refined_task_alone_may_move(parent):
     config = refined(parent, page(("0", "1"), stage="again", tasks=("cls",)))
     assert config.tasks == parent.config.tasks
     assert config.stages["again"].old_outputs == "others_exact"
-    parts = experiment.build(config, data_root=parent.parts.data_root)
-    held = exactness.held(config, parts, 1)
-    reads = dependence.reads_of(parts.model)
+    setup = experiment.build(config, data_root=parent.setup.data_root)
+    held = exactness.frozen_patterns(config, setup, 1)
+    reads = dependence.reads_of(setup.model)
     assert all(exactness._is_held(path, held) for path in reads["seg"])
     assert not all(exactness._is_held(path, held) for path in reads["cls"])
     assert exactness.kept_exactly(config, 2) == {"seg": "again"}

@@ -154,21 +154,21 @@ def page() -> Any:
 @pytest.fixture(scope="module")
 def network(tiny_backbone):
     """The experiment of the page as it is right, and the shapes of its network."""
-    parts = experiment.build(config_lib.resolve(page()), data_root=Path("no such folder"))
-    return parts, experiment.abstract_variables(parts)
+    setup = experiment.build(config_lib.resolve(page()), data_root=Path("no such folder"))
+    return setup, experiment.abstract_variables(setup)
 
 
 def plan(config: Any, network: Any) -> None:
     """What a run does before it opens data; the network is made only where it is another."""
-    parts, variables = network
+    setup, variables = network
     settings = reading.complete(config_lib.resolve(config))
     dry_run.check_arguments(settings)
     right = config_lib.resolve(page())
     if (settings.model, settings.tasks) != (right.model, right.tasks):
-        parts = experiment.build(settings, data_root=Path("no such folder"))
-        variables = experiment.abstract_variables(parts)
-    experiment.check_crops(settings.streams, parts.tasks)
-    dry_run.rehearse(settings, parts, variables=variables, data=False)
+        setup = experiment.build(settings, data_root=Path("no such folder"))
+        variables = experiment.abstract_variables(setup)
+    experiment.check_crops(settings.streams, setup.tasks)
+    dry_run.rehearse(settings, setup, variables=variables, data=False)
 
 
 @pytest.mark.parametrize(("section", "changes", "words"), CASES, ids=[words[:60] for _, _, words in CASES])

@@ -247,7 +247,7 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_
 ):
     config = tiny_config()
     config.checkpoint_every_seconds = 0.0
-    finish_step, seen = step_log.finished, []
+    finish_step, seen = step_log.log_step, []
 
     def killed_at_step_six(run, stage, progress, done, images, metrics, **others):
         if done == 6:

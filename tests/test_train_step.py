@@ -103,7 +103,7 @@ def take_steps(
         ema=ema_decay > 0,
         keep_state=keep_state,
         tasks=tuple(TASKS),
-        trained=aim.tasks,
+        trained_tasks=aim.tasks,
         key=jax.random.key(1),
     )
     backward = backward or ("summed" if method == "sum" else "stacked")
@@ -172,7 +172,7 @@ def test_a_batch_leaves_the_heads_that_it_does_not_label_alone_however_they_are_
         aim = objective(streams=streams, stage=StageTasks(own=("seg", "cls")), update=way)
         state = train_step.init_state(
             variables["params"], variables["batch_stats"], balance=plain, tx=tx, ema=False, tasks=tuple(TASKS),
-            trained=aim.tasks, key=jax.random.key(1),
+            trained_tasks=aim.tasks, key=jax.random.key(1),
         )  # fmt: skip
         problem = StepSpec(model, TASKS, aim, plain, "summed")
         step = jax.jit(train_step.make_train_step(problem, tx=tx, schedule=schedule, clip_norm=1.0))

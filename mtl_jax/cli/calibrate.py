@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     compilation.enable_cache()
     root = Path(options.data_root).expanduser() if options.data_root else None
     network = trained.load(options.weights, data_root=root)
-    parts, tasks = network.parts, network.parts.tasks
+    parts, tasks = network.setup, network.setup.tasks
     predict = calibrate.make_scores(parts.model, tasks)
     if not parts.held_out_percent:
         print(

@@ -127,11 +127,11 @@ def _pack(config: Any, options: argparse.Namespace) -> int:
 
     if options.shard_mb < 1:
         raise UserError(f"--shard_mb: expected at least 1, found {options.shard_mb}")
-    parts = experiment.build(reading.complete(config_lib.resolve(config)), data_root=options.data_root)
-    for stream in parts.used_streams:
+    setup = experiment.build(reading.complete(config_lib.resolve(config)), data_root=options.data_root)
+    for stream in setup.used_streams:
         folder = Path(options.shards) / stream
         for split, training in (("train", True), ("val", False)):
-            source = experiment.source(parts, stream, training=training)
+            source = experiment.source(setup, stream, training=training)
             place, size = options.data_root / folder, options.shard_mb * 2**20
             names = shards.write(source, place, split=split, shard_bytes=size)
             print(f"{place}: {len(source)} samples of {split} in {len(names)} files")

@@ -140,7 +140,7 @@ class GPM(Method):
 
         def read(stream: str) -> Callable[..., kernel_inputs.Read]:
             own = tuple(stage.stream_tasks(stream))
-            return functools.partial(kernel_inputs.covariances, stage.model, tasks=own, chosen=chosen)
+            return functools.partial(kernel_inputs.covariances, stage.model, tasks=own, selects=chosen)
 
         return {stream: read(stream) for stream in stage.streams}
 

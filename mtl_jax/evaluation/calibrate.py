@@ -48,21 +48,21 @@ def _scored(task: Task, raw: Array, shape: tuple[int, ...]) -> dict[str, Array]:
 
 
 def observe(
-    predict: Predict, parts: Experiment, variables: PyTree, names: Iterable[str], *, held_out: bool
+    predict: Predict, setup: Experiment, variables: PyTree, names: Iterable[str], *, held_out: bool
 ) -> dict[str, Observed]:
     """Returns what tasks score, right and wrong, on the images of the streams that they are measured on.
 
     Args:
         predict: from `make_scores`.
-        parts: the experiment.
+        setup: the experiment.
         variables: of the network.
         names: of the tasks; kinds without scores are left out.
         held_out: the training images that no step has seen (all where none are held out); else validation images.
     """
     found: dict[str, list[Observed | None]] = {}
-    for stream, tasks in experiment.measured_streams(parts, names).items():
+    for stream, tasks in experiment.measured_streams(setup, names).items():
         asked = {name: task for name, task in tasks.items() if task.kind in scores.OBSERVE}
-        for batch in experiment.eval_batches(parts, stream, held_out=held_out) if asked else ():
+        for batch in experiment.eval_batches(setup, stream, held_out=held_out) if asked else ():
             predictions = jax.device_get(predict(variables, batch.image, names=tuple(asked)))
             for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):
                 for name, task in asked.items():

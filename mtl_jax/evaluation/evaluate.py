@@ -66,7 +66,7 @@ def evaluate(
 
 
 def measured(
-    parts: experiment.Experiment,
+    setup: experiment.Experiment,
     predict: Predict,
     variables: PyTree,
     tasks: Iterable[str],
@@ -76,7 +76,7 @@ def measured(
     """Runs the network over the validation images of every stream that tasks are measured on.
 
     Args:
-        parts: of the experiment.
+        setup: of the experiment.
         predict: from `make_predict`.
         variables: of the network.
         tasks: names of those that are computed, together where a stream labels several.
@@ -89,9 +89,9 @@ def measured(
     needed = set(asked if wanted is None else wanted)
     from mtl_jax import experiment  # reads images, with libraries that a network alone does not need
 
-    for stream, together in experiment.measured_streams(parts, asked).items():
+    for stream, together in experiment.measured_streams(setup, asked).items():
         if needed & set(together):
-            batches = experiment.eval_batches(parts, stream)
+            batches = experiment.eval_batches(setup, stream)
             found |= filled(predict, variables, batches, together, before=found)
     return found
 

@@ -36,7 +36,7 @@ def run(weights: str | Path, *, tasks: str = "all", data_root: str = "", flip: b
         CheckpointError: no checkpoint at `weights`.
     """
     network = trained.load(weights, tasks=tasks, data_root=Path(data_root).expanduser() if data_root else None)
-    parts, names = network.parts, network.names
+    parts, names = network.setup, network.names
     predict = evaluate.make_predict(parts.model, parts.tasks, flip=flip)
     measured = evaluate.measured(parts, predict, network.variables, names)
     first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
@@ -70,7 +70,7 @@ def _as_trained(network: trained.Trained, streams: Sequence[str]) -> dict[str, b
     """Whether the validation images of streams are those that training saw; None where it kept nothing of them."""
     known = [stream for stream in streams if "val" in network.data.get(stream, {})]
     most = network.config.survey_images
-    now = data_record.validation_digests(network.parts, known, most=most, cache=data_record.cache_folder())
+    now = data_record.validation_digests(network.setup, known, most=most, cache=data_record.cache_folder())
     changed = data_changes.others(network.data, now, "val")
     return {stream: stream not in changed if stream in known else None for stream in streams}
 

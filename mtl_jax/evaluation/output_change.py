@@ -15,22 +15,22 @@ from mtl_jax.models import multi_task
 
 
 def largest(
-    parts: experiment.Experiment, before: PyTree, after: PyTree, tasks: Iterable[str], *, stages: Collection[str]
+    setup: experiment.Experiment, before: PyTree, after: PyTree, tasks: Iterable[str], *, stages: Collection[str]
 ) -> dict[str, float]:
     """Returns each task's largest absolute difference of a raw output; 0.0 where no bit has changed.
 
     Args:
-        parts: of the experiment, whose network both variables are of.
+        setup: of the experiment, whose network both variables are of.
         before: variables of the earlier version.
         after: variables of now.
         tasks: to compare, each on the validation images that it is measured on.
         stages: of the earlier version: the classes that others have added are left out.
     """
-    raw = functools.partial(jax.jit(_raw, static_argnums=(0, 3)), parts.model)
+    raw = functools.partial(jax.jit(_raw, static_argnums=(0, 3)), setup.model)
     changes: dict[str, float] = {}
-    for stream, asked in experiment.measured_streams(parts, tasks).items():
+    for stream, asked in experiment.measured_streams(setup, tasks).items():
         channels = {name: task.channels_after(stages) for name, task in asked.items()}
-        for task, change in _of_stream(raw, experiment.eval_batches(parts, stream), before, after, channels).items():
+        for task, change in _of_stream(raw, experiment.eval_batches(setup, stream), before, after, channels).items():
             changes[task] = max(changes.get(task, 0.0), change)
     return changes
 

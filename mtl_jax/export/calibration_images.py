@@ -34,7 +34,7 @@ def of_run(network: Trained, view: View, *, count: int = IMAGES) -> list[np.ndar
     Raises:
         UserError: a dataset is not there, or all of its training images are validation images.
     """
-    parts, reported = network.parts, _reported(network)
+    parts, reported = network.setup, _reported(network)
     streams = [name for name in parts.used_streams if set(parts.streams[name].labels) & set(network.names)]
     found = []
     for stream in streams:
@@ -90,9 +90,9 @@ def spread(length: int, most: int) -> list[int]:
 def _reported(network: Trained) -> set[str]:
     """Digests of the run's validation images, as far as they are there: on others no figure is reported."""
     found = set()
-    for stream in network.parts.used_streams:
+    for stream in network.setup.used_streams:
         with contextlib.suppress(UserError):
-            found |= data_record.validation_images(network.parts, [stream], cache=data_record.cache_folder())
+            found |= data_record.validation_images(network.setup, [stream], cache=data_record.cache_folder())
     return found
 
 

@@ -27,8 +27,8 @@ def figures(network: Trained, check: Run, view: View) -> dict[str, float]:
         UserError: a dataset is not there.
     """
     shown = {"image_size": view.image_size, "crop": view.crop}
-    streams = {name: dataclasses.replace(each, **shown) for name, each in network.parts.streams.items()}
-    parts = dataclasses.replace(network.parts, streams=streams)
+    streams = {name: dataclasses.replace(each, **shown) for name, each in network.setup.streams.items()}
+    parts = dataclasses.replace(network.setup, streams=streams)
     decode = jax.jit(lambda outputs: {name: network.tasks[name].decode(each) for name, each in outputs.items()})
 
     def predict(variables: None, image: np.ndarray, names: tuple[str, ...]) -> Any:

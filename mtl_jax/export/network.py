@@ -55,7 +55,7 @@ def answers(network: Trained, form: Form | None = None, *, with_outputs: bool = 
         with_outputs: also return "<task>/outputs", which the rest is decoded from.
     """
     decode = (form or Form()).decode
-    return answers_of(network.parts.model, network.tasks, network.variables, decode, with_outputs=with_outputs)
+    return answers_of(network.setup.model, network.tasks, network.variables, decode, with_outputs=with_outputs)
 
 
 def answers_of(
@@ -104,8 +104,8 @@ def _decoding(task: Task, decode: str) -> tuple[Callable[[Array], dict[str, Arra
 
 def input_view(network: Trained) -> View:
     """Returns how images are shown to the exported function: as the tasks were validated, where they agree."""
-    views = {experiment.task_view(network.parts, name) for name in network.names}
-    return views.pop() if len(views) == 1 else View(network.parts.image_size, crop=False)
+    views = {experiment.task_view(network.setup, name) for name in network.names}
+    return views.pop() if len(views) == 1 else View(network.setup.image_size, crop=False)
 
 
 def input_shape(*, image_size: int, batch_size: int) -> jax.ShapeDtypeStruct:
@@ -157,6 +157,6 @@ def _described(network: Trained, name: str, shapes: Mapping[str, Any], decode: s
         "kind": task.kind,
         "classes": list(task.classes),
         **calibration.to_tree({name: network.calibration.get(name, calibration.Calibration())})[name],
-        "validated_on": str(experiment.task_view(network.parts, name)),
+        "validated_on": str(experiment.task_view(network.setup, name)),
         "outputs": found,
     }

@@ -229,7 +229,7 @@ def _warm_start(old: Trained, config: Mapping[str, Any], stage: Mapping[str, Any
     if not own:  # classes of old tasks, which have their own
         return ""
     kinds = {config["tasks"][task]["kind"] for task in own}
-    places = [path.split("/")[1:] for path in dependence.paths_of(old.parts.model) if path.startswith("params/")]
+    places = [path.split("/")[1:] for path in dependence.paths_of(old.setup.model) if path.startswith("params/")]
     owners = {owner_of(tuple(place), old.names) for place in places if place[-3:-2] != ["head"]}
     having = [task for task in old.names if task in owners]
     return next((task for task in having if config["tasks"][task]["kind"] in kinds), having[-1] if having else "")

@@ -104,19 +104,19 @@ def _begin(
     old: Trained, workdir: Path, config: RunSettings, task: str, rename: Mapping[str, str], remove: Sequence[str]
 ) -> None:
     """Makes the new work directory: the old run's stages under the new settings, then the lineage."""
-    parts = experiment.build(config, data_root=old.parts.data_root)
-    figures = _measured(old, parts, task) if remove else {}
+    setup = experiment.build(config, data_root=old.setup.data_root)
+    figures = _measured(old, setup, task) if remove else {}
     with run_record.locked(workdir):
         growth.copy_stages(old, workdir, old.variables, config, figures=figures)
         additions.copy_metrics(old.path.parent.parent, workdir)
         before = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
         said = {task: {"renamed": dict(rename), "removed": list(remove)}}
-        version = lineage.entry(workdir, (), lineage.classes_of(parts.tasks), edited=said)
+        version = lineage.entry(workdir, (), lineage.classes_of(setup.tasks), edited=said)
         lineage.write(workdir, old.path, [*before["versions"], version])
 
 
-def _measured(old: Trained, parts: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
+def _measured(old: Trained, setup: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
     """The task's figures of the classes that are left."""
-    predict = evaluate.make_predict(parts.model, parts.tasks)
-    found = evaluate.measured(parts, predict, old.variables, (task,))
+    predict = evaluate.make_predict(setup.model, setup.tasks)
+    found = evaluate.measured(setup, predict, old.variables, (task,))
     return {name: metric.compute() for name, metric in found.items()}

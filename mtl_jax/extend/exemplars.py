@@ -86,7 +86,7 @@ def chosen(config: Mapping[str, Any], old: Trained, grown: Iterable[str]) -> dic
         count = config["stages"][stage]["keep"].get("replay", {}).get("images", 0)
         if not count:
             continue
-        source = experiment.source(old.parts, stream, training=True)
+        source = experiment.source(old.setup, stream, training=True)
         generator = np.random.default_rng([config["seed"], number])
         candidates = generator.permutation(len(source))[: replay.CANDIDATES]
         buffer = replay.fill(

@@ -22,19 +22,19 @@ from mtl_jax.workdir import checkpoints, files
 from mtl_jax.workdir.trained import Trained
 
 
-def require_room(parent: Trained, parts: experiment.Experiment, *, exact: bool) -> None:
+def require_room(parent: Trained, setup: experiment.Experiment, *, exact: bool) -> None:
     """Checks that a network can take in new tasks and leave the old ones what they read.
 
     Args:
         parent: the trained network.
-        parts: of the larger one.
+        setup: of the larger one.
         exact: whether old tasks must read nothing that is new.
 
     Raises:
         UserError: names what an old task would read, or what has another shape.
     """
     way = f"the network of {parent.path} (model.sharing={parent.config.model.sharing!r})"
-    shapes = {path_of(path): leaf.shape for path, leaf in _leaves(experiment.abstract_variables(parts))}
+    shapes = {path_of(path): leaf.shape for path, leaf in _leaves(experiment.abstract_variables(setup))}
     for path, leaf in _leaves(parent.variables):
         if shapes.get(path_of(path)) != leaf.shape:
             raise UserError(
@@ -43,9 +43,9 @@ def require_room(parent: Trained, parts: experiment.Experiment, *, exact: bool) 
             )
     if not exact:
         return
-    before, later = dependence.reads_of(parent.parts.model), tuple(parts.stage_streams)[len(parent.stages) :]
+    before, later = dependence.reads_of(parent.setup.model), tuple(setup.stage_streams)[len(parent.stages) :]
     for task in parent.names:
-        now = exactness.reads_before(parts.model, task, later)
+        now = exactness.reads_before(setup.model, task, later)
         fresh = [path for path in now if path not in before[task]]
         if fresh:
             raise UserError(
@@ -65,23 +65,23 @@ def grown(variables: PyTree, fresh: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: old.get(path_of(path), np.asarray(leaf)), fresh)
 
 
-def fresh_variables(parent: Trained, parts: experiment.Experiment, config: RunSettings) -> PyTree:
+def fresh_variables(parent: Trained, setup: experiment.Experiment, config: RunSettings) -> PyTree:
     """Returns untrained variables of the larger network, with published features where a new part has such.
 
     Args:
         parent: the trained network.
-        parts: of the larger one.
+        setup: of the larger one.
         config: of the larger one.
 
     Raises:
         UserError: the file of features is gone.
     """
     old = {path_of(path) for path, _ in _leaves(parent.variables)}
-    added = [path_of(path) for path, _ in _leaves(experiment.abstract_variables(parts)) if path_of(path) not in old]
+    added = [path_of(path) for path, _ in _leaves(experiment.abstract_variables(setup)) if path_of(path) not in old]
     features = config.pretrained if any("backbone" in path.split("/") for path in added) else ""
     # Not the run's own key, from which the old tasks' parts were drawn: theirs and the new ones' would be alike.
     key = jax.random.fold_in(jax.random.key(config.seed), len(parent.config.tasks))
-    return jax.device_get(experiment.init_variables(parts, key=key, pretrained_path=features, offline=config.offline))
+    return jax.device_get(experiment.init_variables(setup, key=key, pretrained_path=features, offline=config.offline))
 
 
 def copy_stages(
@@ -106,7 +106,7 @@ def copy_stages(
     Raises:
         CheckpointError: a stage cannot be read, or not be written.
     """
-    abstract = experiment.abstract_variables(parent.parts)
+    abstract = experiment.abstract_variables(parent.setup)
     last = checkpoints.read_metadata(parent.path)["stages"]
     earlier = {stage.index: stage.path for stage in checkpoints.stages(parent.path.parent.parent)}
     for index in range(len(last)):

@@ -118,14 +118,14 @@ def _begin(old: trained.Trained, workdir: Path, config: RunSettings, keep: str, 
     """Makes the new work directory: the old run's stages, then the lineage, which says that they are complete."""
     if (workdir / run_record.RECORD).exists():
         raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
-    parts = experiment.build(config, data_root=old.parts.data_root)
-    growth.require_room(old, parts, exact=exact)
+    setup = experiment.build(config, data_root=old.setup.data_root)
+    growth.require_room(old, setup, exact=exact)
     with run_record.locked(workdir):
-        grown = [name for name, task in old.tasks.items() if len(parts.tasks[name].classes) > len(task.classes)]
+        grown = [name for name, task in old.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)]
         kept = exemplars.chosen(config.to_dict(), old, grown) if per_class else {}
-        growth.copy_stages(old, workdir, growth.fresh_variables(old, parts, config), config, exemplars=kept)
+        growth.copy_stages(old, workdir, growth.fresh_variables(old, setup, config), config, exemplars=kept)
         additions.copy_metrics(old.path.parent.parent, workdir)
         added = config.order[len(old.stages) :]
-        classes = lineage.classes_of(parts.tasks)
+        classes = lineage.classes_of(setup.tasks)
         before = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
         lineage.write(workdir, old.path, [*before["versions"], lineage.entry(workdir, added, classes, keep=keep)])

@@ -79,7 +79,7 @@ def affine(
     if compiled(x):
         y: Any = _compiled_affine(activation, _cells(x), factor, shift)
         return y.reshape(x.shape)
-    factor, shift = (jnp.expand_dims(each, tuple(range(x.ndim - 1))) for each in (factor, shift))
+    factor, shift = (jnp.expand_dims(cells, tuple(range(x.ndim - 1))) for cells in (factor, shift))
     return VALUES[activation](x.astype(jnp.float32) * factor + shift).astype(x.dtype)
 
 
@@ -105,8 +105,8 @@ def _compiled_affine(activation: str, x: Cells, factor: Channels, shift: Channel
     return _call("norm_apply", activation, x.shape[1:], x, jnp.stack([factor, shift]))
 
 
-def _affine_backward(activation: str, saved: tuple[Array, ...], g: Cells) -> tuple[Array, Array, Array]:
-    x, factor, shift = saved
+def _affine_backward(activation: str, residuals: tuple[Array, ...], g: Cells) -> tuple[Array, Array, Array]:
+    x, factor, shift = residuals
     zero = jnp.zeros_like(factor)
     dz_sum, dz_x_sum = _gradient_sums(activation, x, g, factor, shift)
     coefficients = jnp.stack([factor, shift, factor, zero, zero])
@@ -141,9 +141,9 @@ def _by_batch_forward(settings: tuple[float, str], x: Cells, scale: Channels, bi
     return (y, mean, variance), (x, scale, bias, mean, variance)
 
 
-def _by_batch_backward(settings: tuple[float, str], saved: tuple[Array, ...], cotangents: tuple[Array, ...]):
+def _by_batch_backward(settings: tuple[float, str], residuals: tuple[Array, ...], cotangents: tuple[Array, ...]):
     epsilon, activation = settings
-    x, scale, bias, mean, variance = saved
+    x, scale, bias, mean, variance = residuals
     g, count = cotangents[0], x.shape[0] * x.shape[1]
     inverse = jax.lax.rsqrt(variance + epsilon)
     factor = scale * inverse

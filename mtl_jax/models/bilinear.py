@@ -41,15 +41,18 @@ def bilinear(run: Run) -> Callable[[Any, Array, Array], Array]:
 
     forward.defvjp(
         lambda geometry, x, kernel: (forward(geometry, x, kernel), (x, kernel)),
-        lambda geometry, saved, g: (input_gradient(geometry, g, saved[1]), kernel_gradient(geometry, saved[0], g)),
+        lambda geometry, residuals, g: (
+            input_gradient(geometry, g, residuals[1]),
+            kernel_gradient(geometry, residuals[0], g),
+        ),
     )
     input_gradient.defvjp(
         lambda geometry, cotangent, kernel: (input_gradient(geometry, cotangent, kernel), (cotangent, kernel)),
-        lambda geometry, saved, g: (forward(geometry, g, saved[1]), kernel_gradient(geometry, g, saved[0])),
+        lambda geometry, residuals, g: (forward(geometry, g, residuals[1]), kernel_gradient(geometry, g, residuals[0])),
     )
     kernel_gradient.defvjp(
         lambda geometry, x, cotangent: (kernel_gradient(geometry, x, cotangent), (x, cotangent)),
-        lambda geometry, saved, g: (input_gradient(geometry, saved[1], g), forward(geometry, saved[0], g)),
+        lambda geometry, residuals, g: (input_gradient(geometry, residuals[1], g), forward(geometry, residuals[0], g)),
     )
     differentiable: Any = forward  # custom_vjp is not typed
     return differentiable

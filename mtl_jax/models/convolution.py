@@ -95,11 +95,11 @@ def _compiled(first: Array, second: Array, channels: tuple[int, int]) -> bool:
     return fits and single and jax.default_backend() == "cpu" and cpu_kernels.in_use()
 
 
-def _run_pointwise(part: Part, geometry: Any, first: Array, second: Array) -> Array:
+def _run_pointwise(pass_name: Part, geometry: Any, first: Array, second: Array) -> Array:
     del geometry
-    if part == "forward":
+    if pass_name == "forward":
         return jnp.einsum("bhwi,io->bhwo", first, second)
-    if part == "input_gradient":
+    if pass_name == "input_gradient":
         return jnp.einsum("bhwo,io->bhwi", first, second)
     batch, height, width, channels = first.shape
     cells, features = height * width, second.shape[-1]
@@ -110,13 +110,13 @@ def _run_pointwise(part: Part, geometry: Any, first: Array, second: Array) -> Ar
     return _over_examples(cpu_kernels.call(kernel, *flat))
 
 
-def _run_winograd(part: Part, geometry: Any, first: Array, second: Array) -> Array:
+def _run_winograd(pass_name: Part, geometry: Any, first: Array, second: Array) -> Array:
     del geometry
-    if part == "kernel_gradient":
+    if pass_name == "kernel_gradient":
         shape = (3, 3, first.shape[-1], second.shape[-1])
         kernel = cpu_kernels.Kernel("winograd_kernel_gradient", shape, (True, True))
         return _over_examples(cpu_kernels.call(kernel, first, second))
-    if part == "input_gradient":
+    if pass_name == "input_gradient":
         second = second[::-1, ::-1].swapaxes(2, 3)  # the transposed sum is a sum with the flipped kernel
     shape = (*first.shape[1:3], second.shape[-1])
     call = cpu_kernels.Kernel("winograd_forward", shape, (True, False))
@@ -130,10 +130,10 @@ def winograd_kernel(kernel: Float[Array, "3 3 channels features"]) -> Float[Arra
     return (transform @ kernel.reshape(9, channels * features)).reshape(36, channels, features)
 
 
-def _over_examples(parts: Array) -> Array:
+def _over_examples(per_example: Array) -> Array:
     """Adds up the examples' gradients, as a product with ones: XLA's CPU backend sums over a leading axis slowly."""
-    flat = parts.reshape(parts.shape[0], -1)
-    return (jnp.ones((1, parts.shape[0])) @ flat).reshape(parts.shape[1:])
+    flat = per_example.reshape(per_example.shape[0], -1)
+    return (jnp.ones((1, per_example.shape[0])) @ flat).reshape(per_example.shape[1:])
 
 
 _pointwise = bilinear(_run_pointwise)

@@ -54,8 +54,8 @@ def readers_of(model: Network, variables: PyTree) -> dict[tuple, tuple[str, ...]
         model: The network.
         variables: {"params", "batch_stats"}, or their shapes.
     """
-    found = _readers(model, variables)
-    return {path[1:]: tasks for path, tasks in found.items() if path[0].key == "params"}
+    readers = _readers(model, variables)
+    return {path[1:]: tasks for path, tasks in readers.items() if path[0].key == "params"}
 
 
 def _once_a_network(function: Callable[[Network], T]) -> Callable[[Network], T]:
@@ -94,7 +94,7 @@ def _readers(model: Network, variables: PyTree) -> dict[tuple, tuple[str, ...]]:
     """As `readers_of`, of all variables: a path begins with the collection's name."""
     image = jax.ShapeDtypeStruct((1, multi_task.INIT_IMAGE_SIZE, multi_task.INIT_IMAGE_SIZE, 3), jnp.float32)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
-    found: dict[tuple, tuple[str, ...]] = dict.fromkeys(paths, ())
+    readers: dict[tuple, tuple[str, ...]] = dict.fromkeys(paths, ())
     for task in model.tasks:
 
         def outputs(variables: PyTree, x: Any, name: str = task.name) -> Any:
@@ -104,8 +104,8 @@ def _readers(model: Network, variables: PyTree) -> dict[tuple, tuple[str, ...]]:
         needed = _needed(jaxpr)
         for path, variable in zip(paths, jaxpr.invars, strict=False):  # the variables come before the image
             if variable in needed:
-                found[path] += (task.name,)
-    return found
+                readers[path] += (task.name,)
+    return readers
 
 
 def _needed(jaxpr: Any) -> set[Any]:

@@ -58,22 +58,22 @@ def depthwise_conv(
     return _forward(window, x, kernel.astype(x.dtype))
 
 
-def _run(part: Part, window: Window, first: Array, second: Array) -> Array:
+def _run(pass_name: Part, window: Window, first: Array, second: Array) -> Array:
     """Chooses the form. A window that was not compiled is summed tap by tap, even where the compiled form is forced."""
     on_cpu = jax.default_backend() == "cpu"
-    wanted = _traced_form.get() or os.environ.get("MTL_JAX_DEPTHWISE") or "auto"
-    if wanted not in ("auto", *FORMS):
+    form = _traced_form.get() or os.environ.get("MTL_JAX_DEPTHWISE") or "auto"
+    if form not in ("auto", *FORMS):
         expected = ", ".join(("auto", *FORMS))
-        raise UserError(f"MTL_JAX_DEPTHWISE: expected one of {expected}, found {wanted!r}; unset it or choose one")
-    if wanted == "compiled" and not (on_cpu and cpu_kernels.in_use()):
+        raise UserError(f"MTL_JAX_DEPTHWISE: expected one of {expected}, found {form!r}; unset it or choose one")
+    if form == "compiled" and not (on_cpu and cpu_kernels.in_use()):
         raise UserError(
             "MTL_JAX_DEPTHWISE=compiled: expected a CPU and a working C++ compiler, found none; "
             "install g++ or unset the variable"
         )
-    if wanted in ("auto", "compiled"):
+    if form in ("auto", "compiled"):
         compiled = on_cpu and depthwise_cpu.supports(window, first.dtype) and cpu_kernels.in_use()
-        wanted = "compiled" if compiled else "shifted" if on_cpu else "grouped"
-    return FORMS[wanted](part, window, first, second)
+        form = "compiled" if compiled else "shifted" if on_cpu else "grouped"
+    return FORMS[form](pass_name, window, first, second)
 
 
 _forward = bilinear(_run)

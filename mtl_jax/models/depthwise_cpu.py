@@ -16,22 +16,22 @@ def supports(window: Window, dtype: jnp.dtype) -> bool:
     return square and window.stride * window.dilation in (1, 2) and dtype != jnp.float64
 
 
-def run(part: Part, window: Window, first: Array, second: Array) -> Array:
+def run(pass_name: Part, window: Window, first: Array, second: Array) -> Array:
     """Computes one of the three sums in float32, whatever the floating-point type of its inputs."""
     channels = first.shape[-1]
     pad = [(0, 0)] * 3 + [(0, -channels % cpu_kernels.LANES)]
     a, b = (jnp.pad(array.astype(jnp.float32), pad) for array in (first, second))
     sizes = {"forward": window.output_size, "input_gradient": window.size, "kernel_gradient": window.kernel_size}
-    shape = (*sizes[part], a.shape[-1])
-    if part == "input_gradient" and window.stride == 1:
-        part, b = "forward", b[::-1, ::-1]  # the transposed sum of a symmetric window is a sum again
+    shape = (*sizes[pass_name], a.shape[-1])
+    if pass_name == "input_gradient" and window.stride == 1:
+        pass_name, b = "forward", b[::-1, ::-1]  # the transposed sum of a symmetric window is a sum again
     kernel = cpu_kernels.Kernel(
-        f"depthwise_{part}",
+        f"depthwise_{pass_name}",
         shape,
-        (True, part == "kernel_gradient"),
+        (True, pass_name == "kernel_gradient"),
         (("kernel_size", window.kernel_size[0]), ("stride", window.stride), ("dilation", window.dilation)),
     )
     result = cpu_kernels.call(kernel, a, b)[..., :channels]
-    if part == "kernel_gradient":  # one for each example: sharded or mapped batches stay apart until here
+    if pass_name == "kernel_gradient":  # one for each example: sharded or mapped batches stay apart until here
         result = result.sum(axis=0)[:, :, None, :]
     return result.astype(first.dtype)

@@ -35,7 +35,7 @@ class Window(NamedTuple):
         return height, width
 
 
-def grouped(part: Part, window: Window, first: Array, second: Array) -> Array:
+def grouped(pass_name: Part, window: Window, first: Array, second: Array) -> Array:
     """Computes one of the three sums as XLA's grouped convolution, the quick form on accelerators."""
     (pad_h, pad_w), channels = window.padding, first.shape[-1]
 
@@ -50,20 +50,20 @@ def grouped(part: Part, window: Window, first: Array, second: Array) -> Array:
             feature_group_count=channels,
         )
 
-    if part == "forward":
+    if pass_name == "forward":
         return convolve(first, second)
-    if part == "input_gradient":
+    if pass_name == "input_gradient":
         x = jax.ShapeDtypeStruct((first.shape[0], *window.size, channels), first.dtype)
         return jax.linear_transpose(lambda x: convolve(x, second), x)(first)[0]
     kernel = jax.ShapeDtypeStruct((*window.kernel_size, 1, channels), first.dtype)
     return jax.linear_transpose(lambda kernel: convolve(first, kernel), kernel)(second)[0]
 
 
-def shifted(part: Part, window: Window, first: Array, second: Array) -> Array:
+def shifted(pass_name: Part, window: Window, first: Array, second: Array) -> Array:
     """Computes one of the three sums tap by tap: XLA's CPU backend runs grouped convolutions 20 times slower."""
-    if part == "forward":
+    if pass_name == "forward":
         return _shifted_forward(window, first, second)
-    if part == "input_gradient":
+    if pass_name == "input_gradient":
         return _shifted_input_gradient(window, first, second)
     return _shifted_kernel_gradient(window, first, second)
 

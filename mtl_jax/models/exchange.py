@@ -29,16 +29,18 @@ class CrossTaskAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width _"], asked: tuple[str, ...]
+        self, x: Float[Array, "batch height width _"], task_names: tuple[str, ...]
     ) -> dict[str, Float[Array, "batch height width channels"]]:
         """Returns {task: features} of one level for the asked tasks."""
         names = [task.name for task in self.tasks]
-        own = {name: jax.nn.relu(self._dense(f"own_{name}")(x)) for name in names}
+        projections = {name: jax.nn.relu(self._dense(f"own_{name}")(x)) for name in names}
         attended = {}
-        for name in asked:
-            gate = jax.nn.sigmoid(self._dense(f"gate_{name}")(own[name]))
-            messages = [self._dense(f"message_{other}_to_{name}")(own[other]) for other in names if other != name]
-            attended[name] = own[name] + gate * sum(messages) if messages else own[name]
+        for name in task_names:
+            gate = jax.nn.sigmoid(self._dense(f"gate_{name}")(projections[name]))
+            messages = [
+                self._dense(f"message_{sender}_to_{name}")(projections[sender]) for sender in names if sender != name
+            ]
+            attended[name] = projections[name] + gate * sum(messages) if messages else projections[name]
         return attended
 
     def _dense(self, name: str) -> Dense:
@@ -56,11 +58,11 @@ class Refinement(nn.Module):
 
     @nn.compact
     def __call__(
-        self, raw: Float[Array, "batch height width channels"], others: Mapping[str, Array]
+        self, raw: Float[Array, "batch height width channels"], other_outputs: Mapping[str, Array]
     ) -> Float[Array, "batch height width channels"]:
         """Returns the corrected answer."""
-        if not others:
+        if not other_outputs:
             return raw
-        outputs = jnp.concatenate([jax.lax.stop_gradient(other) for other in others.values()], axis=-1)
+        outputs = jnp.concatenate([jax.lax.stop_gradient(output) for output in other_outputs.values()], axis=-1)
         correct = Dense(self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name="correct")
         return raw + correct(jnp.tanh(outputs))

@@ -50,7 +50,7 @@ class Head(nn.Module):
         tasks: tuple[str, ...],
         train: bool,
         train_batch_norm: Norming,
-        read: Callable[[dict[int, Array]], dict[int, Array]] = dict,
+        exchange: Callable[[dict[int, Array]], dict[int, Array]] = dict,
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs} for the asked tasks.
 
@@ -59,13 +59,13 @@ class Head(nn.Module):
             tasks: Names of the tasks to compute.
             train: Turns dropout on; its key is the stream "dropout".
             train_batch_norm: Where to normalise by the batch and update the running statistics.
-            read: Passes on what the tasks' own slices read, {stride in px: features}.
+            exchange: Passes on what the tasks' own slices read, {stride in px: features}.
 
         Returns:
             By readout: "dense" [b, h, w, channels], "cells" [b, cells, channels], "pooled" [b, channels].
         """
-        asked = {task.name: task for task in self.tasks if task.name in tasks}
-        strides = sorted({stride for task in asked.values() for stride in task.levels})
+        requested = {task.name: task for task in self.tasks if task.name in tasks}
+        strides = sorted({stride for task in requested.values() for stride in task.levels})
         features = {stride: levels[stride] for stride in strides}
         for number in range(self.layers - (1 if self.exchange == "none" else 2)):
             conv = CONVOLUTIONS[self.convolution](self.channels, self.kernel_size, self.dtype, name=f"conv_{number}")
@@ -74,15 +74,15 @@ class Head(nn.Module):
                 features[stride] = norm(conv(features[stride], norming=train_batch_norm), by_batch=train_batch_norm)
         # Whole channels are dropped: neighbours would give single cells away, and the mask costs nothing.
         dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)
-        features = read({stride: dropout(x) for stride, x in features.items()})
+        features = exchange({stride: dropout(x) for stride, x in features.items()})
         if self.exchange == "refinement":
-            return self._refined(asked, features)
+            return self._refined(requested, features)
         by_task = dict.fromkeys(tasks, features)
         if self.exchange == "attention":
             attend = CrossTaskAttention(self.tasks, self.channels, self.dtype, name="attention")
             attended = {stride: attend(x, tasks) for stride, x in features.items()}
-            by_task = {name: {stride: each[name] for stride, each in attended.items()} for name in tasks}
-        return {name: self._read(asked[name], by_task[name], train_batch_norm) for name in tasks}
+            by_task = {name: {stride: of_task[name] for stride, of_task in attended.items()} for name in tasks}
+        return {name: self._read(requested[name], by_task[name], train_batch_norm) for name in tasks}
 
     def _readout(self, task: Task) -> Dense:
         return readout(task.channels, self.dtype, name=task.name)
@@ -93,17 +93,17 @@ class Head(nn.Module):
         if task.additions:
             raw = GrownReadout(task, self.dtype, name=task.name)(features, norming=norming)
         else:
-            own = self._readout(task)
-            raw = {stride: own(features[stride]) for stride in task.levels}
+            readout_module = self._readout(task)
+            raw = {stride: readout_module(features[stride]) for stride in task.levels}
         return raw[task.strides[0]] if task.readout == "pooled" else _arranged(task, raw)
 
-    def _refined(self, asked: Mapping[str, Task], features: Mapping[int, Array]) -> dict[str, Array]:
+    def _refined(self, requested: Mapping[str, Task], features: Mapping[int, Array]) -> dict[str, Array]:
         readouts, refined = {task.name: self._readout(task) for task in self.tasks}, {}
-        for name, task in asked.items():
+        for name, task in requested.items():
             refine, raw = Refinement(task.channels, self.dtype, name=branch_name(name)), {}
             for stride in task.levels:
-                answers = {each: readout(features[stride]) for each, readout in readouts.items()}
-                raw[stride] = refine(answers.pop(name), answers)
+                raw_outputs = {name: readout(features[stride]) for name, readout in readouts.items()}
+                raw[stride] = refine(raw_outputs.pop(name), raw_outputs)
             refined[name] = _arranged(task, raw)
         return refined
 

@@ -68,8 +68,8 @@ class Convolution(NamedTuple):
             residual: Added to the result.
         """
         operands = _Operands(*self._arrays, factor, shift, residual)
-        whole = _fused if _supports(self._settings, self._arrays) else _one_by_one
-        return whole(self._settings, activation, operands)
+        function = _fused if _supports(self._settings, self._arrays) else _one_by_one
+        return function(self._settings, activation, operands)
 
     @property
     def _settings(self) -> _Settings:
@@ -149,10 +149,10 @@ def _fused(settings: _Settings, activation: str, operands: _Operands) -> Array:
         "residual": int(residual is not None),
     }
     gate = None if weights is None else weights.reshape(weights.shape[0], -1)
-    more = [each for each in (gate, residual) if each is not None]
-    batched = (True, False, False, False, *(True for _ in more))
+    extra_operands = [operand for operand in (gate, residual) if operand is not None]
+    batched = (True, False, False, False, *(True for _ in extra_operands))
     call = cpu_kernels.Kernel("convolution_norm", shape, batched, tuple(options.items()))
-    return cpu_kernels.call(call, x, kernel, factor, shift, *more)
+    return cpu_kernels.call(call, x, kernel, factor, shift, *extra_operands)
 
 
 _fused.defvjp(
@@ -170,8 +170,8 @@ def dense(
     output_dtype: jnp.dtype,
 ) -> Float[Array, "*cells features"]:
     """A matrix product over the last axis, plus `bias` and `residual`; of a map of features in one pass, as above."""
-    whole = x.ndim == 4 and output_dtype == jnp.float32 and _supports(_POINTWISE, (x, None, kernel))
-    return _fused_dense(x, kernel, bias, residual) if whole else _dense(x, kernel, bias, residual, output_dtype)
+    is_fusable = x.ndim == 4 and output_dtype == jnp.float32 and _supports(_POINTWISE, (x, None, kernel))
+    return _fused_dense(x, kernel, bias, residual) if is_fusable else _dense(x, kernel, bias, residual, output_dtype)
 
 
 def _dense(x: Array, kernel: Array, bias: Array, residual: Array | None, output_dtype: jnp.dtype) -> Array:

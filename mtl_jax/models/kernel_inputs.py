@@ -29,7 +29,7 @@ def covariances(
     image: Float[Array, "batch height width 3"],
     *,
     tasks: tuple[str, ...],
-    chosen: Callable[[str], bool],
+    selects: Callable[[str], bool],
 ) -> Read:
     """Passes images through a network as evaluation does, and adds up the uncentred covariance of what kernels read.
 
@@ -38,27 +38,27 @@ def covariances(
         variables: parameters and running statistics.
         image: RGB in 0..1.
         tasks: whose outputs are computed; what only other tasks read is left out.
-        chosen: says by its path whether a parameter is of interest.
+        selects: says by its path whether a parameter is of interest.
     """
-    found: dict[str, list[Array]] = {}
-    others: dict[str, Array] = {}
+    sums: dict[str, list[Array]] = {}
+    other_params: dict[str, Array] = {}
 
     def watch(call: Callable[..., Any], arguments: Any, keywords: Any, context: Any) -> Any:
         module = context.module
-        own = module.variables.get("params", {}) if context.method_name == "__call__" else {}
-        for name, leaf in own.items():
+        parameters = module.variables.get("params", {}) if context.method_name == "__call__" else {}
+        for name, leaf in parameters.items():
             path = "/".join((*module.path, name))
-            if isinstance(leaf, Mapping) or not chosen(path):
+            if isinstance(leaf, Mapping) or not selects(path):
                 continue
             if name == "kernel" and isinstance(module, Conv | Dense):
-                found.setdefault(path, []).append(_covariance(_rows(module, arguments[0])))
+                sums.setdefault(path, []).append(_covariance(_rows(module, arguments[0])))
             else:
-                others[path] = leaf
+                other_params[path] = leaf
         return call(*arguments, **keywords)
 
     with nn.intercept_methods(watch):
         model.apply(variables, image, tasks=tasks, train=False, train_batch_norm=False)
-    return Read({path: jnp.stack(each) for path, each in found.items()}, others)
+    return Read({path: jnp.stack(batches) for path, batches in sums.items()}, other_params)
 
 
 def _rows(layer: Conv | Dense, x: Array | Gated) -> Float[Array, "groups cells inputs"]:

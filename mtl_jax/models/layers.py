@@ -71,17 +71,17 @@ def draw_kernels(params: Mapping[str, Any], *, key: Key[Array, ""]) -> dict[str,
     blocks = [-(-leaf.size // BLOCK) if path[-1].key == "kernel" else 0 for path, leaf in leaves]
     names = np.repeat(np.array([_path_number(path) for path, _ in leaves], np.uint32), blocks)
     numbers = np.concatenate([np.arange(count, dtype=np.uint32) for count in blocks])
-    noise, fresh, start = _noise(key, names, numbers), [], 0
+    noise, drawn_leaves, start = _noise(key, names, numbers), [], 0
     for count, (_, leaf) in zip(blocks, leaves, strict=True):
-        own = noise[start : start + count].reshape(-1)[: leaf.size]
-        fresh.append(leaf * own.reshape(leaf.shape) if count else leaf)
+        leaf_noise = noise[start : start + count].reshape(-1)[: leaf.size]
+        drawn_leaves.append(leaf * leaf_noise.reshape(leaf.shape) if count else leaf)
         start += count
-    return jax.tree_util.tree_unflatten(structure, fresh)
+    return jax.tree_util.tree_unflatten(structure, drawn_leaves)
 
 
 def _path_number(path: tuple[Any, ...]) -> int:
     """A number of a parameter's path, the same in every process."""
-    text = "/".join(str(part.key) for part in path)
+    text = "/".join(str(key.key) for key in path)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
 
 
@@ -143,7 +143,7 @@ class Conv(nn.Module):
         # He et al., "Delving Deep into Rectifiers", 2015, in the fan-out form that torchvision uses.
         kernel = self.param("kernel", spread(2 / fan_out), shape)
         kernel = _for_task(kernel, norming, depthwise=self.features is None).astype(self.dtype)
-        arrays = [each.astype(self.dtype) for each in arrays]
+        arrays = [array.astype(self.dtype) for array in arrays]
         x = Gated(*arrays) if isinstance(x, Gated) else arrays[0]
         return Convolution(x, kernel, self.stride, self.dilation, depthwise=self.features is None)
 
@@ -227,8 +227,8 @@ class BatchNorm(nn.Module):
             breeds", 2017 (batch norm by domain).
         """
         if isinstance(by_batch, PerTask):
-            own = BatchNorm(self.activation, self.epsilon, self.momentum, name=by_batch.task)
-            return own(x, by_batch=by_batch.by_batch, residual=residual)
+            task_norm = BatchNorm(self.activation, self.epsilon, self.momentum, name=by_batch.task)
+            return task_norm(x, by_batch=by_batch.by_batch, residual=residual)
         channels = (x.kernel if isinstance(x, Convolution) else x).shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))

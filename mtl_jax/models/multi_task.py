@@ -90,11 +90,15 @@ def build(model_config: ModelSettings | Settings, tasks: Mapping[str, Task]) -> 
     dtype = jnp.dtype(settings.compute_dtype)
     sizes = settings.width_multiplier, settings.output_stride, dtype, settings.batch_norm_momentum
 
-    def make_neck(own: ModelSettings) -> Any:
-        return neck(own.neck_channels, dtype, parent=None)
+    def make_neck(branch_settings: ModelSettings) -> Any:
+        return neck(branch_settings.neck_channels, dtype, parent=None)
 
-    def make_head(own: ModelSettings, records: tuple[Task, ...]) -> Head:
-        sizes = {"channels": own.head_channels, "layers": own.head_layers, "dropout_rate": own.dropout_rate}
+    def make_head(branch_settings: ModelSettings, records: tuple[Task, ...]) -> Head:
+        sizes = {
+            "channels": branch_settings.head_channels,
+            "layers": branch_settings.head_layers,
+            "dropout_rate": branch_settings.dropout_rate,
+        }
         layers = {"convolution": settings.head_convolution, "kernel_size": settings.head_kernel}
         return Head(records, **sizes, dtype=dtype, exchange=settings.head_exchange, **layers, parent=None)
 
@@ -104,9 +108,9 @@ def build(model_config: ModelSettings | Settings, tasks: Mapping[str, Task]) -> 
     count = parameter_count(jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))["params"])
     total, limit = sum(count.values()), settings.max_params
     if total > limit:
-        parts = ", ".join(f"{part} {size:,}" for part, size in count.items())
+        sizes_text = ", ".join(f"{component} {size:,}" for component, size in count.items())
         raise UserError(
-            f"model: expected at most {limit:,} parameters (max_params), found {total:,} ({parts}); lower "
+            f"model: expected at most {limit:,} parameters (max_params), found {total:,} ({sizes_text}); lower "
             "width_multiplier, neck_channels, head_channels or head_layers"
         )
     return model
@@ -169,8 +173,8 @@ def apply_train(
     Raises:
         UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
     """
-    passed = train_raw(model, params, batch_stats, image, tasks=tasks, key=key, train_batch_norm=train_batch_norm)
-    return _finished(model, passed.raw, image), passed.batch_stats
+    train_output = train_raw(model, params, batch_stats, image, tasks=tasks, key=key, train_batch_norm=train_batch_norm)
+    return _finish_outputs(model, train_output.raw, image), train_output.batch_stats
 
 
 class TrainOutputs(NamedTuple):
@@ -210,9 +214,9 @@ def train_raw(
         rngs={"dropout": key},
         mutable=["intermediates", *(["batch_stats"] if train_batch_norm else [])],
     )
-    shown: Any = updated["intermediates"]
+    intermediates: Any = updated["intermediates"]
     batch_stats = updated["batch_stats"] if train_batch_norm else batch_stats
-    return TrainOutputs(raw, batch_stats, _features(shown), shown.get(SHARED, {}))
+    return TrainOutputs(raw, batch_stats, _features(intermediates), intermediates.get(SHARED, {}))
 
 
 def apply_eval(
@@ -236,7 +240,7 @@ def apply_eval(
     Raises:
         UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
     """
-    return _finished(model, eval_raw(model, variables, image, tasks=tasks)[0], image)
+    return _finish_outputs(model, eval_raw(model, variables, image, tasks=tasks)[0], image)
 
 
 def eval_raw(
@@ -249,16 +253,16 @@ def eval_raw(
     """As `apply_eval`, but returns what the head emits, and also the features that it reads."""
     _check_image_size(*image.shape[1:3])
     names = _checked_names(model, tasks)
-    raw, shown = model.apply(
+    raw, intermediates = model.apply(
         variables, image, tasks=names, train=False, train_batch_norm=False, mutable=["intermediates"]
     )
-    return raw, _features(shown["intermediates"])
+    return raw, _features(intermediates["intermediates"])
 
 
-def _features(shown: Mapping[str, Any]) -> Features:
-    branches = {name: branch[FEATURES] for name, branch in shown.items() if name not in (FEATURES, SHARED)}
+def _features(intermediates: Mapping[str, Any]) -> Features:
+    branches = {name: branch[FEATURES] for name, branch in intermediates.items() if name not in (FEATURES, SHARED)}
     below = {f"{name}/{level}": x for name, levels in branches.items() for level, x in levels.items()}
-    return dict(shown.get(FEATURES, {})) | below
+    return dict(intermediates.get(FEATURES, {})) | below
 
 
 def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
@@ -270,19 +274,21 @@ def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
     Returns:
         {part: number of parameters}.
     """
-    return {part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in params.items()}
+    return {
+        component: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for component, tree in params.items()
+    }
 
 
 def backbone_stages(model: Network) -> dict[str, tuple[str, ...]]:
     """Returns {"stride_2" and so on: the names of the backbone's layers that end at this stride}."""
-    whole, stages, seen = wiring.whole_backbone(model), {}, set()
+    backbone, stages, known_paths = wiring.whole_backbone(model), {}, set()
     image = jax.ShapeDtypeStruct((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3), jnp.float32)
     for number in range(int(math.log2(IMAGE_STRIDE))):
-        part = whole.clone(until=2 ** (number + 1))
-        init = functools.partial(part.init, train_batch_norm=False)
+        partial_backbone = backbone.clone(until=2 ** (number + 1))
+        init = functools.partial(partial_backbone.init, train_batch_norm=False)
         layers = jax.eval_shape(init, jax.random.key(0), image).get("params", {})
-        stages[f"stride_{2 ** (number + 1)}"] = tuple(name for name in layers if name not in seen)
-        seen |= set(layers)
+        stages[f"stride_{2 ** (number + 1)}"] = tuple(name for name in layers if name not in known_paths)
+        known_paths |= set(layers)
     return stages
 
 
@@ -294,16 +300,16 @@ def _init(model: Network, key: Array) -> dict[str, Any]:
     return variables | {"params": draw_kernels(variables["params"], key=key)}
 
 
-def _finished(model: Network, raw: Mapping[str, Array], image: Array) -> dict[str, Array]:
+def _finish_outputs(model: Network, raw: Mapping[str, Array], image: Array) -> dict[str, Array]:
     records = {task.name: task for task in model.tasks}
     height, width = image.shape[1:3]
     return {name: records[name].finish(value, (height, width)) for name, value in raw.items()}
 
 
 def _checked_names(model: Network, names: Sequence[str]) -> tuple[str, ...]:
-    known = tuple(task.name for task in model.tasks)
-    if isinstance(names, str) or not names or any(name not in known for name in names):
-        raise UserError(f"tasks: expected one or more of {', '.join(known)}, found {names!r}; ask for those")
+    known_names = tuple(task.name for task in model.tasks)
+    if isinstance(names, str) or not names or any(name not in known_names for name in names):
+        raise UserError(f"tasks: expected one or more of {', '.join(known_names)}, found {names!r}; ask for those")
     return tuple(names)
 
 
@@ -315,12 +321,12 @@ def _check_image_size(height: int, width: int) -> None:
         )
 
 
-def _settings(given: ModelSettings | Settings) -> ModelSettings:
+def _settings(section: ModelSettings | Settings) -> ModelSettings:
     """The settings, which name parts that there are."""
     settings = (
-        given
-        if isinstance(given, ModelSettings)
-        else read(ModelSettings, former.renamed_model(plain(given)), "config.model")
+        section
+        if isinstance(section, ModelSettings)
+        else read(ModelSettings, former.renamed_model(plain(section)), "config.model")
     )
     for name, choices in CHOICES.items():
         among(f"config.model.{name}", getattr(settings, name), choices)

@@ -26,8 +26,10 @@ def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, dict[st
     """
     flat = {tuple(entry.key for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     owners = {path: owner_of(path, tasks) for path in flat}
-    parts = [_nested({path: leaf for path, leaf in flat.items() if owners[path] == owner}) for owner in (None, *tasks)]
-    return parts[0], dict(zip(tasks, parts[1:], strict=True))
+    subtrees = [
+        _nested({path: leaf for path, leaf in flat.items() if owners[path] == owner}) for owner in (None, *tasks)
+    ]
+    return subtrees[0], dict(zip(tasks, subtrees[1:], strict=True))
 
 
 def owner_of(path: tuple[str, ...], tasks: tuple[str, ...]) -> str | None:
@@ -40,13 +42,13 @@ def owner_of(path: tuple[str, ...], tasks: tuple[str, ...]) -> str | None:
     return None
 
 
-def counterpart(path: tuple[str, ...], task: str, other: str) -> tuple[str, ...]:
+def counterpart(path: tuple[str, ...], task: str, other_task: str) -> tuple[str, ...]:
     """Returns where another task has the same branch, batch norm or patch; a slice of the head has no counterpart."""
-    names = {branch_name(task): branch_name(other), patch_name(task): patch_name(other)}
+    names = {branch_name(task): branch_name(other_task), patch_name(task): patch_name(other_task)}
     renamed = [names.get(name, name) for name in path]
     for position, (above, name) in enumerate(itertools.pairwise(path), start=1):
         if name == task and above.startswith("norm"):
-            renamed[position] = other
+            renamed[position] = other_task
     return tuple(renamed)
 
 
@@ -60,12 +62,14 @@ def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 def join_private(shared: PyTree, private: Mapping[str, PyTree]) -> PyTree:
     """The inverse of `split_private`."""
     flat: dict[tuple[str, ...], Any] = {}
-    for part in (shared, *private.values()):
-        flat |= {tuple(entry.key for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(part)}
+    for subtree in (shared, *private.values()):
+        flat |= {
+            tuple(entry.key for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(subtree)
+        }
     return _nested(flat)
 
 
 def by_owner(tree: PyTree, tasks: tuple[str, ...]) -> dict[str, PyTree]:
     """As `split_private`, in one dict, with the shared leaves under `SHARED`; owners of nothing are left out."""
     shared, private = split_private(tree, tasks)
-    return {owner: part for owner, part in {SHARED: shared, **private}.items() if part}
+    return {owner: subtree for owner, subtree in {SHARED: shared, **private}.items() if subtree}

@@ -64,26 +64,31 @@ def change_where(change: Callable[[Array], Array], params: PyTree, patterns: tup
     )
 
 
-def expanded(pattern: str, parts: Mapping[str, Sequence[str]]) -> list[str]:
+def expanded(pattern: str, layers_by_component: Mapping[str, Sequence[str]]) -> list[str]:
     """Puts the layers of a part in its place: "backbone/stride_[24]" becomes the path of each layer of both parts.
 
     "backbone/stride_8" stands for the layers that end at stride 8 px, "backbone/until_8" for all up to there.
 
     Args:
         pattern: to read.
-        parts: "stride_2" and so on -> the names of its layers in the backbone.
+        layers_by_component: "stride_2" and so on -> the names of its layers in the backbone.
     """
     names = pattern.split("/")
     for position, name in enumerate(names):
-        layers = [layer for part, own in parts.items() if _is_part(part, name) for layer in own]
+        layers = [
+            layer
+            for component, component_layers in layers_by_component.items()
+            if _is_part(component, name)
+            for layer in component_layers
+        ]
         if layers and names[:position][-1:] == ["backbone"]:
             return ["/".join([*names[:position], layer, *names[position + 1 :]]) for layer in layers]
     return [pattern]
 
 
-def _is_part(part: str, name: str) -> bool:
+def _is_part(component: str, name: str) -> bool:
     """Whether a part, such as "stride_8", is one that a name stands for."""
     stride = name.removeprefix("until_")
     if name != stride and stride.isdigit():
-        return int(part.removeprefix("stride_")) <= int(stride)
-    return name.startswith("stride_") and fnmatch.fnmatchcase(part, name)
+        return int(component.removeprefix("stride_")) <= int(stride)
+    return name.startswith("stride_") and fnmatch.fnmatchcase(component, name)

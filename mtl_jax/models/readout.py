@@ -42,7 +42,7 @@ class GrownReadout(nn.Module):
         """Makes the layers."""
         self.first = readout(self.task.channels, self.dtype)
         nn.share_scope(self, self.first)
-        self.later = [_rows(each, self.dtype, name=f"added_{each.stage}") for each in self.task.additions]
+        self.later = [_rows(addition, self.dtype, name=f"added_{addition.stage}") for addition in self.task.additions]
 
     def __call__(
         self, features: Mapping[int, Float[Array, "batch ... channels"]], *, norming: Norming
@@ -51,13 +51,17 @@ class GrownReadout(nn.Module):
         raw = {}
         for stride in self.task.levels:
             first = self.first(features[stride])
-            later = [rows(features[stride], first, stride, norming) for rows in self.later]
-            raw[stride] = jnp.concatenate([first, *later], axis=-1)
+            added_rows = [rows(features[stride], first, stride, norming) for rows in self.later]
+            raw[stride] = jnp.concatenate([first, *added_rows], axis=-1)
         return raw
 
 
-def _rows(added: Added, dtype: jnp.dtype, *, name: str) -> nn.Module:
-    return AddedBoxes(added.channels, dtype, name=name) if added.boxes else AddedRows(added.channels, dtype, name=name)
+def _rows(addition: Added, dtype: jnp.dtype, *, name: str) -> nn.Module:
+    return (
+        AddedBoxes(addition.channels, dtype, name=name)
+        if addition.boxes
+        else AddedRows(addition.channels, dtype, name=name)
+    )
 
 
 class AddedRows(nn.Module):

@@ -57,7 +57,7 @@ class Answering:
         self.latency_ms: dict[str, float] = {}  # of each task alone
         self.batches: collections.Counter[int] = collections.Counter()  # images of a batch -> how often
         self._variables = jax.device_put(network.variables)
-        self._run = evaluate.make_predict(network.parts.model, self.tasks, flip=flip)
+        self._run = evaluate.make_predict(network.setup.model, self.tasks, flip=flip)
         self._views, self.batch_size = predict.by_view(network), batch_size
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)

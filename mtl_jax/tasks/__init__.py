@@ -51,11 +51,11 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
     location = f"config.tasks.{name}"
     kind: Any = section.get("kind")
     among(f"{location}.kind", kind, KINDS)
-    own: dict[str, Any] = {"name": name}
+    settings: dict[str, Any] = {"name": name}
     takes_classes = "classes" in inspect.signature(KINDS[kind]).parameters
     if takes_classes and "classes" in section:  # not read as other names, which a comma parts
         check_class_names(f"{location}.classes", section["classes"])
-        own["classes"] = tuple(section["classes"])
-    given = {key: value for key, value in section.items() if key != "kind" and key not in own}
-    changed = kind in later.KINDS and any(name in given for name in later.SETTINGS)
-    return read(later.KINDS[kind] if changed else KINDS[kind], given, location, **own)
+        settings["classes"] = tuple(section["classes"])
+    options = {key: value for key, value in section.items() if key != "kind" and key not in settings}
+    has_changes = kind in later.KINDS and any(name in options for name in later.SETTINGS)
+    return read(later.KINDS[kind] if has_changes else KINDS[kind], options, location, **settings)

@@ -36,9 +36,9 @@ def window_candidates(
     for stride, (rows, columns) in zip(strides, boxes.level_shapes(image_size, strides), strict=True):
         home = jnp.floor(centre / stride).astype(jnp.int32)
         x, y = home[:, :1] + jnp.asarray(dx)[None, :], home[:, 1:] + jnp.asarray(dy)[None, :]
-        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
-        cells.append(jnp.where(inside, first + y * columns + x, 0))
-        on_grid.append(inside)
+        is_inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+        cells.append(jnp.where(is_inside, first + y * columns + x, 0))
+        on_grid.append(is_inside)
         first += rows * columns
     return jnp.concatenate(cells, axis=1), jnp.concatenate(on_grid, axis=1)
 
@@ -84,20 +84,20 @@ def sim_ota(
     overlap = boxes.iou(predicted_xyxy[cells], jnp.broadcast_to(boxes_xyxy[:, None], shape))
     overlap = jnp.where(candidate, overlap, 0.0)
     position = jnp.asarray(centres)[cells]
-    inside = jnp.all((position > boxes_xyxy[:, None, :2]) & (position < boxes_xyxy[:, None, 2:]), axis=-1)
+    is_inside = jnp.all((position > boxes_xyxy[:, None, :2]) & (position < boxes_xyxy[:, None, 2:]), axis=-1)
     cost = (
         _class_cost(objectness, class_logits)[cells, label[:, None]]
         - IOU_COST * jnp.log(overlap + LOG_FLOOR)
-        + jnp.where(inside, 0.0, OUTSIDE_COST)
+        + jnp.where(is_inside, 0.0, OUTSIDE_COST)
     )
     cost = jnp.where(candidate, cost, jnp.inf)
 
     count = min(MAX_CELLS_PER_BOX, cells.shape[1])
-    wanted = jnp.clip(jax.lax.top_k(overlap, count)[0].sum(axis=1).astype(jnp.int32), 1)
+    match_counts = jnp.clip(jax.lax.top_k(overlap, count)[0].sum(axis=1).astype(jnp.int32), 1)
     negative_cost, best = jax.lax.top_k(-cost, count)
-    chosen = (jnp.arange(count)[None, :] < wanted[:, None]) & jnp.isfinite(negative_cost)
+    is_match = (jnp.arange(count)[None, :] < match_counts[:, None]) & jnp.isfinite(negative_cost)
     best_cells = jnp.take_along_axis(cells, best, axis=1)
-    owner = _cheapest_owner(best_cells, -negative_cost, chosen, cells=len(objectness))
+    owner = _cheapest_owner(best_cells, -negative_cost, is_match, cells=len(objectness))
     return _serve_the_empty_handed(owner, cells, cost)
 
 
@@ -111,15 +111,15 @@ def _class_cost(
 
 
 def _cheapest_owner(
-    wanted: Int[Array, "n k"], cost: Float[Array, "n k"], chosen: Bool[Array, "n k"], *, cells: int
+    match_counts: Int[Array, "n k"], cost: Float[Array, "n k"], is_match: Bool[Array, "n k"], *, cells: int
 ) -> Int[Array, " cells"]:
     """Returns the box of each cell, n for none; of several boxes the one that it costs least."""
-    n = wanted.shape[0]
-    target = jnp.where(chosen, wanted, cells)  # an index past the end is dropped
+    n = match_counts.shape[0]
+    target = jnp.where(is_match, match_counts, cells)  # an index past the end is dropped
     lowest = jnp.full(cells, jnp.inf).at[target].min(cost, mode="drop")
-    winner = chosen & (cost <= lowest[wanted])
-    box = jnp.broadcast_to(jnp.arange(n)[:, None], wanted.shape)
-    return jnp.full(cells, n).at[jnp.where(winner, wanted, cells)].min(box, mode="drop")
+    winner = is_match & (cost <= lowest[match_counts])
+    box = jnp.broadcast_to(jnp.arange(n)[:, None], match_counts.shape)
+    return jnp.full(cells, n).at[jnp.where(winner, match_counts, cells)].min(box, mode="drop")
 
 
 def _serve_the_empty_handed(

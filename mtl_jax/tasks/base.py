@@ -158,20 +158,20 @@ class Task(Section):
     @property
     def first_classes(self) -> tuple[str, ...]:
         """The classes that the task was first learnt with."""
-        return self.classes[: len(self.classes) - sum(each.classes for each in self.additions)]
+        return self.classes[: len(self.classes) - sum(addition.classes for addition in self.additions)]
 
     def classes_of(self, stage: str) -> tuple[str, ...]:
         """Returns the classes that a stage has added; none where it has added none."""
         start = len(self.first_classes)
-        for each in self.additions:
-            if each.stage == stage:
-                return self.classes[start : start + each.classes]
-            start += each.classes
+        for addition in self.additions:
+            if addition.stage == stage:
+                return self.classes[start : start + addition.classes]
+            start += addition.classes
         return ()
 
     def channels_after(self, stages: Collection[str]) -> int:
         """Returns the channels of `raw` that the classes have which were there after some stages."""
-        return self.channels + sum(each.channels for each in self.additions if each.stage in stages)
+        return self.channels + sum(addition.channels for addition in self.additions if addition.stage in stages)
 
     # What a kind has to say.
 

@@ -60,7 +60,7 @@ def draw(axes: Any, boxes: Sequence[Framed]) -> None:
         frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, **line)
         frame.set_zorder(3 - 0.5 * order / len(boxes))
         axes.add_patch(frame)
-    for box, area in placed(axes, boxes[:MOST_LABELS]):
+    for box, area in place_labels(axes, boxes[:MOST_LABELS]):
         ground = {"facecolor": box.colour, "edgecolor": "none", "pad": 0.8}
         axes.text(
             (area.left + area.right) / 2,
@@ -75,11 +75,11 @@ def draw(axes: Any, boxes: Sequence[Framed]) -> None:
         )
 
 
-def placed(axes: Any, boxes: Sequence[Framed]) -> Iterator[tuple[Framed, Area]]:
+def place_labels(axes: Any, boxes: Sequence[Framed]) -> Iterator[tuple[Framed, Area]]:
     """Yields the boxes whose label has room, and where it goes."""
     left, right = sorted(map(float, axes.get_xlim()))
     top, bottom = sorted(map(float, axes.get_ylim()))
-    picture, taken = Area(left, top, right, bottom), []
+    picture, occupied = Area(left, top, right, bottom), []
     frame, points = axes.get_window_extent(), 72 / axes.figure.dpi
     across = (right - left) / (float(frame.width) * points)
     down = (bottom - top) / (float(frame.height) * points)
@@ -87,8 +87,8 @@ def placed(axes: Any, boxes: Sequence[Framed]) -> Iterator[tuple[Framed, Area]]:
         width = (CHARACTER * len(box.text) + 0.6) * LABEL_POINTS * across
         height = LINE * LABEL_POINTS * down
         for area in _places(box, width, height):
-            if area.within(picture) and not any(area.meets(other) for other in taken):
-                taken.append(area)
+            if area.within(picture) and not any(area.meets(other) for other in occupied):
+                occupied.append(area)
                 yield box, area
                 break
 

@@ -146,7 +146,7 @@ def vote(
     valid: Bool[Array, " n"],
     *,
     iou_threshold: float,
-    moved: tuple[Float[Array, "m 4"], Int[Array, " m"]] | None = None,
+    shifted_boxes: tuple[Float[Array, "m 4"], Int[Array, " m"]] | None = None,
 ) -> Float[Array, "m 4"]:
     """Replaces each box by the mean, weighted by score, of the boxes of its class that overlap it.
 
@@ -158,14 +158,14 @@ def vote(
         label: class of each box.
         valid: boxes that take part; the others do not vote.
         iou_threshold: overlap above which a box counts for another.
-        moved: corners and classes of the boxes that are replaced; all if None. One that no box overlaps stays.
+        shifted_boxes: corners and classes of the boxes that are replaced; all if None. One that no box overlaps stays.
 
     References:
         Gidaris, Komodakis, "Object detection via a multi-region & semantic segmentation-aware CNN model", 2015.
     """
-    corners, classes = (boxes_xyxy, label) if moved is None else moved
-    same = (classes[:, None] == label[None, :]) & valid[None, :]
-    near = same & (iou_matrix(corners, boxes_xyxy) > iou_threshold)
+    corners, classes = (boxes_xyxy, label) if shifted_boxes is None else shifted_boxes
+    same_class = (classes[:, None] == label[None, :]) & valid[None, :]
+    near = same_class & (iou_matrix(corners, boxes_xyxy) > iou_threshold)
     weight = jnp.where(near, score[None, :], 0.0)
     total = weight.sum(axis=1, keepdims=True)
     return jnp.where(total > 0, weight @ boxes_xyxy / jnp.where(total > 0, total, 1.0), corners)
@@ -201,8 +201,8 @@ def greedy_suppression(
     boxes_xyxy: Float[Array, "n 4"], label: Int[Array, " n"], valid: Bool[Array, " n"], iou_threshold: Float[Array, ""]
 ) -> Bool[Array, " n"]:
     """Says which boxes stay; arguments as in `suppress`."""
-    better = jnp.arange(len(label))[:, None] > jnp.arange(len(label))[None, :]
-    rivals = better & (label[:, None] == label[None, :]) & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
+    scores_higher = jnp.arange(len(label))[:, None] > jnp.arange(len(label))[None, :]
+    rivals = scores_higher & (label[:, None] == label[None, :]) & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
 
     def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
         _, keep = state

@@ -27,23 +27,23 @@ class Calibration(NamedTuple):
 def from_tree(tree: Mapping[str, Any]) -> dict[str, Calibration]:
     """Reads what `to_tree` made; a checkpoint of earlier versions holds nothing."""
     return {
-        task: Calibration(float(each["temperature"]), {name: float(x) for name, x in each["thresholds"].items()})
-        for task, each in tree.items()
+        task: Calibration(float(fields["temperature"]), {name: float(x) for name, x in fields["thresholds"].items()})
+        for task, fields in tree.items()
     }
 
 
 def to_tree(calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
     """Returns JSON."""
     return {
-        task: {"temperature": each.temperature, "thresholds": dict(each.thresholds)}
-        for task, each in calibrations.items()
+        task: {"temperature": calibration.temperature, "thresholds": dict(calibration.thresholds)}
+        for task, calibration in calibrations.items()
     }
 
 
 def of_yes_and_no(probability: Float[Any, "*n"], temperature: float) -> Float[Array, "*n"]:
     """Divides the logit of each probability by a temperature; 0 stays 0, and 1 stays 1."""
-    inside = jnp.clip(probability, FLOOR, 1 - FLOOR)
-    logit = jnp.log(inside) - jnp.log1p(-inside)
+    clipped = jnp.clip(probability, FLOOR, 1 - FLOOR)
+    logit = jnp.log(clipped) - jnp.log1p(-clipped)
     return jnp.where((probability > 0) & (probability < 1), jax.nn.sigmoid(logit / temperature), probability)
 
 
@@ -90,10 +90,10 @@ class _Calibrated(Task):
 
     @property
     def undecided(self) -> Undecided | None:
-        every = super().undecided
-        if every is None:
+        shares = super().undecided
+        if shares is None:
             return None
-        return Undecided(lambda outputs: tempered(self, every.decode(outputs), self.calibration), every.meanings)
+        return Undecided(lambda outputs: tempered(self, shares.decode(outputs), self.calibration), shares.meanings)
 
     def predictions(self, raw: Array, image_size: ImageSize) -> dict[str, Array]:
         return self.decode(self.finish(raw, image_size))
@@ -151,12 +151,12 @@ def accepted(task: Task, predictions: Mapping[str, Any], least: Any) -> dict[str
     if least is None:
         return dict(predictions)
     if task.kind == "detection":
-        reached = predictions["score"] >= (least if np.ndim(least) == 0 else _of_label(least, predictions["label"]))
-        return {**predictions, ACCEPTED: reached & predictions["valid"]}
+        is_accepted = predictions["score"] >= (least if np.ndim(least) == 0 else _of_label(least, predictions["label"]))
+        return {**predictions, ACCEPTED: is_accepted & predictions["valid"]}
     return {**predictions, ACCEPTED: predictions["probability"] > jnp.asarray(least, jnp.float32).reshape((1, -1))}
 
 
 def _of_label(least: np.ndarray, label: Int[Array, "batch n"]) -> Float[Array, "batch n"]:
     """Looks the level of each class up, by comparing: fewer runtimes gather."""
-    same = label[..., None] == jnp.arange(len(least), dtype=label.dtype)[None, None]
-    return jnp.where(same, jnp.asarray(least, jnp.float32)[None, None], 0.0).sum(axis=-1)
+    is_label = label[..., None] == jnp.arange(len(least), dtype=label.dtype)[None, None]
+    return jnp.where(is_label, jnp.asarray(least, jnp.float32)[None, None], 0.0).sum(axis=-1)

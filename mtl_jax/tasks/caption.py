@@ -12,9 +12,9 @@ CAPTION = "caption"  # how the one caption of a picture is found again
 
 def write(axes: Any, text: str) -> None:
     """Writes lines into the image's upper left corner, below those of the tasks before."""
-    for earlier in axes.texts:
-        if earlier.get_gid() == CAPTION:
-            earlier.set_text(f"{earlier.get_text()}\n{text}")
+    for old_text in axes.texts:
+        if old_text.get_gid() == CAPTION:
+            old_text.set_text(f"{old_text.get_text()}\n{text}")
             return
     box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
     axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize="small", bbox=box, gid=CAPTION, zorder=6)

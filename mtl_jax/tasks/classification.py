@@ -87,8 +87,8 @@ class Classification(Task):
         """Cross-entropy towards classes drawn from the prediction, averaged over the images."""
         del image_size
         log_p = log_probabilities(raw)
-        drawn = jax.random.categorical(key, jax.lax.stop_gradient(log_p))
-        return -jnp.take_along_axis(log_p, drawn[:, None], axis=-1).mean()
+        sampled = jax.random.categorical(key, jax.lax.stop_gradient(log_p))
+        return -jnp.take_along_axis(log_p, sampled[:, None], axis=-1).mean()
 
     def distillation_loss(
         self,
@@ -119,8 +119,8 @@ class Classification(Task):
         probability = jax.nn.softmax(teacher_raw.astype(jnp.float32))
         best = probability.argmax(axis=-1)
         unlabelled = ~jnp.take_along_axis(among, best[:, None], axis=-1)[:, 0]
-        filled = (label < 0) & unlabelled & (probability.max(axis=-1) >= threshold)
-        return {**labels, "label": jnp.where(filled, best, label), "labelled": among | filled[:, None]}
+        is_pseudo = (label < 0) & unlabelled & (probability.max(axis=-1) >= threshold)
+        return {**labels, "label": jnp.where(is_pseudo, best, label), "labelled": among | is_pseudo[:, None]}
 
     @property
     def log_probabilities(self) -> Callable[[Array], Float[Array, "batch answers"]]:

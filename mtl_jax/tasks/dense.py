@@ -31,10 +31,10 @@ def enlarge(cells: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ 
         return cells
     if cells.dtype == jnp.float32 and factor % 2 == 0 and _compiled():
         return _enlarge(factor, cells)
-    return _resized(factor, cells)
+    return _resize(factor, cells)
 
 
-def _resized(factor: int, cells: Array) -> Array:
+def _resize(factor: int, cells: Array) -> Array:
     batch, rows, columns, channels = cells.shape
     return jax.image.resize(cells, (batch, rows * factor, columns * factor, channels), "linear")
 
@@ -46,7 +46,7 @@ def _enlarge(factor: int, cells: Array) -> Array:
 
 
 _enlarge.defvjp(
-    lambda factor, cells: jax.vjp(partial(_resized, factor), cells),
+    lambda factor, cells: jax.vjp(partial(_resize, factor), cells),
     lambda factor, backward, g: backward(g),
 )
 
@@ -65,22 +65,22 @@ def enlarged_argmax(cells: Float[Array, "b h w c"], factor: int) -> Int[Array, "
 
 
 def every_nth(
-    labels: Shaped[Array, "batch height width"], covered: ImageSize, loss_stride: int, *, missing: int | float
+    labels: Shaped[Array, "batch height width"], covered_size: ImageSize, loss_stride: int, *, missing: int | float
 ) -> Shaped[Array, "batch rows columns"]:
     """Takes the label of one pixel in `loss_stride` each way.
 
     Args:
         labels: of every pixel.
-        covered: rows and columns of pixels that whole cells cover; what the image lacks of them is `missing`.
+        covered_size: rows and columns of pixels that whole cells cover; what the image lacks of them is `missing`.
         loss_stride: px.
         missing: the value of a pixel without a label.
     """
-    below, right = covered[0] - labels.shape[1], covered[1] - labels.shape[2]
+    below, right = covered_size[0] - labels.shape[1], covered_size[1] - labels.shape[2]
     padded = jnp.pad(labels, ((0, 0), (0, below), (0, right)), constant_values=missing)
     return padded[:, loss_stride // 2 :: loss_stride, loss_stride // 2 :: loss_stride]
 
 
-def check_size(name: str, what: str, truth: Shaped[np.ndarray, "..."], geometry: Geometry) -> None:
+def check_size(name: str, noun: str, truth: Shaped[np.ndarray, "..."], geometry: Geometry) -> None:
     """Refuses labels of another size than their image's.
 
     Raises:
@@ -88,7 +88,7 @@ def check_size(name: str, what: str, truth: Shaped[np.ndarray, "..."], geometry:
     """
     if truth.shape != (geometry.height, geometry.width):
         raise UserError(
-            f"task {name!r}: expected a {what} of {geometry.height} x {geometry.width} px like its image, found "
+            f"task {name!r}: expected a {noun} of {geometry.height} x {geometry.width} px like its image, found "
             f"{truth.shape}; correct the dataset"
         )
 

@@ -124,9 +124,10 @@ class Depth(Task):
         """
         dense.check_strides(self.kind, self.strides, self.loss_stride)
         if not 0 < self.min_depth < self.center < self.max_depth:
-            found = f"{self.min_depth}, {self.center}, {self.max_depth}"
+            range_text = f"{self.min_depth}, {self.center}, {self.max_depth}"
             raise UserError(
-                f"center: expected 0 < min_depth < center < max_depth, found {found}; give the labels' range in metres"
+                f"center: expected 0 < min_depth < center < max_depth, found {range_text}; give the labels' range in "
+                "metres"
             )
 
     @property
@@ -146,8 +147,8 @@ class Depth(Task):
         """
         del image_size
         stride = self.strides[0]
-        covered = (raw.shape[1] * stride, raw.shape[2] * stride)
-        target = dense.every_nth(labels["depth"], covered, self.loss_stride, missing=np.nan)
+        covered_size = (raw.shape[1] * stride, raw.shape[2] * stride)
+        target = dense.every_nth(labels["depth"], covered_size, self.loss_stride, missing=np.nan)
         valid = (target >= self.min_depth) & (target <= self.max_depth)  # False for NaN
         depth = _metres(dense.enlarge(raw.astype(jnp.float32), stride // self.loss_stride), self.center)
         value = COSTS[self.cost](depth, jnp.where(valid, target, self.center), valid)
@@ -159,8 +160,8 @@ class Depth(Task):
         """The cost towards depths drawn around every cell's: Laplace's noise, or for "log" Gauss's on log depth."""
         del image_size
         depth = _metres(raw.astype(jnp.float32), self.center)
-        drawn = jax.lax.stop_gradient(DRAWS[self.cost](key, depth))
-        return COSTS[self.cost](depth, drawn, jnp.ones(depth.shape, bool))
+        sampled = jax.lax.stop_gradient(DRAWS[self.cost](key, depth))
+        return COSTS[self.cost](depth, sampled, jnp.ones(depth.shape, bool))
 
     def distillation_loss(
         self,
@@ -244,7 +245,7 @@ class DepthErrors:
         error, factor = np.abs(depth - truth), np.maximum(depth / truth, truth / depth)
         of_pixels = (error, error / truth, np.square(error), *(factor < DELTA**power for power in (1, 2, 3)))
         self._pixels += truth.size
-        self._sums += [each.sum() for each in of_pixels]
+        self._sums += [pixel_values.sum() for pixel_values in of_pixels]
         if truth.size:
             self._histograms.append(np.histogram(truth, self._edges)[0])
 
@@ -260,7 +261,7 @@ class DepthErrors:
         if not images:
             return Constant(float("nan"), float("nan"), 0, unit)
         pixels, centres = np.array(self._histograms), (self._edges[1:] + self._edges[:-1]) / 2
-        whole = pixels.sum(axis=0)
-        errors = np.abs(centres - centres[np.searchsorted(np.cumsum(whole), whole.sum() / 2)])
+        totals = pixels.sum(axis=0)
+        errors = np.abs(centres - centres[np.searchsorted(np.cumsum(totals), totals.sum() / 2)])
         of_images = pixels @ errors / pixels.sum(axis=1)
-        return Constant(float(whole @ errors / whole.sum()), float(of_images.std() / np.sqrt(images)), images, unit)
+        return Constant(float(totals @ errors / totals.sum()), float(of_images.std() / np.sqrt(images)), images, unit)

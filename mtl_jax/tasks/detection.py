@@ -138,26 +138,26 @@ class Detection(Task):
             return labels
         labels = {name: jnp.asarray(value) for name, value in labels.items()}
         sure = Selection(threshold, self.nms_iou, 1.0, 4 * PSEUDO_BOXES, PSEUDO_BOXES)
-        found = detection_cells.decode(self.finish(teacher_raw, image_size), sure)
+        detections = detection_cells.decode(self.finish(teacher_raw, image_size), sure)
         truth = labels["boxes_xyxy"]
-        known = labels["valid"] & jnp.isfinite(truth).all(axis=-1)
+        has_box = labels["valid"] & jnp.isfinite(truth).all(axis=-1)
         shape = (*truth.shape[:2], PSEUDO_BOXES, 4)
         overlap = boxes.iou(
-            jnp.broadcast_to(jnp.where(known[..., None], truth, 0.0)[:, :, None], shape),
-            jnp.broadcast_to(found["boxes_xyxy"][:, None], shape),
+            jnp.broadcast_to(jnp.where(has_box[..., None], truth, 0.0)[:, :, None], shape),
+            jnp.broadcast_to(detections["boxes_xyxy"][:, None], shape),
         )
-        is_free = jnp.where(known[..., None], overlap, 0.0).max(axis=1) < self.nms_iou
-        is_unlabelled = ~jnp.take_along_axis(labels["labelled"], found["label"], axis=1)
+        is_free = jnp.where(has_box[..., None], overlap, 0.0).max(axis=1) < self.nms_iou
+        is_unlabelled = ~jnp.take_along_axis(labels["labelled"], detections["label"], axis=1)
         was_looked_at = ~jnp.isnan(truth).all(axis=(1, 2))[:, None]
-        added = found["valid"] & is_unlabelled & is_free & was_looked_at
+        is_pseudo = detections["valid"] & is_unlabelled & is_free & was_looked_at
         fields = {
-            "boxes_xyxy": jnp.where(added[..., None], found["boxes_xyxy"], jnp.nan),
-            "label": found["label"],
-            "valid": added,
-            "crowd": jnp.zeros_like(added),
+            "boxes_xyxy": jnp.where(is_pseudo[..., None], detections["boxes_xyxy"], jnp.nan),
+            "label": detections["label"],
+            "valid": is_pseudo,
+            "crowd": jnp.zeros_like(is_pseudo),
         }
-        joined = {name: jnp.concatenate([labels[name], fields[name]], axis=1) for name in fields if name in labels}
-        return {**labels, **joined, "pseudo": jnp.concatenate([jnp.zeros_like(labels["valid"]), added], axis=1)}
+        merged = {name: jnp.concatenate([labels[name], fields[name]], axis=1) for name in fields if name in labels}
+        return {**labels, **merged, "pseudo": jnp.concatenate([jnp.zeros_like(labels["valid"]), is_pseudo], axis=1)}
 
     def finish(self, raw: Cells, image_size: ImageSize) -> Cells:
         """Returns per cell cx, cy, w, h in px, the objectness logit and the class logits."""
@@ -183,11 +183,11 @@ class Detection(Task):
 
     def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns "boxes_xyxy" in px, "label" (names) and "score" of the detections of a fair score, best first."""
-        found = fair(prediction, threshold)
+        detections = fair(prediction, threshold)
         return {
-            "boxes_xyxy": np.asarray(prediction["boxes_xyxy"], np.float64)[found].round(2).tolist(),
-            "label": [self.classes[label] for label in np.asarray(prediction["label"])[found]],
-            "score": np.asarray(prediction["score"], np.float64)[found].round(6).tolist(),
+            "boxes_xyxy": np.asarray(prediction["boxes_xyxy"], np.float64)[detections].round(2).tolist(),
+            "label": [self.classes[label] for label in np.asarray(prediction["label"])[detections]],
+            "score": np.asarray(prediction["score"], np.float64)[detections].round(6).tolist(),
         }
 
     def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:

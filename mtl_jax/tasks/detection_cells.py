@@ -101,7 +101,7 @@ def _decode_one(outputs: Float[Array, "cells channels"], selection: Selection) -
     def place(values: Array) -> Array:
         return jnp.zeros((selection.max_detections, *values.shape[1:]), values.dtype).at[rank].set(values, mode="drop")
 
-    found = {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
-    moved = found["boxes_xyxy"], found["label"]
-    voted = boxes.vote(box, score, label, valid, iou_threshold=selection.voting_iou, moved=moved)
-    return found | {"boxes_xyxy": voted}
+    detections = {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
+    kept_boxes = detections["boxes_xyxy"], detections["label"]
+    voted = boxes.vote(box, score, label, valid, iou_threshold=selection.voting_iou, shifted_boxes=kept_boxes)
+    return detections | {"boxes_xyxy": voted}

@@ -67,8 +67,8 @@ def loss(
         "class": jnp.where(target.positive, class_cost.sum(axis=-1), 0.0),
     }
     count = jnp.maximum(target.positive.sum(), 1)
-    parts = {name: weights[name] * cell.sum() / count for name, cell in cells.items()}
-    return parts["box"] + parts["objectness"] + parts["class"], parts
+    terms = {name: weights[name] * cell.sum() / count for name, cell in cells.items()}
+    return terms["box"] + terms["objectness"] + terms["class"], terms
 
 
 def _absence(
@@ -138,7 +138,7 @@ def _cross_entropy(logits: Float[Array, "*n"], target: Float[Array, "*n"]) -> Fl
 
 def _in_boxes(
     boxes_xyxy: Float[Array, "batch n 4"],
-    chosen: Bool[Array, "batch n"],
+    is_object: Bool[Array, "batch n"],
     image_size: ImageSize,
     strides: tuple[int, ...],
 ) -> Bool[Array, "batch cells"]:
@@ -147,8 +147,8 @@ def _in_boxes(
     low, high = boxes_xyxy[:, :, None, :2], boxes_xyxy[:, :, None, 2:]
     shape = (*boxes_xyxy.shape[:2], *centres.shape[2:])
     centres = jnp.broadcast_to(centres, shape)
-    inside = jnp.all((centres >= low) & (centres <= high), axis=-1)
-    return jnp.any(inside & chosen[..., None], axis=1)
+    is_inside = jnp.all((centres >= low) & (centres <= high), axis=-1)
+    return jnp.any(is_inside & is_object[..., None], axis=1)
 
 
 def distillation_loss(
@@ -187,8 +187,8 @@ def distillation_loss(
         # What a small error of the logit costs is p (1 - p): of all objects together, and of all the background.
         information = weight * (1 - weight)
         of_objects, of_rest = (weight * information).sum(), ((1 - weight) * information).sum()
-        rest = (1 - weight) * jnp.minimum(of_objects / jnp.maximum(of_rest, 1e-6), 1.0)
-        cost = weight * rare * (kl[..., 0] + of_object) + rest * kl[..., 0]
+        background = (1 - weight) * jnp.minimum(of_objects / jnp.maximum(of_rest, 1e-6), 1.0)
+        cost = weight * rare * (kl[..., 0] + of_object) + background * kl[..., 0]
     else:
         cost = kl[..., 0] + weight * of_object
     return cost.sum() / jnp.maximum(weight.sum(), 1.0)
@@ -205,12 +205,12 @@ def sampled_loss(
     object_key, class_key, box_key = jax.random.split(key, 3)
     logits = finish(raw, image_size, strides)[..., OBJECTNESS:]
     probability = jax.nn.sigmoid(jax.lax.stop_gradient(logits))
-    found = jax.random.bernoulli(object_key, probability[..., 0]).astype(jnp.float32)
+    sampled_objectness = jax.random.bernoulli(object_key, probability[..., 0]).astype(jnp.float32)
     classes = jax.random.bernoulli(class_key, probability[..., 1:]).astype(jnp.float32)
     box = raw[..., :BOX_CHANNELS].astype(jnp.float32)
-    drawn = jax.lax.stop_gradient(box) + jax.random.normal(box_key, box.shape)
-    cost = _cross_entropy(logits[..., 0], found) + found * (
-        _cross_entropy(logits[..., 1:], classes).sum(axis=-1) + 0.5 * jnp.square(drawn - box).sum(axis=-1)
+    sampled_box = jax.lax.stop_gradient(box) + jax.random.normal(box_key, box.shape)
+    cost = _cross_entropy(logits[..., 0], sampled_objectness) + sampled_objectness * (
+        _cross_entropy(logits[..., 1:], classes).sum(axis=-1) + 0.5 * jnp.square(sampled_box - box).sum(axis=-1)
     )
     return cost.sum() / jnp.maximum(probability[..., 0].sum(), 1.0)
 

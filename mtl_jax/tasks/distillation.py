@@ -58,7 +58,7 @@ def by_class_and_border(teacher_raw: Float[Array, "batch rows columns classes"])
     padded = jnp.pad(label, ((0, 0), (1, 1), (1, 1)), mode="edge")
     rows, columns = label.shape[1:]
     neighbours = [padded[:, i : i + rows, j : j + columns] for i, j in ((0, 1), (2, 1), (1, 0), (1, 2))]
-    border = jnp.stack([label != other for other in neighbours]).any(axis=0)
+    border = jnp.stack([label != neighbour for neighbour in neighbours]).any(axis=0)
     weight = by_class(teacher_raw) * jnp.where(border, BORDER_WEIGHT, 1.0)
     return weight / weight.mean()
 

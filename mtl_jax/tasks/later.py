@@ -40,20 +40,20 @@ class Later:
         Raises:
             UserError: they name no classes of the task, or leave it none.
         """
-        it: Any = self
-        fits = all(_is_pair(each, str, int) and each[1] >= 1 for each in self.added)
-        if not fits or sum(each[1] for each in self.added) >= len(it.classes):
+        task: Any = self
+        fits = all(_is_pair(entry, str, int) and entry[1] >= 1 for entry in self.added)
+        if not fits or sum(entry[1] for entry in self.added) >= len(task.classes):
             raise UserError(
                 "added: expected stages and how many of the last classes each has added, as in "
                 f'(("more", 3),), and a class that was there first, found {self.added!r}'
             )
-        if not all(_is_pair(each, str, str) for each in self.renamed):
+        if not all(_is_pair(entry, str, str) for entry in self.renamed):
             example = '(("tvmonitor", "screen"),)'
             raise UserError(f"renamed: expected pairs of names, as in {example}, found {self.renamed!r}")
-        named = [*(each[1] for each in self.renamed), *self.removed]
-        if unknown := [name for name in named if name not in it.classes]:
-            raise UserError(f"renamed or removed names {unknown[0]}; {suggestion(str(unknown[0]), it.classes)}")
-        if not it.answers:
+        changed_names = [*(entry[1] for entry in self.renamed), *self.removed]
+        if unknown := [name for name in changed_names if name not in task.classes]:
+            raise UserError(f"renamed or removed names {unknown[0]}; {suggestion(str(unknown[0]), task.classes)}")
+        if not task.answers:
             raise UserError("removed leaves no class; keep one")
         parent: Any = super()
         parent.check()
@@ -71,8 +71,8 @@ class Later:
     @property
     def answers(self) -> tuple[str, ...]:
         """The classes that are left."""
-        it: Any = self
-        return tuple(name for name in it.classes if name not in self.removed)
+        task: Any = self
+        return tuple(name for name in task.classes if name not in self.removed)
 
     @property
     def channels(self) -> int:
@@ -80,16 +80,16 @@ class Later:
         parent: Any = super()
         return parent.channels - sum(count for _, count in self.added)
 
-    def _gone(self) -> Bool[np.ndarray, " classes"]:
-        it: Any = self
-        return np.array([name in self.removed for name in it.classes])
+    def _removed_mask(self) -> Bool[np.ndarray, " classes"]:
+        task: Any = self
+        return np.array([name in self.removed for name in task.classes])
 
     def _masked(self, outputs: Float[Array, "*cells channels"], first: int = 0, never: float = NEVER) -> Array:
         """Outputs whose columns, from `first` on, are the classes, without those that are gone."""
         if not self.removed:
             return outputs
-        gone = np.concatenate([np.zeros(first, bool), self._gone()])
-        return jnp.where(gone.reshape((1,) * (outputs.ndim - 1) + (-1,)), never, outputs)
+        removed_classes = np.concatenate([np.zeros(first, bool), self._removed_mask()])
+        return jnp.where(removed_classes.reshape((1,) * (outputs.ndim - 1) + (-1,)), never, outputs)
 
     def _measuring(self, metric: Metric, *changes: Callable[[Labels], Labels]) -> Any:
         return Changed(metric, changes)
@@ -100,7 +100,10 @@ def _is_pair(value: Any, *types: type) -> bool:
         isinstance(value, Sequence)
         and not isinstance(value, str)
         and len(value) == 2
-        and all(isinstance(each, kind) and not isinstance(each, bool) for each, kind in zip(value, types, strict=True))
+        and all(
+            isinstance(element, kind) and not isinstance(element, bool)
+            for element, kind in zip(value, types, strict=True)
+        )
     )
 
 
@@ -135,8 +138,12 @@ class LaterClassification(Later, Classification):
         return self._measuring(super().new_metric(), _among_all, self._without_gone)
 
     def _without_gone(self, target: Labels) -> Labels:
-        label, gone = int(target["label"]), self._gone()
-        return {**target, "label": np.int32(-1)} if 0 <= label < len(gone) and gone[label] else target
+        label, removed_classes = int(target["label"]), self._removed_mask()
+        return (
+            {**target, "label": np.int32(-1)}
+            if 0 <= label < len(removed_classes) and removed_classes[label]
+            else target
+        )
 
 
 def _among_all(labels: Labels) -> Labels:
@@ -156,7 +163,7 @@ class LaterMultiLabel(Later, MultiLabel):
         return self._measuring(super().new_metric(), self._without_gone)
 
     def _without_gone(self, target: Labels) -> Labels:
-        return {**target, "label": np.where(self._gone(), np.float32(np.nan), np.asarray(target["label"]))}
+        return {**target, "label": np.where(self._removed_mask(), np.float32(np.nan), np.asarray(target["label"]))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,7 +200,7 @@ class LaterSegmentation(Later, Segmentation):
         return self._measuring(super().new_metric(), self._not_looked_for)
 
     def _not_looked_for(self, target: Labels) -> Labels:
-        return _looked_for(target, ~self._gone()) if self.removed else target
+        return _looked_for(target, ~self._removed_mask()) if self.removed else target
 
 
 def _looked_for(target: Labels, classes: np.ndarray) -> Labels:
@@ -216,23 +223,27 @@ class LaterDetection(Later, Detection):
     def loss(self, raw: Cells, labels: Labels, image_size: ImageSize) -> LossAndParts:
         """Returns the sum of the losses of each part on the boxes of its classes."""
         total, sums = jnp.zeros(()), {}
-        for part, start, own in self._parts(raw):
-            value, named = part.loss(own, _of_part(labels, start, len(part.classes)), image_size)
+        for subtask, start, raw_rows in self._parts(raw):
+            value, terms = subtask.loss(raw_rows, _of_part(labels, start, len(subtask.classes)), image_size)
             total += value
-            sums = {name: sums.get(name, 0.0) + each for name, each in named.items()}
+            sums = {name: sums.get(name, 0.0) + term for name, term in terms.items()}
         return total, sums
 
     def sampled_loss(self, raw: Cells, image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
         """Returns the sum of the parts'."""
-        return sum((part.sampled_loss(own, image_size, key) for part, _, own in self._parts(raw)), jnp.zeros(()))
+        return sum(
+            (subtask.sampled_loss(raw_rows, image_size, key) for subtask, _, raw_rows in self._parts(raw)),
+            jnp.zeros(()),
+        )
 
     def distillation_loss(
         self, raw: Cells, teacher_raw: Cells, image_size: ImageSize, *, balanced: bool = False
     ) -> Float[Array, ""]:
         """Returns the sum of the parts'."""
-        both = zip(self._parts(raw), self._parts(teacher_raw), strict=True)
+        pairs = zip(self._parts(raw), self._parts(teacher_raw), strict=True)
         losses = (
-            part.distillation_loss(own, given, image_size, balanced=balanced) for (part, _, own), (_, _, given) in both
+            subtask.distillation_loss(raw_rows, teacher_rows, image_size, balanced=balanced)
+            for (subtask, _, raw_rows), (_, _, teacher_rows) in pairs
         )
         return sum(losses, jnp.zeros(()))
 
@@ -244,7 +255,10 @@ class LaterDetection(Later, Detection):
     def finish(self, raw: Cells, image_size: ImageSize) -> Float[Array, "batch all_cells all_channels"]:
         """Returns the cells of one part after those of another; a cell is never of another part's classes."""
         count = len(self.classes)
-        cells = [_widened(part.finish(own, image_size), start, count) for part, start, own in self._parts(raw)]
+        cells = [
+            _widened(subtask.finish(raw_rows, image_size), start, count)
+            for subtask, start, raw_rows in self._parts(raw)
+        ]
         return self._masked(jnp.concatenate(cells, axis=1), BOX_CHANNELS + 1, UNLABELLED_LOGIT)
 
     def new_metric(self) -> Any:
@@ -252,30 +266,34 @@ class LaterDetection(Later, Detection):
         return self._measuring(super().new_metric(), self._not_looked_for)
 
     def _not_looked_for(self, target: Labels) -> Labels:
-        return _looked_for(target, ~self._gone()) if self.removed else target
+        return _looked_for(target, ~self._removed_mask()) if self.removed else target
 
     def _parts(self, raw: Cells) -> list[tuple[Task, int, Array]]:
         """A detector of its classes alone for each part, the first of them among all, and its raw outputs."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Detection) if field.init}
         counts = [len(self.first_classes), *(count for _, count in self.added)]
-        found, start, channel = [], 0, 0
+        subtasks, start, channel = [], 0, 0
         for count in counts:
-            part = Detection(**{**settings, "classes": self.classes[start : start + count]})
-            found.append((part, start, raw[..., channel : channel + part.channels]))
-            start, channel = start + count, channel + part.channels
-        return found
+            subtask = Detection(**{**settings, "classes": self.classes[start : start + count]})
+            subtasks.append((subtask, start, raw[..., channel : channel + subtask.channels]))
+            start, channel = start + count, channel + subtask.channels
+        return subtasks
 
 
 def _of_part(labels: Labels, start: int, count: int) -> Labels:
     """The boxes of a part's classes, in its numbering."""
     label = jnp.asarray(labels["label"]) - start
-    own = (label >= 0) & (label < count)
-    found = {**labels, "label": jnp.clip(label, 0, count - 1), "valid": jnp.asarray(labels["valid"]) & own}
+    is_own_label = (label >= 0) & (label < count)
+    subtask_labels = {
+        **labels,
+        "label": jnp.clip(label, 0, count - 1),
+        "valid": jnp.asarray(labels["valid"]) & is_own_label,
+    }
     if "crowd" in labels:
-        found["crowd"] = jnp.asarray(labels["crowd"]) & own
+        subtask_labels["crowd"] = jnp.asarray(labels["crowd"]) & is_own_label
     if "labelled" in labels:
-        found["labelled"] = jnp.asarray(labels["labelled"])[:, start : start + count]
-    return found
+        subtask_labels["labelled"] = jnp.asarray(labels["labelled"])[:, start : start + count]
+    return subtask_labels
 
 
 def _widened(outputs: Cells, start: int, count: int) -> Float[Array, "batch cells all_channels"]:

@@ -58,9 +58,9 @@ class MeanAveragePrecision:
             self._objects.append(entry | {"area": float(area[index]), "iscrowd": int(crowd[index])})
 
         valid = np.asarray(prediction["valid"]).astype(bool) & looked_for[np.asarray(prediction["label"], int)]
-        found = to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[valid], geometry)
+        boxes = to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[valid], geometry)
         for box, score, kind in zip(
-            found, np.asarray(prediction["score"])[valid], np.asarray(prediction["label"])[valid], strict=True
+            boxes, np.asarray(prediction["score"])[valid], np.asarray(prediction["label"])[valid], strict=True
         ):
             entry = _annotation(len(self._detections) + 1, image_id, box, int(kind))
             area = float(entry["bbox"][2] * entry["bbox"][3])

@@ -35,11 +35,11 @@ class MeanIoU:
         dense.check_size(self._name, "mask", truth, geometry)
         labelled = truth != self._ignore_label
         count = len(self._classes)
-        wrong = np.unique(truth[labelled & ((truth < 0) | (truth >= count))])
-        if wrong.size:
+        unknown_values = np.unique(truth[labelled & ((truth < 0) | (truth >= count))])
+        if unknown_values.size:
             raise UserError(
                 f"task {self._name!r}: expected mask values below {count} or {self._ignore_label} (void), "
-                f"found {wrong[-1]}; list every class in the config, or set the task's ignore_label"
+                f"found {unknown_values[-1]}; list every class in the config, or set the task's ignore_label"
             )
         predicted = dense.at_original(np.asarray(prediction["mask"]), geometry).astype(np.int64)
         self._images += bool(labelled.any())

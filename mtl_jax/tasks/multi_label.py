@@ -66,10 +66,10 @@ class MultiLabel(Task):
     def loss(self, raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize) -> LossAndParts:
         """Binary cross-entropy, averaged over what is known of the batch: 1 is true, 0 is false, NaN is unknown."""
         del image_size
-        known = jnp.isfinite(labels["label"])
-        target = jnp.where(known, labels["label"], 0.0)
-        costs = jnp.where(known, _cross_entropy(raw, target, self.positive_weight), 0.0)
-        value = costs.sum() / jnp.maximum(known.sum(), 1)
+        is_labelled = jnp.isfinite(labels["label"])
+        target = jnp.where(is_labelled, labels["label"], 0.0)
+        costs = jnp.where(is_labelled, _cross_entropy(raw, target, self.positive_weight), 0.0)
+        value = costs.sum() / jnp.maximum(is_labelled.sum(), 1)
         return value, {"cross_entropy": value}
 
     def sampled_loss(
@@ -77,8 +77,8 @@ class MultiLabel(Task):
     ) -> Float[Array, ""]:
         """Binary cross-entropy towards labels drawn from the prediction, averaged over images and classes."""
         del image_size
-        drawn = jax.random.bernoulli(key, jax.lax.stop_gradient(jax.nn.sigmoid(raw.astype(jnp.float32))))
-        return _cross_entropy(raw, drawn.astype(jnp.float32)).mean()
+        sampled = jax.random.bernoulli(key, jax.lax.stop_gradient(jax.nn.sigmoid(raw.astype(jnp.float32))))
+        return _cross_entropy(raw, sampled.astype(jnp.float32)).mean()
 
     def distillation_loss(
         self,
@@ -111,8 +111,8 @@ class MultiLabel(Task):
         del image_size
         probability = jax.nn.sigmoid(teacher_raw.astype(jnp.float32))
         sure = jnp.maximum(probability, 1 - probability) >= threshold
-        answer = jnp.where(sure, jnp.round(probability), jnp.nan)
-        return {**labels, "label": jnp.where(jnp.isnan(labels["label"]), answer, labels["label"])}
+        pseudo_label = jnp.where(sure, jnp.round(probability), jnp.nan)
+        return {**labels, "label": jnp.where(jnp.isnan(labels["label"]), pseudo_label, labels["label"])}
 
     def finish(self, raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
         """Returns the logits."""
@@ -182,18 +182,18 @@ class AveragePrecisions:
         labels, probabilities = (
             np.array(rows).reshape(-1, self._class_count) for rows in (self._labels, self._probabilities)
         )
-        known = np.isfinite(labels)
+        is_labelled = np.isfinite(labels)
         precisions = [
             average_precision(probabilities[rows, column], labels[rows, column] == 1)
-            for column, rows in enumerate(known.T)
+            for column, rows in enumerate(is_labelled.T)
             if (labels[:, column] == 1).any()
         ]
-        said = probabilities > THRESHOLD
-        hits, mistakes = (said & (labels == 1)).sum(), (said & (labels == 0)).sum()
-        answers = hits + mistakes + (labels == 1).sum()
+        is_predicted = probabilities > THRESHOLD
+        hits, mistakes = (is_predicted & (labels == 1)).sum(), (is_predicted & (labels == 0)).sum()
+        f1_denominator = hits + mistakes + (labels == 1).sum()
         return {
             "map": float(np.mean(precisions)) if precisions else float("nan"),
-            "f1": float(2 * hits / answers) if answers else float("nan"),
+            "f1": float(2 * hits / f1_denominator) if f1_denominator else float("nan"),
         }
 
     def constant(self) -> Constant:

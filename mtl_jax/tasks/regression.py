@@ -78,8 +78,8 @@ class Regression(Task):
         """The mean cost towards labels drawn around the prediction: Laplace's noise for "l1", Gauss's for "l2"."""
         del image_size
         value = raw.astype(jnp.float32)
-        drawn = jax.lax.stop_gradient(value + NOISES[self.cost](key, value.shape))
-        return COSTS[self.cost](value - drawn).mean()
+        sampled = jax.lax.stop_gradient(value + NOISES[self.cost](key, value.shape))
+        return COSTS[self.cost](value - sampled).mean()
 
     def distillation_loss(
         self,

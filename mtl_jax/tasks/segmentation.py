@@ -136,8 +136,8 @@ class Segmentation(Task):
 
     def _every_nth(self, mask: Int[Array, "b height width"], raw: Logits, *, missing: int) -> Int[Array, "b h w"]:
         """The labels of the pixels that the loss compares."""
-        covered = (raw.shape[1] * self.strides[0], raw.shape[2] * self.strides[0])
-        return dense.every_nth(mask, covered, self.loss_stride, missing=missing)
+        covered_size = (raw.shape[1] * self.strides[0], raw.shape[2] * self.strides[0])
+        return dense.every_nth(mask, covered_size, self.loss_stride, missing=missing)
 
     def _enlarged(self, raw: Logits) -> Float[Array, "b h w c"]:
         """The logits of these pixels."""
@@ -170,8 +170,8 @@ class Segmentation(Task):
         """Cross-entropy towards classes drawn from the prediction of every cell of the head, averaged."""
         del image_size
         log_p = jax.nn.log_softmax(raw.astype(jnp.float32))
-        drawn = jax.random.categorical(key, jax.lax.stop_gradient(log_p))
-        return -jnp.take_along_axis(log_p, drawn[..., None], axis=-1).mean()
+        sampled = jax.random.categorical(key, jax.lax.stop_gradient(log_p))
+        return -jnp.take_along_axis(log_p, sampled[..., None], axis=-1).mean()
 
     def distillation_loss(
         self, raw: Logits, teacher_raw: Logits, image_size: ImageSize, *, balanced: bool = False
@@ -229,10 +229,10 @@ class Segmentation(Task):
         count = len(self.classes)
         mask = np.asarray(prediction["mask"]).astype(np.min_scalar_type(count - 1))
         pixels = np.bincount(mask.ravel(), minlength=count)
-        present = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+        shown_classes = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
         shares = {
             self.classes[index]: {"pixels": int(pixels[index]), "share": round(float(pixels[index] / mask.size), 6)}
-            for index in present
+            for index in shown_classes
         }
         return {"classes": shares, "mask": mask}
 
@@ -245,9 +245,9 @@ class Segmentation(Task):
         opacity = np.array([0.0 if name == BACKGROUND else OVERLAY_OPACITY for name in self.classes])
         colours = np.concatenate([palette(len(self.classes)), opacity[:, None]], axis=1)
         axes.imshow(colours[mask], interpolation="nearest")
-        present = [index for index in np.unique(mask) if opacity[index]]
-        if present:
-            handles = [Patch(color=tuple(colours[index, :3]), label=self.classes[index]) for index in present]
+        shown_classes = [index for index in np.unique(mask) if opacity[index]]
+        if shown_classes:
+            handles = [Patch(color=tuple(colours[index, :3]), label=self.classes[index]) for index in shown_classes]
             axes.legend(handles=handles, fontsize="x-small", loc="lower right")
 
 
@@ -257,8 +257,8 @@ def _pseudo_cost(
     """Cross-entropy of filled-in pixels among all classes, and their weight."""
     target = jnp.maximum(pseudo, 0)
     weight = jnp.where(pseudo >= 0, weights[target], 0.0)
-    own = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    return weight * (jax.nn.logsumexp(logits, axis=-1) - own), weight
+    target_logits = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    return weight * (jax.nn.logsumexp(logits, axis=-1) - target_logits), weight
 
 
 def _every_class(
@@ -270,8 +270,8 @@ def _every_class(
     """The mean over the labelled classes of their cross-entropy."""
     if among is None:
         return (log_sum * weights.sum() - logits @ weights) / len(weights)
-    spread = (among * weights[None] / jnp.maximum(among.sum(axis=-1, keepdims=True), 1))[:, None, None]
-    return (spread * jnp.where(among[:, None, None], log_sum[..., None] - logits, 0.0)).sum(axis=-1)
+    pixel_cost = (among * weights[None] / jnp.maximum(among.sum(axis=-1, keepdims=True), 1))[:, None, None]
+    return (pixel_cost * jnp.where(among[:, None, None], log_sum[..., None] - logits, 0.0)).sum(axis=-1)
 
 
 def _soft_dice_loss(
@@ -283,8 +283,8 @@ def _soft_dice_loss(
     pixels = (0, 1, 2)
     size = truth.sum(pixels)
     overlap = 2 * (probabilities * truth).sum(pixels) / jnp.maximum(size + probabilities.sum(pixels), 1.0)
-    shown = size > 0
-    return jnp.where(shown, 1 - overlap, 0.0).sum() / jnp.maximum(shown.sum(), 1)
+    is_shown = size > 0
+    return jnp.where(is_shown, 1 - overlap, 0.0).sum() / jnp.maximum(is_shown.sum(), 1)
 
 
 def palette(count: int) -> Float[np.ndarray, "count 3"]:

@@ -22,33 +22,35 @@ UNOPENED_STEPS = 100  # of an epoch of a dataset that has not been opened: epoch
 
 
 def rehearse(
-    config: RunSettings, parts: experiment.Experiment, *, variables: PyTree | None = None, data: bool = True
+    config: RunSettings, setup: experiment.Experiment, *, variables: PyTree | None = None, data: bool = True
 ) -> None:
     """Goes through all stages without compiling or training anything.
 
     Args:
         config: the resolved configuration.
-        parts: what it describes.
+        setup: what it describes.
         variables: shapes of the network's; found where they are not given.
         data: open the datasets too, and look at one sample of each; False opens nothing.
 
     Raises:
         UserError: a setting of any stage, stream or task that does not fit the others.
     """
-    variables = variables or experiment.abstract_variables(parts)
-    sources = {stream: _opened(parts, stream) if data else _Unopened(parts, stream) for stream in parts.used_streams}
-    kept = memory.nothing()
+    variables = variables or experiment.abstract_variables(setup)
+    sources = {
+        stream: _open_stream(setup, stream) if data else _Unopened(setup, stream) for stream in setup.used_streams
+    }
+    memory_shapes = memory.nothing()
     for index in range(len(config.order)):
-        learnt = StageResult(variables, kept, stages=[], train_seconds=0.0, step=0)
-        stage = stage_plan.plan(config, parts, index, learnt, sources=sources)
-        stage_setup.chosen(parts, stage, variables)
+        result = StageResult(variables, memory_shapes, stages=[], train_seconds=0.0, step=0)
+        stage = stage_plan.plan(config, setup, index, result, sources=sources)
+        stage_setup.choose(setup, stage, variables)
         for method in stage.view.keep.values():
-            kept = method.expected(stage.view, kept, variables)
+            memory_shapes = method.expected(stage.view, memory_shapes, variables)
 
 
-def _opened(parts: experiment.Experiment, stream: str) -> registry.Source:
-    source = experiment.source(parts, stream, training=True)
-    _check_labels(parts, stream, source)
+def _open_stream(setup: experiment.Experiment, stream: str) -> registry.Source:
+    source = experiment.source(setup, stream, training=True)
+    _check_labels(setup, stream, source)
     return source
 
 
@@ -56,16 +58,16 @@ def _opened(parts: experiment.Experiment, stream: str) -> registry.Source:
 class _Unopened:
     """Stands in for a dataset that has not been opened: as if it held so many images, none of which is looked at."""
 
-    parts: experiment.Experiment
+    setup: experiment.Experiment
     stream: str
 
     @property
     def class_names(self) -> Mapping[str, tuple[str, ...]]:
-        labels = self.parts.streams[self.stream].labels
-        return {label: tuple(self.parts.tasks[task].classes) for task, label in labels.items()}
+        labels = self.setup.streams[self.stream].labels
+        return {label: tuple(self.setup.tasks[task].classes) for task, label in labels.items()}
 
     def __len__(self) -> int:
-        return UNOPENED_STEPS * self.parts.streams[self.stream].batch_size
+        return UNOPENED_STEPS * self.setup.streams[self.stream].batch_size
 
     def __getitem__(self, index: int) -> registry.Sample:
         raise IndexError(index)
@@ -87,17 +89,17 @@ def check_arguments(config: RunSettings) -> None:
         task_balancing.method(stage, tasks=1, location=f"config.stages.{name}")
 
 
-def _check_labels(parts: experiment.Experiment, stream: str, source: registry.Source) -> None:
+def _check_labels(setup: experiment.Experiment, stream: str, source: registry.Source) -> None:
     """Looks at one sample: whether its labels are of the kind that the tasks learn from."""
-    example = next(experiment.examples(parts, stream, Subset(source, [0])))
+    example = next(experiment.examples(setup, stream, Subset(source, [0])))
     size = example["image"].shape[:2]
-    for task, label in parts.streams[stream].labels.items():
-        wanted = parts.tasks[task].no_labels(1, size)
-        if not _kinds(wanted, 1).items() <= _kinds(example["labels"][task], 0).items():
+    for task, label in setup.streams[stream].labels.items():
+        expected_labels = setup.tasks[task].no_labels(1, size)
+        if not _kinds(expected_labels, 1).items() <= _kinds(example["labels"][task], 0).items():
             raise UserError(
-                f"config.streams.{stream}.labels gives task {task} ({parts.tasks[task].kind}) the label {label!r}, "
+                f"config.streams.{stream}.labels gives task {task} ({setup.tasks[task].kind}) the label {label!r}, "
                 f"which holds {', '.join(example['labels'][task])} where the task learns from "
-                f"{', '.join(wanted)}; name another label or kind"
+                f"{', '.join(expected_labels)}; name another label or kind"
             )
 
 

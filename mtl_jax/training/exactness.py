@@ -25,16 +25,16 @@ def kept_exactly(config: RunSettings, index: int) -> dict[str, str]:
         config: the resolved configuration.
         index: of a stage in `config.order`.
     """
-    kept: dict[str, str] = {}
-    for earlier, name in enumerate(config.order[:index]):
+    stage_by_task: dict[str, str] = {}
+    for stage_index, name in enumerate(config.order[:index]):
         wish = config.stages[name].old_outputs
         if wish in (EXACT, OTHERS):
-            kept |= dict.fromkeys(config.tasks_of(*config.order[:earlier]), name)
+            stage_by_task |= dict.fromkeys(config.tasks_of(*config.order[:stage_index]), name)
         if wish == OTHERS:
-            kept = {task: stage for task, stage in kept.items() if task not in config.tasks_of(name)}
+            stage_by_task = {task: stage for task, stage in stage_by_task.items() if task not in config.tasks_of(name)}
         elif wish == MAY_CHANGE:
-            kept = {}
-    return kept
+            stage_by_task = {}
+    return stage_by_task
 
 
 def first_kept(config: RunSettings) -> int:
@@ -46,12 +46,12 @@ def first_kept(config: RunSettings) -> int:
     return next((index for index, name in enumerate(config.order) if config.stages[name].old_outputs), 0)
 
 
-def held(config: RunSettings, parts: Experiment, index: int) -> tuple[str, ...]:
+def frozen_patterns(config: RunSettings, setup: Experiment, index: int) -> tuple[str, ...]:
     """Returns patterns of all that a stage must leave as it is, statistics too; none where its old tasks may change.
 
     Args:
         config: the resolved configuration.
-        parts: what it describes.
+        setup: what it describes.
         index: of the stage in `config.order`.
 
     Raises:
@@ -61,32 +61,33 @@ def held(config: RunSettings, parts: Experiment, index: int) -> tuple[str, ...]:
     settings, location = config.stages[name], f"config.stages.{name}"
     if settings.old_outputs not in (EXACT, OTHERS):
         return ()
-    old, own = config.tasks_of(*config.order[:index]), config.tasks_of(name)
+    old, new_tasks = config.tasks_of(*config.order[:index]), config.tasks_of(name)
     if settings.old_outputs == OTHERS:
-        old = tuple(task for task in old if task not in own)
-    elif both := [task for task in own if task in old and not parts.tasks[task].classes_of(name)]:
+        old = tuple(task for task in old if task not in new_tasks)
+    elif retrained := [task for task in new_tasks if task in old and not setup.tasks[task].classes_of(name)]:
         raise UserError(
-            f"{location} is to keep old tasks exactly, and trains task {both[0]}, which is one; leave its label out of "
+            f"{location} is to keep old tasks exactly, and trains task {retrained[0]}, which is one; leave its label "
+            "out of "
             f'the stage\'s streams, or set {location}.old_outputs="{MAY_CHANGE}"'
         )
     if settings.soft_sharing:
         raise UserError(f"{location}.soft_sharing draws branches of old tasks along; set it to 0 to keep them exactly")
-    patterns = patterns_of(parts.model, old, before=config.order[index:])
-    free = [path for path in _all(parts.model, own) if not _is_held(path, patterns)]
-    if old and not any(path.startswith("params/") for path in free):
+    patterns = patterns_of(setup.model, old, before=config.order[index:])
+    free_paths = [path for path in _all(setup.model, new_tasks) if not _is_held(path, patterns)]
+    if old and not any(path.startswith("params/") for path in free_paths):
         raise UserError(
-            f"{location} leaves task {own[0]} nothing to train: old tasks depend on all that it reads; give tasks "
-            "branches or norms of their own"
+            f"{location} leaves task {new_tasks[0]} nothing to train: old tasks depend on all that it reads; give "
+            "tasks branches or norms of their own"
         )
     return patterns
 
 
-def refuse_moving(config: RunSettings, parts: Experiment, index: int, objectives: Iterable[Objective]) -> None:
+def refuse_moving(config: RunSettings, setup: Experiment, index: int, objectives: Iterable[Objective]) -> None:
     """Refuses a stage that would change a task which earlier stages have kept exactly, unless it says that it may.
 
     Args:
         config: the resolved configuration.
-        parts: what it describes.
+        setup: what it describes.
         index: of the stage in `config.order`.
         objectives: of the stage's phases.
 
@@ -94,20 +95,20 @@ def refuse_moving(config: RunSettings, parts: Experiment, index: int, objectives
         UserError: names the parameter, or statistic, and the task that needs it.
     """
     name = config.order[index]
-    kept = kept_exactly(config, index)
+    stage_by_task = kept_exactly(config, index)
     if config.stages[name].old_outputs == OTHERS:
-        kept = {task: stage for task, stage in kept.items() if task not in config.tasks_of(name)}
-    if config.stages[name].old_outputs == MAY_CHANGE or not kept:
+        stage_by_task = {task: stage for task, stage in stage_by_task.items() if task not in config.tasks_of(name)}
+    if config.stages[name].old_outputs == MAY_CHANGE or not stage_by_task:
         return
     location = f"config.stages.{name}"
     by_kind = functools.partial(sorted, key=lambda path: not path.startswith("params/"))  # parameters first
     for objective in objectives:
-        for task, stage in kept.items():
-            reads = reads_before(parts.model, task, config.order[config.order.index(stage) :])
-            moved = next((path for path in by_kind(reads) if _moves(path, objective, tuple(parts.tasks))), None)
-            if moved is not None:
+        for task, stage in stage_by_task.items():
+            reads = reads_before(setup.model, task, config.order[config.order.index(stage) :])
+            changed_path = next((path for path in by_kind(reads) if _moves(path, objective, tuple(setup.tasks))), None)
+            if changed_path is not None:
                 raise UserError(
-                    f"{location} would change {moved}, which task {task} needs as it is (stage {stage} kept it "
+                    f"{location} would change {changed_path}, which task {task} needs as it is (stage {stage} kept it "
                     "exactly); "
                     f'set {location}.old_outputs="{EXACT}" to leave it alone, or "{MAY_CHANGE}" to give that up'
                 )
@@ -122,8 +123,8 @@ def patterns_of(model: Network, tasks: Iterable[str], *, before: Collection[str]
         before: stages that have not been trained: without the classes that they add.
     """
     needed = {path for task in tasks for path in reads_before(model, task, before)}
-    free = {prefix for path in dependence.paths_of(model) if path not in needed for prefix in _prefixes(path)}
-    return tuple(dict.fromkeys(_pattern(path, free) for path in sorted(needed)))
+    free_prefixes = {prefix for path in dependence.paths_of(model) if path not in needed for prefix in _prefixes(path)}
+    return tuple(dict.fromkeys(_pattern(path, free_prefixes) for path in sorted(needed)))
 
 
 def reads_before(model: Network, task: str, stages: Collection[str]) -> tuple[str, ...]:
@@ -134,8 +135,8 @@ def reads_before(model: Network, task: str, stages: Collection[str]) -> tuple[st
         task: of it.
         stages: that add classes.
     """
-    later = tuple(f"/head/{task}/added_{stage}/" for stage in stages)
-    return tuple(path for path in dependence.reads_of(model)[task] if not any(rows in path for rows in later))
+    added_paths = tuple(f"/head/{task}/added_{stage}/" for stage in stages)
+    return tuple(path for path in dependence.reads_of(model)[task] if not any(rows in path for rows in added_paths))
 
 
 def _all(model: Network, tasks: Iterable[str]) -> list[str]:
@@ -154,10 +155,10 @@ def _prefixes(path: str) -> list[str]:
     return ["/".join(names[: end + 1]) for end in range(len(names))]
 
 
-def _pattern(path: str, free: Collection[str]) -> str:
+def _pattern(path: str, free_prefixes: Collection[str]) -> str:
     """The shortest beginning of a path under which nothing is free."""
     prefixes = _prefixes(path)
-    return next((prefix for prefix in prefixes if prefix not in free), prefixes[-1])
+    return next((prefix for prefix in prefixes if prefix not in free_prefixes), prefixes[-1])
 
 
 def _is_held(path: str, patterns: Iterable[str]) -> bool:

@@ -14,7 +14,7 @@ from mtl_jax.tasks.base import Labels, Task
 StreamLabels = Mapping[str, Mapping[str, Labels]]  # stream -> task -> labels
 
 
-def filled(
+def fill_labels(
     model: Any,
     tasks: Mapping[str, Task],
     labels: StreamLabels,
@@ -38,16 +38,25 @@ def filled(
     References:
         Tarvainen, Valpola, "Mean teachers are better role models", 2017 (there its outputs are targets as they are).
     """
-    asked = tuple(dict.fromkeys(task for of in labels.values() for task in of if _lacks_classes(tasks, task, of[task])))
-    if not asked:
+    incomplete_tasks = tuple(
+        dict.fromkeys(task for of in labels.values() for task in of if _lacks_classes(tasks, task, of[task]))
+    )
+    if not incomplete_tasks:
         return labels
-    raw = jax.lax.stop_gradient(multi_task.eval_raw(model, average, image, tasks=asked)[0])
+    raw = jax.lax.stop_gradient(multi_task.eval_raw(model, average, image, tasks=incomplete_tasks)[0])
     size = (image.shape[1], image.shape[2])
 
-    def fill(stream: str, task: str, given: Labels) -> Labels:
-        return tasks[task].fill_in(given, raw[task][rows[stream]], size, threshold) if task in asked else given
+    def fill(stream: str, task: str, task_labels: Labels) -> Labels:
+        return (
+            tasks[task].fill_in(task_labels, raw[task][rows[stream]], size, threshold)
+            if task in incomplete_tasks
+            else task_labels
+        )
 
-    return {stream: {task: fill(stream, task, given) for task, given in of.items()} for stream, of in labels.items()}
+    return {
+        stream: {task: fill(stream, task, task_labels) for task, task_labels in of.items()}
+        for stream, of in labels.items()
+    }
 
 
 def _lacks_classes(tasks: Mapping[str, Task], task: str, labels: Labels) -> bool:

@@ -42,9 +42,9 @@ def phases(rules: Sequence[Rule], *, steps_per_epoch: int, total_steps: int) -> 
 
     spans = [(step(rule.start), step(rule.stop), rule.pattern) for rule in rules]
     edges = sorted({0, *(edge for span in spans for edge in span[:2] if edge < total_steps)})
-    found: dict[int, tuple[str, ...]] = {}
+    patterns_by_step: dict[int, tuple[str, ...]] = {}
     for edge in edges:
         frozen = tuple(pattern for first, last, pattern in spans if first <= edge < last)
-        if not found or frozen != found[max(found)]:
-            found[edge] = frozen
-    return found
+        if not patterns_by_step or frozen != patterns_by_step[max(patterns_by_step)]:
+            patterns_by_step[edge] = frozen
+    return patterns_by_step

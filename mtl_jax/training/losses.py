@@ -53,22 +53,22 @@ class Objective:
         """The tasks whose gradient only bounds that of the others."""
         return tuple(task for method in self.keep.values() for task in method.opposed(self.stage))
 
-    def of(self, present: tuple[str, ...]) -> Objective:
+    def of(self, task_names: tuple[str, ...]) -> Objective:
         """The losses that a batch of some of the streams has."""
-        streams = {stream: tasks for stream, tasks in self.streams.items() if stream in present}
-        groups = (tuple(stream for stream in group if stream in present) for group in self.groups)
+        streams = {stream: tasks for stream, tasks in self.streams.items() if stream in task_names}
+        groups = (tuple(stream for stream in group if stream in task_names) for group in self.groups)
         return dataclasses.replace(self, streams=streams, groups=tuple(group for group in groups if group))
 
     def carried(self, group: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks for which a group of streams gives a loss: by its labels, by what keeps old tasks, or both."""
-        kept = [task for method in self.keep.values() for task in method.gives(self.stage)]
-        return tuple(dict.fromkeys([*self._labelled(group), *kept]))
+        kept_tasks = [task for method in self.keep.values() for task in method.gives(self.stage)]
+        return tuple(dict.fromkeys([*self._labelled(group), *kept_tasks]))
 
     def computed(self, group: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks whose outputs such a loss needs."""
-        read = [task for method in self.keep.values() for task in method.reads(self.stage)]
-        own = self.stage.own if unlabelled.UPDATES[self.update].computes else ()
-        return tuple(dict.fromkeys([*self._labelled(group), *read, *own]))
+        read_tasks = [task for method in self.keep.values() for task in method.reads(self.stage)]
+        own_tasks = self.stage.own if unlabelled.UPDATES[self.update].computes else ()
+        return tuple(dict.fromkeys([*self._labelled(group), *read_tasks, *own_tasks]))
 
     def watching(self, group: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks that are computed for a group of streams although it gives no loss for them."""
@@ -109,13 +109,13 @@ class LossParts(NamedTuple):
 
 
 def group_losses(
-    spec: StepSpec, given: StepInputs, group: tuple[str, ...], *, offsets: multi_task.Features | None = None
+    spec: StepSpec, inputs: StepInputs, group: tuple[str, ...], *, offsets: multi_task.Features | None = None
 ) -> tuple[Float[Array, " carried"], LossParts]:
     """Runs one forward pass for a group of streams and returns the weighted loss of every task in it.
 
     Args:
         spec: the network, its tasks and the losses of the stage.
-        given: parameters, statistics before the group, and the batch.
+        inputs: parameters, statistics before the group, and the batch.
         group: streams whose images have one size.
         offsets: added to the deepest features that all tasks share.
 
@@ -123,49 +123,49 @@ def group_losses(
         Losses in the order of `spec.objective.carried(group)`, and the by-products of the pass.
     """
     objective = spec.objective
-    params = change_where(jax.lax.stop_gradient, given.params, objective.frozen)  # spares their backward pass
+    params = change_where(jax.lax.stop_gradient, inputs.params, objective.frozen)  # spares their backward pass
     watching = objective.watching(group)
-    image = jnp.concatenate([given.batch[stream]["image"] for stream in group])
+    image = jnp.concatenate([inputs.batch[stream]["image"] for stream in group])
     raw, batch_stats, features, shared = multi_task.train_raw(
         spec.model,
         params,
-        given.batch_stats,
+        inputs.batch_stats,
         image,
         tasks=objective.computed(group),
-        key=given.key,
+        key=inputs.key,
         train_batch_norm=unlabelled.sparing(objective.train_batch_norm, watching),
         offsets=offsets,
     )
-    passed = _passed(spec, given, group, image, raw, features)
-    carried = objective.carried(group)
-    values = dict.fromkeys(carried, jnp.zeros(()))
+    group_pass = _forward_group(spec, inputs, group, image, raw, features)
+    carried_tasks = objective.carried(group)
+    values = dict.fromkeys(carried_tasks, jnp.zeros(()))
     metrics: dict[str, Array] = {}
-    way = unlabelled.UPDATES[objective.update]
-    for loss in unlabelled.losses(spec.tasks, watching, raw, passed.image_size, way=way):
-        values[carried[0]] += loss
-    kept = (method.terms(passed, given.memory.get(name)) for name, method in objective.keep.items())
-    for term in itertools.chain(_labelled_terms(objective, passed), *kept):
+    update_rule = unlabelled.UPDATES[objective.update]
+    for loss in unlabelled.losses(spec.tasks, watching, raw, group_pass.image_size, rule=update_rule):
+        values[carried_tasks[0]] += loss
+    method_terms = (method.terms(group_pass, inputs.memory.get(name)) for name, method in objective.keep.items())
+    for term in itertools.chain(_labelled_terms(objective, group_pass), *method_terms):
         values[term.task] += term.loss
         metrics |= term.metrics
-    return jnp.stack([values[task] for task in carried]), LossParts(batch_stats, metrics, shared)
+    return jnp.stack([values[task] for task in carried_tasks]), LossParts(batch_stats, metrics, shared)
 
 
-def _passed(
+def _forward_group(
     spec: StepSpec,
-    given: StepInputs,
+    inputs: StepInputs,
     group: tuple[str, ...],
     image: Array,
     raw: Mapping[str, Array],
     features: Mapping[str, Array],
 ) -> Passed:
-    sizes = [given.batch[stream]["image"].shape[0] for stream in group]
+    sizes = [inputs.batch[stream]["image"].shape[0] for stream in group]
     ends = list(itertools.accumulate(sizes))
     rows = {stream: slice(end - size, end) for stream, end, size in zip(group, ends, sizes, strict=True)}
-    labels: Mapping[str, Any] = {stream: given.batch[stream]["labels"] for stream in group}
+    labels: Mapping[str, Any] = {stream: inputs.batch[stream]["labels"] for stream in group}
     threshold = spec.objective.pseudo_threshold
-    if threshold is not None and given.average is not None:
-        how = {"rows": rows, "image": image, "average": given.average, "threshold": threshold}
-        labels = filling.filled(spec.model, spec.tasks, labels, **how)
+    if threshold is not None and inputs.average is not None:
+        fill_options = {"rows": rows, "image": image, "average": inputs.average, "threshold": threshold}
+        labels = filling.fill_labels(spec.model, spec.tasks, labels, **fill_options)
     return Passed(
         model=spec.model,
         tasks=spec.tasks,
@@ -180,11 +180,11 @@ def _passed(
     )
 
 
-def _labelled_terms(objective: Objective, passed: Passed) -> Iterator[Term]:
-    for stream in passed.group:
-        for task in passed.labelled[stream]:
-            raw, labels = passed.raw[task][passed.rows[stream]], passed.labels[stream][task]
-            loss, parts = passed.tasks[task].loss(raw, labels, passed.image_size)
+def _labelled_terms(objective: Objective, group_pass: Passed) -> Iterator[Term]:
+    for stream in group_pass.group:
+        for task in group_pass.labelled[stream]:
+            raw, labels = group_pass.raw[task][group_pass.rows[stream]], group_pass.labels[stream][task]
+            loss, loss_terms = group_pass.tasks[task].loss(raw, labels, group_pass.image_size)
             weight = objective.stream_weights[stream] * objective.loss_weights.get(task, 1.0)
-            metrics = {f"{task}/{stream}/{name}": part for name, part in {"loss": loss, **parts}.items()}
+            metrics = {f"{task}/{stream}/{name}": value for name, value in {"loss": loss, **loss_terms}.items()}
             yield Term(task, weight * loss, metrics)

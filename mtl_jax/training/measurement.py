@@ -30,7 +30,7 @@ def tasks(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, dict
     Returns:
         Task -> figures by name.
     """
-    metrics = evaluate.measured(run.parts, run.predict, variables, names)
+    metrics = evaluate.measured(run.setup, run.predict, variables, names)
     devices.give_back_memory()
     return {name: metrics[name].compute() for name in names}
 
@@ -47,8 +47,8 @@ def after(run: Run, variables: PyTree, names: tuple[str, ...], stages: Sequence[
     Returns:
         "metrics" -> task -> figures by name; "added" -> `contract.addition` -> likewise, where tasks have got classes.
     """
-    added = {name: metric.compute() for name, metric in additions(run, variables, stages).items()}
-    return {"metrics": tasks(run, variables, names), **({"added": added} if added else {})}
+    added_metrics = {name: metric.compute() for name, metric in additions(run, variables, stages).items()}
+    return {"metrics": tasks(run, variables, names), **({"added": added_metrics} if added_metrics else {})}
 
 
 def additions(run: Run, variables: PyTree, stages: Iterable[str]) -> dict[str, Metric]:
@@ -63,18 +63,23 @@ def additions(run: Run, variables: PyTree, stages: Iterable[str]) -> dict[str, M
         "task/stage" -> the metric.
     """
     metrics: dict[str, Metric] = {}
-    added = [(task, stage) for stage in stages for task in run.parts.tasks if run.parts.tasks[task].classes_of(stage)]
-    for task, stage in added:
+    added_classes = [
+        (task, stage) for stage in stages for task in run.setup.tasks if run.setup.tasks[task].classes_of(stage)
+    ]
+    for task, stage in added_classes:
         name = contract.addition(task, stage)
-        asked = {task: run.parts.tasks[task]}
-        for stream in experiment.streams_of_addition(run.parts, task, stage):
-            batches, seen = experiment.eval_batches(run.parts, stream), {task: metrics[name]} if name in metrics else {}
-            metrics[name] = evaluate.filled(run.predict, variables, batches, asked, before=seen)[task]
+        requested = {task: run.setup.tasks[task]}
+        for stream in experiment.streams_of_addition(run.setup, task, stage):
+            batches, observed = (
+                experiment.eval_batches(run.setup, stream),
+                {task: metrics[name]} if name in metrics else {},
+            )
+            metrics[name] = evaluate.filled(run.predict, variables, batches, requested, before=observed)[task]
     devices.give_back_memory()
     return metrics
 
 
-def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -> dict[str, Any]:
+def before(run: Run, stage: StagePlan, result: StageResult, state: TrainState) -> dict[str, Any]:
     """Measures what a stage will teach, before it does, and what constant answers reach: what there is to beat.
 
     For forward transfer, older tasks are measured too, and before the first stage every task of the run.
@@ -82,45 +87,45 @@ def before(run: Run, stage: StagePlan, learnt: StageResult, state: TrainState) -
     Args:
         run: of the stage.
         stage: not trained yet.
-        learnt: what the stages before it left.
+        result: what the stages before it left.
         state: that it starts with.
 
     Returns:
         "before" -> task -> figures by name; "constant" -> task -> the fields of `Constant`; also "added_before" and
         "added_constant", of classes that the stage adds to a task.
     """
-    known = {task for earlier in learnt.stages for task in earlier["metrics"]}
-    new = [task for task in stage.learnt_tasks if task not in known]
-    asked = new
+    measured_tasks = {task for past_stage in result.stages for task in past_stage["metrics"]}
+    new = [task for task in stage.learnt_tasks if task not in measured_tasks]
+    requested = new
     if run.config.forward_transfer:
-        asked = list(stage.learnt_tasks if stage.index else run.parts.tasks)
+        requested = list(stage.learnt_tasks if stage.index else run.setup.tasks)
     # With the tasks that are measured with them after the stage, so that no other program is compiled.
-    together = dict.fromkeys([*stage.learnt_tasks, *asked])
+    task_names = dict.fromkeys([*stage.learnt_tasks, *requested])
     variables = jax.device_get(stage_setup.evaluated(state))
-    metrics = evaluate.measured(run.parts, run.predict, variables, together, wanted=asked)
+    metrics = evaluate.measured(run.setup, run.predict, variables, task_names, wanted=requested)
     devices.give_back_memory()
-    found = {
-        "before": {task: metrics[task].compute() for task in asked if task in metrics},
+    figures = {
+        "before": {task: metrics[task].compute() for task in requested if task in metrics},
         "constant": {task: metrics[task].constant()._asdict() for task in new},
     }
-    if added := additions(run, variables, (stage.name,)):
-        found["added_before"] = {name: metric.compute() for name, metric in added.items()}
-        found["added_constant"] = {name: metric.constant()._asdict() for name, metric in added.items()}
-    return found
+    if added_metrics := additions(run, variables, (stage.name,)):
+        figures["added_before"] = {name: metric.compute() for name, metric in added_metrics.items()}
+        figures["added_constant"] = {name: metric.constant()._asdict() for name, metric in added_metrics.items()}
+    return figures
 
 
 def calibration(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, Calibration]:
     """Chooses temperatures and thresholds on the training images that are held out; nothing where none are."""
     if not run.config.held_out_percent:
         return {}
-    predict = calibrate.make_scores(run.parts.model, run.parts.tasks)
-    seen = calibrate.observe(predict, run.parts, variables, names, held_out=True)
+    predict = calibrate.make_scores(run.setup.model, run.setup.tasks)
+    observed = calibrate.observe(predict, run.setup, variables, names, held_out=True)
     devices.give_back_memory()
-    return calibrate.choose(run.parts.tasks, seen)
+    return calibrate.choose(run.setup.tasks, observed)
 
 
-def calibration_figures(run: Run, variables: PyTree, chosen: Mapping[str, Calibration]) -> dict[str, Any]:
+def calibration_figures(run: Run, variables: PyTree, calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
     """Measures on validation images what was chosen on others; the fields are those of `calibrate.judge`."""
-    predict = calibrate.make_scores(run.parts.model, run.parts.tasks)
-    seen = calibrate.observe(predict, run.parts, variables, chosen, held_out=False)
-    return calibrate.judge(run.parts.tasks, seen, chosen)
+    predict = calibrate.make_scores(run.setup.model, run.setup.tasks)
+    observed = calibrate.observe(predict, run.setup, variables, calibrations, held_out=False)
+    return calibrate.judge(run.setup.tasks, observed, calibrations)

@@ -68,12 +68,12 @@ def build(
         direction = optax.trace(decay=momentum, nesterov=True)
     else:
         raise UserError(f"optimizer: expected one of {', '.join(RULES)}, found {rule!r}")
-    parts = [direction]
+    transforms = [direction]
     if weight_decay:
-        parts += [optax.add_decayed_weights(weight_decay, mask=_are_kernels)]
-    parts += [optax.scale_by_learning_rate(learning_rate)]
-    parts += [optax.stateless(_scaled)]
-    return _packed(optax.chain(*parts), rates or {})
+        transforms += [optax.add_decayed_weights(weight_decay, mask=_are_kernels)]
+    transforms += [optax.scale_by_learning_rate(learning_rate)]
+    transforms += [optax.stateless(_scaled)]
+    return _packed(optax.chain(*transforms), rates or {})
 
 
 def clip(grads: Sequence[PyTree], norm: float) -> list[PyTree]:
@@ -94,7 +94,7 @@ def _packed(tx: optax.GradientTransformation, rates: Mapping[str, float]) -> opt
     def init(params: PyTree) -> optax.OptState:
         # No rule here begins with the parameters' values, and packing them one by one would compile a program for each.
         shapes = jax.eval_shape(lambda tree: pack(tree, rates), params)
-        return tx.init(jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes))
+        return tx.init(jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
 
     return optax.GradientTransformation(init, update)
 
@@ -113,7 +113,7 @@ def pack(tree: PyTree, rates: Mapping[str, float]) -> dict[str, Float[Array, " g
     groups: dict[str, list[Array]] = {}
     for path, leaf in leaves:
         groups.setdefault(_group(path, leaf, rates), []).append(leaf.ravel())
-    return {group: jnp.concatenate(each) for group, each in sorted(groups.items())}
+    return {group: jnp.concatenate(leaves) for group, leaves in sorted(groups.items())}
 
 
 def unpack(vectors: Any, rates: Mapping[str, float], *, like: PyTree) -> PyTree:
@@ -125,13 +125,13 @@ def unpack(vectors: Any, rates: Mapping[str, float], *, like: PyTree) -> PyTree:
         like: a tree of the leaves' places and shapes.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    taken: dict[str, int] = dict.fromkeys(vectors, 0)
-    fresh = []
+    offsets: dict[str, int] = dict.fromkeys(vectors, 0)
+    unpacked = []
     for path, leaf in leaves:
         group = _group(path, leaf, rates)
-        fresh.append(vectors[group][taken[group] : taken[group] + leaf.size].reshape(leaf.shape))
-        taken[group] += leaf.size
-    return jax.tree_util.tree_unflatten(structure, fresh)
+        unpacked.append(vectors[group][offsets[group] : offsets[group] + leaf.size].reshape(leaf.shape))
+        offsets[group] += leaf.size
+    return jax.tree_util.tree_unflatten(structure, unpacked)
 
 
 def _group(path: tuple, leaf: Any, rates: Mapping[str, float]) -> str:
@@ -145,7 +145,7 @@ def _factor(group: str) -> float:
 
 def _scaled(vectors: Any, params: Any = None) -> Any:
     del params
-    return {group: _factor(group) * each for group, each in vectors.items()}
+    return {group: _factor(group) * vector for group, vector in vectors.items()}
 
 
 def _are_kernels(vectors: Any) -> Any:

@@ -11,7 +11,7 @@ from mtl_jax.workdir import checkpoints, data_changes
 from mtl_jax.workdir.data_record import tell
 
 
-def with_this_data(run: Run, learnt: StageResult, start: Callable[[], StageResult]) -> StageResult:
+def with_this_data(run: Run, result: StageResult, start: Callable[[], StageResult]) -> StageResult:
     """Says what of the data has changed since the finished stages were trained.
 
     Where validation images have, these stages are measured on those of now; a run whose stages are all finished keeps
@@ -19,7 +19,7 @@ def with_this_data(run: Run, learnt: StageResult, start: Callable[[], StageResul
 
     Args:
         run: that is resumed.
-        learnt: what its last finished stage left.
+        result: what its last finished stage left.
         start: returns what its first stage began with.
 
     Raises:
@@ -27,50 +27,51 @@ def with_this_data(run: Run, learnt: StageResult, start: Callable[[], StageResul
         CheckpointError: a stage that is to be measured cannot be read.
     """
     streams = {name: tuple(settings.streams) for name, settings in run.config.stages.items()}
-    trained = data_changes.trained_on_others(learnt.stages, streams, run.data)
-    measured = data_changes.measured_on_others(learnt.stages, run.data)
-    if len(learnt.stages) == len(run.config.order):
+    training_changes = data_changes.trained_on_others(result.stages, streams, run.data)
+    measurement_changes = data_changes.measured_on_others(result.stages, run.data)
+    if len(result.stages) == len(run.config.order):
         tell("every stage is finished already: nothing was trained; config.order may get further stages at its end")
-        if trained or measured:
+        if training_changes or measurement_changes:
             tell(
-                f"the data has changed since ({'; '.join([*trained, *([measured] if measured else [])])}): all figures "
+                "the data has changed since "
+                f"({'; '.join([*training_changes, *([measurement_changes] if measurement_changes else [])])}): all figures "
                 "are those of the old images; train on the new ones in another --workdir, or measure on them with "
                 f"eval.py --weights {run.workdir}"
             )
-        return learnt
-    for said in trained:
-        tell(f"{said}; it stays as it is: to train it again, name another --workdir")
-    if not measured:
-        return learnt
-    tell(f"{measured}: the finished stages are measured again, so that all figures are of the same images")
-    return _measured_again(run, learnt, start())
+        return result
+    for message in training_changes:
+        tell(f"{message}; it stays as it is: to train it again, name another --workdir")
+    if not measurement_changes:
+        return result
+    tell(f"{measurement_changes}: the finished stages are measured again, so that all figures are of the same images")
+    return _measure_again(run, result, start())
 
 
-def _measured_again(run: Run, learnt: StageResult, start: StageResult) -> StageResult:
+def _measure_again(run: Run, result: StageResult, start: StageResult) -> StageResult:
     """Repeats for every finished stage what was measured before and after it."""
-    previous, history = start, []
-    for stage, place in zip(learnt.stages, checkpoints.stages(run.workdir), strict=False):
-        then = stage_checkpoints.read(place.path, run.config, run.parts)
-        finished = [*(each["name"] for each in history), stage["name"]]
-        again = measurement.after(run, then.variables, tuple(stage["metrics"]), finished)
+    previous_result, history = start, []
+    for stage, place in zip(result.stages, checkpoints.stages(run.workdir), strict=False):
+        stage_result = stage_checkpoints.read(place.path, run.config, run.setup)
+        stage_names = [*(record["name"] for record in history), stage["name"]]
+        figures = measurement.after(run, stage_result.variables, tuple(stage["metrics"]), stage_names)
         if "before" in stage:
-            planned = stage_plan.plan(run.config, run.parts, len(history), previous)
-            state, _, _ = stage_setup.prepare(run.parts, planned, previous, seed=run.config.seed)
-            again |= measurement.before(run, planned, previous, state)
-        again["data"] = data_changes.measured_now(stage.get("data", {}), run.data)
-        history.append({**stage, **again})
-        previous = then._replace(stages=list(history))
-    return learnt._replace(stages=history)
+            plan = stage_plan.plan(run.config, run.setup, len(history), previous_result)
+            state, _, _ = stage_setup.prepare(run.setup, plan, previous_result, seed=run.config.seed)
+            figures |= measurement.before(run, plan, previous_result, state)
+        figures["data"] = data_changes.measured_now(stage.get("data", {}), run.data)
+        history.append({**stage, **figures})
+        previous_result = stage_result._replace(stages=list(history))
+    return result._replace(stages=history)
 
 
-def tell_other_images(run: Run, stage: StagePlan, done: int, *, then: data_changes.Digests) -> None:
+def tell_other_images(run: Run, stage: StagePlan, steps_done: int, *, old_digests: data_changes.Digests) -> None:
     """Says where a stage resumes with other training images than it began with.
 
     Args:
         run: of the stage.
         stage: in training.
-        done: its steps so far.
-        then: the data that it saw until there.
+        steps_done: its steps so far.
+        old_digests: the data that it saw until there.
     """
-    for changed in data_changes.others(then, run.data, "train", stage.settings.streams).values():
-        tell(f"stage {stage.name} resumes from step {done} with other training images than before ({changed})")
+    for change in data_changes.others(old_digests, run.data, "train", stage.settings.streams).values():
+        tell(f"stage {stage.name} resumes from step {steps_done} with other training images than before ({change})")

@@ -40,5 +40,5 @@ def train(page: Any, workdir: str | Path = "", settings: Mapping[str, Any] | Non
         for change in changes:
             overrides.change(config, change)
     compilation.enable_cache()
-    named = repr(str(page)) if isinstance(page, str | Path) else config.name
-    return train_and_evaluate(config, workdir or f"runs/{config.name}", command=f"mtl_jax.train({named})")
+    page_name = repr(str(page)) if isinstance(page, str | Path) else config.name
+    return train_and_evaluate(config, workdir or f"runs/{config.name}", command=f"mtl_jax.train({page_name})")

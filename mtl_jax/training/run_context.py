@@ -17,7 +17,7 @@ class Run(NamedTuple):
     """What every stage of one run shares."""
 
     config: RunSettings
-    parts: Experiment
+    setup: Experiment
     predict: Predict
     workdir: Path  # shared by all processes of the run, and read by all
     written: Path  # where this process writes: the work directory, or a place of its own that is thrown away

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from mtl_jax.models.patterns import path_of
 
 
-def draw_near(parts: Sequence[PyTree], weight: float | Float[Array, ""]) -> list[PyTree]:
+def draw_near(branches: Sequence[PyTree], weight: float | Float[Array, ""]) -> list[PyTree]:
     """Takes the proximal step of the squared distances between paired parameters.
 
     The penalty is strength / 2 * the sum over pairs of networks of |a - b|². Its proximal step moves each parameter
@@ -19,7 +19,7 @@ def draw_near(parts: Sequence[PyTree], weight: float | Float[Array, ""]) -> list
     infinite one all become the mean, and the networks are one.
 
     Args:
-        parts: the networks' parameters, of which those at one path and of one shape are counterparts.
+        branches: the networks' parameters, of which those at one path and of one shape are counterparts.
         weight: learning rate times strength.
 
     Returns:
@@ -30,8 +30,8 @@ def draw_near(parts: Sequence[PyTree], weight: float | Float[Array, ""]) -> list
         Parser", 2015 (the penalty). Parikh, Boyd, "Proximal Algorithms", 2014, section 1.1 (the step).
     """
     pairs: dict[tuple, list[Array]] = {}
-    for part in parts:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+    for branch in branches:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(branch):
             pairs.setdefault((path_of(path), leaf.shape), []).append(leaf)
     means = {location: jnp.stack(leaves).mean(0) for location, leaves in pairs.items() if len(leaves) > 1}
 
@@ -42,4 +42,4 @@ def draw_near(parts: Sequence[PyTree], weight: float | Float[Array, ""]) -> list
         # Between networks that are n: the sum over pairs is n times the sum of squared distances from the mean.
         return means[location] + (leaf - means[location]) / (1 + weight * len(pairs[location]))
 
-    return [jax.tree_util.tree_map_with_path(nearer, part) for part in parts]
+    return [jax.tree_util.tree_map_with_path(nearer, branch) for branch in branches]

@@ -38,9 +38,9 @@ class StageClock:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leaves out of the stage's seconds what is not training."""
-        paused = time.monotonic()
+        pause_start = time.monotonic()
         yield
-        self.started += time.monotonic() - paused
+        self.started += time.monotonic() - pause_start
 
     @property
     def seconds(self) -> float:
@@ -48,13 +48,13 @@ class StageClock:
         return time.monotonic() - self.started
 
 
-def finished(workdir: Path, config: RunSettings, parts: experiment.Experiment) -> StageResult | None:
+def last_result(workdir: Path, config: RunSettings, setup: experiment.Experiment) -> StageResult | None:
     """Reads what the last finished stage left, if there is one.
 
     Args:
         workdir: of the run.
         config: the resolved configuration.
-        parts: what it describes.
+        setup: what it describes.
 
     Raises:
         UserError: the finished stages were trained with other settings.
@@ -63,20 +63,20 @@ def finished(workdir: Path, config: RunSettings, parts: experiment.Experiment) -
     if path is None:
         return None
     record = checkpoints.read_metadata(path)
-    later = continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
-    if later:
-        _log.warning("going on from %s with other settings of what follows: %s", path, "; ".join(later))
-    return read(path, config, parts)
+    later_stages = continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
+    if later_stages:
+        _log.warning("going on from %s with other settings of what follows: %s", path, "; ".join(later_stages))
+    return read(path, config, setup)
 
 
-def read(path: Path, config: RunSettings, parts: experiment.Experiment) -> StageResult:
+def read(path: Path, config: RunSettings, setup: experiment.Experiment) -> StageResult:
     """Reads what a finished stage left; the arguments and errors are those of `finished`."""
     record = checkpoints.read_metadata(path)
     continuation.refuse_another(path, record["config"], config.to_dict(), stages=len(record["stages"]))
-    loaded = checkpoints.load(path, {"variables": experiment.abstract_variables(parts), "memory": None})
+    restored = checkpoints.load(path, {"variables": experiment.abstract_variables(setup), "memory": None})
     return StageResult(
-        variables=loaded["variables"],
-        memory=memory.from_tree(loaded["memory"]),
+        variables=restored["variables"],
+        memory=memory.from_tree(restored["memory"]),
         stages=record["stages"],
         train_seconds=record["train_seconds"],
         step=record["step"],
@@ -85,22 +85,22 @@ def read(path: Path, config: RunSettings, parts: experiment.Experiment) -> Stage
     )
 
 
-def refuse_another_in_training(workdir: Path, config: RunSettings, *, done: int) -> None:
+def refuse_another_in_training(workdir: Path, config: RunSettings, *, steps_done: int) -> None:
     """Checks that a stage which is partly trained is the one to train next, with the same settings.
 
     Args:
         workdir: of the run.
         config: the resolved configuration.
-        done: how many stages are finished.
+        steps_done: how many stages are finished.
 
     Raises:
         UserError: it is another, or its settings differ.
     """
-    for folder in (workdir / "partial").glob(f"{done}-*"):
+    for folder in (workdir / "partial").glob(f"{steps_done}-*"):
         path = checkpoints.newest_sound(checkpoints.steps(folder))
         if path is not None:
             before = checkpoints.read_metadata(path)["config"]
-            continuation.refuse_another(path, before, config.to_dict(), stages=done + 1, partly=True)
+            continuation.refuse_another(path, before, config.to_dict(), stages=steps_done + 1, partly=True)
 
 
 def save(run: Run, stage: StagePlan, after: StageResult, state: TrainState) -> None:
@@ -127,7 +127,7 @@ def save(run: Run, stage: StagePlan, after: StageResult, state: TrainState) -> N
                 "peak_memory_mb": after.peak_memory_mb,
                 "step": after.step,
                 "calibration": calibration.to_tree(after.calibration),
-                "depends_on": exactness.recorded(run.parts.model, after.stages[-1]["metrics"]),
+                "depends_on": exactness.recorded(run.setup.model, after.stages[-1]["metrics"]),
                 "data_position": {name: stage.batches_before(stage.total_steps, name) for name in stage.data},
                 "config": run.config.to_dict(),
             }
@@ -150,29 +150,29 @@ def resume(run: Run, stage: StagePlan, course: StageClock) -> dict[str, Any]:
     if path is None:
         return {}
     record = checkpoints.read_metadata(path)
-    then = record.get("data", {})
+    old_digests = record.get("data", {})
     if record["step"] > stage.total_steps:
-        changed = data_changes.others(then, run.data, "train", stage.settings.streams)
+        changes = data_changes.others(old_digests, run.data, "train", stage.settings.streams)
         raise UserError(
             f"{path} is past the end of stage {stage.name}, which now has {stage.total_steps} steps "
-            f"({'; '.join(changed.values()) or 'its images or their number have changed'}); put the images back, or "
+            f"({'; '.join(changes.values()) or 'its images or their number have changed'}); put the images back, or "
             f"remove {path.parent} to train the stage from its start"
         )
     course.state = _state(path, record, like=course.state)
     course.done = course.saved = int(course.state.step)
     course.started -= record["seconds"]
-    return then
+    return old_digests
 
 
 def _state(path: Path, record: Mapping[str, Any], *, like: TrainState) -> TrainState:
     """Reads a state; synaptic intelligence's had another name when its settings were flat."""
     if not legacy.is_flat(record["config"]):
         return checkpoints.load(path, {"state": like})["state"]
-    then = like._asdict()
-    kept = then.pop("keep_state")
-    loaded = checkpoints.load(path, {"state": then | {"path": kept.get("si")}})["state"]
-    path_integral = loaded.pop("path")
-    return TrainState(**loaded, keep_state={} if path_integral is None else {"si": path_integral})
+    fields = like._asdict()
+    keep_state = fields.pop("keep_state")
+    restored = checkpoints.load(path, {"state": fields | {"path": keep_state.get("si")}})["state"]
+    path_integral = restored.pop("path")
+    return TrainState(**restored, keep_state={} if path_integral is None else {"si": path_integral})
 
 
 def save_partial(run: Run, stage: StagePlan, course: StageClock) -> None:
@@ -191,5 +191,7 @@ def save_partial(run: Run, stage: StagePlan, course: StageClock) -> None:
 
 def newest(run: Run, stage: StagePlan) -> Path | None:
     """Returns the last checkpoint of the run, if there is one."""
-    places = checkpoints.steps(_partial(run, stage)) or [each.path for each in checkpoints.stages(run.workdir)[::-1]]
+    places = checkpoints.steps(_partial(run, stage)) or [
+        checkpoint.path for checkpoint in checkpoints.stages(run.workdir)[::-1]
+    ]
     return places[0] if places else None

@@ -55,21 +55,21 @@ class StagePlan(NamedTuple):
     learnt_tasks: tuple[str, ...]  # by the end of the stage, in the order in which they were learnt
     batch_sizes: dict[str, int]  # images of each stream in a step
     rates: dict[str, float]  # pattern of parameters -> factor on the learning rate
-    drawn: tuple[str, ...]  # the stream whose turn each step is; empty where every step takes a batch of all
+    turns: tuple[str, ...]  # the stream whose turn each step is; empty where every step takes a batch of all
     steps_per_epoch: int
     total_steps: int
 
     def takes(self, step: int, stream: str) -> bool:
         """Whether a step takes a batch of a stream: replayed ones have no turns."""
         return (
-            not self.drawn
+            not self.turns
             or stream not in self.settings.streams
-            or self.drawn[min(step, len(self.drawn) - 1)] == stream
+            or self.turns[min(step, len(self.turns) - 1)] == stream
         )
 
     def batches_before(self, step: int, stream: str) -> int:
         """Returns how many batches of a stream the steps before one have taken."""
-        return sum(self.takes(earlier, stream) for earlier in range(step)) if self.drawn else step
+        return sum(self.takes(past_step, stream) for past_step in range(step)) if self.turns else step
 
 
 class _Feeds(NamedTuple):
@@ -86,9 +86,9 @@ class _Feeds(NamedTuple):
 
 def plan(
     config: RunSettings,
-    parts: experiment.Experiment,
+    setup: experiment.Experiment,
     index: int,
-    learnt: StageResult,
+    result: StageResult,
     *,
     sources: Mapping[str, Source] | None = None,
 ) -> StagePlan:
@@ -96,32 +96,32 @@ def plan(
 
     Args:
         config: the resolved configuration.
-        parts: what it describes.
+        setup: what it describes.
         index: of the stage in `config.order`.
-        learnt: what the stages before it left.
+        result: what the stages before it left.
         sources: stream -> training images; those that are not given are opened.
 
     Raises:
         UserError: settings of the stage that do not fit the network, the data or each other.
     """
-    view = StageView(config, parts, index, sources)
+    view = StageView(config, setup, index, sources)
     name, location = config.order[index], view.location
-    settings, params = config.stages[name], learnt.variables["params"]
+    settings, params = config.stages[name], result.variables["params"]
     seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
-    feeds = _feeds(config, parts, view, learnt, seeds)
-    steps_per_epoch, steps, drawn = _length(config, settings, feeds, seeds, location=location)
+    feeds = _feeds(config, setup, view, result, seeds)
+    steps_per_epoch, steps, turns = _length(config, settings, feeds, seeds, location=location)
     tasks = _stage_tasks(config, index, feeds)
     objective = _objective(settings, feeds, view.keep, tasks)
-    exact = exactness.held(config, parts, index)
-    held = tuple(pattern for method in view.keep.values() for pattern in method.frozen(learnt.memory))
+    exact = exactness.frozen_patterns(config, setup, index)
+    frozen_by_methods = tuple(pattern for method in view.keep.values() for pattern in method.frozen(result.memory))
     phases = {
-        first: Phase((*frozen, *exact, *held), _batch_norm(parts, settings, (*frozen, *exact), tasks))
-        for first, frozen in _phases(parts, settings, params, steps_per_epoch, steps, location=location).items()
+        first: Phase((*frozen, *exact, *frozen_by_methods), _batch_norm(setup, settings, (*frozen, *exact), tasks))
+        for first, frozen in _phases(setup, settings, params, steps_per_epoch, steps, location=location).items()
     }
     for method in view.keep.values():
-        method.refuse(view, tasks, learnt.memory, learnt.variables, phases.values())
+        method.refuse(view, tasks, result.memory, result.variables, phases.values())
     objectives = {first: dataclasses.replace(objective, **phase._asdict()) for first, phase in phases.items()}
-    exactness.refuse_moving(config, parts, index, objectives.values())
+    exactness.refuse_moving(config, setup, index, objectives.values())
     return StagePlan(
         index=index,
         name=name,
@@ -132,39 +132,39 @@ def plan(
         own_tasks=tasks.own,
         learnt_tasks=tuple(dict.fromkeys([*tasks.old, *tasks.own])),
         batch_sizes=feeds.batch_sizes,
-        rates=_rates(parts, settings, params, location=location),
-        drawn=drawn,
+        rates=_rates(setup, settings, params, location=location),
+        turns=turns,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
     )
 
 
 def _feeds(
-    config: RunSettings, parts: experiment.Experiment, view: StageView, learnt: StageResult, seeds: Iterator[int]
+    config: RunSettings, setup: experiment.Experiment, view: StageView, result: StageResult, seeds: Iterator[int]
 ) -> _Feeds:
     """The stage's own streams, then images of old ones, which pass the network together with one of the same size."""
     feeds = _Feeds({}, {}, {}, {}, {}, {})
     for stream in view.streams:
         source = view.source(stream)
-        feeds.data[stream] = experiment.train_batches(parts, stream, source, seed=next(seeds), shared=True)
+        feeds.data[stream] = experiment.train_batches(setup, stream, source, seed=next(seeds), shared=True)
         feeds.tasks[stream], feeds.weights[stream] = tuple(config.streams[stream].labels), 1.0
         feeds.batch_sizes[stream], feeds.sizes[stream] = config.streams[stream].batch_size, len(source)
         feeds.groups[stream] = (stream,)
     old: list[Feed] = []
     for method in view.keep.values():
-        old = method.feeds(view, learnt.memory, old)
+        old = method.feeds(view, result.memory, old)
     for feed in old:
-        _add(feeds, feed, config, parts, view, seed=next(seeds))
+        _add(feeds, feed, config, setup, view, seed=next(seeds))
     return feeds
 
 
 def _add(
-    feeds: _Feeds, feed: Feed, config: RunSettings, parts: experiment.Experiment, view: StageView, *, seed: int
+    feeds: _Feeds, feed: Feed, config: RunSettings, setup: experiment.Experiment, view: StageView, *, seed: int
 ) -> None:
     """Adds images of an old stream under a name of their own."""
-    name = _name_of_replayed(feed.stream, taken=config.streams)
+    name = _name_of_replayed(feed.stream, used_names=config.streams)
     feeds.data[name] = experiment.train_batches(
-        parts,
+        setup,
         feed.stream,
         feed.source,
         seed=seed,
@@ -176,14 +176,14 @@ def _add(
     feeds.tasks[name], feeds.weights[name] = tuple(config.streams[feed.stream].labels), feed.weight
     feeds.batch_sizes[name] = feed.batch_size
     size = view.image_size(feed.stream)
-    host = next((own for own in view.streams if view.image_size(own) == size), name)
+    host = next((stream for stream in view.streams if view.image_size(stream) == size), name)
     feeds.groups[host] = (*feeds.groups.get(host, ()), name)
 
 
-def _name_of_replayed(stream: str, *, taken: Collection[str]) -> str:
+def _name_of_replayed(stream: str, *, used_names: Collection[str]) -> str:
     """A name for a stream's exemplars, in batches and in the log, that no stream of the config has."""
     name = f"{stream}_replay"
-    while name in taken:
+    while name in used_names:
         name += "_replay"
     return name
 
@@ -198,15 +198,17 @@ def _length(
         _check_turns(settings, location=location)
         steps_per_epoch = math.ceil(steps_per_epoch / sampling.shares(feeds.sizes, temperature)[first])
     steps = SMOKE_STEPS if config.smoke else max(1, math.ceil(settings.epochs * steps_per_epoch))
-    drawn = sampling.draw(feeds.sizes, temperature, steps=steps, seed=next(seeds)) if temperature else ()
-    return steps_per_epoch, steps, drawn
+    turns = sampling.draw(feeds.sizes, temperature, steps=steps, seed=next(seeds)) if temperature else ()
+    return steps_per_epoch, steps, turns
 
 
 def _stage_tasks(config: RunSettings, index: int, feeds: _Feeds) -> StageTasks:
     """The tasks of a stage by the part that they have in it."""
-    own, old = config.tasks_of(config.order[index]), config.tasks_of(*config.order[:index])
-    beside = (stream for stream in feeds.tasks if stream not in feeds.sizes)
-    return StageTasks(own, old, tuple(dict.fromkeys(task for stream in beside for task in feeds.tasks[stream])))
+    own_tasks, old = config.tasks_of(config.order[index]), config.tasks_of(*config.order[:index])
+    extra_streams = (stream for stream in feeds.tasks if stream not in feeds.sizes)
+    return StageTasks(
+        own_tasks, old, tuple(dict.fromkeys(task for stream in extra_streams for task in feeds.tasks[stream]))
+    )
 
 
 def _objective(settings: StageSettings, feeds: _Feeds, keep: Mapping[str, Method], tasks: StageTasks) -> Objective:
@@ -224,7 +226,7 @@ def _objective(settings: StageSettings, feeds: _Feeds, keep: Mapping[str, Method
 
 
 def _phases(
-    parts: experiment.Experiment,
+    setup: experiment.Experiment,
     settings: StageSettings,
     params: PyTree,
     steps_per_epoch: int,
@@ -234,58 +236,60 @@ def _phases(
 ) -> dict[int, tuple[str, ...]]:
     """From which step on which patterns of parameters are frozen."""
     location = f"{location}.freeze"
-    stages = experiment.backbone_stages(parts, settings.frozen)
-    named = freezing.rules(settings.frozen)
-    rules = [rule._replace(pattern=each) for rule in named for each in expanded(rule.pattern, stages)]
-    found = paths(params)
+    stages = experiment.backbone_stages(setup, settings.frozen)
+    named_rules = freezing.rules(settings.frozen)
+    rules = [rule._replace(pattern=layer) for rule in named_rules for layer in expanded(rule.pattern, stages)]
+    paths_found = paths(params)
     for rule in rules:
-        _require_match(rule.pattern, found, location=location)
+        _require_match(rule.pattern, paths_found, location=location)
         if rule.start >= settings.epochs:
             raise UserError(
                 f"{location}: expected epochs before {settings.epochs:g}, at which the stage ends, found "
                 f"{rule.pattern!r} from epoch {rule.start:g} on"
             )
     phases = freezing.phases(rules, steps_per_epoch=steps_per_epoch, total_steps=steps)
-    _check_frozen(phases, found, location=location)
+    _check_frozen(phases, paths_found, location=location)
     return phases
 
 
-def _rates(parts: experiment.Experiment, settings: StageSettings, params: PyTree, *, location: str) -> dict[str, float]:
+def _rates(setup: experiment.Experiment, settings: StageSettings, params: PyTree, *, location: str) -> dict[str, float]:
     """Pattern of parameters -> factor on the learning rate."""
     rates = {"backbone": settings.backbone_rate, "*/backbone": settings.backbone_rate}
-    stages = experiment.backbone_stages(parts, settings.rates)
+    stages = experiment.backbone_stages(setup, settings.rates)
     for pattern, factor in dict(settings.rates).items():
-        for each in expanded(pattern, stages):
-            rates[each] = rates.get(each, 1.0) * factor
+        for layer in expanded(pattern, stages):
+            rates[layer] = rates.get(layer, 1.0) * factor
     _check_rates(rates, params, location=f"{location}.rates")
     return rates
 
 
 def _batch_norm(
-    parts: experiment.Experiment,
+    setup: experiment.Experiment,
     settings: StageSettings,
     frozen: tuple[str, ...],
     tasks: StageTasks,
 ) -> bool | Callable[[str], bool]:
     """What `train_batch_norm` of a stage, and what is frozen, mean for the network's layers."""
-    location, own, old = settings.train_batch_norm, tasks.own, tasks.old
-    if parts.model.norms_by_task and location != "nowhere":
+    mode, own_tasks, old = settings.train_batch_norm, tasks.own, tasks.old
+    if setup.model.norms_by_task and mode != "nowhere":
 
         def in_own_pass(path: str) -> bool:
             # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
-            owner = owner_of(tuple(path.split("/")), tuple(parts.tasks))
-            return not matches(path, frozen) and (location == "everywhere" if owner is None else owner in own)
+            owner = owner_of(tuple(path.split("/")), tuple(setup.tasks))
+            return not matches(path, frozen) and (mode == "everywhere" if owner is None else owner in own_tasks)
 
         return in_own_pass
-    if location == "nowhere" or (location == "everywhere" and not frozen):
-        return location == "everywhere"
-    seen = {level for task in old for level in parts.tasks[task].levels}
-    fresh = {f"stride_{level}" for task in own for level in parts.tasks[task].levels if level not in seen}
+    if mode == "nowhere" or (mode == "everywhere" and not frozen):
+        return mode == "everywhere"
+    known_levels = {level for task in old for level in setup.tasks[task].levels}
+    new_levels = {
+        f"stride_{level}" for task in own_tasks for level in setup.tasks[task].levels if level not in known_levels
+    }
 
     def by_batch(path: str) -> bool:
         if matches(path, frozen):
             return False
-        return location == "everywhere" or any(path.endswith(level) for level in fresh)
+        return mode == "everywhere" or any(path.endswith(level) for level in new_levels)
 
     return by_batch
 
@@ -299,26 +303,29 @@ def _check_turns(settings: StageSettings, *, location: str) -> None:
 
 
 def _check_rates(rates: Mapping[str, float], params: PyTree, *, location: str) -> None:
-    found = paths(params)
+    paths_found = paths(params)
     for pattern in rates:
         if pattern not in ("backbone", "*/backbone"):
-            _require_match(pattern, found, location=location)
+            _require_match(pattern, paths_found, location=location)
 
 
-def _require_match(pattern: str, found: Sequence[str], *, location: str) -> None:
-    if not any(matches(path, (pattern,)) for path in found):
-        parts = dict.fromkeys(
-            "/".join(path.split("/")[:depth]) for depth in range(1, 4) for path in found if path.count("/") >= depth
+def _require_match(pattern: str, paths_found: Sequence[str], *, location: str) -> None:
+    if not any(matches(path, (pattern,)) for path in paths_found):
+        prefixes = dict.fromkeys(
+            "/".join(path.split("/")[:depth])
+            for depth in range(1, 4)
+            for path in paths_found
+            if path.count("/") >= depth
         )
-        likely = near(pattern, parts)
+        likely = near(pattern, prefixes)
         hint = f"; did you mean {' or '.join(likely)}?" if likely else ""
-        top = ", ".join(each for each in parts if "/" not in each)
+        top = ", ".join(prefix for prefix in prefixes if "/" not in prefix)
         raise UserError(f"{location}: expected patterns of parameters in {top}, found {pattern!r}, of none{hint}")
 
 
-def _check_frozen(phases: Mapping[int, tuple[str, ...]], found: Sequence[str], *, location: str) -> None:
+def _check_frozen(phases: Mapping[int, tuple[str, ...]], paths_found: Sequence[str], *, location: str) -> None:
     for patterns in phases.values():
-        if all(matches(path, patterns) for path in found):
+        if all(matches(path, patterns) for path in paths_found):
             raise UserError(
                 f"{location}: expected some parameter left to train, found {', '.join(patterns)}; freeze less"
             )

@@ -20,7 +20,7 @@ from mtl_jax.training.losses import Backward, Objective, StepSpec
 from mtl_jax.training.stage_plan import StagePlan, StageResult
 
 
-def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
+def _warm_start(variables: PyTree, stage: StagePlan) -> PyTree:
     """Fills branch, norms and patches of the stage's own tasks from an earlier one's, wherever path and shape agree.
 
     A task that gets classes has learnt its own.
@@ -28,31 +28,31 @@ def _warm_started(variables: PyTree, stage: StagePlan) -> PyTree:
     source, location = stage.settings.warm_start, f"config.stages.{stage.name}.warm_start"
     if not source:
         return variables
-    given = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-    fresh = tuple(task for task in stage.own_tasks if not stage.view.tasks[task].classes_of(stage.name))
+    leaves_by_path = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    new_tasks = tuple(task for task in stage.own_tasks if not stage.view.tasks[task].classes_of(stage.name))
     copied = 0
 
     def fill(path: tuple, leaf: Any) -> Any:
         nonlocal copied
-        owner = owner_of(_names(path), fresh)
-        there = _names(path) if owner is None else counterpart(_names(path), owner, source)
-        found = given.get(there)
-        if there == _names(path) or found is None or found.shape != leaf.shape:
+        owner = owner_of(_names(path), new_tasks)
+        source_path = _names(path) if owner is None else counterpart(_names(path), owner, source)
+        source_leaf = leaves_by_path.get(source_path)
+        if source_path == _names(path) or source_leaf is None or source_leaf.shape != leaf.shape:
             return leaf
         copied += 1
-        return found
+        return source_leaf
 
-    filled = jax.tree_util.tree_map_with_path(fill, variables)
+    started_variables = jax.tree_util.tree_map_with_path(fill, variables)
     if not copied:
         raise UserError(f"{location}: expected a task that has a branch, norms or patches of its own, found {source!r}")
-    return filled
+    return started_variables
 
 
 def _names(path: tuple) -> tuple[str, ...]:
     return tuple(entry.key for entry in path)
 
 
-class Chosen(NamedTuple):
+class StageChoices(NamedTuple):
     """What a stage's settings choose for its steps."""
 
     method: optax.GradientTransformationExtraArgs  # of balancing
@@ -60,11 +60,11 @@ class Chosen(NamedTuple):
     variables: PyTree  # that the stage starts from
 
 
-def chosen(parts: experiment.Experiment, stage: StagePlan, variables: PyTree) -> Chosen:
+def choose(setup: experiment.Experiment, stage: StagePlan, variables: PyTree) -> StageChoices:
     """Makes a stage's balancing, and fills what its tasks start from; computes nothing.
 
     Args:
-        parts: of the run.
+        setup: of the run.
         stage: that is planned.
         variables: as the stages before it left them, or their shapes.
 
@@ -74,7 +74,7 @@ def chosen(parts: experiment.Experiment, stage: StagePlan, variables: PyTree) ->
     settings, objective, location = stage.settings, stage.objectives[0], f"config.stages.{stage.name}"
     method = task_balancing.method(settings, tasks=len(objective.tasks), location=location)
     backward = task_balancing.backward(
-        settings, method, objective, features_are_shared=parts.model.shares_features, location=location
+        settings, method, objective, features_are_shared=setup.model.shares_features, location=location
     )
     _check_micro_batches(stage, location=location)
     if settings.soft_sharing and not any(branch_name(task) in variables["params"] for task in objective.tasks):
@@ -82,15 +82,15 @@ def chosen(parts: experiment.Experiment, stage: StagePlan, variables: PyTree) ->
             f"{location}.soft_sharing: expected 0 without branches to draw near, found {settings.soft_sharing:g}; set "
             'model.sharing="independent", or model.share_until'
         )
-    return Chosen(method, backward, _warm_started(variables, stage))
+    return StageChoices(method, backward, _warm_start(variables, stage))
 
 
 def prepare(
-    parts: experiment.Experiment, stage: StagePlan, learnt: StageResult, *, seed: int, skip_not_finite: bool = False
+    setup: experiment.Experiment, stage: StagePlan, result: StageResult, *, seed: int, skip_not_finite: bool = False
 ) -> tuple[train_step.TrainState, dict[int, train_step.Step], dict[str, PyTree]]:
     """Builds a stage's state at step 0, its jitted steps by when each begins, and what they read of earlier stages."""
     settings, objective = stage.settings, stage.objectives[0]
-    method, backward, variables = chosen(parts, stage, learnt.variables)
+    method, backward, variables = choose(setup, stage, result.variables)
     schedule = optimizer.learning_rate_schedule(
         settings.schedule,
         learning_rate=settings.learning_rate,
@@ -110,14 +110,14 @@ def prepare(
         balance=method,
         tx=tx,
         ema=settings.ema_decay > 0,
-        keep_state=_named(stage, lambda method: method.start(stage.view, variables["params"])),
-        tasks=tuple(parts.tasks),
-        trained=objective.tasks,
+        keep_state=_hook_results(stage, lambda method: method.start(stage.view, variables["params"])),
+        tasks=tuple(setup.tasks),
+        trained_tasks=objective.tasks,
         key=jax.random.fold_in(jax.random.key(seed), stage.index + 1),
     )
 
     def jitted(objective: Objective) -> train_step.Step:
-        problem = StepSpec(parts.model, parts.tasks, objective, method, backward, settings.micro_batches)
+        problem = StepSpec(setup.model, setup.tasks, objective, method, backward, settings.micro_batches)
         step = train_step.make_train_step(
             problem,
             tx=tx,
@@ -129,21 +129,21 @@ def prepare(
         )
         return jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere())
 
-    memory = _named(stage, lambda method: method.before(objective.stage, learnt.memory, learnt.variables))
-    return state, {first: jitted(each) for first, each in stage.objectives.items()}, memory
+    memory = _hook_results(stage, lambda method: method.before(objective.stage, result.memory, result.variables))
+    return state, {first: jitted(objective) for first, objective in stage.objectives.items()}, memory
 
 
-def _named(stage: StagePlan, hook: Callable[[Method], PyTree | None]) -> dict[str, PyTree]:
+def _hook_results(stage: StagePlan, hook: Callable[[Method], PyTree | None]) -> dict[str, PyTree]:
     """What a hook of the stage's methods returns, by method, where it returns anything."""
-    found = {name: hook(method) for name, method in stage.view.keep.items()}
-    return {name: each for name, each in found.items() if each is not None}
+    hook_results = {name: hook(method) for name, method in stage.view.keep.items()}
+    return {name: hook_result for name, hook_result in hook_results.items() if hook_result is not None}
 
 
 def _check_micro_batches(stage: StagePlan, *, location: str) -> None:
     count = stage.settings.micro_batches
     for stream, size in stage.batch_sizes.items():
         if size % count:
-            fits = max(each for each in range(1, min(size, count) + 1) if size % each == 0)
+            fits = max(divisor for divisor in range(1, min(size, count) + 1) if size % divisor == 0)
             raise UserError(
                 f"{location}.micro_batches: expected a divisor of the {size} images of {stream}, such as {fits}, found "
                 f"{count}"

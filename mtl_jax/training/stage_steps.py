@@ -26,7 +26,7 @@ def take_all(
     stage: StagePlan,
     course: StageClock,
     steps: Mapping[int, train_step.Step],
-    given: Mapping[str, PyTree],
+    method_inputs: Mapping[str, PyTree],
     steps_before: int,
 ) -> None:
     """Takes a stage's remaining steps.
@@ -36,14 +36,14 @@ def take_all(
         stage: to train.
         course: where it is; advances with every step.
         steps: by the step with which each begins.
-        given: of the stages before.
+        method_inputs: of the stages before.
         steps_before: of the stages before.
 
     Raises:
         UserError: a loss or gradient that is not finite.
         Preempted: the run was asked to end, and has saved.
     """
-    saved = time.monotonic()
+    last_save = time.monotonic()
     evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
     with (
         StageProgress(
@@ -55,16 +55,16 @@ def take_all(
         ) as progress,
         run.preemption.training(),
     ):
-        ahead = _Steps(run, stage, course, steps, given, progress, steps_before)
+        ahead = _Steps(run, stage, course, steps, method_inputs, progress, steps_before)
         for batch, ids in _batches(run, stage, course.done):
             ahead.take(batch, ids)
             if course.done == stage.total_steps:
                 break
-            save, leave = _save_and_leave(run, course.done, since=saved)
+            save, leave = _save_and_leave(run, course.done, since=last_save)
             if save or leave:
                 ahead.finish()
                 stage_checkpoints.save_partial(run, stage, course)
-                saved = time.monotonic()
+                last_save = time.monotonic()
                 progress.after_pause()
             if leave:
                 raise Preempted
@@ -83,26 +83,26 @@ class _Steps:
     stage: StagePlan
     course: StageClock
     steps: Mapping[int, train_step.Step]  # by the step with which each begins
-    given: Mapping[str, PyTree]  # of the stages before
+    method_inputs: Mapping[str, PyTree]  # of the stages before
     progress: StageProgress
     steps_before: int  # of the stages before
     # For each phase of the stage, and the streams of a batch.
     compiled: dict[tuple[int, tuple[str, ...]], Any] = dataclasses.field(default_factory=dict)
-    pending: tuple[int, Mapping[str, tuple[str, ...]], Mapping[str, jax.Array]] | None = None
+    unlogged: tuple[int, Mapping[str, tuple[str, ...]], Mapping[str, jax.Array]] | None = None
 
     def take(self, batch: dict[str, Any], ids: Mapping[str, tuple[str, ...]]) -> None:
         """Takes a step, and reads the one before it."""
         program = self._program(batch)
-        self.course.state, metrics = program(self.course.state, self.given, batch)
+        self.course.state, metrics = program(self.course.state, self.method_inputs, batch)
         self.finish()
         self.course.done += 1
-        self.pending = (self.course.done, ids, metrics)
+        self.unlogged = (self.course.done, ids, metrics)
 
     def finish(self) -> None:
         """Reads the last step, unless it has been read."""
-        if self.pending is not None:
-            step_log.finished(self.run, self.stage, self.progress, *self.pending, steps_before=self.steps_before)
-        self.pending = None
+        if self.unlogged is not None:
+            step_log.log_step(self.run, self.stage, self.progress, *self.unlogged, steps_before=self.steps_before)
+        self.unlogged = None
 
     def _program(self, batch: dict[str, Any]) -> Any:
         phase = max(start for start in self.steps if start <= self.course.done)
@@ -111,15 +111,15 @@ class _Steps:
             self.finish()
             with self.run.preemption.paused():
                 state = self.course.state
-                self.compiled[key] = compilation.ahead_of_time(self.steps[phase], state, self.given, batch)
+                self.compiled[key] = compilation.ahead_of_time(self.steps[phase], state, self.method_inputs, batch)
         return self.compiled[key]
 
 
-def _save_and_leave(run: Run, done: int, *, since: float) -> tuple[bool, bool]:
+def _save_and_leave(run: Run, steps_done: int, *, since: float) -> tuple[bool, bool]:
     """Whether it is time to save, and whether the run is asked to end: the same in every process."""
     save, leave = time.monotonic() - since > run.config.checkpoint_every_seconds, run.preemption.requested
     if jax.process_count() > 1:  # clocks and signals differ, and asking at every step would slow them all
-        ask = done % run.config.log_every_steps == 0
+        ask = steps_done % run.config.log_every_steps == 0
         save, leave = ask and devices.agreed(save), ask and devices.agreed(leave)
     return save, leave
 
@@ -129,7 +129,7 @@ def _evaluate_within(run: Run, stage: StagePlan, course: StageClock, steps_befor
     with course.paused(), run.preemption.paused():
         variables = jax.device_get(stage_setup.evaluated(course.state))
         figures = measurement.tasks(run, variables, stage.learnt_tasks)
-        step_log.measured(run, stage, figures, step=steps_before + course.done, done=course.done)
+        step_log.log_metrics(run, stage, figures, step=steps_before + course.done, steps_done=course.done)
 
 
 def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str, Any], dict[str, tuple[str, ...]]]]:
@@ -147,5 +147,5 @@ def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str,
     }
     for step in itertools.count(first):
         batch = {name: next(stream) for name, stream in streams.items() if stage.takes(step, name)}
-        ids = {name: each.pop("ids") for name, each in batch.items()}
+        ids = {name: stream_batch.pop("ids") for name, stream_batch in batch.items()}
         yield devices.place(batch, stage.batch_sizes), ids

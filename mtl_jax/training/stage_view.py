@@ -21,7 +21,7 @@ class StageView:
     def __init__(
         self,
         config: RunSettings,
-        parts: experiment.Experiment,
+        setup: experiment.Experiment,
         index: int,
         sources: Mapping[str, Source] | None = None,
     ) -> None:
@@ -29,7 +29,7 @@ class StageView:
 
         Args:
             config: the resolved configuration.
-            parts: what it describes.
+            setup: what it describes.
             index: of the stage in `config.order`.
             sources: stream -> training images, where they are opened already.
         """
@@ -39,8 +39,8 @@ class StageView:
         self.balance, self.streams = settings.balance, tuple(settings.streams)
         self.keeps: Sequence[Keep] = reading.read_order(config)
         self.keep = reading.in_stage(self.keeps, index)  # the methods that act in the stage
-        self.model, self.tasks = parts.model, parts.tasks
-        self._parts = parts
+        self.model, self.tasks = setup.model, setup.tasks
+        self._parts = setup
         self._sources: dict[str, Source] = dict(sources or {})  # each is opened once
 
     def stream_tasks(self, stream: str) -> dict[str, Task]:
@@ -72,4 +72,4 @@ class StageView:
     def expanded(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """Returns patterns of parameters in which stages of the backbone are spelt out."""
         stages = experiment.backbone_stages(self._parts, patterns)
-        return tuple(each for pattern in patterns for each in expanded(pattern, stages))
+        return tuple(pattern_expanded for pattern in patterns for pattern_expanded in expanded(pattern, stages))

@@ -57,23 +57,25 @@ def backward(
     """
     one_image_many_tasks = any(len(objective.carried(group)) > 1 for group in objective.groups)
     if settings.gradient_space == "features":
-        found = ""
+        obstacle = ""
         if len(objective.groups) > 1 or not one_image_many_tasks:
-            found = "tasks that do not share their images"
+            obstacle = "tasks that do not share their images"
         elif not features_are_shared:
-            found = "a network whose tasks read no common features (model.norms_from, model.sharing)"
+            obstacle = "a network whose tasks read no common features (model.norms_from, model.sharing)"
         elif isinstance(method, balance.RemembersGradients):
-            found = f"balance {settings.balance!r}, which remembers gradients: those of other images' features"
+            obstacle = f"balance {settings.balance!r}, which remembers gradients: those of other images' features"
         elif settings.micro_batches > 1:
-            found = f"micro_batches {settings.micro_batches}, whose features are not there at the same time"
+            obstacle = f"micro_batches {settings.micro_batches}, whose features are not there at the same time"
         elif objective.opposed:
-            found = f"{', '.join(objective.opposed)}, whose gradient in the parameters bounds the others' (keep.agem)"
-        if found:
-            raise UserError(f'{location}.gradient_space is "features" with {found}; set gradient_space="params"')
+            obstacle = (
+                f"{', '.join(objective.opposed)}, whose gradient in the parameters bounds the others' (keep.agem)"
+            )
+        if obstacle:
+            raise UserError(f'{location}.gradient_space is "features" with {obstacle}; set gradient_space="params"')
         return "features"
     if settings.balance == "sum" and not settings.log_conflicts:
         return "summed"
-    whole = settings.micro_batches == 1 and not settings.log_conflicts
-    if isinstance(method, balance.OnLosses) and whole:
+    is_one_pass = settings.micro_batches == 1 and not settings.log_conflicts
+    if isinstance(method, balance.OnLosses) and is_one_pass:
         return "weighted"
     return "stacked"

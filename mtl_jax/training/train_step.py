@@ -51,7 +51,7 @@ def init_state(
     ema: bool,
     keep_state: dict[str, PyTree] | None = None,
     tasks: tuple[str, ...],
-    trained: tuple[str, ...],
+    trained_tasks: tuple[str, ...],
     key: Array,
 ) -> TrainState:
     """Returns the state at step 0 of a stage.
@@ -64,10 +64,10 @@ def init_state(
         ema: keep an average of the parameters.
         keep_state: what methods against forgetting begin with; nothing by default.
         tasks: of the network.
-        trained: those of them with a loss in the stage.
+        trained_tasks: those of them with a loss in the stage.
         key: of the stage.
     """
-    shared, _ = split_private(params, trained)
+    shared, _ = split_private(params, trained_tasks)
     owned = by_owner(params, tasks)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -75,7 +75,7 @@ def init_state(
         params=params,
         batch_stats=batch_stats,
         balance_state=balance.init(shared),
-        opt_state={owner: tx.init(part) for owner, part in owned.items() if owner in (SHARED, *trained)},
+        opt_state={owner: tx.init(subtree) for owner, subtree in owned.items() if owner in (SHARED, *trained_tasks)},
         ema=optimizer.EmaState(params, jnp.zeros((), jnp.int32)) if ema else None,
         keep_state=keep_state or {},
         key=key,
@@ -109,13 +109,13 @@ def make_train_step(
         state: TrainState, memory: Mapping[str, PyTree], batch: Mapping[str, Any]
     ) -> tuple[TrainState, dict[str, Array]]:
         objective = stage.of(tuple(batch))
-        drawn = problem._replace(objective=objective)
+        step_spec = problem._replace(objective=objective)
         key = jax.random.fold_in(state.key, state.step)
-        given = StepInputs(state.params, state.batch_stats, memory, batch, key, average=_average(objective, state))
-        found = _one_gradient(drawn, given, state.balance_state)
-        grads, penalties = _with_penalties(objective.keep, found.grads, state.params, memory)
-        metrics = found.metrics | penalties
-        metrics["all/loss"] = found.losses.sum() + sum(penalties.values(), start=0.0)
+        inputs = StepInputs(state.params, state.batch_stats, memory, batch, key, average=_average(objective, state))
+        gradient = _one_gradient(step_spec, inputs, state.balance_state)
+        grads, penalties = _with_penalties(objective.keep, gradient.grads, state.params, memory)
+        metrics = gradient.metrics | penalties
+        metrics["all/loss"] = gradient.losses.sum() + sum(penalties.values(), start=0.0)
         metrics["all/gradient_norm"] = optax.tree.norm(grads)
         metrics["all/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         soft_weight = soft_sharing_strength * jnp.asarray(schedule(state.step)) if soft_sharing_strength else None
@@ -124,13 +124,13 @@ def make_train_step(
             step=state.step + 1,
             skipped_steps=state.skipped_steps,
             params=params,
-            batch_stats=found.batch_stats,
-            balance_state=found.balance_state,
+            batch_stats=gradient.batch_stats,
+            balance_state=gradient.balance_state,
             opt_state=opt_state,
             ema=optimizer.ema_update(state.ema, params, ema_decay) if state.ema is not None else None,
             keep_state={
-                name: objective.keep[name].step(each, found.grads, state.params, params)
-                for name, each in state.keep_state.items()
+                name: objective.keep[name].step(method_state, gradient.grads, state.params, params)
+                for name, method_state in state.keep_state.items()
             },
             key=state.key,
         )
@@ -150,16 +150,16 @@ def _average(objective: Objective, state: TrainState) -> PyTree:
     return {"params": state.ema.params, "batch_stats": state.batch_stats}
 
 
-def _one_gradient(spec: StepSpec, given: StepInputs, balance_state: PyTree) -> Gradient:
+def _one_gradient(spec: StepSpec, inputs: StepInputs, balance_state: PyTree) -> Gradient:
     """The gradient of all losses: balanced, or where some only bound the others as their method combines them."""
     objective = spec.objective
     combine = next((method.combine for method in objective.keep.values() if method.opposed(objective.stage)), None)
     if combine is None:
-        return task_gradients.balanced(spec, given, balance_state)
-    found = task_gradients.in_parts(task_gradients.stacked, spec, given)
+        return task_gradients.balanced(spec, inputs, balance_state)
+    gradient = task_gradients.in_parts(task_gradients.stacked, spec, inputs)
     old = jnp.array([name in objective.opposed for name in objective.tasks])
-    grads = combine(_sum_of_rows(found.grads, ~old), _sum_of_rows(found.grads, old))
-    return found._replace(grads=grads, balance_state=balance_state)
+    grads = combine(_sum_of_rows(gradient.grads, ~old), _sum_of_rows(gradient.grads, old))
+    return gradient._replace(grads=grads, balance_state=balance_state)
 
 
 def _with_penalties(
@@ -170,8 +170,8 @@ def _with_penalties(
     for name, method in keep.items():
         if method.penalty(params, memory.get(name)) is None:
             continue
-        value, own = jax.value_and_grad(method.penalty)(params, memory.get(name))
-        grads = jax.tree.map(jnp.add, grads, own)
+        value, penalty_grads = jax.value_and_grad(method.penalty)(params, memory.get(name))
+        grads = jax.tree.map(jnp.add, grads, penalty_grads)
         penalties[f"all/{name}_penalty"] = value
     return grads, penalties
 
@@ -212,10 +212,10 @@ def _updated(
         params[owner] = optax.apply_updates(params[owner], updates)
     if soft_weight is not None:
         branches = {task: params[task][branch_name(task)] for task in active if task != SHARED}
-        drawn = zip(branches, soft_sharing.draw_near(list(branches.values()), soft_weight), strict=True)
-        params |= {task: {**params[task], branch_name(task): branch} for task, branch in drawn}
+        paired_branches = zip(branches, soft_sharing.draw_near(list(branches.values()), soft_weight), strict=True)
+        params |= {task: {**params[task], branch_name(task): branch} for task, branch in paired_branches}
     return join_private({}, params), opt_state
 
 
-def _sum_of_rows(task_grads: PyTree, chosen: Bool[Array, " tasks"]) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.tensordot(chosen.astype(leaf.dtype), leaf, axes=1), task_grads)
+def _sum_of_rows(task_grads: PyTree, is_selected: Bool[Array, " tasks"]) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.tensordot(is_selected.astype(leaf.dtype), leaf, axes=1), task_grads)

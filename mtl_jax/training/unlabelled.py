@@ -34,7 +34,7 @@ def losses(
     raw: Mapping[str, Array],
     image_size: tuple[int, int],
     *,
-    way: Way,
+    rule: Way,
 ) -> Iterator[Float[Array, ""]]:
     """Yields the weighted loss of every task that is computed without labels: 0, with a gradient of 0.
 
@@ -43,11 +43,11 @@ def losses(
         names: of those without labels.
         raw: what the head emits, by task.
         image_size: height and width, px.
-        way: of `UPDATES`.
+        rule: of `UPDATES`.
     """
     for name in names:
-        nothing = tasks[name].no_labels(raw[name].shape[0], image_size)
-        yield way.weight * tasks[name].loss(raw[name], nothing, image_size)[0]
+        empty_labels = tasks[name].no_labels(raw[name].shape[0], image_size)
+        yield rule.weight * tasks[name].loss(raw[name], empty_labels, image_size)[0]
 
 
 def sparing(train_batch_norm: ByBatch, names: tuple[str, ...]) -> ByBatch:
@@ -61,7 +61,7 @@ def sparing(train_batch_norm: ByBatch, names: tuple[str, ...]) -> ByBatch:
         return train_batch_norm
 
     def by_batch(path: str) -> bool:
-        trained = train_batch_norm(path) if callable(train_batch_norm) else train_batch_norm
-        return trained and owner_of(tuple(path.split("/")), names) is None
+        by_batch_setting = train_batch_norm(path) if callable(train_batch_norm) else train_batch_norm
+        return by_batch_setting and owner_of(tuple(path.split("/")), names) is None
 
     return by_batch

@@ -74,7 +74,7 @@ class DataRecord(NamedTuple):
 
 
 def examine(
-    parts: Experiment,
+    setup: Experiment,
     *,
     most: int = 0,
     tolerated_leakage_percent: float = 0.0,
@@ -84,7 +84,7 @@ def examine(
     """Looks at both splits of the streams that the order uses.
 
     Args:
-        parts: the experiment.
+        setup: the experiment.
         most: images of each split to decode; 0 means all. A smoke run decodes few.
         tolerated_leakage_percent: as in `leakage.refuse`.
         cache: folder in which to keep what was seen; None keeps nothing.
@@ -98,10 +98,10 @@ def examine(
     seen: dict[str, dict[str, _Split]] = {}
     errors: list[str] = []
     looked: dict[str, Survey] = {}  # streams may share a dataset
-    for stream in parts.used_streams:
+    for stream in setup.used_streams:
         for split, training in SPLITS.items():
             try:
-                found = _look(parts, stream, training, looked, settings)
+                found = _look(setup, stream, training, looked, settings)
             except UserError as error:
                 errors.append(str(error))
                 continue
@@ -110,20 +110,20 @@ def examine(
     if errors:
         raise UserError(findings.broken(list(dict.fromkeys(errors))))
     _refuse_leaks(seen, tolerated_leakage_percent)
-    _refuse_nothing_to_learn(parts, seen)
+    _refuse_nothing_to_learn(setup, seen)
     return DataRecord(
         {stream: {split: each.figures for split, each in splits.items()} for stream, splits in seen.items()},
-        tuple(dict.fromkeys(warning for warning in _warnings(parts, seen) if warning)),
+        tuple(dict.fromkeys(warning for warning in _warnings(setup, seen) if warning)),
     )
 
 
 def validation_digests(
-    parts: Experiment, streams: Iterable[str], *, most: int = 0, cache: Path | None = None
+    setup: Experiment, streams: Iterable[str], *, most: int = 0, cache: Path | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns what `DataRecord.digests` would, of some streams' validation images alone.
 
     Args:
-        parts: the experiment.
+        setup: the experiment.
         streams: their names.
         most: as in `examine`.
         cache: as in `examine`.
@@ -133,15 +133,15 @@ def validation_digests(
     """
     settings: _Settings = {"most": most, "cache": cache, "on_progress": lambda done, total: None}
     looked: dict[str, Survey] = {}
-    seen = {stream: _look(parts, stream, False, looked, settings).figures for stream in streams}
+    seen = {stream: _look(setup, stream, False, looked, settings).figures for stream in streams}
     return {stream: {"val": {name: figures[name] for name in KEPT}} for stream, figures in seen.items()}
 
 
-def validation_images(parts: Experiment, streams: Iterable[str], *, cache: Path | None = None) -> set[str]:
+def validation_images(setup: Experiment, streams: Iterable[str], *, cache: Path | None = None) -> set[str]:
     """Returns the digests (`facts.image_digest`) of some streams' validation images.
 
     Args:
-        parts: the experiment.
+        setup: the experiment.
         streams: their names.
         cache: as in `examine`.
 
@@ -150,22 +150,22 @@ def validation_images(parts: Experiment, streams: Iterable[str], *, cache: Path 
     """
     settings: _Settings = {"most": 0, "cache": cache, "on_progress": lambda done, total: None}
     looked: dict[str, Survey] = {}
-    surveys = [_look(parts, stream, False, looked, settings).survey for stream in streams]
+    surveys = [_look(setup, stream, False, looked, settings).survey for stream in streams]
     return {sample.pixels for each in surveys for sample in each.samples}
 
 
-def _look(parts: Experiment, stream: str, training: bool, looked: dict[str, Survey], settings: _Settings) -> _Split:
+def _look(setup: Experiment, stream: str, training: bool, looked: dict[str, Survey], settings: _Settings) -> _Split:
     """Looks at one split, unless a stream before it had the same dataset."""
-    most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if parts.smoke else settings["most"]
+    most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if setup.smoke else settings["most"]
     with opened.recording() as files:
-        source = experiment.source(parts, stream, training=training)
-        source = source.source if parts.smoke and isinstance(source, Subset) else source
-        name = _name(parts, stream, training)
+        source = experiment.source(setup, stream, training=training)
+        source = source.source if setup.smoke and isinstance(source, Subset) else source
+        name = _name(setup, stream, training)
         if name not in looked:
             looked[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})
     found = looked[name]
-    figures = findings.figures(found, _classes(parts, stream, source))
-    labels = parts.streams[stream].labels
+    figures = findings.figures(found, _classes(setup, stream, source))
+    labels = setup.streams[stream].labels
     figures["tasks"] = {task: found.digest([label]) for task, label in labels.items()}
     return _Split(source, found, figures)
 
@@ -175,24 +175,24 @@ def cache_folder() -> Path:
     return cpu_kernels.cache_dir() / "data"
 
 
-def _name(parts: Experiment, stream: str, training: bool) -> str:
+def _name(setup: Experiment, stream: str, training: bool) -> str:
     """Options that decide, besides its files, which samples a split has."""
-    settings = parts.streams[stream]
+    settings = setup.streams[stream]
     split = settings.train_split if training else settings.val_split
-    void = experiment.ignore_labels(parts, stream)
-    location = [settings.source, settings.options, void, split, str(parts.data_root.absolute())]
+    void = experiment.ignore_labels(setup, stream)
+    location = [settings.source, settings.options, void, split, str(setup.data_root.absolute())]
     if training and settings.train_parts > 1:
         location += [settings.train_part, settings.train_parts]
-    if training and parts.held_out_percent:
-        location.append(parts.held_out_percent)
+    if training and setup.held_out_percent:
+        location.append(setup.held_out_percent)
     if not training and settings.val_options:
         location.append(settings.val_options)
     return json.dumps(location, sort_keys=True, default=str)
 
 
-def _classes(parts: Experiment, stream: str, source: Source) -> dict[str, tuple[str, ...]]:
-    labels = parts.streams[stream].labels
-    return {label: tuple(source.class_names[label] or parts.tasks[task].classes) for task, label in labels.items()}
+def _classes(setup: Experiment, stream: str, source: Source) -> dict[str, tuple[str, ...]]:
+    labels = setup.streams[stream].labels
+    return {label: tuple(source.class_names[label] or setup.tasks[task].classes) for task, label in labels.items()}
 
 
 def _refuse_leaks(seen: Mapping[str, Mapping[str, _Split]], tolerated_percent: float) -> None:
@@ -206,15 +206,15 @@ def _refuse_leaks(seen: Mapping[str, Mapping[str, _Split]], tolerated_percent: f
     leakage.refuse(training, validation, leaks=leaks, tolerated_percent=tolerated_percent)
 
 
-def _labels(parts: Experiment, seen: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+def _labels(setup: Experiment, seen: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     """Yields stream, task and label name of every label that is used."""
     for stream in seen:
-        for task, label in parts.streams[stream].labels.items():
+        for task, label in setup.streams[stream].labels.items():
             yield stream, task, label
 
 
-def _refuse_nothing_to_learn(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> None:
-    for stream, task, label in _labels(parts, seen):
+def _refuse_nothing_to_learn(setup: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> None:
+    for stream, task, label in _labels(setup, seen):
         train = seen[stream]["train"]
         location = f"stream {stream}"
         problem = findings.nothing_to_learn(train.figures, task=task, label=label, location=location)
@@ -222,14 +222,14 @@ def _refuse_nothing_to_learn(parts: Experiment, seen: Mapping[str, Mapping[str, 
             raise UserError(problem)
 
 
-def _warnings(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> Iterable[str]:
+def _warnings(setup: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> Iterable[str]:
     for stream, splits in seen.items():
         for split, each in splits.items():
             location = f"stream {stream}, {split}"
             yield from (f"{location}: {note}" for note in each.survey.reading.notes)
             yield from findings.odd_images(each.survey, tuple(each.figures["labels"]), location=location)
     trained: dict[str, list[Mapping[str, Any]]] = {}
-    for stream, task, label in _labels(parts, seen):
+    for stream, task, label in _labels(setup, seen):
         train, val = seen[stream]["train"], seen[stream]["val"]
         if train.survey.complete:
             trained.setdefault(task, []).append(train.figures["labels"][label])
@@ -239,12 +239,12 @@ def _warnings(parts: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> It
         yield findings.classes_never_shown(figures, task=task)
 
 
-def look(config: RunSettings, parts: Experiment) -> DataRecord:
+def look(config: RunSettings, setup: Experiment) -> DataRecord:
     """Looks at all data of a run, and says in the log what is there.
 
     Args:
         config: resolved.
-        parts: what it describes.
+        setup: what it describes.
 
     Raises:
         UserError: as `examine`.
@@ -258,7 +258,7 @@ def look(config: RunSettings, parts: Experiment) -> DataRecord:
             tell(f"{done} of {total} images looked at")
 
     record = examine(
-        parts,
+        setup,
         most=config.survey_images,
         tolerated_leakage_percent=config.tolerated_leakage_percent,
         cache=cache_folder(),

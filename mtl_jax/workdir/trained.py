@@ -34,7 +34,7 @@ class Trained(NamedTuple):
     path: Path  # of the checkpoint
     stage: str
     config: RunSettings  # as it was trained with; what has come since has its default
-    parts: experiment.Experiment
+    setup: experiment.Experiment
     names: tuple[str, ...]  # of the tasks asked for
     variables: PyTree
     data: Mapping[str, Any] = MappingProxyType({})  # stream -> split -> what its stages saw of it (`data_record.KEPT`)
@@ -44,7 +44,7 @@ class Trained(NamedTuple):
     @property
     def tasks(self) -> dict[str, Task]:
         """The tasks asked for, with the temperatures and thresholds that were chosen for them."""
-        return {name: calibrated(self.parts.tasks[name], self.calibration.get(name)) for name in self.names}
+        return {name: calibrated(self.setup.tasks[name], self.calibration.get(name)) for name in self.names}
 
 
 def load(weights: str | Path, *, tasks: str = "all", data_root: str | Path | None = None) -> Trained:
@@ -69,10 +69,10 @@ def load(weights: str | Path, *, tasks: str = "all", data_root: str | Path | Non
     variables = checkpoints.load(path, {"variables": experiment.abstract_variables(whole)})["variables"]
     stages = tuple(stage["name"] for stage in record["stages"])
     config = without_later_classes(config, stages)
-    parts = experiment.build(config, data_root=whole.data_root)
-    variables = chosen(variables, experiment.abstract_variables(parts))
+    setup = experiment.build(config, data_root=whole.data_root)
+    variables = chosen(variables, experiment.abstract_variables(setup))
     selected = calibration.from_tree(read_json(path / CALIBRATION) or record.get("calibration", {}))
-    return Trained(path, record["stage"], config, parts, names, variables, data, stages, selected)
+    return Trained(path, record["stage"], config, setup, names, variables, data, stages, selected)
 
 
 def without_later_classes(config: RunSettings, stages: Collection[str]) -> RunSettings:
@@ -116,7 +116,7 @@ def computing_in(network: Trained, dtype: str) -> Trained:
     """Returns the same network, whose weights are float32 in any case, with `model.compute_dtype` of another kind."""
     model = dataclasses.replace(network.config.model, compute_dtype=dtype)
     config = dataclasses.replace(network.config, model=model)
-    return network._replace(config=config, parts=experiment.build(config, data_root=network.parts.data_root))
+    return network._replace(config=config, setup=experiment.build(config, data_root=network.setup.data_root))
 
 
 def as_scaled(config: RunSettings, data: Mapping[str, Any]) -> RunSettings:
@@ -132,7 +132,7 @@ def as_scaled(config: RunSettings, data: Mapping[str, Any]) -> RunSettings:
 
 def grey_bits(network: Trained) -> int | None:
     """Returns by how many bits the greyscale images of 16-bit files were scaled in training; None where none were."""
-    streams = [network.parts.streams[name] for name in network.parts.used_streams]
+    streams = [network.setup.streams[name] for name in network.setup.used_streams]
     return max((bits for each in streams if (bits := each.options.get("grey_bits"))), default=None)
 
 

@@ -59,8 +59,8 @@ def save_checkpoint(folder: Path, *, image_size: int = 64) -> Path:
     for name, size in (("scenes", 0), ("single", image_size // 2)):
         labels = {"cls": "classification"} if size else {task: task for task in KINDS if task != "cls"}
         config.streams[name] = config_lib.stream("digits", labels, image_size=size, crop=bool(size))
-    parts = experiment.build(config.to_dict(), data_root=Path())
-    variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
+    setup = experiment.build(config.to_dict(), data_root=Path())
+    variables = experiment.init_variables(setup, key=jax.random.key(0), pretrained_path="")
     stages = [{"name": "all", "metrics": {task: {} for task in KINDS}}]
     metadata = {"stage": "all", "stages": stages, "config": config.to_dict()}
     checkpoints.save(folder, {"variables": variables}, metadata)

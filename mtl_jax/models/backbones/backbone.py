@@ -71,15 +71,15 @@ class Backbone(nn.Module):
         self, layers: Layers, x: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
     ) -> dict[int, Float[Array, "batch _ _ _"]]:
         """Applies the layers beyond `after` and up to `until`; arguments and result as of the backbone itself."""
-        reached, taps = 1, {self.after: x}
+        total_stride, taps = 1, {self.after: x}
         for stride, make_layer in layers:
-            if reached * stride > self.until:
+            if total_stride * stride > self.until:
                 break
-            reached *= stride
-            if reached > self.after:
+            total_stride *= stride
+            if total_stride > self.after:
                 x = make_layer()(x, train_batch_norm=train_batch_norm)
-                taps[reached] = x
-        return {stride: x for stride, x in taps.items() if stride >= FIRST_TAP_STRIDE or stride == reached}
+                taps[total_stride] = x
+        return {stride: x for stride, x in taps.items() if stride >= FIRST_TAP_STRIDE or stride == total_stride}
 
     def width(self, channels: int) -> int:
         """A number of channels at full width as it is here: scaled, and a multiple of 8."""

@@ -34,15 +34,17 @@ def max_pool_5x5(x: Float[Array, "batch height width channels"]) -> Float[Array,
     for axis in (1, 2):
         size = x.shape[axis]
         padded = jnp.pad(
-            x, [(2, 2) if each == axis else (0, 0) for each in range(4)], constant_values=jnp.array(-jnp.inf, x.dtype)
+            x,
+            [(2, 2) if dimension == axis else (0, 0) for dimension in range(4)],
+            constant_values=jnp.array(-jnp.inf, x.dtype),
         )
-        pairs = jnp.maximum(_part(padded, axis, 0, size + 3), _part(padded, axis, 1, size + 3))
-        fours = jnp.maximum(_part(pairs, axis, 0, size), _part(pairs, axis, 2, size))
-        x = jnp.maximum(fours, _part(padded, axis, 4, size))
+        pairs = jnp.maximum(_slice_of(padded, axis, 0, size + 3), _slice_of(padded, axis, 1, size + 3))
+        fours = jnp.maximum(_slice_of(pairs, axis, 0, size), _slice_of(pairs, axis, 2, size))
+        x = jnp.maximum(fours, _slice_of(padded, axis, 4, size))
     return x
 
 
-def _part(x: Array, axis: int, start: int, size: int) -> Array:
+def _slice_of(x: Array, axis: int, start: int, size: int) -> Array:
     return jax.lax.slice_in_dim(x, start, start + size, axis=axis)
 
 
@@ -65,15 +67,15 @@ class C2f(nn.Module):
         """Applies the stage; every bottleneck adds its input to its result."""
         half = self.features // 2
         x = self.conv_norm(2 * half, SILU, name="split")(x, train_batch_norm=train_batch_norm)
-        parts = [x[..., :half], x[..., half:]]
+        features = [x[..., :half], x[..., half:]]
         for number in range(self.bottlenecks):
-            x = parts[-1]
+            x = features[-1]
             for layer in ("first", "second"):
                 conv = self.conv_norm(half, SILU, 3, name=f"bottleneck_{number}_{layer}")
                 x = conv(x, train_batch_norm=train_batch_norm)
-            parts.append(parts[-1] + x)
+            features.append(features[-1] + x)
         merge = self.conv_norm(self.features, SILU, name="merge")
-        return merge(jnp.concatenate(parts, axis=-1), train_batch_norm=train_batch_norm)
+        return merge(jnp.concatenate(features, axis=-1), train_batch_norm=train_batch_norm)
 
 
 class Sppf(nn.Module):
@@ -93,11 +95,11 @@ class Sppf(nn.Module):
     ) -> Float[Array, "batch height width features"]:
         """Applies the layer."""
         reduce = self.conv_norm(self.features // 2, SILU, name="reduce")
-        parts = [reduce(x, train_batch_norm=train_batch_norm)]
+        features = [reduce(x, train_batch_norm=train_batch_norm)]
         for _ in range(3):
-            parts.append(max_pool_5x5(parts[-1]))
+            features.append(max_pool_5x5(features[-1]))
         merge = self.conv_norm(self.features, SILU, name="merge")
-        return merge(jnp.concatenate(parts, axis=-1), train_batch_norm=train_batch_norm)
+        return merge(jnp.concatenate(features, axis=-1), train_batch_norm=train_batch_norm)
 
 
 class YoloV8N(Backbone):

@@ -94,13 +94,13 @@ class PyramidPooling(nn.Module):
         self, x: Float[Array, "batch height width channels"], *, train_batch_norm: Norming
     ) -> Float[Array, "batch height width features"]:
         """Applies the layer."""
-        parts = [x]
+        levels = [x]
         for size in POOLED_SIZES:
             conv = self.conv_norm(x.shape[-1] // len(POOLED_SIZES), "relu", name=f"pooled_{size}")
             pooled = conv(adaptive_mean_pool(x, size), train_batch_norm=train_batch_norm)
-            parts.append(upsample(pooled, *x.shape[1:3]))
+            levels.append(upsample(pooled, *x.shape[1:3]))
         merge = self.conv_norm(self.features, "relu", name="merge")
-        return merge(jnp.concatenate(parts, axis=-1), train_batch_norm=train_batch_norm)
+        return merge(jnp.concatenate(levels, axis=-1), train_batch_norm=train_batch_norm)
 
 
 class FeatureFusion(nn.Module):
@@ -160,11 +160,11 @@ class FastSCNN(Backbone):
     def layers(self) -> Layers:
         """The layers before the fusion, which become parts of the backbone."""
         self.refuse_dilation("fast_scnn")
-        first, *others = map(self.width, DETAIL_CHANNELS)
+        first, *wider = map(self.width, DETAIL_CHANNELS)
         layers: Layers = [(2, partial(self.conv_norm, first, "relu", 3, 2, name="detail_1"))]
-        for number, channels in enumerate(others, start=2):
+        for number, channels in enumerate(wider, start=2):
             layers.append((2, partial(SeparableConv, channels, self.conv_norm, 2, name=f"detail_{number}")))
-        for number, block in enumerate(self._blocks(others[-1]), start=1):
+        for number, block in enumerate(self._blocks(wider[-1]), start=1):
             layers.append((block.stride, partial(InvertedResidual, block, self.conv_norm, name=f"block_{number}")))
         return [*layers, (1, partial(PyramidPooling, self.width(GROUPS[-1][0]), self.conv_norm, name="pooling"))]
 

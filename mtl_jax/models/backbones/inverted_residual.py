@@ -48,14 +48,14 @@ def dilated(blocks: Iterable[Block], *, output_stride: int) -> tuple[Block, ...]
     References:
         Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
     """
-    built, stride, dilation = [], 2, 1
+    layers, stride, dilation = [], 2, 1
     for block in blocks:
         step = block.stride
         if stride * step > output_stride:
             dilation, step = dilation * step, 1
         stride *= step
-        built.append(block._replace(stride=step, dilation=dilation))
-    return tuple(built)
+        layers.append(block._replace(stride=step, dilation=dilation))
+    return tuple(layers)
 
 
 class SqueezeExcite(nn.Module):

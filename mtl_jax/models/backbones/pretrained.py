@@ -135,17 +135,17 @@ def merge(
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
     paths = [tuple(step.key for step in path) for path, _ in leaves]
     names = _torchvision_names(paths, architecture)
-    given = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
+    arrays = {name: value for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
     if not any(name.startswith("classifier.") for name in names.values()):
-        given = {name: value for name, value in given.items() if not name.startswith("classifier.")}
-    converted = {path: _to_our_layout(given[name], path) for path, name in names.items() if name in given}
+        arrays = {name: value for name, value in arrays.items() if not name.startswith("classifier.")}
+    converted = {path: _to_our_layout(arrays[name], path) for path, name in names.items() if name in arrays}
     shapes = {path: leaf.shape for path, (_, leaf) in zip(paths, leaves, strict=True)}
-    _refuse_misfits(names, given, converted, shapes, source=source, title=architecture.title)
-    merged = [
+    _refuse_misfits(names, arrays, converted, shapes, source=source, title=architecture.title)
+    filled = [
         jnp.asarray(converted[path], leaf.dtype) if path in converted else leaf
         for path, (_, leaf) in zip(paths, leaves, strict=True)
     ]
-    return jax.tree_util.tree_unflatten(structure, merged)
+    return jax.tree_util.tree_unflatten(structure, filled)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -186,14 +186,14 @@ def _one_line(error: Exception) -> str:
 
 def _torchvision_names(paths: list[TreePath], architecture: Architecture) -> dict[TreePath, str]:
     """Maps the paths of the variables that a file holds to torchvision's names."""
-    inside = {path: _inside_backbone(path) for path in paths}
-    parts = {rest[:2] for rest in inside.values() if rest}
+    inner_paths = {path: _inside_backbone(path) for path in paths}
+    blocks = {inner_path[:2] for inner_path in inner_paths.values() if inner_path}
     names = {}
     for path in paths:
         if path[1] in architecture.classifier:
             names[path] = f"{architecture.classifier[path[1]]}.{LEAVES[path[-1]]}"
-        elif (rest := inside[path]) and not any(name.startswith("patch_") for name in rest):
-            names[path] = f"features.{_feature_name(rest, parts, architecture)}.{LEAVES[path[-1]]}"
+        elif (inner_path := inner_paths[path]) and not any(name.startswith("patch_") for name in inner_path):
+            names[path] = f"features.{_feature_name(inner_path, blocks, architecture)}.{LEAVES[path[-1]]}"
     return names
 
 
@@ -203,12 +203,12 @@ def _inside_backbone(path: TreePath) -> TreePath:
     return () if depth is None else path[depth + 1 :]
 
 
-def _feature_name(rest: TreePath, parts: set[TreePath], architecture: Architecture) -> str:
-    if rest[0] in ("stem", "last"):
-        return f"{0 if rest[0] == 'stem' else architecture.last}.{LAYERS[rest[1]]}"
-    present = [part for part in BLOCK_PARTS if (rest[0], part) in parts]
-    block = architecture.blocks[int(rest[0].removeprefix("block_")) - 1]
-    return f"{block}.block.{present.index(rest[1])}.{LAYERS[rest[2]]}"
+def _feature_name(inner_path: TreePath, blocks: set[TreePath], architecture: Architecture) -> str:
+    if inner_path[0] in ("stem", "last"):
+        return f"{0 if inner_path[0] == 'stem' else architecture.last}.{LAYERS[inner_path[1]]}"
+    block_parts = [block_part for block_part in BLOCK_PARTS if (inner_path[0], block_part) in blocks]
+    block = architecture.blocks[int(inner_path[0].removeprefix("block_")) - 1]
+    return f"{block}.block.{block_parts.index(inner_path[1])}.{LAYERS[inner_path[2]]}"
 
 
 def _to_our_layout(value: np.ndarray, path: TreePath) -> np.ndarray:
@@ -225,7 +225,7 @@ def _to_our_layout(value: np.ndarray, path: TreePath) -> np.ndarray:
 
 def _refuse_misfits(
     names: Mapping[TreePath, str],
-    given: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
     converted: Mapping[TreePath, np.ndarray],
     shapes: Mapping[TreePath, tuple[int, ...]],
     *,
@@ -233,11 +233,11 @@ def _refuse_misfits(
     title: str,
 ) -> None:
     expected = set(names.values())
-    found = {
-        "missing": sorted(expected - set(given)),
-        "unexpected": sorted(set(given) - expected),
+    misfits = {
+        "missing": sorted(expected - set(arrays)),
+        "unexpected": sorted(set(arrays) - expected),
         "of wrong shape": [
-            f"{names[path]} {given[names[path]].shape}"
+            f"{names[path]} {arrays[names[path]].shape}"
             for path, value in converted.items()
             if value.shape != shapes[path]
         ],
@@ -247,7 +247,7 @@ def _refuse_misfits(
             if value.shape == shapes[path] and not (value.dtype.kind in "biuf" and np.isfinite(value).all())
         ],
     }
-    mistakes = [f"{kind}: {_shortened(listed)}" for kind, listed in found.items() if listed]
+    mistakes = [f"{kind}: {_shortened(names_listed)}" for kind, names_listed in misfits.items() if names_listed]
     if mistakes:
         raise UserError(
             f"{source}: expected {title} weights with torchvision's names, found "
@@ -256,5 +256,5 @@ def _refuse_misfits(
 
 
 def _shortened(names: list[str]) -> str:
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    remainder = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {remainder} more" if remainder > 0 else "")

@@ -61,10 +61,10 @@ def find(path: str, *, backbone: str, data_root: Path, offline: bool = False) ->
     for place in places:
         if place.is_file():
             return place
-    looked = dict.fromkeys(os.path.normpath(place.absolute()) for place in places)
+    searched = dict.fromkeys(os.path.normpath(place.absolute()) for place in places)
     download = f"take --config.pretrained={backbone}, which downloads them; " if backbone in PUBLISHED else ""
     raise UserError(
-        f"pretrained features {path} not found in {', '.join(looked)}; {download}put torchvision's weights of the "
+        f"pretrained features {path} not found in {', '.join(searched)}; {download}put torchvision's weights of the "
         "backbone (.pth or .npz) there, or start from random weights with --config.pretrained="
     )
 

@@ -87,9 +87,9 @@ def read(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     described, numbers = _of_zip(path) if is_zip else _of_legacy(path.read_bytes())
     if not isinstance(described, dict):
         raise ValueError(f"a {type(described).__name__} where a table of tensors belongs")
-    others = [str(name) for name, value in described.items() if not isinstance(value, View)]
-    if others:
-        raise ValueError(f"{others[0][:80]!r}, which is no tensor")
+    other_names = [str(name) for name, value in described.items() if not isinstance(value, View)]
+    if other_names:
+        raise ValueError(f"{other_names[0][:80]!r}, which is no tensor")
     return {str(name): _array(view, numbers) for name, view in described.items()}
 
 
@@ -98,14 +98,16 @@ Numbers = Callable[[Storage], np.ndarray]
 
 def _of_zip(path: Path) -> tuple[Any, Numbers]:
     with zipfile.ZipFile(path) as archive:
-        named = {PurePosixPath(name).parts[1:]: name for name in archive.namelist()}
-        if ("data.pkl",) not in named:
+        members = {PurePosixPath(name).parts[1:]: name for name in archive.namelist()}
+        if ("data.pkl",) not in members:
             raise ValueError("an archive without data.pkl")
-        if archive.getinfo(named["data.pkl",]).file_size > MAX_PICKLE_BYTES:
+        if archive.getinfo(members["data.pkl",]).file_size > MAX_PICKLE_BYTES:
             raise ValueError(f"a description of more than {MAX_PICKLE_BYTES} bytes")
-        described = follow(archive.read(named["data.pkl",]))[0]
-        order = archive.read(named["byteorder",]).decode("ascii", "replace") if ("byteorder",) in named else "little"
-        content = {key: archive.read(named[key]) for key in named if len(key) == 2 and key[0] == "data"}
+        described = follow(archive.read(members["data.pkl",]))[0]
+        order = (
+            archive.read(members["byteorder",]).decode("ascii", "replace") if ("byteorder",) in members else "little"
+        )
+        content = {key: archive.read(members[key]) for key in members if len(key) == 2 and key[0] == "data"}
 
     def numbers(storage: Storage) -> np.ndarray:
         if ("data", storage.key) not in content:
@@ -124,19 +126,19 @@ def _of_legacy(content: bytes) -> tuple[Any, Numbers]:
     views = [value for value in described.values() if isinstance(value, View)] if isinstance(described, dict) else []
     storages = {view.storage.key: view.storage for view in views}
     order = "little" if system.get("little_endian", True) else "big"
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for key in keys if isinstance(keys, list) else ():
         storage = storages.get(str(key))
         if storage is None:
             raise ValueError(f"numbers {str(key)[:80]!r} of no tensor")
         stream.read(8)  # how many there are, which the tensors say too
         size = storage.count * np.dtype(storage.dtype).itemsize
-        found[storage.key] = _numbers(stream.read(size), storage, order)
+        arrays[storage.key] = _numbers(stream.read(size), storage, order)
 
     def numbers(storage: Storage) -> np.ndarray:
-        if storage.key not in found:
+        if storage.key not in arrays:
             raise ValueError(f"no numbers {storage.key[:80]!r} in the file")
-        return found[storage.key]
+        return arrays[storage.key]
 
     return described, numbers
 
@@ -144,8 +146,8 @@ def _of_legacy(content: bytes) -> tuple[Any, Numbers]:
 def _follow_next(stream: io.BytesIO) -> Any:
     """Follows the next of several pickles."""
     start = stream.tell()
-    rest = stream.read(MAX_PICKLE_BYTES)
-    value, length = follow(rest)
+    payload = stream.read(MAX_PICKLE_BYTES)
+    value, length = follow(payload)
     stream.seek(start + length)
     return value
 
@@ -160,12 +162,12 @@ def _numbers(content: bytes, storage: Storage, order: str) -> np.ndarray:
 def _array(view: View, numbers: Numbers) -> np.ndarray:
     if 0 in view.shape:
         return np.zeros(view.shape, view.storage.dtype)
-    found = numbers(view.storage)
+    flat_array = numbers(view.storage)
     last = view.offset + sum((side - 1) * stride for side, stride in zip(view.shape, view.strides, strict=True))
-    if last >= len(found):
-        raise ValueError(f"a tensor of shape {view.shape} in {len(found)} numbers")
-    steps = tuple(stride * found.itemsize for stride in view.strides)
-    return np.lib.stride_tricks.as_strided(found[view.offset :], view.shape, steps, writeable=False)
+    if last >= len(flat_array):
+        raise ValueError(f"a tensor of shape {view.shape} in {len(flat_array)} numbers")
+    steps = tuple(stride * flat_array.itemsize for stride in view.strides)
+    return np.lib.stride_tricks.as_strided(flat_array[view.offset :], view.shape, steps, writeable=False)
 
 
 def follow(content: bytes) -> tuple[Any, int]:
@@ -210,8 +212,8 @@ class _Machine:
                 raise ValueError(f"a step {step} to nothing")
             self._stack.append(self._aside[int(argument)])
         elif step in TUPLES:
-            parts = [self.pop() for _ in range(TUPLES[step])]
-            self._stack.append(tuple(reversed(parts)))
+            items = [self.pop() for _ in range(TUPLES[step])]
+            self._stack.append(tuple(reversed(items)))
         elif step in STEPS:
             STEPS[step](self, argument)
         elif step not in ("PROTO", "FRAME"):
@@ -227,23 +229,23 @@ class _Machine:
 
     def since_mark(self) -> list[Any]:
         """Takes all that lies above the last mark, and the mark."""
-        parts: list[Any] = []
-        while not isinstance(part := self.pop(), _Mark):
-            parts.append(part)
-        return parts[::-1]
+        items: list[Any] = []
+        while not isinstance(item := self.pop(), _Mark):
+            items.append(item)
+        return items[::-1]
 
-    def fill(self, parts: list[Any]) -> None:
+    def fill(self, items: list[Any]) -> None:
         """Puts parts into the list or, in pairs, into the table on top of the stack."""
-        whole = self._top()
-        if isinstance(whole, list):
-            whole.extend(parts)
-        elif isinstance(whole, dict) and len(parts) % 2 == 0:
-            names = parts[::2]
+        container = self._top()
+        if isinstance(container, list):
+            container.extend(items)
+        elif isinstance(container, dict) and len(items) % 2 == 0:
+            names = items[::2]
             if not all(isinstance(name, str | int) for name in names):
                 raise ValueError("a table by other things than names")
-            whole.update(zip(names, parts[1::2], strict=True))
+            container.update(zip(names, items[1::2], strict=True))
         else:
-            raise ValueError(f"parts of a {type(whole).__name__}")
+            raise ValueError(f"parts of a {type(container).__name__}")
 
     def _top(self) -> Any:
         if not self._stack:
@@ -253,10 +255,10 @@ class _Machine:
 
 def _call(machine: _Machine, argument: Any) -> None:
     del argument
-    given, name = machine.pop(), machine.pop()
-    if not isinstance(name, _Name) or name.dotted not in MAKERS or not isinstance(given, tuple):
+    arguments, name = machine.pop(), machine.pop()
+    if not isinstance(name, _Name) or name.dotted not in MAKERS or not isinstance(arguments, tuple):
         raise ValueError(f"a call of {getattr(name, 'dotted', type(name).__name__)[:80]}, which makes no tensor")
-    machine.push(MAKERS[name.dotted](*given))
+    machine.push(MAKERS[name.dotted](*arguments))
 
 
 def _refer(machine: _Machine, argument: Any) -> None:
@@ -303,8 +305,8 @@ STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-def _view(*given: Any) -> View:
-    match given:
+def _view(*arguments: Any) -> View:
+    match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_) if (
             len(shape) == len(strides) <= MAX_AXES
             and offset >= 0
@@ -314,14 +316,14 @@ def _view(*given: Any) -> View:
     raise ValueError("a tensor that is not described by numbers, offset, shape and strides")
 
 
-def _parameter(*given: Any) -> View:
-    if not given or not isinstance(given[0], View):
+def _parameter(*arguments: Any) -> View:
+    if not arguments or not isinstance(arguments[0], View):
         raise ValueError("a parameter that is no tensor")
-    return given[0]
+    return arguments[0]
 
 
-def _table(*given: Any) -> dict[Any, Any]:
-    if given:
+def _table(*arguments: Any) -> dict[Any, Any]:
+    if arguments:
         raise ValueError("an ordered table with contents of its own")
     return {}
 

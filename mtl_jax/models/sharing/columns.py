@@ -23,11 +23,11 @@ class Laterals(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch height width channels"], others: Mapping[str, Array], number: int
+        self, x: Float[Array, "batch height width channels"], other_features: Mapping[str, Array], number: int
     ) -> Float[Array, "batch height width channels"]:
         """Returns the column's own features and what the others add after the stage of a number."""
-        for name, other in others.items():
-            x = x + Dense(x.shape[-1], x.dtype, variance=0.0, name=f"{name}_{number}")(other)
+        for name, features in other_features.items():
+            x = x + Dense(x.shape[-1], x.dtype, variance=0.0, name=f"{name}_{number}")(features)
         return x
 
 
@@ -42,9 +42,9 @@ class Column(nn.Module):
         """Makes the laterals, which have no parameters unless they are used."""
         self.laterals = Laterals()
 
-    def receive(self, x: Array, others: Mapping[str, Array], number: int) -> Array:
+    def receive(self, x: Array, other_features: Mapping[str, Array], number: int) -> Array:
         """Adds what other columns' features mean to this one."""
-        return self.laterals(x, others, number)
+        return self.laterals(x, other_features, number)
 
     def __call__(
         self, x: Float[Array, "batch height width channels"], number: int, *, train_batch_norm: ByBatch
@@ -164,8 +164,8 @@ def _stitches(key: Array, shape: tuple[int, int]) -> Float[Array, "tasks tasks"]
     count = shape[0]
     if count == 1:
         return jnp.ones(shape)
-    others = (1 - OWN_SHARE) / (count - 1)
-    return jnp.eye(count) * (OWN_SHARE - others) + others
+    other_share = (1 - OWN_SHARE) / (count - 1)
+    return jnp.eye(count) * (OWN_SHARE - other_share) + other_share
 
 
 class ProgressiveNetwork(ColumnsNetwork):
@@ -187,10 +187,10 @@ class ProgressiveNetwork(ColumnsNetwork):
     def exchanged(self, columns: Mapping[str, Column], features: dict[str, Array], number: int) -> dict[str, Array]:
         """Each column's own features and what leads to it."""
         names = list(features)
-        earlier = {name: names[:position] for position, name in enumerate(names)}
+        earlier_tasks = {name: names[:position] for position, name in enumerate(names)}
         return {
             name: columns[name].receive(
-                x, {other: jax.lax.stop_gradient(features[other]) for other in earlier[name]}, number
+                x, {sender: jax.lax.stop_gradient(features[sender]) for sender in earlier_tasks[name]}, number
             )
             for name, x in features.items()
         }

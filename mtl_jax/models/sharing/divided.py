@@ -23,7 +23,7 @@ class DividedBackbone(nn.Module):
         """Makes the parts."""
         undivided = self.stride in (1, max(OUTPUT_STRIDES))
         stages = ({},) if undivided else ({"until": self.stride}, {"after": self.stride})
-        self.parts = [self.make_backbone(**each) for each in stages]
+        self.parts = [self.make_backbone(**span) for span in stages]
         for part in self.parts:
             nn.share_scope(self, part)
 
@@ -39,5 +39,5 @@ class DividedBackbone(nn.Module):
         """Returns {stride in px: features} of all levels, from those up to the division."""
         if self.stride == max(OUTPUT_STRIDES):
             return dict(shared)
-        own = self.parts[-1](shared[max(shared)], train_batch_norm=train_batch_norm)
-        return {stride: x for stride, x in shared.items() if stride in OUTPUT_STRIDES} | own
+        task_levels = self.parts[-1](shared[max(shared)], train_batch_norm=train_batch_norm)
+        return {stride: x for stride, x in shared.items() if stride in OUTPUT_STRIDES} | task_levels

@@ -57,24 +57,26 @@ class MultiTaskNetwork(nn.Module):
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
         if not self.norms_by_task:
-            read = functools.partial(_shared_features, self)
+            exchange = functools.partial(_shared_features, self)
             features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
             levels = self.neck(features, train_batch_norm=train_batch_norm)
             show_features(self, levels)
-            return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm, read=read)
+            return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm, exchange=exchange)
         shared = self.backbone.lower(normalised(image), train_batch_norm=train_batch_norm)
-        return {task.name: self._own(task, shared, train, train_batch_norm) for task in self._asked(tasks)}
+        return {
+            task.name: self._task_output(task, shared, train, train_batch_norm) for task in self._tasks_named(tasks)
+        }
 
     @property
     def shares_features(self) -> bool:
         """Whether there are features that all tasks read."""
         return not self.norms_by_task
 
-    def _asked(self, names: tuple[str, ...]) -> list[Task]:
+    def _tasks_named(self, names: tuple[str, ...]) -> list[Task]:
         records = {task.name: task for task in self.tasks}
         return [records[name] for name in names]
 
-    def _own(self, task: Task, shared: Levels, train: bool, by_batch: ByBatch) -> Float[Array, "batch ..."]:
+    def _task_output(self, task: Task, shared: Levels, train: bool, by_batch: ByBatch) -> Float[Array, "batch ..."]:
         """A task's raw outputs, by its own batch norms and patches, from what the shared stages give."""
         backbone, neck, head = (PerTask(task.name, by_batch, patches) for patches in self.patches)
         features = self.backbone.upper(shared, train_batch_norm=backbone)
@@ -97,9 +99,9 @@ class Branch(nn.Module):
     ) -> Float[Array, "batch ..."]:
         """Returns the task's raw outputs, from {stride in px: features} of the shared stages."""
         last = max(shared)
-        own = self.backbone(shared[last], train_batch_norm=train_batch_norm)
+        branch_levels = self.backbone(shared[last], train_batch_norm=train_batch_norm)
         finer = {stride: x for stride, x in shared.items() if stride < last}
-        levels = self.neck(finer | own, train_batch_norm=train_batch_norm)
+        levels = self.neck(finer | branch_levels, train_batch_norm=train_batch_norm)
         show_features(self, levels)
         return self.head(levels, tasks=(task,), train=train, train_batch_norm=train_batch_norm)[task]
 
@@ -137,8 +139,8 @@ class BranchedNetwork(nn.Module):
         shared = _shared_features(self, shared)
         records, outputs = {task.name: task for task in self.tasks}, {}
         for name in tasks:
-            parts = self.upper(parent=None), self.neck(name), self.head(records[name])
-            branch = Branch(*parts, name=branch_name(name))
+            components = self.upper(parent=None), self.neck(name), self.head(records[name])
+            branch = Branch(*components, name=branch_name(name))
             outputs[name] = branch(shared, task=name, train=train, train_batch_norm=train_batch_norm)
         return outputs
 
@@ -149,8 +151,8 @@ def show_features(module: nn.Module, levels: Mapping[int, Array], *, prefix: str
 
 
 def _sow(module: nn.Module, name: str, levels: Mapping[int, Array], *, prefix: str = "") -> None:
-    shown = {f"{prefix}stride_{stride}": x for stride, x in levels.items()}
-    module.sow("intermediates", name, shown, init_fn=dict, reduce_fn=lambda old, new: old | new)
+    intermediates = {f"{prefix}stride_{stride}": x for stride, x in levels.items()}
+    module.sow("intermediates", name, intermediates, init_fn=dict, reduce_fn=lambda old, new: old | new)
 
 
 def _shared_features(module: nn.Module, features: Levels) -> Levels:

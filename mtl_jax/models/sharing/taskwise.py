@@ -51,7 +51,10 @@ class TaskwiseNetwork(nn.Module):
         """What the head reads for each of the tasks, from normalised images."""
         neck = self.make_neck().clone(parent=self, name="neck")
         features = self.features(image, tasks, train_batch_norm)
-        return {name: neck(own, train_batch_norm=PerTask(name, train_batch_norm)) for name, own in features.items()}
+        return {
+            name: neck(task_features, train_batch_norm=PerTask(name, train_batch_norm))
+            for name, task_features in features.items()
+        }
 
     def features(self, image: Array, tasks: tuple[str, ...], train_batch_norm: ByBatch) -> dict[str, Levels]:
         """What the neck reads for each of the tasks."""
@@ -102,10 +105,12 @@ class Attention(nn.Module):
             if before is not None:
                 down = ConvNorm(hidden, "relu", 3, 2, name=f"down_{stride}")
                 before = down(before, train_batch_norm=train_batch_norm)
-            seen = x if before is None else jnp.concatenate([x, before], axis=-1)
+            attention_input = x if before is None else jnp.concatenate([x, before], axis=-1)
             squeeze = ConvNorm(hidden, "relu", name=f"squeeze_{stride}")
             expand = ConvNorm(x.shape[-1], "identity", name=f"expand_{stride}")
-            mask = expand(squeeze(seen, train_batch_norm=train_batch_norm), train_batch_norm=train_batch_norm)
+            mask = expand(
+                squeeze(attention_input, train_batch_norm=train_batch_norm), train_batch_norm=train_batch_norm
+            )
             before = attended[stride] = jax.nn.sigmoid(mask) * x
         return attended
 

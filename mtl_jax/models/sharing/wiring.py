@@ -51,16 +51,16 @@ def wire(
     if sharing == "hard":
         return _hard(settings, branches, makers, tasks)
     only_hard = (("share_until", SHARE_ALL, settings.share_until), ("norms_from", 0, settings.norms_from))
-    for name, plain, found in only_hard:
-        if found != plain:
+    for name, default, setting in only_hard:
+        if setting != default:
             raise UserError(
-                f"config.model.{name}: expected {plain!r} with sharing {sharing!r}, found {found!r}, a choice of "
+                f"config.model.{name}: expected {default!r} with sharing {sharing!r}, found {setting!r}, a choice of "
                 'sharing "hard"'
             )
     if sharing in COLUMNS:
-        own = {"make_neck": lambda task: makers.neck(branches[task.name])}
-        own |= {"make_head": lambda task: makers.head(branches[task.name], (task,))}
-        return COLUMNS[sharing](make_backbone=makers.backbone, tasks=tasks, **own)
+        task_makers = {"make_neck": lambda task: makers.neck(branches[task.name])}
+        task_makers |= {"make_head": lambda task: makers.head(branches[task.name], (task,))}
+        return COLUMNS[sharing](make_backbone=makers.backbone, tasks=tasks, **task_makers)
     common = {"make_neck": lambda: makers.neck(settings), "make_head": lambda: makers.head(settings, tasks)}
     if sharing in EXPERTS:
         common |= {"experts": settings.experts, "own_experts": sharing == "cgc"}
@@ -88,8 +88,8 @@ def _hard(
     if not isinstance(stride, int):
         divided = settings.norms_from
         backbone = DividedBackbone(makers.backbone, divided or 1, parent=None)
-        parts = backbone, makers.neck(settings), makers.head(settings, tasks)
-        return MultiTaskNetwork(*parts, tasks, divided > 0, _patches(settings))
+        components = backbone, makers.neck(settings), makers.head(settings, tasks)
+        return MultiTaskNetwork(*components, tasks, divided > 0, _patches(settings))
     if settings.norms_from:
         raise UserError(
             f"config.model.norms_from: expected 0 with share_until {stride}, as the branches have batch norms of their "
@@ -111,7 +111,9 @@ def _hard(
 
 def _patches(settings: ModelSettings) -> PartPatches:
     ranks, depthwise = settings.patches, settings.depthwise_patches
-    return PartPatches(**{part: Patches(ranks.get(part, 0), depthwise.get(part, False)) for part in PARTS})
+    return PartPatches(
+        **{component: Patches(ranks.get(component, 0), depthwise.get(component, False)) for component in PARTS}
+    )
 
 
 def whole_backbone(model: Network) -> nn.Module:
