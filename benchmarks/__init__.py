@@ -13,5 +13,5 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     Args:
         changes: variables that differ from this process's.
     """
-    merged = {**os.environ, **(changes or {})}
-    return {**merged, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), merged.get("PYTHONPATH"))))}
+    variables = {**os.environ, **(changes or {})}
+    return {**variables, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), variables.get("PYTHONPATH"))))}

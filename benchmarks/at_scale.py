@@ -30,14 +30,14 @@ def all_reduces(program: str) -> tuple[int, int]:
     Returns:
         How many there are, and the bytes that each device puts into all of them.
     """
-    found = [match[1] for match in map(_ALL_REDUCE.search, program.splitlines()) if match]
+    operations = [match[1] for match in map(_ALL_REDUCE.search, program.splitlines()) if match]
     sizes = (
-        BYTES[kind] * math.prod(int(each) for each in shape.split(",") if each)
-        for arrays in found
+        BYTES[kind] * math.prod(int(length) for length in shape.split(",") if length)
+        for arrays in operations
         for kind, shape in _ARRAY.findall(arrays)
         if kind in BYTES
     )
-    return len(found), sum(sizes)
+    return len(operations), sum(sizes)
 
 
 def exchange_seconds(devices: int, count: int, size: int, *, bytes_per_second: float, latency: float) -> float:
@@ -81,11 +81,11 @@ def rows(
         learning_rate: for one device's batch.
         devices: numbers of them.
     """
-    made = []
+    rows_made = []
     for number in devices:
         exchange = exchange_seconds(number, count, size, bytes_per_second=bytes_per_second, latency=latency)
         rate = number * batch_size / (step + exchange)
-        made.append(
+        rows_made.append(
             {
                 "devices": number,
                 "global_batch": number * batch_size,
@@ -99,7 +99,7 @@ def rows(
                 "images_per_second_of_a_host": rate * min(number, PER_HOST) / number,
             }
         )
-    return made
+    return rows_made
 
 
 def counted() -> dict[str, int]:
@@ -111,7 +111,7 @@ def counted() -> dict[str, int]:
         "print(json.dumps(dict(zip(('count', 'bytes'), at_scale.all_reduces(made.program)))))"
     )
     environment = benchmarks.environment({"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"the program for two devices failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    if process.returncode:
+        raise UserError(f"the program for two devices failed: {(process.stderr.strip().splitlines() or ['?'])[-1]}")
+    return json.loads(process.stdout.strip().splitlines()[-1])

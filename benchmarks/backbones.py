@@ -27,8 +27,8 @@ def measure(problems: Mapping[str, Problem], *, repeats: int) -> list[dict[str, 
     """
     rows = [{"backbone": name, "params": _parameters(name)} for name in multi_task.BACKBONES]
     for figure, problem in problems.items():
-        each = [dataclasses.replace(problem, backbone=row["backbone"]) for row in rows]
-        for row, timing in zip(rows, turns.run(each, repeats=repeats), strict=True):
+        backbone_problems = [dataclasses.replace(problem, backbone=row["backbone"]) for row in rows]
+        for row, timing in zip(rows, turns.run(backbone_problems, repeats=repeats), strict=True):
             row |= {f"{figure}_ms": 1e3 * timing.median, f"{figure}_min_ms": 1e3 * min(timing.seconds)}
     return rows
 

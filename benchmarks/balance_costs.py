@@ -31,39 +31,41 @@ WARM_UP = 2
 Rows = list[dict[str, Any]]
 
 
-def measure(plain: Problem, methods: Sequence[str], *, repeats: int) -> Rows:
+def measure(base_problem: Problem, methods: Sequence[str], *, repeats: int) -> Rows:
     """Measures every setting.
 
     Args:
-        plain: the step of the plain sum; its batch and image size are every setting's.
+        base_problem: the step of the plain sum; its batch and image size are every setting's.
         methods: to be compared with the sum.
         repeats: timed steps of each method.
 
     Returns:
         A row for each setting and method: times, the program's memory, and both as ratios to the sum's.
     """
-    chosen = tuple(dict.fromkeys(["sum", *methods]))
-    rows = [_turns(setting, problem, names, repeats) for setting, problem, names in settings(plain, chosen)]
-    return [row for some in rows for row in some]
+    method_names = tuple(dict.fromkeys(["sum", *methods]))
+    rows = [
+        _turns(setting, problem, names, repeats) for setting, problem, names in settings(base_problem, method_names)
+    ]
+    return [row for turn_rows in rows for row in turn_rows]
 
 
-def settings(plain: Problem, methods: tuple[str, ...]) -> list[tuple[str, Problem, tuple[str, ...]]]:
+def settings(base_problem: Problem, methods: tuple[str, ...]) -> list[tuple[str, Problem, tuple[str, ...]]]:
     """Names the settings, the plain sum's problem in each, and the methods that are measured there."""
     kinds = tuple(name for name in methods if name in OF_EACH_KIND)
     return [
-        ("one stream a task", dataclasses.replace(plain, disjoint=True), methods),
-        ("one stream", plain, kinds),
-        ("one stream, at the features", dataclasses.replace(plain, gradient_space="features"), kinds),
+        ("one stream a task", dataclasses.replace(base_problem, disjoint=True), methods),
+        ("one stream", base_problem, kinds),
+        ("one stream, at the features", dataclasses.replace(base_problem, gradient_space="features"), kinds),
         *(
-            (f"{count} tasks, one stream", dataclasses.replace(plain, classifiers=count), kinds)
+            (f"{count} tasks, one stream", dataclasses.replace(base_problem, classifiers=count), kinds)
             for count in TASK_COUNTS
         ),
     ]
 
 
-def _turns(setting: str, plain: Problem, methods: Sequence[str], repeats: int) -> Rows:
+def _turns(setting: str, base_problem: Problem, methods: Sequence[str], repeats: int) -> Rows:
     """Times the methods one after another, over and over, so that the machine's noise meets all."""
-    problems = [dataclasses.replace(plain, balance=name) for name in methods]
+    problems = [dataclasses.replace(base_problem, balance=name) for name in methods]
     steps = [jax_side.build(problem) for problem in problems]
     for step in steps:
         for _ in range(WARM_UP):
@@ -82,7 +84,9 @@ def _turns(setting: str, plain: Problem, methods: Sequence[str], repeats: int) -
                 "median_ms": 1e3 * statistics.median(times),
                 "min_ms": 1e3 * min(times),
                 # Pair by pair, as the machine's speed drifts over minutes.
-                "ratio_to_sum": statistics.median(each / base for each, base in zip(times, seconds[0], strict=True)),
+                "ratio_to_sum": statistics.median(
+                    seconds_taken / base for seconds_taken, base in zip(times, seconds[0], strict=True)
+                ),
                 "ratio_of_minima": min(times) / least,
                 "memory_mb": step.memory_mb,
                 "memory_ratio": step.memory_mb / steps[0].memory_mb,

@@ -57,20 +57,22 @@ def infer(options: Options) -> Rows:
 
 def _against_peers(problem: Problem, options: Options) -> Rows:
     peers = ("torch", "torch_compile") if options.peer == "torch" else ()
-    others = [
-        dataclasses.replace(problem, side=side, memory_kept=kept) for kept in MEMORY_KEPT.values() for side in peers
+    peer_problems = [
+        dataclasses.replace(problem, side=side, memory_kept=memory_kept)
+        for memory_kept in MEMORY_KEPT.values()
+        for side in peers
     ]
-    own, *timings = turns.run([problem, *others], repeats=options.repeats)
-    row = own.record()
-    for name, kept in MEMORY_KEPT.items():
-        beside = [timing for timing in timings if timing.problem.memory_kept is kept]
-        fastest = min((timing.median for timing in beside), default=math.nan)
-        least = min((min(timing.seconds) for timing in beside), default=math.nan)
-        memory = min((timing.peak_mb for timing in beside), default=math.nan)
+    own_timing, *timings = turns.run([problem, *peer_problems], repeats=options.repeats)
+    row = own_timing.record()
+    for name, memory_kept in MEMORY_KEPT.items():
+        peer_timings = [timing for timing in timings if timing.problem.memory_kept is memory_kept]
+        fastest = min((timing.median for timing in peer_timings), default=math.nan)
+        least = min((min(timing.seconds) for timing in peer_timings), default=math.nan)
+        memory = min((timing.peak_mb for timing in peer_timings), default=math.nan)
         row |= {
-            f"ratio_of_medians{name}": own.median / fastest,
-            f"ratio_of_minima{name}": min(own.seconds) / least,
-            f"ratio_of_memory{name}": own.peak_mb / memory,
+            f"ratio_of_medians{name}": own_timing.median / fastest,
+            f"ratio_of_minima{name}": min(own_timing.seconds) / least,
+            f"ratio_of_memory{name}": own_timing.peak_mb / memory,
         }
     return [row, *(timing.record() for timing in timings)]
 
@@ -85,8 +87,8 @@ def balance(options: Options) -> Rows:
     if unknown := sorted(set(methods) - set(balance.METHODS)):
         raise UserError(f"--methods: expected some of {', '.join(balance.METHODS)}, found {', '.join(unknown)}")
     compilation.enable_cache()
-    plain = Problem("jax", "step", options.batch_size, options.image_size, options.dtype)
-    return balance_costs.measure(plain, methods, repeats=options.repeats)
+    problem = Problem("jax", "step", options.batch_size, options.image_size, options.dtype)
+    return balance_costs.measure(problem, methods, repeats=options.repeats)
 
 
 def scale(options: Options) -> Rows:
@@ -114,10 +116,10 @@ def compile_times(options: Options) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("empty cache", "warm cache"):
             environment = benchmarks.environment({"MTL_JAX_CACHE": folder})
-            done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-            if done.returncode:
-                raise UserError(f"the program to compile failed: {done.stderr.strip().splitlines()[-1]}")
-            first, total = map(float, done.stdout.split()[-2:])
+            process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+            if process.returncode:
+                raise UserError(f"the program to compile failed: {process.stderr.strip().splitlines()[-1]}")
+            first, total = map(float, process.stdout.split()[-2:])
             rows.append({"what": f"first step, {name}", "seconds": first, "with_imports_seconds": total})
     for name, command in {
         "import mtl_jax": ["-c", "import mtl_jax"],
@@ -161,17 +163,17 @@ def at_scale(options: Options) -> Rows:
         problem = Problem("jax", "step", options.batch_size, options.image_size, options.dtype)
         (timing,) = turns.run([problem], repeats=options.repeats)
         step = timing.median
-    found = at_scale.counted()
+    reduce_counts = at_scale.counted()
     rows = at_scale.rows(
         step,
-        found["count"],
-        found["bytes"],
+        reduce_counts["count"],
+        reduce_counts["bytes"],
         batch_size=options.batch_size,
         bytes_per_second=1e9 * options.link_gb,
         latency=1e-6 * options.latency_us,
         learning_rate=LEARNING_RATE,
     )
-    return [{"sums": found["count"], "exchanged_mb": found["bytes"] / 1e6, **row} for row in rows]
+    return [{"sums": reduce_counts["count"], "exchanged_mb": reduce_counts["bytes"] / 1e6, **row} for row in rows]
 
 
 def sharing(options: Options) -> Rows:
@@ -179,7 +181,7 @@ def sharing(options: Options) -> Rows:
     from benchmarks import sharing
 
     runs: dict[str, list[Path]] = {}
-    for name, equals, folder in (each.partition("=") for each in options.runs.split(",") if each):
+    for name, equals, folder in (entry.partition("=") for entry in options.runs.split(",") if entry):
         if not equals:
             raise UserError(f"--runs: expected a network and a work directory, as in shared=runs/seq, found {name!r}")
         runs.setdefault(name, []).append(Path(folder))

@@ -24,14 +24,16 @@ def measure(data_root: Path) -> list[dict[str, Any]]:
         evaluate.evaluate(predict, variables, batches, tasks)  # compiles, and fills the cache
         start = time.perf_counter()
         evaluate.evaluate(predict, variables, batches, tasks)
-        whole = time.perf_counter() - start
-        ready = jax.device_put([batch.image for batch in batches])
+        total_seconds = time.perf_counter() - start
+        device_images = jax.device_put([batch.image for batch in batches])
         start = time.perf_counter()
-        for image in ready:
+        for image in device_images:
             jax.device_get(predict(variables, image, names=tuple(tasks)))
-        alone = time.perf_counter() - start
+        compute_seconds = time.perf_counter() - start
         images = sum(len(batch.targets) for batch in batches)
-        rows.append({"stream": stream, "images": images, "seconds": whole, "inference_seconds": alone})
+        rows.append(
+            {"stream": stream, "images": images, "seconds": total_seconds, "inference_seconds": compute_seconds}
+        )
     total, inference = (sum(row[name] for row in rows) for name in ("seconds", "inference_seconds"))
     rows.append({"stream": "all", "seconds": total, "inference_seconds": inference, "ratio": total / inference})
     return rows

@@ -45,7 +45,7 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
     predict, names, rows = evaluate.make_predict(model, records), tuple(records), []
 
     @functools.partial(jax.jit, static_argnames="names")
-    def alone(variables: Any, image: Any, names: tuple[str, ...]) -> Any:
+    def forward(variables: Any, image: Any, names: tuple[str, ...]) -> Any:
         return multi_task.apply_eval(model, variables, image, tasks=names)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -59,14 +59,14 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
             sessions = {name: formats.session(str(path)) for name, path in files.items()}
             for batch_size in BATCH_SIZES:
                 pixels = problem_lib.images(Problem("jax", "infer", batch_size, image_size))
-                turned = np.ascontiguousarray(pixels.transpose(TO_NCHW))
-                placed = jax.device_put((variables, pixels))
+                channels_first = np.ascontiguousarray(pixels.transpose(TO_NCHW))
+                device_inputs = jax.device_put((variables, pixels))
                 programs: dict[str, Callable[[], Any]] = {
-                    name: functools.partial(run, turned) for name, run in sessions.items()
+                    name: functools.partial(run, channels_first) for name, run in sessions.items()
                 }
-                network = alone if decode == "none" else predict
-                programs["jax"] = lambda placed=placed, network=network: jax.block_until_ready(
-                    network(*placed, names=names)
+                network = forward if decode == "none" else predict
+                programs["jax"] = lambda device_inputs=device_inputs, network=network: jax.block_until_ready(
+                    network(*device_inputs, names=names)
                 )
                 row = {"decode": decode, "images": batch_size} | _in_turns(programs, repeats)
                 rows.append(row | {f"{name}_nodes": formats.node_count(path) for name, path in files.items()})

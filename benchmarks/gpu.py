@@ -116,10 +116,15 @@ def measure(*, minutes: float, quick: bool, on_rows: Callable[[Rows], None]) -> 
     _beside_torch(run, "step", first, scale.batches[0], share=0.25)
     _balance(run, first, share=0.2)
     _beside_torch(run, "infer", first, scale.batches[0], share=0.15)
-    rest = [(what, dtype, batches) for batches in scale.batches for dtype in scale.dtypes for what in ("step", "infer")]
-    for what, dtype, batches in rest:
+    combinations = [
+        (program_kind, dtype, batches)
+        for batches in scale.batches
+        for dtype in scale.dtypes
+        for program_kind in ("step", "infer")
+    ]
+    for program_kind, dtype, batches in combinations:
         if (dtype, batches) != (first, scale.batches[0]):
-            _beside_torch(run, what, dtype, batches, share=0.2)
+            _beside_torch(run, program_kind, dtype, batches, share=0.2)
     return rows
 
 
@@ -127,15 +132,15 @@ def _environment() -> dict[str, str]:
     """Environment of the measured processes, added to this one's: one cache of programs, no search, shared memory."""
     from mtl_jax.runtime import compilation
 
-    chosen = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", XLA_FLAGS), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", XLA_FLAGS), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if folder := compilation.enable_cache():
-        chosen |= {  # as `enable_cache` sets them: processes that share the folder must agree on its limit
+        environment |= {  # as `enable_cache` sets them: processes that share the folder must agree on its limit
             "JAX_COMPILATION_CACHE_DIR": str(folder),
             "JAX_COMPILATION_CACHE_MAX_SIZE": str(compilation.MAX_BYTES),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(compilation.MIN_COMPILE_SECONDS),
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
-    return chosen
+    return environment
 
 
 def _checks(
@@ -173,26 +178,33 @@ def _has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _beside_torch(run: _Run, what: str, dtype: str, batches: tuple[int, ...], *, share: float) -> None:
+def _beside_torch(run: _Run, program_kind: str, dtype: str, batches: tuple[int, ...], *, share: float) -> None:
     """Times a step, or inference, of all sides; adds rows with ratios to PyTorch and the share of the card's peak."""
-    plain = Problem("jax", what, image_size=run.scale.image_size, dtype=dtype, backbone=run.scale.backbone)
+    base_problem = Problem(
+        "jax", program_kind, image_size=run.scale.image_size, dtype=dtype, backbone=run.scale.backbone
+    )
     names = ("jax", *(run.scale.peers if _has_torch() else ()))
     sides = [(side, batch, "") for batch in batches for side in names]
-    if what == "step" and run.scale.shifted_batch in batches:
+    if program_kind == "step" and run.scale.shifted_batch in batches:
         sides.append(("jax", run.scale.shifted_batch, "shifted"))
     problems = [
-        dataclasses.replace(plain, side=side, batch_size=batch, depthwise=depthwise) for side, batch, depthwise in sides
+        dataclasses.replace(base_problem, side=side, batch_size=batch, depthwise=depthwise)
+        for side, batch, depthwise in sides
     ]
     timings = _timed(run, problems, share)
-    found = [each for each in timings if isinstance(each, turns.Timing)]
-    compiled = {each.problem.batch_size: each.median for each in found if each.problem.side == "torch_compile"}
+    finished_timings = [timing for timing in timings if isinstance(timing, turns.Timing)]
+    compiled = {
+        timing.problem.batch_size: timing.median
+        for timing in finished_timings
+        if timing.problem.side == "torch_compile"
+    }
     for problem, timing in zip(problems, timings, strict=True):
-        row = _row(what, problem, timing)
+        row = _row(program_kind, problem, timing)
         if isinstance(timing, turns.Timing):
             row |= _peak_share(run, timing)
             if problem.side == "jax" and problem.batch_size in compiled:
                 row["ratio_to_torch_compile"] = timing.median / compiled[problem.batch_size]
-                if (what, dtype, problem.depthwise) == ("step", "bfloat16", ""):
+                if (program_kind, dtype, problem.depthwise) == ("step", "bfloat16", ""):
                     row |= _bar(row["ratio_to_torch_compile"], STEP_BAR)
         run.add(row)
 
@@ -200,17 +212,17 @@ def _beside_torch(run: _Run, what: str, dtype: str, batches: tuple[int, ...], *,
 def _balance(run: _Run, dtype: str, *, share: float) -> None:
     """Times balancing methods against the plain sum."""
     scale = run.scale
-    plain = Problem("jax", "step", scale.balance_batch, scale.image_size, dtype)
-    plain = dataclasses.replace(plain, backbone=scale.backbone, classifiers=scale.classifiers)
-    named = [(name, method) for name in scale.settings for method in scale.methods]
-    problems = [dataclasses.replace(plain, balance=method, **SETTINGS[name]) for name, method in named]
+    base_problem = Problem("jax", "step", scale.balance_batch, scale.image_size, dtype)
+    base_problem = dataclasses.replace(base_problem, backbone=scale.backbone, classifiers=scale.classifiers)
+    cases = [(name, method) for name in scale.settings for method in scale.methods]
+    problems = [dataclasses.replace(base_problem, balance=method, **SETTINGS[name]) for name, method in cases]
     timings = _timed(run, problems, share)
     sums = {
         name: timing.median
-        for (name, method), timing in zip(named, timings, strict=True)
+        for (name, method), timing in zip(cases, timings, strict=True)
         if method == "sum" and isinstance(timing, turns.Timing)
     }
-    for (name, method), problem, timing in zip(named, problems, timings, strict=True):
+    for (name, method), problem, timing in zip(cases, problems, timings, strict=True):
         row = _row("balance", problem, timing) | {"setting": name, "balance": method}
         if isinstance(timing, turns.Timing) and name in sums:
             row["ratio_to_sum"] = timing.median / sums[name]
@@ -223,17 +235,19 @@ def _timed(run: _Run, problems: list[Problem], share: float) -> list[turns.Timin
     """As `turns.together`, but a side whose neighbours left it too little memory is tried once more alone."""
     deadline = time.monotonic() + run.seconds(share)
 
-    def together(some: list[Problem]) -> list[turns.Timing | str]:
-        left = deadline - time.monotonic()
-        if left <= 1:
-            return ["left out: no time"] * len(some)
-        return turns.together(some, repeats=run.scale.repeats, seconds=left, environment=run.environment)
+    def run_group(problem_list: list[Problem]) -> list[turns.Timing | str]:
+        seconds_left = deadline - time.monotonic()
+        if seconds_left <= 1:
+            return ["left out: no time"] * len(problem_list)
+        return turns.together(
+            problem_list, repeats=run.scale.repeats, seconds=seconds_left, environment=run.environment
+        )
 
-    timings = together(problems)
+    timings = run_group(problems)
     for number, timing in enumerate(timings):
         if isinstance(timing, str) and turns.OUT_OF_MEMORY in timing and len(problems) > 1:
-            (alone,) = together([problems[number]])
-            timings[number] = timing if isinstance(alone, str) and alone.startswith("left out") else alone
+            (result,) = run_group([problems[number]])
+            timings[number] = timing if isinstance(result, str) and result.startswith("left out") else result
     return timings
 
 
@@ -278,8 +292,8 @@ def tables(rows: Rows) -> str:
 
 
 def _table(name: str, rows: Rows) -> str:
-    hidden = ("section", "facts")
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in hidden))
+    hidden_columns = ("section", "facts")
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in hidden_columns))
     columns.sort(key="message".__eq__)  # words last
     lines = [columns, ["---"] * len(columns), *([_cell(row.get(key, "")) for key in columns] for row in rows)]
     return "\n".join([f"## {name}", "", *("| " + " | ".join(line) + " |" for line in lines)])

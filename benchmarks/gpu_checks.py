@@ -80,9 +80,9 @@ def _correctness(quick: bool) -> Iterator[Row]:
         return multi_task.eval_raw(model, variables, image, tasks=tuple(records))[0]
 
     yield _compared("network", "outputs of the network", raw, variables, image)
-    drawn = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     shapes = jax.eval_shape(raw, variables, image)
-    given = {name: drawn.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
+    arrays = {name: generator.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
     for name, record in records.items():
         if quick and record.kind == "detection":  # compiles for long, and is part of the step that is timed
             continue
@@ -90,15 +90,15 @@ def _correctness(quick: bool) -> Iterator[Row]:
         def loss(raw: jax.Array, labels: PyTree, record: Any = record) -> Any:
             return jax.value_and_grad(lambda raw: record.loss(raw, labels, (64, 64))[0])(raw)
 
-        yield _compared("losses", f"loss of {record.kind}, and its gradient", loss, given[name], labels[name])
+        yield _compared("losses", f"loss of {record.kind}, and its gradient", loss, arrays[name], labels[name])
 
 
 def _forms(windows: tuple[tuple[int, int, int], ...]) -> Iterator[Row]:
-    drawn, channels, size = np.random.default_rng(0), 16, (20, 20)
+    generator, channels, size = np.random.default_rng(0), 16, (20, 20)
     for kernel_size, stride, dilation in windows:
         window = depthwise_forms.Window(size, (kernel_size, kernel_size), stride, dilation)
         shapes = ((2, *size, channels), (kernel_size, kernel_size, 1, channels), (2, *window.output_size, channels))
-        arrays = [drawn.normal(size=shape).astype(np.float32) for shape in shapes]
+        arrays = [generator.normal(size=shape).astype(np.float32) for shape in shapes]
 
         def sums(form: str, window: Any = window) -> Callable[..., Any]:
             run = depthwise.FORMS[form]
@@ -109,16 +109,19 @@ def _forms(windows: tuple[tuple[int, int, int], ...]) -> Iterator[Row]:
             )
 
         for form in ("grouped", "shifted"):
-            what = f"depthwise {kernel_size}x{kernel_size}, stride {stride}, dilation {dilation}: {form}"
-            yield _compared("depthwise", what, sums(form), *arrays, reference=sums("shifted"))
+            title = f"depthwise {kernel_size}x{kernel_size}, stride {stride}, dilation {dilation}: {form}"
+            yield _compared("depthwise", title, sums(form), *arrays, reference=sums("shifted"))
 
 
 def _methods(quick: bool, *, first: bool) -> Iterator[Row]:
     """Updates of the balancing methods from three gradients: those that matter most, or the others."""
-    others = tuple(name for name in balance.METHODS if name not in FIRST_METHODS)
-    names = FIRST_METHODS if first else others
-    drawn = np.random.default_rng(0)
-    grads = {"a": drawn.normal(size=(3, 8, 4)).astype(np.float32), "b": drawn.normal(size=(3, 5)).astype(np.float32)}
+    other_methods = tuple(name for name in balance.METHODS if name not in FIRST_METHODS)
+    names = FIRST_METHODS if first else other_methods
+    generator = np.random.default_rng(0)
+    grads = {
+        "a": generator.normal(size=(3, 8, 4)).astype(np.float32),
+        "b": generator.normal(size=(3, 5)).astype(np.float32),
+    }
     losses = np.array([0.5, 1.0, 2.0], np.float32)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], np.float32), grads)
     for name in names[: 2 if first else 0] if quick else names:
@@ -130,17 +133,17 @@ def _methods(quick: bool, *, first: bool) -> Iterator[Row]:
         yield _compared("balance", f"update of {name}", update, grads, losses)
 
 
-def _compared(kind: str, what: str, compute: Any, *arguments: Any, reference: Any = None) -> Row:
+def _compared(kind: str, title: str, compute: Any, *arguments: Any, reference: Any = None) -> Row:
     """Compares the device's results with the CPU's."""
     with jax.default_matmul_precision("highest"):
-        found = _on(jax.devices()[0], compute, arguments)
+        device_result = _on(jax.devices()[0], compute, arguments)
         expected = _on(jax.devices("cpu")[0], reference or compute, arguments)
     error = max(
         float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-12))
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+        for a, b in zip(jax.tree.leaves(device_result), jax.tree.leaves(expected), strict=True)
     )
     equal = "yes" if error <= TOLERANCE[kind] else "no"
-    return {"section": "correctness", "what": what, "error": error, "tolerance": TOLERANCE[kind], "equal": equal}
+    return {"section": "correctness", "what": title, "error": error, "tolerance": TOLERANCE[kind], "equal": equal}
 
 
 def _on(device: Any, compute: Any, arguments: Any) -> PyTree:
@@ -166,22 +169,22 @@ def _layer_seconds(form: str, x: jax.Array, kernel: jax.Array, stride: int) -> f
     def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return depthwise.depthwise_conv(x, kernel, stride=stride)
 
-    def both(x: jax.Array, kernel: jax.Array) -> Any:
+    def forward_and_backward(x: jax.Array, kernel: jax.Array) -> Any:
         y, backward = jax.vjp(forward, x, kernel)
         return y, backward(y)
 
     with depthwise.traced_in(form):
-        return _seconds(jax.jit(both), x, kernel)
+        return _seconds(jax.jit(forward_and_backward), x, kernel)
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
     jax.block_until_ready(function(*arguments))
-    taken = []
+    durations = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready([function(*arguments) for _ in range(CALLS)])
-        taken.append((time.perf_counter() - start) / CALLS)
-    return statistics.median(taken)
+        durations.append((time.perf_counter() - start) / CALLS)
+    return statistics.median(durations)
 
 
 if __name__ == "__main__":

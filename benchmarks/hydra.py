@@ -32,13 +32,13 @@ def measure(*, image_size: int, repeats: int) -> Rows:
     image = jnp.full((1, image_size, image_size, 3), 0.5)
     names = [tuple(f"task_{number}" for number in range(heads)) for heads in HEADS]
     programs = {
-        "body": [_program([each], image) for each in names],
-        "stacked": [_program([(name,) for name in each], image) for each in names],
+        "body": [_program([group], image) for group in names],
+        "stacked": [_program([(name,) for name in group], image) for group in names],
     }
     rows: Rows = [{"heads": heads} for heads in HEADS]
-    for label, each in programs.items():
-        seconds = [[timed(program["run"]) for program in each] for _ in range(repeats)]
-        for row, program, times in zip(rows, each, zip(*seconds, strict=True), strict=True):
+    for label, group in programs.items():
+        seconds = [[timed(program["run"]) for program in group] for _ in range(repeats)]
+        for row, program, times in zip(rows, group, zip(*seconds, strict=True), strict=True):
             middle = statistics.median(times)
             row |= {f"{label}_ms": 1e3 * middle, f"{label}_frames_per_second": 1 / middle}
             row |= {f"{label}_{name}": program[name] for name in ("params", "memory_mb")}
@@ -57,16 +57,21 @@ def _program(networks: list[tuple[str, ...]], image: Array) -> dict[str, Any]:
         variables.append(multi_task.init_variables(models[-1], key=jax.random.key(number)))
 
     def outputs(variables: list[Any], image: Array) -> list[dict[str, Array]]:
-        parts = zip(models, variables, networks, strict=True)
-        return [multi_task.apply_eval(model, own, image, tasks=names) for model, own, names in parts]
+        networks_with_variables = zip(models, variables, networks, strict=True)
+        return [
+            multi_task.apply_eval(model, variables_of_one, image, tasks=names)
+            for model, variables_of_one, names in networks_with_variables
+        ]
 
     compiled: Any = jax.jit(outputs).lower(variables, image).compile()
     for _ in range(WARM_UP):
         jax.block_until_ready(compiled(variables, image))
     plan = compiled.memory_analysis()
-    held = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    bytes_held = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
     return {
         "run": lambda: jax.block_until_ready(compiled(variables, image)),
-        "params": sum(sum(multi_task.parameter_count(own["params"]).values()) for own in variables),
-        "memory_mb": held / 1e6,
+        "params": sum(
+            sum(multi_task.parameter_count(variables_of_one["params"]).values()) for variables_of_one in variables
+        ),
+        "memory_mb": bytes_held / 1e6,
     }

@@ -24,13 +24,13 @@ def measure(data_root: Path) -> list[dict[str, Any]]:
         iterator = pipeline.prefetch(batches, threads=2)
         first = _seconds(iterator, steps)
         decodes = source.decodes
-        later = _seconds(iterator, steps * LATER_EPOCHS) / LATER_EPOCHS
+        later_seconds = _seconds(iterator, steps * LATER_EPOCHS) / LATER_EPOCHS
         rows.append(
             {
                 "stream": stream,
                 "image_size": experiment.train_image_size(parts, stream),
                 "first_epoch_images_per_second": steps * size / first,
-                "later_images_per_second": steps * size / later,
+                "later_images_per_second": steps * size / later_seconds,
                 "decodes_first_epoch": decodes,
                 "decodes_later": source.decodes - decodes,
                 "cache_mb": source.held_bytes / 1e6,

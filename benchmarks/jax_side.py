@@ -35,11 +35,11 @@ def build(problem: Problem) -> Computation:
     names = tuple(records)
     if problem.what == "infer":
         predict = evaluate.make_predict(model, records)
-        ready = jax.device_put((variables, image))
+        device_inputs = jax.device_put((variables, image))
 
         def infer() -> Any:
             with depthwise.traced_in(problem.depthwise):
-                return jax.block_until_ready(predict(*ready, names=names))
+                return jax.block_until_ready(predict(*device_inputs, names=names))
 
         return Computation(infer)
     with depthwise.traced_in(problem.depthwise):
@@ -57,7 +57,8 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
     names, labels = tuple(records), problem_lib.labels(problem)
     streams = {f"stream_{name}": (name,) for name in names} if problem.disjoint else {"all": names}
     batch = {
-        stream: {"image": image, "labels": {name: labels[name] for name in own}} for stream, own in streams.items()
+        stream: {"image": image, "labels": {name: labels[name] for name in stream_tasks}}
+        for stream, stream_tasks in streams.items()
     }
     schedule = optimizer.learning_rate_schedule(
         "cosine", learning_rate=problem_lib.LEARNING_RATE, total_steps=1000, warmup_fraction=0.05
@@ -88,8 +89,8 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         loss_weights={},
     )
     backward = task_balancing.backward(settings, method, objective, features_are_shared=True, location="the benchmark")
-    whole = StepSpec(model, records, objective, method, backward)
-    step: Any = train_step.make_train_step(whole, tx=tx, schedule=schedule, clip_norm=problem_lib.CLIP_NORM)
+    step_spec = StepSpec(model, records, objective, method, backward)
+    step: Any = train_step.make_train_step(step_spec, tx=tx, schedule=schedule, clip_norm=problem_lib.CLIP_NORM)
     memory: dict[str, Any] = {}
     batch = devices.place(batch, dict.fromkeys(batch, problem.batch_size))
     holder = {"state": jax.device_put(state, devices.everywhere())}
@@ -100,5 +101,5 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
         return jax.device_get(metrics)
 
     plan = compiled.memory_analysis()
-    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return Computation(run, (held + plan.temp_size_in_bytes) / 1e6, compiled.as_text())
+    bytes_held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return Computation(run, (bytes_held + plan.temp_size_in_bytes) / 1e6, compiled.as_text())

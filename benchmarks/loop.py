@@ -41,40 +41,42 @@ def measure(data_root: Path, *, steps: int) -> list[dict[str, Any]]:
     settings = reading.complete(resolve(config))
     setup = experiment.build(settings, data_root=data_root)
     variables = experiment.init_variables(setup, key=jax.random.key(0), pretrained_path="", offline=True)
-    learnt = StageResult(variables, memory.nothing(), stages=[], train_seconds=0.0, step=0)
-    stage = stage_plan.plan(settings, setup, 0, learnt)
+    start_result = StageResult(variables, memory.nothing(), stages=[], train_seconds=0.0, step=0)
+    stage = stage_plan.plan(settings, setup, 0, start_result)
     images, (stream,) = sum(stage.batch_sizes.values()), stage.data
-    state, programs, given = stage_setup.prepare(setup, stage, learnt, seed=0)
-    state, given = devices.copy_everywhere((state, given))
-    batches = _placed(pipeline.prefetch(stage.data[stream], threads=settings.loader_threads), stream, stage.batch_sizes)
-    one = next(batches)
+    state, programs, method_inputs = stage_setup.prepare(setup, stage, start_result, seed=0)
+    state, method_inputs = devices.copy_everywhere((state, method_inputs))
+    batches = _device_batches(
+        pipeline.prefetch(stage.data[stream], threads=settings.loader_threads), stream, stage.batch_sizes
+    )
+    batch = next(batches)
     holder = {"state": state}
-    program = compilation.ahead_of_time(programs[0], state, given, one)
+    program = compilation.ahead_of_time(programs[0], state, method_inputs, batch)
 
     def step(batch: Any) -> None:
-        holder["state"], metrics = program(holder["state"], given, batch)
+        holder["state"], metrics = program(holder["state"], method_inputs, batch)
         jax.device_get(metrics)
 
     for _ in range(stage.steps_per_epoch):
         next(batches)  # the first epoch decodes every file; the later ones find the images in memory
-    alone = _seconds(lambda: step(one), steps)
+    step_seconds = _seconds(lambda: step(batch), steps)
     fed = _seconds(lambda: step(next(batches)), steps)
-    read = _seconds(lambda: jax.block_until_ready(next(batches)), steps)
+    input_seconds = _seconds(lambda: jax.block_until_ready(next(batches)), steps)
     with tempfile.TemporaryDirectory() as folder:
-        saved = timed(lambda: checkpoints.save_step(Path(folder), 1, {"state": holder["state"]}, {}, keep=1))
+        save_seconds = timed(lambda: checkpoints.save_step(Path(folder), 1, {"state": holder["state"]}, {}, keep=1))
     epochs = 1 + (steps + WARM_UP) / stage.steps_per_epoch
     stages = {**settings.stages, STAGE: dataclasses.replace(settings.stages[STAGE], epochs=epochs)}
     looping = dataclasses.replace(settings, stages=stages, data_root=str(data_root))
     looped = _in_the_loop(looping, images, after=stage.steps_per_epoch)
-    taken = {"step": alone, "step and input": fed, "loop": looped, "input": read}
+    figures = {"step": step_seconds, "step and input": fed, "loop": looped, "input": input_seconds}
     rows = [
-        {"what": name, "images_per_second": images / seconds, "of_step": alone / seconds}
-        for name, seconds in taken.items()
+        {"what": name, "images_per_second": images / seconds, "of_step": step_seconds / seconds}
+        for name, seconds in figures.items()
     ]
-    return [*rows, {"what": "checkpoint", "seconds": saved}]
+    return [*rows, {"what": "checkpoint", "seconds": save_seconds}]
 
 
-def _placed(batches: Any, stream: str, sizes: dict[str, int]) -> Iterator[Any]:
+def _device_batches(batches: Any, stream: str, sizes: dict[str, int]) -> Iterator[Any]:
     for batch in batches:
         yield devices.place({stream: pipeline.without_ids(batch)}, sizes)
 

@@ -59,11 +59,11 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
     Returns:
         Name -> figures: "old" and "new", mean average precision, and what the network costs.
     """
-    whole = load_page(PAGE).get_config("together")
-    judge = experiment.build(whole.to_dict(), data_root=data_root)
+    page_config = load_page(PAGE).get_config("together")
+    judge = experiment.build(page_config.to_dict(), data_root=data_root)
     new = np.arange(len(judge.tasks["det"].classes)) >= len(judge.tasks["det"].classes) - load_page(PAGE).NEW
     groups = {"old": ~new, "new": new}
-    found = {}
+    measured = {}
     for name, folder in folders.items():
         network = trained.load(folder, data_root=data_root)
         predict = evaluate.make_predict(network.setup.model, network.setup.tasks)
@@ -72,13 +72,13 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
             predictions = jax.device_get(predict(network.variables, batch.image, names=("det",)))["det"]
             for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):
                 for group, labelled in groups.items():
-                    shown = {**target["det"], "labelled": labelled}
-                    metrics[group].update(evaluate.example(predictions, index), shown, geometry)
+                    known_target = {**target["det"], "labelled": labelled}
+                    metrics[group].update(evaluate.example(predictions, index), known_target, geometry)
         params = sum(multi_task.parameter_count(network.variables["params"]).values())
         gflops = evaluate.gigaflops(network.setup.model, network.variables, ("det",), image_size=judge.image_size)
         figures = {group: metric.compute()["map_50_95"] for group, metric in metrics.items()}
-        found[name] = {**figures, "params": params, "gigaflops": gflops or float("nan")}
-    return found
+        measured[name] = {**figures, "params": params, "gigaflops": gflops or float("nan")}
+    return measured
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def labels(problem: Problem) -> dict[str, dict[str, np.ndarray]]:
     valid = np.arange(rows)[None, :] < generator.integers(1, 9, (count, 1))
     corner = generator.uniform(0, 0.6 * size, (count, rows, 2))
     boxes = np.concatenate([corner, corner + generator.uniform(0.08 * size, 0.4 * size, corner.shape)], axis=-1)
-    made = {
+    by_task = {
         "seg": {"mask": mask.astype(np.int32)},
         "det": {
             "boxes_xyxy": np.where(valid[..., None], boxes, 0).astype(np.float32),
@@ -79,4 +79,4 @@ def labels(problem: Problem) -> dict[str, dict[str, np.ndarray]]:
         },
         "cls": {"label": generator.integers(0, CLS_CLASSES, count).astype(np.int32)},
     }
-    return {name: made.get(name, made["cls"]) for name in task_settings(problem)}
+    return {name: by_task.get(name, by_task["cls"]) for name in task_settings(problem)}

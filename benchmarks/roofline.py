@@ -44,19 +44,19 @@ def measure(*, batch_size: int, image_size: int, repeats: int) -> list[dict[str,
         out_side, outputs = -(-side // stride), channels if depthwise else features
         cells = batch_size * out_side**2
         operations = 3 * 2 * cells * size**2 * outputs * (1 if depthwise else channels)
-        moved = 4 * (INPUT_PASSES * batch_size * side**2 * channels + OUTPUT_PASSES * cells * outputs)
-        allowed = max(operations / flops, moved / bandwidth)
-        taken = _layer_seconds(settings, (batch_size, side, side, channels), repeats)
+        bytes_moved = 4 * (INPUT_PASSES * batch_size * side**2 * channels + OUTPUT_PASSES * cells * outputs)
+        bound_seconds = max(operations / flops, bytes_moved / bandwidth)
+        seconds_taken = _layer_seconds(settings, (batch_size, side, side, channels), repeats)
         rows.append(
             {
                 "layer": name,
                 "count": count,
                 "gflop": operations / 1e9,
-                "mb": moved / 1e6,
-                "bound": "operations" if operations / flops > moved / bandwidth else "memory",
-                "allowed_ms": 1e3 * allowed,
-                "taken_ms": 1e3 * taken,
-                "share": allowed / taken,
+                "mb": bytes_moved / 1e6,
+                "bound": "operations" if operations / flops > bytes_moved / bandwidth else "memory",
+                "allowed_ms": 1e3 * bound_seconds,
+                "taken_ms": 1e3 * seconds_taken,
+                "share": bound_seconds / seconds_taken,
             }
         )
     return rows
@@ -113,19 +113,19 @@ def _peak_flops(repeats: int) -> float:
 def _peak_bandwidth(repeats: int) -> float:
     """Bytes per second, read and written, of the same kernel that batch norm runs: one pass over much memory."""
     x = jnp.ones((1, COPY_FLOATS // 64, 64))
-    one = jnp.ones(64)
+    ones = jnp.ones(64)
 
     def scale(x: jax.Array) -> jax.Array:
-        return batch_norm.by_statistics(x, one, one, one, one, epsilon=0.0, activation="identity")
+        return batch_norm.by_statistics(x, ones, ones, ones, ones, epsilon=0.0, activation="identity")
 
     return 8 * COPY_FLOATS / _seconds(jax.jit(scale), repeats, x)
 
 
 def _seconds(function: Callable[..., Any], repeats: int, *arguments: Any) -> float:
     jax.block_until_ready(function(*arguments))
-    taken = []
+    durations = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(function(*arguments))
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations)

@@ -48,14 +48,14 @@ def measure(
         runs: name of a wiring -> work directories of finished trainings, whose mean figures are listed with its costs;
             of "independent", those of networks for one task each.
     """
-    reached = {name: _reached(name, folders) for name, folders in (runs or {}).items()}
-    networks = {name: flagship.build(data_root, variant, **more) for name, (variant, more) in NETWORKS.items()}
+    scores = {name: _reached(name, folders) for name, folders in (runs or {}).items()}
+    networks = {name: flagship.build(data_root, variant, **options) for name, (variant, options) in NETWORKS.items()}
     times, rows = _times(networks, image_size=image_size, repeats=repeats), []
-    for name, parts in networks.items():
-        counts = dependence.params_by_owner(parts.model)
+    for name, setup in networks.items():
+        counts = dependence.params_by_owner(setup.model)
         costs = {"params": sum(counts.values()), "shared_percent": dependence.shared_percent(counts)}
-        ratio = times[name]["all_ms"] / max(times[name][f"{task}_ms"] for task in parts.tasks)
-        rows.append({"network": name, **costs, **times[name], "ratio": ratio, **reached.get(name, {})})
+        ratio = times[name]["all_ms"] / max(times[name][f"{task}_ms"] for task in setup.tasks)
+        rows.append({"network": name, **costs, **times[name], "ratio": ratio, **scores.get(name, {})})
     return rows
 
 
@@ -63,34 +63,37 @@ def _times(
     networks: Mapping[str, experiment.Experiment], *, image_size: int, repeats: int
 ) -> dict[str, dict[str, float]]:
     """Median ms of all tasks and of each; the networks take turns, so that a busy minute falls on all of them."""
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in networks}
-    ready = {
+    times_by_network: dict[str, dict[str, list[float]]] = {name: {} for name in networks}
+    programs = {
         name: (
-            evaluate.make_predict(parts.model, parts.tasks),
-            experiment.init_variables(parts, key=jax.random.key(0), pretrained_path=""),
-            {"all": tuple(parts.tasks), **{task: (task,) for task in parts.tasks}},
+            evaluate.make_predict(setup.model, setup.tasks),
+            experiment.init_variables(setup, key=jax.random.key(0), pretrained_path=""),
+            {"all": tuple(setup.tasks), **{task: (task,) for task in setup.tasks}},
         )
-        for name, parts in networks.items()
+        for name, setup in networks.items()
     }
     for turn in range(repeats + 1):
-        for name, (predict, variables, asked) in ready.items():
-            for label, tasks in asked.items():
+        for name, (predict, variables, task_names) in programs.items():
+            for label, tasks in task_names.items():
                 milliseconds = evaluate.latency_ms(predict, variables, tasks, image_size=image_size, repeats=3)
                 if turn:  # the first one compiles
-                    found[name].setdefault(f"{label}_ms", []).append(milliseconds)
-    return {name: {label: float(np.median(each)) for label, each in times.items()} for name, times in found.items()}
+                    times_by_network[name].setdefault(f"{label}_ms", []).append(milliseconds)
+    return {
+        name: {label: float(np.median(durations)) for label, durations in times.items()}
+        for name, times in times_by_network.items()
+    }
 
 
 def _reached(name: str, folders: Sequence[Path]) -> dict[str, float]:
     """Mean of each task's figure over the runs that have the task, and the largest of the tasks' mean drops."""
     if name not in NETWORKS:
         raise UserError(f"--runs: expected some of {', '.join(NETWORKS)}, found {name}")
-    found = [comparison.read(name, number, folder) for number, folder in enumerate(folders)]
-    unfinished = [str(folder) for folder, run in zip(folders, found, strict=True) if run is None]
+    results = [comparison.read(name, number, folder) for number, folder in enumerate(folders)]
+    unfinished = [str(folder) for folder, run in zip(folders, results, strict=True) if run is None]
     if unfinished:
         raise UserError(f"--runs: expected finished trainings, found no contract.json in {', '.join(unfinished)}")
-    figures = [comparison.figures(run) for run in found if run]
-    tasks = {task: entry["metric"] for run in found if run for task, entry in run.contract["tasks"].items()}
+    figures = [comparison.figures(run) for run in results if run]
+    tasks = {task: entry["metric"] for run in results if run for task, entry in run.contract["tasks"].items()}
     means = {f"{task}_{metric}": _mean(figures, f"{task}_{metric}") for task, metric in tasks.items()}
     return means | {LARGEST_DROP: max(_mean(figures, f"{task}_drop_percent") for task in tasks)}
 
@@ -109,17 +112,20 @@ def frontier_svg(rows: Rows) -> str:
     Raises:
         UserError: no row has runs.
     """
-    known = {row["network"]: row for row in rows if LARGEST_DROP in row}
-    if not known:
+    measured_rows = {row["network"]: row for row in rows if LARGEST_DROP in row}
+    if not measured_rows:
         raise UserError(
             "a frontier needs what networks reached; name finished trainings with --runs shared=DIR,plain=DIR"
         )
-    first, costs = next(iter(known.values())), {"network", "ratio", *COSTS}
+    first, costs = next(iter(measured_rows.values())), {"network", "ratio", *COSTS}
     return scatters_svg(
         [
-            (reached.replace("_", " "), [(title, _points(known, cost, reached)) for cost, title in COSTS.items()])
-            for reached in first
-            if reached not in costs and not reached.endswith("_ms")
+            (
+                row_scores.replace("_", " "),
+                [(title, _points(measured_rows, cost, row_scores)) for cost, title in COSTS.items()],
+            )
+            for row_scores in first
+            if row_scores not in costs and not row_scores.endswith("_ms")
         ]
     )
 

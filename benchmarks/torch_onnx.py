@@ -70,13 +70,13 @@ class Served(nn.Module):
         rank = torch.arange(CANDIDATES, 0, -1) / CANDIDATES
         ranked = torch.where(score >= SCORE_THRESHOLD, rank, 0.0)
         of_class = torch.where(label[:, None] == torch.arange(classes)[:, None], ranked[:, None], 0.0)
-        found = _Suppression.apply(box, of_class)
-        keep = torch.zeros_like(score).index_put((found[:, 0], found[:, 2]), torch.tensor(1.0))
+        suppressed = _Suppression.apply(box, of_class)
+        keep = torch.zeros_like(score).index_put((suppressed[:, 0], suppressed[:, 2]), torch.tensor(1.0))
         place = torch.arange(CANDIDATES, dtype=torch.float32)
         first = torch.where(keep > 0, place, float(CANDIDATES)).topk(MAX_BOXES, 1, largest=False).values
-        kept = first.clamp(max=CANDIDATES - 1).long()
-        box = _voted(box, score, label).gather(1, kept[..., None].expand(-1, -1, 4))
-        return box, score.gather(1, kept), label.gather(1, kept), first < CANDIDATES
+        kept_cells = first.clamp(max=CANDIDATES - 1).long()
+        box = _voted(box, score, label).gather(1, kept_cells[..., None].expand(-1, -1, 4))
+        return box, score.gather(1, kept_cells), label.gather(1, kept_cells), first < CANDIDATES
 
 
 def _voted(box: Tensor, score: Tensor, label: Tensor) -> Tensor:

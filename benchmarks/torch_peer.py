@@ -139,7 +139,7 @@ def load_jax_params(network: Network, params: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a parameter of one side is missing on the other.
     """
-    own, seen = dict(network.named_parameters()), set()
+    named_params, assigned = dict(network.named_parameters()), set()
 
     def copy(tree: Mapping[str, Any], path: tuple[str, ...]) -> None:
         for key, value in tree.items():
@@ -147,16 +147,16 @@ def load_jax_params(network: Network, params: Mapping[str, Any]) -> None:
                 copy(value, (*path, key))
                 continue
             name = ".".join((*path, {"kernel": "weight", "scale": "weight"}.get(key, key)))
-            if name not in own:
+            if name not in named_params:
                 raise ValueError(f"the peer has no parameter {name}")
             array = np.asarray(value)
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
             with torch.no_grad():
-                own[name].copy_(torch.tensor(array.reshape(own[name].shape)))
-            seen.add(name)
+                named_params[name].copy_(torch.tensor(array.reshape(named_params[name].shape)))
+            assigned.add(name)
 
     copy(params, ())
-    if missing := set(own) - seen:
+    if missing := set(named_params) - assigned:
         raise ValueError(f"the library has no parameter {', '.join(sorted(missing))}")
 
 
@@ -209,39 +209,41 @@ def assign(boxes: Tensor, scores: Tensor, labels: Mapping[str, Tensor], size: in
     candidate &= labels["valid"][..., None]
     image = torch.arange(len(boxes), device=device)[:, None, None]
     overlap = torch.where(candidate, iou(boxes[image, cell], truth[:, :, None]), 0.0)
-    inside = ((centres[cell] > truth[:, :, None, :2]) & (centres[cell] < truth[:, :, None, 2:])).all(-1)
-    rest = torch.log(-torch.expm1(scores.clamp(max=-1e-8)))
-    cost = (-rest.sum(-1, keepdim=True) + rest - scores)[image, cell, labels["label"].long()[..., None]]
-    cost = cost - 3.0 * torch.log(overlap + 1e-8) + torch.where(inside, 0.0, 1e4)
+    is_inside = ((centres[cell] > truth[:, :, None, :2]) & (centres[cell] < truth[:, :, None, 2:])).all(-1)
+    log_complement = torch.log(-torch.expm1(scores.clamp(max=-1e-8)))
+    cost = (-log_complement.sum(-1, keepdim=True) + log_complement - scores)[
+        image, cell, labels["label"].long()[..., None]
+    ]
+    cost = cost - 3.0 * torch.log(overlap + 1e-8) + torch.where(is_inside, 0.0, 1e4)
     cost = torch.where(candidate, cost, torch.inf)
-    wanted = overlap.topk(MAX_CELLS, -1).values.sum(-1).int().clamp(min=1)
+    match_counts = overlap.topk(MAX_CELLS, -1).values.sum(-1).int().clamp(min=1)
     lowest, order = cost.topk(MAX_CELLS, -1, largest=False)
-    chosen = (torch.arange(MAX_CELLS, device=device) < wanted[..., None]) & lowest.isfinite()
-    price = torch.where(chosen, lowest, torch.inf).flatten(1)
-    mine = cell.gather(-1, order).flatten(1)
-    best = torch.full(boxes.shape[:2], torch.inf, device=device).scatter_reduce(1, mine, price, "amin")
+    is_match = (torch.arange(MAX_CELLS, device=device) < match_counts[..., None]) & lowest.isfinite()
+    price = torch.where(is_match, lowest, torch.inf).flatten(1)
+    own_cells = cell.gather(-1, order).flatten(1)
+    best = torch.full(boxes.shape[:2], torch.inf, device=device).scatter_reduce(1, own_cells, price, "amin")
     number = torch.arange(truth.shape[1], device=device).repeat_interleave(MAX_CELLS)
-    wins = chosen.flatten(1) & (price <= best.gather(1, mine))
-    none = truth.shape[1]
-    owner = torch.full(boxes.shape[:2], none, device=device)
-    owner = owner.scatter_reduce(1, mine, torch.where(wins, number, none), "amin")
-    return torch.where(owner == none, -1, owner)
+    wins = is_match.flatten(1) & (price <= best.gather(1, own_cells))
+    no_object = truth.shape[1]
+    owner = torch.full(boxes.shape[:2], no_object, device=device)
+    owner = owner.scatter_reduce(1, own_cells, torch.where(wins, number, no_object), "amin")
+    return torch.where(owner == no_object, -1, owner)
 
 
 def _window_cells(truth: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Returns the cells around the middle of each box [batch, boxes, cells], and which of them lie on the map."""
-    first, cells, inside = 0, [], []
+    first, cells, inside_masks = 0, [], []
     step = torch.arange(-WINDOW, WINDOW + 1, device=truth.device)
     middle = (truth[..., :2] + truth[..., 2:]) / 2
     for stride in STRIDES:
         side = size // stride
         home = (middle / stride).floor().long()
         x, y = home[..., :1, None] + step, home[..., 1:, None] + step[:, None]
-        within = ((x >= 0) & (x < side) & (y >= 0) & (y < side)).flatten(2)
-        cells.append(torch.where(within, first + (y * side + x).flatten(2), 0))
-        inside.append(within)
+        on_grid = ((x >= 0) & (x < side) & (y >= 0) & (y < side)).flatten(2)
+        cells.append(torch.where(on_grid, first + (y * side + x).flatten(2), 0))
+        inside_masks.append(on_grid)
         first += side * side
-    return torch.cat(cells, -1), torch.cat(inside, -1)
+    return torch.cat(cells, -1), torch.cat(inside_masks, -1)
 
 
 def detection_loss(det: Tensor, labels: Mapping[str, Tensor], size: int) -> Tensor:
@@ -252,11 +254,11 @@ def detection_loss(det: Tensor, labels: Mapping[str, Tensor], size: int) -> Tens
     owner = assign(boxes.detach(), scores, labels, size)
     image, cell = (owner >= 0).nonzero(as_tuple=True)
     number = owner[image, cell]
-    mine, own = boxes[image, cell], labels["boxes_xyxy"][image, number]
-    quality = iou(mine, own).detach()
+    predicted, target_boxes = boxes[image, cell], labels["boxes_xyxy"][image, number]
+    quality = iou(predicted, target_boxes).detach()
     quality_all = torch.zeros_like(objectness).index_put((image, cell), quality)
     target = functional.one_hot(labels["label"].long()[image, number], classes.shape[-1]) * quality[:, None]
-    box_loss = (1 - complete_iou(mine, own)).sum()
+    box_loss = (1 - complete_iou(predicted, target_boxes)).sum()
     class_loss = functional.binary_cross_entropy_with_logits(classes[image, cell], target, reduction="sum")
     focal = (quality_all - objectness.sigmoid()).abs().square()
     cross_entropy = functional.binary_cross_entropy_with_logits(objectness, quality_all, reduction="none")
@@ -291,9 +293,13 @@ def decode(outputs: tuple[Tensor, Tensor, Tensor], size: int) -> dict[str, Any]:
         before, keep = keep, valid & ~(rivals & keep[:, None]).any(-1)
     place = torch.arange(CANDIDATES, device=keep.device)
     first = torch.where(keep, place, CANDIDATES).topk(MAX_BOXES, 1, largest=False).values
-    kept = first.clamp(max=CANDIDATES - 1)
-    found = (box.gather(1, kept[..., None].expand(-1, -1, 4)), score.gather(1, kept), label.gather(1, kept))
-    return {"seg": mask, "det": (*found, first < CANDIDATES), "cls": cls.softmax(-1)}
+    kept_cells = first.clamp(max=CANDIDATES - 1)
+    detections = (
+        box.gather(1, kept_cells[..., None].expand(-1, -1, 4)),
+        score.gather(1, kept_cells),
+        label.gather(1, kept_cells),
+    )
+    return {"seg": mask, "det": (*detections, first < CANDIDATES), "cls": cls.softmax(-1)}
 
 
 def build(problem: Problem) -> Callable[[], Any]:

@@ -166,10 +166,10 @@ class _Worker:
 
 def environment_of(problem: Problem, changes: dict[str, str] | None) -> dict[str, str]:
     """Returns the variables of a side's process; the allocator's settings of this one are not the other sides'."""
-    merged = benchmarks.environment(changes)
-    if merged.get("GLIBC_TUNABLES") == allocator.TUNABLES and not problem.keeps_memory:
-        del merged["GLIBC_TUNABLES"]
-    return merged
+    variables = benchmarks.environment(changes)
+    if variables.get("GLIBC_TUNABLES") == allocator.TUNABLES and not problem.keeps_memory:
+        del variables["GLIBC_TUNABLES"]
+    return variables
 
 
 def cause(errors: str) -> str:

@@ -16,7 +16,7 @@ WARM_UP = 3
 
 def main(specification: str) -> int:
     """Builds the problem, then answers "go" with the seconds of one computation, and the end with the peak memory."""
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     problem = Problem(**json.loads(specification))
     if problem.side == "jax":
         from benchmarks import jax_side
@@ -29,18 +29,18 @@ def main(specification: str) -> int:
 
         compute, device_peak_mb = torch_peer.build(problem), torch_peer.device_peak_mb
     compute()
-    _answer({"first_seconds": time.perf_counter() - started})
+    _send({"first_seconds": time.perf_counter() - start_time})
     for _ in range(WARM_UP - 1):
         compute()
-    _answer({})
+    _send({})
     for line in sys.stdin:
         if line.strip() != "go":
             break
         start = time.perf_counter()
         compute()
-        _answer({"seconds": time.perf_counter() - start})
+        _send({"seconds": time.perf_counter() - start})
     on_device = device_peak_mb()
-    _answer({"peak_mb": peak_memory_mb() if math.isnan(on_device) else on_device})
+    _send({"peak_mb": peak_memory_mb() if math.isnan(on_device) else on_device})
     return 0
 
 
@@ -54,7 +54,7 @@ def peak_memory_mb() -> float:
     return int(lines[0].split()[1]) / 1024
 
 
-def _answer(record: dict[str, Any]) -> None:
+def _send(record: dict[str, Any]) -> None:
     print(json.dumps(record), flush=True)
 
 

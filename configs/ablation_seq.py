@@ -30,8 +30,8 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
         UserError: an unknown method or set of data.
     """
     data, _, methods = variant.rpartition("/")
-    chosen = () if methods == "none" else tuple(methods.split("+"))
-    if set(chosen) - {*METHODS, *MORE} or (data or "digits") not in DATA:
+    method_names = () if methods == "none" else tuple(methods.split("+"))
+    if set(method_names) - {*METHODS, *MORE} or (data or "digits") not in DATA:
         expected = f"none or some of {', '.join((*METHODS, *MORE))} joined by +, after minis/ for the real sets"
         raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}")
     page = load_page(Path(__file__).with_name("seq.py" if data == "minis" else "quickstart.py"))
@@ -44,7 +44,7 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
             rate = page.FREE_BACKBONE[name]  # its kernels are trained here, which the page leaves as they are
             lengths = {"epochs": epochs, "eval_every_epochs": 0.0}
             config.stages[name].update({**page.RATES, **lengths, "backbone_rate": rate})
-    switch(config, chosen)
+    switch(config, method_names)
     return config
 
 
@@ -63,8 +63,8 @@ def switch(config: Any, methods: tuple[str, ...]) -> None:
 
 def _add(keep: Any, methods: tuple[str, ...], settings: dict[str, dict[str, Any]]) -> None:
     for method in methods:
-        for name, own in settings.get(method, {}).items():
-            keep[name] = {**keep.get(name, {}), **own}
+        for name, method_settings in settings.get(method, {}).items():
+            keep[name] = {**keep.get(name, {}), **method_settings}
 
 
 # Of the stages that are to keep the old tasks.

@@ -40,9 +40,9 @@ def get_config(variant: str = "together") -> ConfigDict:
     config.contract.baseline_from = ConfigDict()
     add(config, "people", ("person",), images_with=("person",))
     add(config, "things", coco[1:], images_without=("person",))
-    alone = {"people": 100.0, "things": 52.6}  # epochs of 1000 steps
-    if variant in alone:
-        config.stages[variant] = stage((variant,), epochs=alone[variant], **OPTIMIZER)
+    epochs_alone = {"people": 100.0, "things": 52.6}  # epochs of 1000 steps
+    if variant in epochs_alone:
+        config.stages[variant] = stage((variant,), epochs=epochs_alone[variant], **OPTIMIZER)
         config.order = (variant,)
     elif variant == "together":
         # Half of the steps are each dataset's, though things have almost twice the images.

@@ -55,12 +55,12 @@ def get_config(variant: str = "shared") -> ConfigDict:
         config.streams[f"faces_{name}"] = stream("utkface", {name: name}, **options)
     recipes.share_kernels(config)
     config.order = tuple(TASKS)
-    own = recipes.one_after_another(config.order)
+    stage_changes = recipes.one_after_another(config.order)
     if variant in ALONE:
         recipes.without_patches(config)
         config.order = (ALONE[variant],)
-        own = {ALONE[variant]: {"backbone_rate": 1.0}}
-    for name, settings in own.items():
+        stage_changes = {ALONE[variant]: {"backbone_rate": 1.0}}
+    for name, settings in stage_changes.items():
         rates = {"learning_rate": 2e-3, "ema_decay": 0.995, "eval_every_epochs": 5.0}
         config.stages[name] = stage((f"faces_{name}",), epochs=20.0, **rates, **settings)
     return config

@@ -45,7 +45,7 @@ def _first(config: Any) -> None:
     _add(config, "first", {"det": "detection"}, FIRST, epochs=8.0)
 
 
-def _more(config: Any) -> None:
+def _add_classes(config: Any) -> None:
     config.tasks.det = {"kind": "detection", "classes": LATER}
     _add(config, "more", {"det": "detection"}, LATER, epochs=8.0)
 
@@ -64,4 +64,4 @@ def _add(config: Any, name: str, labels: dict[str, str], digits: tuple[str, ...]
     config.order = (name,)
 
 
-VARIANTS = {"first": _first, "more": _more, "task": _task}
+VARIANTS = {"first": _first, "more": _add_classes, "task": _task}

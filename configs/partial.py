@@ -64,8 +64,8 @@ def get_config(variant: str = "det/partial") -> ConfigDict:
         config.tasks.det = {"kind": "detection", "classes": classes}
     second = SECOND[task]
     first = tuple(name for name in foreground if name not in second)
-    for half, own, option in (("first", first, "images_without"), ("second", second, "images_with")):
-        config.streams[half] = _half(task, classes, foreground if knowledge == "full" else own, knowledge)
+    for half, half_names, option in (("first", first, "images_without"), ("second", second, "images_with")):
+        config.streams[half] = _half(task, classes, foreground if knowledge == "full" else half_names, knowledge)
         config.streams[half].options[option] = second
         config.streams[half].val_options[option] = ()
     config.stages.both = stage(
@@ -83,9 +83,9 @@ def get_config(variant: str = "det/partial") -> ConfigDict:
 def _half(task: str, classes: tuple[str, ...], labelled: tuple[str, ...], knowledge: str) -> Any:
     """A stream whose training images have the labels of some classes; its validation images have all."""
     if task == "seg":
-        hidden = tuple(name for name in classes[1:] if name not in labelled)
+        hidden_names = tuple(name for name in classes[1:] if name not in labelled)
         settings: dict[str, Any] = {
-            "options": {"folder": "mini-voc-seg", "as_background": hidden},
+            "options": {"folder": "mini-voc-seg", "as_background": hidden_names},
             "val_options": {"as_background": ()},
         }
         half = stream("voc_segmentation", {"seg": "segmentation"}, augment=AUGMENT, train_image_size=192, **settings)

@@ -74,25 +74,27 @@ def _shared(config: Any) -> None:
     """The first stage trains the backbone's kernels, which start from random weights, and the later ones keep them."""
     config.model.norms_from = 8
     config.model.patches.update({"neck": 8, "head": 8})
-    own = recipes.one_after_another(config.order)
-    own["seg"].pop("freeze")
-    own["det"]["keep"]["replay"]["batch_size"] = 4
-    later = {"learning_rate": RATE, "warm_start": "seg"}
-    config.stages.seg = stage(("scenes_masks",), epochs=8.0, learning_rate=RATE, **own["seg"])
-    config.stages.det = stage(("scenes_boxes",), epochs=7.0, **later, **own["det"])
+    stage_changes = recipes.one_after_another(config.order)
+    stage_changes["seg"].pop("freeze")
+    stage_changes["det"]["keep"]["replay"]["batch_size"] = 4
+    later_settings = {"learning_rate": RATE, "warm_start": "seg"}
+    config.stages.seg = stage(("scenes_masks",), epochs=8.0, learning_rate=RATE, **stage_changes["seg"])
+    config.stages.det = stage(("scenes_boxes",), epochs=7.0, **later_settings, **stage_changes["det"])
     # Little is trained, and fast.
-    config.stages.cls = stage(("scenes_single",), epochs=8.0, **{**later, "learning_rate": 6e-3}, **own["cls"])
+    config.stages.cls = stage(
+        ("scenes_single",), epochs=8.0, **{**later_settings, "learning_rate": 6e-3}, **stage_changes["cls"]
+    )
 
 
 def _plain(config: Any) -> None:
     """All kernels and norms may move in every stage; distillation and replay keep what the older tasks need."""
-    later = {"learning_rate": RATE, "train_batch_norm": "new_levels"}
+    later_settings = {"learning_rate": RATE, "train_batch_norm": "new_levels"}
     old = {"batch_size": 4}  # replayed images of each old stream in a step
     distilled = {"weight": 4.0}
     config.stages.seg = stage(("scenes_masks",), epochs=7.0, learning_rate=RATE, keep={"replay": {"images": 10}})
-    kept = {"replay": {"images": 10, **old}, "lwf": distilled}
-    config.stages.det = stage(("scenes_boxes",), epochs=6.0, keep=kept, **later)
-    config.stages.cls = stage(("scenes_single",), epochs=3.0, keep={"replay": old, "lwf": distilled}, **later)
+    keep_settings = {"replay": {"images": 10, **old}, "lwf": distilled}
+    config.stages.det = stage(("scenes_boxes",), epochs=6.0, keep=keep_settings, **later_settings)
+    config.stages.cls = stage(("scenes_single",), epochs=3.0, keep={"replay": old, "lwf": distilled}, **later_settings)
 
 
 NETWORKS = {"shared": _shared, "plain": _plain}

@@ -100,16 +100,16 @@ def by_network(
     views = by_view(network)
     batch_size = min(batch_size, len(images))
     bits = trained.grey_bits(network)
-    decoded = _decoded(images, on_error, None if bits is None else lambda: bits)
+    decoded = _decode_images(images, on_error, None if bits is None else lambda: bits)
     while batch := list(itertools.islice(decoded, batch_size)):
-        found: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
+        by_image: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
         photos = [image for _, image in batch]
         for view, names in views.items():
             answers = shown(run, network.variables, photos, view, tuple(names), batch_size=batch_size)
-            for (predictions, places), (found_now, geometry) in zip(found, answers, strict=True):
+            for (predictions, places), (found_now, geometry) in zip(by_image, answers, strict=True):
                 predictions |= found_now
                 places |= dict.fromkeys(names, geometry)
-        for (path, image), (predictions, places) in zip(batch, found, strict=True):
+        for (path, image), (predictions, places) in zip(batch, by_image, strict=True):
             answers = {
                 name: task.answer(task.at_original(predictions[name], places[name]), threshold)
                 for name, task in network.tasks.items()
@@ -165,7 +165,7 @@ def check_threshold(threshold: float | None) -> None:
         raise UserError(f"--threshold: expected a score from 0 to 1, found {threshold}")
 
 
-def _decoded(
+def _decode_images(
     images: Iterable[str | Path],
     on_error: Callable[[UserError], None] | None,
     grey_bits: Callable[[], int] | None,
@@ -191,7 +191,7 @@ def find_images(places: Iterable[str]) -> list[Path]:
     Raises:
         UserError: a folder or a pattern without images.
     """
-    found: dict[Path, Path] = {}
+    by_real_path: dict[Path, Path] = {}
     for place in places:
         path = Path(place).expanduser()
         matches = [path]
@@ -204,8 +204,8 @@ def find_images(places: Iterable[str]) -> list[Path]:
                 f"{place}: expected images ({', '.join(sorted(SUFFIXES))}), found none; name a file, a folder of "
                 'images or a pattern like "photos/*.jpg"'
             )
-        found |= {match.resolve(): match for match in matches if match.resolve() not in found}
-    return list(found.values())
+        by_real_path |= {match.resolve(): match for match in matches if match.resolve() not in by_real_path}
+    return list(by_real_path.values())
 
 
 def _with_suffix(paths: Iterable[Path]) -> list[Path]:

@@ -67,16 +67,18 @@ def predicted(workdir: Path, labels: str) -> Iterator[Any]:
         yield from predict_lib.predict(workdir, paths, threshold=THRESHOLD)
 
 
-def draw_mask(axes: Axes, answers: dict[str, Any]) -> None:
+def draw_mask(axes: Axes, predictions: dict[str, Any]) -> None:
     """Colours every digit's pixels."""
-    mask = answers["seg"]["mask"]
+    mask = predictions["seg"]["mask"]
     colours = np.array([(0.0, 0.0, 0.0, 0.0), *((*to_rgb(colour), MASK_OPACITY) for colour in COLOURS)])
     axes.imshow(colours[mask], interpolation="nearest")
 
 
-def draw_boxes(axes: Axes, answers: dict[str, Any]) -> None:
+def draw_boxes(axes: Axes, predictions: dict[str, Any]) -> None:
     """Frames every digit, with its class."""
-    for (left, top, right, bottom), label in zip(answers["det"]["boxes_xyxy"], answers["det"]["label"], strict=True):
+    for (left, top, right, bottom), label in zip(
+        predictions["det"]["boxes_xyxy"], predictions["det"]["label"], strict=True
+    ):
         colour = COLOURS[int(label)]
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.6))
         style: dict[str, Any] = {"facecolor": colour, "edgecolor": "none", "pad": 1.2}
@@ -84,10 +86,10 @@ def draw_boxes(axes: Axes, answers: dict[str, Any]) -> None:
         axes.text(left, top, label, color="white", fontsize=7.5, bbox=style, clip_on=True, verticalalignment=side)
 
 
-def draw_class(axes: Axes, answers: dict[str, Any]) -> None:
+def draw_class(axes: Axes, predictions: dict[str, Any]) -> None:
     """Writes the class below the scene, with its probability."""
-    label = answers["cls"]["label"]
-    axes.set_xlabel(f"{label}  ({answers['cls']['probability'][label]:.0%})", fontsize=9, labelpad=2)
+    label = predictions["cls"]["label"]
+    axes.set_xlabel(f"{label}  ({predictions['cls']['probability'][label]:.0%})", fontsize=9, labelpad=2)
 
 
 def draw_terminal(figure: Figure, contract: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def test_a_run_gives_training_images_alone(network):
 
 def test_of_training_images_it_gives_those_that_no_step_saw(network):
     held_out = run_of(network.path.parent, held_out_percent=25.0)
-    unseen = experiment.source(held_out.parts, "pets", training=True, held_out=True)
+    unseen = experiment.source(held_out.setup, "pets", training=True, held_out=True)
     found = calibration_images.of_run(held_out, VIEW)
     assert brightness(found) == {int(sample["image"].mean()) for sample in unseen}
     assert len(found) == 2

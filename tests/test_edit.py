@@ -11,7 +11,7 @@ from mtl_jax import experiment
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import contract_table
 from mtl_jax.extend import edit
-from mtl_jax.extend.edit import changed
+from mtl_jax.extend.edit import change_settings
 from mtl_jax.report import versions_section
 from mtl_jax.tasks import calibration
 from mtl_jax.training import train_loop
@@ -39,13 +39,13 @@ def parent(tiny_backbone, tmp_path_factory):
 )
 def test_what_cannot_be_edited_is_refused_in_one_line(parent, task, rename, remove, words):
     with pytest.raises(UserError, match=words) as error:
-        changed(parent, task, rename, remove)
+        change_settings(parent, task, rename, remove)
     assert "\n" not in str(error.value)
 
 
 def test_a_class_may_be_renamed_twice_and_then_removed(parent):
-    once = parent._replace(config=changed(parent, "cls", {"0": "zero", "1": "one"}, ()))
-    twice = changed(once, "cls", {"zero": "nought"}, ("one",)).tasks["cls"]
+    once = parent._replace(config=change_settings(parent, "cls", {"0": "zero", "1": "one"}, ()))
+    twice = change_settings(once, "cls", {"zero": "nought"}, ("one",)).tasks["cls"]
     assert twice["classes"] == ("nought", "one", "2", "3")
     assert twice["renamed"] == (("0", "nought"), ("1", "one"))
     assert twice["removed"] == ("one",)

@@ -172,7 +172,7 @@ def planned(old, config, index) -> stage_plan.StagePlan:
 
 
 def joined(old, page, limit=None):
-    return additions.joined(old, config_lib.read_settings(page), limit=limit)
+    return additions.join(old, config_lib.read_settings(page), limit=limit)
 
 
 def followed(config, name, **changes):

@@ -26,7 +26,7 @@ CLS = {"cls": TASKS["cls"]}
 def network(tiny_backbone):
     model = multi_task.build(MODEL | {"dropout_rate": 0.0}, TASKS)
     variables = multi_task.init_variables(model, key=jax.random.key(0), image_size=SIZE)
-    return model, variables, importance.answers(model, variables["batch_stats"])
+    return model, variables, importance.forward_of_examples(model, variables["batch_stats"])
 
 
 def batch(size=6):

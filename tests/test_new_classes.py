@@ -72,7 +72,7 @@ def parent(tiny_backbone, tmp_path_factory):
 
 
 def joined(old, config, limit=None):
-    return additions.joined(old, config_lib.read_settings(config), limit=limit)
+    return additions.join(old, config_lib.read_settings(config), limit=limit)
 
 
 def test_new_classes_come_after_the_old_ones_however_a_page_names_them(parent):
@@ -190,17 +190,17 @@ def test_weights_of_classes_grow_with_them(tiny_backbone, tmp_path):
 
 def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     given = config_lib.read_settings(page(("4", "5"), stage="more"))
-    config = additions.joined(parent, given, limit=None, per_class=2)
+    config = additions.join(parent, given, limit=None, per_class=2)
     assert config.stages["first"].keep["replay"]["images"] == 2 * (len(FIRST) + 1)
     assert config.stages["more"].keep["replay"]["batch_size"] == 2
-    found = exemplars.chosen(config.to_dict(), parent, tuple(LABELS))
+    found = exemplars.choose(config.to_dict(), parent, tuple(LABELS))
     assert set(found) == {"first_seg", "first_cls"}
     buffer = replay.from_tree(found["first_cls"])
     assert len(buffer) == 8  # all that there are
     assert buffer.class_names["classification"] == FIRST
     boxes = config_lib.read_settings(page(("4", "5"), stage="more", tasks=("det",)))
     with pytest.raises(UserError, match="--exemplars is for new classes of a segmentation or classification task"):
-        additions.joined(parent, boxes, limit=None, per_class=2)
+        additions.join(parent, boxes, limit=None, per_class=2)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ LAPTOP = Machine("cpu", 2, False, image_seconds=0.07, start_seconds=25.0, stage_
 def found(kind: str = "boxes", name: str = "", **changes) -> Found:
     """A dataset of 200 photographs."""
     given = Found(
-        asked=Asked(kind, name or kind, f"/photos/{kind}"),
+        request=Asked(kind, name or kind, f"/photos/{kind}"),
         format="coco",
         classes=("cat", "dog"),
         train=160,
@@ -208,7 +208,7 @@ def page(tmp_path):
         found("values", "age", classes=(), counts={}),
     )
     reading = {"val_share": 0.3, "annotated_on": "stored"}
-    sets = tuple(dataclasses.replace(each, asked=each.asked._replace(**reading)) for each in sets)
+    sets = tuple(dataclasses.replace(each, request=each.request._replace(**reading)) for each in sets)
     path = tmp_path / "a run" / "page.py"
     chosen = choose(*sets)
     page_lib.write(path, chosen, name="mine", made_from='["a"]', baselines={"masks": "/elsewhere"})
@@ -222,10 +222,10 @@ def test_the_page_holds_what_was_found_and_chosen(page):
     experiment.build(config.to_dict(), data_root=path.parent)
     assert config.order == ("masks", "people", "age")
     for each, choice in zip(sets, chosen, strict=True):
-        name = each.asked.name
+        name = each.request.name
         stream = config.streams[name]
         assert tuple(config.tasks[name].get("classes", ())) == each.classes
-        assert stream.options.path == each.asked.path
+        assert stream.options.path == each.request.path
         assert (stream.options.val_share, stream.options.annotated_on) == (0.3, "stored")
         assert (stream.image_size, stream.batch_size) == (choice.image_size, choice.batch_size)
         assert config.stages[name].epochs == choice.epochs
@@ -253,7 +253,7 @@ def test_without_published_features_the_first_task_learns_the_kernels(page):
         page_lib.write(path, chosen, name="mine", made_from="[]", pretrained=pretrained)
         config = overrides.load(str(path), [])
         assert config.pretrained == pretrained
-        frozen[pretrained] = [bool(config.stages[each.asked.name].freeze) for each in sets]
+        frozen[pretrained] = [bool(config.stages[each.request.name].freeze) for each in sets]
     assert frozen == {"": [False, True, True], "features.npz": [True, True, True]}
 
 
@@ -291,8 +291,8 @@ def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):
     shutil.copy(tmp_path / "train" / first.name, tmp_path / "val" / validated.name)
     seen = inspect(found_lib.look(Asked("boxes", "bees", str(tmp_path))))
     assert inspection.leaks([seen]) == [
-        f"bees: 1 validation image of {seen.found.val} in training too (first: {validated.name}, which bees trains on "
-        f"as {first.name}); take them out of one of the two"
+        f"bees: 1 validation image of {seen.dataset.val} in training too (first: {validated.name}, which bees trains "
+        f"on as {first.name}); take them out of one of the two"
     ]
     empty = [picture.name for picture in label_files.PICTURES if picture.split == "train" and not picture.objects]
     assert any("without boxes" in line and name in line for line in seen.suspicious for name in empty)

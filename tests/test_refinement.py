@@ -20,7 +20,7 @@ def parent(tiny_backbone, tmp_path_factory):
 
 
 def refined(old, config, limit=None):
-    return additions.joined(old, config_lib.read_settings(config), limit=limit, refine=True)
+    return additions.join(old, config_lib.read_settings(config), limit=limit, refine=True)
 
 
 def test_the_refined_task_alone_may_move(parent):

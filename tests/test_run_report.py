@@ -93,7 +93,7 @@ def fill(workdir, task="seg", stage="det"):
 
 
 def test_the_report_shows_the_verdict_the_tables_and_the_run(tmp_path):
-    path = run_report.write(fill(tmp_path / "run"), looked={"seg": LOOKED})
+    path = run_report.write(fill(tmp_path / "run"), pictures_by_task={"seg": LOOKED})
     assert path == tmp_path / "run" / "report.html"
     checker = parse(path.read_text(encoding="utf-8"))
     text = " ".join("".join(checker.text).split())
@@ -114,7 +114,7 @@ def test_the_report_shows_the_verdict_the_tables_and_the_run(tmp_path):
 
 
 def test_the_report_loads_nothing_from_outside(tmp_path):
-    html = run_report.write(fill(tmp_path), looked={"seg": LOOKED}).read_text(encoding="utf-8")
+    html = run_report.write(fill(tmp_path), pictures_by_task={"seg": LOOKED}).read_text(encoding="utf-8")
     assert "://" not in html
     assert "url(http" not in html
     checker = parse(html)
@@ -126,7 +126,7 @@ def test_hostile_names_stay_text(tmp_path):
     picture = Picture(WEBP, (("#ff0000", HOSTILE),), HOSTILE)
     figures = FIGURES._replace(rows=[(HOSTILE, "1")])
     hostile = Looked([Shown(picture, picture, HOSTILE)], [], figures, (HOSTILE, "dog"))
-    path = run_report.write(fill(tmp_path, HOSTILE, stage="_<b>"), looked={HOSTILE: hostile})
+    path = run_report.write(fill(tmp_path, HOSTILE, stage="_<b>"), pictures_by_task={HOSTILE: hostile})
     checker = parse(path.read_text(encoding="utf-8"))
     assert "script" not in checker.tags
     assert "b" not in checker.tags
@@ -134,7 +134,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 
 def test_an_empty_work_directory_says_what_is_missing(tmp_path):
-    text = run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
+    text = run_report.write(tmp_path, pictures_by_task={}).read_text(encoding="utf-8")
     for expected in (
         "no contract yet",
         "No contract.json yet",
@@ -149,19 +149,19 @@ def test_an_empty_work_directory_says_what_is_missing(tmp_path):
 
 def test_a_run_without_a_contract_shows_every_validation_figure(tmp_path):
     (fill(tmp_path) / "contract.json").unlink()
-    text = run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
+    text = run_report.write(tmp_path, pictures_by_task={}).read_text(encoding="utf-8")
     assert "pixel accuracy" in text
 
 
 def test_a_kept_contract_is_passed(tmp_path):
     tree = contract.build([], {}, {}, max_drop_percent=5.0)
     files.write_json(tmp_path / "contract.json", tree)
-    assert "contract PASSED" in run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
+    assert "contract PASSED" in run_report.write(tmp_path, pictures_by_task={}).read_text(encoding="utf-8")
 
 
 def test_the_same_files_give_the_same_report(tmp_path):
-    first = run_report.write(fill(tmp_path), looked={}).read_bytes()
-    assert run_report.write(tmp_path, looked={}).read_bytes() == first
+    first = run_report.write(fill(tmp_path), pictures_by_task={}).read_bytes()
+    assert run_report.write(tmp_path, pictures_by_task={}).read_bytes() == first
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]"])
@@ -169,12 +169,12 @@ def test_the_same_files_give_the_same_report(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        run_report.write(tmp_path, looked={})
+        run_report.write(tmp_path, pictures_by_task={})
 
 
 def test_a_missing_work_directory_is_refused(tmp_path):
     with pytest.raises(UserError, match="expected a work directory"):
-        run_report.write(tmp_path / "none", looked={})
+        run_report.write(tmp_path / "none", pictures_by_task={})
 
 
 def heat(value, *, higher=True, is_baseline=False):
@@ -243,7 +243,7 @@ def test_a_wide_range_of_losses_has_plain_labels():
 
 def test_config_json_may_hold_the_settings_at_its_top(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"image_size": 512, "seed": 1}), encoding="utf-8")
-    text = run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
+    text = run_report.write(tmp_path, pictures_by_task={}).read_text(encoding="utf-8")
     assert "&quot;image_size&quot;: 512" in text
 
 
@@ -252,7 +252,7 @@ def test_figures_leave_matplotlib_s_global_state_alone(tmp_path):
     from matplotlib import pyplot
 
     before = dict(matplotlib.rcParams)
-    run_report.write(fill(tmp_path), looked={})
+    run_report.write(fill(tmp_path), pictures_by_task={})
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
 
@@ -263,7 +263,7 @@ def test_a_task_that_has_learnt_nothing_is_shown_as_broken_with_the_reason_and_t
     tree = contract.build([stage | {"constant": {"cls": constant}}], {"cls": ("top1", True)}, {}, max_drop_percent=5.0)
     tree["tasks"]["cls"] |= {"stream": "site", "streams_not_measured": ["archive"]}
     files.write_json(tmp_path / "contract.json", tree)
-    text = run_report.write(tmp_path, looked={}).read_text(encoding="utf-8")
+    text = run_report.write(tmp_path, pictures_by_task={}).read_text(encoding="utf-8")
     assert "contract BROKEN" in text
     assert "cls: learnt nothing: 0.5 after its own stage, expected 0.625" in text
     assert "cls is measured on stream site, not on archive." in text
@@ -291,7 +291,7 @@ def test_the_report_begins_with_what_was_learnt_and_kept_in_words(tmp_path):
 
 
 def test_predictions_stand_beside_labels_and_the_worst_are_folded(tmp_path):
-    text = run_report.write(fill(tmp_path), looked={"seg": LOOKED}).read_text(encoding="utf-8")
+    text = run_report.write(fill(tmp_path), pictures_by_task={"seg": LOOKED}).read_text(encoding="utf-8")
     assert text.index("Predictions") < text.index("<h2>Contract")
     assert 'alt="predicted"' in text
     assert 'alt="labelled"' in text
@@ -300,7 +300,7 @@ def test_predictions_stand_beside_labels_and_the_worst_are_folded(tmp_path):
 
 
 def test_a_confusion_matrix_is_in_shares_of_its_rows(tmp_path):
-    text = run_report.write(fill(tmp_path), looked={"seg": LOOKED}).read_text(encoding="utf-8")
+    text = run_report.write(fill(tmp_path), pictures_by_task={"seg": LOOKED}).read_text(encoding="utf-8")
     row = re.search(r"<tr><th>cat</th>(.*?)</tr>", text)
     assert row is not None
     assert re.findall(r">(\d*)</td>", row[1]) == ["75", "25"]

@@ -89,7 +89,7 @@ def test_a_service_that_refuses_is_told_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setitem(tracking.TRACKERS, "kept", refuses)
     with pytest.raises(UserError, match="--track kept cannot start: no such server; correct its settings"):
-        tracking.opened(("kept",), Start(tmp_path, "mine", {}))
+        tracking.open_trackers(("kept",), Start(tmp_path, "mine", {}))
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -257,7 +257,7 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_
 
     workdir = tmp_path / "cut"
     with monkeypatch.context() as patch:
-        patch.setattr(step_log, "finished", killed_at_step_six)
+        patch.setattr(step_log, "log_step", killed_at_step_six)
         with pytest.raises(KeyboardInterrupt):
             train_loop.train_and_evaluate(config, workdir)
     assert seen == [1, 2, 3, 4, 5]

@@ -61,12 +61,12 @@ def graddrop(leak: float = 0.0, seed: int = 0) -> optax.GradientTransformationEx
             mass = added(jnp.abs(wide))
             positive_purity = 0.5 * (1.0 + added(wide) / jnp.where(mass > 0, mass, 1.0))
             positive = jax.random.uniform(key, mass.shape) < positive_purity
-            kept = jnp.where(positive[None], wide > 0, wide < 0)
-            total = added((leak + (1.0 - leak) * kept) * wide)
+            is_kept = jnp.where(positive[None], wide > 0, wide < 0)
+            total = added((leak + (1.0 - leak) * is_kept) * wide)
             return jnp.where(jnp.isfinite(mass), total, mass).astype(leaf.dtype)  # what is dropped is not hidden
 
-        dropped = jax.tree.unflatten(structure, [drop(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
-        return dropped, Decision(jnp.zeros(0), next_key)
+        masked_grads = jax.tree.unflatten(structure, [drop(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
+        return masked_grads, Decision(jnp.zeros(0), next_key)
 
     return by_gradients(update, lambda params: jax.random.key(seed))
 
@@ -97,16 +97,16 @@ def moco(
 
     def update(task_grads, state, losses: Array | None):
         del losses
-        begun, weights, averages = state
+        is_started, weights, averages = state
         tasks = jax.tree.leaves(task_grads)[0].shape[0]
-        seen = first_rows(averages, tasks)
-        seen = jax.tree.map(lambda old, new: old + beta * (new.astype(jnp.float32) - old), seen, task_grads)
-        last = jnp.where(begun, first_rows(weights, tasks), 1.0 / tasks)
-        slope = gramian(seen) @ last + rho * last
-        chosen = solvers.project_to_simplex(last - gamma * slope)
-        combined = _cast_like(combine(seen, chosen), task_grads)
-        state = (jnp.ones((), bool), with_first_rows(weights, chosen), with_first_rows(averages, seen))
-        return combined, Decision(chosen, state)
+        tracked = first_rows(averages, tasks)
+        tracked = jax.tree.map(lambda old, new: old + beta * (new.astype(jnp.float32) - old), tracked, task_grads)
+        last = jnp.where(is_started, first_rows(weights, tasks), 1.0 / tasks)
+        slope = gramian(tracked) @ last + rho * last
+        new_weights = solvers.project_to_simplex(last - gamma * slope)
+        combined = _cast_like(combine(tracked, new_weights), task_grads)
+        state = (jnp.ones((), bool), with_first_rows(weights, new_weights), with_first_rows(averages, tracked))
+        return combined, Decision(new_weights, state)
 
     return remembering(
         update, lambda params: (jnp.zeros((), bool), jnp.zeros(max_tasks), gradients_like(params, max_tasks))
@@ -138,14 +138,14 @@ def modo(gamma: float = 0.1, rho: float = 0.1, max_tasks: int = CAPACITY) -> opt
 
     def update(task_grads, state, losses: Array | None):
         del losses
-        begun, weights, before = state
+        is_started, weights, before = state
         tasks = jax.tree.leaves(task_grads)[0].shape[0]
-        last = jnp.where(begun, first_rows(weights, tasks), 1.0 / tasks)
-        present = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), task_grads)
-        slope = gramian(present, first_rows(before, tasks)) @ last + rho * last
-        chosen = jnp.where(begun, solvers.project_to_simplex(last - gamma * slope), last)
-        state = (jnp.ones((), bool), with_first_rows(weights, chosen), with_first_rows(before, present))
-        return combine(task_grads, chosen), Decision(chosen, state)
+        last = jnp.where(is_started, first_rows(weights, tasks), 1.0 / tasks)
+        task_grads_32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), task_grads)
+        slope = gramian(task_grads_32, first_rows(before, tasks)) @ last + rho * last
+        new_weights = jnp.where(is_started, solvers.project_to_simplex(last - gamma * slope), last)
+        state = (jnp.ones((), bool), with_first_rows(weights, new_weights), with_first_rows(before, task_grads_32))
+        return combine(task_grads, new_weights), Decision(new_weights, state)
 
     return remembering(
         update, lambda params: (jnp.zeros((), bool), jnp.zeros(max_tasks), gradients_like(params, max_tasks))
@@ -183,11 +183,11 @@ def db_mtl(beta: float = 0.9, max_tasks: int = CAPACITY) -> optax.GradientTransf
             of_logarithm = scale.reshape(-1, *[1] * (new.ndim - 1)) * new.astype(jnp.float32)
             return of_logarithm + beta * (old - of_logarithm)
 
-        seen = jax.tree.map(average, first_rows(averages, tasks), task_grads)
-        lengths = jnp.sqrt(jnp.diagonal(gramian(seen)))
+        averaged = jax.tree.map(average, first_rows(averages, tasks), task_grads)
+        lengths = jnp.sqrt(jnp.diagonal(gramian(averaged)))
         weights = jnp.where(lengths > 0, lengths.max() / jnp.where(lengths > 0, lengths, 1.0), 0.0)
-        combined = _cast_like(combine(seen, weights), task_grads)
-        return combined, Decision(weights, with_first_rows(averages, seen))
+        combined = _cast_like(combine(averaged, weights), task_grads)
+        return combined, Decision(weights, with_first_rows(averages, averaged))
 
     return remembering(update, lambda params: gradients_like(params, max_tasks))
 
@@ -215,7 +215,7 @@ def excess_mtl(step_size: float = 1.0, max_tasks: int = CAPACITY) -> optax.Gradi
 
     def update(task_grads, state, losses: Array | None):
         del losses
-        begun, all_logits, all_first, all_squares = state
+        is_started, all_logits, all_first, all_squares = state
         tasks = jax.tree.leaves(task_grads)[0].shape[0]
         squared = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) ** 2, task_grads)
         squares = jax.tree.map(jnp.add, first_rows(all_squares, tasks), squared)
@@ -224,8 +224,8 @@ def excess_mtl(step_size: float = 1.0, max_tasks: int = CAPACITY) -> optax.Gradi
             return (square / jnp.sqrt(total + EXCESS_NOISE)).reshape(tasks, -1).sum(axis=1)
 
         risks = jnp.stack(jax.tree.leaves(jax.tree.map(risk, squared, squares))).sum(axis=0)
-        first = jnp.where(begun, first_rows(all_first, tasks), risks)
-        excess = jnp.where(begun, risks / (first + EXCESS_NOISE), risks)
+        first = jnp.where(is_started, first_rows(all_first, tasks), risks)
+        excess = jnp.where(is_started, risks / (first + EXCESS_NOISE), risks)
         logits = jax.nn.log_softmax(first_rows(all_logits, tasks) + step_size * excess)
         weights = jnp.exp(logits)
         after = (

@@ -45,13 +45,13 @@ def pcgrad_weights(gramian: Float[Array, "tasks tasks"], *, key: PRNGKeyArray) -
     tasks = gramian.shape[0]
 
     def project(task: Int[Array, ""], order: Int[Array, "tasks"]) -> Float[Array, "tasks"]:
-        def against(coefficients: Float[Array, "tasks"], other: Int[Array, ""]):
-            inner = coefficients @ gramian[:, other]
-            length = gramian[other, other]
-            conflict = (inner < 0) & (other != task) & (length > 0)
+        def against(coefficients: Float[Array, "tasks"], other_task: Int[Array, ""]):
+            inner = coefficients @ gramian[:, other_task]
+            length = gramian[other_task, other_task]
+            conflict = (inner < 0) & (other_task != task) & (length > 0)
             # The inner where keeps a zero gradient from dividing by zero.
-            removed = jnp.where(conflict, inner / jnp.where(length > 0, length, 1.0), 0.0)
-            return coefficients.at[other].add(-removed), None
+            coefficient = jnp.where(conflict, inner / jnp.where(length > 0, length, 1.0), 0.0)
+            return coefficients.at[other_task].add(-coefficient), None
 
         start = jnp.zeros_like(gramian, shape=(tasks,)).at[task].set(1.0)
         return jax.lax.scan(against, start, order)[0]
@@ -83,8 +83,8 @@ def mgda_weights(gramian: Float[Array, "tasks tasks"]) -> Solution:
     shortest = jnp.min(jnp.where(vanished, jnp.inf, lengths), initial=jnp.inf)
     # In units of the shortest gradient: long ones hardly matter, and rounding must not make them.
     shares = jnp.where(vanished, 0.0, shortest / jnp.where(vanished, 1.0, lengths))
-    found, _ = solvers.nonnegative_least(cosines, shares)
-    weights = jnp.where(vanished.any(), vanished, found * shares)  # a zero gradient is the shortest there is
+    solution, _ = solvers.nonnegative_least(cosines, shares)
+    weights = jnp.where(vanished.any(), vanished, solution * shares)  # a zero gradient is the shortest there is
     weights = weights / weights.sum()
     served, squared = gramian @ weights, weights @ lengths**2
     return Solution(weights, (weights @ served - served.min()) / jnp.where(squared > 0, squared, 1.0))
@@ -118,22 +118,22 @@ def gradvac_weights(
     lengths = jnp.sqrt(jnp.diagonal(gramian))
 
     def turn(task: Int[Array, ""], order: Int[Array, "tasks"], target: Float[Array, "tasks"]):
-        def towards(carry: tuple[Float[Array, "tasks"], Float[Array, "tasks"]], other: Int[Array, ""]):
+        def towards(carry: tuple[Float[Array, "tasks"], Float[Array, "tasks"]], other_task: Int[Array, ""]):
             coefficients, target = carry
             length = jnp.sqrt(jnp.maximum(coefficients @ gramian @ coefficients, 0.0))
-            product = length * lengths[other]
+            product = length * lengths[other_task]
             cosine = jnp.where(
-                product > 0, (coefficients @ gramian[:, other]) / jnp.where(product > 0, product, 1.0), 0
+                product > 0, (coefficients @ gramian[:, other_task]) / jnp.where(product > 0, product, 1.0), 0
             )
             cosine = jnp.clip(cosine, -1.0, 1.0)
-            wanted, sine = target[other], jnp.sqrt(1.0 - cosine**2)
-            wanted_sine = jnp.sqrt(jnp.maximum(1.0 - wanted**2, 0.0))
-            divisor = lengths[other] * wanted_sine
-            turned = length * (wanted * sine - cosine * wanted_sine) / jnp.where(divisor > 0, divisor, 1.0)
-            seen = (other != task) & (product > 0)
-            added = jnp.where(seen & (cosine < wanted) & (divisor > 0), turned, 0.0)
-            average = jnp.where(seen, (1.0 - beta) * wanted + beta * cosine, wanted)
-            return (coefficients.at[other].add(added), target.at[other].set(average)), None
+            target_cosine, sine = target[other_task], jnp.sqrt(1.0 - cosine**2)
+            wanted_sine = jnp.sqrt(jnp.maximum(1.0 - target_cosine**2, 0.0))
+            divisor = lengths[other_task] * wanted_sine
+            rotation = length * (target_cosine * sine - cosine * wanted_sine) / jnp.where(divisor > 0, divisor, 1.0)
+            is_positive = (other_task != task) & (product > 0)
+            coefficient = jnp.where(is_positive & (cosine < target_cosine) & (divisor > 0), rotation, 0.0)
+            average = jnp.where(is_positive, (1.0 - beta) * target_cosine + beta * cosine, target_cosine)
+            return (coefficients.at[other_task].add(coefficient), target.at[other_task].set(average)), None
 
         start = jnp.zeros_like(gramian, shape=(tasks,)).at[task].set(1.0)
         return jax.lax.scan(towards, (start, target), order)[0]
@@ -172,13 +172,13 @@ def cagrad_weights(gramian: Float[Array, "tasks tasks"], *, c: float) -> Solutio
     scale = jnp.abs(with_mean).max() + radius + SMALLEST_LENGTH
     weights = solvers.newton_on_simplex(value, tasks, scale=scale)
     slope = jax.grad(value)(weights)
-    nearest, left = solvers.least_norm_above(gramian, jnp.full((tasks,), 1.0 / tasks))
+    nearest, slack = solvers.least_norm_above(gramian, jnp.full((tasks,), 1.0 / tasks))
     shortest = mgda_weights(gramian).weights
     vanishes = length(shortest) < STATIONARY_LENGTH * (shortest @ jnp.sqrt(jnp.diagonal(gramian))) + SMALLEST_LENGTH
     stationary = vanishes & (length(nearest - 1.0 / tasks) <= radius + SMALLEST_LENGTH)
     gap = (weights @ slope - slope.min()) / scale
     combined = 1.0 / tasks + radius / length(weights) * weights
-    return Solution(jnp.where(stationary, nearest, combined), jnp.where(stationary, left, gap))
+    return Solution(jnp.where(stationary, nearest, combined), jnp.where(stationary, slack, gap))
 
 
 def nash_mtl_weights(gramian: Float[Array, "tasks tasks"], *, max_norm: float) -> Solution:
@@ -220,11 +220,11 @@ def fairgrad_weights(gramian: Float[Array, "tasks tasks"], *, alpha: float) -> S
     """
     gramian, divisor = solvers.scaled(gramian)
     lengths = jnp.sqrt(jnp.diagonal(gramian))
-    present = lengths > 0
-    inverse = jnp.where(present, 1.0 / jnp.where(present, lengths, 1.0), 0.0)
+    is_nonzero = lengths > 0
+    inverse = jnp.where(is_nonzero, 1.0 / jnp.where(is_nonzero, lengths, 1.0), 0.0)
     cosines = gramian * inverse[:, None] * inverse[None, :]
-    cosines = cosines + jnp.diag(jnp.where(present, solvers.RIDGE, 1.0))
-    gains = jnp.where(present, jnp.where(present, lengths, 1.0) ** (1.0 / alpha - 1.0), 1.0)
+    cosines = cosines + jnp.diag(jnp.where(is_nonzero, solvers.RIDGE, 1.0))
+    gains = jnp.where(is_nonzero, jnp.where(is_nonzero, lengths, 1.0) ** (1.0 / alpha - 1.0), 1.0)
 
     def value(scaled: Float[Array, "tasks"]) -> Float[Array, ""]:
         power = 1.0 - 1.0 / alpha
@@ -234,7 +234,7 @@ def fairgrad_weights(gramian: Float[Array, "tasks tasks"], *, alpha: float) -> S
     scaled = solvers.newton_on_positive(value, jnp.ones_like(lengths))
     error = jnp.abs((cosines @ scaled) / (gains * scaled ** (-1.0 / alpha)) - 1.0)
     weights = scaled * inverse * divisor ** (-alpha / (alpha + 1.0))
-    return Solution(weights, jnp.where(present, error, 0.0).max())
+    return Solution(weights, jnp.where(is_nonzero, error, 0.0).max())
 
 
 def imtl_g_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "tasks"]:
@@ -278,9 +278,9 @@ def aligned_mtl_weights(gramian: Float[Array, "tasks tasks"]) -> Float[Array, "t
     """
     tasks = gramian.shape[0]
     values, vectors = jnp.linalg.eigh(gramian)
-    kept = values > _noise(gramian) * values.max()
-    shortest = jnp.min(jnp.where(kept, values, jnp.inf), initial=jnp.inf)
-    stretch = jnp.where(kept, jnp.sqrt(shortest / jnp.where(kept, values, 1.0)), 0.0)
+    is_kept = values > _noise(gramian) * values.max()
+    shortest = jnp.min(jnp.where(is_kept, values, jnp.inf), initial=jnp.inf)
+    stretch = jnp.where(is_kept, jnp.sqrt(shortest / jnp.where(is_kept, values, 1.0)), 0.0)
     return (vectors * stretch[None, :]) @ (vectors.T @ jnp.full((tasks,), 1.0 / tasks))
 
 
@@ -299,8 +299,8 @@ def upgrad_weights(gramian: Float[Array, "tasks tasks"], *, regularisation: floa
     """
     tasks = gramian.shape[0]
     gramian = _regularised(gramian, regularisation)
-    found = jax.vmap(lambda lower: solvers.least_norm_above(gramian, lower))(jnp.eye(tasks) / tasks)
-    return Solution(found.weights.sum(axis=0), found.residual.max())
+    solutions = jax.vmap(lambda lower: solvers.least_norm_above(gramian, lower))(jnp.eye(tasks) / tasks)
+    return Solution(solutions.weights.sum(axis=0), solutions.residual.max())
 
 
 def dual_proj_weights(gramian: Float[Array, "tasks tasks"], *, regularisation: float) -> Solution:

@@ -166,8 +166,8 @@ def gradvac(beta: float = 0.5, seed: int = 0, max_tasks: int = CAPACITY) -> opta
         (next_key, key), (_, targets) = jax.random.split(state[0]), state
         tasks = products.shape[0]
         check_capacity(tasks, max_tasks)
-        weights, seen = gradient_weights.gradvac_weights(products, targets[:tasks, :tasks], key=key, beta=beta)
-        return Decision(weights, (next_key, targets.at[:tasks, :tasks].set(seen)))
+        weights, is_positive = gradient_weights.gradvac_weights(products, targets[:tasks, :tasks], key=key, beta=beta)
+        return Decision(weights, (next_key, targets.at[:tasks, :tasks].set(is_positive)))
 
     return by_gramian(decide, lambda: (jax.random.key(seed), jnp.zeros((max_tasks, max_tasks))))
 
@@ -445,15 +445,15 @@ def sdmgrad(
     def decide(products: Array, state: tuple[Array, Array], losses: Array | None) -> Decision:
         del losses
         tasks = products.shape[0]
-        begun, last = state[0], first_rows(state[1], tasks)
-        weights, found = gradient_weights.sdmgrad_weights(
+        is_started, last = state[0], first_rows(state[1], tasks)
+        weights, solution = gradient_weights.sdmgrad_weights(
             products,
-            jnp.where(begun, last, 1.0 / tasks),
+            jnp.where(is_started, last, 1.0 / tasks),
             regularisation=regularisation,
             learning_rate=learning_rate,
             momentum=momentum,
             iterations=iterations,
         )
-        return Decision(weights, (jnp.ones((), bool), with_first_rows(state[1], found)))
+        return Decision(weights, (jnp.ones((), bool), with_first_rows(state[1], solution)))
 
     return by_gramian(decide, lambda: (jnp.zeros((), bool), jnp.zeros(max_tasks)))

@@ -50,7 +50,7 @@ def uncertainty(learning_rate: float = 0.01, max_tasks: int = CAPACITY) -> optax
     def weights(log_variances: Array) -> Array:
         return 0.5 * jnp.exp(-log_variances)
 
-    return _learnt("uncertainty", weights, loss_weights.uncertainty_objective, learning_rate, max_tasks)
+    return _learnt_weights("uncertainty", weights, loss_weights.uncertainty_objective, learning_rate, max_tasks)
 
 
 def imtl_l(learning_rate: float = 0.01, max_tasks: int = CAPACITY) -> optax.GradientTransformationExtraArgs:
@@ -72,10 +72,10 @@ def imtl_l(learning_rate: float = 0.01, max_tasks: int = CAPACITY) -> optax.Grad
     References:
         Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang, "Towards Impartial Multi-task Learning", 2021 (IMTL-L).
     """
-    return _learnt("imtl_l", jnp.exp, loss_weights.imtl_l_objective, learning_rate, max_tasks)
+    return _learnt_weights("imtl_l", jnp.exp, loss_weights.imtl_l_objective, learning_rate, max_tasks)
 
 
-def _learnt(
+def _learnt_weights(
     name: str,
     weights: Callable[[Array], Array],
     objective: Callable[[Array, Array], Array],
@@ -87,9 +87,9 @@ def _learnt(
 
     def decide(losses: Array, state: tuple[Array, Any]) -> Decision:
         check_capacity(losses.shape[0], max_tasks)
-        present = jnp.zeros(max_tasks).at[: losses.shape[0]].set(losses)
-        used = jnp.arange(max_tasks) < losses.shape[0]
-        slope = jnp.where(used, jax.grad(objective)(state[0], present), 0.0)
+        padded_losses = jnp.zeros(max_tasks).at[: losses.shape[0]].set(losses)
+        is_task = jnp.arange(max_tasks) < losses.shape[0]
+        slope = jnp.where(is_task, jax.grad(objective)(state[0], padded_losses), 0.0)
         change, teacher_state = teacher.update(slope, state[1])
         after = (optax.apply_updates(state[0], change), teacher_state)
         return Decision(weights(state[0][: losses.shape[0]]), after)
@@ -127,8 +127,10 @@ def dwa(
     def decide(losses: Array, state: tuple[Array, Array, Array, Array]) -> Decision:
         step, total, last, before = state
         tasks = losses.shape[0]
-        begun = step >= 2 * epoch_steps
-        learnt = loss_weights.dwa_weights(first_rows(last, tasks), first_rows(before, tasks), temperature=temperature)
+        is_started = step >= 2 * epoch_steps
+        weights_by_rate = loss_weights.dwa_weights(
+            first_rows(last, tasks), first_rows(before, tasks), temperature=temperature
+        )
         total = with_first_rows(total, first_rows(total, tasks) + losses)
         ends = (step + 1) % epoch_steps == 0
         after = (
@@ -137,7 +139,7 @@ def dwa(
             jnp.where(ends, total / epoch_steps, last),
             jnp.where(ends, last, before),
         )
-        return Decision(jnp.where(begun, learnt, 1.0), after)
+        return Decision(jnp.where(is_started, weights_by_rate, 1.0), after)
 
     return by_losses("dwa", decide, lambda: (jnp.zeros((), jnp.int32), *(jnp.zeros(max_tasks) for _ in range(3))))
 
@@ -245,14 +247,14 @@ def famo(
     teacher = optax.adam(learning_rate)
 
     def decide(losses: Array, state: tuple[Array, Array, Array, Any]) -> Decision:
-        begun, logits, before, teacher_state = state
+        is_started, logits, before, teacher_state = state
         tasks = losses.shape[0]
         slope = loss_weights.famo_logit_gradient(first_rows(logits, tasks), first_rows(before, tasks), losses)
         slope = with_first_rows(weight_decay * logits, slope + weight_decay * logits[:tasks])
-        change, moved = teacher.update(slope, teacher_state)
-        keep = lambda new, old: jnp.where(begun, new, old)  # noqa: E731
+        change, new_teacher_state = teacher.update(slope, teacher_state)
+        keep = lambda new, old: jnp.where(is_started, new, old)  # noqa: E731
         logits = keep(optax.apply_updates(logits, change), logits)
-        teacher_state = jax.tree.map(keep, moved, teacher_state)
+        teacher_state = jax.tree.map(keep, new_teacher_state, teacher_state)
         weights = loss_weights.famo_weights(logits[:tasks], losses)
         return Decision(weights, (jnp.ones((), bool), logits, with_first_rows(before, losses), teacher_state))
 
@@ -303,18 +305,18 @@ def gradnorm(
 
     def decide(products: Array, state: tuple[Array, Array, Array, Array], losses: Array | None) -> Decision:
         losses = required("gradnorm", losses)
-        begun, all_weights, all_first, all_velocity = state
+        is_started, all_weights, all_first, all_velocity = state
         tasks = losses.shape[0]
         weights, velocity = first_rows(all_weights, tasks), first_rows(all_velocity, tasks)
-        first = jnp.where(begun, first_rows(all_first, tasks), losses)
+        first = jnp.where(is_started, first_rows(all_first, tasks), losses)
         lengths = jnp.sqrt(jnp.diagonal(products))
         slope = jax.grad(loss_weights.gradnorm_objective)(weights, lengths, losses, first, alpha=alpha)
         velocity = momentum * velocity + (1.0 - momentum) * slope
-        moved = jnp.clip(weights - learning_rate * velocity, min_weight, max_weight)
-        moved = moved * tasks / moved.sum()
+        new_weights = jnp.clip(weights - learning_rate * velocity, min_weight, max_weight)
+        new_weights = new_weights * tasks / new_weights.sum()
         after = (
             jnp.ones((), bool),
-            with_first_rows(all_weights, moved),
+            with_first_rows(all_weights, new_weights),
             with_first_rows(all_first, first),
             with_first_rows(all_velocity, velocity),
         )
@@ -350,9 +352,11 @@ def dtp(gamma: float = 1.0, decay: float = 0.9, max_tasks: int = CAPACITY) -> op
     """
 
     def decide(losses: Array, state: tuple[Array, Array]) -> Decision:
-        begun, mean = state
-        present = jnp.exp(-losses)
-        performance = jnp.where(begun, decay * first_rows(mean, losses.shape[0]) + (1 - decay) * present, present)
+        is_started, mean = state
+        performance_now = jnp.exp(-losses)
+        performance = jnp.where(
+            is_started, decay * first_rows(mean, losses.shape[0]) + (1 - decay) * performance_now, performance_now
+        )
         weights = loss_weights.dtp_weights(performance, gamma=gamma)
         return Decision(weights, (jnp.ones((), bool), with_first_rows(mean, performance)))
 

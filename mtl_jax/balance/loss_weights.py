@@ -118,8 +118,8 @@ def gradnorm_objective(
     ratios = losses / jnp.maximum(first_losses, SMALLEST_LOSS)
     rates = ratios / jnp.maximum(ratios.mean(), SMALLEST_LOSS)
     mean = jax.lax.stop_gradient((weights * lengths).mean())
-    asked = mean * rates**alpha
-    return jnp.abs(weights * lengths - asked).sum() / jnp.where(mean > 0, mean, 1.0)
+    target_norms = mean * rates**alpha
+    return jnp.abs(weights * lengths - target_norms).sum() / jnp.where(mean > 0, mean, 1.0)
 
 
 def dtp_weights(performance: Float[Array, " tasks"], *, gamma: float) -> Float[Array, " tasks"]:

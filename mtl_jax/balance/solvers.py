@@ -83,37 +83,37 @@ def nonnegative_least(matrix: Float[Array, "tasks tasks"], target: Float[Array, 
     noise = 8 * jnp.finfo(matrix.dtype).eps * scale
 
     def iterate(_: Array, carry: tuple[Float[Array, " tasks"], Bool[Array, " tasks"]]):
-        found, released = carry
-        wanted = _solve_on(matrix, target, released)
-        blocked = released & (wanted <= 0)
-        ratio = jnp.where(blocked, found / jnp.where(blocked, found - wanted, 1.0), 1.0)
+        solution, released = carry
+        candidate = _solve_on(matrix, target, released)
+        blocked = released & (candidate <= 0)
+        ratio = jnp.where(blocked, solution / jnp.where(blocked, solution - candidate, 1.0), 1.0)
         step = jnp.min(jnp.clip(ratio, 0.0, 1.0))
-        moved = jnp.where(released, found + step * (wanted - found), 0.0)
+        iterate_next = jnp.where(released, solution + step * (candidate - solution), 0.0)
         stuck = blocked & (ratio <= step)
-        slope = matrix @ moved - target
-        worst = jnp.argmin(jnp.where(released, jnp.inf, slope))
-        release = ~blocked.any() & (jnp.where(released, jnp.inf, slope)[worst] < -noise)
-        released = (released & ~stuck) | (release & (jnp.arange(tasks) == worst))
-        return jnp.where(stuck, 0.0, moved), released
+        slope = matrix @ iterate_next - target
+        steepest = jnp.argmin(jnp.where(released, jnp.inf, slope))
+        release = ~blocked.any() & (jnp.where(released, jnp.inf, slope)[steepest] < -noise)
+        released = (released & ~stuck) | (release & (jnp.arange(tasks) == steepest))
+        return jnp.where(stuck, 0.0, iterate_next), released
 
     start = (jnp.zeros_like(target), jnp.zeros(tasks, bool))
-    found, released = jax.lax.fori_loop(0, 4 * tasks, iterate, start)
-    found = jnp.maximum(jnp.where(released, found, 0.0), 0.0)
-    slope = matrix @ found - target
-    residual = jnp.maximum(jnp.max(-slope), jnp.max(jnp.minimum(jnp.abs(slope), found))) / scale
-    return Solution(found, residual)
+    solution, released = jax.lax.fori_loop(0, 4 * tasks, iterate, start)
+    solution = jnp.maximum(jnp.where(released, solution, 0.0), 0.0)
+    slope = matrix @ solution - target
+    residual = jnp.maximum(jnp.max(-slope), jnp.max(jnp.minimum(jnp.abs(slope), solution))) / scale
+    return Solution(solution, residual)
 
 
 def _solve_on(
-    matrix: Float[Array, "tasks tasks"], target: Float[Array, " tasks"], chosen: Bool[Array, " tasks"]
+    matrix: Float[Array, "tasks tasks"], target: Float[Array, " tasks"], is_selected: Bool[Array, " tasks"]
 ) -> Float[Array, " tasks"]:
     """Solves matrix @ x = target in the chosen rows and columns, refined twice; 0 elsewhere."""
-    inside = chosen[:, None] & chosen[None, :]
-    reduced = jnp.where(inside, matrix, 0.0)
-    factor = jax.scipy.linalg.cho_factor(reduced + jnp.diag(jnp.where(chosen, RIDGE, 1.0)))
+    is_block = is_selected[:, None] & is_selected[None, :]
+    reduced = jnp.where(is_block, matrix, 0.0)
+    factor = jax.scipy.linalg.cho_factor(reduced + jnp.diag(jnp.where(is_selected, RIDGE, 1.0)))
     solution = jnp.zeros_like(target)
     for _ in range(3):  # each pass divides the ridge's error once more
-        error = jnp.where(chosen, target - reduced @ solution, 0.0)
+        error = jnp.where(is_selected, target - reduced @ solution, 0.0)
         solution = solution + jax.scipy.linalg.cho_solve(factor, error)
     return solution
 
@@ -182,8 +182,8 @@ def newton_on_simplex(
         ones = jnp.ones((tasks, 1))
         conditions = jnp.block([[curvature / scale, ones], [ones.T, jnp.zeros((1, 1))]])  # the sum stays
         direction = jnp.linalg.solve(conditions, jnp.append(-slope / scale, 0.0))[:tasks]
-        moved = _line_search(barred, weights, direction)
-        return moved / moved.sum()
+        iterate_next = _line_search(barred, weights, direction)
+        return iterate_next / iterate_next.sum()
 
     return jax.lax.fori_loop(0, iterations, iterate, jnp.full((tasks,), 1.0 / tasks))
 
@@ -201,10 +201,10 @@ def _line_search(
     room = jnp.min(jnp.where(shrinking, -weights / jnp.where(shrinking, direction, 1.0), jnp.inf))
     sizes = jnp.minimum(1.0, 0.99 * room) * 0.5 ** jnp.arange(STEP_HALVINGS, dtype=weights.dtype)
     steps = jnp.concatenate([jnp.zeros(1, sizes.dtype), sizes])
-    tried = weights[None, :] + steps[:, None] * direction[None, :]
-    values = jax.vmap(value)(tried)
+    trials = weights[None, :] + steps[:, None] * direction[None, :]
+    values = jax.vmap(value)(trials)
     values = jnp.where(jnp.isfinite(values), values, jnp.inf)
     noise = 4 * jnp.finfo(weights.dtype).eps * jnp.abs(values[0])
-    best, whole = jnp.argmin(values), jnp.asarray(1)
-    indifferent = (values[best] > values[0] - noise) & (values[whole] < values[0] + noise)
-    return tried[jnp.where(indifferent, whole, best)]
+    best, full_step = jnp.argmin(values), jnp.asarray(1)
+    indifferent = (values[best] > values[0] - noise) & (values[full_step] < values[0] + noise)
+    return trials[jnp.where(indifferent, full_step, best)]

@@ -43,12 +43,12 @@ class RemembersGradients(optax.GradientTransformationExtraArgs):
     """A method whose state holds gradients of past steps."""
 
 
-def gramian(task_grads: PyTree, others: PyTree | None = None) -> Float[Array, "tasks tasks"]:
+def gramian(task_grads: PyTree, other_grads: PyTree | None = None) -> Float[Array, "tasks tasks"]:
     """Inner products of the tasks' gradients, added up leaf by leaf in float32.
 
     Args:
         task_grads: pytree, each leaf [tasks, *param_shape].
-        others: the gradients to multiply them with, likewise; their own if None.
+        other_grads: the gradients to multiply them with, likewise; their own if None.
 
     Returns:
         The Gramian.
@@ -60,7 +60,9 @@ def gramian(task_grads: PyTree, others: PyTree | None = None) -> Float[Array, "t
         highest = jax.lax.Precision.HIGHEST
         return jnp.matmul(rows, others.T, precision=highest, preferred_element_type=jnp.float32)
 
-    pairs = zip(jax.tree.leaves(task_grads), jax.tree.leaves(task_grads if others is None else others), strict=True)
+    pairs = zip(
+        jax.tree.leaves(task_grads), jax.tree.leaves(task_grads if other_grads is None else other_grads), strict=True
+    )
     return sum((leaf_gramian(*pair) for pair in pairs), start=jnp.float32(0.0))  # pyright: ignore
 
 

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         Exit status: 0, 2 for a user's mistake, 130 after Ctrl-C, and what the command says of others.
     """
-    name, *rest = arguments or ("--help",)
+    name, *remaining_words = arguments or ("--help",)
     if name in ("--help", "-h", "help"):
         print(usage())
         return 0
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         from mtl_jax.config.checks import suggestion
 
         print_any_name()
-        what = "flag" if name.startswith("-") else "command"
-        print(f"error: mtl-jax has no {what} {name}; {suggestion(name, COMMANDS)}", file=sys.stderr)
+        noun = "flag" if name.startswith("-") else "command"
+        print(f"error: mtl-jax has no {noun} {name}; {suggestion(name, COMMANDS)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    return module(name).main(rest)
+    return module(name).main(remaining_words)
 
 
 def module(name: str) -> Any:
@@ -73,7 +73,7 @@ def usage() -> str:
             "",
             "One small vision network for many tasks.",
             "",
-            *(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()),
+            *(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()),
             "",
             "Flags of a command: mtl-jax COMMAND --help",
         ]
@@ -83,7 +83,7 @@ def usage() -> str:
 def program() -> None:
     """Runs this process's command line and ends the process."""
     arguments = sys.argv[1:]
-    if not {"--help", "-h"} & set(arguments) and any(tuple(arguments[: len(each)]) == each for each in TUNED):
+    if not {"--help", "-h"} & set(arguments) and any(tuple(arguments[: len(command)]) == command for command in TUNED):
         from mtl_jax.runtime import allocator
 
         allocator.tune()

@@ -54,11 +54,13 @@ def main(arguments: Sequence[str]) -> int:
             f"{CHECKOUT}; clone it and install it with pip install -e ."
         )
     commands = _commands()
-    what, path = options.pop("what"), options.pop("json")
+    benchmark_name, path = options.pop("what"), options.pop("json")
     about = {"command": ["mtl-jax", "benchmark", *arguments], "machine": _machine()}
     try:
-        rows = commands.COMMANDS[what](commands.Options(**options, on_rows=functools.partial(_write, path, about)))
-        _print(what, rows)
+        rows = commands.COMMANDS[benchmark_name](
+            commands.Options(**options, on_rows=functools.partial(_write, path, about))
+        )
+        _print(benchmark_name, rows)
         _write(path, about, rows)
     except OSError as error:
         return flags.fail(error)
@@ -79,13 +81,13 @@ def _commands() -> Any:
 def _write(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Replaces the file as a whole, so that a run which is ended early leaves what it had."""
     if path:
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-        part.replace(path)
+        partial_file = path.with_name(path.name + ".part")
+        partial_file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        partial_file.replace(path)
 
 
-def _print(what: str, rows: list[dict[str, Any]]) -> None:
-    if what == "gpu":  # in plain text, as a bare machine prints it too
+def _print(benchmark_name: str, rows: list[dict[str, Any]]) -> None:
+    if benchmark_name == "gpu":  # in plain text, as a bare machine prints it too
         print(importlib.import_module("benchmarks.gpu").tables(rows))
         return
     from rich.console import Console

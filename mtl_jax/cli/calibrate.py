@@ -40,16 +40,16 @@ def main(arguments: Sequence[str]) -> int:
             "warning: this run held no training images out: thresholds are chosen on images that it was trained on, of "
             "which it is surer than of others, and temperatures stay 1; train with --config.held_out_percent=10"
         )
-    seen = calibrate.observe(predict, parts, network.variables, network.names, held_out=True)
-    if not seen:
+    observed = calibrate.observe(predict, parts, network.variables, network.names, held_out=True)
+    if not observed:
         raise UserError(f"{network.path}: expected a task with scores, found {', '.join(network.names)}; nothing to do")
-    chosen = calibrate.choose(tasks, seen, unseen=bool(parts.held_out_percent))
-    measured = calibrate.observe(predict, parts, network.variables, chosen, held_out=False)
+    calibrations = calibrate.choose(tasks, observed, unseen=bool(parts.held_out_percent))
+    metrics = calibrate.observe(predict, parts, network.variables, calibrations, held_out=False)
     try:
-        files.write_json(network.path / trained.CALIBRATION, calibration.to_tree(chosen))
+        files.write_json(network.path / trained.CALIBRATION, calibration.to_tree(calibrations))
     except OSError as error:
         return flags.fail(f"{error.filename} cannot be written ({error.strerror}); copy the run to a place that can")
-    _show(calibrate.judge(tasks, measured, chosen))
+    _show(calibrate.judge(tasks, metrics, calibrations))
     print(f"-> {network.path / trained.CALIBRATION}: predict, serve and export follow it")
     return 0
 

@@ -49,10 +49,10 @@ def parser() -> flags.Parser:
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0, 1 where a run failed, 2 for a user's mistake."""
     arguments = list(arguments)
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser().parse_args(arguments[:cut])
+    separator = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser().parse_args(arguments[:separator])
     options.out = options.out.expanduser()
-    common = tuple(arguments[cut + 1 :])
+    common = tuple(arguments[separator + 1 :])
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
@@ -79,19 +79,19 @@ def parse(text: str) -> list[Variant]:
     from mtl_jax.config import load_page
 
     page, *overrides = shlex.split(text)
-    label, equals, rest = page.partition("=")
-    page = rest if equals else page
+    label, equals, page_path = page.partition("=")
+    page = page_path if equals else page
     path, colon, argument = page.partition(":")
     variants = getattr(load_page(Path(path)), "VARIANTS", ())
     names = () if colon else variants
     if names:
         prefix = f"{label} " if equals else ""
         return [Variant(prefix + name, (f"--config={path}:{name}", *overrides)) for name in names]
-    shown = [
+    options_shown = [
         Path(path).stem + (f":{argument}" if colon else ""),
         *(word.removeprefix("--config.") for word in overrides),
     ]
-    return [Variant(label if equals else " ".join(shown), (f"--config={page}", *overrides))]
+    return [Variant(label if equals else " ".join(options_shown), (f"--config={page}", *overrides))]
 
 
 def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[str, ...]) -> int:
@@ -100,11 +100,11 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
     from mtl_jax.report import comparison
     from mtl_jax.workdir.files import replace_text
 
-    results, failed, started = [], 0, time.monotonic()
+    results, failed, start_time = [], 0, time.monotonic()
     runs = [(variant, seed) for seed in seeds for variant in variants]  # a first look at all of them comes early
     for number, (variant, seed) in enumerate(runs, 1):
         workdir = out / _folder(variant.label) / f"seed_{seed}"
-        minutes = (time.monotonic() - started) / 60
+        minutes = (time.monotonic() - start_time) / 60
         print(f"[{number}/{len(runs)}] {variant.label}, seed {seed} ({minutes:.0f} min so far)", flush=True)
         problem = train(workdir, _arguments(variant, seed, common))
         try:
@@ -117,7 +117,7 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
             continue
         print(f"  contract {'PASSED' if result.contract['passed'] else 'BROKEN'}", flush=True)
         order = [variant.label for variant in variants]
-        results = sorted([*results, result], key=lambda each: (order.index(each.variant), each.seed))
+        results = sorted([*results, result], key=lambda entry: (order.index(entry.variant), entry.seed))
         replace_text(out / "comparison.md", comparison.as_markdown(results))
         replace_text(out / "comparison.csv", comparison.as_csv(results))
         replace_text(out / "comparison.html", comparison.as_html(out.name, results))
@@ -130,8 +130,8 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
 
 
 def _arguments(variant: Variant, seed: int, common: tuple[str, ...]) -> tuple[str, ...]:
-    given = [word.replace("{seed}", str(seed)) for word in (*variant.arguments, *common)]
-    return (*given, f"--config.seed={seed}")
+    arguments = [word.replace("{seed}", str(seed)) for word in (*variant.arguments, *common)]
+    return (*arguments, f"--config.seed={seed}")
 
 
 def train(workdir: Path, arguments: tuple[str, ...]) -> str:
@@ -140,14 +140,14 @@ def train(workdir: Path, arguments: tuple[str, ...]) -> str:
     from mtl_jax.workdir.files import write_json
 
     try:
-        found = look(workdir, arguments)
+        existing = look(workdir, arguments)
     except UserError as error:
         return str(error)
-    if found.changed:
+    if existing.changed:
         place = _set_aside(workdir)
-        print(f"  trained again ({'; '.join(found.changed[:3])}); the old run is kept in {place}", flush=True)
-    if found.is_done and not found.changed:
-        if found.other_code:
+        print(f"  trained again ({'; '.join(existing.changed[:3])}); the old run is kept in {place}", flush=True)
+    if existing.is_done and not existing.changed:
+        if existing.other_code:
             print(f"  was trained with other code of the package; remove {workdir} to train it again", flush=True)
         return ""
     log = workdir.with_name(f"{workdir.name}.log")
@@ -158,7 +158,7 @@ def train(workdir: Path, arguments: tuple[str, ...]) -> str:
     if status:
         lines = [line for line in log.read_text().splitlines() if line.strip()]
         return f"{lines[-1] if lines else 'nothing was printed'} (exit status {status}, {log})"
-    write_json(_record(workdir), {"arguments": list(arguments), "data": found.data})
+    write_json(_record(workdir), {"arguments": list(arguments), "data": existing.data})
     return ""
 
 
@@ -196,17 +196,17 @@ def look(workdir: Path, arguments: tuple[str, ...]) -> Found:
     from mtl_jax.workdir.files import read_json, without_nan
 
     config = resolved(arguments)
-    asked, data = without_nan(config.to_dict()), data_digest(config)
-    trained = read_json(workdir / run_record.RECORD)
-    if trained is None:
+    requested_config, data = without_nan(config.to_dict()), data_digest(config)
+    training_record = read_json(workdir / run_record.RECORD)
+    if training_record is None:
         return Found(is_done=False, changed=[], other_code=False, data=data)
-    before = without_nan(config_lib.completed(trained.get("config", {})))
-    changed = continuation.differences(continuation.learnt_from(before), continuation.learnt_from(asked))
+    before = without_nan(config_lib.completed(training_record.get("config", {})))
+    changed = continuation.differences(continuation.learnt_from(before), continuation.learnt_from(requested_config))
     record = json.loads(_record(workdir).read_text()) if _record(workdir).is_file() else {}
     if isinstance(record, dict) and record.get("data", data) != data:
         changed.append("files of its datasets have changed")
-    is_done = (workdir / "contract.json").is_file() and before["contract"] == asked["contract"]
-    return Found(is_done, changed, trained.get("code") != run_record.code_digest(), data)
+    is_done = (workdir / "contract.json").is_file() and before["contract"] == requested_config["contract"]
+    return Found(is_done, changed, training_record.get("code") != run_record.code_digest(), data)
 
 
 def data_digest(config: Any) -> str:
@@ -215,8 +215,8 @@ def data_digest(config: Any) -> str:
 
     root, digest = config_lib.data_root(config), hashlib.sha256()
     for name, stream in sorted(config.streams.items()):
-        given = {**_defaults(stream.source), **stream.options}.values()
-        folders = {root / value for value in given if isinstance(value, str) and value and (root / value).is_dir()}
+        options = {**_defaults(stream.source), **stream.options}.values()
+        folders = {root / value for value in options if isinstance(value, str) and value and (root / value).is_dir()}
         for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
             digest.update(os.fsencode(f"{name}/{path.relative_to(root)}:{path.stat().st_size}\n"))
     return digest.hexdigest()[:16]
@@ -235,7 +235,7 @@ def _record(workdir: Path) -> Path:
 
 def _set_aside(workdir: Path) -> Path:
     places = (workdir.with_name(f"{workdir.name}.old-{number}") for number in itertools.count(1))
-    place = next(each for each in places if not each.exists())
+    place = next(candidate for candidate in places if not candidate.exists())
     _record(workdir).unlink(missing_ok=True)
     return workdir.rename(place)
 

@@ -85,22 +85,22 @@ def bash() -> str:
     """Returns a completion function for bash: names of commands, then flags and choices, else files."""
     cases = []
     for command in cli.COMMANDS:
-        known = flags_of(command)
-        chosen = [
+        flag_names = flags_of(command)
+        lines = [
             f"          {'|'.join(flag.names)}) words={_quoted(' '.join(flag.choices))} ;;"
-            for flag in known
+            for flag in flag_names
             if flag.names and any(flag.choices)
         ]
-        by_place = [choice for flag in known if not flag.names for choice in flag.choices]
-        names = [name for flag in known for name in flag.names]
+        by_place = [choice for flag in flag_names if not flag.names for choice in flag.choices]
+        names = [name for flag in flag_names for name in flag.names]
         default = f"          *) words={_quoted(' '.join((*by_place, *names)))} ;;"
-        cases += [f"      {command})", "        case $before in", *chosen, default, "        esac ;;"]
+        cases += [f"      {command})", "        case $before in", *lines, default, "        esac ;;"]
     return BASH.format(commands=_quoted(" ".join(cli.COMMANDS)), cases="\n".join(cases))
 
 
 def zsh() -> str:
     """Returns a completion function for zsh: the same, with what each command and flag is for."""
-    commands = [f"      {_quoted(f'{name}:{what}')}" for name, what in cli.COMMANDS.items()]
+    commands = [f"      {_quoted(f'{name}:{summary}')}" for name, summary in cli.COMMANDS.items()]
     cases = []
     for command in cli.COMMANDS:
         specs = [spec for flag in flags_of(command) for spec in _zsh_specs(flag)]

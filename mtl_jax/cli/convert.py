@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     from mtl_jax.data import formats
     from mtl_jax.data.sources.base import counted
 
-    done = formats.convert(
+    conversion = formats.convert(
         options.src,
         options.dst,
         to=options.to,
@@ -39,11 +39,13 @@ def main(arguments: Sequence[str]) -> int:
         images=options.images,
         annotated_on=options.annotated_on,
     )
-    read = done.source.reading
-    print(f"read {done.source.format}: {', '.join(counted(count, what) for what, count in read.counts.items())}")
-    for note in read.notes:
+    reading = conversion.source.reading
+    print(
+        f"read {conversion.source.format}: {', '.join(counted(count, noun) for noun, count in reading.counts.items())}"
+    )
+    for note in reading.notes:
         print(f"note: {note}")
-    for what, count in done.counts.items():
-        print(f"note: {counted(count, what)}")
-    print(f"wrote {', '.join(done.kinds)} to {done.path} ({options.to})")
+    for noun, count in conversion.counts.items():
+        print(f"note: {counted(count, noun)}")
+    print(f"wrote {', '.join(conversion.kinds)} to {conversion.path} ({options.to})")
     return 0

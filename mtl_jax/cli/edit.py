@@ -27,11 +27,12 @@ def parser() -> flags.Parser:
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0, or 2 for a user's mistake."""
     options = parser().parse_args(arguments)
-    pairs = [each.partition("=") for each in options.rename]
-    if wrong := next(
-        (each for each, (old, _, new) in zip(options.rename, pairs, strict=True) if not old or not new), ""
+    pairs = [rename_text.partition("=") for rename_text in options.rename]
+    if malformed := next(
+        (rename_text for rename_text, (old, _, new) in zip(options.rename, pairs, strict=True) if not old or not new),
+        "",
     ):
-        raise UserError(f"--rename: expected the name of today, =, and the new one, found {wrong}")
+        raise UserError(f"--rename: expected the name of today, =, and the new one, found {malformed}")
     # Imported after the flags: a typing error should not wait for JAX.
     from absl import logging
     from rich.console import Console

@@ -30,8 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         options.json = options.json.expanduser()
         evaluate_checkpoint.require_writable(options.json)
-    asked = {"tasks": options.tasks, "data_root": options.data_root, "flip": options.flip}
-    figures = evaluate_checkpoint.run(options.weights, **asked)
+    options_given = {"tasks": options.tasks, "data_root": options.data_root, "flip": options.flip}
+    figures = evaluate_checkpoint.run(options.weights, **options_given)
     evaluate_checkpoint.show(figures)
     if options.json:
         evaluate_checkpoint.write(figures, options.json)

@@ -92,14 +92,14 @@ def _export(options: argparse.Namespace) -> str:
     for name in [*names, *(["litert int8"] if options.int8 and "litert" in names else [])]:
         formats.require_packages(name)
     out = options.out.expanduser()
-    made = not out.exists()
+    is_new_folder = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         # Made in a folder of its own, so that nothing half done is left where the files belong.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as drafts:
-            rows, wrong, runs = _make(names, model, Path(drafts), image, batches, form)
-            if wrong:
-                return wrong
+            rows, failures, runs = _make(names, model, Path(drafts), image, batches, form)
+            if failures:
+                return failures
             small = _in_eight_bits(options, names, model, Path(drafts), image, form, view)
             for each in small:
                 rows.append(each.row)
@@ -112,12 +112,12 @@ def _export(options: argparse.Namespace) -> str:
                     shutil.rmtree(out / draft.name)
                 draft.replace(out / draft.name)
     finally:
-        if made and not any(out.iterdir()):
+        if is_new_folder and not any(out.iterdir()):
             out.rmdir()
-    _tell(model, view, description)
+    _print_model(model, view, description)
     for each in small:
         _show_figures(each)
-    _show([(label, str(out / path.name), *map(str, rest)) for label, path, *rest in rows], runs, batches[0])
+    _show([(label, str(out / path.name), *map(str, cells)) for label, path, *cells in rows], runs, batches[0])
     return ""
 
 
@@ -134,8 +134,12 @@ def _in_eight_bits(
     """Writes the files in eight bits that are asked for; measures them and the network on validation images."""
     if not options.int8:
         return []
-    made = [_small_litert(options, model, folder, image, form, view)] if "litert" in names else []
-    return made if made and "onnx" not in names else [_small_onnx(options, model, folder, image, form, view), *made]
+    quantised = [_small_litert(options, model, folder, image, form, view)] if "litert" in names else []
+    return (
+        quantised
+        if quantised and "onnx" not in names
+        else [_small_onnx(options, model, folder, image, form, view), *quantised]
+    )
 
 
 def _small_onnx(options: argparse.Namespace, model: Any, folder: Path, image: Any, form: Any, view: Any) -> _EightBits:
@@ -184,10 +188,10 @@ def _show_figures(small: _EightBits) -> None:
         print(f"note: no figures of {small.row[0]}: {small.problem}")
         return
     table = Table("task", "figure, on validation images", "fp32", small.row[0], "lost, %")
-    for name, (task, whole, few) in small.figures.items():
-        lost = (whole - few) * (1 if task.higher_is_better else -1)
-        share = f"{100 * lost / whole:.1f}" if whole else ""
-        table.add_row(name, tasks.title(task.main_metric), f"{whole:.4f}", f"{few:.4f}", share)
+    for name, (task, float_value, int8_value) in small.figures.items():
+        loss = (float_value - int8_value) * (1 if task.higher_is_better else -1)
+        share = f"{100 * loss / float_value:.1f}" if float_value else ""
+        table.add_row(name, tasks.title(task.main_metric), f"{float_value:.4f}", f"{int8_value:.4f}", share)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -219,7 +223,7 @@ def _make(
     from mtl_jax.export import check, formats, network
 
     form = form or network.Form()
-    rows, wrong, runs = [], [], {"the network in JAX": check.reference(model, form)[0]}
+    rows, failures, runs = [], [], {"the network in JAX": check.reference(model, form)[0]}
     for name in names:
         exported = formats.FORMATS[name](model, folder, image, form)
         size, batch = f"{exported.size / 1e6:.1f}", "any" if exported.any_batch else image.shape[0]
@@ -229,19 +233,19 @@ def _make(
         peer = exported.network or model
         limit = check.MAX_DIFFERENCE[peer.config.model.compute_dtype]
         expected = check.reference(peer, form)[1]
-        apart = check.differences(peer, expected, exported.check, batches, decode=form.decode)
-        worst = max(apart, key=lambda key: apart[key])
-        wrong += [
-            f"{name}: {key} differs by {apart[key]:.1e}, expected at most {limit} of the largest magnitude"
-            for key in apart
-            if not apart[key] <= limit
+        differences = check.differences(peer, expected, exported.check, batches, decode=form.decode)
+        largest = max(differences, key=lambda key: differences[key])
+        failures += [
+            f"{name}: {key} differs by {differences[key]:.1e}, expected at most {limit} of the largest magnitude"
+            for key in differences
+            if not differences[key] <= limit
         ]
         runs[name] = exported.run
-        rows.append((name, exported.path, size, f"{apart[worst]:.1e} ({worst})", batch))
-    return rows, "; ".join(wrong), runs
+        rows.append((name, exported.path, size, f"{differences[largest]:.1e} ({largest})", batch))
+    return rows, "; ".join(failures), runs
 
 
-def _tell(model: Any, view: Any, description: dict[str, Any]) -> None:
+def _print_model(model: Any, view: Any, description: dict[str, Any]) -> None:
     """Says what was exported, and where the files are used otherwise than the network was."""
     print(f"{model.path}, stage {model.stage}: {', '.join(model.names)}; the files take {view}")
     if model.config.model.compute_dtype != "float32" and "onnx" in description["files"]:

@@ -59,8 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0, 2 for a mistake, 3 for a version that is not kept, or breaks an enforced contract."""
     from mtl_jax.config import overrides
 
-    page, changes, others = overrides.split(arguments)
-    options = parser().parse_args(others)
+    page, changes, other_words = overrides.split(arguments)
+    options = parser().parse_args(other_words)
     if bool(page) == bool(options.labels):
         raise UserError(f"expected labels to add, or a page of them; {parser().format_usage().strip()}")
     if options.smoke:
@@ -69,10 +69,10 @@ def main(arguments: Sequence[str]) -> int:
 
     options.parent = checkpoints.find(Path(options.parent).expanduser())
     if options.task:  # before any data is looked at
-        known = checkpoints.read_metadata(options.parent)["config"]["tasks"]
-        if options.task not in known:
+        known_tasks = checkpoints.read_metadata(options.parent)["config"]["tasks"]
+        if options.task not in known_tasks:
             raise UserError(
-                f"--task is {options.task}, which is not in {options.parent}; {suggestion(options.task, known)}"
+                f"--task is {options.task}, which is not in {options.parent}; {suggestion(options.task, known_tasks)}"
             )
     config = config_lib.read_settings(overrides.load(page or _own_page(options), changes))
     if options.labels:  # which say nothing of the network
@@ -89,27 +89,29 @@ def _own_page(options: argparse.Namespace) -> str:
 
     workdir = Path(options.workdir).expanduser()
     reading = {"val_share": options.val_share, "annotated_on": options.annotated_on}
-    asked = [_renamed(each, _taken(options.parent)) for each in asked_lib.parse(options.labels, **reading)]
-    made_from = json.dumps([*map(str, asked), options.minutes, *reading.values(), str(options.parent)])
+    requests = [
+        _renamed(request, _used_names(options.parent)) for request in asked_lib.parse(options.labels, **reading)
+    ]
+    made_from = json.dumps([*map(str, requests), options.minutes, *reading.values(), str(options.parent)])
     page = workdir / page_lib.FILE
     if (workdir / RECORD).exists():
         own_run.require_same(page, made_from)
     else:
-        choices, _ = own_run.look(asked, options)
+        choices, _ = own_run.look(requests, options)
         page_lib.write(page, choices, name=workdir.name, made_from=made_from)
         print(f"page: {page}, to be edited and added with --config")
     return f"{page}:{page_lib.ONE_AFTER_ANOTHER}"
 
 
-def _renamed(asked: Any, taken: Collection[str]) -> Any:
+def _renamed(request: Any, used_names: Collection[str]) -> Any:
     """Calls a task that the user gave no name by one that the old run has not."""
-    name, number = asked.name, 2
-    while asked.name == asked.kind and name in taken:
-        name, number = f"{asked.kind}_{number}", number + 1
-    return asked._replace(name=name)
+    name, number = request.name, 2
+    while request.name == request.kind and name in used_names:
+        name, number = f"{request.kind}_{number}", number + 1
+    return request._replace(name=name)
 
 
-def _taken(parent: Path) -> set[str]:
+def _used_names(parent: Path) -> set[str]:
     """Names that the old run has given to tasks, streams or stages."""
     from mtl_jax.workdir import checkpoints
 

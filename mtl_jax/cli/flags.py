@@ -46,8 +46,8 @@ class Parser(argparse.ArgumentParser):
 
     def _without_truth(self, word: str) -> str:
         name, equals, value = word.partition("=")
-        known = name.startswith("--") and f"--no{name[2:]}" in self._option_string_actions
-        return f"{TRUTH[value.lower()]}{name[2:]}" if equals and known and value.lower() in TRUTH else word
+        is_switch = name.startswith("--") and f"--no{name[2:]}" in self._option_string_actions
+        return f"{TRUTH[value.lower()]}{name[2:]}" if equals and is_switch and value.lower() in TRUTH else word
 
     def error(self, message: str) -> NoReturn:
         """Ends the program, as argparse's own does after its usage."""
@@ -136,15 +136,15 @@ def add_minutes(parser: Any) -> None:
     parser.add_argument("--minutes", type=float, default=4.0, help="that training should take, which sizes follow; 4")
 
 
-def add_switch(parser: Any, name: str, what: str) -> None:
+def add_switch(parser: Any, name: str, noun: str) -> None:
     """Adds a flag that is off by default: --name, --name=true, --name=false or --noname.
 
     Args:
         parser: or a group of it.
         name: of the flag.
-        what: it does.
+        noun: it does.
     """
-    parser.add_argument(f"--{name}", action="store_true", help=what)
+    parser.add_argument(f"--{name}", action="store_true", help=noun)
     parser.add_argument(f"--no{name}", dest=name, action="store_false", help=argparse.SUPPRESS)
 
 

@@ -42,16 +42,16 @@ def main(arguments: Sequence[str]) -> int:
     choices, _ = own_run.look(datasets, options)
     inspected = [
         inspection.inspect(
-            choice.found,
+            choice.dataset,
             cache=data_record.cache_folder(),
-            on_progress=_progress(choice.found.asked.name),
+            on_progress=_progress(choice.dataset.request.name),
         )
         for choice in choices
     ]
     leaks = inspection.leaks(inspected)
-    for line in (note for each in inspected for note in each.notes):
+    for line in (note for record in inspected for note in record.notes):
         print(f"note: {line}")
-    for line in [*leaks, *(line for each in inspected for line in each.suspicious)]:
+    for line in [*leaks, *(line for record in inspected for line in record.suspicious)]:
         print(f"suspicious: {line}")
     out = options.out.expanduser()
     try:
@@ -66,11 +66,11 @@ class _progress:
     """Says now and then how many images were looked at: in one line that changes, or in lines of a log."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._told = name, time.monotonic()
+        self._name, self._last_report = name, time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, completed: int, total: int) -> None:
         live = sys.stderr.isatty()
-        if live or time.monotonic() - self._told > TOLD_SECONDS:
-            self._told = time.monotonic()
-            end = ("\n" if done == total else "\r") if live else "\n"
-            print(f"{self._name}: {done} of {total} images looked at", end=end, file=sys.stderr, flush=True)
+        if live or time.monotonic() - self._last_report > TOLD_SECONDS:
+            self._last_report = time.monotonic()
+            end = ("\n" if completed == total else "\r") if live else "\n"
+            print(f"{self._name}: {completed} of {total} images looked at", end=end, file=sys.stderr, flush=True)

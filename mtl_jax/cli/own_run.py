@@ -38,21 +38,21 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
         UserError: data that cannot be read, or a work directory of another command.
     """
     _check(options)
-    asked = asked_lib.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
-    names = [each.name for each in asked]
+    requests = asked_lib.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
+    names = [request.name for request in requests]
     workdir = Path(options.workdir or f"runs/{'-'.join(names)}").expanduser()
     page = workdir / page_lib.FILE
     baselines = {name: workdir / f"{page_lib.ALONE}{name}" for name in names} if options.alone else {}
     main = page_lib.TOGETHER if options.together else page_lib.ONE_AFTER_ANOTHER
     runs = [(f"{page}:{page_lib.ALONE}{name}", place) for name, place in baselines.items()]
     runs.append((f"{page}:{main}", workdir))
-    chosen = (options.minutes, options.val_share, options.annotated_on, options.alone, options.pretrained)
-    made_from = json.dumps([*map(str, asked), *chosen])
+    option_values = (options.minutes, options.val_share, options.annotated_on, options.alone, options.pretrained)
+    made_from = json.dumps([*map(str, requests), *option_values])
     if any((place / RECORD).exists() for _, place in runs):
         require_same(page, made_from)
         print(f"continues with {page}")
         return runs
-    choices, machine = look(asked, options)
+    choices, machine = look(requests, options)
     pretrained = _pretrained(options.pretrained)
     page_lib.write(
         page,
@@ -67,17 +67,17 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def look(
-    asked: Sequence[asked_lib.Asked], options: argparse.Namespace
+    requests: Sequence[asked_lib.Asked], options: argparse.Namespace
 ) -> tuple[tuple[choices_lib.Choice, ...], machine_lib.Machine]:
     """Looks at all datasets, and prints what was found and chosen.
 
     Raises:
         UserError: data that cannot be read.
     """
-    found = [found_lib.look(each) for each in asked]
+    datasets = [found_lib.look(request) for request in requests]
     machine = machine_lib.measure()
-    choices = choices_lib.choose(found, machine, minutes=options.minutes)
-    table.show(found, choices)
+    choices = choices_lib.choose(datasets, machine, minutes=options.minutes)
+    table.show(datasets, choices)
     return choices, machine
 
 
@@ -109,17 +109,17 @@ def require_same(page: Path, made_from: str) -> None:
         )
 
 
-def _pretrained(given: str | None) -> str:
+def _pretrained(setting: str | None) -> str:
     """The features that are given, or else those that are on this machine, or else what a user lets be downloaded."""
-    if given is not None:
-        return given
+    if setting is not None:
+        return setting
     root = config_lib.data_root(config_lib.base())
     for name in (*FEATURES, BACKBONE):
         try:
-            found = published.find(name, backbone=BACKBONE, data_root=root, offline=True)
+            weights_path = published.find(name, backbone=BACKBONE, data_root=root, offline=True)
         except UserError:
             continue
-        return name if name == BACKBONE else str(found.absolute())
+        return name if name == BACKBONE else str(weights_path.absolute())
     return BACKBONE if _is_download_wanted() else ""
 
 
@@ -127,8 +127,8 @@ def _is_download_wanted() -> bool:
     """Asks in a terminal; a log has nobody to answer."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
-    answer = input(f"Features of {BACKBONE} learnt on ImageNet are not here. Download them once (10 MB)? [Y/n] ")
-    return answer.strip().lower() in ("", "y", "yes")
+    reply = input(f"Features of {BACKBONE} learnt on ImageNet are not here. Download them once (10 MB)? [Y/n] ")
+    return reply.strip().lower() in ("", "y", "yes")
 
 
 def _say(
@@ -140,8 +140,8 @@ def _say(
     alone: bool,
 ) -> None:
     for choice in choices:
-        for note in choice.found.notes:
-            print(f"note: {choice.found.asked.name}: {note}")
+        for note in choice.dataset.notes:
+            print(f"note: {choice.dataset.request.name}: {note}")
     seconds = machine.start_seconds + sum(machine.stage_seconds + choice.seconds for choice in choices)
     minutes = seconds / 60 * (2 if alone else 1)
     start = f"from the features in {pretrained}" if pretrained else f"from random weights; {OFFER}"

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         predicted_files.make_room(out, names, network.names)
         for view, tasks in predict.by_view(network).items():
             print(f"{network.path}, stage {network.stage}: shows {', '.join(tasks)} {view}")
-        asked = {"threshold": options.threshold, "flip": options.flip, "on_error": on_error}
-        for predicted in predict.by_network(network, paths, **asked):
+        options_given = {"threshold": options.threshold, "flip": options.flip, "on_error": on_error}
+        for predicted in predict.by_network(network, paths, **options_given):
             print(f"{predicted.path} -> {predict.write(predicted, out, names[predicted.path])}")
     except OSError as error:
         return flags.fail(f"{out} cannot be written ({error.strerror}); name another folder with --out")

@@ -97,8 +97,8 @@ def main(arguments: Sequence[str], *, prefix: str = "error") -> int:
 def _prepare(prefix: str, arguments: Sequence[str]) -> int:
     from mtl_jax.config import overrides
 
-    page, changes, others = overrides.split(arguments)
-    options = parser(prefix).parse_args(others)
+    page, changes, other_words = overrides.split(arguments)
+    options = parser(prefix).parse_args(other_words)
     if bool(page) != bool(options.shards):
         raise UserError("expected --config PAGE and --shards NAME together, or neither of them")
     if options.shards:
@@ -108,13 +108,13 @@ def _prepare(prefix: str, arguments: Sequence[str]) -> int:
 
     names = [name.strip() for name in options.sets.split(",") if name.strip()]
     base_urls = dict(_base_url(argument) for argument in options.base_url)
-    done = prepare(
+    folders = prepare(
         names, data_root=options.data_root, from_dir=options.from_dir, base_urls=base_urls, force=options.force
     )
-    for line, name in zip(done, names, strict=True):
+    for line, name in zip(folders, names, strict=True):
         print(line)
-        for seen in describe(name, data_root=options.data_root):
-            print(f"  {seen}")
+        for description in describe(name, data_root=options.data_root):
+            print(f"  {description}")
     return 0
 
 
@@ -135,6 +135,8 @@ def _pack(config: Any, options: argparse.Namespace) -> int:
             place, size = options.data_root / folder, options.shard_mb * 2**20
             names = shards.write(source, place, split=split, shard_bytes=size)
             print(f"{place}: {len(source)} samples of {split} in {len(names)} files")
-        chosen = {"folder": str(folder)}
-        print(f"  read by: config.streams.{stream}.source, config.streams.{stream}.options = 'shards', {chosen}")
+        source_options = {"folder": str(folder)}
+        print(
+            f"  read by: config.streams.{stream}.source, config.streams.{stream}.options = 'shards', {source_options}"
+        )
     return 0

@@ -42,13 +42,13 @@ def main(arguments: Sequence[str]) -> int:
     from mtl_jax.workdir import trained
 
     compilation.enable_cache()
-    opened = run.listen(options.host, options.port)  # a port in use is reported before anything is compiled
-    with opened:
+    socket = run.listen(options.host, options.port)  # a port in use is reported before anything is compiled
+    with socket:
         network = trained.load(options.weights, tasks=options.tasks)
         service = answering.Answering(network, batch_size=options.batch_size, flip=options.flip)
         print(f"{network.path}, stage {network.stage}: {', '.join(network.names)}", flush=True)
         service.start(lambda text: print(text, flush=True))
-        asked = uploads.Limits(options.max_mb, options.max_megapixels, options.timeout, options.max_waiting)
-        run.serve(service, asked, opened, lambda url: print(f"serving at {url} (Ctrl-C ends it)", flush=True))
+        upload_limits = uploads.Limits(options.max_mb, options.max_megapixels, options.timeout, options.max_waiting)
+        run.serve(service, upload_limits, socket, lambda url: print(f"serving at {url} (Ctrl-C ends it)", flush=True))
     print("ended", flush=True)
     return 0

@@ -45,11 +45,11 @@ def parser() -> flags.Parser:
         help="where figures and report go too: tensorboard, wandb, mlflow, with commas between, or none",
     )
     _add_own_data(parser.add_argument_group("of one's own data"))
-    together = parser.add_argument_group("in several processes")
-    together.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
-    together.add_argument("--num_processes", type=int, default=0, help="that train together; with --coordinator")
-    together.add_argument("--process_id", type=int, default=-1, help="of this one, from 0; with --coordinator")
-    flags.add_switch(together, "distributed", "find the other processes as SLURM or Open MPI say")
+    group = parser.add_argument_group("in several processes")
+    group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num_processes", type=int, default=0, help="that train together; with --coordinator")
+    group.add_argument("--process_id", type=int, default=-1, help="of this one, from 0; with --coordinator")
+    flags.add_switch(group, "distributed", "find the other processes as SLURM or Open MPI say")
     return parser
 
 
@@ -99,8 +99,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[Any], argparse.Namespace]
     """
     from mtl_jax.config import overrides
 
-    page, changes, others = overrides.split(arguments)
-    options = parser().parse_args([f"-{word}" if _has_one_dash(word) else word for word in others])
+    page, changes, other_words = overrides.split(arguments)
+    options = parser().parse_args([f"-{word}" if _has_one_dash(word) else word for word in other_words])
     if page and options.labels:
         raise UserError(f"unexpected argument {options.labels[0]} with --config; {USAGE}")
     if not page and not options.labels:
@@ -140,21 +140,21 @@ def train(config: Any, workdir: Path, options: argparse.Namespace, *, command: s
 
     track = tracking.parse(options.track)
     logging.set_verbosity(logging.ERROR)  # of what Orbax says
-    together = is_one_of_several(options)
+    is_distributed = is_one_of_several(options)
     compilation.enable_cache()
     try:
-        if together:
+        if is_distributed:
             devices.join(options.coordinator, process_count=options.num_processes, process_id=options.process_id)
         with Preemption() as preemption:
             contract = train_and_evaluate(config, workdir, command=command, preemption=preemption, track=track)
     except Preempted:
         print(SAVED, file=sys.stderr, flush=True)
-        if together:
+        if is_distributed:
             devices.leave(0)
         return 0
     except (UserError, CheckpointError) as error:
         status = flags.fail(error)
-        if together:
+        if is_distributed:
             devices.leave(status)
         return status
     if not devices.is_primary():

@@ -45,30 +45,38 @@ TAKEN: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_arguments(location: str, given: Any, factory: Callable[..., Any], *, own: Iterable[str] = ()) -> None:
+def check_arguments(
+    location: str, arguments: Any, factory: Callable[..., Any], *, reserved: Iterable[str] = ()
+) -> None:
     """Checks keyword arguments by the function that takes them: their names, types, and that none is missing.
 
     Args:
         location: the arguments' place, for the error.
-        given: name -> value.
+        arguments: name -> value.
         factory: that takes them.
-        own: parameters that are not the table's to give.
+        reserved: parameters that are not the table's to give.
 
     Raises:
         UserError: an unknown or missing argument, a value of another type, or that is not a number where one belongs;
             or a list of class names in which one is missing or stands twice.
     """
-    parameters = {name: each for name, each in inspect.signature(factory).parameters.items() if name not in own}
-    for name in given:
+    parameters = {
+        name: signature_parameter
+        for name, signature_parameter in inspect.signature(factory).parameters.items()
+        if name not in reserved
+    }
+    for name in arguments:
         if name not in parameters:
             raise UserError(f"{location} has no setting {name}; {suggestion(str(name), parameters)}")
     for name, parameter in parameters.items():
-        if name == "classes" and given.get(name) is not None:
-            names: Any = given[name]
-            for label, each in names.items() if hasattr(names, "items") else [("", names)]:
-                check_class_names(f"{location}.classes.{label}" if label else f"{location}.classes", each)
-        elif name in given:
-            _check_argument(f"{location}.{name}", given[name], parameter)
+        if name == "classes" and arguments.get(name) is not None:
+            names: Any = arguments[name]
+            for label, signature_parameter in names.items() if hasattr(names, "items") else [("", names)]:
+                check_class_names(
+                    f"{location}.classes.{label}" if label else f"{location}.classes", signature_parameter
+                )
+        elif name in arguments:
+            _check_argument(f"{location}.{name}", arguments[name], parameter)
         elif parameter.default is inspect.Parameter.empty:
             raise UserError(f"{location}.{name}: expected {_described(parameter)}, found none")
 
@@ -126,17 +134,20 @@ def check_names(location: str, table: Any) -> None:
             raise UserError(f"{location}.{name}: expected a table of settings, found {section!r}")
 
 
-def near(name: str, known: Iterable[str]) -> list[str]:
+def near(name: str, choices: Iterable[str]) -> list[str]:
     """Returns the known names that are most like a wrong one."""
-    known = list(known)
-    return difflib.get_close_matches(name, known, n=3) or [each for each in known if name and each.startswith(name)][:3]
+    choices = list(choices)
+    return (
+        difflib.get_close_matches(name, choices, n=3)
+        or [choice for choice in choices if name and choice.startswith(name)][:3]
+    )
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, choices: Iterable[str]) -> str:
     """Returns "did you mean …?" where a known name is near, or else all known names."""
-    known = list(known)
-    found = near(name, known)
-    return f"did you mean {' or '.join(found)}?" if found else f"expected one of {', '.join(known) or 'nothing'}"
+    choices = list(choices)
+    matches = near(name, choices)
+    return f"did you mean {' or '.join(matches)}?" if matches else f"expected one of {', '.join(choices) or 'nothing'}"
 
 
 def among(location: str, value: Any, choices: Iterable[Any]) -> None:
@@ -145,24 +156,27 @@ def among(location: str, value: Any, choices: Iterable[Any]) -> None:
     Raises:
         UserError: it is none, with the choices and the nearest of them.
     """
-    allowed = list(choices)
-    if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
-        found = near(str(value), map(str, allowed))
-        hint = f"; did you mean {' or '.join(found)}?" if found else ""
-        raise UserError(f"{location}: expected one of {', '.join(map(str, allowed))}, found {value!r}{hint}")
+    allowed_values = list(choices)
+    if not any(
+        value == allowed_value and isinstance(value, bool) == isinstance(allowed_value, bool)
+        for allowed_value in allowed_values
+    ):
+        matches = near(str(value), map(str, allowed_values))
+        hint = f"; did you mean {' or '.join(matches)}?" if matches else ""
+        raise UserError(f"{location}: expected one of {', '.join(map(str, allowed_values))}, found {value!r}{hint}")
 
 
-def require_names(location: str, names: Iterable[Any], table: str, known: Iterable[str]) -> None:
+def require_names(location: str, names: Iterable[Any], table: str, choices: Iterable[str]) -> None:
     """Checks that all names are those of a table.
 
     Raises:
         UserError: some are not, with the table's and the nearest of them.
     """
-    known = list(known)
-    unknown = [str(name) for name in names if name not in known]
+    choices = list(choices)
+    unknown = [str(name) for name in names if name not in choices]
     if unknown:
-        found = near(unknown[0], known)
-        hint = f"; did you mean {' or '.join(found)}?" if found else ""
+        matches = near(unknown[0], choices)
+        hint = f"; did you mean {' or '.join(matches)}?" if matches else ""
         raise UserError(
-            f"{location}: expected names of {table} ({', '.join(known) or 'none'}), found {', '.join(unknown)}{hint}"
+            f"{location}: expected names of {table} ({', '.join(choices) or 'none'}), found {', '.join(unknown)}{hint}"
         )

@@ -10,39 +10,45 @@ SETTINGS: dict[tuple[str, ...], Any] = {("model", "batch_norm_per_task"): False}
 STRIDES = {f"stage_{number}": 2 ** (number + 1) for number in range(5)}  # px, at which parts of the backbone end
 
 
-def renamed(given: Any) -> Any:
+def renamed(section: Any) -> Any:
     """Returns settings of any version under the names of this one; what is none is left to be refused.
 
     Args:
-        given: of a whole run, as plain values.
+        section: of a whole run, as plain values.
     """
-    if not isinstance(given, dict):
-        return given
-    changes = {"model": renamed_model(given["model"])} if "model" in given else {}
-    if isinstance(stages := given.get("stages"), dict):
+    if not isinstance(section, dict):
+        return section
+    changes = {"model": renamed_model(section["model"])} if "model" in section else {}
+    if isinstance(stages := section.get("stages"), dict):
         changes["stages"] = {name: renamed_stage(stage) for name, stage in stages.items()}
-    return given | changes
+    return section | changes
 
 
-def renamed_stage(given: Any) -> Any:
+def renamed_stage(section: Any) -> Any:
     """Returns the settings of a stage under the names of this version.
 
     Args:
-        given: as plain values; parts of the backbone may have a number instead of a stride, and what is frozen its
+        section: as plain values; parts of the backbone may have a number instead of a stride, and what is frozen its
             epochs in its text, "backbone/stage_0@:5".
     """
-    if not isinstance(given, dict):
-        return given
+    if not isinstance(section, dict):
+        return section
     changes: dict[str, Any] = {}
-    freeze, rates = given.get("freeze"), given.get("rates")
-    if isinstance(freeze, tuple | list) and any(isinstance(each, str) and _is_former(each) for each in freeze):
-        texts = [part.strip() for each in freeze for part in str(each).split(",") if part.strip()]
+    freeze, rates = section.get("freeze"), section.get("rates")
+    if isinstance(freeze, tuple | list) and any(
+        isinstance(old_pattern, str) and _is_former(old_pattern) for old_pattern in freeze
+    ):
+        texts = [word.strip() for old_pattern in freeze for word in str(old_pattern).split(",") if word.strip()]
         changes["freeze"] = {pattern: epochs for text in texts for pattern, epochs in _frozen(text).items()}
     elif isinstance(freeze, dict):
-        changes["freeze"] = {each: epochs for pattern, epochs in freeze.items() for each in renamed_pattern(pattern)}
+        changes["freeze"] = {
+            old_pattern: epochs for pattern, epochs in freeze.items() for old_pattern in renamed_pattern(pattern)
+        }
     if isinstance(rates, dict):
-        changes["rates"] = {each: rate for pattern, rate in rates.items() for each in renamed_pattern(pattern)}
-    return given | changes
+        changes["rates"] = {
+            old_pattern: rate for pattern, rate in rates.items() for old_pattern in renamed_pattern(pattern)
+        }
+    return section | changes
 
 
 def _is_former(text: str) -> bool:
@@ -70,20 +76,20 @@ def _frozen(text: str) -> dict[str, Any]:
     return dict.fromkeys(renamed_pattern(pattern), span)
 
 
-def renamed_model(given: Any) -> Any:
+def renamed_model(section: Any) -> Any:
     """Returns the settings of a network under the names of this version.
 
     Args:
-        given: as plain values.
+        section: as plain values.
     """
-    if not isinstance(given, dict):
-        return given
-    until, sharing = given.get("share_until"), given.get("sharing")
+    if not isinstance(section, dict):
+        return section
+    until, sharing = section.get("share_until"), section.get("sharing")
     changes: dict[str, Any] = {"share_until": STRIDES[until]} if isinstance(until, str) and until in STRIDES else {}
     if sharing == "adapters":
         changes["sharing"] = "series_adapters"
-    by_task, above = given.get("batch_norm_per_task"), given.get("norms_from", 0)
+    by_task, above = section.get("batch_norm_per_task"), section.get("norms_from", 0)
     if by_task is False or (by_task is True and above in (0, 1)):  # else it is refused where it is read
-        given = {name: value for name, value in given.items() if name != "batch_norm_per_task"}
+        section = {name: value for name, value in section.items() if name != "batch_norm_per_task"}
         changes["norms_from"] = 1 if by_task else above
-    return {**given, **changes}
+    return {**section, **changes}

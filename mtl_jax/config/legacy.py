@@ -14,7 +14,7 @@ class Flat(NamedTuple):
     default: Any
 
     def __str__(self) -> str:
-        return ".".join(part for part in ("keep", self.method, self.option) if part)
+        return ".".join(word for word in ("keep", self.method, self.option) if word)
 
 
 FLAT = {
@@ -68,12 +68,18 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     keeps = {name: _keep(stage) for name, stage in stages.items() if _is_flat(stage)}
     order = [name for name in config.get("order", ()) if name in keeps]
     for number, name in enumerate(order):
-        asked = [keeps[later] for later in order[number + 1 :] if _strength(keeps[later])]
+        strengths = [keeps[later_stage] for later_stage in order[number + 1 :] if _strength(keeps[later_stage])]
         # Parameters were measured as the stage itself said, and now as it says or else as the next with a strength.
-        if not _strength(keeps[name]) and not (asked and _measured(keeps[name]) != _measured(asked[0])):
-            keeps[name] = {method: own for method, own in keeps[name].items() if method not in CONSOLIDATIONS}
-    rest = {name: {key: value for key, value in stage.items() if key not in FLAT} for name, stage in stages.items()}
-    return {**config, "stages": {name: {**rest[name], "keep": keeps.get(name, {})} for name in stages}}
+        if not _strength(keeps[name]) and not (strengths and _measured(keeps[name]) != _measured(strengths[0])):
+            keeps[name] = {
+                method: method_settings
+                for method, method_settings in keeps[name].items()
+                if method not in CONSOLIDATIONS
+            }
+    stages_without = {
+        name: {key: value for key, value in stage.items() if key not in FLAT} for name, stage in stages.items()
+    }
+    return {**config, "stages": {name: {**stages_without[name], "keep": keeps.get(name, {})} for name in stages}}
 
 
 CONSOLIDATIONS = ("ewc", "mas", "si")
@@ -90,16 +96,16 @@ def _is_flat(stage: Any) -> bool:
 
 def _keep(stage: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What a stage named, every setting spelt out; how it measures its parameters always."""
-    then = {name: stage.get(name, flat.default) for name, flat in FLAT.items()}
+    old_settings = {name: stage.get(name, flat.default) for name, flat in FLAT.items()}
     keep: dict[str, dict[str, Any]] = {}
     for name, flat in FLAT.items():
-        if flat.method == "ewc" or any(then[switch] for switch in SWITCHES[flat.method]):
-            keep.setdefault(flat.method, {}).update({flat.option: then[name]} if flat.option else {})
+        if flat.method == "ewc" or any(old_settings[switch] for switch in SWITCHES[flat.method]):
+            keep.setdefault(flat.method, {}).update({flat.option: old_settings[name]} if flat.option else {})
     kind = keep["ewc"]["estimator"]
     if kind in ("mas", "si"):
-        own = keep.pop("ewc")
-        left = ("estimator", "examples") if kind == "si" else ("estimator",)
-        keep[kind] = {option: value for option, value in own.items() if option not in left}
+        ewc_settings = keep.pop("ewc")
+        remaining_names = ("estimator", "examples") if kind == "si" else ("estimator",)
+        keep[kind] = {option: value for option, value in ewc_settings.items() if option not in remaining_names}
     return keep
 
 

@@ -112,19 +112,20 @@ class ModelSettings(Section):
             )
         for name in ("patches", "depthwise_patches"):
             require_names(name, getattr(self, name), "a network", PARTS)
-        for task, own in self.branches.items():
-            require_names(f"branches.{task}", own, "a branch", BRANCH_KEYS)
+        for task, branch_settings in self.branches.items():
+            require_names(f"branches.{task}", branch_settings, "a branch", BRANCH_KEYS)
         self._check_patches()
 
     def _check_patches(self) -> None:
-        patched = [part for part in PARTS if self.patches.get(part) or self.depthwise_patches.get(part)]
-        if patched and not self.norms_from:
+        patched_parts = [part for part in PARTS if self.patches.get(part) or self.depthwise_patches.get(part)]
+        if patched_parts and not self.norms_from:
             raise UserError(
-                f"patches, depthwise_patches: those of {', '.join(patched)} need batch norms of each task's own, as "
+                f"patches, depthwise_patches: those of {', '.join(patched_parts)} need batch norms of each task's "
+                "own, as "
                 "each task then passes through the layers by itself; set norms_from (8 px, or 32 for those of "
                 "neck and head alone)"
             )
-        if "backbone" in patched and self.norms_from >= self.output_stride:
+        if "backbone" in patched_parts and self.norms_from >= self.output_stride:
             raise UserError(
                 f"patches.backbone: no layer lies above norms_from, {self.norms_from} px; lower it, or patch no "
                 "backbone"

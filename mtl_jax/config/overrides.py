@@ -59,22 +59,22 @@ def split(arguments: Sequence[str]) -> tuple[str, list[Override], list[str]]:
     Returns:
         The page as it was given ("" where there is none), the settings in their order, and what is left.
     """
-    page, overrides, rest = "", [], []
+    page, overrides, remaining = "", [], []
     words = list(arguments)
     while words:
         name, equals, value = words.pop(0).partition("=")
         name = f"-{name}" if name.startswith("-config") else name
         if name == PAGE or name.startswith(PREFIX):
-            given = value if equals else words.pop(0) if words and not words[0].startswith("--") else None
+            setting = value if equals else words.pop(0) if words and not words[0].startswith("--") else None
             if name == PAGE:
-                page = given or ""
+                page = setting or ""
             else:
-                overrides.append(Override(tuple(name.removeprefix(PREFIX).split(".")), given))
+                overrides.append(Override(tuple(name.removeprefix(PREFIX).split(".")), setting))
         elif name.startswith(f"--no{PREFIX[2:]}"):
             overrides.append(Override(tuple(name.removeprefix(f"--no{PREFIX[2:]}").split(".")), "false"))
         else:
-            rest.append(name + equals + value)
-    return page, overrides, rest
+            remaining.append(name + equals + value)
+    return page, overrides, remaining
 
 
 def load(page: str, overrides: Sequence[Override]) -> Any:
@@ -94,8 +94,8 @@ def load(page: str, overrides: Sequence[Override]) -> Any:
     try:
         config = module.get_config(argument) if colon else module.get_config()
     except UserError as error:
-        named = f"{Path(path).name}:{argument}" in str(error)  # most pages name themselves
-        raise error if named else UserError(f"{page}: {error}") from error
+        is_named = f"{Path(path).name}:{argument}" in str(error)  # most pages name themselves
+        raise error if is_named else UserError(f"{page}: {error}") from error
     except Exception as error:  # whatever the page does wrong
         raise UserError(f"{page} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
@@ -113,13 +113,13 @@ def change(config: Any, override: Override) -> None:
     """
     section = config
     for depth, name in enumerate(override.path):
-        known, last = name in section, depth == len(override.path) - 1
-        example = section[name] if known else _example(override, override.path[:depth], section)
+        is_known, last = name in section, depth == len(override.path) - 1
+        example = section[name] if is_known else _example(override, override.path[:depth], section)
         if last:
             with config.unlocked(), config.ignore_type():
                 section[name] = _value(override, example)
             return
-        if not known:
+        if not is_known:
             with config.unlocked(), config.ignore_type():
                 section[name] = ConfigDict()
         section = section[name]
@@ -135,8 +135,8 @@ def _example(override: Override, above: tuple[str, ...], section: Any) -> Any:
         if len(pattern) == len(above) and all(map(fnmatch.fnmatchcase, above, pattern)):
             return example
     location, name = ".".join(("config", *above)), override.path[len(above)]
-    moved = f"it is now {legacy.FLAT[name]}" if name in legacy.FLAT and above[:1] == ("stages",) else ""
-    raise UserError(f"{override}: the config has no field {location}.{name}; {moved or suggestion(name, section)}")
+    hint = f"it is now {legacy.FLAT[name]}" if name in legacy.FLAT and above[:1] == ("stages",) else ""
+    raise UserError(f"{override}: the config has no field {location}.{name}; {hint or suggestion(name, section)}")
 
 
 def _value(override: Override, example: Any) -> Any:
@@ -155,8 +155,8 @@ def _value(override: Override, example: Any) -> Any:
     if isinstance(example, tuple | list) or (override.path[-1] == FREEZE and not isinstance(literal, dict)):
         if isinstance(literal, dict):  # a table where names alone are usual: parts with their epochs
             return literal
-        listed = literal if isinstance(literal, tuple | list) else text.split(",")
-        return tuple(part for part in listed if part != "")
+        items = literal if isinstance(literal, tuple | list) else text.split(",")
+        return tuple(item for item in items if item != "")
     if example is None:
         return literal
     if hasattr(example, "items"):

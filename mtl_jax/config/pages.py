@@ -42,31 +42,33 @@ def data_root(config: Any) -> Path:
     return Path(config.data_root or os.environ.get("MTL_JAX_DATA") or "data").expanduser()
 
 
-def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+def completed(config_saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a configuration that was saved, with the names of now, and defaults of settings that have come since.
 
     Args:
-        saved: a resolved configuration, as plain values.
+        config_saved: a resolved configuration, as plain values.
     """
-    config = RunSettings().to_dict() | former.renamed(legacy.translated(saved)) | _infinite(saved, RunSettings)
+    config = (
+        RunSettings().to_dict() | former.renamed(legacy.translated(config_saved)) | _infinite(config_saved, RunSettings)
+    )
     for name, section in (("model", ModelSettings), ("contract", ContractSettings)):
         config[name] = _filled(config[name], section)
     for name, section in (("streams", StreamSettings), ("stages", StageSettings)):
         if isinstance(config[name], Mapping):
-            config[name] = {key: _filled(each, section) for key, each in config[name].items()}
+            config[name] = {key: _filled(value, section) for key, value in config[name].items()}
     return config
 
 
-def _filled(saved: Any, section: type[Section]) -> Any:
+def _filled(config_saved: Any, section: type[Section]) -> Any:
     """A section with the defaults of what it lacks, and the infinities that JSON has no number for."""
-    if not isinstance(saved, Mapping):
-        return saved
-    return section.sections(defaults(section) | dict(saved) | _infinite(saved, section))
+    if not isinstance(config_saved, Mapping):
+        return config_saved
+    return section.sections(defaults(section) | dict(config_saved) | _infinite(config_saved, section))
 
 
-def _infinite(saved: Mapping[str, Any], section: type[Section]) -> dict[str, float]:
+def _infinite(config_saved: Mapping[str, Any], section: type[Section]) -> dict[str, float]:
     endless = [field.name for field in dataclasses.fields(section) if _may_be_endless(field)]
-    return {name: math.inf for name in endless if name in saved and saved[name] is None}
+    return {name: math.inf for name in endless if name in config_saved and config_saved[name] is None}
 
 
 def _may_be_endless(field: dataclasses.Field[Any]) -> bool:

@@ -40,9 +40,9 @@ def one_after_another(order: tuple[str, ...]) -> Mapping[str, dict[str, Any]]:
     Args:
         order: the names of the stages.
     """
-    first, *later = order
-    locked = later[-1:] if len(order) > 2 else []
-    moving = [name for name in later if name not in locked]
+    first, *later_tasks = order
+    locked = later_tasks[-1:] if len(order) > 2 else []
+    moving = [name for name in later_tasks if name not in locked]
     stages: dict[str, dict[str, Any]] = {first: {"freeze": IMAGENET}}
     stages |= {name: {"freeze": IMAGENET, "keep": copy.deepcopy(KEPT)} for name in moving}
     stages |= {name: {"freeze": (*IMAGENET, "neck/kernels", "head/kernels")} for name in locked}

@@ -88,9 +88,9 @@ class RunSettings(Section):
     order: tuple[str, ...] = setting((), "stage names in the order in which they are trained")
 
     @classmethod
-    def sections(cls, given: Any) -> dict[str, Any]:
+    def sections(cls, values_given: Any) -> dict[str, Any]:
         """Reads the sections below, each by its class."""
-        values = dict(given.items())
+        values = dict(values_given.items())
         for name, section in (("model", ModelSettings), ("contract", ContractSettings)):
             if name in values:
                 values[name] = read(section, values[name], name)
@@ -100,7 +100,9 @@ class RunSettings(Section):
             check_names(name, values.get(name, {}))
         for table, section in (("streams", StreamSettings), ("stages", StageSettings)):
             if table in values:
-                values[table] = {name: read(section, each, f"{table}.{name}") for name, each in values[table].items()}
+                values[table] = {
+                    name: read(section, subsection, f"{table}.{name}") for name, subsection in values[table].items()
+                }
         return values
 
     def tasks_of(self, *stages: str) -> tuple[str, ...]:
@@ -113,16 +115,20 @@ class RunSettings(Section):
         return self.order[: self.order.index(stage)] if stage in self.order else tuple(self.stages)
 
 
-def read_settings(given: Any) -> RunSettings:
+def read_settings(values_given: Any) -> RunSettings:
     """Reads settings whose sections need not name each other yet: of a page, or of a run that was saved.
 
     Args:
-        given: a ConfigDict, or plain values; names of earlier versions are read too.
+        values_given: a ConfigDict, or plain values; names of earlier versions are read too.
 
     Raises:
         UserError: a setting that is unknown, of another type, or out of its range.
     """
-    return given if isinstance(given, RunSettings) else read(RunSettings, former.renamed(plain(given)), "config")
+    return (
+        values_given
+        if isinstance(values_given, RunSettings)
+        else read(RunSettings, former.renamed(plain(values_given)), "config")
+    )
 
 
 def check(settings: RunSettings) -> None:
@@ -172,15 +178,15 @@ def _check_stage(settings: RunSettings, name: str, stage: StageSettings) -> None
         require_names(f"{location}.warm_start", (stage.warm_start,), "config.tasks", settings.tasks)
 
 
-def _refuse_twice(location: str, names: tuple[str, ...], what: str) -> None:
+def _refuse_twice(location: str, names: tuple[str, ...], noun: str) -> None:
     if twice := dict.fromkeys(name for name in names if names.count(name) > 1):
-        raise UserError(f"{location}: expected each {what} once, found {', '.join(twice)} twice")
+        raise UserError(f"{location}: expected each {noun} once, found {', '.join(twice)} twice")
 
 
 def _check_sizes(settings: RunSettings) -> None:
     sizes = {"image_size": settings.image_size, "contract.latency_image_size": settings.contract.latency_image_size}
     for name, stream in settings.streams.items():
-        sizes |= {f"streams.{name}.{each}": getattr(stream, each) for each in ("image_size", "train_image_size")}
+        sizes |= {f"streams.{name}.{field}": getattr(stream, field) for field in ("image_size", "train_image_size")}
     for location, size in sizes.items():
         if size % IMAGE_STRIDE:
             nearest = max(1, round(size / IMAGE_STRIDE)) * IMAGE_STRIDE

@@ -70,9 +70,9 @@ class Section:
         """
 
     @classmethod
-    def sections(cls, given: Any) -> dict[str, Any]:
+    def sections(cls, raw_values: Any) -> dict[str, Any]:
         """Returns the values as the constructor takes them; a section with sections below it reads those."""
-        return dict(given.items())
+        return dict(raw_values.items())
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, sections below included."""
@@ -82,30 +82,30 @@ class Section:
 S = TypeVar("S", bound=Section)
 
 
-def read(section: type[S], given: Any, location: str, **own: Any) -> S:
+def read(section: type[S], raw_values: Any, location: str, **extra_fields: Any) -> S:
     """Reads a section from a table: what is left out has its default.
 
     Args:
         section: to read.
-        given: name -> value; a dict, or a ConfigDict, which is no Mapping.
+        raw_values: name -> value; a dict, or a ConfigDict, which is no Mapping.
         location: the table, for errors.
         **own: fields that are not the table's to give.
 
     Raises:
         UserError: a setting that is unknown or missing, or a value that does not fit.
     """
-    if not hasattr(given, "items"):
-        raise UserError(f"{location}: expected a table of settings, found {given!r}")
+    if not hasattr(raw_values, "items"):
+        raise UserError(f"{location}: expected a table of settings, found {raw_values!r}")
     kinds = typing.get_type_hints(section)
-    for name, _ in given.items():
-        require_known(section, location, name, own=own)
+    for name, _ in raw_values.items():
+        require_known(section, location, name, extra_fields=extra_fields)
     for field in dataclasses.fields(section):
-        if _is_required(field) and field.name not in (*given, *own):
+        if _is_required(field) and field.name not in (*raw_values, *extra_fields):
             kind = kinds[field.name]
             raise UserError(f"{location}.{field.name}: expected {_described(kind, _name(kind))}, found none")
     try:
-        values = {name: fitted(name, value, kinds[name]) for name, value in section.sections(given).items()}
-        return section(**values, **own)
+        values = {name: fitted(name, value, kinds[name]) for name, value in section.sections(raw_values).items()}
+        return section(**values, **extra_fields)
     except UserError as error:
         raise UserError(f"{location}.{error}") from error
 
@@ -115,23 +115,23 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.init and field.default is missing and field.default_factory is missing
 
 
-def require_known(section: type[Section], location: str, name: Any, *, own: Container[str] = ()) -> None:
+def require_known(section: type[Section], location: str, name: Any, *, extra_fields: Container[str] = ()) -> None:
     """Checks that a section has a setting.
 
     Args:
         section: that is asked for it.
         location: the section, for the error.
         name: of the setting.
-        own: fields that come from elsewhere; those without a rule are no settings.
+        extra_fields: fields that come from elsewhere; those without a rule are no settings.
 
     Raises:
         UserError: it has none of this name, with what it is called now, or the nearest right name.
     """
     fields = [field for field in dataclasses.fields(section) if field.init]
-    known = [field.name for field in fields if RULE in field.metadata or field.name not in own]
-    if name not in known:
-        moved = f"it is now {section.former[name]}" if name in section.former else suggestion(str(name), known)
-        raise UserError(f"{location} has no setting {name}; {moved}")
+    field_names = [field.name for field in fields if RULE in field.metadata or field.name not in extra_fields]
+    if name not in field_names:
+        hint = f"it is now {section.former[name]}" if name in section.former else suggestion(str(name), field_names)
+        raise UserError(f"{location} has no setting {name}; {hint}")
 
 
 def defaults(section: type[Section]) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def defaults(section: type[Section]) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Returns tables as dicts and sequences as tuples, all through."""
     if hasattr(value, "items"):
-        return {name: plain(each) for name, each in value.items()}
-    return tuple(plain(each) for each in value) if isinstance(value, list | tuple) else value
+        return {name: plain(element) for name, element in value.items()}
+    return tuple(plain(element) for element in value) if isinstance(value, list | tuple) else value
 
 
 def fitted(location: str, value: Any, kind: Any) -> Any:
@@ -160,13 +160,13 @@ def fitted(location: str, value: Any, kind: Any) -> Any:
         UserError: it is of another type.
     """
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    named = [(each, _name(each)) for each in options]
-    for each, name in named:
+    named_options = [(option, _name(option)) for option in options]
+    for option, name in named_options:
         if name not in TAKEN or TAKEN[name][0](value):
-            return _inner(location, value, each, name)
+            return _inner(location, value, option, name)
     if isinstance(value, str) and value.isdigit() and int in options:  # as a command line gives it
         return int(value)
-    expected = " or ".join(dict.fromkeys(_described(each, name) for each, name in named))
+    expected = " or ".join(dict.fromkeys(_described(option, name) for option, name in named_options))
     raise UserError(f"{location}: expected {expected}, found {value!r}")
 
 
@@ -185,23 +185,23 @@ def _inner(location: str, value: Any, kind: Any, name: str) -> Any:
     if name == "float":
         return float(value)
     if name == "tuple" and inner[:1] in ((int,), (float,)):
-        return tuple(fitted(f"{location}[{index}]", each, inner[0]) for index, each in enumerate(value))
+        return tuple(fitted(f"{location}[{index}]", element, inner[0]) for index, element in enumerate(value))
     if name == "Mapping":
-        return {key: fitted(f"{location}.{key}", each, inner[1]) for key, each in value.items()}
+        return {key: fitted(f"{location}.{key}", element, inner[1]) for key, element in value.items()}
     if name == "tuple" and inner[:1] == (str,):
-        if not all(isinstance(each, str) for each in value):
+        if not all(isinstance(element, str) for element in value):
             raise UserError(f"{location}: expected {_described(kind, name)}, found {plain(value)!r}")
-        return tuple(part.strip() for each in value for part in each.split(",") if part.strip())
+        return tuple(word.strip() for element in value for word in element.split(",") if word.strip())
     return plain(value) if name in ("tuple", "Any") else value
 
 
 def _check(location: str, value: Any, rule: Rule) -> None:
     if isinstance(value, dict):
-        for name, each in value.items():
-            _check(f"{location}.{name}", each, rule)
+        for name, element in value.items():
+            _check(f"{location}.{name}", element, rule)
     elif isinstance(value, tuple):
-        for index, each in enumerate(value):
-            _check(f"{location}[{index}]", each, rule)
+        for index, element in enumerate(value):
+            _check(f"{location}[{index}]", element, rule)
     elif rule.choices:
         among(location, value, rule.choices)
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -213,6 +213,6 @@ def _check(location: str, value: Any, rule: Rule) -> None:
 
 def _range(rule: Rule) -> str:
     limits = {"at least": rule.least, "more than": rule.above, "less than": rule.below, "at most": rule.most}
-    named = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None and math.isfinite(limit)]
+    bounds = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None and math.isfinite(limit)]
     unit = f" {rule.unit}" if rule.unit else ""
-    return " and ".join(named) + unit if named else "a number"
+    return " and ".join(bounds) + unit if bounds else "a number"

@@ -138,25 +138,25 @@ class StageSettings(Section):
         return _frozen(self.freeze)
 
     @classmethod
-    def sections(cls, given: Any) -> dict[str, Any]:
+    def sections(cls, value: Any) -> dict[str, Any]:
         """Reads `freeze`, a tuple of patterns or a table, as a table with the epochs of each."""
-        values = dict(given.items())
+        values = dict(value.items())
         return values | ({"freeze": _frozen(values["freeze"])} if "freeze" in values else {})
 
 
-def _frozen(given: Any) -> dict[str, tuple[float, float]]:
-    if isinstance(given, tuple | list):
-        return dict.fromkeys(fitted("freeze", given, tuple[str, ...]), WHOLE)
-    if not hasattr(given, "items"):
-        raise UserError(f"freeze: expected patterns, such as ('backbone',), or {FREEZE_EXAMPLE}, found {given!r}")
-    return {str(pattern): _epochs(f"freeze.{pattern}", epochs) for pattern, epochs in given.items()}
+def _frozen(value: Any) -> dict[str, tuple[float, float]]:
+    if isinstance(value, tuple | list):
+        return dict.fromkeys(fitted("freeze", value, tuple[str, ...]), WHOLE)
+    if not hasattr(value, "items"):
+        raise UserError(f"freeze: expected patterns, such as ('backbone',), or {FREEZE_EXAMPLE}, found {value!r}")
+    return {str(pattern): _epochs(f"freeze.{pattern}", epochs) for pattern, epochs in value.items()}
 
 
-def _epochs(location: str, given: Any) -> tuple[float, float]:
-    if given is None:
+def _epochs(location: str, value: Any) -> tuple[float, float]:
+    if value is None:
         return WHOLE
-    numbers = tuple(given) if isinstance(given, tuple | list) else ()
+    numbers = tuple(value) if isinstance(value, tuple | list) else ()
     ends = tuple(math.inf if number is None and place else number for place, number in enumerate(numbers))
     if len(ends) != 2 or not all(map(is_number, ends)) or not 0 <= ends[0] < ends[1]:
-        raise UserError(f"{location}: expected None, or epochs from and to, as in {FREEZE_EXAMPLE}, found {given!r}")
+        raise UserError(f"{location}: expected None, or epochs from and to, as in {FREEZE_EXAMPLE}, found {value!r}")
     return float(ends[0]), float(ends[1])

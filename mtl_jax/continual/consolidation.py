@@ -54,17 +54,21 @@ class Consolidation(Method):
 
     def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         del tasks
-        others = [name for name, method in keep.items() if isinstance(method, Consolidation) and method is not self]
-        if others:
-            raise UserError(f"{location} is combined with {', '.join(others)}; name one of them: they share anchors")
+        other_methods = [
+            name for name, method in keep.items() if isinstance(method, Consolidation) and method is not self
+        ]
+        if other_methods:
+            raise UserError(
+                f"{location} is combined with {', '.join(other_methods)}; name one of them: they share anchors"
+            )
 
     @classmethod
     def in_stage(cls, keeps: Sequence[Keep], index: int, name: str) -> Method | None:
         del name
-        named = [method for method in keeps[index].values() if isinstance(method, Consolidation)]
-        asked = [method for method in later(keeps, index, Consolidation) if method.strength]
-        found = named or [dataclasses.replace(method, strength=0.0) for method in asked[:1]]
-        return found[0] if found and type(found[0]) is cls else None
+        configured = [method for method in keeps[index].values() if isinstance(method, Consolidation)]
+        later_methods = [method for method in later(keeps, index, Consolidation) if method.strength]
+        methods = configured or [dataclasses.replace(method, strength=0.0) for method in later_methods[:1]]
+        return methods[0] if methods and type(methods[0]) is cls else None
 
     def refuse(
         self,
@@ -86,23 +90,25 @@ class Consolidation(Method):
         del tasks, variables
         return memory[self.slot] if self.strength and memory[self.slot] else None
 
-    def penalty(self, params: PyTree, given: PyTree | None) -> Float[Array, ""] | None:
-        if not given:
+    def penalty(self, params: PyTree, stage_memory: PyTree | None) -> Float[Array, ""] | None:
+        if not stage_memory:
             return None
-        anchors: tuple[Anchor, ...] = given
+        anchors: tuple[Anchor, ...] = stage_memory
         return jnp.stack([penalty(params, anchor.params, anchor.importance, self.strength) for anchor in anchors]).sum()
 
     def leaves(self, keeps: Sequence[Keep], index: int) -> tuple[str, ...]:
         if not any(method.strength for method in later(keeps, index, Consolidation)):
             return ()
-        measured = described(type(self).__name__.lower(), dataclasses.replace(self, strength=0.0))
-        return (f"importance of parameters by {measured} (a strength of a later stage)",)
+        description = described(type(self).__name__.lower(), dataclasses.replace(self, strength=0.0))
+        return (f"importance of parameters by {description} (a strength of a later stage)",)
 
     def after(self, stage: StageView, finished: Finished, memory: Memory) -> Memory:
         if not self.leaves(stage.keeps, stage.index):
             return memory
-        fresh = self.importance(stage, finished)
-        anchors = consolidate(memory[self.slot], finished.end["params"], fresh, mode=self.mode, decay=self.decay)
+        new_importance = self.importance(stage, finished)
+        anchors = consolidate(
+            memory[self.slot], finished.end["params"], new_importance, mode=self.mode, decay=self.decay
+        )
         return {**memory, self.slot: jax.device_get(anchors)}
 
     def importance(self, stage: StageView, finished: Finished) -> PyTree:
@@ -110,8 +116,8 @@ class Consolidation(Method):
         raise NotImplementedError
 
     @staticmethod
-    def to_tree(kept: tuple[Anchor, ...]) -> Mapping[str, Any]:
-        return {str(number): anchor._asdict() for number, anchor in enumerate(kept)}
+    def to_tree(anchors: tuple[Anchor, ...]) -> Mapping[str, Any]:
+        return {str(number): anchor._asdict() for number, anchor in enumerate(anchors)}
 
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> tuple[Anchor, ...]:
@@ -174,8 +180,8 @@ def penalty(params: Tree, anchor_params: Tree, fisher: Tree, strength: float | F
         drift = jnp.asarray(param, jnp.float32) - jnp.asarray(anchor, jnp.float32)
         return jnp.sum(importance * jnp.square(drift))
 
-    parts = jax.tree.leaves(jax.tree.map(leaf_penalty, params, anchor_params, fisher))
-    return jnp.asarray(0.5 * strength * sum(parts, start=jnp.float32(0.0)))
+    leaf_penalties = jax.tree.leaves(jax.tree.map(leaf_penalty, params, anchor_params, fisher))
+    return jnp.asarray(0.5 * strength * sum(leaf_penalties, start=jnp.float32(0.0)))
 
 
 def consolidate(

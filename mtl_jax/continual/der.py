@@ -50,8 +50,8 @@ class DER(Method):
 
     @classmethod
     def in_stage(cls, keeps: Sequence[Keep], index: int, name: str) -> Method | None:
-        own = keeps[index].get(name)
-        return own or (cls(weight=0.0) if _asked(keeps, index) else None)
+        configured = keeps[index].get(name)
+        return configured or (cls(weight=0.0) if _is_used(keeps, index) else None)
 
     def refuse(
         self,
@@ -75,21 +75,21 @@ class DER(Method):
 
         return [with_outputs(feed) for feed in feeds] if self.weight else feeds
 
-    def terms(self, passed: Passed, given: PyTree | None) -> Iterator[Term]:
-        del given
+    def terms(self, passed: Passed, stage_memory: PyTree | None) -> Iterator[Term]:
+        del stage_memory
         for stream in passed.group if self.weight else ():
             for task in passed.labelled[stream]:
-                stored = passed.labels[stream].get(label_name(task))
-                if stored is not None:
-                    far = distance(passed.raw[task][passed.rows[stream]], stored["outputs"])
+                stored_outputs = passed.labels[stream].get(label_name(task))
+                if stored_outputs is not None:
+                    far = distance(passed.raw[task][passed.rows[stream]], stored_outputs["outputs"])
                     yield Term(task, self.weight * far, {f"{task}/{stream}/output_distance": far})
 
     def leaves(self, keeps: Sequence[Keep], index: int) -> tuple[str, ...]:
-        return ("outputs of exemplars (keep.der of a later stage)",) if _asked(keeps, index) else ()
+        return ("outputs of exemplars (keep.der of a later stage)",) if _is_used(keeps, index) else ()
 
     def after(self, stage: StageView, finished: Finished, memory: Memory) -> Memory:
         buffers = dict(memory[Replay.slot])
-        for stream in stage.streams if _asked(stage.keeps, stage.index) else ():
+        for stream in stage.streams if _is_used(stage.keeps, stage.index) else ():
             view = NetworkView(stage, stream, finished.end)
             buffers[stream] = _with_outputs(buffers[stream], view.outputs(buffers[stream]))
         return {**memory, Replay.slot: buffers}
@@ -97,23 +97,25 @@ class DER(Method):
     def expected(self, stage: StageView, memory: Memory, variables: Mapping[str, PyTree]) -> Memory:
         del variables
         sources = dict(memory[Replay.slot])
-        for stream in stage.streams if _asked(stage.keeps, stage.index) else ():
+        for stream in stage.streams if _is_used(stage.keeps, stage.index) else ():
             names = tuple(label_name(task) for task in stage.stream_tasks(stream))
             sources[stream] = Relabelled(sources[stream], names)
         return {**memory, Replay.slot: sources}
 
 
-def _asked(keeps: Sequence[Keep], index: int) -> bool:
+def _is_used(keeps: Sequence[Keep], index: int) -> bool:
     """Whether a later stage compares with what this one stores."""
-    own = keeps[index].get("replay")
-    return bool(own and own.images) and any(method.weight for method in later(keeps, index, DER))
+    replay_settings = keeps[index].get("replay")
+    return bool(replay_settings and replay_settings.images) and any(
+        method.weight for method in later(keeps, index, DER)
+    )
 
 
 def _with_outputs(buffer: ReplayBuffer, outputs: Sequence[Mapping[str, np.ndarray]]) -> ReplayBuffer:
     samples = []
     for sample, raw in zip(buffer.samples, outputs, strict=True):
-        stored = {label_name(task): {"outputs": value} for task, value in raw.items()}
-        samples.append({**sample, "labels": sample["labels"] | stored})
+        output_labels = {label_name(task): {"outputs": value} for task, value in raw.items()}
+        samples.append({**sample, "labels": sample["labels"] | output_labels})
     names = {label_name(task): () for task in outputs[0]}
     return ReplayBuffer(tuple(samples), dict(buffer.class_names) | names, buffer.labelled_classes)
 
@@ -123,16 +125,16 @@ def label_name(task: str) -> str:
     return f"{task}/outputs"
 
 
-def distance(raw: Float[Array, "batch ..."], stored: Float[Array, "batch ..."]) -> Float[Array, ""]:
+def distance(raw: Float[Array, "batch ..."], stored_outputs: Float[Array, "batch ..."]) -> Float[Array, ""]:
     """The mean squared distance of outputs from those stored.
 
     Together with the loss on the stored labels, this is DER++; alone, it is DER.
 
     Args:
         raw: what the head emits for the replayed images now.
-        stored: what it emitted for them when they were stored.
+        stored_outputs: what it emitted for them when they were stored.
 
     References:
         Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", 2020, equation 6.
     """
-    return jnp.square(raw.astype(jnp.float32) - jax.lax.stop_gradient(stored).astype(jnp.float32)).mean()
+    return jnp.square(raw.astype(jnp.float32) - jax.lax.stop_gradient(stored_outputs).astype(jnp.float32)).mean()

@@ -54,24 +54,24 @@ class EWC(Consolidation):
                 importance.reader(stage.tasks[task])
 
     def importance(self, stage: StageView, finished: Finished) -> PyTree:
-        answer = importance.answers(stage.model, finished.end["batch_stats"])
+        forward = importance.forward_of_examples(stage.model, finished.end["batch_stats"])
         key, params = jax.random.key(stage.seed), finished.end["params"]
 
-        def found() -> Iterator[PyTree]:
+        def example_gradients() -> Iterator[PyTree]:
             for number, stream in enumerate(stage.streams):
-                own = jax.random.fold_in(key, number)
-                for function in self._functions(answer, stage.stream_tasks(stream)):
+                example_key = jax.random.fold_in(key, number)
+                for function in self._functions(forward, stage.stream_tasks(stream)):
                     examples = stage.batches(stream, images=self.examples)
-                    yield fisher_diagonal(function, params, examples, self.estimator, key=own)
+                    yield fisher_diagonal(function, params, examples, self.estimator, key=example_key)
 
-        return sum_of(found())
+        return sum_of(example_gradients())
 
-    def _functions(self, answer: importance.Answers, tasks: Mapping[str, Any]) -> list[Callable[..., Array]]:
+    def _functions(self, forward: importance.Answers, tasks: Mapping[str, Any]) -> list[Callable[..., Array]]:
         """Of what the Fisher information is taken: of a stream's labels, or of each of its tasks."""
         if self.estimator == "exact":
-            return [importance.log_probabilities(answer, task) for task in tasks.values()]
+            return [importance.log_probabilities(forward, task) for task in tasks.values()]
         loss = {"empirical": importance.labelled_loss, "sampled": importance.sampled_loss}[self.estimator]
-        return [loss(answer, tasks)]
+        return [loss(forward, tasks)]
 
 
 def fisher_diagonal(

@@ -40,13 +40,13 @@ def reservoir(stream: Iterable[int], count: int, *, generator: np.random.Generat
     References:
         Vitter, "Random sampling with a reservoir", 1985 (algorithm R).
     """
-    chosen: list[int] = []
-    for seen, index in enumerate(stream):
-        if seen < count:
-            chosen.append(index)
-        elif (slot := int(generator.integers(seen + 1))) < count:
-            chosen[slot] = index
-    return np.array(chosen, dtype=np.int64)
+    selected: list[int] = []
+    for position, index in enumerate(stream):
+        if position < count:
+            selected.append(index)
+        elif (slot := int(generator.integers(position + 1))) < count:
+            selected[slot] = index
+    return np.array(selected, dtype=np.int64)
 
 
 def class_balanced(
@@ -74,20 +74,20 @@ def class_balanced(
     shows = np.zeros((len(classes), len(columns)))
     for row, index in enumerate(order):
         shows[row, [columns[class_id] for class_id in classes[index]]] = 1.0
-    shown = np.zeros(len(columns))
-    left = np.ones(len(classes), dtype=bool)
-    chosen: list[int] = []
+    class_counts = np.zeros(len(columns))
+    is_left = np.ones(len(classes), dtype=bool)
+    selected: list[int] = []
     for _ in range(min(count, len(classes))):
         # A class shown once less is worth more than all classes shown oftener together. Counting from the
         # least shown class that is still to be had keeps the powers within floating-point range.
-        available = shows[left].any(axis=0)
-        least = shown[available].min() if available.any() else 0.0
-        value = (len(columns) + 1.0) ** (least - np.maximum(shown, least))
-        row = int(np.argmax(np.where(left, shows @ value, -1.0)))
-        left[row] = False
-        shown += shows[row]
-        chosen.append(int(order[row]))
-    return np.array(chosen, dtype=np.int64)
+        available = shows[is_left].any(axis=0)
+        least = class_counts[available].min() if available.any() else 0.0
+        value = (len(columns) + 1.0) ** (least - np.maximum(class_counts, least))
+        row = int(np.argmax(np.where(is_left, shows @ value, -1.0)))
+        is_left[row] = False
+        class_counts += shows[row]
+        selected.append(int(order[row]))
+    return np.array(selected, dtype=np.int64)
 
 
 def herding(
@@ -116,15 +116,15 @@ def herding(
 
 
 def _herded(unit: Float[np.ndarray, "members channels"], indices: np.ndarray, count: int) -> list[int]:
-    mean, total, left = unit.mean(axis=0), np.zeros(unit.shape[1]), np.ones(len(unit), dtype=bool)
-    chosen: list[int] = []
+    mean, total, is_left = unit.mean(axis=0), np.zeros(unit.shape[1]), np.ones(len(unit), dtype=bool)
+    selected: list[int] = []
     for number in range(min(count, len(unit))):
         distance = np.linalg.norm(mean - (total + unit) / (number + 1), axis=1)
-        pick = int(np.argmin(np.where(left, distance, np.inf)))
-        left[pick] = False
+        pick = int(np.argmin(np.where(is_left, distance, np.inf)))
+        is_left[pick] = False
         total += unit[pick]
-        chosen.append(int(indices[pick]))
-    return chosen
+        selected.append(int(indices[pick]))
+    return selected
 
 
 def diverse(features: Float[np.ndarray, "samples channels"], count: int) -> Int[np.ndarray, "chosen"]:
@@ -142,15 +142,15 @@ def diverse(features: Float[np.ndarray, "samples channels"], count: int) -> Int[
         Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985. Sener, Savarese, "Active Learning
         for Convolutional Neural Networks: A Core-Set Approach", 2018.
     """
-    chosen: list[int] = []
+    selected: list[int] = []
     nearest = np.full(len(features), np.inf)
     pick = int(np.argmin(np.linalg.norm(features - features.mean(axis=0), axis=1)))
     for _ in range(min(count, len(features))):
-        chosen.append(pick)
+        selected.append(pick)
         nearest = np.minimum(nearest, np.linalg.norm(features - features[pick], axis=1))
-        nearest[chosen] = -1.0  # even of equal samples, none is chosen twice
+        nearest[selected] = -1.0  # even of equal samples, none is chosen twice
         pick = int(np.argmax(nearest))
-    return np.array(chosen, dtype=np.int64)
+    return np.array(selected, dtype=np.int64)
 
 
 def hard(losses: Float[np.ndarray, "samples"], count: int) -> Int[np.ndarray, "chosen"]:
@@ -175,5 +175,5 @@ def sample_classes(sample: Sample, label_name: str | None = None) -> set[int]:
         Class numbers.
     """
     labels = sample["labels"].items()
-    shown = [shape_of(fields).classes_shown(fields) for name, fields in labels if label_name in (None, name)]
-    return set().union(*shown)
+    class_sets = [shape_of(fields).classes_shown(fields) for name, fields in labels if label_name in (None, name)]
+    return set().union(*class_sets)

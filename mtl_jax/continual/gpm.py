@@ -72,7 +72,7 @@ class GPM(Method):
         phases = list(phases)
         self._patterns(stage, variables["params"])
         before = (method for keep in stage.keeps[: stage.index] for method in keep.values() if isinstance(method, GPM))
-        for patterns in (earlier._patterns(stage, variables["params"]) for earlier in before):
+        for patterns in (stage_patterns._patterns(stage, variables["params"]) for stage_patterns in before):
             for phase in phases if patterns else ():
                 require_still(
                     memory[self.slot],
@@ -91,32 +91,37 @@ class GPM(Method):
         del tasks, variables
         return memory[self.slot].bases or None
 
-    def project(self, updates: PyTree, given: PyTree | None) -> PyTree:
-        return project(updates, given) if given else updates
+    def project(self, updates: PyTree, stage_memory: PyTree | None) -> PyTree:
+        return project(updates, stage_memory) if stage_memory else updates
 
     def leaves(self, keeps: Sequence[Keep], index: int) -> tuple[str, ...]:
-        held = self.energy and index < len(keeps) - 1
-        return ("trace of what its kernels read (keep.gpm)",) if held else ()
+        is_holding = self.energy and index < len(keeps) - 1
+        return ("trace of what its kernels read (keep.gpm)",) if is_holding else ()
 
     def after(self, stage: StageView, finished: Finished, memory: Memory) -> Memory:
         held: Held = memory[self.slot]
-        for stream, read in self._reads(stage, finished.end["params"]).items():
-            read, total, others = jax.jit(read), {}, ()
+        for stream, reader in self._reads(stage, finished.end["params"]).items():
+            reader, total, other_paths = jax.jit(reader), {}, ()
             for batch in stage.batches(stream, images=self.images):
-                passed = jax.device_get(read(finished.end, batch["image"]))
-                sums = {path: each.astype(np.float64) for path, each in passed.covariances.items()}
-                total, others = {path: total.get(path, 0.0) + each for path, each in sums.items()}, passed.others
-            held = remember(held, total, others, energy=self.energy)
+                inputs_read = jax.device_get(reader(finished.end, batch["image"]))
+                sums = {path: covariance.astype(np.float64) for path, covariance in inputs_read.covariances.items()}
+                total, other_paths = (
+                    {path: total.get(path, 0.0) + covariance for path, covariance in sums.items()},
+                    inputs_read.others,
+                )
+            held = remember(held, total, other_paths, energy=self.energy)
         return {**memory, self.slot: held}
 
     def expected(self, stage: StageView, memory: Memory, variables: Mapping[str, PyTree]) -> Memory:
         """Which parameters will be held, with bases of one direction."""
         held: Held = memory[self.slot]
-        for stream, read in self._reads(stage, variables["params"]).items():
+        for stream, reader in self._reads(stage, variables["params"]).items():
             size = stage.image_size(stream)
-            passed = jax.eval_shape(read, variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
-            fresh = {path: np.ones((*sums.shape[1:3], 1), np.float32) for path, sums in passed.covariances.items()}
-            held = Held(fresh | held.bases, tuple(dict.fromkeys([*held.whole, *passed.others])))
+            inputs_read = jax.eval_shape(reader, variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+            new_bases = {
+                path: np.ones((*sums.shape[1:3], 1), np.float32) for path, sums in inputs_read.covariances.items()
+            }
+            held = Held(new_bases | held.bases, tuple(dict.fromkeys([*held.whole, *inputs_read.others])))
         return {**memory, self.slot: held}
 
     def _patterns(self, stage: StageView, params: PyTree) -> tuple[str, ...]:
@@ -135,12 +140,12 @@ class GPM(Method):
         if not patterns or stage.index == len(stage.keeps) - 1:
             return {}
 
-        def chosen(path: str) -> bool:
+        def is_chosen(path: str) -> bool:
             return owner_of(tuple(path.split("/")), tuple(stage.tasks)) is None and matches(path, patterns)
 
         def read(stream: str) -> Callable[..., kernel_inputs.Read]:
-            own = tuple(stage.stream_tasks(stream))
-            return functools.partial(kernel_inputs.covariances, stage.model, tasks=own, selects=chosen)
+            task_names = tuple(stage.stream_tasks(stream))
+            return functools.partial(kernel_inputs.covariances, stage.model, tasks=task_names, selects=is_chosen)
 
         return {stream: read(stream) for stream in stage.streams}
 
@@ -170,29 +175,29 @@ def extend(basis: Basis | None, covariance: Float[np.ndarray, "groups inputs inp
         Saha, Garg, Roy, "Gradient Projection Memory for Continual Learning", 2021, equations 5 to 9.
     """
     before = np.zeros((*covariance.shape[:2], 0)) if basis is None else basis
-    seen = covariance.astype(np.float64)
-    extended = [_extend_one(before[group], seen[group], energy) for group in range(len(seen))]
-    widest = max(each.shape[1] for each in extended)
-    return np.stack([np.pad(each, ((0, 0), (0, widest - each.shape[1]))) for each in extended]).astype(np.float32)
+    covariance_64 = covariance.astype(np.float64)
+    extended = [_extend_one(before[group], covariance_64[group], energy) for group in range(len(covariance_64))]
+    widest = max(basis.shape[1] for basis in extended)
+    return np.stack([np.pad(basis, ((0, 0), (0, widest - basis.shape[1]))) for basis in extended]).astype(np.float32)
 
 
 def _extend_one(
     basis: Float[np.ndarray, "inputs padded"], covariance: Float[np.ndarray, "inputs inputs"], energy: float
 ) -> Float[np.ndarray, "inputs held"]:
     basis = basis[:, basis.any(axis=0)].astype(np.float64)
-    free = np.eye(len(covariance)) - basis @ basis.T
-    left = free @ covariance @ free
-    eigenvalues, directions = np.linalg.eigh(left)  # rising
+    projection = np.eye(len(covariance)) - basis @ basis.T
+    residual = projection @ covariance @ projection
+    eigenvalues, directions = np.linalg.eigh(residual)  # rising
     eigenvalues, directions = np.maximum(eigenvalues[::-1], 0.0), directions[:, ::-1]
     total = np.trace(covariance)
-    reached = total - np.trace(left) + np.cumsum(np.append(0.0, eigenvalues))
-    count = int((reached < energy * total * (1 - ROUNDING)).sum())
+    captured = total - np.trace(residual) + np.cumsum(np.append(0.0, eigenvalues))
+    count = int((captured < energy * total * (1 - ROUNDING)).sum())
     count = min(count, len(covariance) - basis.shape[1])
     if not count:
         return basis
     # Directions of little energy are orthogonal to the basis up to rounding only.
-    added = np.linalg.qr(np.hstack([basis, directions[:, :count]]))[0][:, basis.shape[1] :]
-    return np.hstack([basis, added])
+    new_basis = np.linalg.qr(np.hstack([basis, directions[:, :count]]))[0][:, basis.shape[1] :]
+    return np.hstack([basis, new_basis])
 
 
 def remember(
@@ -216,8 +221,8 @@ def remember(
     for path, calls in covariances.items():
         for covariance in calls:
             bases[path] = extend(bases.get(path), covariance, energy=energy)
-    used = {path: basis for path, basis in bases.items() if basis.shape[-1]}
-    return Held(used, tuple(dict.fromkeys([*held.whole, *others])))
+    nonempty = {path: basis for path, basis in bases.items() if basis.shape[-1]}
+    return Held(nonempty, tuple(dict.fromkeys([*held.whole, *others])))
 
 
 def project(updates: PyTree, bases: Mapping[str, Float[Array | np.ndarray, "groups inputs held"]]) -> PyTree:
@@ -242,8 +247,8 @@ def project(updates: PyTree, bases: Mapping[str, Float[Array | np.ndarray, "grou
 def _outside(update: Float[Array, "..."], basis: Float[Array, "groups inputs held"]) -> Float[Array, "..."]:
     matrices = by_group(update, basis.shape[0])
     exact = jax.lax.Precision.HIGHEST  # accelerators would round a product's factors to 8 or 11 bits
-    inside = jnp.einsum("gih,gio->gho", basis, matrices, precision=exact)
-    return from_groups(matrices - jnp.einsum("gih,gho->gio", basis, inside, precision=exact), update.shape)
+    projected = jnp.einsum("gih,gio->gho", basis, matrices, precision=exact)
+    return from_groups(matrices - jnp.einsum("gih,gho->gio", basis, projected, precision=exact), update.shape)
 
 
 def shared_layers(
@@ -332,8 +337,8 @@ def to_tree(held: Held) -> dict[str, np.ndarray]:
         {"npz": u8[bytes]}
     """
     archive = io.BytesIO()
-    whole = np.frombuffer(json.dumps(held.whole).encode(), np.uint8)
-    np.savez(archive, allow_pickle=False, **held.bases, whole=whole)  # pyright: ignore[reportArgumentType]
+    encoded_paths = np.frombuffer(json.dumps(held.whole).encode(), np.uint8)
+    np.savez(archive, allow_pickle=False, **held.bases, whole=encoded_paths)  # pyright: ignore[reportArgumentType]
     return {"npz": np.frombuffer(archive.getvalue(), dtype=np.uint8)}
 
 
@@ -347,5 +352,5 @@ def from_tree(tree: Mapping[str, Any]) -> Held:
         return NOTHING
     with np.load(io.BytesIO(np.asarray(tree["npz"]).tobytes()), allow_pickle=False) as archive:
         arrays = {path: archive[path] for path in archive.files}
-    whole = json.loads(arrays.pop("whole").tobytes().decode())
-    return Held(arrays, tuple(whole))
+    path_list = json.loads(arrays.pop("whole").tobytes().decode())
+    return Held(arrays, tuple(path_list))

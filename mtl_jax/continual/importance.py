@@ -16,31 +16,31 @@ from mtl_jax.tasks.base import Task
 Answers = Callable[[PyTree, Mapping[str, Any], tuple[str, ...]], dict[str, Array]]
 
 
-def answers(model: Any, batch_stats: PyTree) -> Answers:
+def forward_of_examples(model: Any, batch_stats: PyTree) -> Answers:
     """Returns `(params, example, tasks) -> {task: raw outputs f32[1, ...]}`, with running statistics."""
 
-    def answer(params: PyTree, example: Mapping[str, Any], tasks: tuple[str, ...]) -> dict[str, Array]:
+    def forward(params: PyTree, example: Mapping[str, Any], tasks: tuple[str, ...]) -> dict[str, Array]:
         variables = {"params": params, "batch_stats": batch_stats}
         return multi_task.eval_raw(model, variables, example["image"][None], tasks=tasks)[0]
 
-    return answer
+    return forward
 
 
-def outputs(answer: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, " outputs"]]:
+def outputs(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, " outputs"]]:
     """Returns `(params, example) -> what the head emits for the tasks`, in one vector."""
 
     def function(params: PyTree, example: Mapping[str, Any]) -> Float[Array, " outputs"]:
-        raw = answer(params, example, tuple(tasks))
+        raw = forward(params, example, tuple(tasks))
         return jnp.concatenate([raw[name].ravel() for name in tasks])
 
     return function
 
 
-def labelled_loss(answer: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
+def labelled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
     """Returns `(params, example) -> loss` towards the example's labels."""
 
     def function(params: PyTree, example: Mapping[str, Any]) -> Float[Array, ""]:
-        raw = answer(params, example, tuple(tasks))
+        raw = forward(params, example, tuple(tasks))
         labels = jax.tree.map(lambda leaf: leaf[None], example["labels"])
         size = _size(example)
         return jnp.stack([task.loss(raw[name], labels[name], size)[0] for name, task in tasks.items()]).sum()
@@ -48,28 +48,28 @@ def labelled_loss(answer: Answers, tasks: Mapping[str, Task]) -> Callable[..., F
     return function
 
 
-def sampled_loss(answer: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
+def sampled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
     """Returns `(params, example, key) -> loss` towards labels drawn from the network's own answers."""
 
     def function(params: PyTree, example: Mapping[str, Any], key: Array) -> Float[Array, ""]:
-        raw = answer(params, example, tuple(tasks))
+        raw = forward(params, example, tuple(tasks))
         keys = jax.random.split(key, len(tasks))
-        drawn = zip(tasks.items(), keys, strict=True)
-        return jnp.stack([task.sampled_loss(raw[name], _size(example), key) for (name, task), key in drawn]).sum()
+        keyed_tasks = zip(tasks.items(), keys, strict=True)
+        return jnp.stack([task.sampled_loss(raw[name], _size(example), key) for (name, task), key in keyed_tasks]).sum()
 
     return function
 
 
-def log_probabilities(answer: Answers, task: Task) -> Callable[..., Float[Array, " answers"]]:
+def log_probabilities(forward: Answers, task: Task) -> Callable[..., Float[Array, " answers"]]:
     """Returns `(params, example) -> log-probability of every answer`.
 
     Raises:
         UserError: the task's answers are too many to list.
     """
-    read = reader(task)
+    reader_of_task = reader(task)
 
     def function(params: PyTree, example: Mapping[str, Any]) -> Float[Array, " answers"]:
-        return read(answer(params, example, (task.name,))[task.name])[0]
+        return reader_of_task(forward(params, example, (task.name,))[task.name])[0]
 
     return function
 

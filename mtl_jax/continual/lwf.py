@@ -33,10 +33,10 @@ class LwF(Method):
 
     def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         del keep
-        known = list(tasks)
+        task_names = list(tasks)
         for task in self.weights:
-            if task not in known:
-                raise UserError(f"{location}.weights names {task}; {suggestion(task, known)}")
+            if task not in task_names:
+                raise UserError(f"{location}.weights names {task}; {suggestion(task, task_names)}")
 
     def refuse(
         self,
@@ -48,8 +48,8 @@ class LwF(Method):
     ) -> None:
         del memory, variables, phases
         location = f"{stage.location}.keep.lwf"
-        for name, kept in (("weight", tasks.only_old), ("feature_weight", tasks.old)):
-            if (value := getattr(self, name)) and not kept:
+        for name, held_tasks in (("weight", tasks.only_old), ("feature_weight", tasks.old)):
+            if (value := getattr(self, name)) and not held_tasks:
                 raise UserError(
                     f"{location}.{name}: expected 0 where no stage before has learnt a task that this one could "
                     f"forget, found {value:g}; leave it to a later stage"
@@ -81,10 +81,10 @@ class LwF(Method):
         weights = {task: self.weight * self.weights.get(task, 1.0) for task in distilled}
         teacher_raw = {task: raw[task] for task in distilled}
         size = passed.image_size
-        _, parts = distillation(
+        _, task_losses = distillation(
             passed.tasks, passed.raw, teacher_raw, image_size=size, weights=weights, balance=self.balance
         )
-        for task, loss in parts.items():
+        for task, loss in task_losses.items():
             yield Term(task, weights[task] * loss, {f"{task}/{passed.group[0]}/distillation": loss})
 
     def _holding(self, tasks: StageTasks) -> tuple[str, ...]:
@@ -97,8 +97,8 @@ class LwF(Method):
         common = {name: features[name] for name in sorted(passed.features.keys() & features.keys())}
         distance = feature_distance(passed.features, common)
         for task in holding:
-            part = self.feature_weight * distance / len(holding)
-            yield Term(task, part, {f"all/{passed.group[0]}/feature_distance": distance})
+            task_distance = self.feature_weight * distance / len(holding)
+            yield Term(task, task_distance, {f"all/{passed.group[0]}/feature_distance": distance})
 
 
 def distillation(
@@ -131,19 +131,19 @@ def distillation(
     References:
         Li, Hoiem, "Learning without Forgetting", 2016.
     """
-    for given, words in ((tasks, "a task record"), (weights, "a weight"), (raw, "an output of the network")):
-        missing = sorted(set(teacher_raw) - set(given))
+    for names_given, words in ((tasks, "a task record"), (weights, "a weight"), (raw, "an output of the network")):
+        missing = sorted(set(teacher_raw) - set(names_given))
         if missing:
             raise UserError(
                 f"expected {words} for every task of the teacher, found none for {', '.join(missing)}; "
-                f"given are {', '.join(sorted(given)) or 'none'}"
+                f"given are {', '.join(sorted(names_given)) or 'none'}"
             )
-    parts: dict[str, Array] = {}
+    task_losses: dict[str, Array] = {}
     for name, teacher_output in teacher_raw.items():
         teacher = jax.lax.stop_gradient(teacher_output)
-        parts[name] = tasks[name].distillation_loss(raw[name], teacher, image_size, balanced=balance == "classes")
-    total = sum((weights[name] * part for name, part in parts.items()), start=jnp.float32(0.0))
-    return total, parts
+        task_losses[name] = tasks[name].distillation_loss(raw[name], teacher, image_size, balanced=balance == "classes")
+    total = sum((weights[name] * task_loss for name, task_loss in task_losses.items()), start=jnp.float32(0.0))
+    return total, task_losses
 
 
 def feature_distance(features: Mapping[str, Array], teacher_features: Mapping[str, Array]) -> Float[Array, ""]:
@@ -160,9 +160,9 @@ def feature_distance(features: Mapping[str, Array], teacher_features: Mapping[st
         Romero et al., "FitNets: Hints for Thin Deep Nets", 2015 (without the division).
     """
 
-    def moved(name):
+    def mean_shift(name):
         teacher = jax.lax.stop_gradient(teacher_features[name]).astype(jnp.float32)
-        way = features[name].astype(jnp.float32) - teacher
-        return jnp.square(way).sum() / jnp.maximum(jnp.square(teacher).sum(), 1e-12)
+        shift = features[name].astype(jnp.float32) - teacher
+        return jnp.square(shift).sum() / jnp.maximum(jnp.square(teacher).sum(), 1e-12)
 
-    return jnp.stack([moved(name) for name in teacher_features]).mean()
+    return jnp.stack([mean_shift(name) for name in teacher_features]).mean()

@@ -26,10 +26,10 @@ class MAS(Consolidation):
     examples: int = setting(100)  # training images that it is estimated from, at the end of a stage
 
     def importance(self, stage: StageView, finished: Finished) -> PyTree:
-        answer = examples_lib.answers(stage.model, finished.end["batch_stats"])
+        forward = examples_lib.forward_of_examples(stage.model, finished.end["batch_stats"])
         return sum_of(
             importance(
-                examples_lib.outputs(answer, stage.stream_tasks(stream)),
+                examples_lib.outputs(forward, stage.stream_tasks(stream)),
                 finished.end["params"],
                 stage.batches(stream, images=self.examples),
             )

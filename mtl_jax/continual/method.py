@@ -27,10 +27,10 @@ def setting(default: Any, *, least: float = 0.0, most: float = MAX_NUMBER, choic
         most: of a number.
         choices: of a text.
     """
-    allowed = {"least": least, "most": most, "choices": choices}
+    limits = {"least": least, "most": most, "choices": choices}
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=allowed)
-    return dataclasses.field(default=default, metadata=allowed)
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=limits)
+    return dataclasses.field(default=default, metadata=limits)
 
 
 class StageTasks(NamedTuple):
@@ -234,12 +234,12 @@ class Method:
         """Returns the tasks whose outputs its terms need, whatever the images."""
         return ()
 
-    def terms(self, passed: Passed, given: PyTree | None) -> Iterator[Term]:
-        """Yields loss terms of a group's outputs and features; `given` is from `before`."""
+    def terms(self, passed: Passed, stage_memory: PyTree | None) -> Iterator[Term]:
+        """Yields loss terms of a group's outputs and features; `stage_memory` is from `before`."""
         return iter(())
 
-    def penalty(self, params: PyTree, given: PyTree | None) -> Float[Array, ""] | None:
-        """Returns a loss term of the parameters alone; None for none. `given` is from `before`."""
+    def penalty(self, params: PyTree, stage_memory: PyTree | None) -> Float[Array, ""] | None:
+        """Returns a loss term of the parameters alone; None for none. `stage_memory` is from `before`."""
         return None
 
     def opposed(self, tasks: StageTasks) -> tuple[str, ...]:
@@ -250,8 +250,8 @@ class Method:
         """Makes one gradient of that of all other losses and that of the `opposed` tasks."""
         return gradient
 
-    def project(self, updates: PyTree, given: PyTree | None) -> PyTree:
-        """Changes what the optimizer makes of a gradient; `given` is from `before`."""
+    def project(self, updates: PyTree, stage_memory: PyTree | None) -> PyTree:
+        """Changes what the optimizer makes of a gradient; `stage_memory` is from `before`."""
         return updates
 
     def step(self, state: PyTree, gradient: PyTree, before: PyTree, after: PyTree) -> PyTree:
@@ -294,5 +294,5 @@ def described(name: str, method: Method) -> str:
     """Returns a method with the settings that differ from their defaults: 'ewc(examples=8)'."""
     default = type(method)()
     fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    changed = [f"{key}={value!r}" for key, value in fields.items() if value != getattr(default, key)]
-    return f"{name}({', '.join(changed)})" if changed else name
+    changed_fields = [f"{key}={value!r}" for key, value in fields.items() if value != getattr(default, key)]
+    return f"{name}({', '.join(changed_fields)})" if changed_fields else name

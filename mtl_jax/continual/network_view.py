@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from mtl_jax.continual.importance import answers, labelled_loss
+from mtl_jax.continual.importance import forward_of_examples, labelled_loss
 from mtl_jax.continual.method import StageView
 from mtl_jax.data.sources.base import Source
 from mtl_jax.models import multi_task
@@ -30,26 +30,26 @@ class NetworkView:
         @jax.jit
         def pooled(variables: PyTree, example: Mapping[str, Any]) -> Float[Array, " channels"]:
             image = example["image"][None]
-            shown = multi_task.eval_raw(self._stage.model, variables, image, tasks=tuple(self._tasks))[1]
-            own = {name: x for name, x in shown.items() if "/" in name} or shown
-            coarsest = min(x.shape[1] for x in own.values())
-            return jnp.concatenate([x[0].mean((0, 1)) for _, x in sorted(own.items()) if x.shape[1] == coarsest])
+            feature_maps = multi_task.eval_raw(self._stage.model, variables, image, tasks=tuple(self._tasks))[1]
+            task_maps = {name: x for name, x in feature_maps.items() if "/" in name} or feature_maps
+            coarsest = min(x.shape[1] for x in task_maps.values())
+            return jnp.concatenate([x[0].mean((0, 1)) for _, x in sorted(task_maps.items()) if x.shape[1] == coarsest])
 
         return np.stack([np.asarray(pooled(self._variables, example)) for example in self._examples(source)])
 
     def losses(self, source: Source) -> Float[np.ndarray, "samples"]:
         """Returns each sample's loss, summed over its tasks."""
-        answer = answers(self._stage.model, self._variables["batch_stats"])
-        loss = jax.jit(labelled_loss(answer, self._tasks))
+        forward = forward_of_examples(self._stage.model, self._variables["batch_stats"])
+        loss = jax.jit(labelled_loss(forward, self._tasks))
         params = self._variables["params"]
         return np.array([float(loss(params, example)) for example in self._examples(source)], np.float32)
 
     def outputs(self, source: Source) -> list[dict[str, np.ndarray]]:
         """Returns what the head emits for each sample, by task."""
-        answer = jax.jit(answers(self._stage.model, self._variables["batch_stats"]), static_argnums=2)
+        forward = jax.jit(forward_of_examples(self._stage.model, self._variables["batch_stats"]), static_argnums=2)
         params, tasks = self._variables["params"], tuple(self._tasks)
-        found = (answer(params, example, tasks) for example in self._examples(source))
-        return [{task: np.asarray(value[0]) for task, value in raw.items()} for raw in found]
+        outputs_by_example = (forward(params, example, tasks) for example in self._examples(source))
+        return [{task: np.asarray(value[0]) for task, value in raw.items()} for raw in outputs_by_example]
 
     def _examples(self, source: Source) -> Iterator[Any]:
         return self._stage.examples(self._stream, source)

@@ -112,15 +112,15 @@ def paste(
     scale = min(1.0, height / rows, width / columns)
     left, top = np.floor(generator.uniform(0, [width - columns * scale + 1, height - rows * scale + 1])).tolist()
     placement = Placement(scale, scale, left, top)
-    moved = transforms.place(sample, placement, size=(height, width))
-    there = warp_nearest(outlined.astype(np.uint8), placement, size=(height, width), missing=0).astype(bool)
-    labels = {name: shape_of(fields).restrict(fields, there) for name, fields in moved["labels"].items()}
-    return {"image": np.where(there[..., None], moved["image"], scene), "labels": labels, "id": sample["id"]}
+    placed = transforms.place(sample, placement, size=(height, width))
+    region = warp_nearest(outlined.astype(np.uint8), placement, size=(height, width), missing=0).astype(bool)
+    labels = {name: shape_of(fields).restrict(fields, region) for name, fields in placed["labels"].items()}
+    return {"image": np.where(region[..., None], placed["image"], scene), "labels": labels, "id": sample["id"]}
 
 
 def _objects(sample: Sample, class_names: Mapping[str, tuple[str, ...]]) -> Bool[np.ndarray, "height width"] | None:
     """The pixels of what the labels outline; None where a label is of the image as a whole."""
     size = sample["image"].shape[:2]
     outlined = [shape_of(fields).outline(fields, class_names[name], size) for name, fields in sample["labels"].items()]
-    known = [each for each in outlined if each is not None]
-    return np.any(known, axis=0) if known and len(known) == len(outlined) else None
+    outlines = [outline for outline in outlined if outline is not None]
+    return np.any(outlines, axis=0) if outlines and len(outlines) == len(outlined) else None

@@ -45,17 +45,17 @@ def read_order(config: RunSettings | Mapping[str, Any]) -> tuple[Keep, ...]:
         UserError: as `read`.
     """
     if isinstance(config, RunSettings):
-        keeps, tasks, order = {name: each.keep for name, each in config.stages.items()}, config.tasks, config.order
+        keeps, tasks, order = {name: stage.keep for name, stage in config.stages.items()}, config.tasks, config.order
     else:
-        keeps = {name: each["keep"] for name, each in config["stages"].items()}
+        keeps = {name: stage["keep"] for name, stage in config["stages"].items()}
         tasks, order = config["tasks"], config["order"]
     return tuple(read(keeps[name], location=f"config.stages.{name}.keep", tasks=tuple(tasks)) for name in order)
 
 
 def in_stage(keeps: Sequence[Keep], index: int) -> dict[str, Method]:
     """Returns the methods that act in a stage, named there or called for by others, in the order of `METHODS`."""
-    found = {name: kind.in_stage(keeps, index, name) for name, kind in METHODS.items()}
-    return {name: method for name, method in found.items() if method is not None}
+    methods = {name: kind.in_stage(keeps, index, name) for name, kind in METHODS.items()}
+    return {name: method for name, method in methods.items() if method is not None}
 
 
 def completed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,11 +69,14 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     tasks = tuple(config["tasks"])
 
-    def filled(name: str, stage: Mapping[str, Any]) -> dict[str, Any]:
+    def fill_stage(name: str, stage: Mapping[str, Any]) -> dict[str, Any]:
         keep = read(stage["keep"], location=f"config.stages.{name}.keep", tasks=tasks)
-        return {**stage, "keep": {method: dataclasses.asdict(each) for method, each in keep.items()}}
+        return {
+            **stage,
+            "keep": {method: dataclasses.asdict(method_settings) for method, method_settings in keep.items()},
+        }
 
-    return {**config, "stages": {name: filled(name, stage) for name, stage in config["stages"].items()}}
+    return {**config, "stages": {name: fill_stage(name, stage) for name, stage in config["stages"].items()}}
 
 
 def complete(config: RunSettings) -> RunSettings:
@@ -82,19 +85,21 @@ def complete(config: RunSettings) -> RunSettings:
     Raises:
         UserError: as `read`.
     """
-    kept = completed(config.to_dict())["stages"]
-    stages = {name: dataclasses.replace(each, keep=kept[name]["keep"]) for name, each in config.stages.items()}
+    completed_stages = completed(config.to_dict())["stages"]
+    stages = {
+        name: dataclasses.replace(stage, keep=completed_stages[name]["keep"]) for name, stage in config.stages.items()
+    }
     return dataclasses.replace(config, stages=stages)
 
 
-def _method(location: str, kind: type[Method], given: Any) -> Method:
-    if not isinstance(given, Mapping) and not hasattr(given, "items"):
-        raise UserError(f"{location}: expected a table of settings, such as {_example(kind)}, found {given!r}")
+def _method(location: str, kind: type[Method], stage_memory: Any) -> Method:
+    if not isinstance(stage_memory, Mapping) and not hasattr(stage_memory, "items"):
+        raise UserError(f"{location}: expected a table of settings, such as {_example(kind)}, found {stage_memory!r}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in given:
+    for name in stage_memory:
         if name not in fields:
             raise UserError(f"{location} has no setting {name}; {checks.suggestion(str(name), fields)}")
-    settings = {name: _plain(given[name], str(fields[name].type)) for name in given}
+    settings = {name: _plain(stage_memory[name], str(fields[name].type)) for name in stage_memory}
     checks.check_arguments(location, settings, kind)
     for name, value in settings.items():
         _check_range(f"{location}.{name}", value, fields[name].metadata)
@@ -109,23 +114,23 @@ def _example(kind: type[Method]) -> dict[str, Any]:
 def _plain(value: Any, kind: str) -> Any:
     """A value in the type of its field where it can be: a tuple for "neck,head", 2.0 for 2."""
     if kind.startswith("tuple") and isinstance(value, str | list | tuple):
-        parts = value.split(",") if isinstance(value, str) else value
-        return tuple(str(part).strip() for part in parts if str(part).strip())
+        words = value.split(",") if isinstance(value, str) else value
+        return tuple(str(word).strip() for word in words if str(word).strip())
     if kind.startswith("Mapping") and hasattr(value, "items"):
-        return {name: _plain(each, "float") for name, each in value.items()}
+        return {name: _plain(value_inside, "float") for name, value_inside in value.items()}
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return float(value) if kind == "float" and is_whole else value
 
 
-def _check_range(location: str, value: Any, allowed: Mapping[str, Any]) -> None:
+def _check_range(location: str, value: Any, range_limits: Mapping[str, Any]) -> None:
     if isinstance(value, dict):
-        for name, each in value.items():
-            if not isinstance(each, numbers.Real):
-                raise UserError(f"{location}.{name}: expected a number, found {each!r}")
-            _check_range(f"{location}.{name}", each, allowed)
+        for name, value_inside in value.items():
+            if not isinstance(value_inside, numbers.Real):
+                raise UserError(f"{location}.{name}: expected a number, found {value_inside!r}")
+            _check_range(f"{location}.{name}", value_inside, range_limits)
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not allowed["least"] <= value <= allowed["most"]:
-            limits = f"at least {allowed['least']:g} and at most {allowed['most']:g}"
+        if not range_limits["least"] <= value <= range_limits["most"]:
+            limits = f"at least {range_limits['least']:g} and at most {range_limits['most']:g}"
             raise UserError(f"{location}: expected {limits}, found {value}")
-    elif allowed["choices"]:
-        checks.among(location, value, allowed["choices"])
+    elif range_limits["choices"]:
+        checks.among(location, value, range_limits["choices"])

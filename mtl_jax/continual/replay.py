@@ -69,14 +69,16 @@ class Replay(Method):
         return [*feeds, *(Feed(stream, buffer, self.batch_size, self.weight) for stream, buffer in old.items())]
 
     def leaves(self, keeps: Sequence[Keep], index: int) -> tuple[str, ...]:
-        asked = self.images and any(method.batch_size for method in later(keeps, index, Replay))
-        return ("exemplars (keep.replay.batch_size of a later stage)",) if asked else ()
+        is_replayed = self.images and any(method.batch_size for method in later(keeps, index, Replay))
+        return ("exemplars (keep.replay.batch_size of a later stage)",) if is_replayed else ()
 
     def after(self, stage: StageView, finished: Finished, memory: Memory) -> Memory:
         if not self.images or stage.index == len(stage.keeps) - 1:
             return memory
-        fresh = {stream: self._exemplars(stage, number, finished.end) for number, stream in enumerate(stage.streams)}
-        return {**memory, self.slot: memory[self.slot] | fresh}
+        new_buffers = {
+            stream: self._exemplars(stage, number, finished.end) for number, stream in enumerate(stage.streams)
+        }
+        return {**memory, self.slot: memory[self.slot] | new_buffers}
 
     def _exemplars(self, stage: StageView, number: int, variables: Mapping[str, PyTree]) -> ReplayBuffer:
         stream = stage.streams[number]
@@ -100,12 +102,12 @@ class Replay(Method):
         return {**memory, self.slot: memory[self.slot] | {stream: stage.source(stream) for stream in stage.streams}}
 
     @staticmethod
-    def to_tree(kept: Mapping[str, ReplayBuffer]) -> Mapping[str, Any]:
-        return {stream: to_tree(buffer) for stream, buffer in kept.items()}
+    def to_tree(buffers: Mapping[str, ReplayBuffer]) -> Mapping[str, Any]:
+        return {stream: to_tree(buffer) for stream, buffer in buffers.items()}
 
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> Mapping[str, ReplayBuffer]:
-        return {stream: from_tree(each) for stream, each in tree.items()}
+        return {stream: from_tree(buffer_tree) for stream, buffer_tree in tree.items()}
 
 
 class Relabelled:
@@ -205,10 +207,10 @@ def fill(
             f"expected one exemplar or more to keep, found count={count} of {len(source)} samples; "
             "raise the count or turn replay off"
         )
-    chosen = _chosen(source, count, selection, generator, describe)
+    indices = _select(source, count, selection, generator, describe)
     samples: list[Sample] = []
     used_bytes = needed_bytes = 0
-    for index in chosen.tolist():
+    for index in indices.tolist():
         exemplar = downscale(source[index], max_side_px)
         needed_bytes = sample_bytes(exemplar)
         if max_bytes is None or used_bytes + needed_bytes <= max_bytes:
@@ -223,7 +225,7 @@ def fill(
     return ReplayBuffer(tuple(samples), dict(source.class_names), labelled)
 
 
-def _chosen(
+def _select(
     source: Source, count: int, selection: str, generator: np.random.Generator, describe: Describe | None
 ) -> Int[np.ndarray, "chosen"]:
     if selection == "random":
@@ -239,8 +241,8 @@ def _chosen(
     if selection == "diverse":
         return exemplars.diverse(describe.features(source), count)
     classes = _classes(source)
-    single = all(len(shown) == 1 for shown in classes)  # a class per image: every class is herded by itself
-    groups = [next(iter(shown)) for shown in classes] if single else None
+    single = all(len(class_set) == 1 for class_set in classes)  # a class per image: every class is herded by itself
+    groups = [next(iter(class_set)) for class_set in classes] if single else None
     return exemplars.herding(describe.features(source), count, groups=groups)
 
 

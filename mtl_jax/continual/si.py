@@ -26,8 +26,8 @@ class SI(Consolidation):
     follows: ClassVar[bool] = True
 
     def start(self, stage: StageView, params: PyTree) -> PyTree | None:
-        asked = self.leaves(stage.keeps, stage.index)
-        return jax.tree.map(jnp.zeros_like, params) if asked else None
+        is_needed = self.leaves(stage.keeps, stage.index)
+        return jax.tree.map(jnp.zeros_like, params) if is_needed else None
 
     def step(self, state: PyTree, gradient: PyTree, before: PyTree, after: PyTree) -> PyTree:
         return update_path(state, gradient, before, after)
@@ -70,7 +70,7 @@ def importance(path: PyTree, start: PyTree, end: PyTree, *, damping: float = DAM
     """
 
     def share(fall, old, new):
-        way = jnp.asarray(new, jnp.float32) - jnp.asarray(old, jnp.float32)
-        return jnp.maximum(jnp.asarray(fall), 0.0) / (jnp.square(way) + damping)
+        change = jnp.asarray(new, jnp.float32) - jnp.asarray(old, jnp.float32)
+        return jnp.maximum(jnp.asarray(fall), 0.0) / (jnp.square(change) + damping)
 
     return jax.tree.map(share, path, start, end)

@@ -28,7 +28,7 @@ def baselines(runs: Mapping[str, str]) -> dict[str, Baseline]:
     Raises:
         UserError: a run is not finished or has no such task.
     """
-    found = {}
+    by_task = {}
     for task, folder in runs.items():
         if not folder:
             continue
@@ -41,5 +41,5 @@ def baselines(runs: Mapping[str, str]) -> dict[str, Baseline]:
                 f"{', '.join(judged) or 'no contract.json'}; name another run, or leave it out"
             )
         value = judged[task]["final"]
-        found[task] = Baseline(float("nan") if value is None else value, f"run {folder}")
-    return found
+        by_task[task] = Baseline(float("nan") if value is None else value, f"run {folder}")
+    return by_task

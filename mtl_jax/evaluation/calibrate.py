@@ -59,18 +59,18 @@ def observe(
         names: of the tasks; kinds without scores are left out.
         held_out: the training images that no step has seen (all where none are held out); else validation images.
     """
-    found: dict[str, list[Observed | None]] = {}
+    observations: dict[str, list[Observed | None]] = {}
     for stream, tasks in experiment.measured_streams(setup, names).items():
-        asked = {name: task for name, task in tasks.items() if task.kind in scores.OBSERVE}
-        for batch in experiment.eval_batches(setup, stream, held_out=held_out) if asked else ():
-            predictions = jax.device_get(predict(variables, batch.image, names=tuple(asked)))
+        calibrated_tasks = {name: task for name, task in tasks.items() if task.kind in scores.OBSERVE}
+        for batch in experiment.eval_batches(setup, stream, held_out=held_out) if calibrated_tasks else ():
+            predictions = jax.device_get(predict(variables, batch.image, names=tuple(calibrated_tasks)))
             for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):
-                for name, task in asked.items():
+                for name, task in calibrated_tasks.items():
                     look = scores.OBSERVE[task.kind]
-                    seen = look(example(predictions[name], index), target[name], geometry, len(task.classes))
-                    found.setdefault(name, []).append(seen)
-    seen = {name: scores.joined(each) for name, each in found.items()}
-    return {name: each for name, each in seen.items() if each is not None}
+                    observation = look(example(predictions[name], index), target[name], geometry, len(task.classes))
+                    observations.setdefault(name, []).append(observation)
+    observation = {name: scores.joined(parts_observed) for name, parts_observed in observations.items()}
+    return {name: parts_observed for name, parts_observed in observation.items() if parts_observed is not None}
 
 
 def choose(
@@ -83,10 +83,10 @@ def choose(
         observed: what they scored.
         unseen: on images that no step has seen; else temperatures stay 1: a network is surer of what it was trained on.
     """
-    return {name: _chosen(tasks[name], each, unseen) for name, each in observed.items()}
+    return {name: _calibrate(tasks[name], observation, unseen) for name, observation in observed.items()}
 
 
-def _chosen(task: Task, observed: Observed, unseen: bool) -> Calibration:
+def _calibrate(task: Task, observed: Observed, unseen: bool) -> Calibration:
     at = scores.temperature(observed) if unseen else 1.0
     if not isinstance(observed, YesNo) or observed.objects.sum() < scores.LEAST_OBJECTS:
         return Calibration(at)
@@ -95,32 +95,36 @@ def _chosen(task: Task, observed: Observed, unseen: bool) -> Calibration:
 
 
 def judge(
-    tasks: Mapping[str, Task], observed: Mapping[str, Observed], chosen: Mapping[str, Calibration]
+    tasks: Mapping[str, Task], observed: Mapping[str, Observed], calibrations: Mapping[str, Calibration]
 ) -> dict[str, dict[str, Any]]:
     """Measures what was chosen, on other images than those that it was chosen on.
 
     Args:
         tasks: by name.
         observed: what they score there.
-        chosen: from `choose`.
+        calibrations: from `choose`.
 
     Returns:
         Task -> "temperature", "calibration_error_before", "calibration_error", and of a task with thresholds
         "thresholds", "f1_before" (with its kind's threshold) and "f1".
     """
-    return {name: _judged(tasks[name], observed[name], each) for name, each in chosen.items() if name in observed}
+    return {
+        name: _judged(tasks[name], observed[name], calibration)
+        for name, calibration in calibrations.items()
+        if name in observed
+    }
 
 
-def _judged(task: Task, observed: Observed, chosen: Calibration) -> dict[str, Any]:
-    after = scores.at_temperature(observed, chosen.temperature)
+def _judged(task: Task, observed: Observed, calibration: Calibration) -> dict[str, Any]:
+    after = scores.at_temperature(observed, calibration.temperature)
     figures: dict[str, Any] = {
-        "temperature": chosen.temperature,
+        "temperature": calibration.temperature,
         "calibration_error_before": scores.calibration_error(observed),
         "calibration_error": scores.calibration_error(after),
     }
     if isinstance(observed, YesNo) and isinstance(after, YesNo):
         before = np.full(len(task.classes), SCORES[task.kind].least)
-        levels = np.array([chosen.thresholds.get(name, SCORES[task.kind].least) for name in task.classes])
-        figures |= {"thresholds": dict(chosen.thresholds), "f1_before": scores.f1(observed, before)}
+        levels = np.array([calibration.thresholds.get(name, SCORES[task.kind].least) for name in task.classes])
+        figures |= {"thresholds": dict(calibration.thresholds), "f1_before": scores.f1(observed, before)}
         figures["f1"] = scores.f1(after, levels)
     return {name: round(x, DECIMALS) if isinstance(x, float) else x for name, x in figures.items()}

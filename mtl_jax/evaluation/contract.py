@@ -79,10 +79,10 @@ def forgetting(history: Sequence[float | None], *, higher_is_better: bool) -> fl
     References:
         Chaudhry, Dokania, Ajanthan, Torr, "Riemannian Walk for Incremental Learning", 2018.
     """
-    earlier = [value for value in history[:-1] if value is not None]
-    if not earlier or history[-1] is None:
+    past_values = [value for value in history[:-1] if value is not None]
+    if not past_values or history[-1] is None:
         return None
-    return max(earlier) - history[-1] if higher_is_better else history[-1] - min(earlier)
+    return max(past_values) - history[-1] if higher_is_better else history[-1] - min(past_values)
 
 
 def backward_transfer(history: Sequence[float | None], *, higher_is_better: bool) -> float | None:
@@ -98,10 +98,10 @@ def backward_transfer(history: Sequence[float | None], *, higher_is_better: bool
     References:
         Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017.
     """
-    earlier = [value for value in history[:-1] if value is not None]
-    if not earlier or history[-1] is None:
+    past_values = [value for value in history[:-1] if value is not None]
+    if not past_values or history[-1] is None:
         return None
-    return history[-1] - earlier[0] if higher_is_better else earlier[0] - history[-1]
+    return history[-1] - past_values[0] if higher_is_better else past_values[0] - history[-1]
 
 
 def intransigence(
@@ -120,10 +120,13 @@ def intransigence(
     References:
         Chaudhry, Dokania, Ajanthan, Torr, "Riemannian Walk for Incremental Learning", 2018.
     """
-    own, alone = next((value for value in history if value is not None), None), _finite_or_none(reference)
-    if own is None or alone is None:
+    own_value, reference_value = (
+        next((value for value in history if value is not None), None),
+        _finite_or_none(reference),
+    )
+    if own_value is None or reference_value is None:
         return None
-    return alone - own if higher_is_better else own - alone
+    return reference_value - own_value if higher_is_better else own_value - reference_value
 
 
 def forward_transfer(
@@ -142,10 +145,10 @@ def forward_transfer(
     References:
         Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017.
     """
-    reached, start = _finite_or_none(before), _finite_or_none(untrained)
-    if reached is None or start is None:
+    score_before, start = _finite_or_none(before), _finite_or_none(untrained)
+    if score_before is None or start is None:
         return None
-    return reached - start if higher_is_better else start - reached
+    return score_before - start if higher_is_better else start - score_before
 
 
 def delta_m_percent(drops: Sequence[float | None]) -> float | None:
@@ -160,8 +163,8 @@ def delta_m_percent(drops: Sequence[float | None]) -> float | None:
     References:
         Maninis, Radosavovic, Kokkinos, "Attentive Single-Tasking of Multiple Tasks", 2019.
     """
-    known = [drop for drop in drops if drop is not None]
-    return 0.0 - sum(known) / len(known) if known and len(known) == len(drops) else None
+    finite_values = [drop for drop in drops if drop is not None]
+    return 0.0 - sum(finite_values) / len(finite_values) if finite_values and len(finite_values) == len(drops) else None
 
 
 def build(
@@ -199,8 +202,8 @@ def build(
         final = histories[task][-1] if stages else None
         learning = judge_learning(task, metric, stages, higher_is_better=higher)
         tasks[task] = _judge_task(metric, higher, baseline, final, limit, learning)
-        if later := (added or {}).get(task):
-            tasks[task]["added"] = _judge_added(task, later, metric, higher, stages, limit)
+        if additions := (added or {}).get(task):
+            tasks[task]["added"] = _judge_added(task, additions, metric, higher, stages, limit)
             tasks[task]["passed"] &= all(entry["passed"] for entry in tasks[task]["added"].values())
     checked = {name: _judge_budget(budget) for name, budget in budgets.items()}
     signs = {task: higher for task, (_, higher) in judged.items()}
@@ -248,7 +251,7 @@ def addition(task: str, stage: str) -> str:
 
 def _judge_added(
     task: str,
-    later: Mapping[str, Sequence[str]],
+    additions: Mapping[str, Sequence[str]],
     metric: str,
     higher_is_better: bool,
     stages: Sequence[Mapping[str, Any]],
@@ -256,28 +259,31 @@ def _judge_added(
 ) -> dict[str, Any]:
     """The entries of classes that came later, each like one of a task that was first learnt in their stage."""
     keys = {"metrics": "added", "before": "added_before", "constant": "added_constant"}
-    own = [{"name": stage["name"], **{key: stage.get(kept, {}) for key, kept in keys.items()}} for stage in stages]
-    found = {}
-    for stage, classes in later.items():
+    addition_stages = [
+        {"name": stage["name"], **{key: stage.get(stage_key, {}) for key, stage_key in keys.items()}}
+        for stage in stages
+    ]
+    by_addition = {}
+    for stage, classes in additions.items():
         name = addition(task, stage)
-        if not any(name in each["metrics"] for each in own):
+        if not any(name in stage_metrics["metrics"] for stage_metrics in addition_stages):
             continue  # a stage that is still to come
-        final = task_histories(own, {name: (metric, higher_is_better)})[name][-1]
-        learning = judge_learning(name, metric, own, higher_is_better=higher_is_better)
-        baseline = _own_baseline(name, metric, own)
+        final = task_histories(addition_stages, {name: (metric, higher_is_better)})[name][-1]
+        learning = judge_learning(name, metric, addition_stages, higher_is_better=higher_is_better)
+        baseline = _own_baseline(name, metric, addition_stages)
         judged = _judge_task(metric, higher_is_better, baseline, final, limit, learning)
-        found[stage] = {"classes": list(classes), **judged}
-    return found
+        by_addition[stage] = {"classes": list(classes), **judged}
+    return by_addition
 
 
 def _before_and_untrained(
     task: str, metric: str, stages: Sequence[Mapping[str, Any]]
 ) -> tuple[float | None, float | None]:
     """A task's metric before its own stage and before the first; none for the first stage's own tasks."""
-    own = next((index for index, stage in enumerate(stages) if task in stage["metrics"]), 0)
-    if own == 0:
+    own_stage = next((index for index, stage in enumerate(stages) if task in stage["metrics"]), 0)
+    if own_stage == 0:
         return None, None
-    before, untrained = (stages[index].get("before", {}).get(task, {}).get(metric) for index in (own, 0))
+    before, untrained = (stages[index].get("before", {}).get(task, {}).get(metric) for index in (own_stage, 0))
     return before, untrained
 
 
@@ -338,8 +344,8 @@ def _judge_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _over_tasks(values: Mapping[str, float | None]) -> dict[str, Any]:
-    known = [value for value in values.values() if value is not None]
-    return {"tasks": dict(values), "mean": sum(known) / len(known) if known else None}
+    finite_values = [value for value in values.values() if value is not None]
+    return {"tasks": dict(values), "mean": sum(finite_values) / len(finite_values) if finite_values else None}
 
 
 def _finite_or_none(value: SupportsFloat | None) -> float | None:

@@ -24,8 +24,8 @@ def headline(contract: Mapping[str, Any]) -> str:
     gain = contract.get("delta_m_percent")
     against = "" if gain is None else f"; delta_m {gain:+.2f} % against single-task networks"
     idle = [task for task, entry in contract["tasks"].items() if entry.get("learnt") is False]
-    learnt = f"validation shows nothing learnt by {', '.join(idle)}; " if idle else ""
-    return f"contract {verdict}: {learnt}no task may lose more than {contract['max_drop_percent']:g} %{against}"
+    idle_text = f"validation shows nothing learnt by {', '.join(idle)}; " if idle else ""
+    return f"contract {verdict}: {idle_text}no task may lose more than {contract['max_drop_percent']:g} %{against}"
 
 
 def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -46,11 +46,11 @@ def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def task_entries(contract: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The entries of the tasks, and after each, as "task + stage", those of classes that a stage has added to it."""
-    found = {}
+    entries = {}
     for task, entry in contract["tasks"].items():
-        found[task] = entry
-        found |= {f"{task} + {stage}": added for stage, added in entry.get("added", {}).items()}
-    return found
+        entries[task] = entry
+        entries |= {f"{task} + {stage}": addition for stage, addition in entry.get("added", {}).items()}
+    return entries
 
 
 def budget_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -71,14 +71,14 @@ def figure(value: SupportsFloat | None) -> str:
     number = math.nan if value is None else float(value)
     if not math.isfinite(number):
         return "-"
-    whole = number == int(number) and abs(number) >= 1
-    return f"{number:,.0f}" if whole or abs(number) >= 1000 else f"{number:.4g}"
+    is_integer = number == int(number) and abs(number) >= 1
+    return f"{number:,.0f}" if is_integer or abs(number) >= 1000 else f"{number:.4g}"
 
 
 def _measured(value: Any) -> str:
     """A budget's value for people: a figure, or several by name."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {figure(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {figure(figures)}" for name, figures in value.items())
     return figure(value)
 
 
@@ -142,13 +142,13 @@ def table(contract: Mapping[str, Any]) -> Table:
     style = "bold green" if contract["passed"] else "bold red"
     grid.add_row(Text(headline(contract), style=style))
     for columns, rows, numbers in _tables(contract):
-        part = Table(box=box.SIMPLE_HEAD)
+        section = Table(box=box.SIMPLE_HEAD)
         for index, column in enumerate(columns):
-            part.add_column(column, justify="right" if index in numbers else "left")
+            section.add_column(column, justify="right" if index in numbers else "left")
         for row in rows:
             verdict = Text(row[-1], style="green" if row[-1].startswith("passed") else "bold red")
-            part.add_row(*(Text(cell) for cell in row[:-1]), verdict)
-        grid.add_row(part)
+            section.add_row(*(Text(cell) for cell in row[:-1]), verdict)
+        grid.add_row(section)
     for reason in reasons(contract):
         grid.add_row(Text(reason))
     return grid

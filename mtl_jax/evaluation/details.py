@@ -55,10 +55,10 @@ class MaskDetails:
         count = len(self._task.classes)
         truth = np.asarray(target["mask"]).astype(np.int64)
         predicted = np.asarray(self._task.at_original(prediction, geometry)["mask"]).astype(np.int64)
-        known = (truth >= 0) & (truth < count)
-        if not known.any() or not np.all(target.get("labelled", True)):
+        is_class = (truth >= 0) & (truth < count)
+        if not is_class.any() or not np.all(target.get("labelled", True)):
             return None
-        pairs = np.bincount(truth[known] * count + predicted[known], minlength=count**2).reshape(count, count)
+        pairs = np.bincount(truth[is_class] * count + predicted[is_class], minlength=count**2).reshape(count, count)
         self._counts += pairs
         quality = float(_iou(pairs)[pairs.sum(axis=1) > 0].mean())
         return Judged(quality, f"IoU {quality:.2f}")
@@ -94,8 +94,8 @@ class ClassDetails:
 
     def by_class(self) -> ByClass:
         """Returns images, precision and recall of every class."""
-        right, shown = np.diag(self._counts), self._counts.sum(axis=1)
-        figures = shown, _quotient(right, self._counts.sum(axis=0)), _quotient(right, shown)
+        right, totals = np.diag(self._counts), self._counts.sum(axis=1)
+        figures = totals, _quotient(right, self._counts.sum(axis=0)), _quotient(right, totals)
         return ByClass(("class", "images", "precision", "recall"), _rows(self._task.classes, *figures), self._counts)
 
 
@@ -122,28 +122,34 @@ class YesNoDetails:
         confusion = matching.confusion(prediction, target, geometry, self._least) if self._boxes else None
         if confusion is not None:
             self._confusion += confusion
-        shown = matched.score >= self._least[matched.label]
-        total = int(shown.sum() + matched.objects.sum())
+        is_predicted = matched.score >= self._least[matched.label]
+        total = int(is_predicted.sum() + matched.objects.sum())
         if not total:
             return None
-        f1 = 2 * int((shown & matched.correct).sum()) / total
+        f1 = 2 * int((is_predicted & matched.correct).sum()) / total
         return Judged(f1, f"F1 {f1:.2f}")
 
     def by_class(self) -> ByClass | None:
         """Returns objects (or images), precision and recall of what is shown, AP of each class, confusion of boxes."""
         if not self._seen:
             return None
-        score, label, correct = (np.concatenate([getattr(seen, name) for seen in self._seen]) for name in _FIELDS)
-        objects = np.sum([seen.objects for seen in self._seen], axis=0)
-        shown, count = score >= self._least[label], len(objects)
-        right = np.bincount(label[shown & correct], minlength=count)
+        score, label, correct = (np.concatenate([getattr(matches, name) for matches in self._seen]) for name in _FIELDS)
+        objects = np.sum([matches.objects for matches in self._seen], axis=0)
+        is_predicted, count = score >= self._least[label], len(objects)
+        right = np.bincount(label[is_predicted & correct], minlength=count)
         average = [
-            average_precision(precision_recall(score[label == each], correct[label == each], int(objects[each])))
-            for each in range(count)
+            average_precision(
+                precision_recall(score[label == class_index], correct[label == class_index], int(objects[class_index]))
+            )
+            for class_index in range(count)
         ]
-        figures = objects, _quotient(right, np.bincount(label[shown], minlength=count)), _quotient(right, objects)
-        counted = "objects" if self._boxes else "images"
-        columns = ("class", counted, "precision", "recall", "AP 50" if self._boxes else "AP")
+        figures = (
+            objects,
+            _quotient(right, np.bincount(label[is_predicted], minlength=count)),
+            _quotient(right, objects),
+        )
+        noun = "objects" if self._boxes else "images"
+        columns = ("class", noun, "precision", "recall", "AP 50" if self._boxes else "AP")
         rows = _rows(self._task.classes, *figures, np.array(average))
         confusion = self._confusion if self._boxes else None
         return ByClass(columns, rows, confusion, precision_recall(score, correct, int(objects.sum())))
@@ -200,9 +206,9 @@ def _iou(counts: Int[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
     return _quotient(right, counts.sum(axis=0) + counts.sum(axis=1) - right)
 
 
-def _quotient(part: np.ndarray, whole: np.ndarray) -> Float[np.ndarray, " n"]:
+def _quotient(numerator: np.ndarray, denominator: np.ndarray) -> Float[np.ndarray, " n"]:
     """NaN where there is nothing to divide by."""
-    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), np.nan)
 
 
 def _rows(classes: Sequence[str], *figures: np.ndarray) -> list[tuple[str, ...]]:

@@ -38,9 +38,9 @@ def make_predict(model: Any, tasks: Mapping[str, Task], *, flip: bool = False) -
         variables: PyTree, image: Float[Array, "batch height width 3"], names: tuple[str, ...]
     ) -> dict[str, dict[str, Array]]:
         if flip:
-            asked = {name: tasks[name] for name in names}
-            found = flip_lib.outputs(model, variables, image, asked)
-            return {name: task.decode(found[name]) for name, task in asked.items()}
+            requested = {name: tasks[name] for name in names}
+            outputs = flip_lib.outputs(model, variables, image, requested)
+            return {name: task.decode(outputs[name]) for name, task in requested.items()}
         raw, _ = multi_task.eval_raw(model, variables, image, tasks=names)
         height, width = image.shape[1:3]
         return {name: tasks[name].predictions(raw[name], (height, width)) for name in names}
@@ -85,15 +85,15 @@ def measured(
     Returns:
         Task -> its metric.
     """
-    asked, found = tuple(tasks), dict[str, Metric]()
-    needed = set(asked if wanted is None else wanted)
+    names, metrics_by_task = tuple(tasks), dict[str, Metric]()
+    needed = set(names if wanted is None else wanted)
     from mtl_jax import experiment  # reads images, with libraries that a network alone does not need
 
-    for stream, together in experiment.measured_streams(setup, asked).items():
-        if needed & set(together):
+    for stream, stream_tasks in experiment.measured_streams(setup, names).items():
+        if needed & set(stream_tasks):
             batches = experiment.eval_batches(setup, stream)
-            found |= filled(predict, variables, batches, together, before=found)
-    return found
+            metrics_by_task |= filled(predict, variables, batches, stream_tasks, before=metrics_by_task)
+    return metrics_by_task
 
 
 def filled(
@@ -141,9 +141,9 @@ def gigaflops(model: Any, variables: PyTree, tasks: Iterable[str], *, image_size
     names = tuple(tasks)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     with cpu_kernels.left_out():
-        passed = jax.jit(lambda variables, image: multi_task.eval_raw(model, variables, image, tasks=names)[0])
-        counted: Any = passed.lower(variables, image).cost_analysis()
-    return counted["flops"] / 1e9 if counted and "flops" in counted else None
+        forward = jax.jit(lambda variables, image: multi_task.eval_raw(model, variables, image, tasks=names)[0])
+        cost: Any = forward.lower(variables, image).cost_analysis()
+    return cost["flops"] / 1e9 if cost and "flops" in cost else None
 
 
 def latency_ms(

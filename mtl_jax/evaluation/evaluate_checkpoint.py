@@ -36,30 +36,30 @@ def run(weights: str | Path, *, tasks: str = "all", data_root: str = "", flip: b
         CheckpointError: no checkpoint at `weights`.
     """
     network = trained.load(weights, tasks=tasks, data_root=Path(data_root).expanduser() if data_root else None)
-    parts, names = network.setup, network.names
-    predict = evaluate.make_predict(parts.model, parts.tasks, flip=flip)
-    measured = evaluate.measured(parts, predict, network.variables, names)
-    first = {name: experiment.labelling_streams(parts, name)[0] for name in names}
-    others: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}  # by task and stream
-    for stream in parts.used_streams:
-        known = experiment.stream_tasks(parts, stream)
-        asked = {name: task for name, task in known.items() if name in names and first[name] != stream}
-        if asked:
-            batches = experiment.eval_batches(parts, stream)
-            for name, figures in evaluate.evaluate(predict, network.variables, batches, asked).items():
-                others[name][stream] = figures
+    setup, names = network.setup, network.names
+    predict = evaluate.make_predict(setup.model, setup.tasks, flip=flip)
+    metrics = evaluate.measured(setup, predict, network.variables, names)
+    first = {name: experiment.labelling_streams(setup, name)[0] for name in names}
+    other_streams: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}  # by task and stream
+    for stream in setup.used_streams:
+        stream_tasks = experiment.stream_tasks(setup, stream)
+        requested = {name: task for name, task in stream_tasks.items() if name in names and first[name] != stream}
+        if requested:
+            batches = experiment.eval_batches(setup, stream)
+            for name, figures in evaluate.evaluate(predict, network.variables, batches, requested).items():
+                other_streams[name][stream] = figures
     as_trained = _as_trained(network, tuple(dict.fromkeys(first.values())))
     size = network.config.contract.latency_image_size
     return {
         "checkpoint": str(network.path),
         "stage": network.stage,
-        "tasks": {name: measured[name].compute() for name in names},
+        "tasks": {name: metrics[name].compute() for name in names},
         "measured_on": {
-            name: experiment.validation_data(parts, first[name]) | {"as_trained": as_trained[first[name]]}
+            name: experiment.validation_data(setup, first[name]) | {"as_trained": as_trained[first[name]]}
             for name in names
         },
         "lineage": lineage.of_checkpoint(network.path),
-        "other_streams": {name: figures for name, figures in others.items() if figures},
+        "other_streams": {name: figures for name, figures in other_streams.items() if figures},
         "params": sum(multi_task.parameter_count(network.variables["params"]).values()),
         "latency_ms": evaluate.latency_ms(predict, network.variables, names, image_size=size),
         "latency_image_size": size,
@@ -68,11 +68,13 @@ def run(weights: str | Path, *, tasks: str = "all", data_root: str = "", flip: b
 
 def _as_trained(network: trained.Trained, streams: Sequence[str]) -> dict[str, bool | None]:
     """Whether the validation images of streams are those that training saw; None where it kept nothing of them."""
-    known = [stream for stream in streams if "val" in network.data.get(stream, {})]
+    recorded_streams = [stream for stream in streams if "val" in network.data.get(stream, {})]
     most = network.config.survey_images
-    now = data_record.validation_digests(network.setup, known, most=most, cache=data_record.cache_folder())
-    changed = data_changes.others(network.data, now, "val")
-    return {stream: stream not in changed if stream in known else None for stream in streams}
+    digests_now = data_record.validation_digests(
+        network.setup, recorded_streams, most=most, cache=data_record.cache_folder()
+    )
+    changes = data_changes.others(network.data, digests_now, "val")
+    return {stream: stream not in changes if stream in recorded_streams else None for stream in streams}
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -87,8 +89,8 @@ def show(figures: dict[str, Any]) -> None:
     rows = [(task, values) for task, values in figures["tasks"].items()]
     rows += [
         (f"{task} ({stream})", values)
-        for task, each in figures["other_streams"].items()
-        for stream, values in each.items()
+        for task, stream_figures in figures["other_streams"].items()
+        for stream, values in stream_figures.items()
     ]
     for label, values in rows:
         for name, value in values.items():
@@ -105,8 +107,10 @@ def show(figures: dict[str, Any]) -> None:
             f"{task}: {data['images']} images of stream {data['stream']} (split {data['split']} of {data['source']}, "
             f"{data['shown']}), data root {data['data_root']}"
         )
-    if others := [task for task, data in figures["measured_on"].items() if data["as_trained"] is False]:
-        print(f"warning: {', '.join(others)}: not the images that training validated with: its figures are of others")
+    if other_data := [task for task, data in figures["measured_on"].items() if data["as_trained"] is False]:
+        print(
+            f"warning: {', '.join(other_data)}: not the images that training validated with: its figures are of others"
+        )
 
 
 def require_writable(path: Path) -> None:

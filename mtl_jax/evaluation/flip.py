@@ -24,12 +24,14 @@ def outputs(
         tasks: those asked for.
     """
     width = image.shape[2]
-    seen = [multi_task.apply_eval(model, variables, each, tasks=tuple(tasks)) for each in (image, image[:, :, ::-1])]
-    return {name: _together(task, seen[0][name], seen[1][name], width) for name, task in tasks.items()}
+    both_outputs = [
+        multi_task.apply_eval(model, variables, view, tasks=tuple(tasks)) for view in (image, image[:, :, ::-1])
+    ]
+    return {name: _combined(task, both_outputs[0][name], both_outputs[1][name], width) for name, task in tasks.items()}
 
 
-def _together(task: Task, plain: Array, mirrored: Array, width: int) -> Array:
+def _combined(task: Task, original: Array, mirrored: Array, width: int) -> Array:
     if task.readout == "cells":  # suppression and voting make one box of the two
         back = mirrored.at[..., 0].set(width - mirrored[..., 0])
-        return jnp.concatenate([plain, back], axis=1)
-    return 0.5 * (plain + (mirrored[:, :, ::-1] if task.readout == "dense" else mirrored))
+        return jnp.concatenate([original, back], axis=1)
+    return 0.5 * (original + (mirrored[:, :, ::-1] if task.readout == "dense" else mirrored))

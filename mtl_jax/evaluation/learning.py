@@ -32,11 +32,11 @@ def to_beat(
     Returns:
         The figure, or None where neither is known.
     """
-    known = [float(value) for value in (untrained, constant) if value is not None and math.isfinite(value)]
-    if not known:
+    finite_values = [float(value) for value in (untrained, constant) if value is not None and math.isfinite(value)]
+    if not finite_values:
         return None
     noise = float(standard_error) if standard_error is not None and math.isfinite(standard_error) else 0.0
-    best = max(known) if higher_is_better else min(known)
+    best = max(finite_values) if higher_is_better else min(finite_values)
     share = min(best, 1 - best) if higher_is_better else best
     margin = MARGIN * max(share, 0.0) + STANDARD_ERRORS * noise
     return min(best + margin, max(best, 1.0)) if higher_is_better else max(best - margin, 0.0)
@@ -55,13 +55,13 @@ def judge(task: str, metric: str, stages: Sequence[Mapping[str, Any]], *, higher
         "untrained", "constant", "to_beat" and "learnt", None where unknown, as in runs of earlier versions; also
         "not_learnt_because" where "learnt" is False.
     """
-    own: Mapping[str, Any] = next((stage for stage in stages if task in stage["metrics"]), {})
-    reached = own.get("metrics", {}).get(task, {}).get(metric)
-    untrained = own.get("before", {}).get(task, {}).get(metric)
-    constant = own.get("constant", {}).get(task, {})
-    found = {"untrained": untrained, "constant": constant.get("figure"), "to_beat": None, "learnt": None}
+    own_stage: Mapping[str, Any] = next((stage for stage in stages if task in stage["metrics"]), {})
+    score = own_stage.get("metrics", {}).get(task, {}).get(metric)
+    untrained = own_stage.get("before", {}).get(task, {}).get(metric)
+    constant = own_stage.get("constant", {}).get(task, {})
+    verdict = {"untrained": untrained, "constant": constant.get("figure"), "to_beat": None, "learnt": None}
     if constant.get("count") == 0:
-        return found | {"learnt": False, "not_learnt_because": f"the validation data has no {constant['counted']}"}
+        return verdict | {"learnt": False, "not_learnt_because": f"the validation data has no {constant['counted']}"}
     least = to_beat(
         untrained,
         constant.get("figure"),
@@ -69,19 +69,19 @@ def judge(task: str, metric: str, stages: Sequence[Mapping[str, Any]], *, higher
         higher_is_better=higher_is_better,
     )
     if least is None:
-        return found
+        return verdict
     perfect = 1.0 if higher_is_better else 0.0
-    value = math.nan if reached is None else float(reached)
+    value = math.nan if score is None else float(score)
     ahead = value >= least if higher_is_better else value <= least
-    learnt = bool(ahead and constant.get("figure") != perfect)
-    found |= {"to_beat": least, "learnt": learnt}
-    return found if learnt else found | {"not_learnt_because": _why(found, reached, perfect)}
+    is_learnt = bool(ahead and constant.get("figure") != perfect)
+    verdict |= {"to_beat": least, "learnt": is_learnt}
+    return verdict if is_learnt else verdict | {"not_learnt_because": _why(verdict, score, perfect)}
 
 
-def _why(found: Mapping[str, Any], reached: float | None, perfect: float) -> str:
-    if found["constant"] == perfect:
+def _why(verdict: Mapping[str, Any], score: float | None, perfect: float) -> str:
+    if verdict["constant"] == perfect:
         return "the same output for every validation image is perfect, so that they cannot show learning"
     return (
-        f"learnt nothing: {figure(reached)} after its own stage, expected {figure(found['to_beat'])} (untrained "
-        f"{figure(found['untrained'])}, a constant output {figure(found['constant'])})"
+        f"learnt nothing: {figure(score)} after its own stage, expected {figure(verdict['to_beat'])} (untrained "
+        f"{figure(verdict['untrained'])}, a constant output {figure(verdict['constant'])})"
     )

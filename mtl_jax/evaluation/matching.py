@@ -40,17 +40,17 @@ def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: G
     pairs = _pairs(prediction, target, geometry, count)
     if pairs is None:
         return None
-    overlap, free = np.where(pairs.same_class, pairs.overlap, 0.0), ~pairs.crowd
-    correct, counted = np.zeros(len(overlap), bool), np.ones(len(overlap), bool)
+    overlap, is_free = np.where(pairs.same_class, pairs.overlap, 0.0), ~pairs.crowd
+    correct, is_counted = np.zeros(len(overlap), bool), np.ones(len(overlap), bool)
     for row, overlaps in enumerate(overlap):
-        reached = np.where(free, overlaps, 0.0)
-        if len(reached) and reached.max() >= MATCH_IOU:
+        free_overlaps = np.where(is_free, overlaps, 0.0)
+        if len(free_overlaps) and free_overlaps.max() >= MATCH_IOU:
             correct[row] = True
-            free[reached.argmax()] = False
+            is_free[free_overlaps.argmax()] = False
         else:
-            counted[row] = not (pairs.crowd & (overlaps > 0)).any()
+            is_counted[row] = not (pairs.crowd & (overlaps > 0)).any()
     objects = np.bincount(pairs.object_class[pairs.to_be_found], minlength=count)
-    return YesNo(pairs.score[counted], pairs.label[counted], correct[counted], objects)
+    return YesNo(pairs.score[is_counted], pairs.label[is_counted], correct[is_counted], objects)
 
 
 def confusion(
@@ -77,17 +77,17 @@ def confusion(
     if pairs is None:
         return None
     counts = np.zeros((len(least) + 1,) * 2, np.int64)
-    free, unused = pairs.to_be_found.copy(), pairs.score >= least[pairs.label]
-    for allowed in (pairs.same_class, ~pairs.same_class):
-        for row in np.flatnonzero(unused):
-            reached = np.where(free & allowed[row], pairs.overlap[row], 0.0)
-            if len(reached) and reached.max() >= MATCH_IOU:
-                best = reached.argmax()
+    is_free, is_unused = pairs.to_be_found.copy(), pairs.score >= least[pairs.label]
+    for allowed_pairs in (pairs.same_class, ~pairs.same_class):
+        for row in np.flatnonzero(is_unused):
+            free_overlaps = np.where(is_free & allowed_pairs[row], pairs.overlap[row], 0.0)
+            if len(free_overlaps) and free_overlaps.max() >= MATCH_IOU:
+                best = free_overlaps.argmax()
                 counts[pairs.object_class[best], pairs.label[row]] += 1
-                free[best], unused[row] = False, False
+                is_free[best], is_unused[row] = False, False
     on_crowd = (pairs.crowd & pairs.same_class & (pairs.overlap > 0)).any(axis=1)
-    np.add.at(counts[-1], pairs.label[unused & ~on_crowd], 1)
-    np.add.at(counts[:, -1], pairs.object_class[free], 1)
+    np.add.at(counts[-1], pairs.label[is_unused & ~on_crowd], 1)
+    np.add.at(counts[:, -1], pairs.object_class[is_free], 1)
     return counts
 
 
@@ -111,14 +111,14 @@ def _pairs(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geome
     labelled = np.broadcast_to(np.asarray(target.get("labelled", True)), count)
     crowd = np.asarray(target.get("crowd", np.zeros(len(objects), bool)))
     label = np.asarray(prediction["label"]).astype(int)
-    chosen = np.flatnonzero(np.asarray(prediction["valid"]).astype(bool) & labelled[label])
-    chosen = chosen[np.argsort(-np.asarray(prediction["score"])[chosen], kind="stable")]
-    overlap = _iou(to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[chosen], geometry), objects)
+    order = np.flatnonzero(np.asarray(prediction["valid"]).astype(bool) & labelled[label])
+    order = order[np.argsort(-np.asarray(prediction["score"])[order], kind="stable")]
+    overlap = _iou(to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[order], geometry), objects)
     return _Pairs(
-        np.asarray(prediction["score"], np.float64)[chosen],
-        label[chosen],
+        np.asarray(prediction["score"], np.float64)[order],
+        label[order],
         overlap,
-        label[chosen][:, None] == object_class[None],
+        label[order][:, None] == object_class[None],
         object_class,
         crowd,
         ~crowd & labelled[object_class],
@@ -129,18 +129,18 @@ def tags(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometr
     """Returns the probabilities of those classes of which it is known whether one image shows them."""
     del geometry
     label = np.asarray(target["label"], np.float64)
-    known = np.flatnonzero(np.isfinite(label))
-    true = label[known] == 1
-    objects = np.bincount(known[true], minlength=count)
-    return YesNo(np.asarray(prediction["probability"], np.float64)[known], known, true, objects)
+    labelled_tags = np.flatnonzero(np.isfinite(label))
+    true = label[labelled_tags] == 1
+    objects = np.bincount(labelled_tags[true], minlength=count)
+    return YesNo(np.asarray(prediction["probability"], np.float64)[labelled_tags], labelled_tags, true, objects)
 
 
 Match = Callable[[Mapping[str, np.ndarray], Labels, Geometry, int], YesNo | None]
 MATCHES: dict[str, Match] = {"detection": detections, "multi_label": tags}
 
 
-def _iou(boxes: Float[np.ndarray, "n 4"], others: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-    corner, far = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+def _iou(boxes: Float[np.ndarray, "n 4"], other_boxes: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+    corner, far = np.maximum(boxes[:, None, :2], other_boxes[:, :2]), np.minimum(boxes[:, None, 2:], other_boxes[:, 2:])
     common = np.prod(np.maximum(far - corner, 0.0), axis=2)
-    first, second = (np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (boxes, others))
+    first, second = (np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (boxes, other_boxes))
     return common / np.maximum(first[:, None] + second - common, 1e-9)

@@ -28,8 +28,8 @@ def largest(
     """
     raw = functools.partial(jax.jit(_raw, static_argnums=(0, 3)), setup.model)
     changes: dict[str, float] = {}
-    for stream, asked in experiment.measured_streams(setup, tasks).items():
-        channels = {name: task.channels_after(stages) for name, task in asked.items()}
+    for stream, stream_tasks in experiment.measured_streams(setup, tasks).items():
+        channels = {name: task.channels_after(stages) for name, task in stream_tasks.items()}
         for task, change in _of_stream(raw, experiment.eval_batches(setup, stream), before, after, channels).items():
             changes[task] = max(changes.get(task, 0.0), change)
     return changes
@@ -46,7 +46,10 @@ def _of_stream(
     for batch in batches:
         outputs = [jax.device_get(raw(variables, batch.image, tuple(channels))) for variables in (before, after)]
         for task, count in channels.items():
-            old, new = (each[task] if each[task].ndim < 2 else each[task][..., :count] for each in outputs)
+            old, new = (
+                stage_outputs[task] if stage_outputs[task].ndim < 2 else stage_outputs[task][..., :count]
+                for stage_outputs in outputs
+            )
             if not np.array_equal(old, new, equal_nan=True):
                 changes[task] = max(changes[task], float(np.abs(old - new).max()))
     return changes

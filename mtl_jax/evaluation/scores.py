@@ -53,10 +53,10 @@ def of_pixels(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Ge
     )
     label = mask[np.ix_(rows[y], columns[x])].ravel()
     among = np.asarray(target.get("labelled", np.ones(count, bool)))
-    known = (label >= 0) & (label < count)
-    known[known] = among[label[known]]
-    of_cells = np.where(among, probability[np.ix_(y, x)].reshape(-1, count)[known], 0.0)
-    return OneOf(of_cells / np.maximum(of_cells.sum(axis=1, keepdims=True), FLOOR), label[known])
+    is_labelled = (label >= 0) & (label < count)
+    is_labelled[is_labelled] = among[label[is_labelled]]
+    of_cells = np.where(among, probability[np.ix_(y, x)].reshape(-1, count)[is_labelled], 0.0)
+    return OneOf(of_cells / np.maximum(of_cells.sum(axis=1, keepdims=True), FLOOR), label[is_labelled])
 
 
 OBSERVE = {**MATCHES, "classification": of_class, "segmentation": of_pixels}
@@ -64,14 +64,14 @@ OBSERVE = {**MATCHES, "classification": of_class, "segmentation": of_pixels}
 
 def joined(observed: Sequence[Observed | None]) -> Observed | None:
     """Puts what was seen of several images together; None where that is nothing."""
-    found: list[Any] = [each for each in observed if each is not None and len(each[0])]
-    if not found:
+    nonempty: list[Any] = [part for part in observed if part is not None and len(part[0])]
+    if not nonempty:
         return None
-    if isinstance(found[0], OneOf):
-        return OneOf(*(np.concatenate(field) for field in zip(*found, strict=True)))
-    every: list[Any] = [each for each in observed if each is not None]
-    score, label, correct = (np.concatenate([each[field] for each in every]) for field in range(3))
-    return YesNo(score, label, correct, np.sum([each.objects for each in every], axis=0))
+    if isinstance(nonempty[0], OneOf):
+        return OneOf(*(np.concatenate(field) for field in zip(*nonempty, strict=True)))
+    observations: list[Any] = [part for part in observed if part is not None]
+    score, label, correct = (np.concatenate([part[field] for part in observations]) for field in range(3))
+    return YesNo(score, label, correct, np.sum([part.objects for part in observations], axis=0))
 
 
 def at_temperature(observed: Observed, temperature: float) -> Observed:
@@ -101,13 +101,13 @@ def temperature(observed: Observed) -> float:
                 (np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top - scaled[rows, observed.label]).mean()
             )
     else:
-        inside = np.clip(confidence, FLOOR, 1 - FLOOR)
-        logit = np.where(correct, 1, -1) * (np.log(inside) - np.log1p(-inside))
+        clipped = np.clip(confidence, FLOOR, 1 - FLOOR)
+        logit = np.where(correct, 1, -1) * (np.log(clipped) - np.log1p(-clipped))
 
         def cost(at: float) -> float:
             return float(np.logaddexp(0, -logit / at).mean())
 
-    costs = [cost(each) for each in TEMPERATURES]
+    costs = [cost(candidate) for candidate in TEMPERATURES]
     return round(float(TEMPERATURES[int(np.argmin(costs))]), 4)
 
 
@@ -115,8 +115,8 @@ def confidences(observed: Observed) -> tuple[Float[np.ndarray, " n"], Bool[np.nd
     """Returns how sure each answer is, and whether it is right."""
     if isinstance(observed, OneOf):
         return observed.probability.max(axis=1), observed.probability.argmax(axis=1) == observed.label
-    told = observed.score >= LEAST_SCORE
-    return observed.score[told], observed.correct[told]
+    is_shown = observed.score >= LEAST_SCORE
+    return observed.score[is_shown], observed.correct[is_shown]
 
 
 def calibration_error(observed: Observed) -> float | None:
@@ -138,20 +138,25 @@ def thresholds(observed: YesNo) -> Float[np.ndarray, " classes"]:
 
     Each class's counts are its own and, as so many objects, those of all classes together.
     """
-    found = [_counts(observed, observed.label == kind) for kind in range(len(observed.objects))]
-    right, said = (np.array(each) for each in zip(*found, strict=True))  # [classes, levels]
+    level_counts = [_counts(observed, observed.label == kind) for kind in range(len(observed.objects))]
+    right, predicted_counts = (np.array(values) for values in zip(*level_counts, strict=True))  # [classes, levels]
     total = max(observed.objects.sum(), 1)
     shared = SHARED_OBJECTS / total
-    right, said = right + shared * right.sum(axis=0), said + shared * said.sum(axis=0)
-    f1 = 2 * right / np.maximum(said + observed.objects[:, None] + shared * observed.objects.sum(), FLOOR)
+    right, predicted_counts = (
+        right + shared * right.sum(axis=0),
+        predicted_counts + shared * predicted_counts.sum(axis=0),
+    )
+    f1 = 2 * right / np.maximum(predicted_counts + observed.objects[:, None] + shared * observed.objects.sum(), FLOOR)
     best = f1 >= f1.max(axis=1, keepdims=True) - 1e-9
-    return np.array([LEVELS[_middle(each)] for each in best])
+    return np.array([LEVELS[_middle(values)] for values in best])
 
 
-def _counts(observed: YesNo, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _counts(observed: YesNo, is_class: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many scores reach each level, the right ones and all."""
-    right, said = np.sort(observed.score[which & observed.correct]), np.sort(observed.score[which])
-    return tuple(len(each) - np.searchsorted(each, LEVELS) for each in (right, said))  # pyright: ignore[reportReturnType]
+    right, predicted_scores = np.sort(observed.score[is_class & observed.correct]), np.sort(observed.score[is_class])
+    return tuple(
+        len(sorted_scores) - np.searchsorted(sorted_scores, LEVELS) for sorted_scores in (right, predicted_scores)
+    )  # pyright: ignore[reportReturnType]
 
 
 def _middle(best: Bool[np.ndarray, " levels"]) -> int:
@@ -163,6 +168,6 @@ def _middle(best: Bool[np.ndarray, " levels"]) -> int:
 
 def f1(observed: YesNo, least: Float[np.ndarray, " classes"]) -> float | None:
     """Returns the F1 score of all classes together, each at its own least score; None where there is nothing."""
-    said = observed.score >= least[observed.label]
-    total = said.sum() + observed.objects.sum()
-    return float(2 * (said & observed.correct).sum() / total) if total else None
+    is_predicted = observed.score >= least[observed.label]
+    total = is_predicted.sum() + observed.objects.sum()
+    return float(2 * (is_predicted & observed.correct).sum() / total) if total else None

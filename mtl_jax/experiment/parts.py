@@ -86,8 +86,8 @@ def build(config: RunSettings | Mapping[str, Any], *, data_root: Path) -> Experi
 
 def _used_streams(settings: RunSettings) -> tuple[str, ...]:
     """The streams that the order trains on; all of a config without an order."""
-    named = (stream for stage in settings.order for stream in settings.stages[stage].streams)
-    return tuple(dict.fromkeys(named if settings.order else settings.streams))
+    stream_names = (stream for stage in settings.order for stream in settings.stages[stage].streams)
+    return tuple(dict.fromkeys(stream_names if settings.order else settings.streams))
 
 
 def check_crops(streams: Mapping[str, StreamSettings], tasks: Mapping[str, Task]) -> None:
@@ -109,15 +109,15 @@ def _opened_once(open_source: Callable[..., registry.Source]) -> Callable[..., r
     """Makes a function that opens a stream's dataset give what it has opened before."""
 
     @functools.wraps(open_source)
-    def opened_once(experiment: Experiment, stream: str, **which: bool) -> registry.Source:
-        key = (stream, *sorted(which.items()))
+    def opened_once(experiment: Experiment, stream: str, **options: bool) -> registry.Source:
+        key = (stream, *sorted(options.items()))
         if key not in experiment.opened:
             with opened.recording() as files:
-                found = open_source(experiment, stream, **which)
-            experiment.opened[key] = found, tuple(files)
-        found, read = experiment.opened[key]
-        opened.note_again(read)
-        return found
+                opened_source = open_source(experiment, stream, **options)
+            experiment.opened[key] = opened_source, tuple(files)
+        opened_source, files_read = experiment.opened[key]
+        opened.note_again(files_read)
+        return opened_source
 
     return opened_once
 
@@ -139,34 +139,34 @@ def source(experiment: Experiment, stream: str, *, training: bool, held_out: boo
     options = _ignore_label(experiment, stream) | dict(settings.options)
     if not training:
         options |= dict(settings.val_options)
-    found = registry.build(
+    data = registry.build(
         settings.source,
         data_root=experiment.data_root,
         split=settings.train_split if training else settings.val_split,
         **options,
     )
     for task, label in settings.labels.items():
-        if label not in found.class_names:
+        if label not in data.class_names:
             raise UserError(
                 f"config.streams.{stream}.labels gives task {task} the label {label!r}, which source {settings.source} "
-                f"does not have; {suggestion(label, found.class_names)}"
+                f"does not have; {suggestion(label, data.class_names)}"
             )
-        _check_names(experiment, stream, task, label, _named(experiment, task, found.class_names[label]))
+        _check_names(experiment, stream, task, label, _named(experiment, task, data.class_names[label]))
     if training and settings.train_parts > 1:
-        found = _part(experiment, stream, found)
+        data = _part(experiment, stream, data)
     if training and experiment.held_out_percent:
-        found = sampling.held_out(found, experiment.held_out_percent)[0 if held_out else 1]
-    return Subset(found, range(min(SMOKE_EXAMPLES, len(found)))) if experiment.smoke else found
+        data = sampling.held_out(data, experiment.held_out_percent)[0 if held_out else 1]
+    return Subset(data, range(min(SMOKE_EXAMPLES, len(data)))) if experiment.smoke else data
 
 
-def _part(experiment: Experiment, stream: str, whole: registry.Source) -> registry.Source:
-    part, parts = experiment.streams[stream].train_part, experiment.streams[stream].train_parts
-    if parts > len(whole):
+def _part(experiment: Experiment, stream: str, data: registry.Source) -> registry.Source:
+    part_index, part_count = experiment.streams[stream].train_part, experiment.streams[stream].train_parts
+    if part_count > len(data):
         raise UserError(
-            f"config.streams.{stream}.train_parts: expected at most {len(whole)}, the number of training images, found "
-            f"{parts}"
+            f"config.streams.{stream}.train_parts: expected at most {len(data)}, the number of training images, found "
+            f"{part_count}"
         )
-    return Subset(whole, range(part, len(whole), parts))
+    return Subset(data, range(part_index, len(data), part_count))
 
 
 def classes_of(experiment: Experiment, stream: str, data: registry.Source) -> dict[str, partial.Classes]:
@@ -181,23 +181,23 @@ def classes_of(experiment: Experiment, stream: str, data: registry.Source) -> di
         UserError: config.streams.<stream>.labelled_classes names no class of the task.
     """
     settings = experiment.streams[stream]
-    found = {}
+    by_task = {}
     for task, label in settings.labels.items():
         classes = tuple(experiment.tasks[task].classes)
         if not classes:
             continue
         names = _named(experiment, task, data.class_names[label]) or classes
-        known = settings.labelled_classes.get(task) or getattr(data, "labelled_classes", {}).get(label, names)
-        known = _named(experiment, task, known)
-        if unknown := [name for name in known if name not in classes]:
+        labelled_names = settings.labelled_classes.get(task) or getattr(data, "labelled_classes", {}).get(label, names)
+        labelled_names = _named(experiment, task, labelled_names)
+        if unknown := [name for name in labelled_names if name not in classes]:
             raise UserError(
                 f"config.streams.{stream}.labelled_classes.{task}: expected classes of the task "
                 f"({', '.join(classes)}), found {', '.join(map(str, unknown))}"
             )
-        found[task] = partial.Classes(
-            tuple(classes.index(name) for name in names), tuple(name in known for name in classes)
+        by_task[task] = partial.Classes(
+            tuple(classes.index(name) for name in names), tuple(name in labelled_names for name in classes)
         )
-    return found
+    return by_task
 
 
 def _named(experiment: Experiment, task: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -234,15 +234,15 @@ def _advice(task: str, stream: str, settings: StreamSettings) -> str:
 
 def _ignore_label(experiment: Experiment, stream: str) -> dict[str, Any]:
     """What the task of a stream's masks calls void, for a source that asks."""
-    found = list(ignore_labels(experiment, stream).values())
+    labels = list(ignore_labels(experiment, stream).values())
     is_asked = "ignore_label" in registry.options_of(experiment.streams[stream].source)
-    return {"ignore_label": found[0]} if found and is_asked else {}
+    return {"ignore_label": labels[0]} if labels and is_asked else {}
 
 
 def ignore_labels(experiment: Experiment, stream: str) -> dict[str, int]:
     """Returns what the tasks of a stream call void in their masks."""
-    found = {task: experiment.tasks[task].void for task in experiment.streams[stream].labels}
-    return {task: value for task, value in found.items() if value is not None}
+    by_task = {task: experiment.tasks[task].void for task in experiment.streams[stream].labels}
+    return {task: value for task, value in by_task.items() if value is not None}
 
 
 def _short(names: Sequence[str]) -> str:
@@ -270,29 +270,31 @@ def measuring_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
     They are the first of those that label it, and those whose images label classes that the ones before do not; of
     those that have come with later classes of the task `streams_of_addition` tells.
     """
-    later = [
-        name for each in experiment.tasks[task].additions for name in streams_of_addition(experiment, task, each.stage)
+    addition_streams = [
+        name
+        for addition in experiment.tasks[task].additions
+        for name in streams_of_addition(experiment, task, addition.stage)
     ]
-    streams = tuple(name for name in labelling_streams(experiment, task) if name not in later)
+    streams = tuple(name for name in labelling_streams(experiment, task) if name not in addition_streams)
     if len(streams) < 2 or not experiment.tasks[task].classes:
         return streams[:1]
-    found, known = list(streams[:1]), np.zeros(len(experiment.tasks[task].classes), bool)
+    streams_used, is_measured = list(streams[:1]), np.zeros(len(experiment.tasks[task].classes), bool)
     with contextlib.suppress(UserError):  # a missing dataset is reported where it is read
         for stream in streams:
             data = source(experiment, stream, training=False)
             labelled = np.array(classes_of(experiment, stream, data)[task].labelled)
-            if stream not in found and (labelled & ~known).any():
-                found.append(stream)
-            known |= labelled
-    return tuple(found)
+            if stream not in streams_used and (labelled & ~is_measured).any():
+                streams_used.append(stream)
+            is_measured |= labelled
+    return tuple(streams_used)
 
 
 def unmeasured_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
     """Returns the streams that label a task, and on whose validation images nothing of it is measured."""
-    measured = list(measuring_streams(experiment, task))
-    for each in experiment.tasks[task].additions:
-        measured += streams_of_addition(experiment, task, each.stage)
-    return tuple(name for name in labelling_streams(experiment, task) if name not in measured)
+    measuring = list(measuring_streams(experiment, task))
+    for addition in experiment.tasks[task].additions:
+        measuring += streams_of_addition(experiment, task, addition.stage)
+    return tuple(name for name in labelling_streams(experiment, task) if name not in measuring)
 
 
 def streams_of_addition(experiment: Experiment, task: str, stage: str) -> tuple[str, ...]:
@@ -303,11 +305,11 @@ def streams_of_addition(experiment: Experiment, task: str, stage: str) -> tuple[
 
 def measured_streams(experiment: Experiment, tasks: Iterable[str]) -> dict[str, dict[str, Task]]:
     """Returns, by stream, those of the tasks that are measured on it (`measuring_streams`)."""
-    found: dict[str, dict[str, Task]] = {}
+    by_stream: dict[str, dict[str, Task]] = {}
     for task in tasks:
         for stream in measuring_streams(experiment, task):
-            found.setdefault(stream, {})[task] = experiment.tasks[task]
-    return found
+            by_stream.setdefault(stream, {})[task] = experiment.tasks[task]
+    return by_stream
 
 
 def task_view(experiment: Experiment, task: str) -> View:

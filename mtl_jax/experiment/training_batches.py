@@ -67,7 +67,7 @@ def augmentation(location: str, settings: StreamSettings) -> transforms.Augment:
     Raises:
         UserError: an unknown change, or a value that does not fit.
     """
-    check_arguments(f"{location}.augment", settings.augment, transforms.Augment, own=("crop",))
+    check_arguments(f"{location}.augment", settings.augment, transforms.Augment, reserved=("crop",))
     try:
         return transforms.Augment(**settings.augment, crop=settings.crop)
     except UserError as error:

@@ -65,5 +65,5 @@ def abstract_variables(experiment: Experiment) -> PyTree:
 
 def backbone_stages(experiment: Experiment, patterns: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
     """Returns what patterns may call parts of the backbone, by `patterns.expanded`; nothing where none does."""
-    named = any(name in pattern for pattern in patterns for name in ("stride_", "until_"))
-    return multi_task.backbone_stages(experiment.model) if named else {}
+    is_named = any(name in pattern for pattern in patterns for name in ("stride_", "until_"))
+    return multi_task.backbone_stages(experiment.model) if is_named else {}

@@ -33,10 +33,10 @@ def limit_percent(keep: str) -> float | None:
     Raises:
         UserError: it is neither.
     """
-    found = PERCENT.fullmatch(keep.strip())
-    if keep.strip() != exactness.EXACT and (not found or float(found[1]) > 100):
+    match = PERCENT.fullmatch(keep.strip())
+    if keep.strip() != exactness.EXACT and (not match or float(match[1]) > 100):
         raise UserError(f'keep: expected "exact", or what an old task may lose, such as "5%", found {keep!r}')
-    return float(found[1]) if found else None
+    return float(match[1]) if match else None
 
 
 def refuse_newer(path: Path) -> None:
@@ -49,16 +49,18 @@ def refuse_newer(path: Path) -> None:
         UserError: names both versions.
     """
     record = files.read_json(path.absolute().parent.parent / run_record.RECORD) or {}
-    theirs = record.get("versions", {}).get("mtl_jax", "")
-    if _numbers(theirs) > _numbers(mtl_jax.__version__):
-        raise UserError(f"{path} was trained by mtl_jax {theirs}, this is the older {mtl_jax.__version__}: upgrade it")
+    parent_version = record.get("versions", {}).get("mtl_jax", "")
+    if _numbers(parent_version) > _numbers(mtl_jax.__version__):
+        raise UserError(
+            f"{path} was trained by mtl_jax {parent_version}, this is the older {mtl_jax.__version__}: upgrade it"
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def joined(
+def join(
     old: Trained, page: RunSettings, *, limit: float | None, refine: bool = False, per_class: int = 0
 ) -> RunSettings:
     """Returns the settings of the new run: the old one's, and what a page adds to it.
@@ -73,25 +75,25 @@ def joined(
     Raises:
         UserError: what the page says of the old run is not so, or adds nothing that could be learnt.
     """
-    config, now = old.config.to_dict(), page.to_dict()
+    config, page_config = old.config.to_dict(), page.to_dict()
     config["order"] = config["order"][: len(old.stages)]  # without those that it has not come to
-    _require_same_network(old, config, now)
+    _require_same_network(old, config, page_config)
     if refine:
-        _require_known(old, config, now)
-        fresh, grown = list(now["tasks"]), {}
+        _require_known(old, config, page_config)
+        new_tasks, extended_tasks = list(page_config["tasks"]), {}
     else:
-        grown = _join_tasks(old, config, now)
-        fresh = [task for task in now["tasks"] if task not in old.names or task in grown]
-    _join_streams(old, config, now)
-    new = _join_stages(old, config, now, fresh)
-    new_classes.join(config, now, grown, new, location=str(old.path), exact=limit is None)
-    _take_over(config, now)
+        extended_tasks = _join_tasks(old, config, page_config)
+        new_tasks = [task for task in page_config["tasks"] if task not in old.names or task in extended_tasks]
+    _join_streams(old, config, page_config)
+    new = _join_stages(old, config, page_config, new_tasks)
+    new_classes.join(config, page_config, extended_tasks, new, location=str(old.path), exact=limit is None)
+    _take_over(config, page_config)
     for name in new:
         stage = config["stages"][name]
-        stage |= _kept(old, stage, config["streams"], limit, refine=refine)
+        stage |= _keep_settings(old, stage, config["streams"], limit, refine=refine)
         stage["warm_start"] = stage["warm_start"] or _warm_start(old, config, stage)
     if per_class:
-        exemplars.ask(config, old, grown, new, per_class=per_class)
+        exemplars.ask(config, old, extended_tasks, new, per_class=per_class)
     if limit is not None:
         config["contract"]["max_drop_percent"] = limit
     if limit is not None or refine:
@@ -107,17 +109,17 @@ def _figures_of(old: Trained) -> dict[str, str]:
     return dict.fromkeys(old.names, str(folder)) if is_its_last else {}
 
 
-def _require_known(old: Trained, config: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _require_known(old: Trained, config: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
     """Refuses data of tasks that the parent has not, and classes that they do not know."""
-    for name, task in now["tasks"].items():
+    for name, task in page_config["tasks"].items():
         if name not in old.names:
             raise UserError(f"task {name} is not in {old.path}; {suggestion(name, old.names)}, or leave --refine out")
         refinement.require_known(name, config["tasks"][name], task, location=str(old.path))
 
 
-def _require_same_network(old: Trained, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _require_same_network(old: Trained, before: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
     """Refuses a network that is neither the parent's nor left at its defaults."""
-    for name, value in now["model"].items():
+    for name, value in page_config["model"].items():
         stays = name in ("branches", "max_params") or value in (defaults(ModelSettings)[name], before["model"][name])
         if not stays:
             raise UserError(
@@ -126,97 +128,102 @@ def _require_same_network(old: Trained, before: Mapping[str, Any], now: Mapping[
             )
 
 
-def _join_tasks(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _join_tasks(old: Trained, config: dict[str, Any], page_config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Adds the new tasks, and returns the classes that old ones are to get."""
-    grown = {}
-    for name, task in now["tasks"].items():
+    extended_tasks = {}
+    for name, task in page_config["tasks"].items():
         if name not in config["tasks"]:
             config["tasks"][name] = task
-        elif classes := new_classes.asked(name, config["tasks"][name], task, location=str(old.path)):
-            grown[name] = classes
+        elif classes := new_classes.classes_to_add(name, config["tasks"][name], task, location=str(old.path)):
+            extended_tasks[name] = classes
         else:
             _require_same_task(old, name, config["tasks"][name], task)
-    config["model"]["branches"] = {**dict(config["model"]["branches"]), **dict(now["model"]["branches"])}
-    return grown
+    config["model"]["branches"] = {**dict(config["model"]["branches"]), **dict(page_config["model"]["branches"])}
+    return extended_tasks
 
 
-def _require_same_task(old: Trained, name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if _plain(before) != _plain(now):
-        changed = continuation.differences(_plain(before), _plain(now))
+def _require_same_task(old: Trained, name: str, before: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
+    if _as_lists(before) != _as_lists(page_config):
+        differences = continuation.differences(_as_lists(before), _as_lists(page_config))
         raise UserError(
-            f"task {name} is in {old.path} already, with other settings ({changed[0]}); give the new task another name"
+            f"task {name} is in {old.path} already, with other settings ({differences[0]}); give the new task "
+            "another name"
         )
 
 
-def _join_streams(old: Trained, config: dict[str, Any], now: Mapping[str, Any]) -> None:
-    for name, stream in now["streams"].items():
+def _join_streams(old: Trained, config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
+    for name, stream in page_config["streams"].items():
         if name in config["streams"]:
             if config["streams"][name] != stream:
                 raise UserError(
                     f"stream {name} is in {old.path} already, with other settings; give the new stream another name"
                 )
             continue
-        if now["image_size"] != config["image_size"] and not stream["image_size"]:
-            stream = {**stream, "image_size": now["image_size"]}
+        if page_config["image_size"] != config["image_size"] and not stream["image_size"]:
+            stream = {**stream, "image_size": page_config["image_size"]}
         config["streams"][name] = stream
 
 
-def _join_stages(old: Trained, config: dict[str, Any], now: Mapping[str, Any], fresh: Sequence[str]) -> list[str]:
+def _join_stages(
+    old: Trained, config: dict[str, Any], page_config: Mapping[str, Any], new_tasks: Sequence[str]
+) -> list[str]:
     """Adds the new stages, of which some tasks are to be learnt, and returns their names."""
-    new = [name for name in now["order"] if name not in config["order"]]
-    used = {stream for name in new for stream in now["stages"][name]["streams"]}
-    for stream in now["streams"]:
+    new = [name for name in page_config["order"] if name not in config["order"]]
+    used_streams = {stream for name in new for stream in page_config["stages"][name]["streams"]}
+    for stream in page_config["streams"]:
         if stream in old.config.streams:
             continue
-        if stream not in used:
+        if stream not in used_streams:
             raise UserError(
                 f"stream {stream} is in no new stage ({', '.join(new) or 'there is none'}); add it to one, or "
                 "leave it out"
             )
-        if not set(now["streams"][stream]["labels"]) & set(fresh):
+        if not set(page_config["streams"][stream]["labels"]) & set(new_tasks):
             raise UserError(
-                f"stream {stream} labels no new task in a new stage ({', '.join(fresh) or 'there is none'}); label "
+                f"stream {stream} labels no new task in a new stage ({', '.join(new_tasks) or 'there is none'}); label "
                 "one, or leave the stream out"
             )
-    learnt = {task for stream in used for task in config["streams"][stream]["labels"]}
-    if idle := [task for task in fresh if task not in learnt]:
+    new_labels = {task for stream in used_streams for task in config["streams"][stream]["labels"]}
+    if idle := [task for task in new_tasks if task not in new_labels]:
         raise UserError(f"task {idle[0]} is new and no new stage labels it; add a stream and a stage for it")
-    if not new or not fresh:
+    if not new or not new_tasks:
         raise UserError(
             f"expected a task or classes that {old.path} has not, with a stream and a stage, found nothing to add"
         )
     for name in new:
         if name in config["stages"] and name in old.stages:
             raise UserError(f"stage {name} is in {old.path} already; give the new stage another name")
-        config["stages"][name] = now["stages"][name]
+        config["stages"][name] = page_config["stages"][name]
     config["order"] = (*config["order"], *new)
     return new
 
 
-def _take_over(config: dict[str, Any], now: Mapping[str, Any]) -> None:
+def _take_over(config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
     """Takes what no finished stage was learnt from as the page says it, where it says so."""
     usual = defaults(RunSettings)
     for name in (*continuation.NOT_LEARNT_FROM, "seed", "smoke"):
-        if name != "contract" and now[name] != usual[name]:
-            config[name] = now[name]
-    baselines = {**dict(config["contract"]["baseline_from"]), **dict(now["contract"]["baseline_from"])}
-    changed = {name: value for name, value in now["contract"].items() if value != usual["contract"][name]}
-    config["contract"] = {**config["contract"], **changed, "baseline_from": baselines}
-    config["model"]["max_params"] = max(config["model"]["max_params"], now["model"]["max_params"])
+        if name != "contract" and page_config[name] != usual[name]:
+            config[name] = page_config[name]
+    baselines = {**dict(config["contract"]["baseline_from"]), **dict(page_config["contract"]["baseline_from"])}
+    changes = {name: value for name, value in page_config["contract"].items() if value != usual["contract"][name]}
+    config["contract"] = {**config["contract"], **changes, "baseline_from": baselines}
+    config["model"]["max_params"] = max(config["model"]["max_params"], page_config["model"]["max_params"])
 
 
-def _kept(
+def _keep_settings(
     old: Trained, stage: Mapping[str, Any], labels: Mapping[str, Any], limit: float | None, *, refine: bool
 ) -> dict[str, Any]:
     """What a new stage does for the old tasks: nothing can move them, or the usual methods hold them."""
     if limit is None:
         return {"old_outputs": exactness.OTHERS if refine else exactness.EXACT}
     # The last stage of a run leaves no exemplars, as none was to follow.
-    left = any(old.config.stages[name].keep.get("replay", {}).get("images") for name in old.stages[:-1])
-    own = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
-    others = not set(old.names) <= own  # where there is none to distil, exemplars alone keep the old
+    has_exemplars = any(old.config.stages[name].keep.get("replay", {}).get("images") for name in old.stages[:-1])
+    own_labels = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
+    has_others = not set(old.names) <= own_labels  # where there is none to distil, exemplars alone keep the old
     usual = {
-        name: dict(each) for name, each in KEPT.items() if (left or name != "replay") and (others or name != "lwf")
+        name: dict(method_settings)
+        for name, method_settings in KEPT.items()
+        if (has_exemplars or name != "replay") and (has_others or name != "lwf")
     }
     still = {"train_batch_norm": "new_levels"} if stage["train_batch_norm"] == "everywhere" else {}
     return {"old_outputs": exactness.MAY_CHANGE, "keep": stage["keep"] or usual, **still}
@@ -225,10 +232,10 @@ def _kept(
 def _warm_start(old: Trained, config: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
     """The old task from whose branch, norms and patches a new one's start: of its kind, or else the last learnt."""
     labelled = {task for stream in stage["streams"] for task in config["streams"][stream]["labels"]}
-    own = labelled - set(old.names)
-    if not own:  # classes of old tasks, which have their own
+    new_labels = labelled - set(old.names)
+    if not new_labels:  # classes of old tasks, which have their own
         return ""
-    kinds = {config["tasks"][task]["kind"] for task in own}
+    kinds = {config["tasks"][task]["kind"] for task in new_labels}
     places = [path.split("/")[1:] for path in dependence.paths_of(old.setup.model) if path.startswith("params/")]
     owners = {owner_of(tuple(place), old.names) for place in places if place[-3:-2] != ["head"]}
     having = [task for task in old.names if task in owners]
@@ -247,5 +254,5 @@ def copy_metrics(before: Path, workdir: Path) -> None:
         files.replace_text(workdir / metrics_log.FILE_NAME, log.read_text(encoding="utf-8"))
 
 
-def _plain(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
     return files.without_nan(value)

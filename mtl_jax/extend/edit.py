@@ -53,10 +53,10 @@ def edit(
     checkpoints.verify(location)
     additions.refuse_newer(location)
     old = trained.load(location)
-    config = config_lib.resolve(changed(old, task, dict(rename or {}), tuple(remove)))
-    found = lineage.read(workdir)
-    if found is not None:
-        lineage.require_same_parent(workdir, found, old.path)
+    config = config_lib.resolve(change_settings(old, task, dict(rename or {}), tuple(remove)))
+    history = lineage.read(workdir)
+    if history is not None:
+        lineage.require_same_parent(workdir, history, old.path)
     elif (workdir / run_record.RECORD).exists():
         raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
     else:
@@ -64,7 +64,7 @@ def edit(
     return train_and_evaluate(config, workdir, command=command or "mtl_jax.edit")
 
 
-def changed(old: Trained, task: str, rename: Mapping[str, str], remove: Sequence[str]) -> RunSettings:
+def change_settings(old: Trained, task: str, rename: Mapping[str, str], remove: Sequence[str]) -> RunSettings:
     """Returns the settings of the new version.
 
     Args:
@@ -79,23 +79,23 @@ def changed(old: Trained, task: str, rename: Mapping[str, str], remove: Sequence
     if task not in old.names:
         raise UserError(f"--task is {task}, which is not in {old.path}; {suggestion(task, old.names)}")
     section = dict(old.config.tasks[task])
-    gone = tuple(section.get("removed") or ())
+    removed_before = tuple(section.get("removed") or ())
     classes = tuple(section.get("classes") or ())
-    shown = [name for name in classes if name not in gone]
+    visible_classes = [name for name in classes if name not in removed_before]
     for name in (*rename, *remove):
-        if name not in shown:
-            raise UserError(f"task {task} of {old.path} has no class {name}; {suggestion(name, shown)}")
+        if name not in visible_classes:
+            raise UserError(f"task {task} of {old.path} has no class {name}; {suggestion(name, visible_classes)}")
     if not rename and not remove:
         raise UserError("expected --rename OLD=NEW or --remove NAME, found neither of them")
     names = [rename.get(name, name) for name in classes]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"task {task} would have two classes {twice[0]}; choose another name")
-    by_dataset = {now: before for before, now in dict(section.get("renamed") or {}).items()}
+    by_dataset = {new_name: before for before, new_name in dict(section.get("renamed") or {}).items()}
     renamed = tuple(
         (by_dataset.get(name, name), rename.get(name, name)) for name in classes if name in {*by_dataset, *rename}
     )
-    removed = tuple(rename.get(name, name) for name in (*gone, *remove))
-    section |= {"classes": tuple(names), "renamed": renamed, "removed": removed}
+    removed_classes = tuple(rename.get(name, name) for name in (*removed_before, *remove))
+    section |= {"classes": tuple(names), "renamed": renamed, "removed": removed_classes}
     order = old.config.order[: len(old.stages)]
     return dataclasses.replace(old.config, tasks={**old.config.tasks, task: section}, order=order)
 
@@ -105,18 +105,18 @@ def _begin(
 ) -> None:
     """Makes the new work directory: the old run's stages under the new settings, then the lineage."""
     setup = experiment.build(config, data_root=old.setup.data_root)
-    figures = _measured(old, setup, task) if remove else {}
+    figures = _measure(old, setup, task) if remove else {}
     with run_record.locked(workdir):
         growth.copy_stages(old, workdir, old.variables, config, figures=figures)
         additions.copy_metrics(old.path.parent.parent, workdir)
         before = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
-        said = {task: {"renamed": dict(rename), "removed": list(remove)}}
-        version = lineage.entry(workdir, (), lineage.classes_of(setup.tasks), edited=said)
+        changes = {task: {"renamed": dict(rename), "removed": list(remove)}}
+        version = lineage.entry(workdir, (), lineage.classes_of(setup.tasks), edited=changes)
         lineage.write(workdir, old.path, [*before["versions"], version])
 
 
-def _measured(old: Trained, setup: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
+def _measure(old: Trained, setup: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
     """The task's figures of the classes that are left."""
     predict = evaluate.make_predict(setup.model, setup.tasks)
-    found = evaluate.measured(setup, predict, old.variables, (task,))
-    return {name: metric.compute() for name, metric in found.items()}
+    metrics = evaluate.measured(setup, predict, old.variables, (task,))
+    return {name: metric.compute() for name, metric in metrics.items()}

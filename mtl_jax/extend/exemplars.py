@@ -20,20 +20,22 @@ MAX_SIDE = Replay().max_side  # px, of a kept image
 SELECTION = Replay().selection
 
 
-def ask(config: dict[str, Any], old: Trained, grown: Iterable[str], new: Iterable[str], *, per_class: int) -> None:
+def ask(
+    config: dict[str, Any], old: Trained, extended_tasks: Iterable[str], new: Iterable[str], *, per_class: int
+) -> None:
     """Writes exemplars into the settings: what old stages leave, and what the new ones replay.
 
     Args:
         config: of the new run.
         old: the finished run.
-        grown: tasks that get classes.
+        extended_tasks: tasks that get classes.
         new: stages that teach them.
         per_class: images for each old class at most.
 
     Raises:
         UserError: there is no task in which they would teach anything.
     """
-    competing = [name for name in grown if old.tasks[name].kind in COMPETING]
+    competing = [name for name in extended_tasks if old.tasks[name].kind in COMPETING]
     if not competing:
         raise UserError(
             f"--exemplars is for new classes of a {' or '.join(COMPETING)} task of {old.path}, which compete with the "
@@ -56,9 +58,9 @@ def _set(stage: dict[str, Any], name: str, value: int) -> None:
     stage["keep"] = keep
 
 
-def _taught(config: Mapping[str, Any], old: Trained, grown: Iterable[str]) -> dict[str, str]:
+def _taught(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str]) -> dict[str, str]:
     """The streams of the old run that label some tasks, each with the last stage that learnt from it."""
-    tasks = {name for name in grown if old.tasks[name].kind in COMPETING}
+    tasks = {name for name in extended_tasks if old.tasks[name].kind in COMPETING}
     return {
         stream: stage
         for stage in old.stages
@@ -67,13 +69,13 @@ def _taught(config: Mapping[str, Any], old: Trained, grown: Iterable[str]) -> di
     }
 
 
-def chosen(config: Mapping[str, Any], old: Trained, grown: Iterable[str]) -> dict[str, dict[str, Any]]:
+def choose(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Chooses the exemplars that the settings say old stages leave.
 
     Args:
         config: of the new run, as plain values.
         old: the finished run, whose training images are there.
-        grown: tasks that get classes.
+        extended_tasks: tasks that get classes.
 
     Returns:
         Stream -> its exemplars, as a checkpoint holds them.
@@ -81,8 +83,8 @@ def chosen(config: Mapping[str, Any], old: Trained, grown: Iterable[str]) -> dic
     Raises:
         UserError: the old data is not there.
     """
-    found = {}
-    for number, (stream, stage) in enumerate(_taught(config, old, grown).items()):
+    by_stage = {}
+    for number, (stream, stage) in enumerate(_taught(config, old, extended_tasks).items()):
         count = config["stages"][stage]["keep"].get("replay", {}).get("images", 0)
         if not count:
             continue
@@ -96,5 +98,5 @@ def chosen(config: Mapping[str, Any], old: Trained, grown: Iterable[str]) -> dic
             generator=generator,
             max_side_px=MAX_SIDE,
         )
-        found[stream] = replay.to_tree(buffer)
-    return found
+        by_stage[stream] = replay.to_tree(buffer)
+    return by_stage

@@ -33,36 +33,36 @@ def require_room(parent: Trained, setup: experiment.Experiment, *, exact: bool) 
     Raises:
         UserError: names what an old task would read, or what has another shape.
     """
-    way = f"the network of {parent.path} (model.sharing={parent.config.model.sharing!r})"
+    network_text = f"the network of {parent.path} (model.sharing={parent.config.model.sharing!r})"
     shapes = {path_of(path): leaf.shape for path, leaf in _leaves(experiment.abstract_variables(setup))}
     for path, leaf in _leaves(parent.variables):
         if shapes.get(path_of(path)) != leaf.shape:
             raise UserError(
-                f"{way} has no room for a further task: {path_of(path)}, which old tasks read, would have the shape "
-                f"{shapes.get(path_of(path))} in place of {leaf.shape}; train all tasks from the start"
+                f"{network_text} has no room for a further task: {path_of(path)}, which old tasks read, would have "
+                f"the shape {shapes.get(path_of(path))} in place of {leaf.shape}; train all tasks from the start"
             )
     if not exact:
         return
-    before, later = dependence.reads_of(parent.setup.model), tuple(setup.stage_streams)[len(parent.stages) :]
+    before, later_stages = dependence.reads_of(parent.setup.model), tuple(setup.stage_streams)[len(parent.stages) :]
     for task in parent.names:
-        now = exactness.reads_before(setup.model, task, later)
-        fresh = [path for path in now if path not in before[task]]
-        if fresh:
+        reads_now = exactness.reads_before(setup.model, task, later_stages)
+        new_paths = [path for path in reads_now if path not in before[task]]
+        if new_paths:
             raise UserError(
-                f"{way} cannot keep old tasks exactly: task {task} would read {fresh[0]}, which is a new task's; "
-                "extend it with --keep 5%, or train all tasks from the start"
+                f"{network_text} cannot keep old tasks exactly: task {task} would read {new_paths[0]}, which is a "
+                "new task's; extend it with --keep 5%, or train all tasks from the start"
             )
 
 
-def grown(variables: PyTree, fresh: PyTree) -> PyTree:
+def grow_variables(variables: PyTree, new_variables: PyTree) -> PyTree:
     """Returns variables of a larger network, with those of the smaller one in their places.
 
     Args:
         variables: of the smaller network.
-        fresh: of the larger one, untrained.
+        new_variables: of the larger one, untrained.
     """
     old = {path_of(path): leaf for path, leaf in _leaves(variables)}
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: old.get(path_of(path), np.asarray(leaf)), fresh)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: old.get(path_of(path), np.asarray(leaf)), new_variables)
 
 
 def fresh_variables(parent: Trained, setup: experiment.Experiment, config: RunSettings) -> PyTree:
@@ -77,8 +77,10 @@ def fresh_variables(parent: Trained, setup: experiment.Experiment, config: RunSe
         UserError: the file of features is gone.
     """
     old = {path_of(path) for path, _ in _leaves(parent.variables)}
-    added = [path_of(path) for path, _ in _leaves(experiment.abstract_variables(setup)) if path_of(path) not in old]
-    features = config.pretrained if any("backbone" in path.split("/") for path in added) else ""
+    added_paths = [
+        path_of(path) for path, _ in _leaves(experiment.abstract_variables(setup)) if path_of(path) not in old
+    ]
+    features = config.pretrained if any("backbone" in path.split("/") for path in added_paths) else ""
     # Not the run's own key, from which the old tasks' parts were drawn: theirs and the new ones' would be alike.
     key = jax.random.fold_in(jax.random.key(config.seed), len(parent.config.tasks))
     return jax.device_get(experiment.init_variables(setup, key=key, pretrained_path=features, offline=config.offline))
@@ -87,7 +89,7 @@ def fresh_variables(parent: Trained, setup: experiment.Experiment, config: RunSe
 def copy_stages(
     parent: Trained,
     workdir: Path,
-    fresh: PyTree,
+    new_variables: PyTree,
     config: RunSettings,
     *,
     figures: Mapping[str, Mapping[str, float]] | None = None,
@@ -98,7 +100,7 @@ def copy_stages(
     Args:
         parent: the trained network.
         workdir: of the new run.
-        fresh: untrained variables of the larger network.
+        new_variables: untrained variables of the larger network.
         config: of the larger network.
         figures: task -> those that stand for what the last stage measured.
         exemplars: stream -> images that the last stage is to leave, in addition to what it left.
@@ -108,22 +110,22 @@ def copy_stages(
     """
     abstract = experiment.abstract_variables(parent.setup)
     last = checkpoints.read_metadata(parent.path)["stages"]
-    earlier = {stage.index: stage.path for stage in checkpoints.stages(parent.path.parent.parent)}
+    paths_by_index = {stage.index: stage.path for stage in checkpoints.stages(parent.path.parent.parent)}
     for index in range(len(last)):
-        path = parent.path if index == len(last) - 1 else earlier.get(index)
+        path = parent.path if index == len(last) - 1 else paths_by_index.get(index)
         if path is None:  # a checkpoint by itself
             continue
-        loaded = checkpoints.load(path, {"variables": abstract, "memory": None})
+        restored = checkpoints.load(path, {"variables": abstract, "memory": None})
         record = {**checkpoints.read_metadata(path), "config": config.to_dict(), "train_seconds": 0.0}
         chosen = parent.calibration if path == parent.path else from_tree(record.get("calibration", {}))
         record["calibration"] = to_tree(_under_new_names(chosen, parent.config, config))
         if figures and path == parent.path:
             *before, stage = record["stages"]
             record["stages"] = [*before, {**stage, "metrics": {**stage["metrics"], **figures}}]
-        kept = _grown_memory(loaded["memory"], parent.variables["params"], fresh["params"])
+        grown_memory = _grown_memory(restored["memory"], parent.variables["params"], new_variables["params"])
         if exemplars and path == parent.path:
-            kept[Replay.slot] = {**exemplars, **dict(kept.get(Replay.slot, {}))}
-        parts = {"variables": grown(loaded["variables"], fresh), "memory": kept}
+            grown_memory[Replay.slot] = {**exemplars, **dict(grown_memory.get(Replay.slot, {}))}
+        parts = {"variables": grow_variables(restored["variables"], new_variables), "memory": grown_memory}
         checkpoints.save(workdir / "checkpoints" / path.name, parts, files.without_nan(record))
 
 
@@ -133,12 +135,14 @@ def _under_new_names(
     """What was chosen for classes, under the names that they have now; classes keep their places."""
     found = {}
     for task, each in chosen.items():
-        now = dict(zip(*(settings.tasks[task].get("classes") or () for settings in (before, config)), strict=False))
-        found[task] = each._replace(thresholds={now.get(name, name): at for name, at in each.thresholds.items()})
+        reads_now = dict(
+            zip(*(settings.tasks[task].get("classes") or () for settings in (before, config)), strict=False)
+        )
+        found[task] = each._replace(thresholds={reads_now.get(name, name): at for name, at in each.thresholds.items()})
     return found
 
 
-def _grown_memory(memory: Mapping[str, Any], params: PyTree, fresh: PyTree) -> dict[str, Any]:
+def _grown_memory(memory: Mapping[str, Any], params: PyTree, new_params: PyTree) -> dict[str, Any]:
     """The memory of old stages, in which trees like the parameters become as large as those of the new network."""
     paths = [path for path, _ in _leaves(params)]
 
@@ -147,7 +151,7 @@ def _grown_memory(memory: Mapping[str, Any], params: PyTree, fresh: PyTree) -> d
             return tree
         if tree and [path for path, _ in _leaves(tree)] == paths:
             # New parameters lie where they begin, and matter to no old task.
-            return grown(tree, fresh if name == "params" else jax.tree.map(np.zeros_like, fresh))
+            return grow_variables(tree, new_params if name == "params" else jax.tree.map(np.zeros_like, new_params))
         return {below: enlarged(below, branch) for below, branch in tree.items()}
 
     return enlarged("", memory)

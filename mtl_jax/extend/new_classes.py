@@ -14,91 +14,100 @@ from mtl_jax.tasks.segmentation import BACKGROUND
 from mtl_jax.workdir.trained import BY_CLASS
 
 
-def of_task(page: RunSettings, task: str, known: Mapping[str, Any], *, location: str) -> RunSettings:
+def of_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *, location: str) -> RunSettings:
     """Returns a page whose one task stands for one of the parent's, with nothing of it but its kind and classes.
 
     Args:
         page: streams and a stage of one task, under any name.
         task: of the parent.
-        known: tasks of the parent.
+        known_tasks: tasks of the parent.
         location: the parent, for errors.
 
     Raises:
         UserError: the parent has no such task, or it is of another kind, or the page has several.
     """
-    if task not in known:
-        raise UserError(f"--task is {task}, which is not in {location}; {suggestion(task, known)}")
-    names = [name for name in page.tasks if name not in known] or [name for name in page.tasks if name == task]
+    if task not in known_tasks:
+        raise UserError(f"--task is {task}, which is not in {location}; {suggestion(task, known_tasks)}")
+    names = [name for name in page.tasks if name not in known_tasks] or [name for name in page.tasks if name == task]
     if len(names) != 1:
         raise UserError(
-            f"--task {task}: expected a page with one task, whose data is for it, found {_listed(page.tasks) or 'none'}"
+            f"--task {task}: expected a page with one task, whose data is for it, found "
+            f"{_listing(page.tasks) or 'none'}"
         )
-    own = page.tasks[names[0]]
-    if own.get("kind") != known[task].get("kind"):
+    task_settings = page.tasks[names[0]]
+    if task_settings.get("kind") != known_tasks[task].get("kind"):
         raise UserError(
-            f"task {task} of {location} is a {known[task].get('kind')} task, and the data is for {own.get('kind')}; "
-            "give data of its kind"
+            f"task {task} of {location} is a {known_tasks[task].get('kind')} task, and the data is for "
+            f"{task_settings.get('kind')}; give data of its kind"
         )
     streams = {
         name: dataclasses.replace(
             stream,
             labels={task if of == names[0] else of: label for of, label in stream.labels.items()},
-            labelled_classes={task if of == names[0] else of: each for of, each in stream.labelled_classes.items()},
+            labelled_classes={
+                task if of == names[0] else of: classes for of, classes in stream.labelled_classes.items()
+            },
         )
         for name, stream in page.streams.items()
     }
-    others = {name: folder for name, folder in page.contract.baseline_from.items() if name != names[0]}
+    other_baselines = {name: folder for name, folder in page.contract.baseline_from.items() if name != names[0]}
     return dataclasses.replace(
         page,
-        tasks={task: {name: value for name, value in own.items() if name in ("kind", "classes")}},
+        tasks={task: {name: value for name, value in task_settings.items() if name in ("kind", "classes")}},
         streams=streams,
-        contract=dataclasses.replace(page.contract, baseline_from=others),
+        contract=dataclasses.replace(page.contract, baseline_from=other_baselines),
     )
 
 
-def asked(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, location: str) -> tuple[str, ...]:
+def classes_to_add(
+    name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
+) -> tuple[str, ...]:
     """Returns the classes that a page adds to a task of the parent; none where it names those that there are.
 
     Args:
         name: of the task.
         before: its settings in the parent.
-        now: those of the page, whose classes are the new ones, or the old ones and then the new ones.
+        page_task: those of the page, whose classes are the new ones, or the old ones and then the new ones.
         location: the parent, for errors.
 
     Raises:
         UserError: the order is another, a new class is there already, or other settings differ.
     """
-    had, wanted = tuple(before.get("classes") or ()), tuple(now.get("classes") or ())
-    if wanted == had:
+    old_classes, new_classes = tuple(before.get("classes") or ()), tuple(page_task.get("classes") or ())
+    if new_classes == old_classes:
         return ()
-    if wanted[: len(had)] == had:
-        new = wanted[len(had) :]
+    if new_classes[: len(old_classes)] == old_classes:
+        new = new_classes[len(old_classes) :]
     else:
-        new = tuple(each for each in wanted if each != BACKGROUND or BACKGROUND not in had)
-    known = [each for each in new if each in had]
-    if known and len(known) == len(had):
-        raise UserError(
-            f"task {name} has the classes of {location} in another order ({_listed(wanted)}); a trained readout "
-            f"keeps its order: {_listed(had)}, then what is new"
+        new = tuple(
+            name_asked for name_asked in new_classes if name_asked != BACKGROUND or BACKGROUND not in old_classes
         )
-    if known:
+    repeated_names = [name_asked for name_asked in new if name_asked in old_classes]
+    if repeated_names and len(repeated_names) == len(old_classes):
         raise UserError(
-            f"class {known[0]} is in task {name} of {location} already; name new classes alone "
-            f"({_listed(set(new) - {*had})}), and use --refine for more data of known ones"
+            f"task {name} has the classes of {location} in another order ({_listing(new_classes)}); a trained readout "
+            f"keeps its order: {_listing(old_classes)}, then what is new"
+        )
+    if repeated_names:
+        raise UserError(
+            f"class {repeated_names[0]} is in task {name} of {location} already; name new classes alone "
+            f"({_listing(set(new) - {*old_classes})}), and use --refine for more data of known ones"
         )
     if len(set(new)) < len(new):
-        raise UserError(f"task {name} would get a class twice ({_listed(new)}); name each once")
-    _require_same_settings(name, before, now, location=location)
+        raise UserError(f"task {name} would get a class twice ({_listing(new)}); name each once")
+    _require_same_settings(name, before, page_task, location=location)
     return new
 
 
-def _listed(names: Any) -> str:
+def _listing(names: Any) -> str:
     return ", ".join(sorted(map(str, names)) if isinstance(names, set) else map(str, names)) or "there is none"
 
 
-def _require_same_settings(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, location: str) -> None:
-    for key, value in now.items():
-        if key not in (*BY_CLASS, *later.SETTINGS) and _plain(value) != _plain(before.get(key)):
+def _require_same_settings(
+    name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
+) -> None:
+    for key, value in page_task.items():
+        if key not in (*BY_CLASS, *later.SETTINGS) and _as_lists(value) != _as_lists(before.get(key)):
             raise UserError(
                 f"task {name} is in {location} already, with other settings ({key} was {before.get(key)!r}, is "
                 f"{value!r}); leave the setting out, or give a new task another name"
@@ -107,14 +116,14 @@ def _require_same_settings(name: str, before: Mapping[str, Any], now: Mapping[st
         raise UserError(f"task {name} of {location} is a {before.get('kind')} task, which has no classes to add to")
 
 
-def _plain(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
 def join(
     config: dict[str, Any],
-    now: Mapping[str, Any],
-    grown: Mapping[str, tuple[str, ...]],
+    page_config: Mapping[str, Any],
+    extended_tasks: Mapping[str, tuple[str, ...]],
     stages: Sequence[str],
     *,
     location: str,
@@ -124,8 +133,8 @@ def join(
 
     Args:
         config: of the new run, with its streams and stages.
-        now: the page.
-        grown: task -> its new classes.
+        page_config: the page.
+        extended_tasks: task -> its new classes.
         stages: that are new.
         location: the parent, for errors.
         exact: whether old outputs stay as they are.
@@ -133,12 +142,12 @@ def join(
     Raises:
         UserError: it is not one stage that teaches them, or old outputs might change.
     """
-    for name, classes in grown.items():
+    for name, classes in extended_tasks.items():
         teaching = [stage for stage in stages if name in _labelled(config, stage)]
         if len(teaching) != 1:
             raise UserError(
-                f"task {name} is to get {_listed(classes)}: expected one new stage with a stream that labels it, found "
-                f"{_listed(teaching) or 'none'}"
+                f"task {name} is to get {_listing(classes)}: expected one new stage with a stream that labels it, "
+                f"found {_listing(teaching) or 'none'}"
             )
         if not exact:
             raise UserError(
@@ -147,12 +156,12 @@ def join(
             )
         task = config["tasks"][name]
         total = len(task["classes"]) + len(classes)
-        weights = now["tasks"][name].get("class_weights")
+        weights = page_config["tasks"][name].get("class_weights")
         if task.get("class_weights") is not None or weights is not None:
             usual = (*(task.get("class_weights") or (1.0,) * len(task["classes"])), *(1.0,) * len(classes))
             task = {**task, "class_weights": tuple(weights) if weights and len(weights) == total else usual}
-        added = (*(tuple(pair) for pair in task.get("added") or ()), (teaching[0], len(classes)))
-        config["tasks"][name] = {**task, "classes": (*task["classes"], *classes), "added": added}
+        additions = (*(tuple(pair) for pair in task.get("added") or ()), (teaching[0], len(classes)))
+        config["tasks"][name] = {**task, "classes": (*task["classes"], *classes), "added": additions}
 
 
 def _labelled(config: Mapping[str, Any], stage: str) -> set[str]:

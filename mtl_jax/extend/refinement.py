@@ -14,28 +14,28 @@ from mtl_jax.workdir import files, lineage
 REFUSED = "refused"  # folder of the stage of a version that did not stay
 
 
-def require_known(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, location: str) -> None:
+def require_known(name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str) -> None:
     """Checks that a page has more data for what a task knows, and nothing else.
 
     Args:
         name: of the task.
         before: its settings in the parent.
-        now: those of the page.
+        page_task: those of the page.
         location: the parent, for errors.
 
     Raises:
         UserError: a class is new, or the kind is another.
     """
-    had, given = tuple(before.get("classes") or ()), tuple(now.get("classes") or ())
-    if unknown := [each for each in given if each not in had]:
+    old_classes, page_classes = tuple(before.get("classes") or ()), tuple(page_task.get("classes") or ())
+    if unknown := [class_name for class_name in page_classes if class_name not in old_classes]:
         raise UserError(
-            f"class {unknown[0]} is not in task {name} of {location}, which knows {', '.join(map(str, had))}; leave "
-            "--refine out to add classes"
+            f"class {unknown[0]} is not in task {name} of {location}, which knows "
+            f"{', '.join(map(str, old_classes))}; leave --refine out to add classes"
         )
-    if now.get("kind") != before.get("kind"):
+    if page_task.get("kind") != before.get("kind"):
         raise UserError(
-            f"task {name} of {location} is a {before.get('kind')} task, and the new data is for {now.get('kind')}; "
-            "give data of its kind"
+            f"task {name} of {location} is a {before.get('kind')} task, and the new data is for "
+            f"{page_task.get('kind')}; give data of its kind"
         )
 
 
@@ -47,15 +47,15 @@ def fallen(contract: Mapping[str, Any], before: Mapping[str, Mapping[str, float]
         before: task -> figures of the parent.
         limit: percent.
     """
-    said = []
+    messages = []
     for name, entry in contract["tasks"].items():
-        was, now = before.get(name, {}).get(entry["metric"]), entry["final"]
+        was, final_value = before.get(name, {}).get(entry["metric"]), entry["final"]
         if was is None:  # not measured before, so that nothing is lost
             continue
-        drop = relative_drop_percent(was, now, entry["higher_is_better"])
-        if now is None or (drop is not None and drop > limit + ROUNDING_PERCENT):
-            said.append(f"{name} {entry['metric']} from {figure(was)} to {figure(now)}")
-    return ", ".join(said)
+        drop = relative_drop_percent(was, final_value, entry["higher_is_better"])
+        if final_value is None or (drop is not None and drop > limit + ROUNDING_PERCENT):
+            messages.append(f"{name} {entry['metric']} from {figure(was)} to {figure(final_value)}")
+    return ", ".join(messages)
 
 
 def set_aside(workdir: Path, parent: Path, contract: dict[str, Any], words: str, *, limit: float) -> dict[str, Any]:
@@ -72,12 +72,12 @@ def set_aside(workdir: Path, parent: Path, contract: dict[str, Any], words: str,
         The contract, which says so under "refused".
     """
     sentence = f"not kept, as more than {limit:g} % were lost ({words}); {parent} stays as it is"
-    found = lineage.read(workdir) or {}
+    history = lineage.read(workdir) or {}
     for stage in (workdir / "checkpoints").iterdir():
-        if stage.name.partition("-")[2] in found["versions"][-1]["stages"]:
+        if stage.name.partition("-")[2] in history["versions"][-1]["stages"]:
             (workdir / REFUSED).mkdir(exist_ok=True)
             stage.replace(workdir / REFUSED / stage.name)
-    files.write_json(workdir / lineage.FILE_NAME, {**found, REFUSED: sentence})
+    files.write_json(workdir / lineage.FILE_NAME, {**history, REFUSED: sentence})
     contract = {**contract, "passed": False, REFUSED: sentence}
     files.write_json(workdir / "contract.json", contract)
     return contract

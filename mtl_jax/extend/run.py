@@ -70,15 +70,15 @@ def extend(
     checkpoints.verify(location)
     additions.refuse_newer(location)
     old = trained.load(location)
-    given = page_of(page, settings or {})
+    page_settings = page_of(page, settings or {})
     if task:
-        given = new_classes.of_task(given, task, old.config.tasks, location=str(old.path))
+        page_settings = new_classes.of_task(page_settings, task, old.config.tasks, location=str(old.path))
     limit = additions.limit_percent(keep)
-    config = config_lib.resolve(additions.joined(old, given, limit=limit, refine=refine, per_class=per_class))
-    found = lineage.read(workdir)
-    if found is not None:
-        lineage.require_same_parent(workdir, found, old.path)
-        if refinement.REFUSED in found:
+    config = config_lib.resolve(additions.join(old, page_settings, limit=limit, refine=refine, per_class=per_class))
+    history = lineage.read(workdir)
+    if history is not None:
+        lineage.require_same_parent(workdir, history, old.path)
+        if refinement.REFUSED in history:
             return files.contract_of_run(str(workdir))
     else:
         _begin(old, workdir, config, keep, exact=limit is None, per_class=per_class)
@@ -121,11 +121,13 @@ def _begin(old: trained.Trained, workdir: Path, config: RunSettings, keep: str, 
     setup = experiment.build(config, data_root=old.setup.data_root)
     growth.require_room(old, setup, exact=exact)
     with run_record.locked(workdir):
-        grown = [name for name, task in old.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)]
-        kept = exemplars.chosen(config.to_dict(), old, grown) if per_class else {}
-        growth.copy_stages(old, workdir, growth.fresh_variables(old, setup, config), config, exemplars=kept)
+        extended_tasks = [
+            name for name, task in old.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)
+        ]
+        exemplar_choice = exemplars.choose(config.to_dict(), old, extended_tasks) if per_class else {}
+        growth.copy_stages(old, workdir, growth.fresh_variables(old, setup, config), config, exemplars=exemplar_choice)
         additions.copy_metrics(old.path.parent.parent, workdir)
-        added = config.order[len(old.stages) :]
+        new_stages = config.order[len(old.stages) :]
         classes = lineage.classes_of(setup.tasks)
         before = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
-        lineage.write(workdir, old.path, [*before["versions"], lineage.entry(workdir, added, classes, keep=keep)])
+        lineage.write(workdir, old.path, [*before["versions"], lineage.entry(workdir, new_stages, classes, keep=keep)])

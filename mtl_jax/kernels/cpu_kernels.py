@@ -81,9 +81,9 @@ def available() -> bool:
         if os.environ.get("MTL_JAX_CPU_KERNELS") == "off":
             raise RuntimeError("MTL_JAX_CPU_KERNELS is off")
         for library, targets in zip(_build(cache_dir()), SOURCES.values(), strict=True):
-            loaded = ctypes.CDLL(str(library))
+            module = ctypes.CDLL(str(library))
             for target in targets:
-                jax.ffi.register_ffi_target(PREFIX + target, jax.ffi.pycapsule(getattr(loaded, target)), platform="cpu")
+                jax.ffi.register_ffi_target(PREFIX + target, jax.ffi.pycapsule(getattr(module, target)), platform="cpu")
     except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         reason = " ".join(str(error).split())[:300]
         log.warning("No compiled CPU kernels (%s); the pure JAX forms are used, slower", reason)
@@ -170,16 +170,20 @@ def call(kernel: Kernel, *operands: Array) -> Array:
 
     @one.def_vmap
     def mapped(size, is_mapped, *operands):
-        shared = [x for x, own, moved in zip(operands, kernel.batched, is_mapped, strict=True) if moved and not own]
-        whole = [
-            x if moved else jnp.broadcast_to(x[None], (size, *x.shape))
-            for x, moved in zip(operands, is_mapped, strict=True)
+        shared = [
+            x
+            for x, is_batched, is_moved in zip(operands, kernel.batched, is_mapped, strict=True)
+            if is_moved and not is_batched
+        ]
+        full_operands = [
+            x if is_moved else jnp.broadcast_to(x[None], (size, *x.shape))
+            for x, is_moved in zip(operands, is_mapped, strict=True)
         ]
         if shared:  # what all examples share differs between the elements: a loop
-            return jax.lax.map(lambda element: one(*element), tuple(whole)), True
+            return jax.lax.map(lambda element: one(*element), tuple(full_operands)), True
         folded = [
-            each.reshape(-1, *each.shape[2:]) if own else x
-            for x, each, own in zip(operands, whole, kernel.batched, strict=True)
+            full.reshape(-1, *full.shape[2:]) if is_batched else x
+            for x, full, is_batched in zip(operands, full_operands, kernel.batched, strict=True)
         ]
         result = one(*folded)
         return result.reshape(size, -1, *result.shape[1:]), True
@@ -187,7 +191,7 @@ def call(kernel: Kernel, *operands: Array) -> Array:
     return one(*operands)
 
 
-def _plain(kernel: Kernel, *operands: Array) -> Array:
+def _call_kernel(kernel: Kernel, *operands: Array) -> Array:
     result = jax.ShapeDtypeStruct((operands[0].shape[0], *kernel.result), jnp.float32)
     options = {name: np.int64(value) for name, value in kernel.options}
     return jax.ffi.ffi_call(PREFIX + kernel.target, result)(*operands, **options)
@@ -199,23 +203,28 @@ def _partitioned(batched: tuple[bool, ...], ranks: tuple[int, ...], result_rank:
 
     @functools.partial(custom_partitioning, static_argnums=(0,))
     def call(kernel: Kernel, *operands: Array) -> Array:
-        return _plain(kernel, *operands)
+        return _call_kernel(kernel, *operands)
 
     def partition(kernel, mesh, operands, result):
         del result
         examples = (*operands[0].sharding.spec, None)[0]
         split = NamedSharding(mesh, PartitionSpec(examples))
-        whole = NamedSharding(mesh, PartitionSpec())
-        return mesh, functools.partial(_plain, kernel), split, tuple(split if own else whole for own in batched)
+        replicated = NamedSharding(mesh, PartitionSpec())
+        return (
+            mesh,
+            functools.partial(_call_kernel, kernel),
+            split,
+            tuple(split if is_batched else replicated for is_batched in batched),
+        )
 
     axes = [
-        ["n" if own and axis == 0 else f"x{number}y{axis}" for axis in range(rank)]
-        for number, (own, rank) in enumerate(zip(batched, ranks, strict=True))
+        ["n" if is_batched and axis == 0 else f"x{number}y{axis}" for axis in range(rank)]
+        for number, (is_batched, rank) in enumerate(zip(batched, ranks, strict=True))
     ]
     result = ["n", *(f"r{axis}" for axis in range(result_rank))]
     call.def_partition(
         partition=partition,
-        sharding_rule=f"{', '.join(' '.join(each) for each in axes)} -> {' '.join(result)}",
-        need_replication_factors=tuple(axis for each in (*axes, result) for axis in each if axis != "n"),
+        sharding_rule=f"{', '.join(' '.join(axis_names) for axis_names in axes)} -> {' '.join(result)}",
+        need_replication_factors=tuple(axis for axis_names in (*axes, result) for axis in axis_names if axis != "n"),
     )
     return call

@@ -49,17 +49,17 @@ def parse(words: Sequence[str], *, val_share: float = VAL_SHARE, annotated_on: s
     Raises:
         UserError: a word of another form, an unknown kind, or two of one name.
     """
-    asked = [_parse(word)._replace(val_share=val_share, annotated_on=annotated_on) for word in words]
-    twice = [name for name, count in Counter(each.name for each in asked).items() if count > 1]
+    requests = [_parse(word)._replace(val_share=val_share, annotated_on=annotated_on) for word in words]
+    twice = [name for name, count in Counter(request.name for request in requests).items() if count > 1]
     if twice:
-        kind = next(each.kind for each in asked if each.name == twice[0])
+        kind = next(request.kind for request in requests if request.name == twice[0])
         raise UserError(f"{twice[0]} is given twice; tell them apart by names: {kind}.one=… {kind}.two=…")
-    return tuple(sorted(asked, key=lambda each: list(TASK_KINDS).index(each.kind)))
+    return tuple(sorted(requests, key=lambda request: list(TASK_KINDS).index(request.kind)))
 
 
 def _parse(word: str) -> Asked:
-    left, equals, path = word.partition("=")
-    kind, dot, name = left.partition(".")
+    task_name, equals, path = word.partition("=")
+    kind, dot, name = task_name.partition(".")
     if not equals or not path or (dot and not name):
         raise UserError(f"expected a kind of label and where it is ({EXAMPLE}), found the argument {word}")
     if kind not in TASK_KINDS:

@@ -39,7 +39,7 @@ class Choice:
     """One task's stream and stage.
 
     Attributes:
-        found: what it is chosen for.
+        dataset: what it is chosen for.
         image_size: of validation images, px.
         train_image_size: of training crops, px.
         batch_size: of a training step.
@@ -52,7 +52,7 @@ class Choice:
         seconds: that training is expected to take.
     """
 
-    found: Found
+    dataset: Found
     image_size: int
     train_image_size: int
     batch_size: int
@@ -67,36 +67,38 @@ class Choice:
     @property
     def steps(self) -> int:
         """Of its stage."""
-        return math.ceil(self.epochs * max(1, self.found.train // self.batch_size))
+        return math.ceil(self.epochs * max(1, self.dataset.train // self.batch_size))
 
 
-def choose(found: Sequence[Found], machine: Machine, *, minutes: float) -> tuple[Choice, ...]:
+def choose(datasets: Sequence[Found], machine: Machine, *, minutes: float) -> tuple[Choice, ...]:
     """Chooses for all datasets of a run.
 
     Args:
-        found: the datasets.
+        datasets: the datasets.
         machine: that trains.
         minutes: that the run should take, all together.
 
     Returns:
         A choice for each.
     """
-    left = 60 * minutes - machine.start_seconds - machine.stage_seconds * len(found)
-    share = max(left / len(found), 5.0)
-    return tuple(_choose(each, machine, seconds=share, measured=len(found) - k) for k, each in enumerate(found))
+    seconds_left = 60 * minutes - machine.start_seconds - machine.stage_seconds * len(datasets)
+    share = max(seconds_left / len(datasets), 5.0)
+    return tuple(
+        _choose(dataset, machine, seconds=share, measured_tasks=len(datasets) - k) for k, dataset in enumerate(datasets)
+    )
 
 
-def _choose(found: Found, machine: Machine, *, seconds: float, measured: int) -> Choice:
-    kind = found.asked.kind
+def _choose(found: Found, machine: Machine, *, seconds: float, measured_tasks: int) -> Choice:
+    kind = found.request.kind
     batch = _batch_size(found, machine)
-    wanted = max(EPOCHS[kind], ENOUGH_STEPS * batch / found.train)
-    size = _size(found, machine, wanted, seconds=seconds, measured=measured)
-    fixed, an_epoch = _cost(found, machine, size, 0.0, measured), _cost(found, machine, size, 1.0, 0)
+    epochs_wanted = max(EPOCHS[kind], ENOUGH_STEPS * batch / found.train)
+    size = _size(found, machine, epochs_wanted, seconds=seconds, measured_tasks=measured_tasks)
+    fixed, an_epoch = _cost(found, machine, size, 0.0, measured_tasks), _cost(found, machine, size, 1.0, 0)
     least = LEAST_STEPS * batch / found.train
-    epochs = _rounded(min(wanted, max((seconds - fixed) / an_epoch, least)))
+    epochs = _rounded(min(epochs_wanted, max((seconds - fixed) / an_epoch, least)))
     crop = kind not in ALONG
     return Choice(
-        found=found,
+        dataset=found,
         image_size=size,
         train_image_size=_train_size(size, crop=crop),
         batch_size=batch,
@@ -106,25 +108,25 @@ def _choose(found: Found, machine: Machine, *, seconds: float, measured: int) ->
         crop=crop,
         augment=_augment(found, crop=crop),
         task={"kind": TASK_KINDS[kind], **_TASKS.get(kind, lambda found, size: {})(found, size)},
-        seconds=_cost(found, machine, size, epochs, measured),
+        seconds=_cost(found, machine, size, epochs, measured_tasks),
     )
 
 
 def _batch_size(found: Found, machine: Machine) -> int:
-    most = 32 if machine.accelerated else 8 if found.asked.kind in ALONG else 16
+    most = 32 if machine.accelerated else 8 if found.request.kind in ALONG else 16
     return max(1, min(most, found.train))
 
 
-def _size(found: Found, machine: Machine, wanted: float, *, seconds: float, measured: int) -> int:
+def _size(found: Found, machine: Machine, epochs_wanted: float, *, seconds: float, measured_tasks: int) -> int:
     """The largest size, not above what the images have, at which there is time for enough epochs."""
-    kind, native = found.asked.kind, max(SIZES[-1], round(found.long_side / STEP) * STEP)
+    kind, native = found.request.kind, max(SIZES[-1], round(found.long_side / STEP) * STEP)
     most = min(native, MOST.get(kind, SIZES[0]))
     least = min(most, LEAST[kind])
     sizes = [size for size in SIZES if least <= size <= most]
-    seen = [size for size in sizes if size >= _seen_from(found)] or sizes[:1]
-    for among, share in ((seen, 1.0), (seen, 0.3), (sizes, 0.3)):
+    sizes_seen = [size for size in sizes if size >= _seen_from(found)] or sizes[:1]
+    for among, share in ((sizes_seen, 1.0), (sizes_seen, 0.3), (sizes, 0.3)):
         for size in among:
-            if _cost(found, machine, size, share * wanted, measured) <= seconds:
+            if _cost(found, machine, size, share * epochs_wanted, measured_tasks) <= seconds:
                 return size
     return sizes[-1]
 
@@ -134,9 +136,9 @@ def _seen_from(found: Found) -> float:
     return LEAST_BOX_PX / max(tenths(found.box_shares)[0], 1e-3) if found.box_shares else 0.0
 
 
-def _cost(found: Found, machine: Machine, size: int, epochs: float, measured: int) -> float:
+def _cost(found: Found, machine: Machine, size: int, epochs: float, measured_tasks: int) -> float:
     """Seconds of training and of measuring so many times."""
-    images = epochs * found.train + EVALUATED * measured * found.val
+    images = epochs * found.train + EVALUATED * measured_tasks * found.val
     return images * machine.image_seconds * (size / REFERENCE_PX) ** 2
 
 
@@ -157,9 +159,9 @@ def _augment(found: Found, *, crop: bool) -> dict[str, Any]:
         settings |= {"scale_min": 1.0, "scale_max": 1.7, "aspect": 1.2}
     if not any(SIDES.search(name) for name in found.classes):  # a mirrored left hand is a right one
         settings["flip_probability"] = 0.5
-    if found.asked.kind != "depth":
+    if found.request.kind != "depth":
         settings |= {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
-    if found.asked.kind == "boxes":
+    if found.request.kind == "boxes":
         settings["mosaic_probability"] = 0.5
     return settings
 

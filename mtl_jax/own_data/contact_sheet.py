@@ -27,24 +27,24 @@ def render(inspected: Sequence[Inspected], leaks: Sequence[str], *, images: int)
         leaks: what validation images training has.
         images: most that are shown of a dataset.
     """
-    suspicious = [*leaks, *(line for each in inspected for line in each.suspicious)]
-    notes = [note for each in inspected for note in each.notes]
+    suspicious = [*leaks, *(line for inspection in inspected for line in inspection.suspicious)]
+    notes = [note for inspection in inspected for note in inspection.notes]
     rows = [
         [
-            each.found.asked.name,
-            f"{each.found.asked.kind} ({each.found.format})",
-            table.images(each.found),
-            table.sizes(each.found),
-            table.holds(each.found),
+            inspection.dataset.request.name,
+            f"{inspection.dataset.request.kind} ({inspection.dataset.format})",
+            table.images(inspection.dataset),
+            table.sizes(inspection.dataset),
+            table.holds(inspection.dataset),
         ]
-        for each in inspected
+        for inspection in inspected
     ]
     body = [
         "<h1>What is in the data</h1>",
         html_page.table(("task", "labels", "training + validation", "images, px", "holds"), rows),
         html_page.section("What seems wrong", _lines(suspicious) or "<p>Nothing was found.</p>"),
         html_page.section("How the files were read", _lines(notes)) if notes else "",
-        *(_dataset(each, images) for each in inspected),
+        *(_dataset(inspection, images) for inspection in inspected),
     ]
     return html_page.page("What is in the data", "\n".join(body))
 
@@ -55,32 +55,32 @@ def _lines(sentences: Sequence[str]) -> str:
 
 
 def _dataset(inspected: Inspected, images: int) -> str:
-    found = inspected.found
-    parts = [_classes(inspected), _histograms(found)]
+    dataset = inspected.dataset
+    sections = [_classes(inspected), _histograms(dataset)]
     pictures = list(_pictures(inspected, images))
-    parts.append('<div class="images">\n' + "\n".join(pictures) + "\n</div>\n")
-    lead = f"{found.asked.path}: {table.images(found)}; {len(pictures)} are shown."
-    return html_page.section(f"{found.asked.name}: {found.asked.kind}", "\n".join(parts), lead=lead)
+    sections.append('<div class="images">\n' + "\n".join(pictures) + "\n</div>\n")
+    lead = f"{dataset.request.path}: {table.images(dataset)}; {len(pictures)} are shown."
+    return html_page.section(f"{dataset.request.name}: {dataset.request.kind}", "\n".join(sections), lead=lead)
 
 
 def _classes(inspected: Inspected) -> str:
-    found = inspected.found
+    dataset = inspected.dataset
     counts = [
-        findings.label_figures(inspected.surveys[split], found.label, found.classes).get("classes", {})
+        findings.label_figures(inspected.surveys[split], dataset.label, dataset.classes).get("classes", {})
         for split in ("train", "val")
     ]
     rows = []
-    for name in found.classes:
+    for name in dataset.classes:
         train, val = (of_split.get(name, {"images": 0}) for of_split in counts)
         labels = train.get("boxes", train.get("pixels", train["images"]))
         rows.append([name, f"{train['images']:,}", f"{labels:,}", f"{val['images']:,}"])
     return html_page.table(COLUMNS, rows, numbers=(1, 2, 3)) if rows else ""
 
 
-def _histograms(found: Found) -> str:
-    figures = {"longer side of the training images, px": [float(max(size)) for size in found.sizes]}
-    if found.box_shares:
-        figures["side of the boxes, % of the longer side"] = [100 * share for share in found.box_shares]
+def _histograms(dataset: Found) -> str:
+    figures = {"longer side of the training images, px": [float(max(size)) for size in dataset.sizes]}
+    if dataset.box_shares:
+        figures["side of the boxes, % of the longer side"] = [100 * share for share in dataset.box_shares]
     return html_page.panels(histogram(title, values) for title, values in figures.items())
 
 
@@ -107,7 +107,7 @@ def histogram(title: str, values: Sequence[float]) -> str:
 
 def _pictures(inspected: Inspected, count: int) -> Iterator[str]:
     """Images of both splits, evenly spread; what cannot be read is left out, as it is named above."""
-    found = inspected.found
+    dataset = inspected.dataset
     for split, most in (("train", count - count // 3), ("val", count // 3)):
         source: Any = inspected.sources[split]
         for index in range(0, len(source), -(-len(source) // most)) if most and len(source) else ():
@@ -115,12 +115,12 @@ def _pictures(inspected: Inspected, count: int) -> Iterator[str]:
                 sample = source[index]
             except UserError:
                 continue
-            fields = sample["labels"][found.label]
+            fields = sample["labels"][dataset.label]
             file, (width, height) = drawing.draw(sample["image"], fields)
-            words = f"{sample['id']} ({split}): {shape_of(fields).caption(fields, found.classes)}"
+            words = f"{sample['id']} ({split}): {shape_of(fields).caption(fields, dataset.classes)}"
             # Names of files need not be text.
-            shown = escape(words.encode("utf-8", "backslashreplace").decode())
+            escaped = escape(words.encode("utf-8", "backslashreplace").decode())
             yield (
-                f'<figure><img width="{width}" height="{height}" alt="{shown}" src="data:image/jpeg;base64,'
-                f'{base64.b64encode(file).decode()}"><figcaption class="quiet">{shown}</figcaption></figure>'
+                f'<figure><img width="{width}" height="{height}" alt="{escaped}" src="data:image/jpeg;base64,'
+                f'{base64.b64encode(file).decode()}"><figcaption class="quiet">{escaped}</figcaption></figure>'
             )

@@ -23,7 +23,7 @@ class Found:
     """One dataset.
 
     Attributes:
-        asked: on the command line.
+        request: on the command line.
         format: a key of `formats.FORMATS`.
         classes: names, in the order of the labels; empty for numbers and depths.
         train: training images.
@@ -39,7 +39,7 @@ class Found:
         notes: warnings of the reader.
     """
 
-    asked: Asked
+    request: Asked
     format: str
     classes: tuple[str, ...]
     train: int
@@ -57,7 +57,7 @@ class Found:
     @property
     def label(self) -> str:
         """What the source calls the label."""
-        return LABELS[self.asked.kind]
+        return LABELS[self.request.kind]
 
     @property
     def long_side(self) -> int:
@@ -65,37 +65,37 @@ class Found:
         return round(median(max(size) for size in self.sizes))
 
 
-def options(asked: Asked) -> dict[str, Any]:
+def options(request: Asked) -> dict[str, Any]:
     """Returns the options of the source `labels` for a dataset; those of their default value are left out."""
-    reading = {"val_share": asked.val_share, "annotated_on": asked.annotated_on}
-    changed = {name: value for name, value in reading.items() if value != Asked._field_defaults[name]}
-    return {"path": asked.path, "read_as": asked.kind, **changed}
+    reading = {"val_share": request.val_share, "annotated_on": request.annotated_on}
+    changed_options = {name: value for name, value in reading.items() if value != Asked._field_defaults[name]}
+    return {"path": request.path, "read_as": request.kind, **changed_options}
 
 
-def look(asked: Asked) -> Found:
+def look(request: Asked) -> Found:
     """Reads a dataset's labels, and some of its masks or depths.
 
     Args:
-        asked: kind and place.
+        request: kind and place.
 
     Raises:
         UserError: nothing of that kind is there, or it cannot be read.
     """
-    source: Any = registry.build("labels", data_root="/", split="train", **options(asked))
+    source: Any = registry.build("labels", data_root="/", split="train", **options(request))
     dataset = source.dataset
-    train, _ = splitting.of_split(dataset, "train", val_share=asked.val_share)
-    val, _ = splitting.of_split(dataset, "val", val_share=asked.val_share)
-    own = bool({"train"} & set(dataset.splits) and {"val", "test"} & set(dataset.splits))
+    train, _ = splitting.of_split(dataset, "train", val_share=request.val_share)
+    val, _ = splitting.of_split(dataset, "val", val_share=request.val_share)
+    has_own_split = bool({"train"} & set(dataset.splits) and {"val", "test"} & set(dataset.splits))
     return Found(
-        asked=asked,
+        request=request,
         format=dataset.format,
-        classes=tuple(source.class_names[LABELS[asked.kind]]),
+        classes=tuple(source.class_names[LABELS[request.kind]]),
         train=len(train),
         val=len(val),
-        splits="as the dataset has them" if own else f"{asked.val_share:.0%} by content",
+        splits="as the dataset has them" if has_own_split else f"{request.val_share:.0%} by content",
         sizes=tuple(record.size for record in train),
         notes=tuple(dataset.reading.notes),
-        **_FIGURES[asked.kind](source, train),
+        **_FIGURES[request.kind](source, train),
     )
 
 
@@ -116,7 +116,7 @@ def _boxes(source: Any, train: Sequence[Record]) -> dict[str, Any]:
 
 def _masks(source: Any, train: Sequence[Record]) -> dict[str, Any]:
     names, pixels = source.class_names["segmentation"], Counter[int]()
-    for index in _spread(len(train)):
+    for index in _evenly_spaced(len(train)):
         values, counts = np.unique(source[index]["labels"]["segmentation"]["mask"], return_counts=True)
         pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     return {"counts": {name: pixels[value] for value, name in enumerate(names)}}
@@ -145,7 +145,7 @@ def _values(source: Any, train: Sequence[Record]) -> dict[str, Any]:
 
 def _depth(source: Any, train: Sequence[Record]) -> dict[str, Any]:
     metres: list[float] = []
-    for index in _spread(len(train)):
+    for index in _evenly_spaced(len(train)):
         depth = source[index]["labels"]["depth"]["depth"]
         metres += (
             np.quantile(depth[np.isfinite(depth)], (0.1, 0.5, 0.9, 1.0)).tolist() if np.isfinite(depth).any() else []
@@ -160,7 +160,7 @@ def _spread_of(values: Sequence[float]) -> dict[str, Any]:
     return {"center": center, "scale": fmean(abs(value - center) for value in values) or 1.0}
 
 
-def _spread(count: int) -> range:
+def _evenly_spaced(count: int) -> range:
     return range(0, count, -(-count // LOOKED_AT) or 1)
 
 

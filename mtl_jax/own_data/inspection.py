@@ -24,74 +24,81 @@ class Inspected(NamedTuple):
     """One dataset.
 
     Attributes:
-        found: sizes, classes, counts.
+        dataset: sizes, classes, counts.
         sources: split -> its samples.
         surveys: split -> what was seen of them.
         notes: how the files were read, and what was left out, each a sentence.
         suspicious: what seems wrong, each a sentence.
     """
 
-    found: Found
+    dataset: Found
     sources: Mapping[str, Any]
     surveys: Mapping[str, Survey]
     notes: tuple[str, ...]
     suspicious: tuple[str, ...]
 
 
-def inspect(found: Found, *, cache: Path | None, on_progress: survey.OnProgress) -> Inspected:
+def inspect(dataset: Found, *, cache: Path | None, on_progress: survey.OnProgress) -> Inspected:
     """Looks at every image and label of a dataset.
 
     Args:
-        found: the dataset.
+        dataset: the dataset.
         cache: folder in which to keep what was seen; None keeps nothing.
         on_progress: is called with images looked at, and all.
 
     Raises:
         UserError: the dataset cannot be opened.
     """
-    sources, surveys, given = {}, {}, options(found.asked)
+    sources, surveys, source_options = {}, {}, options(dataset.request)
     for split in SPLITS:
         with opened.recording() as files:
-            sources[split] = registry.build("labels", data_root="/", split=split, **given)
-        name = f"labels {given} {split}"
+            sources[split] = registry.build("labels", data_root="/", split=split, **source_options)
+        name = f"labels {source_options} {split}"
         surveys[split] = survey.look(sources[split], files=files, name=name, cache=cache, on_progress=on_progress)
-    notes = tuple(f"{found.asked.name}: {note}" for note in surveys["train"].reading.notes)
-    return Inspected(found, sources, surveys, notes, tuple(_suspicious(found, surveys)))
+    notes = tuple(f"{dataset.request.name}: {note}" for note in surveys["train"].reading.notes)
+    return Inspected(dataset, sources, surveys, notes, tuple(_suspicious(dataset, surveys)))
 
 
 def leaks(inspected: Sequence[Inspected]) -> list[str]:
     """Returns what to say of validation images that any dataset trains on."""
-    train, val = ({each.found.asked.name: each.surveys[split].samples for each in inspected} for split in SPLITS)
-    said = []
+    train, val = (
+        {inspection.dataset.request.name: inspection.surveys[split].samples for inspection in inspected}
+        for split in SPLITS
+    )
+    messages = []
     for name in val:
-        same = leakage.find_seen(train, {name: val[name]})
-        if same:
-            validated, trained = same[0]
-            here, there = val[name][validated.index].id, train[trained.stream][trained.index].id
-            said.append(
-                f"{name}: {counted(len(same), 'validation images')} of {len(val[name])} in training too (first: "
-                f"{here}, which {trained.stream} trains on as {there}): take them out of one of the two"
+        matches = leakage.find_seen(train, {name: val[name]})
+        if matches:
+            validated, training_image = matches[0]
+            validation_id, training_id = (
+                val[name][validated.index].id,
+                train[training_image.stream][training_image.index].id,
             )
-    return said
+            messages.append(
+                f"{name}: {counted(len(matches), 'validation images')} of {len(val[name])} in training too (first: "
+                f"{validation_id}, which {training_image.stream} trains on as {training_id}): take them out of one "
+                "of the two"
+            )
+    return messages
 
 
-def _suspicious(found: Found, surveys: Mapping[str, Survey]) -> Iterator[str]:
-    name, label = found.asked.name, found.label
-    for split, seen in surveys.items():
+def _suspicious(dataset: Found, surveys: Mapping[str, Survey]) -> Iterator[str]:
+    name, label = dataset.request.name, dataset.label
+    for split, surveyed in surveys.items():
         location = f"{name}, {split}"
-        if seen.errors:
-            yield f"{location}: {findings.broken(seen.errors)}"
-        empty = [sample for sample in seen.samples if _is_empty(sample, label, found.classes)]
+        if surveyed.errors:
+            yield f"{location}: {findings.broken(surveyed.errors)}"
+        empty = [sample for sample in surveyed.samples if _is_empty(sample, label, dataset.classes)]
         if empty:
-            what = counted(len(empty), _shape(empty[0], label).empty)
-            yield f"{location}: {what} ({abbreviated([sample.id for sample in empty])}): look whether that is right"
-        yield from findings.odd_images(seen, (label,), location=location)
-    figures = findings.label_figures(surveys["train"], label, found.classes)
+            noun = counted(len(empty), _shape(empty[0], label).empty)
+            yield f"{location}: {noun} ({abbreviated([sample.id for sample in empty])}): look whether that is right"
+        yield from findings.odd_images(surveyed, (label,), location=location)
+    figures = findings.label_figures(surveys["train"], label, dataset.classes)
     classes = figures.get("classes", {})
-    rare = [each for each, count in classes.items() if count["images"] < FEW]
+    rare = [class_name for class_name, count in classes.items() if count["images"] < FEW]
     if rare:
         yield f"{name}: fewer than {FEW} training images show {abbreviated(rare)}: hardly enough to learn it"
-    unseen = findings.never_shown(findings.label_figures(surveys["val"], label, found.classes))
+    unseen = findings.never_shown(findings.label_figures(surveys["val"], label, dataset.classes))
     if unseen:
         yield f"{name}: no validation image shows {abbreviated(unseen)}: not measured"
 

@@ -63,9 +63,9 @@ def measure() -> Machine:
 
 def _product_seconds() -> float:
     matrix = np.random.default_rng(0).random((SIDE, SIDE), np.float32)
-    taken, ends = [], time.perf_counter() + TIMED_SECONDS
-    while not taken or time.perf_counter() < ends:
-        started = time.perf_counter()
+    durations, ends = [], time.perf_counter() + TIMED_SECONDS
+    while not durations or time.perf_counter() < ends:
+        start_time = time.perf_counter()
         np.matmul(matrix, matrix)
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+        durations.append(time.perf_counter() - start_time)
+    return min(durations)

@@ -153,24 +153,28 @@ def render(
     baselines: Mapping[str, str] | None,
 ) -> str:
     """Returns the page's text; arguments as for `write`."""
-    names = [choice.found.asked.name for choice in choices]
+    names = [choice.dataset.request.name for choice in choices]
     return PAGE.format(
         title=f"What was found in one's own data, and how it is trained: {', '.join(names)}.",
         place=str(path).encode("unicode_escape").decode().replace('"', "'"),  # within the page's docstring
         made_from=f"{MADE_FROM}{made_from}",
         pretrained=_literal(pretrained),
-        classes=_literal({choice.found.asked.name: choice.found.classes for choice in choices if choice.found.classes}),
+        classes=_literal(
+            {choice.dataset.request.name: choice.dataset.classes for choice in choices if choice.dataset.classes}
+        ),
         pretrained_note="" if pretrained else "  # no published features were found: starts from random weights",
         order=_literal(tuple(names)),
-        epochs=_literal({choice.found.asked.name: choice.epochs for choice in choices}),
-        rates=_literal({choice.found.asked.name: _rates(choice, len(choices), k) for k, choice in enumerate(choices)}),
+        epochs=_literal({choice.dataset.request.name: choice.epochs for choice in choices}),
+        rates=_literal(
+            {choice.dataset.request.name: _rates(choice, len(choices), k) for k, choice in enumerate(choices)}
+        ),
         name=_literal(name),
         image_size=max(choice.image_size for choice in choices),
         leakage=TOLERATED_LEAKAGE_PERCENT,
         baselines=_literal(dict(baselines or dict.fromkeys(names, ""))),
-        parts="\n".join(_part(choice) for choice in choices),
+        parts="\n".join(_choice_text(choice) for choice in choices),
         steps_per_epoch=_literal(
-            {choice.found.asked.name: max(1, choice.found.train // choice.batch_size) for choice in choices}
+            {choice.dataset.request.name: max(1, choice.dataset.train // choice.batch_size) for choice in choices}
         ),
     )
 
@@ -183,12 +187,12 @@ def _rates(choice: Choice, count: int, index: int) -> dict[str, Any]:
     return {"learning_rate": 6e-3 if locked else 2e-3, "ema_decay": decay}
 
 
-def _part(choice: Choice) -> str:
-    found = choice.found
-    task, given = dict(choice.task), options(found.asked)
-    if found.classes:
-        table = _Name(f"CLASSES[{_literal(found.asked.name)}]")
-        task["classes"], given["classes"] = table, {found.label: table}
+def _choice_text(choice: Choice) -> str:
+    dataset = choice.dataset
+    task, source_options = dict(choice.task), options(dataset.request)
+    if dataset.classes:
+        table = _Name(f"CLASSES[{_literal(dataset.request.name)}]")
+        task["classes"], source_options["classes"] = table, {dataset.label: table}
     settings = {
         "image_size": choice.image_size,
         "train_image_size": choice.train_image_size,
@@ -198,26 +202,26 @@ def _part(choice: Choice) -> str:
         "max_boxes": choice.max_boxes,
         "augment": choice.augment,
     }
-    if not found.most_boxes:
+    if not dataset.most_boxes:
         del settings["max_boxes"]
     return PART.format(
-        what=f"{found.asked.kind}: {found.format}, {found.train} training and {found.val} validation images",
-        name=_literal(found.asked.name),
+        what=f"{dataset.request.kind}: {dataset.format}, {dataset.train} training and {dataset.val} validation images",
+        name=_literal(dataset.request.name),
         task=_literal(task, indent=4),
-        labels=_literal({found.asked.name: found.label}),
-        options=_literal(given, indent=8),
+        labels=_literal({dataset.request.name: dataset.label}),
+        options=_literal(source_options, indent=8),
         settings="\n".join(f"        {key}={_literal(value, indent=8)}," for key, value in settings.items()),
     )
 
 
-def _packed(parts: Sequence[str], width: int) -> list[str]:
+def _packed(items: Sequence[str], width: int) -> list[str]:
     """Parts with commas behind them, as many to a line as fit."""
     lines: list[str] = []
-    for part in parts:
-        if lines and len(lines[-1]) + len(part) + 2 <= width:
-            lines[-1] += f" {part},"
+    for item in items:
+        if lines and len(lines[-1]) + len(item) + 2 <= width:
+            lines[-1] += f" {item},"
         else:
-            lines.append(f"{part},")
+            lines.append(f"{item},")
     return lines
 
 
@@ -235,16 +239,16 @@ def _literal(value: Any, *, indent: int = 0) -> str:
         text = repr(value)
         return text if '"' in text else f'"{text[1:-1]}"'
     if isinstance(value, dict):
-        parts = [f"{_literal(key)}: {_literal(each, indent=indent + 4)}" for key, each in value.items()]
+        items = [f"{_literal(key)}: {_literal(element, indent=indent + 4)}" for key, element in value.items()]
         opening, closing = "{", "}"
     elif isinstance(value, tuple):
-        parts = [_literal(each, indent=indent + 4) for each in value]
-        opening, closing = "(", ",)" if len(parts) == 1 else ")"
+        items = [_literal(element, indent=indent + 4) for element in value]
+        opening, closing = "(", ",)" if len(items) == 1 else ")"
     else:
         return repr(value)
-    line = f"{opening}{', '.join(parts)}{closing}"
+    line = f"{opening}{', '.join(items)}{closing}"
     if len(line) + indent <= WIDTH and "\n" not in line:
         return line
     inner, outer = "\n" + " " * (indent + 4), "\n" + " " * indent
-    lines = [f"{part}," for part in parts] if opening == "{" else _packed(parts, WIDTH - indent)
+    lines = [f"{item}," for item in items] if opening == "{" else _packed(items, WIDTH - indent)
     return opening + "".join(inner + line for line in lines) + outer + closing[-1]

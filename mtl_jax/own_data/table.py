@@ -14,7 +14,7 @@ SHOWN_CLASSES = 4
 LOG_WIDTH = 160  # characters, where no terminal says
 
 
-def show(found: Sequence[Found], choices: Sequence[Choice] = ()) -> None:
+def show(datasets: Sequence[Found], choices: Sequence[Choice] = ()) -> None:
     """Prints a table of the datasets, and what they are trained at where that is chosen."""
     from rich.console import Console
     from rich.markup import escape
@@ -23,9 +23,15 @@ def show(found: Sequence[Found], choices: Sequence[Choice] = ()) -> None:
     table = Table(
         "task", "labels", "training + validation", "images, px", "holds", *(["trained at"] if choices else [])
     )
-    chosen = [training(choice) for choice in choices] or [""] * len(found)
-    for each, at in zip(found, chosen, strict=True):
-        row = [each.asked.name, f"{each.asked.kind} ({each.format})", images(each), sizes(each), holds(each)]
+    choice_texts = [training(choice) for choice in choices] or [""] * len(datasets)
+    for dataset, at in zip(datasets, choice_texts, strict=True):
+        row = [
+            dataset.request.name,
+            f"{dataset.request.kind} ({dataset.format})",
+            images(dataset),
+            sizes(dataset),
+            holds(dataset),
+        ]
         table.add_row(*map(escape, [*row, *([at] if choices else [])]))
     Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)
 
@@ -48,9 +54,9 @@ def holds(found: Found) -> str:
     if not found.classes:
         return f"around {found.center:.4g}, by {found.scale:.3g}"
     names = ", ".join(found.classes[:SHOWN_CLASSES])
-    more = len(found.classes) - SHOWN_CLASSES
+    remainder = len(found.classes) - SHOWN_CLASSES
     text = f"{len(found.classes)} class{'es' * (len(found.classes) > 1)}: {names}" + (
-        f" and {more} more" if more > 0 else ""
+        f" and {remainder} more" if remainder > 0 else ""
     )
     if found.box_shares:
         low, middle, high = (round(share * found.long_side) for share in tenths(found.box_shares))

@@ -55,12 +55,12 @@ def conflicts(events: Events) -> dict[tuple[str, str], Conflict]:
         if event["split"] == "train" and _is_cosine(event):
             first, second = event["name"].removeprefix(COSINE).split("/")
             cosines.setdefault((first, second), []).append(event["value"])
-    found = {}
+    by_pair = {}
     for pair, values in cosines.items():
         opposed = [value for value in values if value < 0]
         mean_opposed = statistics.fmean(opposed) if opposed else None
-        found[pair] = Conflict(len(opposed) / len(values), statistics.fmean(values), mean_opposed, len(values))
-    return found
+        by_pair[pair] = Conflict(len(opposed) / len(values), statistics.fmean(values), mean_opposed, len(values))
+    return by_pair
 
 
 def section(events: Events, spans: Sequence[Span]) -> str:
@@ -70,23 +70,23 @@ def section(events: Events, spans: Sequence[Span]) -> str:
         events: of a run, with finite values.
         spans: the stages.
     """
-    shown = [event for event in events if is_about_balance(event)]
-    if not shown:
+    balance_events = [event for event in events if is_about_balance(event)]
+    if not balance_events:
         return ""
-    weights = curves_by([event for event in shown if event["name"] == WEIGHT], lambda event: event["task"])
-    norms = curves_by([event for event in shown if event["name"] == NORM], lambda event: event["task"])
-    others = curves_by([e for e in shown if e["name"] not in (WEIGHT, NORM)], lambda event: event["name"])
-    residuals = [curve for curve in others if curve.name == RESIDUAL]
-    cosines = [curve for curve in others if curve.name != RESIDUAL]
+    weights = curves_by([event for event in balance_events if event["name"] == WEIGHT], lambda event: event["task"])
+    norms = curves_by([event for event in balance_events if event["name"] == NORM], lambda event: event["task"])
+    curves = curves_by([e for e in balance_events if e["name"] not in (WEIGHT, NORM)], lambda event: event["name"])
+    residuals = [curve for curve in curves if curve.name == RESIDUAL]
+    cosines = [curve for curve in curves if curve.name != RESIDUAL]
     figures = [panel_svg(f"cosine of {_pair(curve.name)}", [curve], spans, baseline=0.0) for curve in cosines]
     figures += [panel_svg("weights of the tasks", weights, spans, log_scale=True)] if weights else []
     figures += [panel_svg("lengths of the tasks' gradients", norms, spans, log_scale=True)] if norms else []
     # The sum, and whatever needs no solver, leaves nothing over.
     figures += [panel_svg("what the solver left over", residuals, spans)] if any(map(_moves, residuals)) else []
     lead = "Of the gradients of two tasks: how often they opposed (a negative cosine), and how strongly."
-    found = conflicts(shown)
-    body = (_heatmap(found) if found else "") + html_page.panels(figures)
-    return html_page.section("Balance between the tasks", body, lead=lead if found else "")
+    conflicts_by_pair = conflicts(balance_events)
+    body = (_heatmap(conflicts_by_pair) if conflicts_by_pair else "") + html_page.panels(figures)
+    return html_page.section("Balance between the tasks", body, lead=lead if conflicts_by_pair else "")
 
 
 def _pair(name: str) -> str:
@@ -97,12 +97,14 @@ def _moves(curve: Curve) -> bool:
     return any(curve.values)
 
 
-def _heatmap(found: Mapping[tuple[str, str], Conflict]) -> str:
+def _heatmap(conflicts_by_pair: Mapping[tuple[str, str], Conflict]) -> str:
     """Tasks by tasks: redder where the two opposed more often."""
-    tasks = list(dict.fromkeys(task for pair in found for task in pair))
+    tasks = list(dict.fromkeys(task for pair in conflicts_by_pair for task in pair))
     rows = ""
     for row in tasks:
-        cells = "".join(_cell(found.get((row, column)) or found.get((column, row))) for column in tasks)
+        cells = "".join(
+            _cell(conflicts_by_pair.get((row, column)) or conflicts_by_pair.get((column, row))) for column in tasks
+        )
         rows += f"<tr><th>{escape(row)}</th>{cells}</tr>\n"
     head = "".join(f"<th>{escape(task)}</th>" for task in tasks)
     grid = f'<table class="heat"><thead><tr><th></th>{head}</tr></thead>\n<tbody>{rows}</tbody></table>'

@@ -33,8 +33,8 @@ def rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Returns a row of `COLUMNS` for each task of a contract's "calibration"."""
     names = ("temperature", "calibration_error_before", "calibration_error", "f1_before", "f1")
     return [
-        (task, *(_figure(each.get(name)) for name in names), _levels(each.get("thresholds", {})))
-        for task, each in figures.items()
+        (task, *(_figure(task_figures.get(name)) for name in names), _levels(task_figures.get("thresholds", {})))
+        for task, task_figures in figures.items()
     ]
 
 
@@ -43,6 +43,6 @@ def _figure(value: float | None) -> str:
 
 
 def _levels(thresholds: Mapping[str, float]) -> str:
-    told = [f"{name} {value:g}" for name, value in list(thresholds.items())[:MOST_CLASSES]]
-    more = len(thresholds) - len(told)
-    return ", ".join(told + ([f"{more} more"] if more else [])) or "-"
+    level_texts = [f"{name} {value:g}" for name, value in list(thresholds.items())[:MOST_CLASSES]]
+    remainder = len(thresholds) - len(level_texts)
+    return ", ".join(level_texts + ([f"{remainder} more"] if remainder else [])) or "-"

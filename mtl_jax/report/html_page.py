@@ -153,15 +153,15 @@ def definitions(pairs: Iterable[tuple[str, str]]) -> str:
     return f"<dl>\n{items}</dl>\n"
 
 
-def bar(parts: Mapping[str, int]) -> str:
+def bar(counts: Mapping[str, int]) -> str:
     """One bar of parts as long as their numbers, the first in another colour, and what each is."""
-    total = sum(parts.values())
-    shares = {name: 100 * count / total for name, count in parts.items()}
+    total = sum(counts.values())
+    shares = {name: 100 * count / total for name, count in counts.items()}
     blocks = "".join(
-        f'<span style="flex: {share:.3f}" title="{escape(name)}: {parts[name]:,}"></span>'
+        f'<span style="flex: {share:.3f}" title="{escape(name)}: {counts[name]:,}"></span>'
         for name, share in shares.items()
     )
-    pairs = [(name, f"{parts[name]:,} ({share:.1f} %)") for name, share in shares.items()]
+    pairs = [(name, f"{counts[name]:,} ({share:.1f} %)") for name, share in shares.items()]
     return f'<div class="bar">{blocks}</div>\n{definitions(pairs)}'
 
 

@@ -85,20 +85,20 @@ def look(
         name: DETAILS[task.kind](task) for name, task in tasks.items() if task.kind in DETAILS
     }
     first: dict[str, list[_Seen]] = {name: [] for name in tasks}
-    worst: dict[str, list[_Seen]] = {name: [] for name in tasks}
+    worst_records: dict[str, list[_Seen]] = {name: [] for name in tasks}
     examples = _examples(predict, variables, batches, tasks)
     for image, predictions, targets, geometry in itertools.islice(examples, MOST_IMAGES):
         for name in tasks:
             judged = details[name].update(predictions[name], targets[name], geometry) if name in details else None
-            seen = _Seen(image, predictions[name], targets[name], geometry, judged)
+            record = _Seen(image, predictions[name], targets[name], geometry, judged)
             if len(first[name]) < count:
-                first[name].append(seen)
+                first[name].append(record)
             elif judged is not None:
-                worst[name] = sorted([*worst[name], seen], key=_quality)[:count]
+                worst_records[name] = sorted([*worst_records[name], record], key=_quality)[:count]
     return {
         name: Looked(
-            [_shown(task, seen) for seen in first[name]],
-            [_shown(task, seen) for seen in worst[name]],
+            [_shown(task, record) for record in first[name]],
+            [_shown(task, record) for record in worst_records[name]],
             details[name].by_class() if name in details else None,
             task.classes,
         )
@@ -106,8 +106,8 @@ def look(
     }
 
 
-def _quality(seen: _Seen) -> float:
-    return seen.judged.quality if seen.judged else np.inf
+def _quality(record: _Seen) -> float:
+    return record.judged.quality if record.judged else np.inf
 
 
 def _examples(
@@ -123,14 +123,14 @@ def _examples(
             yield np.asarray(batch.image[index]), by_task, batch.targets[index], batch.geometries[index]
 
 
-def _shown(task: Task, seen: _Seen) -> Shown:
-    image, geometry = seen.image, seen.geometry
-    predicted = picture(task, image, geometry, task.at_original(seen.prediction, geometry))
-    judgement = seen.judged.words if seen.judged else ""
-    labels = truth.of(task, seen.target)
+def _shown(task: Task, record: _Seen) -> Shown:
+    image, geometry = record.image, record.geometry
+    predicted = picture(task, image, geometry, task.at_original(record.prediction, geometry))
+    judgement = record.judged.words if record.judged else ""
+    labels = truth.of(task, record.target)
     if labels is None or labels.prediction is None:
-        said = f"labelled {labels.words}" if labels else ""
-        return Shown(predicted, None, "; ".join(filter(None, (said, judgement))))
+        label_words = f"labelled {labels.words}" if labels else ""
+        return Shown(predicted, None, "; ".join(filter(None, (label_words, judgement))))
     labelled = picture(task, image, geometry, labels.prediction, unlabelled=labels.unlabelled)
     return Shown(predicted, labelled._replace(words=labels.words or labelled.words), judgement)
 
@@ -175,13 +175,13 @@ def picture(
 
     size = np.array([right - left, bottom - top])
     inches = FIGURE_INCHES * size / size.max()
-    drawn = _drawn([panel], inches=(float(inches[0]), float(inches[1])), dpi=DPI, **WEBP)
-    return Picture(drawn, notes["legend"], notes["words"])
+    webp = _drawn([panel], inches=(float(inches[0]), float(inches[1])), dpi=DPI, **WEBP)
+    return Picture(webp, notes["legend"], notes["words"])
 
 
-def _visible(shown: int, scale: float, offset: float, original: int) -> tuple[slice, float, float]:
+def _visible(length: int, scale: float, offset: float, original: int) -> tuple[slice, float, float]:
     """What of one axis of the input shows the image, and where that begins and ends in pixels of the original."""
-    first, last = max(offset, 0.0), min(offset + original * scale, shown)
+    first, last = max(offset, 0.0), min(offset + original * scale, length)
     return (
         slice(round(first), max(round(last), round(first) + 1)),
         (first - offset) / scale - 0.5,
@@ -212,18 +212,18 @@ def overlay(
     height, width = image.shape[:2]
     scale = float(np.clip(max(height, width), *OVERLAY_PX)) / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    shown = warp(image, stretch(height, width, size=size), size=size)
+    canvas = warp(image, stretch(height, width, size=size), size=size)
 
     def panel(axes: Any, names: Iterable[str]) -> None:
-        axes.imshow(shown)
+        axes.imshow(canvas)
         axes.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
         for name in names:
-            placed = tasks[name].at_original(predictions[name], _resized(geometries[name], size))
-            tasks[name].draw(axes, placed, threshold)
+            prediction = tasks[name].at_original(predictions[name], _resized(geometries[name], size))
+            tasks[name].draw(axes, prediction, threshold)
         axes.set_aspect("auto")  # a panel has the image's shape, but for a fraction of a pixel
 
-    others = [name for name, task in tasks.items() if task.readout == "dense"][1:]
-    groups = [[name for name in tasks if name not in others], *([name] for name in others)]
+    dense_tasks = [name for name, task in tasks.items() if task.readout == "dense"][1:]
+    groups = [[name for name in tasks if name not in dense_tasks], *([name] for name in dense_tasks)]
     dpi = max(size) / OVERLAY_INCHES
     panels = [functools.partial(panel, names=names) for names in groups]
     return _drawn(panels, inches=(size[1] / dpi, size[0] / dpi), dpi=dpi, below=True, format="png")
@@ -249,13 +249,13 @@ def _drawn(
 
     with rc_context({"text.parse_math": False}):  # a name with a dollar sign is a name
         figure = Figure(figsize=(inches[0] * len(panels), inches[1]), dpi=dpi)
-        said = False
+        has_caption = False
         for column, panel in enumerate(panels):
             axes = figure.add_axes((column / len(panels), 0.0, 1 / len(panels), 1.0))
             axes.axis("off")
             panel(axes)
-            said |= below and _move_below(axes)
-        if said:
+            has_caption |= below and _move_below(axes)
+        if has_caption:
             options |= {"bbox_inches": "tight", "pad_inches": 0.0}
         buffer = io.BytesIO()
         figure.savefig(buffer, **options)
@@ -268,9 +268,9 @@ def _move_below(axes: Any) -> bool:
     if legend:
         style = {"loc": "upper left", "bbox_to_anchor": (0.0, 0.0), "frameon": False, "fontsize": "x-small"}
         for columns in LEGEND_COLUMNS:
-            moved = axes.legend(handles=legend.legend_handles, ncols=columns, **style)
+            legend_below = axes.legend(handles=legend.legend_handles, ncols=columns, **style)
             axes.figure.draw_without_rendering()
-            place = axes.transAxes.inverted().transform(moved.get_window_extent())
+            place = axes.transAxes.inverted().transform(legend_below.get_window_extent())
             floor = place[0, 1]
             if place[1, 0] <= 1.0:
                 break

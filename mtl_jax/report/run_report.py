@@ -39,12 +39,12 @@ WHOLE_NETWORK = "whole network"
 Events = Sequence[Mapping[str, Any]]
 
 
-def write(workdir: Path, *, looked: Mapping[str, Looked]) -> Path:
+def write(workdir: Path, *, pictures_by_task: Mapping[str, Looked]) -> Path:
     """Writes a work directory's report from its config.json, metrics.jsonl and contract.json.
 
     Args:
         workdir: of a training, finished or not: a section whose file is missing says so.
-        looked: by task, what was seen of its predictions on validation images; may be empty.
+        pictures_by_task: by task, what was seen of its predictions on validation images; may be empty.
 
     Returns:
         The path of `report.html`.
@@ -59,7 +59,7 @@ def write(workdir: Path, *, looked: Mapping[str, Looked]) -> Path:
     log = workdir / metrics_log.FILE_NAME
     events = metrics_log.read(log) if log.is_file() else []
     path = workdir / FILE_NAME
-    replace_text(path, html(workdir.name, config, events, contract, looked))
+    replace_text(path, html(workdir.name, config, events, contract, pictures_by_task))
     return path
 
 
@@ -68,7 +68,7 @@ def html(
     config: Mapping[str, Any] | None,
     events: Events,
     contract: Mapping[str, Any] | None,
-    looked: Mapping[str, Looked],
+    pictures_by_task: Mapping[str, Looked],
 ) -> str:
     """The page.
 
@@ -77,20 +77,20 @@ def html(
         config: the tree of `config.json`.
         events: the finite and null values of `metrics.jsonl`.
         contract: the tree of `contract.json`.
-        looked: by task, what was seen of its predictions on validation images.
+        pictures_by_task: by task, what was seen of its predictions on validation images.
     """
     finite = [event for event in events if event["value"] is not None]
     spans = stage_spans(events)
     optimised = [event for event in finite if not balance_section.is_about_balance(event)]
-    parts = [
+    sections = [
         _title(name, contract),
         verdict_section.section(contract),
-        looked_section.predictions(looked),
+        looked_section.predictions(pictures_by_task),
         _contract(contract),
         _matrix(contract),
         versions_section.section(contract),
         calibration_section.section(contract),
-        looked_section.by_class(looked),
+        looked_section.by_class(pictures_by_task),
         sharing_section.section(contract),
         _curves(
             "Validation",
@@ -102,7 +102,7 @@ def html(
         _curves("Optimisation and speed", _other_panels(optimised, spans), ""),
         _run(config),
     ]
-    return html_page.page(f"{name}: report", "\n".join(parts))
+    return html_page.page(f"{name}: report", "\n".join(sections))
 
 
 def stage_spans(events: Events) -> list[Span]:
@@ -110,7 +110,7 @@ def stage_spans(events: Events) -> list[Span]:
     steps: dict[str, list[int]] = {}
     for event in events:
         steps.setdefault(event["stage"], []).append(event["step"])
-    return [Span(stage, min(found), max(found)) for stage, found in steps.items()]
+    return [Span(stage, min(numbers), max(numbers)) for stage, numbers in steps.items()]
 
 
 def _title(name: str, contract: Mapping[str, Any] | None) -> str:
@@ -139,14 +139,14 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
             numbers=contract_table.BUDGET_NUMBERS,
         )
     body += "".join(map(html_page.paragraph, contract_table.reasons(contract)))
-    allowed = f"{contract['max_drop_percent']:g} %"
+    limit_text = f"{contract['max_drop_percent']:g} %"
     lead = (
-        f"No task may lose more than {allowed} of its metric, relative to its baseline. Right after its own stage it "
-        "has to beat the untrained network and the best constant output clearly."
+        f"No task may lose more than {limit_text} of its metric, relative to its baseline. Right after its own stage "
+        "it has to beat the untrained network and the best constant output clearly."
     )
     for task, entry in contract["tasks"].items():
-        if others := entry.get("streams_not_measured"):
-            lead += f" {task} is measured on stream {entry['stream']}, not on {', '.join(others)}."
+        if unmeasured := entry.get("streams_not_measured"):
+            lead += f" {task} is measured on stream {entry['stream']}, not on {', '.join(unmeasured)}."
     gain = contract.get("delta_m_percent")
     if gain is not None:
         lead += f" Against networks of one task each, delta_m is {gain:+.2f} %."
@@ -172,7 +172,7 @@ def _matrix(contract: Mapping[str, Any] | None) -> str:
                 histories[task][index],
                 entry,
                 contract["max_drop_percent"],
-                is_baseline=not any(task in earlier["metrics"] for earlier in contract["stages"][:index])
+                is_baseline=not any(task in past_stage["metrics"] for past_stage in contract["stages"][:index])
                 and entry["baseline_from"] == f"stage {stage['name']}",
             )
             for task, entry in tasks.items()
@@ -211,9 +211,9 @@ def _forgetting(contract: Mapping[str, Any]) -> str:
     columns = ("in units of the metric", *contract["tasks"], "mean")
     rows = []
     for key, label in FORGETTING:
-        found = contract.get(key)
-        if found and found["mean"] is not None:
-            values = [*(found["tasks"].get(task) for task in contract["tasks"]), found["mean"]]
+        forgetting = contract.get(key)
+        if forgetting and forgetting["mean"] is not None:
+            values = [*(forgetting["tasks"].get(task) for task in contract["tasks"]), forgetting["mean"]]
             rows.append((label, *(contract_table.figure(value) for value in values)))
     return html_page.table(columns, rows, numbers=range(1, len(columns))) if rows else ""
 
@@ -235,11 +235,11 @@ def _validation_panels(events: Events, spans: Sequence[Span], contract: Mapping[
     """One panel for each task: the judged metric where a contract names it, else every figure of the task."""
     figures = []
     judged = contract["tasks"] if contract else {}
-    for task, found in _by_task([event for event in events if event["split"] != "train"]).items():
+    for task, task_events in _by_task([event for event in events if event["split"] != "train"]).items():
         entry = judged.get(task)
-        main = [event for event in found if entry and event["name"] == entry["metric"]]
+        main = [event for event in task_events if entry and event["name"] == entry["metric"]]
         if contract is None or entry is None or not main:
-            figures.append(panel_svg(task, curves_by(found, lambda event: title(event["name"])), spans))
+            figures.append(panel_svg(task, curves_by(task_events, lambda event: title(event["name"])), spans))
             continue
         baseline = entry["baseline"]
         share = contract["max_drop_percent"] / 100
@@ -258,23 +258,23 @@ def _is_loss(event: Mapping[str, Any]) -> bool:
 def _loss_panels(events: Events, spans: Sequence[Span]) -> list[str]:
     losses = [event for event in events if event["split"] == "train" and _is_loss(event)]
     return [
-        panel_svg(task, curves_by(found, lambda event: event["name"]), spans, log_scale=True)
-        for task, found in sorted(_by_task(losses).items(), key=lambda item: item[0] != WHOLE_NETWORK)
+        panel_svg(task, curves_by(task_events, lambda event: event["name"]), spans, log_scale=True)
+        for task, task_events in sorted(_by_task(losses).items(), key=lambda item: item[0] != WHOLE_NETWORK)
     ]
 
 
 def _other_panels(events: Events, spans: Sequence[Span]) -> list[str]:
-    others = [event for event in events if event["split"] == "train" and not _is_loss(event)]
-    return [panel_svg(curve.name, [curve], spans) for curve in curves_by(others, lambda event: event["name"])]
+    other_events = [event for event in events if event["split"] == "train" and not _is_loss(event)]
+    return [panel_svg(curve.name, [curve], spans) for curve in curves_by(other_events, lambda event: event["name"])]
 
 
 def _lost_values(events: Events) -> str:
     losses = [event for event in events if event["split"] == "train" and _is_loss(event)]
-    lost = [event for event in losses if event["value"] is None]
-    if not lost:
+    lost_events = [event for event in losses if event["value"] is None]
+    if not lost_events:
         return ""
-    first = lost[0]
-    count = f"{len(lost)} of {len(losses)} logged losses"
+    first = lost_events[0]
+    count = f"{len(lost_events)} of {len(losses)} logged losses"
     return f"Left out as not finite: {count}, first {first['name']} at step {first['step']}."
 
 
@@ -284,7 +284,7 @@ def _run(config: Mapping[str, Any] | None) -> str:
     versions = config.get("versions")
     pairs = [(key, _text(config[key])) for key in RUN_FIELDS[:-1] if key in config]
     if isinstance(versions, Mapping):
-        pairs.append(("versions", ", ".join(f"{package} {found}" for package, found in versions.items())))
+        pairs.append(("versions", ", ".join(f"{package} {version}" for package, version in versions.items())))
     settings = config.get("config", {key: value for key, value in config.items() if key not in RUN_FIELDS})
     listing = f"<pre>{escape(json.dumps(settings, indent=2, ensure_ascii=False))}</pre>\n"
     return html_page.section(

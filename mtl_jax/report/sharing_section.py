@@ -21,32 +21,34 @@ def section(contract: Mapping[str, Any] | None) -> str:
     counts = ((contract or {}).get("budgets", {}).get("params_by_owner") or {}).get("value")
     if not contract or not counts:
         return ""
-    own = {task: counts.get(task, 0) for task in contract["tasks"]}
-    others = {name: count for name, count in counts.items() if name != SHARED and name not in own and count}
-    body = f'<div class="drawing">{_drawing(counts.get(SHARED, 0), own)}</div>\n'
+    own_counts = {task: counts.get(task, 0) for task in contract["tasks"]}
+    other_counts = {
+        name: count for name, count in counts.items() if name != SHARED and name not in own_counts and count
+    }
+    body = f'<div class="drawing">{_drawing(counts.get(SHARED, 0), own_counts)}</div>\n'
     body += html_page.bar({name: count for name, count in counts.items() if count})
     lead = "Parameters, by whose outputs depend on them. Shared are those that two tasks or more depend on."
-    if others:
-        lead += f" Some are shared by a few tasks only: {', '.join(others)}."
+    if other_counts:
+        lead += f" Some are shared by a few tasks only: {', '.join(other_counts)}."
     return html_page.section("What is shared", body, lead=lead)
 
 
-def _drawing(shared: int, own: Mapping[str, int]) -> str:
+def _drawing(shared: int, own_counts: Mapping[str, int]) -> str:
     """An <svg>: the image, what is shared, and from there a branch to each task."""
-    height = max(ROW * len(own), 2 * ROW)
+    height = max(ROW * len(own_counts), 2 * ROW)
     middle = height / 2
-    parts = [
+    shapes = [
         _box(0.0, middle - 18, 62.0, 36.0, "image", ""),
         _line(62.0, middle, 84.0, middle),
         _box(84.0, 4.0, SHARED_WIDTH - 64, height - 8, SHARED, f"{shared:,}", strong=True),
     ]
-    for row, (task, count) in enumerate(own.items()):
-        y = (row + 0.5) * height / max(len(own), 1)
-        parts.append(_line(SHARED_WIDTH + 20, y, SHARED_WIDTH + 44, y))
+    for row, (task, count) in enumerate(own_counts.items()):
+        y = (row + 0.5) * height / max(len(own_counts), 1)
+        shapes.append(_line(SHARED_WIDTH + 20, y, SHARED_WIDTH + 44, y))
         text = task if len(task) <= 18 else task[:17] + "…"
-        parts.append(_box(SHARED_WIDTH + 44, y - 18, WIDTH - SHARED_WIDTH - 46, 36.0, text, f"{count:,}"))
+        shapes.append(_box(SHARED_WIDTH + 44, y - 18, WIDTH - SHARED_WIDTH - 46, 36.0, text, f"{count:,}"))
     return (
-        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="what tasks share">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="what tasks share">{"".join(shapes)}</svg>'
     )
 
 

@@ -112,9 +112,9 @@ def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> str:
     """
 
     def draw(axes: Any) -> None:
-        for row, (colour, found) in enumerate(zip(cycle(COLOURS), values.values(), strict=False)):
-            mean = sum(found) / len(found)
-            axes.plot(found, [row] * len(found), "o", color=colour, markersize=5, alpha=0.75)
+        for row, (colour, samples) in enumerate(zip(cycle(COLOURS), values.values(), strict=False)):
+            mean = sum(samples) / len(samples)
+            axes.plot(samples, [row] * len(samples), "o", color=colour, markersize=5, alpha=0.75)
             axes.plot([mean, mean], [row - 0.28, row + 0.28], color=colour, linewidth=2)
         axes.set_yticks(range(len(values)), [_shortened(name, MAX_LABEL_LENGTH) for name in values])
         axes.set_ylim(len(values) - 0.4, -0.6)
@@ -280,7 +280,7 @@ def _shade(cell: Cell | None, limit_percent: float) -> tuple[float, float, float
     strength = min(1.0, abs(cell.drop_percent) / (12 * max(limit_percent, 1e-9)))
     strength = 0.2 + 0.6 * strength if broken else 0.15 + 0.5 * strength * (cell.drop_percent < 0)
     target = (0.84, 0.24, 0.24) if broken else (0.16, 0.63, 0.41)
-    red, green, blue = (1 - strength + strength * part for part in target)
+    red, green, blue = (1 - strength + strength * channel for channel in target)
     return (red, green, blue)
 
 
@@ -312,18 +312,18 @@ def _drawn(title: str, draw: Callable[[Any], None], *, height: float = 2.7) -> s
 
 def _draw_curves(axes: Any, curves: Sequence[Curve]) -> None:
     for index, curve in enumerate(curves):
-        few = len(curve.steps) <= 30
-        shown = averaged(curve)
+        has_markers = len(curve.steps) <= 30
+        curve_shown = averaged(curve)
         axes.plot(
-            shown.steps,
-            shown.values,
+            curve_shown.steps,
+            curve_shown.values,
             label=_shortened(
                 curve.name.lstrip("_") or "-", MAX_LABEL_LENGTH
             ),  # matplotlib hides labels that start with an underscore
             color=COLOURS[index % len(COLOURS)],
             linestyle="-" if index < len(COLOURS) else "--",
             linewidth=1.5,
-            marker="o" if few else "",
+            marker="o" if has_markers else "",
             markersize=4,
         )
 

@@ -26,17 +26,22 @@ def of(task: Task, target: Labels) -> Truth | None:
 
 def _mask(task: Task, target: Labels) -> Truth:
     mask = np.asarray(target["mask"]).astype(np.int64)
-    known = (mask >= 0) & (mask < len(task.classes))
-    return Truth({"mask": np.where(known, mask, 0)}, unlabelled=~known)
+    is_class = (mask >= 0) & (mask < len(task.classes))
+    return Truth({"mask": np.where(is_class, mask, 0)}, unlabelled=~is_class)
 
 
 def _boxes(task: Task, target: Labels) -> Truth:
     del task
     boxes = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
-    known = np.isfinite(boxes).all(axis=1) & ~np.asarray(target.get("crowd", np.zeros(len(boxes), bool)))
-    count = int(known.sum())
-    label = np.asarray(target["label"])[known]
-    prediction = {"boxes_xyxy": boxes[known], "label": label, "score": np.ones(count), "valid": np.ones(count, bool)}
+    is_object = np.isfinite(boxes).all(axis=1) & ~np.asarray(target.get("crowd", np.zeros(len(boxes), bool)))
+    count = int(is_object.sum())
+    label = np.asarray(target["label"])[is_object]
+    prediction = {
+        "boxes_xyxy": boxes[is_object],
+        "label": label,
+        "score": np.ones(count),
+        "valid": np.ones(count, bool),
+    }
     return Truth(prediction, "" if count else "no object")
 
 
@@ -57,11 +62,13 @@ def _value(task: Task, target: Labels) -> Truth:
 
 def _depth(task: Task, target: Labels) -> Truth:
     depth = np.asarray(target["depth"], np.float64)
-    known = np.isfinite(depth)
+    is_measured = np.isfinite(depth)
     words = (
-        f"{task.name} {depth[known].min():.2g} m (dark) to {depth[known].max():.2g} m (bright)" if known.any() else ""
+        f"{task.name} {depth[is_measured].min():.2g} m (dark) to {depth[is_measured].max():.2g} m (bright)"
+        if is_measured.any()
+        else ""
     )
-    return Truth({"depth": depth}, words, ~known)
+    return Truth({"depth": depth}, words, ~is_measured)
 
 
 KINDS: dict[str, Callable[[Task, Labels], Truth]] = {

@@ -36,11 +36,11 @@ def sentences(contract: Mapping[str, Any]) -> list[str]:
 def _learnt(entry: Mapping[str, Any]) -> str:
     if entry["final"] is None:
         return "not measured."
-    reached = f"{title(entry['metric'])} {figure(entry['final'])}"
+    final_text = f"{title(entry['metric'])} {figure(entry['final'])}"
     if entry.get("to_beat") is None:
-        return f"{reached}."
+        return f"{final_text}."
     verdict = "learnt" if entry.get("learnt") else "not learnt"
-    return f"{verdict}; {reached}, where {figure(entry['to_beat'])} is to beat."
+    return f"{verdict}; {final_text}, where {figure(entry['to_beat'])} is to beat."
 
 
 def _kept(entry: Mapping[str, Any], *, last: str) -> str:
@@ -57,16 +57,16 @@ def _kept(entry: Mapping[str, Any], *, last: str) -> str:
 
 
 def _cost(budgets: Mapping[str, Any]) -> str:
-    parts = []
+    phrases = []
     if params := _value(budgets, "params"):
         shared = _value(budgets, "shared_percent")
         of_which = f", {shared:.1f} % of which serve two tasks or more" if shared else ""
-        parts.append(f"{params:,} parameters{of_which}")
+        phrases.append(f"{params:,} parameters{of_which}")
     if latency := _value(budgets, "latency_ms"):
-        parts.append(f"{latency:.1f} ms for an image of {budgets['latency_ms']['image_size']} px")
+        phrases.append(f"{latency:.1f} ms for an image of {budgets['latency_ms']['image_size']} px")
     if seconds := _value(budgets, "train_seconds"):
-        parts.append(f"{seconds / 60:.1f} minutes of training")
-    return f"Cost: {'; '.join(parts)}." if parts else ""
+        phrases.append(f"{seconds / 60:.1f} minutes of training")
+    return f"Cost: {'; '.join(phrases)}." if phrases else ""
 
 
 def _value(budgets: Mapping[str, Any], name: str) -> Any:

@@ -20,17 +20,17 @@ def section(contract: Mapping[str, Any] | None) -> str:
     Args:
         contract: the tree of `contract.json`.
     """
-    found = (contract or {}).get("lineage")
-    if not contract or not found:
+    growth = (contract or {}).get("lineage")
+    if not contract or not growth:
         return ""
-    versions, tasks = found["versions"], contract["tasks"]
-    histories, rows, done, known = _histories(contract), [], 0, {}
+    versions, tasks = growth["versions"], contract["tasks"]
+    histories, rows, stage_count, known_classes = _histories(contract), [], 0, {}
     for number, version in enumerate(versions, start=1):
-        done += len(version["stages"])
-        values = [history[done - 1] for history in histories.values()]
-        rows.append((*_described(number, version, known), *map(_figure, values)))
-        known |= version["classes"]
-    lead = f"Grown from {found['parent']}, digest {found['digest']}. Figures are of the end of each version."
+        stage_count += len(version["stages"])
+        values = [history[stage_count - 1] for history in histories.values()]
+        rows.append((*_described(number, version, known_classes), *map(_figure, values)))
+        known_classes |= version["classes"]
+    lead = f"Grown from {growth['parent']}, digest {growth['digest']}. Figures are of the end of each version."
     if changes := {task: entry["largest_output_change"] for task, entry in tasks.items() if _is_old(entry)}:
         lead += f" Largest change of an output since: {', '.join(f'{task} {x:g}' for task, x in changes.items())}."
     numbers = range(len(COLUMNS), len(COLUMNS) + len(histories))
@@ -39,27 +39,27 @@ def section(contract: Mapping[str, Any] | None) -> str:
 
 def _histories(contract: Mapping[str, Any]) -> dict[str, list[float | None]]:
     """What every task, and the classes that it got later, reached after each stage."""
-    found: dict[str, list[float | None]] = {}
-    later = [{"metrics": stage.get("added", {})} for stage in contract["stages"]]
+    by_task: dict[str, list[float | None]] = {}
+    added_stages = [{"metrics": stage.get("added", {})} for stage in contract["stages"]]
     for task, entry in contract["tasks"].items():
         judged = entry["metric"], entry["higher_is_better"]
-        found |= task_histories(contract["stages"], {task: judged})
+        by_task |= task_histories(contract["stages"], {task: judged})
         for stage in entry.get("added", {}):
             name = addition(task, stage)
-            found[f"{task} + {stage}"] = task_histories(later, {name: judged})[name]
-    return found
+            by_task[f"{task} + {stage}"] = task_histories(added_stages, {name: judged})[name]
+    return by_task
 
 
-def _described(number: int, version: Mapping[str, Any], known: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    added = []
+def _described(number: int, version: Mapping[str, Any], known_classes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    texts = []
     for task, classes in version["classes"].items():
-        fresh = [name for name in classes if name not in known.get(task, ())]
-        if task not in known or fresh:
-            added.append(f"{task}: {len(fresh)}" if fresh else task)
+        new_classes = [name for name in classes if name not in known_classes.get(task, ())]
+        if task not in known_classes or new_classes:
+            texts.append(f"{task}: {len(new_classes)}" if new_classes else task)
     if edits := lineage.edits(version):
-        added = edits
-    kept = version.get("keep", "-")
-    return f"{number}", Path(version["workdir"]).name, ", ".join(version["stages"]), ", ".join(added), kept
+        texts = edits
+    keep_text = version.get("keep", "-")
+    return f"{number}", Path(version["workdir"]).name, ", ".join(version["stages"]), ", ".join(texts), keep_text
 
 
 def _figure(value: float | None) -> str:

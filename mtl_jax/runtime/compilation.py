@@ -34,8 +34,8 @@ def enable_cache(folder: Path | None = None) -> Path | None:
     settings: Any = jax.config  # its fields are dynamic, and so untyped
     if not settings.jax_enable_compilation_cache:
         return None
-    if chosen := settings.jax_compilation_cache_dir:
-        return Path(chosen)
+    if cache_folder := settings.jax_compilation_cache_dir:
+        return Path(cache_folder)
     processor = hashlib.sha256(cpu_kernels.processor().encode()).hexdigest()[:8]
     folder = folder or cpu_kernels.cache_dir() / f"xla-{processor}"
     try:

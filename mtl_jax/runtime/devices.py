@@ -29,8 +29,8 @@ def join(coordinator: str = "", *, process_count: int = 0, process_id: int = -1)
     Raises:
         UserError: the processes do not find each other, or only some of the three are given.
     """
-    given = (bool(coordinator), process_count > 0, process_id >= 0)
-    if any(given) and not all(given):
+    are_given = (bool(coordinator), process_count > 0, process_id >= 0)
+    if any(are_given) and not all(are_given):
         raise UserError("expected --coordinator, --num_processes and --process_id together, or none of them")
     arguments = {"coordinator_address": coordinator, "num_processes": process_count, "process_id": process_id}
     try:
@@ -84,16 +84,16 @@ def place(batch: Mapping[str, PyTree], batch_sizes: Mapping[str, int]) -> dict[s
     Returns:
         The whole batch, split over all devices of all processes.
     """
-    placed = {}
+    device_arrays = {}
     for stream, arrays in batch.items():
         sharding = _sharding(PartitionSpec("data")) if _divides(batch_sizes[stream]) else everywhere()
         if jax.process_count() == 1:
-            placed[stream] = jax.device_put(arrays, sharding)
+            device_arrays[stream] = jax.device_put(arrays, sharding)
         else:
-            placed[stream] = jax.tree.map(
+            device_arrays[stream] = jax.tree.map(
                 lambda array, sharding=sharding: jax.make_array_from_process_local_data(sharding, array), arrays
             )
-    return placed
+    return device_arrays
 
 
 def agreed(flag: bool) -> bool:

@@ -33,7 +33,7 @@ class Preemption:
             leave: ends the process; by default with a word on stderr and status 0.
         """
         self._leave = leave or _leave
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self._training = threading.Lock()
         self._save: Callable[[], None] | None = None
         self._reader = self._writer = self._wakeup_before = -1
@@ -57,7 +57,7 @@ class Preemption:
     @property
     def requested(self) -> bool:
         """Whether the run was asked to end."""
-        return self._asked.is_set()
+        return self._requested.is_set()
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -93,7 +93,7 @@ class Preemption:
     def _listen(self) -> None:
         while signals := os.read(self._reader, 64):  # the numbers of those that came
             if signal.SIGTERM in signals:
-                self._asked.set()
+                self._requested.set()
                 with self._training:
                     if self._save is not None:
                         self._save()

@@ -114,18 +114,18 @@ class StageProgress:
     def _figures(self) -> dict[str, Any]:
         epochs = -(-self._steps // self._steps_per_epoch)
         epoch = max(1, -(-self._step // self._steps_per_epoch))
-        speed, left = self.images_per_second, self.seconds_left
+        speed, seconds_left = self.images_per_second, self.seconds_left
         return {
             "epoch": f"epoch {epoch}/{epochs}",
             "loss": f"loss {sum(self._losses) / len(self._losses):.4g}" if self._losses else "loss -",
             "speed": "- images/s" if speed is None else f"{speed:.1f} images/s",
-            "left": "- left" if left is None else f"{clock_time(left)} left",
+            "left": "- left" if seconds_left is None else f"{clock_time(seconds_left)} left",
         }
 
     def _line(self) -> str:
-        shown = self._figures()
+        figures = self._figures()
         step = f"step {self._step}/{self._steps}"
-        return "  ".join([self._stage, shown["epoch"], step, shown["loss"], shown["speed"], shown["left"]])
+        return "  ".join([self._stage, figures["epoch"], step, figures["loss"], figures["speed"], figures["left"]])
 
     def _show(self) -> None:
         if self._bar is not None and self._bar_id is not None:

@@ -87,17 +87,17 @@ class Answering:
         return future
 
     def _work(self) -> None:
-        waiting: collections.deque[_Job] = collections.deque()
+        job_queue: collections.deque[_Job] = collections.deque()
         open_still = True
-        while open_still or waiting:
-            while open_still and (not waiting or not self._jobs.empty()):
+        while open_still or job_queue:
+            while open_still and (not job_queue or not self._jobs.empty()):
                 job = self._jobs.get()
                 if job is None:
                     open_still = False
                 else:
-                    waiting.append(job)
-            if waiting:
-                self._answer(_alike(waiting, self.batch_size))
+                    job_queue.append(job)
+            if job_queue:
+                self._answer(_alike(job_queue, self.batch_size))
 
     def _answer(self, jobs: Sequence[_Job]) -> None:
         jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
@@ -105,39 +105,39 @@ class Answering:
             return
         self.batches[len(jobs)] += 1
         try:
-            found = self._pass([job.image for job in jobs], jobs[0].names)
+            results = self._pass([job.image for job in jobs], jobs[0].names)
         except BaseException as error:  # goes to those who wait for it
             for job in jobs:
                 job.future.set_exception(error)
             return
-        for job, each in zip(jobs, found, strict=True):
-            job.future.set_result(each)
+        for job, result in zip(jobs, results, strict=True):
+            job.future.set_result(result)
 
     def _pass(self, images: Sequence[np.ndarray], names: tuple[str, ...]) -> list[Found]:
-        found = [Found({}, {}, {}) for _ in images]
+        results = [Found({}, {}, {}) for _ in images]
         size = 1 if len(images) == 1 else self.batch_size
-        for view, every in self._views.items():
-            asked = tuple(name for name in every if name in names)
-            if not asked:
+        for view, view_names in self._views.items():
+            requested = tuple(name for name in view_names if name in names)
+            if not requested:
                 continue
-            together = asked if len(asked) == 1 else tuple(every)
+            computed = requested if len(requested) == 1 else tuple(view_names)
             start = time.perf_counter()
-            shown = predict.shown(self._run, self._variables, images, view, together, batch_size=size)
+            view_results = predict.shown(self._run, self._variables, images, view, computed, batch_size=size)
             ms = 1e3 * (time.perf_counter() - start)
-            for each, (predictions, geometry) in zip(found, shown, strict=True):
-                for name in asked:
-                    each.predictions[name], each.geometries[name], each.ms[name] = predictions[name], geometry, ms
-        return found
+            for result, (predictions, geometry) in zip(results, view_results, strict=True):
+                for name in requested:
+                    result.predictions[name], result.geometries[name], result.ms[name] = predictions[name], geometry, ms
+        return results
 
 
-def _alike(waiting: collections.deque[_Job], most: int) -> list[_Job]:
+def _alike(job_queue: collections.deque[_Job], most: int) -> list[_Job]:
     """Takes the first job, and others that ask for the same tasks."""
-    chosen = [job for job in waiting if job.names == waiting[0].names][:most]
-    taken = {id(job) for job in chosen}
-    rest = [job for job in waiting if id(job) not in taken]
-    waiting.clear()
-    waiting.extend(rest)
-    return chosen
+    jobs = [job for job in job_queue if job.names == job_queue[0].names][:most]
+    job_ids = {id(job) for job in jobs}
+    remaining = [job for job in job_queue if id(job) not in job_ids]
+    job_queue.clear()
+    job_queue.extend(remaining)
+    return jobs
 
 
 def described(answering: Answering) -> dict[str, Any]:
@@ -145,12 +145,12 @@ def described(answering: Answering) -> dict[str, Any]:
     network = answering.network
     tasks = {}
     for name, task in answering.tasks.items():
-        chosen = network.calibration.get(name)
+        calibration = network.calibration.get(name)
         tasks[name] = {
             "kind": task.kind,
             "classes": list(task.classes),
-            "thresholds": dict(chosen.thresholds) if chosen else {},
-            "temperature": chosen.temperature if chosen else 1.0,
+            "thresholds": dict(calibration.thresholds) if calibration else {},
+            "temperature": calibration.temperature if calibration else 1.0,
             "ms": round(answering.latency_ms.get(name, 0.0), 2),
         }
     return {"name": network.config.name, "stage": network.stage, "tasks": tasks}

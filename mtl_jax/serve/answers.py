@@ -17,7 +17,7 @@ from mtl_jax.serve.answering import Answering, Found
 def to_json(
     answering: Answering,
     image: UInt8[np.ndarray, "height width 3"],
-    found: Found,
+    result: Found,
     *,
     threshold: float | None,
     overlay: bool,
@@ -29,28 +29,28 @@ def to_json(
     Args:
         answering: whose tasks answered.
         image: RGB.
-        found: of it.
+        result: of it.
         threshold: least score of boxes and tags; as calibrated if None.
         overlay: with the image, drawn over, as "overlay".
         shades: with the depths as 8 bits, dark is near, as "shade".
         ms: what was timed so far.
     """
-    start, said = time.perf_counter(), {}
-    asked = {name: task for name, task in answering.tasks.items() if name in found.predictions}
-    for name, task in asked.items():
-        answer = task.answer(task.at_original(found.predictions[name], found.geometries[name]), threshold)
-        maps = {field: value for field, value in answer.items() if isinstance(value, np.ndarray)}
+    start, outputs = time.perf_counter(), {}
+    requested = {name: task for name, task in answering.tasks.items() if name in result.predictions}
+    for name, task in requested.items():
+        output = task.answer(task.at_original(result.predictions[name], result.geometries[name]), threshold)
+        maps = {field: value for field, value in output.items() if isinstance(value, np.ndarray)}
         if shades and "depth_mm" in maps:
             maps["shade"] = _shade(maps["depth_mm"])
-        said[name] = {**answer, **{field: _url(png(value)) for field, value in maps.items()}}
+        outputs[name] = {**output, **{field: _url(png(value)) for field, value in maps.items()}}
     height, width = image.shape[:2]
-    whole: dict[str, Any] = {"width": width, "height": height, "tasks": said}
+    body: dict[str, Any] = {"width": width, "height": height, "tasks": outputs}
     if overlay:
-        whole["overlay"] = _url(
-            pictures.overlay(asked, image, found.predictions, found.geometries, threshold=threshold)
+        body["overlay"] = _url(
+            pictures.overlay(requested, image, result.predictions, result.geometries, threshold=threshold)
         )
-    spent = {**ms, **found.ms, "answer": 1e3 * (time.perf_counter() - start)}
-    return whole | {"ms": {name: round(value, 2) for name, value in spent.items()}}
+    milliseconds = {**ms, **result.ms, "answer": 1e3 * (time.perf_counter() - start)}
+    return body | {"ms": {name: round(value, 2) for name, value in milliseconds.items()}}
 
 
 def _shade(depth_mm: np.ndarray) -> UInt8[np.ndarray, "height width"]:

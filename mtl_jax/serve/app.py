@@ -55,24 +55,26 @@ def make(answering: Answering, limits: Limits, *, hosts: tuple[str, ...] = ("*",
         finally:
             await asyncio.to_thread(service.close)
 
-    kept = {f"/{name}": (file, page.TYPES[PurePosixPath(name).suffix]) for name, file in page.files("server").items()}
-    kept["/"] = kept.pop("/index.html")
+    page_files = {
+        f"/{name}": (file, page.TYPES[PurePosixPath(name).suffix]) for name, file in page.files("server").items()
+    }
+    page_files["/"] = page_files.pop("/index.html")
     spec = description.openapi(described(answering), limits)
     routes = [
-        *(Route(path, _fixed(file, kind), methods=["GET"]) for path, (file, kind) in kept.items()),
+        *(Route(path, _fixed(file, kind), methods=["GET"]) for path, (file, kind) in page_files.items()),
         Route("/model", _fixed(_json(described(answering)), "application/json"), methods=["GET"]),
         Route("/openapi.json", _fixed(_json(spec), "application/json"), methods=["GET"]),
         Route("/docs", _fixed(description.page(spec).encode(), "text/html"), methods=["GET"]),
         Route("/predict", service.predict, methods=["POST"]),
     ]
     handlers: dict[Any, Callable[..., Any]] = {HTTPException: _refusal, Refused: _refusal, Exception: _failure}
-    allowed = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers, middleware=[allowed])
+    host_filter = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers, middleware=[host_filter])
 
 
 class _Service:
     def __init__(self, answering: Answering, limits: Limits) -> None:
-        self._answering, self._limits, self._waiting = answering, limits, 0
+        self._answering, self._limits, self._queued = answering, limits, 0
         self._workers = ThreadPoolExecutor(WORKERS, "image")
         self._decoded = asyncio.Semaphore(WORKERS + answering.batch_size)  # images held at a time
 
@@ -83,11 +85,11 @@ class _Service:
 
     async def predict(self, request: Request) -> Response:
         """Answers `POST /predict`."""
-        if self._waiting >= self._limits.waiting:
+        if self._queued >= self._limits.waiting:
             raise HTTPException(
-                503, f"{self._waiting} requests wait already; try again in a second", {"Retry-After": "1"}
+                503, f"{self._queued} requests wait already; try again in a second", {"Retry-After": "1"}
             )
-        self._waiting += 1
+        self._queued += 1
         try:
             names = uploads.names(request.query_params, self._answering.network.names)
             settings = {
@@ -104,7 +106,7 @@ class _Service:
                     503, f"no answer within {self._limits.seconds:g} s; try again, or a smaller image"
                 ) from None
         finally:
-            self._waiting -= 1
+            self._queued -= 1
 
     async def _upload(self, request: Request) -> bytes:
         try:
@@ -132,9 +134,9 @@ class _Service:
             except UserError as error:
                 raise Refused(413 if "at most" in str(error) else 422, str(error)) from error
             ms = {"decode": 1e3 * (time.perf_counter() - start)}
-            found = await asyncio.wrap_future(self._answering.ask(image, names))
-            answer = functools.partial(answers.to_json, self._answering, image, found, ms=ms, **settings)
-            return await loop.run_in_executor(self._workers, answer)
+            result = await asyncio.wrap_future(self._answering.ask(image, names))
+            render = functools.partial(answers.to_json, self._answering, image, result, ms=ms, **settings)
+            return await loop.run_in_executor(self._workers, render)
 
 
 def _json(tree: Any) -> bytes:

@@ -40,8 +40,8 @@ def openapi(model: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     form = {"schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}}
     refusal = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
-    errors = {status: {"description": what, "content": refusal} for status, what in ERRORS.items()}
-    properties = {name: {"type": kind, "description": what} for name, (kind, what) in ANSWER.items()}
+    errors = {status: {"description": text, "content": refusal} for status, text in ERRORS.items()}
+    properties = {name: {"type": kind, "description": text} for name, (kind, text) in ANSWER.items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"mtl_jax: {model['name']}", "version": mtl_jax.__version__},
@@ -76,7 +76,7 @@ def openapi(model: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def _parameters(names: list[str]) -> list[dict[str, Any]]:
-    known: dict[str, tuple[dict[str, Any], str]] = {
+    parameters: dict[str, tuple[dict[str, Any], str]] = {
         "tasks": ({"type": "string", "default": "all"}, f"all, or some of {', '.join(names)}, separated by commas"),
         "threshold": (
             {"type": "number", "minimum": 0, "maximum": 1},
@@ -89,17 +89,17 @@ def _parameters(names: list[str]) -> list[dict[str, Any]]:
         ),
     }
     return [
-        {"name": name, "in": "query", "required": False, "schema": schema, "description": what}
-        for name, (schema, what) in known.items()
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
+        for name, (schema, text) in parameters.items()
     ]
 
 
 def page(spec: Mapping[str, Any]) -> str:
     """Returns the description as a page that needs no script."""
     about = spec["paths"]["/predict"]["post"]
-    rows = [(each["name"], each["schema"]["type"], each["description"]) for each in about["parameters"]]
-    answers = [(name, kind, what) for name, (kind, what) in ANSWER.items()]
-    statuses = [(status, each["description"]) for status, each in about["responses"].items()]
+    rows = [(entry["name"], entry["schema"]["type"], entry["description"]) for entry in about["parameters"]]
+    rows_of_outputs = [(name, kind, text) for name, (kind, text) in ANSWER.items()]
+    statuses = [(status, entry["description"]) for status, entry in about["responses"].items()]
     example = EXAMPLE.format("http://127.0.0.1:8000", "all")
     body = "\n".join(
         [
@@ -110,7 +110,7 @@ def page(spec: Mapping[str, Any]) -> str:
                 + html_page.table(("query", "type", "meaning"), rows),
                 lead="The body is the image's file, or a form with one file.",
             ),
-            html_page.section("The answer", html_page.table(("field", "type", "meaning"), answers)),
+            html_page.section("The answer", html_page.table(("field", "type", "meaning"), rows_of_outputs)),
             html_page.section(
                 "Status", html_page.table(("status", "meaning"), statuses), lead='Errors are {"error": …}.'
             ),

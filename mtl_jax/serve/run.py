@@ -50,19 +50,19 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"{host}:{port} cannot be listened on ({error}); name others with --host and --port") from error
 
 
-def serve(answering: Answering, limits: Limits, opened: socket.socket, on_start: Callable[[str], None]) -> None:
+def serve(answering: Answering, limits: Limits, listener: socket.socket, on_start: Callable[[str], None]) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Args:
         answering: started already.
         limits: of each request.
-        opened: from `listen`.
+        listener: from `listen`.
         on_start: is called with the page's address.
     """
-    host, port = opened.getsockname()[:2]
+    host, port = listener.getsockname()[:2]
     local = host in LOCAL
-    made = app.make(answering, limits, hosts=LOCAL if local else ("*",))
+    application = app.make(answering, limits, hosts=LOCAL if local else ("*",))
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "http": "h11"}
-    config = uvicorn.Config(made, timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=30, **settings)
+    config = uvicorn.Config(application, timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=30, **settings)
     on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}/")
-    Server(config).run(sockets=[opened])
+    Server(config).run(sockets=[listener])

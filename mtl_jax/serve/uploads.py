@@ -73,10 +73,10 @@ def image_of(body: bytes, content_type: str) -> bytes:
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == FORM:
-        found = _parts(body, content_type)
-        if len(found) != 1:
-            raise Refused(422, f"expected one file in the form, found {len(found)}; send one image with each request")
-        body = found[0]
+        files = _parts(body, content_type)
+        if len(files) != 1:
+            raise Refused(422, f"expected one file in the form, found {len(files)}; send one image with each request")
+        body = files[0]
     elif not kind.startswith("image/") and kind not in PLAIN:
         raise Refused(
             415,
@@ -90,16 +90,16 @@ def image_of(body: bytes, content_type: str) -> bytes:
 
 def _parts(body: bytes, content_type: str) -> list[bytes]:
     """The files of a form; their names are not looked at."""
-    named = re.search(r'boundary=(?:"([^"]{1,200})"|([^\s;]{1,200}))', content_type)
-    if not named:
+    boundary = re.search(r'boundary=(?:"([^"]{1,200})"|([^\s;]{1,200}))', content_type)
+    if not boundary:
         raise Refused(422, "expected a form with a boundary, found none; let the client write the Content-Type header")
-    mark = b"--" + (named[1] or named[2]).encode("latin-1", "replace")
-    found = []
-    for part in (b"\r\n" + body).split(b"\r\n" + mark)[1:]:
-        head, gap, content = part.partition(b"\r\n\r\n")
+    mark = b"--" + (boundary[1] or boundary[2]).encode("latin-1", "replace")
+    files = []
+    for section in (b"\r\n" + body).split(b"\r\n" + mark)[1:]:
+        head, gap, content = section.partition(b"\r\n\r\n")
         if gap and re.search(rb"(?i)content-disposition:[^\r\n]*\bfilename\*?=", head[:4096]):
-            found.append(content)
-    return found
+            files.append(content)
+    return files
 
 
 def switch(query: Mapping[str, str], name: str) -> bool:
@@ -130,15 +130,15 @@ def threshold(query: Mapping[str, str]) -> float | None:
     return value
 
 
-def names(query: Mapping[str, str], known: tuple[str, ...]) -> tuple[str, ...]:
+def names(query: Mapping[str, str], task_names: tuple[str, ...]) -> tuple[str, ...]:
     """Reads the tasks of the query; all where it names none, or "all".
 
     Raises:
         Refused: 422, one is unknown.
     """
-    asked = [name.strip() for name in query.get("tasks", "all").split(",") if name.strip()]
-    if not asked or asked == ["all"]:
-        return known
-    if unknown := [name for name in asked if name not in known]:
-        raise Refused(422, f"tasks: expected some of {', '.join(known)}, found {', '.join(unknown)[:80]!r}")
-    return tuple(name for name in known if name in asked)
+    requested = [name.strip() for name in query.get("tasks", "all").split(",") if name.strip()]
+    if not requested or requested == ["all"]:
+        return task_names
+    if unknown := [name for name in requested if name not in task_names]:
+        raise Refused(422, f"tasks: expected some of {', '.join(task_names)}, found {', '.join(unknown)[:80]!r}")
+    return tuple(name for name in task_names if name in requested)

@@ -32,11 +32,10 @@ def with_this_data(run: Run, result: StageResult, start: Callable[[], StageResul
     if len(result.stages) == len(run.config.order):
         tell("every stage is finished already: nothing was trained; config.order may get further stages at its end")
         if training_changes or measurement_changes:
+            changes = "; ".join([*training_changes, *([measurement_changes] if measurement_changes else [])])
             tell(
-                "the data has changed since "
-                f"({'; '.join([*training_changes, *([measurement_changes] if measurement_changes else [])])}): all figures "
-                "are those of the old images; train on the new ones in another --workdir, or measure on them with "
-                f"eval.py --weights {run.workdir}"
+                f"the data has changed since ({changes}): all figures are those of the old images; train on the new "
+                f"ones in another --workdir, or measure on them with eval.py --weights {run.workdir}"
             )
         return result
     for message in training_changes:

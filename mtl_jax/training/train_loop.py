@@ -267,7 +267,7 @@ def _conclude(run: Run, result: StageResult) -> dict[str, Any]:
         batches = experiment.eval_batches(run.setup, stream)
         judged = {name: calibrated(task, result.calibration.get(name)) for name, task in stream_tasks.items()}
         drawings |= pictures.look(run.predict, result.variables, batches, judged, count=run.config.example_images)
-    run_report.write(run.written, looked=drawings)
+    run_report.write(run.written, pictures_by_task=drawings)
     for name in ("report.html", "contract.json"):
         run.log.artifact(run.written / name)
     return verdict

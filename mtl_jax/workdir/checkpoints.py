@@ -37,63 +37,63 @@ class StageCheckpoint(NamedTuple):
     path: Path
 
 
-def save(path: Path, parts: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
+def save(path: Path, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
     """Writes a checkpoint; an earlier one at `path` stays whole until the new one is.
 
     In a run of several processes, all of them call it with the same folder, which they share.
 
     Args:
         path: the folder to make.
-        parts: named trees of arrays; each can be loaded alone.
+        trees: named trees of arrays; each can be loaded alone.
         metadata: JSON.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
     ocp, primary = _orbax(), jax.process_index() == 0
-    fresh = path.with_name(path.name + ".new")
+    draft_path = path.with_name(path.name + ".new")
     try:
         if primary:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_drafts(fresh)
-            _require_room(path.parent, parts)
+            _remove_drafts(draft_path)
+            _require_room(path.parent, trees)
         _wait_for_all(f"{path} may be written")
-        ocp.save_checkpointables(fresh.absolute(), {name: _on_host(tree) for name, tree in parts.items()})
+        ocp.save_checkpointables(draft_path.absolute(), {name: _on_host(tree) for name, tree in trees.items()})
         if primary:
-            _seal(fresh, metadata)
-            _replace(path, fresh)
+            _seal(draft_path, metadata)
+            _replace(path, draft_path)
         _wait_for_all(f"{path} is written")
     except (OSError, ValueError) as error:  # Orbax reports a full disk by either
-        _remove_drafts(fresh)
+        _remove_drafts(draft_path)
         reason = str(error).strip().splitlines()[0][:300]
         raise CheckpointError(f"{path}: cannot be written ({reason}); earlier checkpoints are intact") from error
 
 
-def _remove_drafts(fresh: Path) -> None:
+def _remove_drafts(draft_path: Path) -> None:
     """Removes what a write that did not end has left, Orbax's own drafts included."""
-    for draft in fresh.parent.glob(f"{fresh.name}*"):
+    for draft in draft_path.parent.glob(f"{draft_path.name}*"):
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _require_room(folder: Path, parts: Mapping[str, PyTree]) -> None:
+def _require_room(folder: Path, trees: Mapping[str, PyTree]) -> None:
     """Asks before writing: where the room ends within a write, Orbax's threads speak before they fail."""
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(parts)))
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE_BYTES:
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(trees)))
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed + SPARE_BYTES:
         raise OSError(
-            errno.ENOSPC, f"about {needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free", str(folder)
+            errno.ENOSPC, f"about {needed / 1e6:.0f} MB are needed, {free_bytes / 1e6:.0f} MB are free", str(folder)
         )
 
 
-def _seal(fresh: Path, metadata: Mapping[str, Any]) -> None:
+def _seal(draft_path: Path, metadata: Mapping[str, Any]) -> None:
     """Writes what marks a complete checkpoint: its files' digests, and after them its metadata."""
     text = json.dumps(metadata, indent=1)
-    digests = {name: _digest((fresh / name).read_bytes()) for name in _files(fresh)}
+    digests = {name: _digest((draft_path / name).read_bytes()) for name in _files(draft_path)}
     digests[METADATA] = _digest(text.encode())
-    (fresh / DIGESTS).write_text(json.dumps(digests, indent=1))
-    draft = fresh / f"{METADATA}.tmp"
+    (draft_path / DIGESTS).write_text(json.dumps(digests, indent=1))
+    draft = draft_path / f"{METADATA}.tmp"
     draft.write_text(text)
-    os.replace(draft, fresh / METADATA)
+    os.replace(draft, draft_path / METADATA)
 
 
 def _files(path: Path) -> list[str]:
@@ -104,12 +104,12 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _replace(path: Path, fresh: Path) -> None:
+def _replace(path: Path, draft_path: Path) -> None:
     stale = path.with_name(path.name + ".old")
     shutil.rmtree(stale, ignore_errors=True)
     if path.exists():
         path.rename(stale)
-    fresh.rename(path)
+    draft_path.rename(path)
     shutil.rmtree(stale, ignore_errors=True)
 
 
@@ -172,19 +172,19 @@ def load(path: Path, abstract: Mapping[str, PyTree | None]) -> dict[str, PyTree]
     """
     ocp = _orbax()
     verify(path)
-    wanted = {name: None if tree is None else _host_like(tree) for name, tree in abstract.items()}
+    expected = {name: None if tree is None else _host_like(tree) for name, tree in abstract.items()}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sharding info not provided")
-            loaded = ocp.load_checkpointables(path.absolute(), wanted)
+            restored = ocp.load_checkpointables(path.absolute(), expected)
     except (ValueError, KeyError, OSError, TypeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
         raise CheckpointError(f"{path}: the checkpoint cannot be read as this network's ({reason})") from error
-    for name, tree in wanted.items():
+    for name, tree in expected.items():
         if tree is not None:
-            _require_same_shapes(path, tree, loaded[name])
-            loaded[name] = _with_keys(abstract[name], loaded[name])
-    return loaded
+            _require_same_shapes(path, tree, restored[name])
+            restored[name] = _with_keys(abstract[name], restored[name])
+    return restored
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -223,41 +223,41 @@ def delete(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def save_step(folder: Path, step: int, parts: Mapping[str, PyTree], metadata: Mapping[str, Any], *, keep: int) -> None:
+def save_step(folder: Path, step: int, trees: Mapping[str, PyTree], metadata: Mapping[str, Any], *, keep: int) -> None:
     """Writes the checkpoint of one step, and removes all but the newest ones.
 
     Args:
         folder: of the steps' checkpoints.
         step: its number.
-        parts: as in `save`.
+        trees: as in `save`.
         metadata: as in `save`.
         keep: how many stay.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    save(folder / str(step), parts, metadata)
+    save(folder / str(step), trees, metadata)
     if jax.process_index() == 0:
-        kept = steps(folder)[:keep]
-        for other in folder.iterdir():
-            if other not in kept:
-                delete(other)
+        kept_paths = steps(folder)[:keep]
+        for path in folder.iterdir():
+            if path not in kept_paths:
+                delete(path)
 
 
 def steps(folder: Path) -> list[Path]:
     """Lists the complete checkpoints that `save_step` has left in a folder, newest first."""
-    found = [path for path in folder.glob("*") if path.name.isdigit() and is_complete(path)]
-    return sorted(found, key=lambda path: int(path.name), reverse=True)
+    paths = [path for path in folder.glob("*") if path.name.isdigit() and is_complete(path)]
+    return sorted(paths, key=lambda path: int(path.name), reverse=True)
 
 
 def stages(workdir: Path) -> list[StageCheckpoint]:
     """Lists the finished stages in a work directory, in order."""
-    found = []
+    stage_paths = []
     for path in (workdir / "checkpoints").glob("*-*"):
         index, _, name = path.name.partition("-")
         if index.isdigit() and is_complete(path) and not path.name.endswith((".new", ".old")):
-            found.append(StageCheckpoint(int(index), name, path))
-    return sorted(found)
+            stage_paths.append(StageCheckpoint(int(index), name, path))
+    return sorted(stage_paths)
 
 
 def find(weights: Path) -> Path:
@@ -270,23 +270,23 @@ def find(weights: Path) -> Path:
         CheckpointError: neither is there, or it is a checkpoint within a stage, which no stage has finished.
     """
     weights = weights.expanduser()
-    done = stages(weights.absolute().parent if weights.name == "checkpoints" else weights)
-    if not done and weights.exists():
+    finished_stages = stages(weights.absolute().parent if weights.name == "checkpoints" else weights)
+    if not finished_stages and weights.exists():
         around = (weights, *weights.absolute().parents)
-        inside = next((path for path in around if is_complete(path) and (path / DIGESTS).is_file()), None)
-        if inside is not None and inside.name.isdigit() and inside.parent.parent.name == "partial":
+        checkpoint = next((path for path in around if is_complete(path) and (path / DIGESTS).is_file()), None)
+        if checkpoint is not None and checkpoint.name.isdigit() and checkpoint.parent.parent.name == "partial":
             raise CheckpointError(
                 f"{weights} is the state within a stage, to resume from; name the work directory "
-                f"{inside.parent.parent.parent} (its last finished stage), or a folder in its checkpoints"
+                f"{checkpoint.parent.parent.parent} (its last finished stage), or a folder in its checkpoints"
             )
-        if inside is not None:
-            return inside
-    if not done:
+        if checkpoint is not None:
+            return checkpoint
+    if not finished_stages:
         raise CheckpointError(
             f"{weights} is neither a work directory with finished stages (checkpoints/0-…) nor a stage's checkpoint; "
             "train first, or name the folder given to --workdir"
         )
-    return done[-1].path
+    return finished_stages[-1].path
 
 
 @functools.cache
@@ -300,11 +300,11 @@ def _orbax() -> Any:
     return ocp
 
 
-def _wait_for_all(what: str) -> None:
+def _wait_for_all(barrier: str) -> None:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(barrier)
 
 
 def _on_host(tree: PyTree) -> PyTree:
@@ -320,18 +320,20 @@ def _host_like(tree: PyTree) -> PyTree:
     return jax.tree.map(like, tree)
 
 
-def _with_keys(expected: PyTree, loaded: PyTree) -> PyTree:
-    return jax.tree.map(lambda want, got: jax.random.wrap_key_data(got) if _is_key(want) else got, expected, loaded)
+def _with_keys(expected: PyTree, restored: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda want, leaf: jax.random.wrap_key_data(leaf) if _is_key(want) else leaf, expected, restored
+    )
 
 
 def _is_key(leaf: Any) -> bool:
     return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _require_same_shapes(path: Path, expected: PyTree, found: PyTree) -> None:
-    for (location, want), (_, got) in zip(
-        jax.tree_util.tree_leaves_with_path(expected), jax.tree_util.tree_leaves_with_path(found), strict=True
+def _require_same_shapes(path: Path, expected: PyTree, restored: PyTree) -> None:
+    for (location, want), (_, restored_leaf) in zip(
+        jax.tree_util.tree_leaves_with_path(expected), jax.tree_util.tree_leaves_with_path(restored), strict=True
     ):
-        if want.shape != got.shape:
+        if want.shape != restored_leaf.shape:
             name = jax.tree_util.keystr(location)
-            raise CheckpointError(f"{path}: {name} has shape {got.shape}; this network's has {want.shape}")
+            raise CheckpointError(f"{path}: {name} has shape {restored_leaf.shape}; this network's has {want.shape}")

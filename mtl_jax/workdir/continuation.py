@@ -52,16 +52,17 @@ def refuse_another(
     Raises:
         UserError: names the settings that differ.
     """
-    before, now = (files.without_nan(reading.completed(config_lib.completed(each))) for each in (before, now))
-    changed = [
+    before, now = (files.without_nan(reading.completed(config_lib.completed(config))) for config in (before, now))
+    differences_shown = [
         *differences(_learnt_from(before, stages), _learnt_from(now, stages)),
         *_left_out(before, now, stages, partly=partly),
     ]
-    if changed:
+    if differences_shown:
         hint = "" if before["tasks"].keys() == now["tasks"].keys() else NEW_TASKS
-        more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+        remainder = f" and {len(differences_shown) - SHOWN} more" if len(differences_shown) > SHOWN else ""
         raise UserError(
-            f"{path} holds a run of another configuration ({'; '.join(changed[:SHOWN])}{more}); name another "
+            f"{path} holds a run of another configuration ({'; '.join(differences_shown[:SHOWN])}{remainder}); name "
+            "another "
             f"--workdir, set the old values, or remove {path.parent if partly else path} to train its last stage "
             f"again{hint}"
         )
@@ -93,34 +94,36 @@ def _learnt_from(config: Mapping[str, Any], stages: int) -> dict[str, Any]:
     order = list(config["order"])[:stages]
     own_stages = {name: config["stages"][name] for name in order}
     own_streams = {stream: config["streams"][stream] for name in order for stream in config["stages"][name]["streams"]}
-    learnt = {task for settings in own_streams.values() for task in settings["labels"]}
+    learnt_tasks = {task for settings in own_streams.values() for task in settings["labels"]}
     tasks = {
-        name: task if name in learnt else {key: task[key] for key in ("kind", "classes") if key in task}
+        name: task if name in learnt_tasks else {key: task[key] for key in ("kind", "classes") if key in task}
         for name, task in config["tasks"].items()
     }
-    own = {"order": order, "stages": own_stages, "streams": own_streams, "tasks": tasks}
-    return learnt_from({**config, **own})
+    training_config = {"order": order, "stages": own_stages, "streams": own_streams, "tasks": tasks}
+    return learnt_from({**config, **training_config})
 
 
 def _left_out(before: Mapping[str, Any], now: Mapping[str, Any], stages: int, *, partly: bool) -> list[str]:
     """What later stages now ask of finished ones, which did not keep it."""
-    found = []
+    messages = []
     for number, name in enumerate(list(now["order"])[:stages]):
         # The last, where it is not finished, leaves at its end what is asked then, but for what follows it from its
         # start.
-        begun = partly and number == stages - 1
-        had, asked = (_left(config, number, followed=begun) for config in (before, now))
-        if begun:
-            found += [f"stage {name} was to leave {what}, is not to" for what in had if what not in asked]
-        found += [f"stage {name} was to leave no {what}, is to" for what in asked if what not in had]
-    return found
+        is_begun = partly and number == stages - 1
+        memory_before, memory_now = (_left(config, number, followed=is_begun) for config in (before, now))
+        if is_begun:
+            messages += [
+                f"stage {name} was to leave {noun}, is not to" for noun in memory_before if noun not in memory_now
+            ]
+        messages += [f"stage {name} was to leave no {noun}, is to" for noun in memory_now if noun not in memory_before]
+    return messages
 
 
 def _left(config: Mapping[str, Any], number: int, *, followed: bool) -> list[str]:
     """What a stage leaves for the later ones of its order; only what follows it from step to step, where asked so."""
     keeps = reading.read_order(config)
     methods = reading.in_stage(keeps, number).values()
-    return [what for method in methods if method.follows or not followed for what in method.leaves(keeps, number)]
+    return [noun for method in methods if method.follows or not followed for noun in method.leaves(keeps, number)]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,14 +20,18 @@ def others(then: Digests, now: Digests, split: str, streams: Iterable[str] | Non
         split: "train" or "val".
         streams: the ones to compare; all of today's by default.
     """
-    changed = {}
+    changes = {}
     for stream in now if streams is None else streams:
         old, new = then.get(stream, {}).get(split), now.get(stream, {}).get(split)
         if old and new and not _same(old, new, "digest"):
-            same = old["images"] == new["images"]
-            counts = f"{new['images']}, of which some differ" if same else f"{old['images']} then, {new['images']} now"
-            changed[stream] = f"stream {stream}: {counts}"
-    return changed
+            has_same_images = old["images"] == new["images"]
+            counts = (
+                f"{new['images']}, of which some differ"
+                if has_same_images
+                else f"{old['images']} then, {new['images']} now"
+            )
+            changes[stream] = f"stream {stream}: {counts}"
+    return changes
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any], digest: str) -> bool:
@@ -37,27 +41,28 @@ def _same(old: Mapping[str, Any], new: Mapping[str, Any], digest: str) -> bool:
     return old[digest] == new[digest]
 
 
-def refuse_other_baselines(runs: Mapping[str, str], measured: Mapping[str, str], now: Digests) -> None:
+def refuse_other_baselines(runs: Mapping[str, str], measuring_streams: Mapping[str, str], now: Digests) -> None:
     """Refuses baselines of other validation images than those of now; of runs that kept no digests nothing is known.
 
     Args:
         runs: task -> work directory of the run whose figure is the baseline; "" for none.
-        measured: task -> the stream on which this run measures it.
+        measuring_streams: task -> the stream on which this run measures it.
         now: today's digests.
 
     Raises:
         UserError: names the task and the run.
     """
     for task, folder in runs.items():
-        judged = files.contract_of_run(folder) if folder and task in measured else {}
-        then = (judged.get("stages") or [{}])[-1].get("data", {})
-        splits = [each["val"] for each in then.values() if task in each["val"]["tasks"]]
-        ours = now[measured[task]]["val"] if splits else {}
-        if splits and not any(_same(_of(each, task), _of(ours, task), "task") for each in splits):
+        judged = files.contract_of_run(folder) if folder and task in measuring_streams else {}
+        baseline_data = (judged.get("stages") or [{}])[-1].get("data", {})
+        splits = [split["val"] for split in baseline_data.values() if task in split["val"]["tasks"]]
+        own_split = now[measuring_streams[task]]["val"] if splits else {}
+        if splits and not any(_same(_of(split, task), _of(own_split, task), "task") for split in splits):
             raise UserError(
-                f"contract.baseline_from.{task}: expected a figure of the {ours['images']} validation images of stream "
-                f"{measured[task]} in {folder}, found one of others ({splits[0]['images']}); train that run again on "
-                "these images, or leave baseline_from out"
+                f"contract.baseline_from.{task}: expected a figure of the {own_split['images']} validation images of "
+                "stream "
+                f"{measuring_streams[task]} in {folder}, found one of others ({splits[0]['images']}); train that run "
+                "again on these images, or leave baseline_from out"
             )
 
 
@@ -75,22 +80,22 @@ def trained_on_others(
         streams: stage -> what it trains on.
         now: today's digests.
     """
-    said = []
+    messages = []
     for stage in stages:
-        changed = others(stage.get("data", {}), now, "train", streams.get(stage["name"], ()))
-        if changed:
-            said.append(
-                f"stage {stage['name']} was trained on other images than are there now ({'; '.join(changed.values())})"
+        changes = others(stage.get("data", {}), now, "train", streams.get(stage["name"], ()))
+        if changes:
+            messages.append(
+                f"stage {stage['name']} was trained on other images than are there now ({'; '.join(changes.values())})"
             )
-    return said
+    return messages
 
 
 def measured_on_others(stages: Sequence[Mapping[str, Any]], now: Digests) -> str:
     """Returns what to say where finished stages were measured on other validation images; else nothing."""
-    changed: dict[str, str] = {}
+    changes: dict[str, str] = {}
     for stage in stages:
-        changed |= others(stage.get("data", {}), now, "val")
-    return f"validation images have changed ({'; '.join(changed.values())})" if changed else ""
+        changes |= others(stage.get("data", {}), now, "val")
+    return f"validation images have changed ({'; '.join(changes.values())})" if changes else ""
 
 
 def measured_now(data: Digests, now: Digests) -> dict[str, dict[str, Any]]:

@@ -50,14 +50,14 @@ class DataRecord(NamedTuple):
 
     def lines(self) -> list[str]:
         """Returns one line about each split, and the warnings."""
-        told = [
+        warning_lines = [
             f"{stream} {split}: {findings.line(figures)}"
             for stream, splits in self.streams.items()
             for split, figures in splits.items()
         ]
-        told += [f"warning: {warning}" for warning in self.warnings[:TOLD]]
-        more = len(self.warnings) - TOLD
-        return [*told, f"{more} more warnings are in {FILE}"] if more > 0 else told
+        warning_lines += [f"warning: {warning}" for warning in self.warnings[:TOLD]]
+        remainder = len(self.warnings) - TOLD
+        return [*warning_lines, f"{remainder} more warnings are in {FILE}"] if remainder > 0 else warning_lines
 
     def digests(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Returns stream -> split -> `KEPT`, which a checkpoint keeps."""
@@ -79,7 +79,7 @@ def examine(
     most: int = 0,
     tolerated_leakage_percent: float = 0.0,
     cache: Path | None = None,
-    on_progress: survey.OnProgress = lambda done, total: None,
+    on_progress: survey.OnProgress = lambda completed, total: None,
 ) -> DataRecord:
     """Looks at both splits of the streams that the order uses.
 
@@ -95,25 +95,28 @@ def examine(
             splits, or a training split without any label of a task.
     """
     settings: _Settings = {"most": most, "cache": cache, "on_progress": on_progress}
-    seen: dict[str, dict[str, _Split]] = {}
+    splits_by_stream: dict[str, dict[str, _Split]] = {}
     errors: list[str] = []
-    looked: dict[str, Survey] = {}  # streams may share a dataset
+    survey_by_name: dict[str, Survey] = {}  # streams may share a dataset
     for stream in setup.used_streams:
         for split, training in SPLITS.items():
             try:
-                found = _look(setup, stream, training, looked, settings)
+                split_record = _look(setup, stream, training, survey_by_name, settings)
             except UserError as error:
                 errors.append(str(error))
                 continue
-            errors += found.survey.errors
-            seen.setdefault(stream, {})[split] = found
+            errors += split_record.survey.errors
+            splits_by_stream.setdefault(stream, {})[split] = split_record
     if errors:
         raise UserError(findings.broken(list(dict.fromkeys(errors))))
-    _refuse_leaks(seen, tolerated_leakage_percent)
-    _refuse_nothing_to_learn(setup, seen)
+    _refuse_leaks(splits_by_stream, tolerated_leakage_percent)
+    _refuse_nothing_to_learn(setup, splits_by_stream)
     return DataRecord(
-        {stream: {split: each.figures for split, each in splits.items()} for stream, splits in seen.items()},
-        tuple(dict.fromkeys(warning for warning in _warnings(setup, seen) if warning)),
+        {
+            stream: {split: record.figures for split, record in splits.items()}
+            for stream, splits in splits_by_stream.items()
+        },
+        tuple(dict.fromkeys(warning for warning in _warnings(setup, splits_by_stream) if warning)),
     )
 
 
@@ -131,10 +134,10 @@ def validation_digests(
     Raises:
         UserError: a dataset that is not there.
     """
-    settings: _Settings = {"most": most, "cache": cache, "on_progress": lambda done, total: None}
-    looked: dict[str, Survey] = {}
-    seen = {stream: _look(setup, stream, False, looked, settings).figures for stream in streams}
-    return {stream: {"val": {name: figures[name] for name in KEPT}} for stream, figures in seen.items()}
+    settings: _Settings = {"most": most, "cache": cache, "on_progress": lambda completed, total: None}
+    survey_by_name: dict[str, Survey] = {}
+    digests = {stream: _look(setup, stream, False, survey_by_name, settings).figures for stream in streams}
+    return {stream: {"val": {name: figures[name] for name in KEPT}} for stream, figures in digests.items()}
 
 
 def validation_images(setup: Experiment, streams: Iterable[str], *, cache: Path | None = None) -> set[str]:
@@ -154,20 +157,22 @@ def validation_images(setup: Experiment, streams: Iterable[str], *, cache: Path 
     return {sample.pixels for each in surveys for sample in each.samples}
 
 
-def _look(setup: Experiment, stream: str, training: bool, looked: dict[str, Survey], settings: _Settings) -> _Split:
+def _look(
+    setup: Experiment, stream: str, training: bool, survey_by_name: dict[str, Survey], settings: _Settings
+) -> _Split:
     """Looks at one split, unless a stream before it had the same dataset."""
     most = min(settings["most"] or SMOKE_IMAGES, SMOKE_IMAGES) if setup.smoke else settings["most"]
     with opened.recording() as files:
         source = experiment.source(setup, stream, training=training)
         source = source.source if setup.smoke and isinstance(source, Subset) else source
         name = _name(setup, stream, training)
-        if name not in looked:
-            looked[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})
-    found = looked[name]
-    figures = findings.figures(found, _classes(setup, stream, source))
+        if name not in survey_by_name:
+            survey_by_name[name] = survey.look(source, files=files, name=name, **{**settings, "most": most})
+    surveyed = survey_by_name[name]
+    figures = findings.figures(surveyed, _classes(setup, stream, source))
     labels = setup.streams[stream].labels
-    figures["tasks"] = {task: found.digest([label]) for task, label in labels.items()}
-    return _Split(source, found, figures)
+    figures["tasks"] = {task: surveyed.digest([label]) for task, label in labels.items()}
+    return _Split(source, surveyed, figures)
 
 
 def cache_folder() -> Path:
@@ -195,47 +200,49 @@ def _classes(setup: Experiment, stream: str, source: Source) -> dict[str, tuple[
     return {label: tuple(source.class_names[label] or setup.tasks[task].classes) for task, label in labels.items()}
 
 
-def _refuse_leaks(seen: Mapping[str, Mapping[str, _Split]], tolerated_percent: float) -> None:
-    training, validation = ({stream: splits[name].source for stream, splits in seen.items()} for name in SPLITS)
+def _refuse_leaks(splits_by_stream: Mapping[str, Mapping[str, _Split]], tolerated_percent: float) -> None:
+    training, validation = (
+        {stream: splits[name].source for stream, splits in splits_by_stream.items()} for name in SPLITS
+    )
     leaks = None  # where not all was looked at, files are compared
-    if all(each.survey.complete for splits in seen.values() for each in splits.values()):
-        trained, validated = (
-            {stream: splits[name].survey.samples for stream, splits in seen.items()} for name in SPLITS
+    if all(record.survey.complete for splits in splits_by_stream.values() for record in splits.values()):
+        training_samples, validated = (
+            {stream: splits[name].survey.samples for stream, splits in splits_by_stream.items()} for name in SPLITS
         )
-        leaks = leakage.find_seen(trained, validated)
+        leaks = leakage.find_seen(training_samples, validated)
     leakage.refuse(training, validation, leaks=leaks, tolerated_percent=tolerated_percent)
 
 
-def _labels(setup: Experiment, seen: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+def _labels(setup: Experiment, splits_by_stream: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
     """Yields stream, task and label name of every label that is used."""
-    for stream in seen:
+    for stream in splits_by_stream:
         for task, label in setup.streams[stream].labels.items():
             yield stream, task, label
 
 
-def _refuse_nothing_to_learn(setup: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> None:
-    for stream, task, label in _labels(setup, seen):
-        train = seen[stream]["train"]
+def _refuse_nothing_to_learn(setup: Experiment, splits_by_stream: Mapping[str, Mapping[str, _Split]]) -> None:
+    for stream, task, label in _labels(setup, splits_by_stream):
+        train = splits_by_stream[stream]["train"]
         location = f"stream {stream}"
         problem = findings.nothing_to_learn(train.figures, task=task, label=label, location=location)
         if problem and train.survey.complete:
             raise UserError(problem)
 
 
-def _warnings(setup: Experiment, seen: Mapping[str, Mapping[str, _Split]]) -> Iterable[str]:
-    for stream, splits in seen.items():
-        for split, each in splits.items():
+def _warnings(setup: Experiment, splits_by_stream: Mapping[str, Mapping[str, _Split]]) -> Iterable[str]:
+    for stream, splits in splits_by_stream.items():
+        for split, record in splits.items():
             location = f"stream {stream}, {split}"
-            yield from (f"{location}: {note}" for note in each.survey.reading.notes)
-            yield from findings.odd_images(each.survey, tuple(each.figures["labels"]), location=location)
-    trained: dict[str, list[Mapping[str, Any]]] = {}
-    for stream, task, label in _labels(setup, seen):
-        train, val = seen[stream]["train"], seen[stream]["val"]
+            yield from (f"{location}: {note}" for note in record.survey.reading.notes)
+            yield from findings.odd_images(record.survey, tuple(record.figures["labels"]), location=location)
+    training_figures: dict[str, list[Mapping[str, Any]]] = {}
+    for stream, task, label in _labels(setup, splits_by_stream):
+        train, val = splits_by_stream[stream]["train"], splits_by_stream[stream]["val"]
         if train.survey.complete:
-            trained.setdefault(task, []).append(train.figures["labels"][label])
+            training_figures.setdefault(task, []).append(train.figures["labels"][label])
         if val.survey.complete:
             yield findings.hardly_measured(val.figures, task=task, label=label, location=f"stream {stream}")
-    for task, figures in trained.items():
+    for task, figures in training_figures.items():
         yield findings.classes_never_shown(figures, task=task)
 
 
@@ -249,13 +256,13 @@ def look(config: RunSettings, setup: Experiment) -> DataRecord:
     Raises:
         UserError: as `examine`.
     """
-    asked = time.monotonic()
+    last_report = time.monotonic()
 
-    def still_looking(done: int, total: int) -> None:
-        nonlocal asked
-        if time.monotonic() - asked > TOLD_SECONDS:
-            asked = time.monotonic()
-            tell(f"{done} of {total} images looked at")
+    def still_looking(completed: int, total: int) -> None:
+        nonlocal last_report
+        if time.monotonic() - last_report > TOLD_SECONDS:
+            last_report = time.monotonic()
+            tell(f"{completed} of {total} images looked at")
 
     record = examine(
         setup,

@@ -14,7 +14,7 @@ from mtl_jax.workdir.trained import Trained
 FILE_NAME = "lineage.json"
 
 
-def entry(workdir: Path, stages: Sequence[str], classes: Mapping[str, Sequence[str]], **more: Any) -> dict[str, Any]:
+def entry(workdir: Path, stages: Sequence[str], classes: Mapping[str, Sequence[str]], **fields: Any) -> dict[str, Any]:
     """Returns what a lineage holds of one version.
 
     Args:
@@ -23,8 +23,8 @@ def entry(workdir: Path, stages: Sequence[str], classes: Mapping[str, Sequence[s
         classes: task -> names of its classes, of every task that it has learnt.
         **more: what else it says of itself.
     """
-    names = {task: list(each) for task, each in classes.items()}
-    return {"workdir": str(workdir.expanduser().absolute()), "stages": list(stages), "classes": names, **more}
+    names = {task: list(class_names) for task, class_names in classes.items()}
+    return {"workdir": str(workdir.expanduser().absolute()), "stages": list(stages), "classes": names, **fields}
 
 
 def classes_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
@@ -43,12 +43,12 @@ def read(workdir: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is damaged.
     """
-    found = files.read_json(workdir / FILE_NAME)
-    if found is not None and not isinstance(found.get("versions"), list):
+    content = files.read_json(workdir / FILE_NAME)
+    if content is not None and not isinstance(content.get("versions"), list):
         raise UserError(
             f"{workdir / FILE_NAME} is damaged (it lists no versions); put it back, or extend again elsewhere"
         )
-    return found
+    return content
 
 
 def of_checkpoint(path: Path) -> dict[str, Any] | None:
@@ -97,8 +97,8 @@ def sentence(found: Mapping[str, Any]) -> str:
     last = found["versions"][-1]
     kept = "old outputs kept exactly" if last.get("keep") == "exact" else f"old tasks within {last.get('keep', '')}"
     how = "; ".join(edits(last)) if "edited" in last else kept
-    more = f"; {found['refused']}" if "refused" in found else ""
-    return f"version {len(found['versions'])}, grown from {found['parent']} (digest {found['digest']}), {how}{more}"
+    fields = f"; {found['refused']}" if "refused" in found else ""
+    return f"version {len(found['versions'])}, grown from {found['parent']} (digest {found['digest']}), {how}{fields}"
 
 
 def edits(version: Mapping[str, Any]) -> list[str]:

@@ -144,7 +144,9 @@ class MetricsLog:
     def _trackers(self) -> tuple[tracking.Tracker, ...]:
         if self._names and not self._open:
             name, config = self._about
-            self._open = tracking.opened(self._names, tracking.Start(self._workdir, name, config, self._purge_step))
+            self._open = tracking.open_trackers(
+                self._names, tracking.Start(self._workdir, name, config, self._purge_step)
+            )
         return self._open
 
 

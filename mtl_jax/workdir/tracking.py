@@ -89,8 +89,8 @@ class WandB:
 
     def __init__(self, start: Start) -> None:
         self._wandb = _package("wandb")
-        known = _identity(start.workdir, "wandb")
-        identity = known or uuid.uuid4().hex[:12]
+        known_run = _identity(start.workdir, "wandb")
+        identity = known_run or uuid.uuid4().hex[:12]
         self._run = self._wandb.init(
             project=_from_environment("WANDB_PROJECT"),
             id=identity,
@@ -107,9 +107,9 @@ class WandB:
 
     def artifact(self, path: Path) -> None:
         """Takes a file that the run has made."""
-        kept = self._wandb.Artifact(f"{path.stem}-{self._run.id}", type=path.stem)
-        kept.add_file(str(path))
-        self._run.log_artifact(kept)
+        artifact = self._wandb.Artifact(f"{path.stem}-{self._run.id}", type=path.stem)
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
 
     def flush(self) -> None:
         """The service's own thread writes."""
@@ -128,11 +128,11 @@ class MLflow:
         self._mlflow = _package("mlflow")
         self._mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or Path("mlruns").absolute().as_uri())
         self._client: Any = self._mlflow.MlflowClient()
-        self._held: list[Any] = []
-        known = _identity(start.workdir, "mlflow")
-        if known:
-            self._run = known
-            self._client.update_run(known, status="RUNNING")
+        self._pending_metrics: list[Any] = []
+        known_run = _identity(start.workdir, "mlflow")
+        if known_run:
+            self._run = known_run
+            self._client.update_run(known_run, status="RUNNING")
             return
         experiment = self._mlflow.set_experiment(_from_environment("MLFLOW_EXPERIMENT_NAME"))
         self._run = self._client.create_run(experiment.experiment_id, run_name=start.name).info.run_id
@@ -143,8 +143,8 @@ class MLflow:
 
     def log(self, step: int, name: str, value: float) -> None:
         """Takes one finite figure."""
-        self._held.append(self._mlflow.entities.Metric(name, value, int(1000 * time.time()), step))
-        if len(self._held) >= BATCH:
+        self._pending_metrics.append(self._mlflow.entities.Metric(name, value, int(1000 * time.time()), step))
+        if len(self._pending_metrics) >= BATCH:
             self.flush()
 
     def artifact(self, path: Path) -> None:
@@ -153,9 +153,9 @@ class MLflow:
 
     def flush(self) -> None:
         """Sends what is held back."""
-        if self._held:
-            self._client.log_batch(self._run, metrics=self._held)
-        self._held = []
+        if self._pending_metrics:
+            self._client.log_batch(self._run, metrics=self._pending_metrics)
+        self._pending_metrics = []
 
     def close(self, *, failed: bool) -> None:
         """Ends the run."""
@@ -194,7 +194,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", value
 
 
-def opened(names: Sequence[str], start: Start) -> tuple[Tracker, ...]:
+def open_trackers(names: Sequence[str], start: Start) -> tuple[Tracker, ...]:
     """Starts trackers.
 
     Args:
@@ -204,10 +204,10 @@ def opened(names: Sequence[str], start: Start) -> tuple[Tracker, ...]:
     Raises:
         UserError: a service refuses, or is not there.
     """
-    return tuple(_opened(name, start) for name in names)
+    return tuple(_open_tracker(name, start) for name in names)
 
 
-def _opened(name: str, start: Start) -> Tracker:
+def _open_tracker(name: str, start: Start) -> Tracker:
     try:
         return TRACKERS[name](start)
     except UserError:
@@ -234,5 +234,5 @@ def _identity(workdir: Path, service: str) -> str | None:
 
 
 def _keep_identity(workdir: Path, service: str, identity: str) -> None:
-    kept = {**(read_json(workdir / IDENTITIES) or {}), service: identity}
-    replace_text(workdir / IDENTITIES, json.dumps(kept) + "\n")
+    identities = {**(read_json(workdir / IDENTITIES) or {}), service: identity}
+    replace_text(workdir / IDENTITIES, json.dumps(identities) + "\n")

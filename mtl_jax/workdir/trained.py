@@ -64,13 +64,13 @@ def load(weights: str | Path, *, tasks: str = "all", data_root: str | Path | Non
     record = checkpoints.read_metadata(path)
     data = {stream: splits for stage in record["stages"] for stream, splits in stage.get("data", {}).items()}
     config = as_scaled(config_lib.read_settings(config_lib.completed(record["config"])), data)
-    whole = experiment.build(config, data_root=Path(data_root) if data_root else _recorded_root(config))
-    names = _names(tasks, learnt=tuple(record["stages"][-1]["metrics"]))
-    variables = checkpoints.load(path, {"variables": experiment.abstract_variables(whole)})["variables"]
+    full_setup = experiment.build(config, data_root=Path(data_root) if data_root else _recorded_root(config))
+    names = _names(tasks, learnt_tasks=tuple(record["stages"][-1]["metrics"]))
+    variables = checkpoints.load(path, {"variables": experiment.abstract_variables(full_setup)})["variables"]
     stages = tuple(stage["name"] for stage in record["stages"])
     config = without_later_classes(config, stages)
-    setup = experiment.build(config, data_root=whole.data_root)
-    variables = chosen(variables, experiment.abstract_variables(setup))
+    setup = experiment.build(config, data_root=full_setup.data_root)
+    variables = select_leaves(variables, experiment.abstract_variables(setup))
     selected = calibration.from_tree(read_json(path / CALIBRATION) or record.get("calibration", {}))
     return Trained(path, record["stage"], config, setup, names, variables, data, stages, selected)
 
@@ -84,9 +84,9 @@ def without_later_classes(config: RunSettings, stages: Collection[str]) -> RunSe
     """
     tasks, order = {}, config.order
     for name, task in config.tasks.items():
-        later = [(stage, count) for stage, count in task.get("added") or () if stage not in stages]
-        tasks[name] = task if not later else _shortened(task, stages, sum(count for _, count in later))
-        order = tuple(stage for stage in order if stage not in dict(later))
+        later_classes = [(stage, count) for stage, count in task.get("added") or () if stage not in stages]
+        tasks[name] = task if not later_classes else _shortened(task, stages, sum(count for _, count in later_classes))
+        order = tuple(stage for stage in order if stage not in dict(later_classes))
     return dataclasses.replace(config, tasks=tasks, order=order)
 
 
@@ -101,15 +101,15 @@ def _shortened(task: Mapping[str, Any], stages: Collection[str], count: int) -> 
     }
 
 
-def chosen(variables: PyTree, like: PyTree) -> PyTree:
+def select_leaves(variables: PyTree, like: PyTree) -> PyTree:
     """Returns those of the variables that a smaller network has.
 
     Args:
         variables: of the larger network.
         like: those of the smaller one, or their shapes.
     """
-    found = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
-    return jax.tree_util.tree_map_with_path(lambda path, _: found[path_of(path)], like)
+    leaves_by_path = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves_by_path[path_of(path)], like)
 
 
 def computing_in(network: Trained, dtype: str) -> Trained:
@@ -133,22 +133,22 @@ def as_scaled(config: RunSettings, data: Mapping[str, Any]) -> RunSettings:
 def grey_bits(network: Trained) -> int | None:
     """Returns by how many bits the greyscale images of 16-bit files were scaled in training; None where none were."""
     streams = [network.setup.streams[name] for name in network.setup.used_streams]
-    return max((bits for each in streams if (bits := each.options.get("grey_bits"))), default=None)
+    return max((bits for stream in streams if (bits := stream.options.get("grey_bits"))), default=None)
 
 
 def _recorded_root(config: RunSettings) -> Path:
-    there = bool(config.data_root) and Path(config.data_root).expanduser().is_dir()
-    return config_lib.data_root(config if there else dataclasses.replace(config, data_root=""))
+    exists = bool(config.data_root) and Path(config.data_root).expanduser().is_dir()
+    return config_lib.data_root(config if exists else dataclasses.replace(config, data_root=""))
 
 
-def _names(tasks: str, *, learnt: tuple[str, ...]) -> tuple[str, ...]:
+def _names(tasks: str, *, learnt_tasks: tuple[str, ...]) -> tuple[str, ...]:
     if tasks == "all":
-        return learnt
+        return learnt_tasks
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
-    unknown = [name for name in names if name not in learnt]
+    unknown = [name for name in names if name not in learnt_tasks]
     if unknown or not names:
         raise UserError(
-            f"--tasks: expected some of {', '.join(learnt)}, which this checkpoint has learnt, or all, found "
+            f"--tasks: expected some of {', '.join(learnt_tasks)}, which this checkpoint has learnt, or all, found "
             f"{', '.join(unknown) or 'nothing'}; separate them by commas"
         )
     return names

@@ -60,7 +60,7 @@ def check_options(kind: str, options: Mapping[str, Any], *, location: str) -> No
         UserError: no such kind or option, or an option that is missing or of another type.
     """
     among(f"{location}.source", kind, SOURCES)
-    check_arguments(f"{location}.options", options, SOURCES[kind], own=OF_THE_RUN)
+    check_arguments(f"{location}.options", options, SOURCES[kind], reserved=OF_THE_RUN)
 
 
 def build(kind: str, *, data_root: str | Path | None, split: str, **options: Any) -> Source:
