@@ -76,7 +76,7 @@ def leaks(inspected: Sequence[Inspected]) -> list[str]:
             )
             messages.append(
                 f"{name}: {counted(len(matches), 'validation images')} of {len(val[name])} in training too (first: "
-                f"{validation_id}, which {training_image.stream} trains on as {training_id}): take them out of one "
+                f"{validation_id}, which {training_image.stream} trains on as {training_id}); take them out of one "
                 "of the two"
             )
     return messages
