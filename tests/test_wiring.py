@@ -190,7 +190,7 @@ def step(model, variables, *, method, soft_sharing_strength=0.0):
         streams=streams, groups=(("one",), ("two",)), stream_weights=dict.fromkeys(streams, 1.0), loss_weights={},
         train_batch_norm=False,
     )  # fmt: skip
-    names = {"tasks": tuple(TWO), "trained": tuple(TWO)}
+    names = {"tasks": tuple(TWO), "trained_tasks": tuple(TWO)}
     start = train_step.init_state(**variables, balance=balancing, tx=tx, ema=False, **names, key=jax.random.key(0))
     problem = StepSpec(model, TWO, aim, balancing, "summed" if method == "sum" else "stacked")
     made = train_step.make_train_step(problem, tx=tx, schedule=schedule, soft_sharing_strength=soft_sharing_strength)
