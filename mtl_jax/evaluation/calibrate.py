@@ -18,7 +18,7 @@ from mtl_jax.evaluation.scores import Observed, YesNo
 from mtl_jax.experiment import Experiment
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Task
-from mtl_jax.tasks.calibration import SCORES, Calibration
+from mtl_jax.tasks.calibration import SCORES, Calibration, calibrated, least_scores
 
 DECIMALS = 4  # of figures in JSON
 
@@ -69,8 +69,8 @@ def observe(
                     look = scores.OBSERVE[task.kind]
                     observation = look(example(predictions[name], index), target[name], geometry, len(task.classes))
                     observations.setdefault(name, []).append(observation)
-    observation = {name: scores.joined(parts_observed) for name, parts_observed in observations.items()}
-    return {name: parts_observed for name, parts_observed in observation.items() if parts_observed is not None}
+    joined = {name: scores.joined(of_images) for name, of_images in observations.items()}
+    return {name: observation for name, observation in joined.items() if observation is not None}
 
 
 def choose(
@@ -124,7 +124,7 @@ def _judged(task: Task, observed: Observed, calibration: Calibration) -> dict[st
     }
     if isinstance(observed, YesNo) and isinstance(after, YesNo):
         before = np.full(len(task.classes), SCORES[task.kind].least)
-        levels = np.array([calibration.thresholds.get(name, SCORES[task.kind].least) for name in task.classes])
+        levels = least_scores(calibrated(task, calibration))
         figures |= {"thresholds": dict(calibration.thresholds), "f1_before": scores.f1(observed, before)}
         figures["f1"] = scores.f1(after, levels)
     return {name: round(x, DECIMALS) if isinstance(x, float) else x for name, x in figures.items()}

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -131,6 +131,12 @@ def counted(count: int, noun: str) -> str:
     if count == 1 and plural is not None:
         words[words.index(plural)] = _SINGULAR[plural]
     return f"{count} {' '.join(words)}"
+
+
+def is_chosen(shown: Set[Any], images_with: Iterable[Any], images_without: Iterable[Any]) -> bool:
+    """Whether an image is kept by the classes that it shows: one of the first, if any are named, none of the last."""
+    included = set(images_with)
+    return (not included or bool(shown & included)) and not shown & set(images_without)
 
 
 def check_split(split: str) -> str:

@@ -13,7 +13,17 @@ from mtl_jax.data import orientation
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import Decoded, read_header, read_image
 from mtl_jax.data.sources import coco_boxes, coco_file
-from mtl_jax.data.sources.base import SPLITS, Reading, Sample, check_split, counted, file_in, find_first, warn_once
+from mtl_jax.data.sources.base import (
+    SPLITS,
+    Reading,
+    Sample,
+    check_split,
+    counted,
+    file_in,
+    find_first,
+    is_chosen,
+    warn_once,
+)
 from mtl_jax.errors import UserError
 
 
@@ -98,7 +108,7 @@ class CocoDetection:
         self._selection = [
             number
             for number, of_image in enumerate(image_categories)
-            if (not images_with or of_image & set(images_with)) and not of_image & set(images_without)
+            if is_chosen(of_image, images_with, images_without)
         ]
         if not self._selection:
             expected = f"images with {tuple(images_with)}, without {tuple(images_without)}"

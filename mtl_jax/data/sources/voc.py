@@ -12,7 +12,7 @@ import numpy as np
 from mtl_jax.data import masks
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import decode_mask, mask_palette, mask_values, read_image
-from mtl_jax.data.sources.base import SPLITS, Reading, Sample, check_split, find_first, warn_once
+from mtl_jax.data.sources.base import SPLITS, Reading, Sample, check_split, find_first, is_chosen, warn_once
 from mtl_jax.data.sources.listed import ListedImages
 from mtl_jax.errors import UserError
 
@@ -143,13 +143,12 @@ class VocSegmentation:
 
     def _keep(self, images_with: Sequence[str], images_without: Sequence[str]) -> None:
         table = self.class_names["segmentation"]
-        included = set(_numbers("images_with", images_with, table))
-        excluded = set(_numbers("images_without", images_without, table))
+        included = _numbers("images_with", images_with, table)
+        excluded = _numbers("images_without", images_without, table)
         kept = []
         for index, name in enumerate(self._files.names):
             with contextlib.suppress(UserError):  # is reported when the mask is read
-                shown = self._classes_shown(index)
-                if (included and not shown & included) or shown & excluded:
+                if not is_chosen(self._classes_shown(index), included, excluded):
                     continue
             kept.append(name)
         if not kept:
