@@ -20,6 +20,8 @@
 #include <string>
 #include <vector>
 
+constexpr int64_t ANY_SIZE = 512;  // px, the side of the input of a file that takes images of any size
+
 struct Picture {
     int width = 0, height = 0;
     std::vector<uint8_t> rgb;
@@ -116,6 +118,8 @@ int run(const std::string& model, const std::string& photograph, const std::stri
     if (shape.size() != 4 || shape[3] != 3)
         throw std::runtime_error(model + ": expected images [batch, height, width, 3]; export with --layout nhwc");
     shape[0] = 1;
+    for (int axis : {1, 2})
+        if (shape[axis] < 0) shape[axis] = ANY_SIZE;  // exported with --image_size dynamic
     Picture picture = read_ppm(photograph);
     Placement placed{};
     const int height = int(shape[1]), width = int(shape[2]);

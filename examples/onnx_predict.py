@@ -28,7 +28,7 @@ def main(folder, photograph, drawn, least=0.3):
     """Prints what every task says, and draws masks and boxes."""
     about = json.loads((Path(folder) / "model.json").read_text())
     session = onnxruntime.InferenceSession(str(Path(folder) / "model.onnx"), providers=["CPUExecutionProvider"])
-    _, height, width, _ = about["input"]["shape"]
+    height, width = about["input"]["size"]
     image = Image.open(photograph).convert("RGB")
     pixels, scale, offset = letterbox(image, height, width)
     names = [output.name for output in session.get_outputs()]

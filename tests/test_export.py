@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from tiny import KINDS, save_checkpoint
@@ -15,6 +16,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.export import check, formats, network
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise
+from mtl_jax.tasks.depth import Depth
 from mtl_jax.workdir import trained
 
 SIZE = 64
@@ -93,6 +95,49 @@ def test_onnx_takes_any_number_of_images(weights, image, pixels, tmp_path):
         alone = exported.run(pixels[number : number + 1])
         for name, value in alone.items():
             np.testing.assert_allclose(value[0], together[name][number], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.fixture
+def symbols_are_lengths(monkeypatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a symbol of JAX passes for an int, and is none
+
+
+@pytest.mark.usefixtures("symbols_are_lengths")
+@pytest.mark.parametrize(("name", "form"), [("onnx", network.Form("all", "nchw")), ("stablehlo", network.Form())])
+def test_files_take_images_of_any_size(weights, tmp_path, name, form):
+    if name == "onnx":
+        require_onnx()
+    model, shape = trained.load(weights, tasks="det,seg,cls"), network.input_shape_of_any_size()
+    exported = formats.FORMATS[name](model, tmp_path, shape, form)
+    assert exported.any_batch
+    pixels = [np.random.default_rng(0).random((*size, 3), np.float32) for size in ((1, 32, 32), (2, 96, 160))]
+    reference = check.reference(model, form)[1]  # at 32 px there are fewer scores than candidates
+    assert max(check.differences(model, reference, exported.check, pixels).values()) < 1e-4
+    described = network.describe(model, shape, form)
+    assert described["input"]["shape"][-2:] == (["height", "width"] if form.layout == "nchw" else ["width", 3])
+    assert (described["input"]["size"], described["input"]["multiple_of"]) == ([SIZE, SIZE], 32)
+    assert described["tasks"]["seg"]["outputs"]["seg/mask"]["shape"] == ["batch", "height", "width"]
+
+
+@pytest.mark.usefixtures("symbols_are_lengths")
+def test_a_network_that_needs_to_know_the_size_of_images_is_refused_in_one_line(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Depth, "decode", lambda self, outputs: {"depth": outputs * np.ones(outputs.shape[1:])})
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--tasks", "depth", "--image_size", "dynamic"]
+    assert command.main([*flags, "--format", "stablehlo"]) == 2
+    error = capsys.readouterr().err
+    assert "--image_size: expected a number of px, as a part of this network is made for one size" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("symbols_are_lengths")
+def test_the_script_checks_files_of_any_size_at_two(weights, tmp_path, capsys):
+    flags = ["--weights", str(weights), "--out", str(tmp_path), "--format", "stablehlo", "--tasks", "age"]
+    assert command.main([*flags, "--image_size", "dynamic"]) == 0
+    assert "height and width may be any multiples of 32 px; tasks were validated at 64 px" in capsys.readouterr().out
+    record = json.loads((tmp_path / "model.json").read_text())
+    assert record["batch_sizes"] == {"stablehlo": "any"}
+    assert record["input"]["shape"] == ["batch", "height", "width", 3]
 
 
 def require_format(name: str) -> None:
@@ -276,7 +321,8 @@ def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, p
         (("--image_size", "70"), "multiples of 32"),
         (("--image_size", "-64"), "--image_size: expected a multiple of 32"),
         (("--batch_size", "0"), "--batch_size: expected 1 or more"),
-        (("--calibrate", "photos"), "--calibrate: expected --int8 beside it"),
+        (("--image_size", "dynamic", "--format", "onnx,litert"), "--image_size: expected a number of px with --format"),
+        (("--calibrate", "photos"), "--calibrate: expected to be given with --int8"),
         (("--images", "nowhere/*.jpg"), "nowhere/*.jpg: expected images"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -70,13 +71,26 @@ def test_repeated_cells_are_found(own, whole, target, factors):
     assert layout.repeats(own, whole, target) == factors
 
 
-def test_lengths_that_are_computed_from_the_batch_are_refused():
-    import jax
-
-    (batch,) = jax.export.symbolic_shape("batch")
-    assert layout.sizes((batch, 3)) == (layout.BATCH, 3)
-    with pytest.raises(UserError, match=r"2\*batch"):
-        layout.sizes((2 * batch, 3))
+def test_lengths_of_symbols_are_sums_of_products_and_others_are_refused():
+    batch, rows, columns = jax.export.symbolic_shape("batch, rows, columns")
+    lengths = layout.sizes((batch, 3, 32 * rows, 21 * rows * columns * batch, 2 * columns - 1 + 4 * rows))
+    assert lengths[:3] == (layout.BATCH, 3, 32 * layout.ROWS)
+    assert [layout.known(length) for length in lengths] == [False, True, False, False, False]
+    assert sorted(layout.terms(lengths[3])) == [(21, ("batch", "rows", "columns"))]
+    assert sorted(layout.terms(lengths[4])) == [(-1, ()), (2, ("columns",)), (4, ("rows",))]
+    assert list(map(layout.text, lengths)) == [
+        "batch",
+        3,
+        "height",
+        "21*batch*rows*columns",
+        "2*columns + 4*rows + -1",
+    ]
+    assert list(map(layout.least, lengths)) == [1, 3, 32, 21, 5]
+    assert layout.terms(0) == []
+    with pytest.raises(UserError, match="products of batch, rows, columns, found floor"):
+        layout.sizes((rows // 2,))
+    with pytest.raises(OverflowError):
+        np.array(lengths[:1], np.int64)  # so that no file holds one by mistake
 
 
 def test_an_order_loses_axes():

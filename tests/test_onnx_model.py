@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -170,6 +171,43 @@ def test_a_part_that_needs_to_know_the_number_of_images_gets_it():
     model, any_batch = onnx_model.convert_any_batch(function, jax.ShapeDtypeStruct((2, 3), jnp.float32), input_name="x")
     assert not any_batch
     assert [axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim] == [2, 3]
+
+
+def _counted(x):
+    """Rows, columns and their products are part of the result."""
+    y, columns = jnp.arange(x.shape[1], dtype=jnp.float32), jnp.arange(x.shape[2], dtype=jnp.float32)
+    grid = jnp.stack(jnp.meshgrid(y, columns, indexing="ij"), axis=-1).reshape(1, -1, 2)
+    return jnp.concatenate([x[..., :2].reshape(x.shape[0], -1, 2), grid + jnp.zeros((x.shape[0], 1, 1))], axis=1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: jnp.mean(x, axis=(1, 2)),
+        lambda x: x.sum(axis=(1, 2)) / (x.shape[1] * x.shape[2] + 1),
+        lambda x: jnp.argmax(jax.image.resize(x, (x.shape[0], 4 * x.shape[1], 4 * x.shape[2], 3), "linear"), axis=-1),
+        lambda x: jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], 3), "linear"),
+        lambda x: upsample_2x(x)[:, : x.shape[1] + 1],
+        lambda x: jnp.pad(x, ((0, 0), (1, 1), (2, 0), (0, 0)))[:, 1 : x.shape[1] + 1],
+        lambda x: x.reshape(x.shape[0], -1, 3)[:, :5] * jnp.ones((x.shape[1], 1)).sum(),
+        _counted,
+    ],
+)
+def test_images_may_have_any_size(function, monkeypatch):
+    require_onnx()
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a symbol of JAX passes for an int, and is none
+    import onnxruntime
+
+    from mtl_jax.export import network, onnx_model
+
+    image = network.input_shape_of_any_size()
+    model = onnx_model.convert(lambda x: {"y": function(x)}, image, input_name="x")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for shape in ((2, 32, 64, 3), (1, 96, 32, 3)):
+        x = np.random.default_rng(0).uniform(-3, 3, shape).astype(np.float32)
+        found, expected = session.run(["y"], {"x": x})[0], np.asarray(function(jnp.asarray(x)))
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_translated_is_refused():

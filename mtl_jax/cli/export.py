@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from mtl_jax.cli import flags
 
 REPEATS = 20  # timed calls
+DYNAMIC = "dynamic"  # in the place of a size
 
 
 def parser() -> flags.Parser:
@@ -29,7 +30,8 @@ def parser() -> flags.Parser:
     )
     parser.add_argument("--ort_web", type=Path, help="tarball or folder of onnxruntime-web; else npm fetches it once")
     parser.add_argument("--format", default="stablehlo,onnx", help="some of stablehlo, onnx, litert, openvino, coreml")
-    parser.add_argument("--image_size", type=int, default=0, help="px, a multiple of 32; as validated if not given")
+    size_help = f"px, a multiple of 32, or {DYNAMIC}: any such height and width; as validated if not given"
+    parser.add_argument("--image_size", type=_image_size, default=0, help=size_help)
     parser.add_argument("--batch_size", type=int, default=1, help="of the StableHLO file, and of the checks")
     parser.add_argument("--decode", choices=("none", "boxes", "all"), default="all", help="boxes: no suppression")
     parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of images, and maps that come out")
@@ -39,6 +41,12 @@ def parser() -> flags.Parser:
         "--calibrate", nargs="+", default=[], help="of --int8: images in place of the run's own training images"
     )
     return parser
+
+
+def _image_size(text: str) -> int | str:
+    if text != DYNAMIC and not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"expected px, a multiple of 32, or {DYNAMIC}, found {text}")
+    return text if text == DYNAMIC else int(text)
 
 
 @flags.reported
@@ -84,9 +92,13 @@ def _export(options: argparse.Namespace) -> str:
         return problem
     model = trained.load(options.weights, tasks=options.tasks)
     view = network.input_view(model)
-    view = view._replace(image_size=options.image_size or view.image_size)
-    image = network.input_shape(image_size=view.image_size, batch_size=options.batch_size)
-    batches = list(_batches(options.images, image.shape, crop=view.crop))
+    if options.image_size == DYNAMIC:
+        image = network.input_shape_of_any_size()
+    else:
+        view = view._replace(image_size=options.image_size or view.image_size)
+        image = network.input_shape(image_size=view.image_size, batch_size=options.batch_size)
+    shapes = [(options.batch_size, *size, 3) for size in _checked_sizes(view.image_size, options)]
+    batches = [batch for shape in shapes for batch in _batches(options.images, shape, crop=view.crop)]
     form = network.Form(options.decode, options.layout)
     description = network.describe(model, image, form)
     for name in [*names, *(["litert int8"] if options.int8 and "litert" in names else [])]:
@@ -204,14 +216,20 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
     if unknown := [name for name in names if name not in formats.FORMATS]:
         return f"--format: expected some of {', '.join(formats.FORMATS)}, found {', '.join(unknown)}"
     if options.calibrate and not options.int8:
-        return "--calibrate: expected --int8 beside it, found it alone; add --int8"
+        return "--calibrate: expected to be given with --int8, which it belongs to, found alone; add --int8"
     if options.calibrate and "litert" in names and "onnx" not in names:
         return (
-            "--calibrate: expected --format onnx beside it; LiteRT's file in eight bits needs no images, leave it out"
+            "--calibrate: expected --format onnx, found litert alone, whose file in eight bits needs no images; leave "
+            "--calibrate out"
         )
     if options.batch_size < 1:
         return f"--batch_size: expected 1 or more, found {options.batch_size}"
-    if options.image_size < 0:
+    if options.image_size == DYNAMIC and (fixed := [name for name in names if name not in formats.ANY_SIZE]):
+        return (
+            f"--image_size: expected a number of px with --format {fixed[0]}, whose files take images of one size, "
+            f"found {DYNAMIC}; give the number, or choose --format {','.join(formats.ANY_SIZE)}"
+        )
+    if options.image_size != DYNAMIC and options.image_size < 0:
         return f"--image_size: expected a multiple of 32, or 0 for the size of validation, found {options.image_size}"
     return ""
 
@@ -248,11 +266,26 @@ def _make(
 def _print_model(model: Any, view: Any, description: dict[str, Any]) -> None:
     """Says what was exported, and where the files are used otherwise than the network was."""
     print(f"{model.path}, stage {model.stage}: {', '.join(model.names)}; the files take {view}")
+    if "height" in description["input"]["shape"]:
+        stride = description["input"]["multiple_of"]
+        print(
+            f"note: height and width may be any multiples of {stride} px; tasks were validated at {view.image_size} px"
+        )
     if model.config.model.compute_dtype != "float32" and "onnx" in description["files"]:
         print("note: model.onnx computes in float32, and is compared with the network in float32")
     for name, task in description["tasks"].items():
         if task["validated_on"] != str(view):
             print(f"note: {name} was validated on {task['validated_on']}, the files take {view}")
+
+
+def _checked_sizes(image_size: int, options: argparse.Namespace) -> list[tuple[int, int]]:
+    """Height and width of the images that files are checked with: of any size, two that differ in both."""
+    if options.image_size != DYNAMIC:
+        return [(image_size, image_size)]
+    from mtl_jax.config.model_settings import IMAGE_STRIDE
+
+    lower = max(image_size // 2 // IMAGE_STRIDE, 1) * IMAGE_STRIDE
+    return [(image_size, image_size), (lower, image_size + IMAGE_STRIDE)]
 
 
 def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterator[Any]:

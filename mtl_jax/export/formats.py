@@ -11,7 +11,18 @@ import jax
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.export.network import INPUT, OUTPUTS, TO_NCHW, TO_NHWC, Answers, Form, answers, in_layout
+from mtl_jax.export.network import (
+    INPUT,
+    OUTPUTS,
+    TO_NCHW,
+    TO_NHWC,
+    Answers,
+    Form,
+    answers,
+    has_any_size,
+    in_layout,
+    size_checked,
+)
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise
 from mtl_jax.workdir.trained import Trained, computing_in
@@ -26,6 +37,7 @@ PACKAGES = {  # besides JAX, the packages that write and run a format
     "openvino": ("onnx", "onnxruntime", "openvino"),
     "coreml": ("coremltools", "stablehlo_coreml"),
 }
+ANY_SIZE = ("stablehlo", "onnx", "openvino")  # the formats whose files may take images of any size
 EXTRAS = {
     "onnx": "'.[export]'",
     "litert": "'.[litert]'",
@@ -95,7 +107,7 @@ def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form:
     require_packages("stablehlo")
     form = form or Form()
     # Depthwise sums tap by tap, because XLA's grouped convolutions are slow on CPUs.
-    with cpu_kernels.left_out(), depthwise.traced_in("shifted"):
+    with cpu_kernels.left_out(), depthwise.traced_in("shifted"), size_checked(image):
         served, checked = (
             jax.export.export(jax.jit(function), platforms=PLATFORMS)(given(image, form))
             for function in (
@@ -106,7 +118,7 @@ def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form:
     path.write_bytes(served.serialize())
     read = jax.export.deserialize(bytearray(path.read_bytes()))
     run, check = (with_channels_last(_on_host(jax.jit(each.call)), form) for each in (read, checked))
-    return Exported(path, run, check)
+    return Exported(path, run, check, any_batch=has_any_size(image))
 
 
 def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:
@@ -168,7 +180,7 @@ def write_onnx(function: Answers, path: Path, image: jax.ShapeDtypeStruct, *, la
 def _as_onnx(function: Answers, image: jax.ShapeDtypeStruct, layout: str) -> tuple[Any, bool]:
     from mtl_jax.export import onnx_model
 
-    with cpu_kernels.left_out(), depthwise.traced_in("grouped"):
+    with cpu_kernels.left_out(), depthwise.traced_in("grouped"), size_checked(image):
         return onnx_model.convert_any_batch(function, image, input_name=INPUT, layout=layout)
 
 

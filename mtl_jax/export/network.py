@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,11 @@ from jaxtyping import Array, Float, PyTree
 
 import mtl_jax
 from mtl_jax import experiment
+from mtl_jax.config.model_settings import IMAGE_STRIDE
 from mtl_jax.data.warp import PADDING_GREY
+from mtl_jax.errors import UserError
 from mtl_jax.experiment import View
+from mtl_jax.export import onnx_layout
 from mtl_jax.models import multi_task
 from mtl_jax.tasks import calibration
 from mtl_jax.tasks.base import Task
@@ -113,6 +117,36 @@ def input_shape(*, image_size: int, batch_size: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.float32)
 
 
+def input_shape_of_any_size() -> jax.ShapeDtypeStruct:
+    """Returns what the exported function takes, where that is any number of images of any size that has whole cells."""
+    lengths = jax.export.symbolic_shape(f"batch, {IMAGE_STRIDE}*rows, {IMAGE_STRIDE}*columns")
+    return jax.ShapeDtypeStruct((*lengths, 3), jnp.float32)
+
+
+def has_any_size(image: jax.ShapeDtypeStruct) -> bool:
+    """Says whether height and width are known when a file runs."""
+    return not all(isinstance(length, int) for length in image.shape[1:])
+
+
+@contextlib.contextmanager
+def size_checked(image: jax.ShapeDtypeStruct) -> Iterator[None]:
+    """Reports what goes wrong inside as a network that needs to know the size of its images, where that is any.
+
+    Raises:
+        UserError: in place of the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not has_any_size(image):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--image_size: expected a number of px, as a part of this network is made for one size ({reason}), found "
+            "dynamic; give the number"
+        ) from error
+
+
 def describe(network: Trained, image: jax.ShapeDtypeStruct, form: Form | None = None) -> dict[str, Any]:
     """Returns what stands in model.json: enough to run the file without this package.
 
@@ -123,11 +157,15 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct, form: Form | None = 
     """
     form = form or Form()
     turned = image if form.layout == "nhwc" else _turned(image)
-    shapes = jax.eval_shape(in_layout(answers(network, form), form.layout), turned)
+    with size_checked(image):
+        shapes = jax.eval_shape(in_layout(answers(network, form), form.layout), turned)
+    size = [input_view(network).image_size] * 2 if has_any_size(image) else list(image.shape[1:3])
     return {
         "input": {
             "name": INPUT,
-            "shape": list(turned.shape),
+            "shape": lengths(turned.shape),
+            "size": size,  # px, height and width that images are placed in; one of many where "shape" names no numbers
+            "multiple_of": IMAGE_STRIDE,  # px
             "axes": list(LAYOUTS[form.layout]),
             "dtype": str(image.dtype),
             "range": [0.0, 1.0],
@@ -144,6 +182,11 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct, form: Form | None = 
     }
 
 
+def lengths(shape: Sequence[Any]) -> list[int | str]:
+    """Returns a shape as it stands in model.json: rows and columns are a 32nd of height and width."""
+    return [onnx_layout.text(length) for length in onnx_layout.sizes(shape)]
+
+
 def _turned(image: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct([image.shape[axis] for axis in TO_NCHW], image.dtype)
 
@@ -152,7 +195,7 @@ def _described(network: Trained, name: str, shapes: Mapping[str, Any], decode: s
     task, found = network.tasks[name], {}
     for field, meaning in _decoding(task, decode)[1].items():
         shape = shapes[f"{name}/{field}"]
-        found[f"{name}/{field}"] = {"shape": list(shape.shape), "dtype": str(shape.dtype), "meaning": meaning}
+        found[f"{name}/{field}"] = {"shape": lengths(shape.shape), "dtype": str(shape.dtype), "meaning": meaning}
     return {
         "kind": task.kind,
         "classes": list(task.classes),

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtl_jax.export import onnx_layout as layout
 from mtl_jax.export.onnx_folding import CHANNELS_FIRST
-from mtl_jax.export.onnx_graph import Graph, Tensor
+from mtl_jax.export.onnx_graph import Graph, Tensor, Value
 
 
 class Enlarged(NamedTuple):
@@ -27,9 +28,9 @@ def enlarged(graph: Graph, x: Any, size: tuple[int, ...]) -> Tensor:
     """
     batch, rows, columns, channels = x.shape
     shapes = (batch, channels, rows, size[1]), (batch, channels, *size)
-    array, across = graph.arranged(x, CHANNELS_FIRST), interpolation(columns, size[1]).T
+    array, across = graph.arranged(x, CHANNELS_FIRST), _weights(graph, columns, size[1], transposed=True)
     wide = graph.node("MatMul", array, across, shape=shapes[0], dtype=x.dtype)
-    found = graph.node("MatMul", interpolation(rows, size[0]), wide, shape=shapes[1], dtype=x.dtype)
+    found = graph.node("MatMul", _weights(graph, rows, size[0]), wide, shape=shapes[1], dtype=x.dtype)
     graph.origins[found.name] = Enlarged(x, size)
     return found.seen(CHANNELS_FIRST)
 
@@ -46,7 +47,7 @@ def argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
         dtype: of the result, whole numbers.
     """
     origin = graph.origins.get(x.name)
-    if not isinstance(origin, Enlarged) or x.axes != CHANNELS_FIRST or min(origin.x.shape[1:3]) < 2:
+    if not isinstance(origin, Enlarged) or x.axes != CHANNELS_FIRST or min(map(layout.least, origin.x.shape[1:3])) < 2:
         return None
     (batch, rows, columns, _), (height, width) = origin.x.shape, origin.size
     array = graph.arranged(origin.x, CHANNELS_FIRST)
@@ -55,9 +56,10 @@ def argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
     kept = graph.node("GatherND", array, rows_of, shape=(batch, 0, rows, columns), dtype=x.dtype, batch_dims=1)
     # With the channels last, where the largest is found fastest; a length of 0 stands for one that is not known.
     kept = graph.node("Transpose", kept, shape=(batch, rows, columns, 0), dtype=x.dtype, perm=[0, 2, 3, 1])
-    wide = graph.node("MatMul", interpolation(columns, width), kept, shape=(batch, rows, width, 0), dtype=x.dtype)
-    lines = _with_lengths(graph, wide, (0, rows, -1))
-    found = graph.node("MatMul", interpolation(rows, height), lines, shape=(batch, height, 0), dtype=x.dtype)
+    across, down = _weights(graph, columns, width), _weights(graph, rows, height)
+    wide = graph.node("MatMul", across, kept, shape=(batch, rows, width, 0), dtype=x.dtype)
+    lines = _with_lengths(graph, wide, (0, 0, -1))
+    found = graph.node("MatMul", down, lines, shape=(batch, height, 0), dtype=x.dtype)
     pixels = _with_lengths(graph, found, (0, height * width, -1))
     place = graph.node("ArgMax", pixels, shape=(batch, height * width), dtype=np.int64, axis=2, keepdims=0)
     number = graph.cast(number, dtype)
@@ -96,7 +98,20 @@ def _somewhere_largest(graph: Graph, x: Tensor) -> Tensor:
 
 def _with_lengths(graph: Graph, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Gives an array other axes: 0 keeps the length, -1 is what is left."""
-    return graph.node("Reshape", x, np.array(lengths, np.int64), shape=lengths, dtype=x.dtype)
+    return graph.node("Reshape", x, graph.sizes(lengths), shape=lengths, dtype=x.dtype)
+
+
+def _weights(graph: Graph, old: int, new: int, *, transposed: bool = False) -> Value:
+    """Returns `interpolation`; of a length that is known when the model runs, a matrix of ones and zeros, enlarged."""
+    if layout.known(old, new):
+        return interpolation(old, new).T if transposed else interpolation(old, new)
+    end = graph.reshaped(graph.length(old), ())
+    row: Any = graph.node("Range", np.array(0), end, np.array(1), shape=(old,), dtype=np.int64)
+    same = graph.node("Equal", row, graph.reshaped(row, (old, 1)), shape=(old, old), dtype=np.bool_)
+    scales = np.array([1, new // old] if transposed else [new // old, 1], np.float32)
+    shape, nothing = (old, new) if transposed else (new, old), np.zeros(0, np.float32)
+    diagonal = graph.cast(same, np.float32)
+    return graph.node("Resize", diagonal, nothing, scales, shape=shape, dtype=np.float32, mode="linear")
 
 
 def interpolation(old: int, new: int) -> np.ndarray:

@@ -58,12 +58,14 @@ def folded(graph: Graph, name: str, inputs: Sequence[Value]) -> Tensor | None:
     """Returns what an operation and the one before it are in one operator; None where there is none."""
     if len(inputs) != 2 or (not isinstance(inputs[0], Tensor) and name not in ("add", "mul")):
         return None
+    if name == "div" and isinstance(inputs[0], Tensor) and isinstance(inputs[1], Tensor):
+        return _mean_of_unknown(graph, *inputs)
     tensors = [each for each in inputs if isinstance(each, Tensor)]
     numbers = [each for each in inputs if isinstance(each, np.ndarray)]
     if not len(tensors) == len(numbers) == 1:
         return None
     (x,), (number,) = tensors, numbers
-    if name == "div" and (mean := _mean(graph, x, number)) is not None:
+    if name == "div" and number.size == 1 and (mean := _mean(graph, x, number.item())) is not None:
         return mean
     origin = graph.origins.get(x.name)
     if name in ("add", "mul") and isinstance(origin, Convolution):
@@ -112,14 +114,20 @@ def summed(graph: Graph, x: Tensor, axes: Sequence[int]) -> Tensor:
     return found.seen(layout.without(x.axes, axes))
 
 
-def _mean(graph: Graph, x: Tensor, number: np.ndarray) -> Tensor | None:
+def _mean_of_unknown(graph: Graph, x: Tensor, number: Tensor) -> Tensor | None:
+    """As `_mean`, where the count is known when the model runs."""
+    count = graph.counts.get(graph.reshapings.get(number.name, number).name)
+    return None if count is None else _mean(graph, x, count)
+
+
+def _mean(graph: Graph, x: Tensor, count: int | float) -> Tensor | None:
     """Returns a sum over the count of its terms as a mean, also where axes of 1 have been put in between."""
     array = x.array
     total = graph.reshapings.get(array.name, array)
     origin = graph.origins.get(total.name)
-    if not isinstance(origin, Sum) or number.size != 1:
+    if not isinstance(origin, Sum):
         return None
-    if math.prod(origin.x.shape[axis] for axis in origin.axes) != number.item():
+    if math.prod(origin.x.shape[axis] for axis in origin.axes) != count:
         return None
     kept = [1 if axis in origin.axes else length for axis, length in enumerate(origin.x.shape)]
     if origin.axes == SPACE and len(kept) == 4:  # which runtimes compute in the layout of convolutions

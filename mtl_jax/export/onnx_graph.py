@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import onnx
 
 from mtl_jax.errors import UserError
 from mtl_jax.export import onnx_layout as layout
-from mtl_jax.export.onnx_layout import BATCH, Order, Shape
+from mtl_jax.export.onnx_layout import Order, Shape
 
 
 class Tensor(NamedTuple):
@@ -66,7 +67,8 @@ class Graph:
         self.origins: dict[str, Any] = {}  # result -> what `onnx_folding` knows of its making
         self.reshapings: dict[str, Tensor] = {}  # result of a Reshape -> the array that it reshapes
         self.numbers: Any = parent.numbers if parent else itertools.count()
-        self.batch: Tensor | None = parent.batch if parent else None  # [1], the length of `BATCH`
+        self.symbols: dict[str, Tensor] = parent.symbols if parent else {}  # [1] each, of `layout.SYMBOLS`
+        self.counts: dict[str, int] = {}  # name of a number -> the length that it is
 
     def fresh(self, what: str) -> str:
         """Returns a new name."""
@@ -111,16 +113,40 @@ class Graph:
 
     def sizes(self, shape: Sequence[int]) -> Value:
         """Returns a shape as numbers of the graph."""
-        if BATCH not in shape or self.batch is None:
+        if layout.known(*shape):
             return np.array(shape, np.int64)
-        parts = [self.batch if length == BATCH else np.array([length], np.int64) for length in shape]
-        return self.node("Concat", *parts, shape=(len(shape),), dtype=np.int64, axis=0)
+        lengths = [self.length(length) for length in shape]
+        return self.node("Concat", *lengths, shape=(len(shape),), dtype=np.int64, axis=0)
+
+    def length(self, length: int) -> Value:
+        """Returns a length as a number of the graph, i64[1]."""
+        if layout.known(length):
+            return np.array([length], np.int64)
+
+        def node(op: str, first: Value, second: Value) -> Tensor:
+            return self.node(op, first, second, shape=(1,), dtype=np.int64)
+
+        terms = []
+        for number, names in layout.terms(length):
+            symbols: list[Value] = [self.symbols[name] for name in names]
+            factors = symbols if number == 1 and symbols else [*symbols, np.array([number], np.int64)]
+            terms.append(functools.reduce(lambda *pair: node("Mul", *pair), factors))
+        return functools.reduce(lambda *pair: node("Add", *pair), terms)
+
+    def _new_shape(self, before: Sequence[int], after: Sequence[int]) -> Value:
+        """Returns the shape that Reshape takes: of lengths that are not known, 0 keeps one and -1 is what remains."""
+        kept = [0 if pair[0] == pair[1] and not layout.known(pair[1]) else pair[1] for pair in zip(before, after)]  # noqa: B905
+        lengths = [*kept, *after[len(kept) :]]
+        open_places = [place for place, length in enumerate(lengths) if not layout.known(length)]
+        if open_places:
+            lengths[open_places[-1]] = -1
+        return self.sizes(lengths)
 
     def full(self, value: Value, shape: Sequence[int]) -> Value:
         """Repeats the axes that were left at 1."""
         if value.shape == tuple(shape):
             return value
-        if isinstance(value, np.ndarray) and BATCH not in shape:
+        if isinstance(value, np.ndarray) and layout.known(*shape):
             return np.broadcast_to(value, shape)
         if isinstance(value, np.ndarray):
             return self.node("Expand", value, self.sizes(shape), shape=shape, dtype=value.dtype)
@@ -142,7 +168,8 @@ class Graph:
         array = self.reshapings.get(array.name, array)
         if array.shape != target:
             source = array
-            array = self.node("Reshape", array, np.array(target, np.int64), shape=target, dtype=value.dtype)
+            shape_value = self._new_shape(array.shape, target)
+            array = self.node("Reshape", array, shape_value, shape=target, dtype=value.dtype)
             self.reshapings[array.name] = source
         return array.seen(order)
 
@@ -169,7 +196,7 @@ class Graph:
         if not axes:
             return value
         bounds = [[each[axis] for axis in axes] for each in (start, stop, value.axes, strides)]
-        arrays = [np.array(each, np.int64) for each in bounds]
+        arrays = [self.sizes(each) for each in bounds]
         found = self.node("Slice", value.array, *arrays, shape=layout.stored(shape, value.axes), dtype=value.dtype)
         if len(axes) == 1 and shape[axes[0]] == 1:
             self.origins[found.name] = Entry(value, axes[0], start[axes[0]])
@@ -220,7 +247,7 @@ class Graph:
     def info(self, value: Tensor) -> Any:
         """Returns the declaration of a graph's input or output."""
         kind = self.helper.np_dtype_to_tensor_dtype(value.dtype)
-        shape = ["batch" if length == BATCH else length for length in value.shape]
+        shape = [layout.text(length) for length in value.shape]
         return self.helper.make_tensor_value_info(value.name, kind, shape)
 
     def named(self, value: Value, name: str) -> Tensor:

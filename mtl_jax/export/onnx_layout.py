@@ -7,24 +7,65 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtl_jax.config.model_settings import IMAGE_STRIDE
 from mtl_jax.errors import UserError
 
-BATCH = -1  # the length of an axis that is known when the model runs
+# Primes stand for the lengths that are known when the model runs: rows and columns are those of the coarsest cells. So
+# lengths are multiplied, added and compared as numbers, division says what a length is made of, and no array of 64 bits
+# holds one by mistake. Each is larger than any product of those before it.
+BATCH, ROWS, COLUMNS = (2**exponent - 1 for exponent in (89, 521, 1279))
+SYMBOLS = {"batch": BATCH, "rows": ROWS, "columns": COLUMNS}
 
 Shape = tuple[int, ...]
 Order = tuple[int, ...]  # axis i of the value is axis order[i] of the array
 
 
 def sizes(shape: Sequence[object]) -> Shape:
-    """Returns a shape of JAX as whole numbers, `BATCH` where JAX has a symbol.
+    """Returns a shape of JAX as whole numbers, in which primes stand for JAX's symbols.
 
     Raises:
-        UserError: a length is computed from the symbol.
+        UserError: a length is no sum of products of the symbols.
     """
-    for length in shape:
-        if not isinstance(length, int | np.integer) and not str(length).isidentifier():
-            raise UserError(f"ONNX: expected axes of known lengths or of the batch's, found one of {length}")
-    return tuple(int(length) if isinstance(length, int | np.integer) else BATCH for length in shape)
+    return tuple(int(length) if isinstance(length, int | np.integer) else _of_symbols(str(length)) for length in shape)
+
+
+def _of_symbols(text: str) -> int:
+    """Reads a length as JAX writes it, such as 21*rows*columns + 1."""
+    total = 0
+    for term in text.replace(" - ", " + -").split(" + "):
+        factors = [SYMBOLS.get(factor, factor) for factor in term.lstrip("-").split("*")]
+        if not all(isinstance(factor, int) or factor.isdecimal() for factor in factors):
+            raise UserError(f"ONNX: expected axes whose lengths are products of {', '.join(SYMBOLS)}, found {text}")
+        total += math.prod(map(int, factors)) * (-1 if term.startswith("-") else 1)
+    return total
+
+
+def known(*shape: int) -> bool:
+    """Says whether lengths are numbers already."""
+    return all(abs(length) < BATCH // 2 for length in shape)
+
+
+def terms(length: int) -> list[tuple[int, tuple[str, ...]]]:
+    """Returns what a length is the sum of: numbers, each with the names of the symbols that it is multiplied by."""
+    if known(length):
+        return [(length, ())] if length else []
+    name, prime = max((item for item in SYMBOLS.items() if abs(length) > item[1] // 2), key=lambda item: item[1])
+    times = (length + prime // 2) // prime
+    return [(number, (*names, name)) for number, names in terms(times)] + terms(length - times * prime)
+
+
+def least(length: int) -> int:
+    """Returns the smallest that a length can be."""
+    return sum(number for number, _ in terms(length))
+
+
+def text(length: int) -> int | str:
+    """Returns a length as a number, or in words."""
+    if known(length):
+        return length
+    named = {IMAGE_STRIDE * ROWS: "height", IMAGE_STRIDE * COLUMNS: "width"}
+    products = ["*".join([*([str(number)] if number != 1 else []), *names]) for number, names in terms(length)]
+    return named.get(length) or " + ".join(product or "1" for product in products)
 
 
 def broadcast(*shapes: Shape) -> Shape:

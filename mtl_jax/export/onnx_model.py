@@ -13,7 +13,6 @@ from jax.extend import core
 from mtl_jax.export import onnx_folding, onnx_layout, onnx_named, onnx_ops
 from mtl_jax.export.onnx_folding import CHANNELS_FIRST
 from mtl_jax.export.onnx_graph import Graph, Tensor, Value, shape_of
-from mtl_jax.export.onnx_layout import BATCH
 
 OPSET = 17  # of 2021, which every runtime of today reads
 IR_VERSION = 8
@@ -42,9 +41,7 @@ def convert(
     graph, shape = Graph(), onnx_layout.sizes(image.shape)
     order = CHANNELS_FIRST if layout == "nchw" and len(shape) == 4 else tuple(range(len(shape)))
     given = Tensor(input_name, onnx_layout.stored(shape, order), np.dtype(image.dtype))
-    if shape[:1] == (BATCH,):
-        lengths = graph.node("Shape", given, shape=(len(shape),), dtype=np.int64)
-        graph.batch = graph.node("Slice", lengths, *(np.array([at]) for at in (0, 1)), shape=(1,), dtype=np.int64)
+    _read_lengths(graph, given)
     first = given.seen(order)
     if len(shape) == 4:  # once, before anything is computed
         first = graph.arranged(first, CHANNELS_FIRST).seen(CHANNELS_FIRST)
@@ -60,13 +57,29 @@ def convert(
     return _model(graph, given, [outputs[name] for name in names])
 
 
+def _read_lengths(graph: Graph, image: Tensor) -> None:
+    """Adds what reads the lengths that are not known from the image's shape."""
+    for axis, length in enumerate(image.shape):
+        if onnx_layout.known(length):
+            continue
+        shape = graph.node("Shape", image, shape=(len(image.shape),), dtype=np.int64)
+        read = graph.node("Slice", shape, *(np.array([at]) for at in (axis, axis + 1)), shape=(1,), dtype=np.int64)
+        ((number, (name,)),) = onnx_layout.terms(length)
+        if number != 1:
+            read = graph.node("Div", read, np.array([number]), shape=(1,), dtype=np.int64)
+        graph.symbols[name] = read
+
+
 def convert_any_batch(
     function: Callable[..., Mapping[str, Any]], image: jax.ShapeDtypeStruct, **settings: str
 ) -> tuple[Any, bool]:
     """Returns `convert`'s model for any number of images, and that it is; or one for the given number.
 
     A part of the network that somebody else wrote may need a number, or compute what is translated of numbers only.
+    Where the size of the images is not given either, there is no other way.
     """
+    if not all(isinstance(length, int) for length in image.shape):
+        return convert(function, image, **settings), True
     (count,) = jax.export.symbolic_shape("batch")
     try:
         return convert(function, jax.ShapeDtypeStruct((count, *image.shape[1:]), image.dtype), **settings), True
@@ -139,9 +152,10 @@ def _results(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Sequence[V
     if name == "while":
         shapes = [shape_of(variable) for variable in equation.invars]
         return _loop(graph, equation, *map(graph.full, inputs, shapes))
-    if all(isinstance(each, np.ndarray) for each in inputs) and name != "broadcast_in_dim":
+    if all(isinstance(each, np.ndarray) for each in inputs) and name not in ("broadcast_in_dim", "dim_as_value"):
         elementwise = name in onnx_ops.ELEMENTWISE
-        if elementwise or not any(BATCH in shape_of(variable) for variable in equation.invars):
+        variables = (*equation.invars, *equation.outvars)
+        if elementwise or onnx_layout.known(*(length for variable in variables for length in shape_of(variable))):
             return _computed(equation, inputs, elementwise=elementwise)
     return onnx_ops.add(graph, equation, inputs)
 

@@ -57,6 +57,10 @@ def _elementwise(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Value:
     name, (_, dtype) = equation.primitive.name, described(equation.outvars[0])
     if name == "convert_element_type" and inputs[0].dtype == dtype:
         return inputs[0]
+    if name == "convert_element_type" and isinstance(x := inputs[0], Tensor) and x.name in graph.counts:
+        number = graph.cast(x, dtype)
+        graph.counts[number.name] = graph.counts[x.name]
+        return number
     if (whole := folding.folded(graph, name, inputs)) is not None:
         return whole
     if name in ("and", "or", "not") and dtype != np.bool_:
@@ -114,6 +118,23 @@ def _broadcast(graph: Graph, equation: Any, x: Value, *lengths: Value) -> Value:
     for axis, length in zip(equation.params["broadcast_dimensions"], x.shape, strict=True):
         shape[axis] = length
     return graph.reshaped(x, shape)
+
+
+def _length(graph: Graph, equation: Any) -> Value:
+    """A length that is known when the model runs, as a number."""
+    (length,), (_, dtype) = layout.sizes([equation.params["dim"]]), described(equation.outvars[0])
+    number = graph.cast(graph.reshaped(graph.length(length), ()), dtype)
+    graph.counts[number.name] = length
+    return number
+
+
+def _counted(graph: Graph, equation: Any) -> Value:
+    """The numbers from 0 on along an axis whose length is known when the model runs."""
+    (shape, dtype), axis = described(equation.outvars[0]), equation.params["dimension"]
+    end = graph.reshaped(graph.length(shape[axis]), ())
+    limits = np.array(0), end, np.array(1)
+    numbers = graph.node("Range", *limits, shape=(shape[axis],), dtype=np.int64)
+    return graph.reshaped(graph.cast(numbers, dtype), [n if at == axis else 1 for at, n in enumerate(shape)])
 
 
 def _reshaped(graph: Graph, equation: Any, x: Value) -> Value:
@@ -240,6 +261,8 @@ def _same(graph: Graph, equation: Any, x: Value) -> Value:
 WITHOUT_REPEATING: dict[str, Callable[..., Value]] = {
     "broadcast_in_dim": _broadcast,
     "copy": _same,
+    "dim_as_value": _length,
+    "iota": _counted,
     "reshape": _reshaped,
     "scatter": rows.scattered,
     "slice": _sliced,

@@ -11,14 +11,14 @@ import jax
 
 from mtl_jax.export import formats
 from mtl_jax.export.formats import Exported, Run, require_packages
-from mtl_jax.export.network import INPUT, Form
+from mtl_jax.export.network import INPUT, Form, has_any_size
 from mtl_jax.workdir.trained import Trained
 
 
 def openvino(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:
     """Writes model.xml and model.bin, for `image`'s number of images, in float32.
 
-    OpenVINO reads the ONNX files too; these are parsed already, and their shapes are known.
+    OpenVINO reads the ONNX files too; these are parsed already, and their shapes are known, but for images of any size.
 
     Args:
         network: to export.
@@ -35,7 +35,8 @@ def openvino(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: 
     _library().save_model(_read(made.served, image, form), path, compress_to_fp16=False)
     sources = (str(path), _names(made.served)), (_read(made.whole, image, form), _names(made.whole))
     run, check = (formats.with_channels_last(_compiled(*source), form) for source in sources)
-    return Exported(path, run, check, made.network, beside=(path.with_suffix(".bin"),))
+    beside = (path.with_suffix(".bin"),)
+    return Exported(path, run, check, made.network, any_batch=has_any_size(image), beside=beside)
 
 
 def _library() -> Any:
@@ -44,7 +45,8 @@ def _library() -> Any:
 
 def _read(model: Any, image: jax.ShapeDtypeStruct, form: Form) -> Any:
     read = _library().Core().read_model(model.SerializeToString())
-    read.reshape({INPUT: list(formats.given(image, form).shape)})
+    if not has_any_size(image):
+        read.reshape({INPUT: list(formats.given(image, form).shape)})
     return read
 
 

@@ -33,7 +33,7 @@ export async function ask(blob, bitmap, names) {
 /** The image as the network takes it, and where it went: input = image * scale + offset. */
 function placed(bitmap, input) {
   const first = input.axes.indexOf("RGB") === 1;
-  const [height, width] = first ? input.shape.slice(2) : input.shape.slice(1, 3);
+  const [height, width] = input.size;
   const scale = Math[input.crop ? "max" : "min"](height / bitmap.height, width / bitmap.width);
   const place = {scale, x: (width - bitmap.width * scale) / 2, y: (height - bitmap.height * scale) / 2, width: bitmap.width, height: bitmap.height};
   const canvas = document.createElement("canvas");

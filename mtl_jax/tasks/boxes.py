@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ def level_shapes(image_size: ImageSize, strides: tuple[int, ...]) -> list[tuple[
 
 def cell_grid(
     image_size: ImageSize, strides: tuple[int, ...]
-) -> tuple[Float[np.ndarray, "cells 2"], Float[np.ndarray, " cells"]]:
+) -> tuple[Float[Array | np.ndarray, "cells 2"], Float[Array | np.ndarray, " cells"]]:
     """Lists the cells of all levels, level by level, each row-major.
 
     Args:
@@ -32,12 +34,15 @@ def cell_grid(
     Returns:
         The cells' centres (x, y) and strides, px.
     """
+    # Of a size that is a symbol (`jax.export`), the exported program computes the grid.
+    library: Any = np if all(isinstance(length, int | np.integer) for length in image_size) else jnp
     centres, cell_strides = [], []
     for stride, (rows, columns) in zip(strides, level_shapes(image_size, strides), strict=True):
-        y, x = np.mgrid[:rows, :columns].astype(np.float32)
-        centres.append((np.stack([x, y], axis=-1).reshape(-1, 2) + 0.5) * stride)
-        cell_strides.append(np.full(rows * columns, stride, np.float32))
-    return np.concatenate(centres).astype(np.float32), np.concatenate(cell_strides)
+        ranges = (library.arange(length, dtype=np.float32) for length in (rows, columns))
+        y, x = library.meshgrid(*ranges, indexing="ij")
+        centres.append((library.stack([x, y], axis=-1).reshape(-1, 2) + 0.5) * stride)
+        cell_strides.append(library.full(rows * columns, stride, np.float32))
+    return library.concatenate(centres).astype(np.float32), library.concatenate(cell_strides)
 
 
 def decode(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mtl_jax.tasks import boxes
 from mtl_jax.tasks.base import ImageSize
@@ -42,9 +42,9 @@ def finish(raw: Cells, image_size: ImageSize, strides: tuple[int, ...]) -> Cells
         ValueError: `raw` has another number of cells than the levels of such an image.
     """
     centres, cell_strides = boxes.cell_grid(image_size, strides)
-    if raw.shape[1] != len(centres):
+    if raw.shape[1] != centres.shape[0]:
         raise ValueError(
-            f"expected {len(centres)} cells for an image of {image_size} px at strides {strides}, found "
+            f"expected {centres.shape[0]} cells for an image of {image_size} px at strides {strides}, found "
             f"{raw.shape[1]}; pass the image size that the head saw"
         )
     raw = raw.astype(jnp.float32)
@@ -88,10 +88,23 @@ def scores(outputs: Float[Array, "*cells channels"]) -> Float[Array, "*cells cla
     return jnp.exp(0.5 * (log_probability[..., :1] + log_probability[..., 1:]))
 
 
+def _best(score: Float[Array, " n"], count: int) -> tuple[Float[Array, " best"], Int[Array, " best"]]:
+    """Returns the largest scores, and where they are.
+
+    Of as many scores as a symbol says (`jax.export`), which may be fewer than `count`, always so many: those that are
+    missing are of no detection.
+    """
+    if isinstance(score.shape[0], int):
+        best, index = jax.lax.top_k(score, min(count, score.shape[0]))
+        return best, index
+    best, index = jax.lax.top_k(jnp.concatenate([score, jnp.full(count, -1.0)]), count)
+    return best, jnp.minimum(index, score.shape[0] - 1)
+
+
 def _decode_one(outputs: Float[Array, "cells channels"], selection: Selection) -> dict[str, Array]:
     score = scores(outputs)
     class_count = score.shape[1]
-    score, index = jax.lax.top_k(score.reshape(-1), min(selection.candidates, score.size))
+    score, index = _best(score.reshape(-1), selection.candidates)
     label = index % class_count
     box = boxes.to_corners(outputs[:, :BOX_CHANNELS][index // class_count])
     valid = score >= selection.score_threshold
