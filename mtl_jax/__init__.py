@@ -5,7 +5,7 @@ import mtl_jax
 contract = mtl_jax.train("configs/seq.py", "runs/seq", {"stages.det.epochs": 50})
 figures = mtl_jax.evaluate("runs/seq")
 for predicted in mtl_jax.predict("runs/seq", ["photo.jpg"]):
-    print(predicted.answers)
+    print(predicted.outputs)
 network = mtl_jax.load("runs/seq")
 """
 

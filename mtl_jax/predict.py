@@ -32,18 +32,23 @@ BATCH_SIZE = 8  # images that pass the network together, in one compiled program
 
 
 class Predicted(NamedTuple):
-    """What the tasks say of one image."""
+    """Outputs of all tasks for one image."""
 
     path: Path
     image: UInt8[np.ndarray, "height width 3"]  # RGB, upright
-    answers: dict[str, dict[str, Any]]  # task -> what its kind's `answer` says, at the image's own resolution
+    outputs: dict[str, dict[str, Any]]  # task -> its output in JSON's terms, at the image's own resolution
     predictions: dict[str, Mapping[str, np.ndarray]]  # task -> decoded, for the network's input
     geometries: dict[str, Geometry]  # task -> where the image went in that input
     tasks: Mapping[str, Task]
     threshold: float | None
 
+    @property
+    def answers(self) -> dict[str, dict[str, Any]]:
+        """The former name of `outputs`."""
+        return self.outputs
+
     def overlay(self) -> bytes:
-        """Returns a PNG file of the image with all answers drawn over it."""
+        """Returns a PNG file of the image with all outputs drawn over it."""
         return pictures.overlay(self.tasks, self.image, self.predictions, self.geometries, threshold=self.threshold)
 
 
@@ -57,7 +62,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
     on_error: Callable[[UserError], None] | None = None,
 ) -> Iterator[Predicted]:
-    """Asks a trained network about images, each task shown as it was validated: size and crop.
+    """Runs a trained network on images; each task sees them as in its validation: size and crop.
 
     Args:
         weights: a work directory (its last stage) or one stage's checkpoint.
@@ -65,7 +70,7 @@ def predict(
         tasks: "all" (that the stage had learnt), or names separated by commas.
         threshold: least score of a box or a tag; where None, that chosen for each class, or each kind's own (0.3 for
             boxes, 0.5 for tags).
-        flip: also show every image mirrored, and answer from both; not for what mirroring makes another thing.
+        flip: also run the network on every mirrored image, and average both; not for classes that mirroring changes.
         batch_size: most images that pass the network together.
         on_error: is called for each image that cannot be read, which is then left out; None raises.
 
@@ -78,7 +83,7 @@ def predict(
 
     Examples:
         >>> for predicted in predict("runs/seq", ["photo.jpg"]):
-        ...     print(predicted.answers["det"]["label"], predicted.answers["det"]["boxes_xyxy"])
+        ...     print(predicted.outputs["det"]["label"], predicted.outputs["det"]["boxes_xyxy"])
     """
     check_threshold(threshold)
     network = trained.load(Path(weights), tasks=tasks)
@@ -95,7 +100,7 @@ def by_network(
     batch_size: int = BATCH_SIZE,
     on_error: Callable[[UserError], None] | None,
 ) -> Iterator[Predicted]:
-    """Asks a network that is loaded already; as `predict`."""
+    """Runs a network that is loaded already; as `predict`."""
     run = evaluate.make_predict(network.setup.model, network.tasks, flip=flip)
     views = by_view(network)
     batch_size = min(batch_size, len(images))
@@ -105,19 +110,19 @@ def by_network(
         by_image: list[tuple[dict[str, Any], dict[str, Geometry]]] = [({}, {}) for _ in batch]
         photos = [image for _, image in batch]
         for view, names in views.items():
-            answers = shown(run, network.variables, photos, view, tuple(names), batch_size=batch_size)
-            for (predictions, places), (found_now, geometry) in zip(by_image, answers, strict=True):
-                predictions |= found_now
+            results = run_batch(run, network.variables, photos, view, tuple(names), batch_size=batch_size)
+            for (predictions, places), (image_predictions, geometry) in zip(by_image, results, strict=True):
+                predictions |= image_predictions
                 places |= dict.fromkeys(names, geometry)
         for (path, image), (predictions, places) in zip(batch, by_image, strict=True):
-            answers = {
-                name: task.answer(task.at_original(predictions[name], places[name]), threshold)
+            outputs = {
+                name: task.to_json(task.at_original(predictions[name], places[name]), threshold)
                 for name, task in network.tasks.items()
             }
-            yield Predicted(path, image, answers, predictions, places, network.tasks, threshold)
+            yield Predicted(path, image, outputs, predictions, places, network.tasks, threshold)
 
 
-def shown(
+def run_batch(
     run: evaluate.Predict,
     variables: PyTree,
     images: Sequence[np.ndarray],
@@ -126,14 +131,14 @@ def shown(
     *,
     batch_size: int,
 ) -> list[tuple[dict[str, dict[str, np.ndarray]], Geometry]]:
-    """Shows images to a network in one batch.
+    """Runs a network on a batch of images.
 
     Args:
         run: from `evaluate.make_predict`.
         variables: of the network.
         images: RGB, at most `batch_size` of them.
         view: how they are shown.
-        names: of the tasks that answer.
+        names: of the tasks whose outputs are computed.
         batch_size: that the program is compiled for.
 
     Returns:
@@ -214,7 +219,7 @@ def _with_suffix(paths: Iterable[Path]) -> list[Path]:
 
 
 def write(predicted: Predicted, out: Path, name: str) -> Path:
-    """Writes <name>.json, the overlay <name>.png, and <name>.<task>.<map>.png for every map in the answers.
+    """Writes <name>.json, the overlay <name>.png, and <name>.<task>.<map>.png for every map in the outputs.
 
     Returns:
         The path of the JSON file.
@@ -225,7 +230,7 @@ def write(predicted: Predicted, out: Path, name: str) -> Path:
         image=predicted.path,
         size=predicted.image.shape[:2],
         overlay=predicted.overlay(),
-        answers=predicted.answers,
+        outputs=predicted.outputs,
     )
 
 

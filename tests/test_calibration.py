@@ -20,16 +20,16 @@ BOXES = {
 
 def test_boxes_count_from_the_threshold_of_their_class():
     both = calibrated(RECORDS["det"], Calibration(1.0, {"cup": 0.35, "ball": 0.7}))
-    assert both.answer(BOXES, None)["label"] == ["cup"]
-    assert both.answer(BOXES, 0.5)["label"] == ["ball"]  # which is asked for counts for all
-    assert calibrated(RECORDS["det"]).answer(BOXES, None)["label"] == ["ball", "cup"]
+    assert both.to_json(BOXES, None)["label"] == ["cup"]
+    assert both.to_json(BOXES, 0.5)["label"] == ["ball"]  # which is asked for counts for all
+    assert calibrated(RECORDS["det"]).to_json(BOXES, None)["label"] == ["ball", "cup"]
 
 
 def test_tags_count_above_the_threshold_of_their_class():
     prediction = {"probability": np.array([0.4, 0.6], np.float32)}
     tags = calibrated(RECORDS["tags"], Calibration(1.0, {"sun": 0.3, "rain": 0.7}))
-    assert list(tags.answer(prediction, None)["tags"]) == ["sun"]
-    assert list(calibrated(RECORDS["tags"]).answer(prediction, None)["tags"]) == ["rain"]
+    assert list(tags.to_json(prediction, None)["tags"]) == ["sun"]
+    assert list(calibrated(RECORDS["tags"]).to_json(prediction, None)["tags"]) == ["rain"]
 
 
 @pytest.mark.parametrize("thresholds", [{}, {"cup": 0.9, "ball": 0.01}])
@@ -40,7 +40,7 @@ def test_predictions_say_what_the_answers_say(key, thresholds):
     outputs = jax.random.normal(key, (1, 80, 7)).at[..., 2:4].add(20.0) * 4
     found = jax.device_get(task.decode(outputs))
     told = {name: value[0] for name, value in found.items()}
-    assert len(task.answer(told, None)["label"]) == told["accepted"].sum() > 0
+    assert len(task.to_json(told, None)["label"]) == told["accepted"].sum() > 0
     assert not told["accepted"][~told["valid"]].any()
     plain = RECORDS["det"].decode(outputs)
     odds = np.asarray(plain["score"]) / (1 - np.asarray(plain["score"]))

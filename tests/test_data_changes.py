@@ -18,8 +18,8 @@ NOW = {"one": splits(), "two": splits("c", "d")}
 
 def test_nothing_has_changed_where_digests_are_the_same_or_were_not_kept():
     for then in (NOW, {}, {"one": splits()}):
-        assert data_changes.others(then, NOW, "train") == {}
-        assert data_changes.others(then, NOW, "val") == {}
+        assert data_changes.changed_streams(then, NOW, "train") == {}
+        assert data_changes.changed_streams(then, NOW, "val") == {}
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,9 @@ def test_nothing_has_changed_where_digests_are_the_same_or_were_not_kept():
 )
 def test_a_change_says_how_many_images_there_were(images, said):
     then = {**NOW, "one": splits(val="x", images=images)}
-    assert data_changes.others(then, NOW, "val") == {"one": said}
-    assert data_changes.others(then, NOW, "train") == {}
-    assert data_changes.others(then, NOW, "val", ["two"]) == {}
+    assert data_changes.changed_streams(then, NOW, "val") == {"one": said}
+    assert data_changes.changed_streams(then, NOW, "train") == {}
+    assert data_changes.changed_streams(then, NOW, "val", ["two"]) == {}
 
 
 def test_a_stage_is_told_by_its_own_streams_alone():
@@ -52,9 +52,9 @@ def test_measured_again_a_stage_has_the_validation_images_of_now_and_the_trainin
 def test_where_another_share_was_looked_at_nothing_is_known_to_have_changed():
     then = {"one": splits(val="x")}
     then["one"]["val"]["looked_at"] = 1
-    assert data_changes.others(then, NOW, "val") == {}
+    assert data_changes.changed_streams(then, NOW, "val") == {}
     then["one"]["val"]["images"] = 9
-    assert list(data_changes.others(then, NOW, "val")) == ["one"]
+    assert list(data_changes.changed_streams(then, NOW, "val")) == ["one"]
 
 
 @pytest.mark.parametrize("home", ["", "~"])

@@ -58,7 +58,7 @@ def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(p
     contract = edit(parent.path, tmp_path / "new", "cls", rename={"0": "zero"}, remove=("3",))
     network = trained.load(tmp_path / "new")
     assert network.tasks["cls"].classes == ("zero", "1", "2", "3")
-    assert network.tasks["cls"].answer({"probability": np.array([0.9, 0.1, 0.0, 0.0])})["label"] == "zero"
+    assert network.tasks["cls"].to_json({"probability": np.array([0.9, 0.1, 0.0, 0.0])})["label"] == "zero"
     assert network.calibration == {"cls": calibration.Calibration(1.5, {"zero": 0.25, "1": 0.75})}
     stored = [checkpoints.load(each.path, {"variables": None})["variables"] for each in (parent, network)]
     assert json.dumps(stored[0], default=_listed) == json.dumps(stored[1], default=_listed)

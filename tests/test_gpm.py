@@ -87,7 +87,7 @@ def test_projected_updates_leave_what_held_inputs_give_and_projecting_again_chan
 def test_what_is_held_survives_a_checkpoint_bit_for_bit():
     held = gpm.Held({"neck/a/kernel": gpm.extend(None, covariance()[0], energy=0.9)}, ("neck/a/bias",))
     again = gpm.from_tree(gpm.to_tree(held))
-    assert again.whole == held.whole
+    assert again.other_params == held.other_params
     assert again.bases.keys() == held.bases.keys()
     np.testing.assert_array_equal(again.bases["neck/a/kernel"], held.bases["neck/a/kernel"])
     assert gpm.from_tree({}) == gpm.NOTHING
@@ -167,5 +167,5 @@ def test_what_would_not_hold_is_refused(network, first, later, words):
     else:
         held, stage = plan()
         assert "head/conv_0/kernel" in held.bases
-        assert "head/norm_0_stride_8/scale" in held.whole
-        assert all(set(held.whole) <= set(objective.frozen) for objective in stage.objectives.values())
+        assert "head/norm_0_stride_8/scale" in held.other_params
+        assert all(set(held.other_params) <= set(objective.frozen) for objective in stage.objectives.values())

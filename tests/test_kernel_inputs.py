@@ -46,9 +46,9 @@ def test_a_pass_tells_what_its_tasks_read_of_the_chosen_parameters(tiny_backbone
         return kernel_inputs.covariances(model, variables, image, tasks=names, selects=chosen)
 
     found = read("seg")
-    assert "head/norm_0_stride_8/scale" in found.others
-    assert "head/norm_0_stride_32/scale" not in found.others
-    assert "backbone/conv_8/kernel" in found.others  # a convolution of Flax's own
+    assert "head/norm_0_stride_8/scale" in found.other_params
+    assert "head/norm_0_stride_32/scale" not in found.other_params
+    assert "backbone/conv_8/kernel" in found.other_params  # a convolution of Flax's own
     assert set(found.covariances) == {
         f"neck/{name}/kernel" for name in ("context", "lateral_8", "lateral_16", "lateral_32")
     } | {"head/conv_0/kernel"}

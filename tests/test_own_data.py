@@ -18,22 +18,22 @@ from mtl_jax.data import drawing
 from mtl_jax.data.label_shapes import shape_of
 from mtl_jax.data.label_shapes.colours import colour
 from mtl_jax.errors import UserError
-from mtl_jax.own_data import asked as asked_lib
 from mtl_jax.own_data import choices as choices_lib
 from mtl_jax.own_data import contact_sheet, inspection, table
-from mtl_jax.own_data import found as found_lib
 from mtl_jax.own_data import page as page_lib
-from mtl_jax.own_data.asked import Asked
-from mtl_jax.own_data.found import Found
+from mtl_jax.own_data import request as request_lib
+from mtl_jax.own_data import summary as summary_lib
 from mtl_jax.own_data.machine import Machine, measure
+from mtl_jax.own_data.request import Request
+from mtl_jax.own_data.summary import DatasetSummary
 
 LAPTOP = Machine("cpu", 2, False, image_seconds=0.07, start_seconds=25.0, stage_seconds=40.0)
 
 
-def found(kind: str = "boxes", name: str = "", **changes) -> Found:
+def found(kind: str = "boxes", name: str = "", **changes) -> DatasetSummary:
     """A dataset of 200 photographs."""
-    given = Found(
-        request=Asked(kind, name or kind, f"/photos/{kind}"),
+    given = DatasetSummary(
+        request=Request(kind, name or kind, f"/photos/{kind}"),
         format="coco",
         classes=("cat", "dog"),
         train=160,
@@ -45,18 +45,18 @@ def found(kind: str = "boxes", name: str = "", **changes) -> Found:
     return dataclasses.replace(given, **changes)
 
 
-def choose(*each: Found, minutes: float = 4.0, machine: Machine = LAPTOP):
+def choose(*each: DatasetSummary, minutes: float = 4.0, machine: Machine = LAPTOP):
     return choices_lib.choose(each, machine, minutes=minutes)
 
 
 def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_learnt(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["values.age=faces.csv:age", "classes=flowers/", "boxes.people=/a=b.json", "masks=photos/masks"]
-    assert asked_lib.parse(words) == (
-        Asked("masks", "masks", str(tmp_path / "photos/masks")),
-        Asked("boxes", "people", "/a=b.json"),
-        Asked("classes", "classes", str(tmp_path / "flowers")),
-        Asked("values", "age", str(tmp_path / "faces.csv:age")),
+    assert request_lib.parse(words) == (
+        Request("masks", "masks", str(tmp_path / "photos/masks")),
+        Request("boxes", "people", "/a=b.json"),
+        Request("classes", "classes", str(tmp_path / "flowers")),
+        Request("values", "age", str(tmp_path / "faces.csv:age")),
     )
 
 
@@ -73,14 +73,14 @@ def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_lear
 )
 def test_a_word_that_asks_nothing_is_refused(words, told):
     with pytest.raises(UserError, match=re.escape(told)):
-        asked_lib.parse(words)
+        request_lib.parse(words)
 
 
 @pytest.fixture(scope="module")
-def boxes(tmp_path_factory) -> Found:
+def boxes(tmp_path_factory) -> DatasetSummary:
     root = tmp_path_factory.mktemp("own data")
     label_files.coco(root)
-    return found_lib.look(Asked("boxes", "bees", str(root)))
+    return summary_lib.summarise(Request("boxes", "bees", str(root)))
 
 
 def test_a_dataset_is_found_with_its_classes_splits_sizes_and_boxes(boxes):
@@ -106,7 +106,7 @@ def test_a_dataset_is_found_with_its_classes_splits_sizes_and_boxes(boxes):
 )
 def test_every_kind_of_label_is_found_chosen_for_and_inspected(tmp_path, kind, write, place, holds):
     write(tmp_path)
-    seen = found_lib.look(Asked(kind, kind, str(tmp_path / place)))
+    seen = summary_lib.summarise(Request(kind, kind, str(tmp_path / place)))
     assert holds in table.holds(seen)
     assert seen.train + seen.val == len(label_files.PICTURES)
     (chosen,) = choose(seen)
@@ -122,7 +122,7 @@ def test_without_splits_a_share_of_the_images_validates(tmp_path):
     label_files.coco(tmp_path)
     (tmp_path / "annotations" / "instances_val.json").unlink()
     shutil.rmtree(tmp_path / "val")
-    seen = found_lib.look(Asked("boxes", "boxes", str(tmp_path), val_share=0.4))
+    seen = summary_lib.summarise(Request("boxes", "boxes", str(tmp_path), val_share=0.4))
     assert seen.splits == "40% by content"
     assert seen.val > 0
     assert seen.train + seen.val == sum(picture.split == "train" for picture in label_files.PICTURES)
@@ -275,7 +275,7 @@ def test_the_table_says_what_was_found_and_chosen(boxes, capsys):
     assert "strides" in printed
 
 
-def inspect(each: Found) -> inspection.Inspected:
+def inspect(each: DatasetSummary) -> inspection.Inspected:
     return inspection.inspect(each, cache=None, on_progress=lambda done, total: None)
 
 
@@ -289,7 +289,7 @@ def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):
     content["images"][0] |= dict(zip(("width", "height"), first.size, strict=True))
     listed.write_text(json.dumps(content))
     shutil.copy(tmp_path / "train" / first.name, tmp_path / "val" / validated.name)
-    seen = inspect(found_lib.look(Asked("boxes", "bees", str(tmp_path))))
+    seen = inspect(summary_lib.summarise(Request("boxes", "bees", str(tmp_path))))
     assert inspection.leaks([seen]) == [
         f"bees: 1 validation image of {seen.dataset.val} in training too (first: {validated.name}, which bees trains "
         f"on as {first.name}); take them out of one of the two"
@@ -301,14 +301,16 @@ def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):
 
 def test_how_files_were_read_is_a_note_and_nothing_suspicious(tmp_path):
     label_files.coco(tmp_path)
-    seen = inspect(found_lib.look(Asked("boxes", "bees", str(tmp_path / "annotations" / "instances_train.json"))))
+    seen = inspect(
+        summary_lib.summarise(Request("boxes", "bees", str(tmp_path / "annotations" / "instances_train.json")))
+    )
     assert any("without splits" in note for note in seen.notes)
     assert not any("without splits" in line for line in seen.suspicious)
 
 
 def test_the_number_zero_is_a_number(tmp_path):
     label_files.csv_values(tmp_path)
-    seen = inspect(found_lib.look(Asked("values", "age", f"{tmp_path}/faces.csv:age")))
+    seen = inspect(summary_lib.summarise(Request("values", "age", f"{tmp_path}/faces.csv:age")))
     assert not any("without a number" in line for line in seen.suspicious)
 
 

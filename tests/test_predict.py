@@ -44,7 +44,7 @@ def photos(tmp_path) -> Path:
 
 
 def answer(name: str, prediction: dict, threshold: float | None = None) -> dict:
-    return RECORDS[name].answer(RECORDS[name].at_original(prediction, HALF_WIDTH), threshold)
+    return RECORDS[name].to_json(RECORDS[name].at_original(prediction, HALF_WIDTH), threshold)
 
 
 def test_masks_come_back_at_original_size_with_each_class_s_pixels():
@@ -127,7 +127,7 @@ def test_every_image_gets_its_own_files_and_an_unreadable_one_is_told(weights, p
 
 def test_tasks_see_images_as_they_were_validated(weights, photos):
     (found,) = predict.predict(weights, [photos / "a" / "x.jpg"], tasks="cls,age")
-    assert list(found.answers) == ["cls", "age"]
+    assert list(found.outputs) == ["cls", "age"]
     assert found.geometries["cls"].scale_x == pytest.approx(32 / 40)  # the largest square of 40 x 90 px
     assert found.geometries["age"].scale_x == pytest.approx(64 / 90)
 
@@ -137,7 +137,7 @@ def test_what_an_image_is_told_does_not_depend_on_its_neighbours(weights, photos
     together = list(predict.predict(weights, paths, tasks="age", batch_size=2))
     assert [found.path for found in together] == paths
     (alone,) = predict.predict(weights, paths[-1:], tasks="age")
-    assert together[-1].answers["age"]["value"] == pytest.approx(alone.answers["age"]["value"], rel=1e-6)
+    assert together[-1].outputs["age"]["value"] == pytest.approx(alone.outputs["age"]["value"], rel=1e-6)
 
 
 def test_without_a_listener_an_unreadable_image_raises(weights, photos):

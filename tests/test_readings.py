@@ -250,9 +250,9 @@ def test_predicted_masks_and_boxes_lie_on_the_photo_as_viewers_show_it(tmp_path,
     for predicted in predict.predict(tmp_path, list(known), threshold=0.0):
         pixels, box = known[predicted.path]
         np.testing.assert_array_equal(predicted.image, pixels)
-        assert predicted.answers["det"]["label"] == ["light"]
-        np.testing.assert_allclose(predicted.answers["det"]["boxes_xyxy"], [box], atol=0.5)
-        mask = predicted.answers["seg"]["mask"]
+        assert predicted.outputs["det"]["label"] == ["light"]
+        np.testing.assert_allclose(predicted.outputs["det"]["boxes_xyxy"], [box], atol=0.5)
+        mask = predicted.outputs["seg"]["mask"]
         middle = pixels.shape[1] // 2
         assert mask.shape == pixels.shape[:2]
         assert (mask[:, : middle - 1] == 251).all()

@@ -100,10 +100,10 @@ def test_an_upload_is_answered_as_predict_answers_its_file(client, weights, tmp_
     assert status == 200
     assert (found["width"], found["height"]) == (90, 40)
     assert list(found["tasks"]) == TASKS.split(",")
-    assert found["tasks"]["det"]["label"] == expected.answers["det"]["label"]
-    assert np.allclose(found["tasks"]["det"]["boxes_xyxy"], expected.answers["det"]["boxes_xyxy"], atol=0.05)
-    assert found["tasks"]["cls"]["label"] == expected.answers["cls"]["label"]
-    assert (map_of(found["tasks"]["seg"]["mask"]) == expected.answers["seg"]["mask"]).mean() > 0.999
+    assert found["tasks"]["det"]["label"] == expected.outputs["det"]["label"]
+    assert np.allclose(found["tasks"]["det"]["boxes_xyxy"], expected.outputs["det"]["boxes_xyxy"], atol=0.05)
+    assert found["tasks"]["cls"]["label"] == expected.outputs["cls"]["label"]
+    assert (map_of(found["tasks"]["seg"]["mask"]) == expected.outputs["seg"]["mask"]).mean() > 0.999
     assert (
         map_of(found["tasks"]["depth"]["depth_mm"]).shape == map_of(found["tasks"]["depth"]["shade"]).shape == (40, 90)
     )

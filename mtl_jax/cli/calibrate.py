@@ -33,18 +33,18 @@ def main(arguments: Sequence[str]) -> int:
     compilation.enable_cache()
     root = Path(options.data_root).expanduser() if options.data_root else None
     network = trained.load(options.weights, data_root=root)
-    parts, tasks = network.setup, network.setup.tasks
-    predict = calibrate.make_scores(parts.model, tasks)
-    if not parts.held_out_percent:
+    setup, tasks = network.setup, network.setup.tasks
+    predict = calibrate.make_scores(setup.model, tasks)
+    if not setup.held_out_percent:
         print(
             "warning: this run held no training images out: thresholds are chosen on images that it was trained on, of "
             "which it is surer than of others, and temperatures stay 1; train with --config.held_out_percent=10"
         )
-    observed = calibrate.observe(predict, parts, network.variables, network.names, held_out=True)
+    observed = calibrate.observe(predict, setup, network.variables, network.names, held_out=True)
     if not observed:
         raise UserError(f"{network.path}: expected a task with scores, found {', '.join(network.names)}; nothing to do")
-    calibrations = calibrate.choose(tasks, observed, unseen=bool(parts.held_out_percent))
-    metrics = calibrate.observe(predict, parts, network.variables, calibrations, held_out=False)
+    calibrations = calibrate.choose(tasks, observed, unseen=bool(setup.held_out_percent))
+    metrics = calibrate.observe(predict, setup, network.variables, calibrations, held_out=False)
     try:
         files.write_json(network.path / trained.CALIBRATION, calibration.to_tree(calibrations))
     except OSError as error:

@@ -176,7 +176,7 @@ def resolved(arguments: tuple[str, ...]) -> Any:
     return config_lib.resolve(config)
 
 
-class Found(NamedTuple):
+class FormerRun(NamedTuple):
     """State of a work directory, compared with the requested run."""
 
     is_done: bool  # finished, and judged by the limits that are asked for
@@ -185,7 +185,7 @@ class Found(NamedTuple):
     data: str  # a digest of the data of now
 
 
-def look(workdir: Path, arguments: tuple[str, ...]) -> Found:
+def look(workdir: Path, arguments: tuple[str, ...]) -> FormerRun:
     """Compares a finished run with the requested one: its resolved configuration, its code and its data.
 
     Raises:
@@ -199,14 +199,14 @@ def look(workdir: Path, arguments: tuple[str, ...]) -> Found:
     requested_config, data = without_nan(config.to_dict()), data_digest(config)
     training_record = read_json(workdir / run_record.RECORD)
     if training_record is None:
-        return Found(is_done=False, changed=[], other_code=False, data=data)
+        return FormerRun(is_done=False, changed=[], other_code=False, data=data)
     before = without_nan(config_lib.completed(training_record.get("config", {})))
     changed = continuation.differences(continuation.learnt_from(before), continuation.learnt_from(requested_config))
     record = json.loads(_record(workdir).read_text()) if _record(workdir).is_file() else {}
     if isinstance(record, dict) and record.get("data", data) != data:
         changed.append("files of its datasets have changed")
     is_done = (workdir / "contract.json").is_file() and before["contract"] == requested_config["contract"]
-    return Found(is_done, changed, training_record.get("code") != run_record.code_digest(), data)
+    return FormerRun(is_done, changed, training_record.get("code") != run_record.code_digest(), data)
 
 
 def data_digest(config: Any) -> str:

@@ -19,7 +19,9 @@ def parser() -> flags.Parser:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the new version leaves its files")
     parser.add_argument("--task", required=True, metavar="NAME", help="whose classes they are")
     parser.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="a class under another name")
-    parser.add_argument("--remove", action="append", default=[], metavar="NAME", help="a class that is no answer more")
+    parser.add_argument(
+        "--remove", action="append", default=[], metavar="NAME", help="a class that is predicted no more"
+    )
     return parser
 
 

@@ -13,7 +13,7 @@ def parser() -> flags.Parser:
     parser = flags.Parser("eval", __doc__)
     flags.add_weights(parser)
     parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; else the run's own")
-    flags.add_switch(parser, "flip", "show every image mirrored too, and answer from both")
+    flags.add_switch(parser, "flip", "run every mirrored image too, and average both")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser
 

@@ -83,14 +83,14 @@ def main(arguments: Sequence[str]) -> int:
 def _own_page(options: argparse.Namespace) -> str:
     """Looks at the data and writes a page of it, unless the work directory has one of the same command."""
     from mtl_jax.cli import own_run
-    from mtl_jax.own_data import asked as asked_lib
     from mtl_jax.own_data import page as page_lib
+    from mtl_jax.own_data import request as request_lib
     from mtl_jax.workdir.run_record import RECORD
 
     workdir = Path(options.workdir).expanduser()
     reading = {"val_share": options.val_share, "annotated_on": options.annotated_on}
     requests = [
-        _renamed(request, _used_names(options.parent)) for request in asked_lib.parse(options.labels, **reading)
+        _renamed(request, _used_names(options.parent)) for request in request_lib.parse(options.labels, **reading)
     ]
     made_from = json.dumps([*map(str, requests), options.minutes, *reading.values(), str(options.parent)])
     page = workdir / page_lib.FILE

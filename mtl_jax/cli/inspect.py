@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     if not 1 <= options.images <= MOST_IMAGES:
         raise UserError(f"--images: expected 1 to {MOST_IMAGES}, found {options.images}")
     from mtl_jax.cli import own_run
-    from mtl_jax.own_data import asked, contact_sheet, inspection
+    from mtl_jax.own_data import contact_sheet, inspection, request
     from mtl_jax.workdir import data_record, files
 
-    datasets = asked.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
+    datasets = request.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
     choices, _ = own_run.look(datasets, options)
     inspected = [
         inspection.inspect(

@@ -11,11 +11,11 @@ from pathlib import Path
 from mtl_jax import config as config_lib
 from mtl_jax.errors import UserError
 from mtl_jax.models.backbones import published
-from mtl_jax.own_data import asked as asked_lib
 from mtl_jax.own_data import choices as choices_lib
-from mtl_jax.own_data import found as found_lib
 from mtl_jax.own_data import machine as machine_lib
 from mtl_jax.own_data import page as page_lib
+from mtl_jax.own_data import request as request_lib
+from mtl_jax.own_data import summary as summary_lib
 from mtl_jax.own_data import table
 from mtl_jax.workdir.run_record import RECORD
 
@@ -38,7 +38,7 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
         UserError: data that cannot be read, or a work directory of another command.
     """
     _check(options)
-    requests = asked_lib.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
+    requests = request_lib.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
     names = [request.name for request in requests]
     workdir = Path(options.workdir or f"runs/{'-'.join(names)}").expanduser()
     page = workdir / page_lib.FILE
@@ -67,14 +67,14 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def look(
-    requests: Sequence[asked_lib.Asked], options: argparse.Namespace
+    requests: Sequence[request_lib.Request], options: argparse.Namespace
 ) -> tuple[tuple[choices_lib.Choice, ...], machine_lib.Machine]:
     """Looks at all datasets, and prints what was found and chosen.
 
     Raises:
         UserError: data that cannot be read.
     """
-    datasets = [found_lib.look(request) for request in requests]
+    datasets = [summary_lib.summarise(request) for request in requests]
     machine = machine_lib.measure()
     choices = choices_lib.choose(datasets, machine, minutes=options.minutes)
     table.show(datasets, choices)
@@ -124,7 +124,7 @@ def _pretrained(setting: str | None) -> str:
 
 
 def _is_download_wanted() -> bool:
-    """Asks in a terminal; a log has nobody to answer."""
+    """Asks in a terminal; a log has nobody to reply."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     reply = input(f"Features of {BACKBONE} learnt on ImageNet are not here. Download them once (10 MB)? [Y/n] ")

@@ -20,7 +20,7 @@ def parser() -> flags.Parser:
     parser.add_argument(
         "--threshold", type=float, help="least score of a box or a tag; else as calibrated, or 0.3 and 0.5"
     )
-    flags.add_switch(parser, "flip", "show every image mirrored too, and answer from both")
+    flags.add_switch(parser, "flip", "run every mirrored image too, and average both")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a pattern in quotes")
     return parser
 

@@ -21,9 +21,9 @@ def parser() -> flags.Parser:
     parser.add_argument("--batch_size", default=4, type=int, help="images that pass together, where several wait")
     parser.add_argument("--max_mb", default=25.0, type=float, help="of an upload")
     parser.add_argument("--max_megapixels", default=50.0, type=float, help="of an image")
-    parser.add_argument("--timeout", default=60.0, type=float, help="s for an upload, and again for its answer")
+    parser.add_argument("--timeout", default=60.0, type=float, help="s for an upload, and again for its response")
     parser.add_argument("--max_waiting", default=64, type=int, help="requests at a time")
-    flags.add_switch(parser, "flip", "show every image mirrored too, and answer from both")
+    flags.add_switch(parser, "flip", "run every mirrored image too, and average both")
     return parser
 
 

@@ -113,9 +113,9 @@ def check_class_names(location: str, names: Any) -> None:
     unnamed = [name for name in names if not isinstance(name, str) or not name.strip()]
     if unnamed:
         raise UserError(f"{location}: expected names, in letters or digits, found {unnamed[0]!r}")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"{location}: expected each class once, found {', '.join(map(repr, twice))} more than once")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{location}: expected each class once, found {', '.join(map(repr, repeated))} more than once")
 
 
 def check_names(location: str, table: Any) -> None:
@@ -150,7 +150,7 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
     return f"did you mean {' or '.join(matches)}?" if matches else f"expected one of {', '.join(choices) or 'nothing'}"
 
 
-def among(location: str, value: Any, choices: Iterable[Any]) -> None:
+def require_choice(location: str, value: Any, choices: Iterable[Any]) -> None:
     """Checks that a value is one of some choices.
 
     Raises:

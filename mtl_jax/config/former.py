@@ -67,10 +67,10 @@ def renamed_pattern(pattern: str) -> list[str]:
 
 def _frozen(text: str) -> dict[str, Any]:
     """Reads "pattern", "pattern@start:stop", "pattern@start:" or "pattern@:stop", in epochs."""
-    pattern, at, epochs = text.partition("@")
+    pattern, separator, epochs = text.partition("@")
     start, _, stop = epochs.partition(":")
     try:
-        span = (float(start or 0), float(stop) if stop else None) if at else None
+        span = (float(start or 0), float(stop) if stop else None) if separator else None
     except ValueError:
         span = epochs  # which is refused where it is read
     return dict.fromkeys(renamed_pattern(pattern), span)

@@ -61,7 +61,7 @@ class ModelSettings(Section):
     head_exchange: str = setting(
         "none",
         'what tasks exchange in place of the head\'s last shared layer: "attention" lets every task take in '
-        'the others\' features, "refinement" corrects its answers by theirs',
+        'the others\' features, "refinement" corrects its outputs by theirs',
     )
     dropout_rate: float = setting(0.1, "before the head's last layer", least=0.0, most=0.99)
     branches: Mapping[str, Mapping[str, Any]] = setting(

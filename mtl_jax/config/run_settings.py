@@ -179,8 +179,8 @@ def _check_stage(settings: RunSettings, name: str, stage: StageSettings) -> None
 
 
 def _refuse_twice(location: str, names: tuple[str, ...], noun: str) -> None:
-    if twice := dict.fromkeys(name for name in names if names.count(name) > 1):
-        raise UserError(f"{location}: expected each {noun} once, found {', '.join(twice)} twice")
+    if repeated := dict.fromkeys(name for name in names if names.count(name) > 1):
+        raise UserError(f"{location}: expected each {noun} once, found {', '.join(repeated)} twice")
 
 
 def _check_sizes(settings: RunSettings) -> None:

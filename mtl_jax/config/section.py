@@ -10,7 +10,7 @@ import typing
 from collections.abc import Container, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from mtl_jax.config.checks import MAX_NUMBER, TAKEN, among, suggestion
+from mtl_jax.config.checks import MAX_NUMBER, TAKEN, require_choice, suggestion
 from mtl_jax.errors import UserError
 
 RULE = "rule"
@@ -203,7 +203,7 @@ def _check(location: str, value: Any, rule: Rule) -> None:
         for index, element in enumerate(value):
             _check(f"{location}[{index}]", element, rule)
     elif rule.choices:
-        among(location, value, rule.choices)
+        require_choice(location, value, rule.choices)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         is_above = rule.above is None or value > rule.above
         is_below = rule.below is None or value < rule.below

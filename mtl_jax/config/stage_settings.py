@@ -63,7 +63,7 @@ class StageSettings(Section):
     gradient_space: str = setting(
         "params",
         'where gradients of tasks that share their images meet: "params", the shared parameters, a backward pass a '
-        'task; or "features", what the tasks read last in common, and one backward pass through what leads there',
+        'task; or "features", the deepest features shared by all tasks, and one backward pass through what leads there',
         choices=("params", "features"),
     )
     log_conflicts: bool = setting(
@@ -102,9 +102,9 @@ class StageSettings(Section):
     pseudo_labels: bool = setting(
         False,
         "True lets the average of the network (ema_decay) fill in the classes that a dataset does not label, where it "
-        "is sure of its answer (Tarvainen and Valpola, 2017)",
+        "is sure of its prediction (Tarvainen and Valpola, 2017)",
     )
-    pseudo_threshold: float = setting(0.7, "least probability or score of such an answer", least=0.0, most=1.0)
+    pseudo_threshold: float = setting(0.7, "least probability or score of such a prediction", least=0.0, most=1.0)
     old_outputs: str = setting(
         "",
         'of the tasks of earlier stages: "exact" leaves all that they depend on as it is, so that no bit of their '

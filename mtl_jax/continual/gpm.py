@@ -31,7 +31,7 @@ class Held(NamedTuple):
     """What the later stages leave alone: of kernels a space of inputs, of other parameters all."""
 
     bases: dict[str, Basis]  # path of a kernel -> a basis of the space
-    whole: tuple[str, ...]  # paths of biases, batch norms and other parameters that the old tasks read
+    other_params: tuple[str, ...]  # paths of biases, batch norms and other parameters that the old tasks read
 
 
 NOTHING = Held({}, ())
@@ -85,7 +85,7 @@ class GPM(Method):
                 )
 
     def frozen(self, memory: Memory) -> tuple[str, ...]:
-        return memory[self.slot].whole
+        return memory[self.slot].other_params
 
     def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
         del tasks, variables
@@ -107,7 +107,7 @@ class GPM(Method):
                 sums = {path: covariance.astype(np.float64) for path, covariance in inputs_read.covariances.items()}
                 total, other_paths = (
                     {path: total.get(path, 0.0) + covariance for path, covariance in sums.items()},
-                    inputs_read.others,
+                    inputs_read.other_params,
                 )
             held = remember(held, total, other_paths, energy=self.energy)
         return {**memory, self.slot: held}
@@ -121,7 +121,7 @@ class GPM(Method):
             new_bases = {
                 path: np.ones((*sums.shape[1:3], 1), np.float32) for path, sums in inputs_read.covariances.items()
             }
-            held = Held(new_bases | held.bases, tuple(dict.fromkeys([*held.whole, *inputs_read.others])))
+            held = Held(new_bases | held.bases, tuple(dict.fromkeys([*held.other_params, *inputs_read.other_params])))
         return {**memory, self.slot: held}
 
     def _patterns(self, stage: StageView, params: PyTree) -> tuple[str, ...]:
@@ -150,8 +150,8 @@ class GPM(Method):
         return {stream: read(stream) for stream in stage.streams}
 
     @staticmethod
-    def to_tree(kept: Held) -> Mapping[str, Any]:
-        return to_tree(kept)
+    def to_tree(space: Held) -> Mapping[str, Any]:
+        return to_tree(space)
 
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> Held:
@@ -203,7 +203,7 @@ def _extend_one(
 def remember(
     held: Held,
     covariances: Mapping[str, Float[np.ndarray, "calls groups inputs inputs"]],
-    others: Iterable[str],
+    other_paths: Iterable[str],
     *,
     energy: float,
 ) -> Held:
@@ -214,7 +214,7 @@ def remember(
     Args:
         held: after the stages before.
         covariances: of what each kernel reads, by its path.
-        others: paths of the other parameters that the stage's tasks read.
+        other_paths: paths of the other parameters that the stage's tasks read.
         energy: the share that is held.
     """
     bases = dict(held.bases)
@@ -222,7 +222,7 @@ def remember(
         for covariance in calls:
             bases[path] = extend(bases.get(path), covariance, energy=energy)
     nonempty = {path: basis for path, basis in bases.items() if basis.shape[-1]}
-    return Held(nonempty, tuple(dict.fromkeys([*held.whole, *others])))
+    return Held(nonempty, tuple(dict.fromkeys([*held.other_params, *other_paths])))
 
 
 def project(updates: PyTree, bases: Mapping[str, Float[Array | np.ndarray, "groups inputs held"]]) -> PyTree:
@@ -307,7 +307,7 @@ def require_still(
         UserError: shared parameters other than the held ones are trained, or running statistics move; it says which
             setting helps.
     """
-    if not held.bases and not held.whole:
+    if not held.bases and not held.other_params:
         return
     for path in paths(variables["params"]):
         if owner_of(tuple(path.split("/")), tasks) is None and not matches(path, (*layers, *frozen)):
@@ -318,7 +318,7 @@ def require_still(
     for path in paths(variables["batch_stats"]):
         layer = path.rpartition("/")[0]
         moves = train_batch_norm(layer) if callable(train_batch_norm) else train_batch_norm
-        if moves and f"{layer}/scale" in held.whole:
+        if moves and f"{layer}/scale" in held.other_params:
             raise UserError(
                 f"{location} moves the running statistics of {layer}, and with them what the kernels read that "
                 "keep.gpm "
@@ -337,7 +337,7 @@ def to_tree(held: Held) -> dict[str, np.ndarray]:
         {"npz": u8[bytes]}
     """
     archive = io.BytesIO()
-    encoded_paths = np.frombuffer(json.dumps(held.whole).encode(), np.uint8)
+    encoded_paths = np.frombuffer(json.dumps(held.other_params).encode(), np.uint8)
     np.savez(archive, allow_pickle=False, **held.bases, whole=encoded_paths)  # pyright: ignore[reportArgumentType]
     return {"npz": np.frombuffer(archive.getvalue(), dtype=np.uint8)}
 

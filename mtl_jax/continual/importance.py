@@ -49,7 +49,7 @@ def labelled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., 
 
 
 def sampled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
-    """Returns `(params, example, key) -> loss` towards labels drawn from the network's own answers."""
+    """Returns `(params, example, key) -> loss` towards labels drawn from the network's own outputs."""
 
     def function(params: PyTree, example: Mapping[str, Any], key: Array) -> Float[Array, ""]:
         raw = forward(params, example, tuple(tasks))
@@ -60,29 +60,29 @@ def sampled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., F
     return function
 
 
-def log_probabilities(forward: Answers, task: Task) -> Callable[..., Float[Array, " answers"]]:
-    """Returns `(params, example) -> log-probability of every answer`.
+def log_probabilities(forward: Answers, task: Task) -> Callable[..., Float[Array, " outcomes"]]:
+    """Returns `(params, example) -> log-probability of every outcome`.
 
     Raises:
-        UserError: the task's answers are too many to list.
+        UserError: the task's outcomes are too many to list.
     """
     reader_of_task = reader(task)
 
-    def function(params: PyTree, example: Mapping[str, Any]) -> Float[Array, " answers"]:
+    def function(params: PyTree, example: Mapping[str, Any]) -> Float[Array, " outcomes"]:
         return reader_of_task(forward(params, example, (task.name,))[task.name])[0]
 
     return function
 
 
 def reader(task: Task) -> Callable[[Array], Array]:
-    """Returns `(raw) -> log-probability of every answer` of a task.
+    """Returns `(raw) -> log-probability of every outcome` of a task.
 
     Raises:
-        UserError: the task's answers are too many to list.
+        UserError: the task's outcomes are too many to list.
     """
     if task.log_probabilities is None:
         raise UserError(
-            f'keep.ewc.estimator="exact" needs a task whose answers can be listed, and {task.name} ({task.kind}) is '
+            f'keep.ewc.estimator="exact" needs a task whose outcomes can be listed, and {task.name} ({task.kind}) is '
             'none; use "sampled", which estimates the same'
         )
     return task.log_probabilities

@@ -71,12 +71,12 @@ class LwF(Method):
     def reads(self, tasks: StageTasks) -> tuple[str, ...]:
         return tasks.only_old if self.weight else ()
 
-    def terms(self, passed: Passed, given: PyTree | None) -> Iterator[Term]:
+    def terms(self, passed: Passed, teacher: PyTree | None) -> Iterator[Term]:
         distilled, holding = self.reads(passed.stage), self._holding(passed.stage)
-        if given is None:
+        if teacher is None:
             return
         taught = distilled or holding[:1]
-        raw, features = multi_task.eval_raw(passed.model, given, passed.image, tasks=taught)
+        raw, features = multi_task.eval_raw(passed.model, teacher, passed.image, tasks=taught)
         yield from self._feature_terms(passed, holding, features)
         weights = {task: self.weight * self.weights.get(task, 1.0) for task in distilled}
         teacher_raw = {task: raw[task] for task in distilled}

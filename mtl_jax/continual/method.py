@@ -275,9 +275,9 @@ class Method:
     # On disk.
 
     @staticmethod
-    def to_tree(kept: Any) -> Mapping[str, Any]:
+    def to_tree(memory: Any) -> Mapping[str, Any]:
         """Returns what lies in the slot as a tree of arrays, for a checkpoint."""
-        return kept
+        return memory
 
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> Any:

@@ -133,4 +133,4 @@ def _check_range(location: str, value: Any, range_limits: Mapping[str, Any]) -> 
             limits = f"at least {range_limits['least']:g} and at most {range_limits['most']:g}"
             raise UserError(f"{location}: expected {limits}, found {value}")
     elif range_limits["choices"]:
-        checks.among(location, value, range_limits["choices"])
+        checks.require_choice(location, value, range_limits["choices"])

@@ -25,7 +25,7 @@ def figures(survey: Survey, classes: Mapping[str, Sequence[str]]) -> dict[str, A
         classes: label name -> names of its classes, for the labels that are used.
     """
     samples = survey.samples
-    twice = alike(samples)
+    copies = duplicates(samples)
     return {
         "images": survey.images,
         "looked_at": survey.looked_at,
@@ -36,7 +36,7 @@ def figures(survey: Survey, classes: Mapping[str, Sequence[str]]) -> dict[str, A
         "labels": {label: label_figures(survey, label, names) for label, names in classes.items()},
         "read": dict(survey.reading.counts),
         "notes": list(survey.reading.notes),
-        "stored_twice": {"images": len(twice), "examples": [list(pair) for pair in twice[:EXAMPLES]]},
+        "stored_twice": {"images": len(copies), "examples": [list(pair) for pair in copies[:EXAMPLES]]},
         "one_colour": _examples([sample.id for sample in samples if sample.one_colour]),
     }
 
@@ -50,7 +50,7 @@ def label_figures(survey: Survey, label: str, names: Sequence[str]) -> dict[str,
     return {"kind": kind, **SHAPES[kind].total(facts, names)}
 
 
-def alike(samples: Sequence[SampleFacts]) -> list[tuple[str, str]]:
+def duplicates(samples: Sequence[SampleFacts]) -> list[tuple[str, str]]:
     """Returns the ids of each image that equals an earlier one, and of that one."""
     first: dict[str, str] = {}
     pairs = []
@@ -64,7 +64,7 @@ def alike(samples: Sequence[SampleFacts]) -> list[tuple[str, str]]:
 def unlike_labels(samples: Sequence[SampleFacts], label: str) -> list[tuple[str, str]]:
     """Returns the ids of images that equal an earlier one and are labelled otherwise, and of that one."""
     digests = {sample.id: sample.labels[label]["digest"] for sample in samples}
-    return [(copy, original) for copy, original in alike(samples) if digests[copy] != digests[original]]
+    return [(copy, original) for copy, original in duplicates(samples) if digests[copy] != digests[original]]
 
 
 def _range(values: Sequence[int]) -> dict[str, Any]:
@@ -209,12 +209,12 @@ def hardly_measured(figures: Mapping[str, Any], *, task: str, label: str, locati
 def odd_images(survey: Survey, labels: Sequence[str], *, location: str) -> list[str]:
     """Returns what to say of images that are stored twice or show nothing."""
     warnings = []
-    twice = alike(survey.samples)
-    if twice:
+    copies = duplicates(survey.samples)
+    if copies:
         otherwise = next((pair for label in labels for pair in unlike_labels(survey.samples, label)), None)
-        pair, note = (otherwise, " with other labels") if otherwise else (twice[0], "")
+        pair, note = (otherwise, " with other labels") if otherwise else (copies[0], "")
         warnings.append(
-            f"{location}: {counted(len(twice), 'images stored')} more than once, such as {pair[0]} and "
+            f"{location}: {counted(len(copies), 'images stored')} more than once, such as {pair[0]} and "
             f"{pair[1]}{note}: they count twice; remove copies"
         )
     one_colour = [sample.id for sample in survey.samples if sample.one_colour]

@@ -26,7 +26,7 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[i
         augment: how much may change.
 
     Raises:
-        UserError: a label is the one answer for a whole image, such as a class.
+        UserError: a label is one for a whole image, such as a class.
 
     References:
         Bochkovskiy, Wang, Liao, "YOLOv4: Optimal Speed and Accuracy of Object Detection", 2020.

@@ -63,10 +63,10 @@ class Convention(NamedTuple):
             UserError: nothing decides.
         """
         if self.stored is None:
-            among = f" and in none of the dataset's {self.turned} turned images" if self.turned else ""
+            in_dataset = f" and in none of the dataset's {self.turned} turned images" if self.turned else ""
             raise UserError(
                 f"{name}: expected a size that shows whether {noun} are of the pixels as stored or turned upright as "
-                f"EXIF asks, found none here{among}; set "
+                f"EXIF asks, found none here{in_dataset}; set "
                 "annotated_on to stored or upright (an option of the stream, and of mtl-jax train, inspect and convert)"
             )
         return self.stored

@@ -52,12 +52,12 @@ def decode(record: bytes, *, location: str) -> Sample:
     """
     if len(record) < _PREFIX.size or zlib.crc32(memoryview(record)[4:]) != _PREFIX.unpack_from(record)[0]:
         raise UserError(f"{location}: expected a record as it was written, found a damaged one; copy or write it again")
-    at = _PREFIX.size + _PREFIX.unpack_from(record)[1]
-    header = json.loads(record[_PREFIX.size : at])
+    offset = _PREFIX.size + _PREFIX.unpack_from(record)[1]
+    header = json.loads(record[_PREFIX.size : offset])
     blobs = []
     for size in header["sizes"]:
-        blobs.append(record[at : at + size])
-        at += size
+        blobs.append(record[offset : offset + size])
+        offset += size
     packed = iter(blobs[1:])
     labels = {
         label: {name: _array(next(packed), **kind) for name, kind in fields.items()}

@@ -44,15 +44,15 @@ def write(source: Source, folder: Path, *, split: str, shard_bytes: int) -> list
     first = 0
     while first < len(source):
         path = folder / f"{split}-{len(shards):05d}.array_record"
-        out, size, at = writer(str(path), OPTIONS), 0, first
-        while at < len(source) and (size < shard_bytes or at == first):
-            file = origin(at) if origin is not None else None
-            record = records.encode(source[at], file if isinstance(file, Path) else None)
+        out, size, position = writer(str(path), OPTIONS), 0, first
+        while position < len(source) and (size < shard_bytes or position == first):
+            file = origin(position) if origin is not None else None
+            record = records.encode(source[position], file if isinstance(file, Path) else None)
             out.write(record)
-            size, at = size + len(record), at + 1
+            size, position = size + len(record), position + 1
         out.close()
-        shards.append({"file": path.name, "samples": at - first, "bytes": path.stat().st_size})
-        first = at
+        shards.append({"file": path.name, "samples": position - first, "bytes": path.stat().st_size})
+        first = position
     partial_file = index.with_name(index.name + ".part")
     names = {label: list(names) for label, names in source.class_names.items()}
     labelled = {label: list(names) for label, names in getattr(source, "labelled_classes", {}).items()}

@@ -103,5 +103,5 @@ def _margins(scale: float, offset: float, length: int, output_length: int) -> tu
 
 def _nearest(scale: float, offset: float, length: int, output_length: int) -> tuple[np.ndarray, np.ndarray]:
     """For each output row (or column), the input's that its centre falls on, and whether there is one."""
-    at = np.floor((np.arange(output_length) + 0.5 - offset) / scale).astype(np.int64)
-    return at.clip(0, length - 1), (at >= 0) & (at < length)
+    indices = np.floor((np.arange(output_length) + 0.5 - offset) / scale).astype(np.int64)
+    return indices.clip(0, length - 1), (indices >= 0) & (indices < length)

@@ -87,11 +87,11 @@ def choose(
 
 
 def _calibrate(task: Task, observed: Observed, unseen: bool) -> Calibration:
-    at = scores.temperature(observed) if unseen else 1.0
+    temperature = scores.temperature(observed) if unseen else 1.0
     if not isinstance(observed, YesNo) or observed.objects.sum() < scores.LEAST_OBJECTS:
-        return Calibration(at)
-    levels = scores.thresholds(scores.at_temperature(observed, at))  # pyright: ignore[reportArgumentType]
-    return Calibration(at, dict(zip(task.classes, levels.tolist(), strict=True)))
+        return Calibration(temperature)
+    levels = scores.thresholds(scores.at_temperature(observed, temperature))  # pyright: ignore[reportArgumentType]
+    return Calibration(temperature, dict(zip(task.classes, levels.tolist(), strict=True)))
 
 
 def judge(

@@ -109,7 +109,7 @@ class YesNoDetails:
         self._task = task
         self._boxes = task.kind == "detection"
         self._least = least_scores(task)
-        self._seen: list[matching.YesNo] = []
+        self._matches: list[matching.YesNo] = []
         self._confusion = np.zeros((len(task.classes) + 1,) * 2, np.int64)
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
@@ -118,7 +118,7 @@ class YesNoDetails:
         matched = match(prediction, target, geometry, len(self._task.classes))
         if matched is None:
             return None
-        self._seen.append(matched)
+        self._matches.append(matched)
         confusion = matching.confusion(prediction, target, geometry, self._least) if self._boxes else None
         if confusion is not None:
             self._confusion += confusion
@@ -131,10 +131,12 @@ class YesNoDetails:
 
     def by_class(self) -> ByClass | None:
         """Returns objects (or images), precision and recall of what is shown, AP of each class, confusion of boxes."""
-        if not self._seen:
+        if not self._matches:
             return None
-        score, label, correct = (np.concatenate([getattr(matches, name) for matches in self._seen]) for name in _FIELDS)
-        objects = np.sum([matches.objects for matches in self._seen], axis=0)
+        score, label, correct = (
+            np.concatenate([getattr(matches, name) for matches in self._matches]) for name in _FIELDS
+        )
+        objects = np.sum([matches.objects for matches in self._matches], axis=0)
         is_predicted, count = score >= self._least[label], len(objects)
         right = np.bincount(label[is_predicted & correct], minlength=count)
         average = [

@@ -30,7 +30,7 @@ def make_predict(model: Any, tasks: Mapping[str, Task], *, flip: bool = False) -
     Args:
         model: from `multi_task.build`.
         tasks: every task of the model.
-        flip: also show every image mirrored, and answer from both.
+        flip: also run every mirrored image, and average both.
     """
 
     @functools.partial(jax.jit, static_argnames="names")
@@ -71,7 +71,7 @@ def measured(
     variables: PyTree,
     tasks: Iterable[str],
     *,
-    wanted: Iterable[str] | None = None,
+    requested: Iterable[str] | None = None,
 ) -> dict[str, Metric]:
     """Runs the network over the validation images of every stream that tasks are measured on.
 
@@ -80,13 +80,13 @@ def measured(
         predict: from `make_predict`.
         variables: of the network.
         tasks: names of those that are computed, together where a stream labels several.
-        wanted: names of those whose streams are looked at; all if None.
+        requested: names of those whose streams are looked at; all if None.
 
     Returns:
         Task -> its metric.
     """
     names, metrics_by_task = tuple(tasks), dict[str, Metric]()
-    needed = set(names if wanted is None else wanted)
+    needed = set(names if requested is None else requested)
     from mtl_jax import experiment  # reads images, with libraries that a network alone does not need
 
     for stream, stream_tasks in experiment.measured_streams(setup, names).items():

@@ -22,7 +22,7 @@ def run(weights: str | Path, *, tasks: str = "all", data_root: str = "", flip: b
         weights: a work directory (its last stage) or one stage's checkpoint.
         tasks: "all" (that the stage had learnt), or names separated by commas.
         data_root: folder of datasets; "" means the one that the run recorded, or else $MTL_JAX_DATA, or else ./data.
-        flip: also show every image mirrored, and answer from both.
+        flip: also run every mirrored image, and average both.
 
     Returns:
         {"checkpoint", "stage", "tasks": {task: {figure: value}}, "measured_on": {task: what the figures are of,
@@ -73,7 +73,7 @@ def _as_trained(network: trained.Trained, streams: Sequence[str]) -> dict[str, b
     digests_now = data_record.validation_digests(
         network.setup, recorded_streams, most=most, cache=data_record.cache_folder()
     )
-    changes = data_changes.others(network.data, digests_now, "val")
+    changes = data_changes.changed_streams(network.data, digests_now, "val")
     return {stream: stream not in changes if stream in recorded_streams else None for stream in streams}
 
 

@@ -72,13 +72,13 @@ def judge(task: str, metric: str, stages: Sequence[Mapping[str, Any]], *, higher
         return verdict
     perfect = 1.0 if higher_is_better else 0.0
     value = math.nan if score is None else float(score)
-    ahead = value >= least if higher_is_better else value <= least
-    is_learnt = bool(ahead and constant.get("figure") != perfect)
+    beats = value >= least if higher_is_better else value <= least
+    is_learnt = bool(beats and constant.get("figure") != perfect)
     verdict |= {"to_beat": least, "learnt": is_learnt}
-    return verdict if is_learnt else verdict | {"not_learnt_because": _why(verdict, score, perfect)}
+    return verdict if is_learnt else verdict | {"not_learnt_because": _reason(verdict, score, perfect)}
 
 
-def _why(verdict: Mapping[str, Any], score: float | None, perfect: float) -> str:
+def _reason(verdict: Mapping[str, Any], score: float | None, perfect: float) -> str:
     if verdict["constant"] == perfect:
         return "the same output for every validation image is perfect, so that they cannot show learning"
     return (

@@ -33,10 +33,10 @@ Observed = YesNo | OneOf
 def of_class(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> OneOf | None:
     """Returns the probabilities of one image's classes, among those that its labels distinguish; None without label."""
     del geometry
-    label, among = int(target["label"]), np.asarray(target.get("labelled", np.ones(count, bool)))
-    if label < 0 or not among[label]:
+    label, labelled_classes = int(target["label"]), np.asarray(target.get("labelled", np.ones(count, bool)))
+    if label < 0 or not labelled_classes[label]:
         return None
-    probability = np.where(among, np.asarray(prediction["probability"], np.float64), 0.0)
+    probability = np.where(labelled_classes, np.asarray(prediction["probability"], np.float64), 0.0)
     return OneOf((probability / max(probability.sum(), FLOOR))[None], np.array([label]))
 
 
@@ -52,10 +52,10 @@ def of_pixels(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Ge
         np.flatnonzero((columns >= 0) & (columns < geometry.width)),
     )
     label = mask[np.ix_(rows[y], columns[x])].ravel()
-    among = np.asarray(target.get("labelled", np.ones(count, bool)))
+    labelled_classes = np.asarray(target.get("labelled", np.ones(count, bool)))
     is_labelled = (label >= 0) & (label < count)
-    is_labelled[is_labelled] = among[label[is_labelled]]
-    of_cells = np.where(among, probability[np.ix_(y, x)].reshape(-1, count)[is_labelled], 0.0)
+    is_labelled[is_labelled] = labelled_classes[label[is_labelled]]
+    of_cells = np.where(labelled_classes, probability[np.ix_(y, x)].reshape(-1, count)[is_labelled], 0.0)
     return OneOf(of_cells / np.maximum(of_cells.sum(axis=1, keepdims=True), FLOOR), label[is_labelled])
 
 
@@ -64,14 +64,14 @@ OBSERVE = {**MATCHES, "classification": of_class, "segmentation": of_pixels}
 
 def joined(observed: Sequence[Observed | None]) -> Observed | None:
     """Puts what was seen of several images together; None where that is nothing."""
-    nonempty: list[Any] = [part for part in observed if part is not None and len(part[0])]
+    nonempty: list[Any] = [observation for observation in observed if observation is not None and len(observation[0])]
     if not nonempty:
         return None
     if isinstance(nonempty[0], OneOf):
         return OneOf(*(np.concatenate(field) for field in zip(*nonempty, strict=True)))
-    observations: list[Any] = [part for part in observed if part is not None]
-    score, label, correct = (np.concatenate([part[field] for part in observations]) for field in range(3))
-    return YesNo(score, label, correct, np.sum([part.objects for part in observations], axis=0))
+    observations: list[Any] = [observation for observation in observed if observation is not None]
+    score, label, correct = (np.concatenate([observation[field] for observation in observations]) for field in range(3))
+    return YesNo(score, label, correct, np.sum([observation.objects for observation in observations], axis=0))
 
 
 def at_temperature(observed: Observed, temperature: float) -> Observed:
@@ -94,8 +94,8 @@ def temperature(observed: Observed) -> float:
     if isinstance(observed, OneOf):
         logits, rows = np.log(np.maximum(observed.probability, FLOOR)), np.arange(len(observed.label))
 
-        def cost(at: float) -> float:
-            scaled = logits / at
+        def cost(temperature: float) -> float:
+            scaled = logits / temperature
             top = scaled.max(axis=1)
             return float(
                 (np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top - scaled[rows, observed.label]).mean()
@@ -104,15 +104,15 @@ def temperature(observed: Observed) -> float:
         clipped = np.clip(confidence, FLOOR, 1 - FLOOR)
         logit = np.where(correct, 1, -1) * (np.log(clipped) - np.log1p(-clipped))
 
-        def cost(at: float) -> float:
-            return float(np.logaddexp(0, -logit / at).mean())
+        def cost(temperature: float) -> float:
+            return float(np.logaddexp(0, -logit / temperature).mean())
 
     costs = [cost(candidate) for candidate in TEMPERATURES]
     return round(float(TEMPERATURES[int(np.argmin(costs))]), 4)
 
 
 def confidences(observed: Observed) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Returns how sure each answer is, and whether it is right."""
+    """Returns the confidence of each prediction, and whether it is right."""
     if isinstance(observed, OneOf):
         return observed.probability.max(axis=1), observed.probability.argmax(axis=1) == observed.label
     is_shown = observed.score >= LEAST_SCORE

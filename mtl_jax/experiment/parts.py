@@ -153,13 +153,13 @@ def source(experiment: Experiment, stream: str, *, training: bool, held_out: boo
             )
         _check_names(experiment, stream, task, label, _named(experiment, task, data.class_names[label]))
     if training and settings.train_parts > 1:
-        data = _part(experiment, stream, data)
+        data = _subset(experiment, stream, data)
     if training and experiment.held_out_percent:
         data = sampling.held_out(data, experiment.held_out_percent)[0 if held_out else 1]
     return Subset(data, range(min(SMOKE_EXAMPLES, len(data)))) if experiment.smoke else data
 
 
-def _part(experiment: Experiment, stream: str, data: registry.Source) -> registry.Source:
+def _subset(experiment: Experiment, stream: str, data: registry.Source) -> registry.Source:
     part_index, part_count = experiment.streams[stream].train_part, experiment.streams[stream].train_parts
     if part_count > len(data):
         raise UserError(

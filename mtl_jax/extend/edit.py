@@ -31,7 +31,7 @@ def edit(
 ) -> dict[str, Any]:
     """Renames or removes classes of a finished run, in a work directory of its own; no weight changes.
 
-    A removed class keeps its rows of the readout and is never an answer; its figures are measured no more.
+    A removed class keeps its rows of the readout and is never predicted; its figures are measured no more.
 
     Args:
         parent: the run's work directory, or the checkpoint of one of its stages.
@@ -88,8 +88,8 @@ def change_settings(old: Trained, task: str, rename: Mapping[str, str], remove: 
     if not rename and not remove:
         raise UserError("expected --rename OLD=NEW or --remove NAME, found neither of them")
     names = [rename.get(name, name) for name in classes]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"task {task} would have two classes {twice[0]}; choose another name")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"task {task} would have two classes {repeated[0]}; choose another name")
     by_dataset = {new_name: before for before, new_name in dict(section.get("renamed") or {}).items()}
     renamed = tuple(
         (by_dataset.get(name, name), rename.get(name, name)) for name in classes if name in {*by_dataset, *rename}

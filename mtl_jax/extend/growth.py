@@ -125,21 +125,23 @@ def copy_stages(
         grown_memory = _grown_memory(restored["memory"], parent.variables["params"], new_variables["params"])
         if exemplars and path == parent.path:
             grown_memory[Replay.slot] = {**exemplars, **dict(grown_memory.get(Replay.slot, {}))}
-        parts = {"variables": grow_variables(restored["variables"], new_variables), "memory": grown_memory}
-        checkpoints.save(workdir / "checkpoints" / path.name, parts, files.without_nan(record))
+        trees = {"variables": grow_variables(restored["variables"], new_variables), "memory": grown_memory}
+        checkpoints.save(workdir / "checkpoints" / path.name, trees, files.without_nan(record))
 
 
 def _under_new_names(
     chosen: Mapping[str, Calibration], before: RunSettings, config: RunSettings
 ) -> dict[str, Calibration]:
     """What was chosen for classes, under the names that they have now; classes keep their places."""
-    found = {}
-    for task, each in chosen.items():
+    renamed = {}
+    for task, calibration in chosen.items():
         reads_now = dict(
             zip(*(settings.tasks[task].get("classes") or () for settings in (before, config)), strict=False)
         )
-        found[task] = each._replace(thresholds={reads_now.get(name, name): at for name, at in each.thresholds.items()})
-    return found
+        renamed[task] = calibration._replace(
+            thresholds={reads_now.get(name, name): threshold for name, threshold in calibration.thresholds.items()}
+        )
+    return renamed
 
 
 def _grown_memory(memory: Mapping[str, Any], params: PyTree, new_params: PyTree) -> dict[str, Any]:

@@ -165,10 +165,10 @@ def call(kernel: Kernel, *operands: Array) -> Array:
     """
 
     @jax.custom_batching.custom_vmap
-    def one(*operands: Array) -> Array:
+    def single(*operands: Array) -> Array:
         return _partitioned(kernel.batched, tuple(x.ndim for x in operands), len(kernel.result))(kernel, *operands)
 
-    @one.def_vmap
+    @single.def_vmap
     def mapped(size, is_mapped, *operands):
         shared = [
             x
@@ -180,15 +180,15 @@ def call(kernel: Kernel, *operands: Array) -> Array:
             for x, is_moved in zip(operands, is_mapped, strict=True)
         ]
         if shared:  # what all examples share differs between the elements: a loop
-            return jax.lax.map(lambda element: one(*element), tuple(full_operands)), True
+            return jax.lax.map(lambda element: single(*element), tuple(full_operands)), True
         folded = [
             full.reshape(-1, *full.shape[2:]) if is_batched else x
             for x, full, is_batched in zip(operands, full_operands, kernel.batched, strict=True)
         ]
-        result = one(*folded)
+        result = single(*folded)
         return result.reshape(size, -1, *result.shape[1:]), True
 
-    return one(*operands)
+    return single(*operands)
 
 
 def _call_kernel(kernel: Kernel, *operands: Array) -> Array:

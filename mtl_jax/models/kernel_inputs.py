@@ -20,7 +20,7 @@ class Read(NamedTuple):
     # Kernel -> the sum of x x^T over all inputs x; one for each time that the pass applied the kernel, as head and
     # levels do with the same one.
     covariances: dict[str, Float[Array, "calls groups inputs inputs"]]
-    others: dict[str, Float[Array, "..."]]  # biases, batch norms and kernels of another kind: the parameters
+    other_params: dict[str, Float[Array, "..."]]  # biases, batch norms and kernels of another kind: the parameters
 
 
 def covariances(

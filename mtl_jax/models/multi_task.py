@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mtl_jax.config import former
-from mtl_jax.config.checks import among, require_names
+from mtl_jax.config.checks import require_choice, require_names
 from mtl_jax.config.model_settings import IMAGE_STRIDE, ModelSettings
 from mtl_jax.config.section import defaults, plain, read
 from mtl_jax.errors import UserError
@@ -329,7 +329,7 @@ def _settings(section: ModelSettings | Settings) -> ModelSettings:
         else read(ModelSettings, former.renamed_model(plain(section)), "config.model")
     )
     for name, choices in CHOICES.items():
-        among(f"config.model.{name}", getattr(settings, name), choices)
+        require_choice(f"config.model.{name}", getattr(settings, name), choices)
     return settings
 
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mtl_jax.own_data.asked import TASK_KINDS
-from mtl_jax.own_data.found import Found, tenths
 from mtl_jax.own_data.machine import Machine
+from mtl_jax.own_data.request import TASK_KINDS
+from mtl_jax.own_data.summary import DatasetSummary, tenths
 
 STEP = 32  # px; sizes are multiples of it
 SIZES = (512, 448, 384, 320, 288, 256, 224, 192, 160, 128, 96)  # px, of inputs
@@ -52,7 +52,7 @@ class Choice:
         seconds: that training is expected to take.
     """
 
-    dataset: Found
+    dataset: DatasetSummary
     image_size: int
     train_image_size: int
     batch_size: int
@@ -70,7 +70,7 @@ class Choice:
         return math.ceil(self.epochs * max(1, self.dataset.train // self.batch_size))
 
 
-def choose(datasets: Sequence[Found], machine: Machine, *, minutes: float) -> tuple[Choice, ...]:
+def choose(datasets: Sequence[DatasetSummary], machine: Machine, *, minutes: float) -> tuple[Choice, ...]:
     """Chooses for all datasets of a run.
 
     Args:
@@ -88,57 +88,59 @@ def choose(datasets: Sequence[Found], machine: Machine, *, minutes: float) -> tu
     )
 
 
-def _choose(found: Found, machine: Machine, *, seconds: float, measured_tasks: int) -> Choice:
-    kind = found.request.kind
-    batch = _batch_size(found, machine)
-    epochs_wanted = max(EPOCHS[kind], ENOUGH_STEPS * batch / found.train)
-    size = _size(found, machine, epochs_wanted, seconds=seconds, measured_tasks=measured_tasks)
-    fixed, an_epoch = _cost(found, machine, size, 0.0, measured_tasks), _cost(found, machine, size, 1.0, 0)
-    least = LEAST_STEPS * batch / found.train
+def _choose(dataset: DatasetSummary, machine: Machine, *, seconds: float, measured_tasks: int) -> Choice:
+    kind = dataset.request.kind
+    batch = _batch_size(dataset, machine)
+    epochs_wanted = max(EPOCHS[kind], ENOUGH_STEPS * batch / dataset.train)
+    size = _size(dataset, machine, epochs_wanted, seconds=seconds, measured_tasks=measured_tasks)
+    fixed, an_epoch = _cost(dataset, machine, size, 0.0, measured_tasks), _cost(dataset, machine, size, 1.0, 0)
+    least = LEAST_STEPS * batch / dataset.train
     epochs = _rounded(min(epochs_wanted, max((seconds - fixed) / an_epoch, least)))
     crop = kind not in ALONG
     return Choice(
-        dataset=found,
+        dataset=dataset,
         image_size=size,
         train_image_size=_train_size(size, crop=crop),
         batch_size=batch,
-        eval_batch_size=min(8, found.val),
+        eval_batch_size=min(8, dataset.val),
         epochs=epochs,
-        max_boxes=min(MOST_BOXES, max(16, -(-MOSAIC * found.most_boxes // 8) * 8)),
+        max_boxes=min(MOST_BOXES, max(16, -(-MOSAIC * dataset.most_boxes // 8) * 8)),
         crop=crop,
-        augment=_augment(found, crop=crop),
-        task={"kind": TASK_KINDS[kind], **_TASKS.get(kind, lambda found, size: {})(found, size)},
-        seconds=_cost(found, machine, size, epochs, measured_tasks),
+        augment=_augment(dataset, crop=crop),
+        task={"kind": TASK_KINDS[kind], **_TASKS.get(kind, lambda dataset, size: {})(dataset, size)},
+        seconds=_cost(dataset, machine, size, epochs, measured_tasks),
     )
 
 
-def _batch_size(found: Found, machine: Machine) -> int:
-    most = 32 if machine.accelerated else 8 if found.request.kind in ALONG else 16
-    return max(1, min(most, found.train))
+def _batch_size(dataset: DatasetSummary, machine: Machine) -> int:
+    most = 32 if machine.accelerated else 8 if dataset.request.kind in ALONG else 16
+    return max(1, min(most, dataset.train))
 
 
-def _size(found: Found, machine: Machine, epochs_wanted: float, *, seconds: float, measured_tasks: int) -> int:
+def _size(
+    dataset: DatasetSummary, machine: Machine, epochs_wanted: float, *, seconds: float, measured_tasks: int
+) -> int:
     """The largest size, not above what the images have, at which there is time for enough epochs."""
-    kind, native = found.request.kind, max(SIZES[-1], round(found.long_side / STEP) * STEP)
+    kind, native = dataset.request.kind, max(SIZES[-1], round(dataset.long_side / STEP) * STEP)
     most = min(native, MOST.get(kind, SIZES[0]))
     least = min(most, LEAST[kind])
     sizes = [size for size in SIZES if least <= size <= most]
-    sizes_seen = [size for size in sizes if size >= _seen_from(found)] or sizes[:1]
-    for among, share in ((sizes_seen, 1.0), (sizes_seen, 0.3), (sizes, 0.3)):
-        for size in among:
-            if _cost(found, machine, size, share * epochs_wanted, measured_tasks) <= seconds:
+    sizes_seen = [size for size in sizes if size >= _seen_from(dataset)] or sizes[:1]
+    for candidates, share in ((sizes_seen, 1.0), (sizes_seen, 0.3), (sizes, 0.3)):
+        for size in candidates:
+            if _cost(dataset, machine, size, share * epochs_wanted, measured_tasks) <= seconds:
                 return size
     return sizes[-1]
 
 
-def _seen_from(found: Found) -> float:
+def _seen_from(dataset: DatasetSummary) -> float:
     """From what size on small boxes have enough pixels."""
-    return LEAST_BOX_PX / max(tenths(found.box_shares)[0], 1e-3) if found.box_shares else 0.0
+    return LEAST_BOX_PX / max(tenths(dataset.box_shares)[0], 1e-3) if dataset.box_shares else 0.0
 
 
-def _cost(found: Found, machine: Machine, size: int, epochs: float, measured_tasks: int) -> float:
+def _cost(dataset: DatasetSummary, machine: Machine, size: int, epochs: float, measured_tasks: int) -> float:
     """Seconds of training and of measuring so many times."""
-    images = epochs * found.train + EVALUATED * measured_tasks * found.val
+    images = epochs * dataset.train + EVALUATED * measured_tasks * dataset.val
     return images * machine.image_seconds * (size / REFERENCE_PX) ** 2
 
 
@@ -153,51 +155,53 @@ def _train_size(size: int, *, crop: bool) -> int:
     return max(STEP, round(0.77 * size / STEP) * STEP)
 
 
-def _augment(found: Found, *, crop: bool) -> dict[str, Any]:
+def _augment(dataset: DatasetSummary, *, crop: bool) -> dict[str, Any]:
     settings: dict[str, Any] = {"scale_min": 0.8, "scale_max": 1.6, "random_position": True}
     if crop:
         settings |= {"scale_min": 1.0, "scale_max": 1.7, "aspect": 1.2}
-    if not any(SIDES.search(name) for name in found.classes):  # a mirrored left hand is a right one
+    if not any(SIDES.search(name) for name in dataset.classes):  # a mirrored left hand is a right one
         settings["flip_probability"] = 0.5
-    if found.request.kind != "depth":
+    if dataset.request.kind != "depth":
         settings |= {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
-    if found.request.kind == "boxes":
+    if dataset.request.kind == "boxes":
         settings["mosaic_probability"] = 0.5
     return settings
 
 
-def _segmentation(found: Found, size: int) -> dict[str, Any]:
-    total = sum(found.counts.values()) or 1
-    weights = [BACKGROUND_WEIGHT if found.counts[name] > BACKGROUND_SHARE * total else 1.0 for name in found.classes]
+def _segmentation(dataset: DatasetSummary, size: int) -> dict[str, Any]:
+    total = sum(dataset.counts.values()) or 1
+    weights = [
+        BACKGROUND_WEIGHT if dataset.counts[name] > BACKGROUND_SHARE * total else 1.0 for name in dataset.classes
+    ]
     settings = {"loss_stride": 4 if size >= 256 else 2, "dice_weight": 1.0}
     return {**settings, "class_weights": tuple(weights)} if min(weights) < 1 else settings
 
 
-def strides(found: Found, size: int) -> tuple[int, ...]:
+def strides(dataset: DatasetSummary, size: int) -> tuple[int, ...]:
     """Returns the levels that a detector's boxes need: a cell finds boxes of about 2 to 12 times its side.
 
     Args:
-        found: boxes.
+        dataset: boxes.
         size: of the input, px.
     """
-    if not found.box_shares:
+    if not dataset.box_shares:
         return (8, 16, 32)
-    small, _, large = (share * size for share in tenths(found.box_shares))
+    small, _, large = (share * size for share in tenths(dataset.box_shares))
     return tuple(stride for stride in (8, 16, 32) if small <= 12 * stride and large >= 2 * stride) or (8,)
 
 
-def _detection(found: Found, size: int) -> dict[str, Any]:
-    return {"strides": strides(found, size)}
+def _detection(dataset: DatasetSummary, size: int) -> dict[str, Any]:
+    return {"strides": strides(dataset, size)}
 
 
-def _regression(found: Found, size: int) -> dict[str, Any]:
+def _regression(dataset: DatasetSummary, size: int) -> dict[str, Any]:
     del size
-    return {"center": float(f"{found.center:.4g}"), "scale": float(f"{found.scale:.4g}")}
+    return {"center": float(f"{dataset.center:.4g}"), "scale": float(f"{dataset.scale:.4g}")}
 
 
-def _depth(found: Found, size: int) -> dict[str, Any]:
+def _depth(dataset: DatasetSummary, size: int) -> dict[str, Any]:
     del size
-    return {"center": float(f"{found.center:.3g}"), "max_depth": max(10.0, float(math.ceil(1.5 * found.farthest)))}
+    return {"center": float(f"{dataset.center:.3g}"), "max_depth": max(10.0, float(math.ceil(1.5 * dataset.farthest)))}
 
 
 _TASKS = {
@@ -205,5 +209,5 @@ _TASKS = {
     "boxes": _detection,
     "values": _regression,
     "depth": _depth,
-    "classes": lambda found, size: {"label_smoothing": 0.1} if len(found.classes) > 2 else {},
+    "classes": lambda dataset, size: {"label_smoothing": 0.1} if len(dataset.classes) > 2 else {},
 }

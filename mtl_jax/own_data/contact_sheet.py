@@ -11,8 +11,8 @@ from mtl_jax.data import drawing, findings
 from mtl_jax.data.label_shapes import shape_of
 from mtl_jax.errors import UserError
 from mtl_jax.own_data import table
-from mtl_jax.own_data.found import Found
 from mtl_jax.own_data.inspection import Inspected
+from mtl_jax.own_data.summary import DatasetSummary
 from mtl_jax.report import html_page
 
 BARS, BAR_WIDTH, BAR_HEIGHT = 12, 24, 90  # of a histogram, px
@@ -77,7 +77,7 @@ def _classes(inspected: Inspected) -> str:
     return html_page.table(COLUMNS, rows, numbers=(1, 2, 3)) if rows else ""
 
 
-def _histograms(dataset: Found) -> str:
+def _histograms(dataset: DatasetSummary) -> str:
     figures = {"longer side of the training images, px": [float(max(size)) for size in dataset.sizes]}
     if dataset.box_shares:
         figures["side of the boxes, % of the longer side"] = [100 * share for share in dataset.box_shares]

@@ -14,7 +14,7 @@ from mtl_jax.data.label_shapes.shape import LabelShape
 from mtl_jax.data.sources import registry
 from mtl_jax.data.sources.base import counted
 from mtl_jax.data.survey import Survey
-from mtl_jax.own_data.found import Found, options
+from mtl_jax.own_data.summary import DatasetSummary, options
 
 SPLITS = ("train", "val")
 FEW = 5  # training images of a class that are hardly enough
@@ -31,14 +31,14 @@ class Inspected(NamedTuple):
         suspicious: what seems wrong, each a sentence.
     """
 
-    dataset: Found
+    dataset: DatasetSummary
     sources: Mapping[str, Any]
     surveys: Mapping[str, Survey]
     notes: tuple[str, ...]
     suspicious: tuple[str, ...]
 
 
-def inspect(dataset: Found, *, cache: Path | None, on_progress: survey.OnProgress) -> Inspected:
+def inspect(dataset: DatasetSummary, *, cache: Path | None, on_progress: survey.OnProgress) -> Inspected:
     """Looks at every image and label of a dataset.
 
     Args:
@@ -82,7 +82,7 @@ def leaks(inspected: Sequence[Inspected]) -> list[str]:
     return messages
 
 
-def _suspicious(dataset: Found, surveys: Mapping[str, Survey]) -> Iterator[str]:
+def _suspicious(dataset: DatasetSummary, surveys: Mapping[str, Survey]) -> Iterator[str]:
     name, label = dataset.request.name, dataset.label
     for split, surveyed in surveys.items():
         location = f"{name}, {split}"

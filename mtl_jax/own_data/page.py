@@ -8,7 +8,7 @@ from typing import Any
 
 from mtl_jax.errors import UserError
 from mtl_jax.own_data.choices import Choice
-from mtl_jax.own_data.found import options
+from mtl_jax.own_data.summary import options
 from mtl_jax.workdir.files import replace_text
 
 FILE = "page.py"

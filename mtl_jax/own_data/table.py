@@ -8,13 +8,13 @@ from statistics import median
 from typing import Any
 
 from mtl_jax.own_data.choices import Choice
-from mtl_jax.own_data.found import Found, tenths
+from mtl_jax.own_data.summary import DatasetSummary, tenths
 
 SHOWN_CLASSES = 4
 LOG_WIDTH = 160  # characters, where no terminal says
 
 
-def show(datasets: Sequence[Found], choices: Sequence[Choice] = ()) -> None:
+def show(datasets: Sequence[DatasetSummary], choices: Sequence[Choice] = ()) -> None:
     """Prints a table of the datasets, and what they are trained at where that is chosen."""
     from rich.console import Console
     from rich.markup import escape
@@ -24,7 +24,7 @@ def show(datasets: Sequence[Found], choices: Sequence[Choice] = ()) -> None:
         "task", "labels", "training + validation", "images, px", "holds", *(["trained at"] if choices else [])
     )
     choice_texts = [training(choice) for choice in choices] or [""] * len(datasets)
-    for dataset, at in zip(datasets, choice_texts, strict=True):
+    for dataset, training_text in zip(datasets, choice_texts, strict=True):
         row = [
             dataset.request.name,
             f"{dataset.request.kind} ({dataset.format})",
@@ -32,35 +32,35 @@ def show(datasets: Sequence[Found], choices: Sequence[Choice] = ()) -> None:
             sizes(dataset),
             holds(dataset),
         ]
-        table.add_row(*map(escape, [*row, *([at] if choices else [])]))
+        table.add_row(*map(escape, [*row, *([training_text] if choices else [])]))
     Console(width=None if sys.stdout.isatty() else LOG_WIDTH).print(table)
 
 
-def images(found: Found) -> str:
+def images(dataset: DatasetSummary) -> str:
     """Returns how many images train and validate, and why."""
-    return f"{found.train} + {found.val}, {found.splits}"
+    return f"{dataset.train} + {dataset.val}, {dataset.splits}"
 
 
-def sizes(found: Found) -> str:
+def sizes(dataset: DatasetSummary) -> str:
     """Returns the median size of the images, and the range."""
-    width, height = ([size[k] for size in found.sizes] for k in (0, 1))
+    width, height = ([size[k] for size in dataset.sizes] for k in (0, 1))
     middle = f"{median(width):g} x {median(height):g}"
     least, most = f"{min(width)} x {min(height)}", f"{max(width)} x {max(height)}"
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
-def holds(found: Found) -> str:
+def holds(dataset: DatasetSummary) -> str:
     """Returns what the training labels hold, in a few words."""
-    if not found.classes:
-        return f"around {found.center:.4g}, by {found.scale:.3g}"
-    names = ", ".join(found.classes[:SHOWN_CLASSES])
-    remainder = len(found.classes) - SHOWN_CLASSES
-    text = f"{len(found.classes)} class{'es' * (len(found.classes) > 1)}: {names}" + (
+    if not dataset.classes:
+        return f"around {dataset.center:.4g}, by {dataset.scale:.3g}"
+    names = ", ".join(dataset.classes[:SHOWN_CLASSES])
+    remainder = len(dataset.classes) - SHOWN_CLASSES
+    text = f"{len(dataset.classes)} class{'es' * (len(dataset.classes) > 1)}: {names}" + (
         f" and {remainder} more" if remainder > 0 else ""
     )
-    if found.box_shares:
-        low, middle, high = (round(share * found.long_side) for share in tenths(found.box_shares))
-        text += f"; {len(found.box_shares)} boxes, sides {low} to {high} px (median {middle})"
+    if dataset.box_shares:
+        low, middle, high = (round(share * dataset.long_side) for share in tenths(dataset.box_shares))
+        text += f"; {len(dataset.box_shares)} boxes, sides {low} to {high} px (median {middle})"
     return text
 
 
@@ -68,5 +68,5 @@ def training(choice: Choice) -> str:
     """Returns what a task is trained at."""
     crops = f" ({choice.train_image_size} px crops)" if choice.train_image_size != choice.image_size else ""
     text = f"{choice.image_size} px{crops}, {choice.epochs:g} epochs of batches of {choice.batch_size}"
-    at: Any = choice.task.get("strides")
-    return text + (f", strides {', '.join(map(str, at))}" if at else "")
+    strides: Any = choice.task.get("strides")
+    return text + (f", strides {', '.join(map(str, strides))}" if strides else "")

@@ -67,14 +67,14 @@ def history(events: Sequence[Mapping[str, Any]]) -> dict[str, History]:
     Returns:
         By "stage/split/task/name": the steps and the values.
     """
-    found: dict[str, History] = {}
+    curves: dict[str, History] = {}
     for event in events:
         if event["split"] == "val" or event["name"].endswith(CURVES):
             name = "/".join((event["stage"], event["split"], event["task"] or "all", event["name"]))
-            curve = found.setdefault(name, {"step": [], "value": []})
+            curve = curves.setdefault(name, {"step": [], "value": []})
             curve["step"].append(event["step"])
             curve["value"].append(event["value"])
-    return found
+    return curves
 
 
 def as_history(results: Sequence[Result]) -> str:
@@ -85,14 +85,14 @@ def as_history(results: Sequence[Result]) -> str:
 
 def figures(result: Result) -> dict[str, float | None]:
     """Every figure of a run by its column: "seg_miou", "seg_drop_percent", and the keys of `COSTS`."""
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for task, entry in result.contract["tasks"].items():
-        found |= {f"{task}_{entry['metric']}": entry["final"], f"{task}_drop_percent": entry["drop_percent"]}
-    found[DELTA_M] = result.contract.get(DELTA_M)
+        values |= {f"{task}_{entry['metric']}": entry["final"], f"{task}_drop_percent": entry["drop_percent"]}
+    values[DELTA_M] = result.contract.get(DELTA_M)
     budgets = result.contract["budgets"]
     costs = {cost: budgets[cost]["value"] if cost in budgets else None for cost in COSTS}
-    found |= costs | {"step_ms": result.step_ms}
-    return {name: None if value is None else float(value) for name, value in found.items()}
+    values |= costs | {"step_ms": result.step_ms}
+    return {name: None if value is None else float(value) for name, value in values.items()}
 
 
 def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -105,9 +105,9 @@ def by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def columns(results: Sequence[Result]) -> list[str]:
     """Returns the columns of `figures` of all results: accuracies and drops of every task, delta_m, then costs."""
-    found = [figures(result) for result in results]
-    names = [name for each in found for name in each if name not in COSTS and name != DELTA_M]
-    gain = [DELTA_M] if any(each[DELTA_M] is not None for each in found) else []
+    figures_by_run = [figures(result) for result in results]
+    names = [name for run_figures in figures_by_run for name in run_figures if name not in COSTS and name != DELTA_M]
+    gain = [DELTA_M] if any(run_figures[DELTA_M] is not None for run_figures in figures_by_run) else []
     return [*dict.fromkeys(names), *gain, *COSTS]
 
 
@@ -123,8 +123,8 @@ def as_csv(results: Sequence[Result]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["variant", "seed", "passed", *names])
     for result in results:
-        found = figures(result)
-        cells = ["" if found.get(name) is None else found[name] for name in names]
+        run_figures = figures(result)
+        cells = ["" if run_figures.get(name) is None else run_figures[name] for name in names]
         writer.writerow([result.variant, result.seed, result.contract["passed"], *cells])
     return text.getvalue()
 
@@ -135,8 +135,8 @@ def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for variant, runs in by_variant(results).items():
         cells = [_cell([figures(run).get(name) for run in runs], name) for name in names]
-        kept = sum(bool(run.contract["passed"]) for run in runs)
-        rows.append([variant, str(len(runs)), *cells, f"{kept} of {len(runs)}"])
+        kept_count = sum(bool(run.contract["passed"]) for run in runs)
+        rows.append([variant, str(len(runs)), *cells, f"{kept_count} of {len(runs)}"])
     return ["variant", "seeds", *map(_head, names), "contract kept"], rows
 
 
@@ -173,20 +173,22 @@ def matrix(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[floa
     histories = [task_histories(run.contract["stages"], judged) for run in runs]
     rows = []
     for index, stage in enumerate(runs[0].contract["stages"]):
-        found = [[history[task][index] for history in histories if index < len(history[task])] for task in tasks]
-        known = [[value for value in values if value is not None] for values in found]
+        metrics_by_task = [
+            [history[task][index] for history in histories if index < len(history[task])] for task in tasks
+        ]
+        known = [[value for value in values if value is not None] for values in metrics_by_task]
         rows.append((stage["name"], [statistics.fmean(values) if values else None for values in known]))
     return list(tasks), rows
 
 
 def as_markdown(results: Sequence[Result]) -> str:
     """The table, and the stage x task matrix of every variant."""
-    parts = [_markdown_table(*table(results))]
+    sections = [_markdown_table(*table(results))]
     for variant, runs in by_variant(results).items():
         tasks, rows = matrix(runs)
         cells = [[f"after {stage}", *map(contract_table.figure, values)] for stage, values in rows]
-        parts.append(f"**{variant}**\n\n" + _markdown_table(["", *tasks], cells))
-    return "\n".join(parts)
+        sections.append(f"**{variant}**\n\n" + _markdown_table(["", *tasks], cells))
+    return "\n".join(sections)
 
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -204,7 +206,7 @@ def as_html(title: str, results: Sequence[Result]) -> str:
     heads, rows = table(results)
     groups = by_variant(results)
     accuracies = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
-    spreads = [spread_svg(_head(name), found) for name in accuracies if (found := _known(groups, name))]
+    spreads = [spread_svg(_head(name), values) for name in accuracies if (values := _known(groups, name))]
     scatters = [
         scatter_svg(f"{_head(name)} against {COSTS[cost]}", points, x=COSTS[cost], y=_head(name))
         for name in accuracies
@@ -231,17 +233,17 @@ def conflict_table(groups: Mapping[str, Sequence[Result]]) -> tuple[list[str], l
     pairs = list(dict.fromkeys(pair for runs in groups.values() for run in runs for pair in run.conflicts))
     rows = []
     for variant, runs in groups.items():
-        found = [[run.conflicts[pair] for run in runs if pair in run.conflicts] for pair in pairs]
-        if any(found):
-            rows.append([variant, *map(_conflict_cell, found)])
+        conflicts = [[run.conflicts[pair] for run in runs if pair in run.conflicts] for pair in pairs]
+        if any(conflicts):
+            rows.append([variant, *map(_conflict_cell, conflicts)])
     return ["variant", *(" and ".join(pair) for pair in pairs)], rows
 
 
-def _conflict_cell(found: Sequence[Conflict]) -> str:
-    if not found:
+def _conflict_cell(conflicts: Sequence[Conflict]) -> str:
+    if not conflicts:
         return "-"
-    share = statistics.fmean(conflict.opposed_share for conflict in found)
-    return f"{100 * share:.0f} %, mean cosine {statistics.fmean(conflict.mean_cosine for conflict in found):+.3f}"
+    share = statistics.fmean(conflict.opposed_share for conflict in conflicts)
+    return f"{100 * share:.0f} %, mean cosine {statistics.fmean(conflict.mean_cosine for conflict in conflicts):+.3f}"
 
 
 def _conflict_section(groups: Mapping[str, Sequence[Result]]) -> str:
@@ -251,11 +253,11 @@ def _conflict_section(groups: Mapping[str, Sequence[Result]]) -> str:
 
 
 def _known(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[float]]:
-    found = {
+    by_variant_values = {
         variant: [value for run in runs if (value := figures(run).get(name)) is not None]
         for variant, runs in groups.items()
     }
-    return {variant: values for variant, values in found.items() if values}
+    return {variant: values for variant, values in by_variant_values.items() if values}
 
 
 def _points(groups: Mapping[str, Sequence[Result]], x: str, y: str) -> dict[str, tuple[float, float]]:
@@ -286,7 +288,7 @@ def tradeoffs_svg(results: Sequence[Result]) -> str:
     rows = [(_head(name), [(COSTS[cost], _points(groups, cost, name)) for cost in costs]) for name in names]
     drops = {variant: max(drop for run in runs for drop in _drops(run)) for variant, runs in groups.items()}
     worst = [
-        (COSTS[cost], {name: (at, drops[name]) for name, (at, _) in _points(groups, cost, cost).items()})
+        (COSTS[cost], {name: (mean_cost, drops[name]) for name, (mean_cost, _) in _points(groups, cost, cost).items()})
         for cost in costs
     ]
     return scatters_svg([*rows, ("largest drop, %", worst)])

@@ -97,8 +97,8 @@ def look(
                 worst_records[name] = sorted([*worst_records[name], record], key=_quality)[:count]
     return {
         name: Looked(
-            [_shown(task, record) for record in first[name]],
-            [_shown(task, record) for record in worst_records[name]],
+            [_example_of(task, record) for record in first[name]],
+            [_example_of(task, record) for record in worst_records[name]],
             details[name].by_class() if name in details else None,
             task.classes,
         )
@@ -123,7 +123,7 @@ def _examples(
             yield np.asarray(batch.image[index]), by_task, batch.targets[index], batch.geometries[index]
 
 
-def _shown(task: Task, record: _Seen) -> Shown:
+def _example_of(task: Task, record: _Seen) -> Shown:
     image, geometry = record.image, record.geometry
     predicted = picture(task, image, geometry, task.at_original(record.prediction, geometry))
     judgement = record.judged.words if record.judged else ""
@@ -175,7 +175,7 @@ def picture(
 
     size = np.array([right - left, bottom - top])
     inches = FIGURE_INCHES * size / size.max()
-    webp = _drawn([panel], inches=(float(inches[0]), float(inches[1])), dpi=DPI, **WEBP)
+    webp = _render([panel], inches=(float(inches[0]), float(inches[1])), dpi=DPI, **WEBP)
     return Picture(webp, notes["legend"], notes["words"])
 
 
@@ -199,7 +199,7 @@ def overlay(
 ) -> bytes:
     """Returns an original image with what several tasks predict drawn over it, as a PNG file of about its size.
 
-    Of several tasks with an answer for every pixel, the first shares a panel with all else, and each of the others
+    Of several tasks with an output for every pixel, the first shares a panel with all else, and each of the others
     has its own next to it.
 
     Args:
@@ -226,7 +226,7 @@ def overlay(
     groups = [[name for name in tasks if name not in dense_tasks], *([name] for name in dense_tasks)]
     dpi = max(size) / OVERLAY_INCHES
     panels = [functools.partial(panel, names=names) for names in groups]
-    return _drawn(panels, inches=(size[1] / dpi, size[0] / dpi), dpi=dpi, below=True, format="png")
+    return _render(panels, inches=(size[1] / dpi, size[0] / dpi), dpi=dpi, below=True, format="png")
 
 
 def _resized(geometry: Geometry, size: tuple[int, int]) -> Geometry:
@@ -235,7 +235,7 @@ def _resized(geometry: Geometry, size: tuple[int, int]) -> Geometry:
     return geometry._replace(scale_x=geometry.scale_x * x, scale_y=geometry.scale_y * y, height=size[0], width=size[1])
 
 
-def _drawn(
+def _render(
     panels: Sequence[Callable[[Any], None]],
     *,
     inches: tuple[float, float],

@@ -97,7 +97,7 @@ def panel_svg(
         axes.grid(axis="y", color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
         axes.set_xlabel("step", fontsize=8)
 
-    return _drawn(title, draw)
+    return _panel_svg(title, draw)
 
 
 def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> str:
@@ -120,7 +120,7 @@ def spread_svg(title: str, values: Mapping[str, Sequence[float]]) -> str:
         axes.set_ylim(len(values) - 0.4, -0.6)
         axes.grid(axis="x", color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
 
-    return _drawn(title, draw, height=1.0 + 0.28 * len(values))
+    return _panel_svg(title, draw, height=1.0 + 0.28 * len(values))
 
 
 def line_svg(title: str, xs: Sequence[float], ys: Sequence[float], *, x: str, y: str) -> str:
@@ -145,7 +145,7 @@ def line_svg(title: str, xs: Sequence[float], ys: Sequence[float], *, x: str, y:
         axes.set_xlabel(x, fontsize=8)
         axes.set_ylabel(y, fontsize=8)
 
-    return _drawn(title, draw)
+    return _panel_svg(title, draw)
 
 
 def scatter_svg(title: str, points: Mapping[str, tuple[float, float]], *, x: str, y: str) -> str:
@@ -170,7 +170,7 @@ def scatter_svg(title: str, points: Mapping[str, tuple[float, float]], *, x: str
         axes.set_xlabel(x, fontsize=8)
         axes.set_ylabel(y, fontsize=8)
 
-    return _drawn(title, draw, height=3.2)
+    return _panel_svg(title, draw, height=3.2)
 
 
 def looks() -> Iterator[dict[str, str]]:
@@ -284,7 +284,7 @@ def _shade(cell: Cell | None, limit_percent: float) -> tuple[float, float, float
     return (red, green, blue)
 
 
-def _drawn(title: str, draw: Callable[[Any], None], *, height: float = 2.7) -> str:
+def _panel_svg(title: str, draw: Callable[[Any], None], *, height: float = 2.7) -> str:
     """A panel of one set of axes, as an <svg> element."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

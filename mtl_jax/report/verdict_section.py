@@ -26,7 +26,7 @@ def sentences(contract: Mapping[str, Any]) -> list[str]:
     """Returns one sentence or two on every task, and one on the cost."""
     stages = [stage["name"] for stage in contract["stages"]]
     tasks = [
-        f"{task}: {_learnt(entry)}{_kept(entry, last=f'stage {stages[-1]}' if stages else '')}"
+        f"{task}: {_learnt(entry)}{_retention(entry, last=f'stage {stages[-1]}' if stages else '')}"
         for task, entry in contract["tasks"].items()
     ]
     cost = _cost(contract["budgets"])
@@ -43,7 +43,7 @@ def _learnt(entry: Mapping[str, Any]) -> str:
     return f"{verdict}; {final_text}, where {figure(entry['to_beat'])} is to beat."
 
 
-def _kept(entry: Mapping[str, Any], *, last: str) -> str:
+def _retention(entry: Mapping[str, Any], *, last: str) -> str:
     drop, origin = entry["drop_percent"], entry["baseline_from"]
     if drop is None or not origin:
         return ""

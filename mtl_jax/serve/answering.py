@@ -23,8 +23,8 @@ from mtl_jax.workdir.trained import Trained
 TIMED_CALLS = 3  # of one image, for the latency of each task
 
 
-class Found(NamedTuple):
-    """What a network says of one image, before it is put into words."""
+class Result(NamedTuple):
+    """Decoded predictions of a network for one image."""
 
     predictions: dict[str, Mapping[str, np.ndarray]]  # by task
     geometries: dict[str, Geometry]
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 class _Job(NamedTuple):
     image: UInt8[np.ndarray, "height width 3"]
     names: tuple[str, ...]
-    future: Future[Found]
+    future: Future[Result]
 
 
 class Answering:
@@ -80,9 +80,9 @@ class Answering:
         if self._thread.is_alive():
             self._thread.join()
 
-    def ask(self, image: UInt8[np.ndarray, "height width 3"], names: tuple[str, ...]) -> Future[Found]:
+    def ask(self, image: UInt8[np.ndarray, "height width 3"], names: tuple[str, ...]) -> Future[Result]:
         """Hands an image over; a future that is cancelled while it waits costs nothing."""
-        future: Future[Found] = Future()
+        future: Future[Result] = Future()
         self._jobs.put(_Job(image, names, future))
         return future
 
@@ -97,9 +97,9 @@ class Answering:
                 else:
                     job_queue.append(job)
             if job_queue:
-                self._answer(_alike(job_queue, self.batch_size))
+                self._run_jobs(_same_tasks(job_queue, self.batch_size))
 
-    def _answer(self, jobs: Sequence[_Job]) -> None:
+    def _run_jobs(self, jobs: Sequence[_Job]) -> None:
         jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
         if not jobs:
             return
@@ -113,8 +113,8 @@ class Answering:
         for job, result in zip(jobs, results, strict=True):
             job.future.set_result(result)
 
-    def _pass(self, images: Sequence[np.ndarray], names: tuple[str, ...]) -> list[Found]:
-        results = [Found({}, {}, {}) for _ in images]
+    def _pass(self, images: Sequence[np.ndarray], names: tuple[str, ...]) -> list[Result]:
+        results = [Result({}, {}, {}) for _ in images]
         size = 1 if len(images) == 1 else self.batch_size
         for view, view_names in self._views.items():
             requested = tuple(name for name in view_names if name in names)
@@ -122,7 +122,7 @@ class Answering:
                 continue
             computed = requested if len(requested) == 1 else tuple(view_names)
             start = time.perf_counter()
-            view_results = predict.shown(self._run, self._variables, images, view, computed, batch_size=size)
+            view_results = predict.run_batch(self._run, self._variables, images, view, computed, batch_size=size)
             ms = 1e3 * (time.perf_counter() - start)
             for result, (predictions, geometry) in zip(results, view_results, strict=True):
                 for name in requested:
@@ -130,7 +130,7 @@ class Answering:
         return results
 
 
-def _alike(job_queue: collections.deque[_Job], most: int) -> list[_Job]:
+def _same_tasks(job_queue: collections.deque[_Job], most: int) -> list[_Job]:
     """Takes the first job, and others that ask for the same tasks."""
     jobs = [job for job in job_queue if job.names == job_queue[0].names][:most]
     job_ids = {id(job) for job in jobs}

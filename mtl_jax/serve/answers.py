@@ -11,13 +11,13 @@ from jaxtyping import UInt8
 
 from mtl_jax.data.images import png
 from mtl_jax.report import pictures
-from mtl_jax.serve.answering import Answering, Found
+from mtl_jax.serve.answering import Answering, Result
 
 
 def to_json(
     answering: Answering,
     image: UInt8[np.ndarray, "height width 3"],
-    result: Found,
+    result: Result,
     *,
     threshold: float | None,
     overlay: bool,
@@ -38,7 +38,7 @@ def to_json(
     start, outputs = time.perf_counter(), {}
     requested = {name: task for name, task in answering.tasks.items() if name in result.predictions}
     for name, task in requested.items():
-        output = task.answer(task.at_original(result.predictions[name], result.geometries[name]), threshold)
+        output = task.to_json(task.at_original(result.predictions[name], result.geometries[name]), threshold)
         maps = {field: value for field, value in output.items() if isinstance(value, np.ndarray)}
         if shades and "depth_mm" in maps:
             maps["shade"] = _shade(maps["depth_mm"])

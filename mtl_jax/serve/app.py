@@ -100,7 +100,7 @@ class _Service:
             file = await self._upload(request)
             try:
                 async with asyncio.timeout(self._limits.seconds):
-                    return _response(await self._answer(file, names, settings))
+                    return _response(await self._respond(file, names, settings))
             except TimeoutError:
                 raise Refused(
                     503, f"no answer within {self._limits.seconds:g} s; try again, or a smaller image"
@@ -118,7 +118,7 @@ class _Service:
             raise Refused(400, "expected the whole image; the client went away") from None
         return uploads.image_of(body, request.headers.get("content-type", ""))
 
-    async def _answer(self, file: bytes, names: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
+    async def _respond(self, file: bytes, names: tuple[str, ...], settings: dict[str, Any]) -> dict[str, Any]:
         loop, bits = asyncio.get_running_loop(), self._answering.grey_bits
         async with self._decoded:
             start = time.perf_counter()

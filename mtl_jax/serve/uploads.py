@@ -73,7 +73,7 @@ def image_of(body: bytes, content_type: str) -> bytes:
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == FORM:
-        files = _parts(body, content_type)
+        files = _uploaded_files(body, content_type)
         if len(files) != 1:
             raise Refused(422, f"expected one file in the form, found {len(files)}; send one image with each request")
         body = files[0]
@@ -88,7 +88,7 @@ def image_of(body: bytes, content_type: str) -> bytes:
     return body
 
 
-def _parts(body: bytes, content_type: str) -> list[bytes]:
+def _uploaded_files(body: bytes, content_type: str) -> list[bytes]:
     """The files of a form; their names are not looked at."""
     boundary = re.search(r'boundary=(?:"([^"]{1,200})"|([^\s;]{1,200}))', content_type)
     if not boundary:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_jax.config.checks import among, check_class_names
+from mtl_jax.config.checks import check_class_names, require_choice
 from mtl_jax.config.section import read
 from mtl_jax.tasks import later
 from mtl_jax.tasks.base import Task
@@ -50,7 +50,7 @@ def build(tasks_config: Mapping[str, Mapping[str, Any]]) -> dict[str, Task]:
 def _build_one(name: str, section: Mapping[str, Any]) -> Task:
     location = f"config.tasks.{name}"
     kind: Any = section.get("kind")
-    among(f"{location}.kind", kind, KINDS)
+    require_choice(f"{location}.kind", kind, KINDS)
     settings: dict[str, Any] = {"name": name}
     takes_classes = "classes" in inspect.signature(KINDS[kind]).parameters
     if takes_classes and "classes" in section:  # not read as other names, which a comma parts

@@ -37,7 +37,7 @@ class Geometry(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """What the best answer that is the same for every image reaches on the data that a metric has seen."""
+    """Metric of the best constant output, the same for every image, on the data that a metric has seen."""
 
     figure: float  # of the task's main metric; NaN where nothing is labelled
     standard_error: float  # of that figure, over other data of the same kind and size
@@ -68,7 +68,7 @@ class Metric(Protocol):
         ...
 
     def constant(self) -> Constant:
-        """Returns what the best constant answer would have reached: what a network has to beat."""
+        """Returns the metric of the best constant output: what a network has to beat."""
         ...
 
 
@@ -151,8 +151,8 @@ class Task(Section):
         return {}
 
     @property
-    def answers(self) -> tuple[str, ...]:
-        """The classes that it may answer with."""
+    def output_classes(self) -> tuple[str, ...]:
+        """The classes that it may predict."""
         return self.classes
 
     @property
@@ -217,7 +217,7 @@ class Task(Section):
         """Returns a metric that has seen nothing."""
         raise NotImplementedError
 
-    def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
+    def to_json(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns one image's prediction in JSON's terms; a map [height, width] of u8 or u16 in it is for a file.
 
         Args:
@@ -251,8 +251,8 @@ class Task(Section):
         return labels
 
     @property
-    def log_probabilities(self) -> Callable[[Array], Float[Array, "batch answers"]] | None:
-        """(raw) -> the log-probability of every answer; None where there are too many to list."""
+    def log_probabilities(self) -> Callable[[Array], Float[Array, "batch outcomes"]] | None:
+        """(raw) -> the log-probability of every outcome; None where there are too many to list."""
         return None
 
     @property

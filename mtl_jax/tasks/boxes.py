@@ -187,7 +187,7 @@ def suppress(
 
     A box stays when no better box that stays overlaps it. Starting from "all stay" and applying that rule to
     all boxes at once settles one link of every chain of overlaps per round, so the fixed point is the greedy
-    answer, after as many rounds as the longest chain (a handful) instead of one per box.
+    result, after as many rounds as the longest chain (a handful) instead of one per box.
 
     Args:
         boxes_xyxy: best first.

@@ -57,7 +57,9 @@ class Scores(NamedTuple):
 
     field: str  # of its predictions
     temper: Callable[[Any, float], Array]
-    least: float | None = None  # that counts where nothing was chosen; None of a kind whose answer is the best score
+    least: float | None = (
+        None  # that counts where nothing was chosen; None of a kind that predicts the class of the best score
+    )
     meaning: str = ""  # of what is accepted
 
 
@@ -71,13 +73,13 @@ SCORES: dict[str, Scores] = {
 
 
 class _Calibrated(Task):
-    """What a kind says, with scores at a temperature, and answers of those that count."""
+    """Predictions of a kind with scores at a temperature, and outputs of those above the least score."""
 
     calibration: ClassVar[Calibration]
 
     @property
     def _least(self) -> Any:
-        """The least score that counts: a number, one for each class, or None of a kind whose answer is the best."""
+        """The least score that counts: a number, one for each class, or None of a kind that predicts the best."""
         least = SCORES[self.kind].least
         if least is None or not self.calibration.thresholds:
             return least
@@ -101,15 +103,15 @@ class _Calibrated(Task):
     def decode(self, outputs: Array) -> dict[str, Array]:
         return accepted(self, tempered(self, super().decode(outputs), self.calibration), self._least)
 
-    def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
-        return super().answer(prediction, self._least if threshold is None else threshold)
+    def to_json(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
+        return super().to_json(prediction, self._least if threshold is None else threshold)
 
     def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:
         super().draw(axes, prediction, self._least if threshold is None else threshold)
 
 
 def calibrated(task: Task, calibration: Calibration | None = None) -> Task:
-    """Returns a task whose predictions are tempered and say what of them counts, and whose answers follow that.
+    """Returns a task whose scores are tempered, and whose predictions and outputs follow the calibrated least scores.
 
     Args:
         task: of any kind; one without scores stays as it is.
@@ -118,10 +120,10 @@ def calibrated(task: Task, calibration: Calibration | None = None) -> Task:
     if task.kind not in SCORES:
         return task
     kind = type(task)  # the new one overrides it, and has the task's settings
-    made = type(f"Calibrated{kind.__name__}", (_Calibrated, kind), {"calibration": calibration or Calibration()})
-    found = object.__new__(made)
-    vars(found).update(vars(task))
-    return found
+    subclass = type(f"Calibrated{kind.__name__}", (_Calibrated, kind), {"calibration": calibration or Calibration()})
+    calibrated_task = object.__new__(subclass)
+    vars(calibrated_task).update(vars(task))
+    return calibrated_task
 
 
 def calibration_of(task: Task) -> Calibration:

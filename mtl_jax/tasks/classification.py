@@ -72,11 +72,13 @@ class Classification(Task):
         label, logits = labels["label"], raw.astype(jnp.float32)
         labelled = (label >= 0) & (label < raw.shape[-1])
         target = jnp.where(labelled, label, 0)[:, None]
-        among = jnp.asarray(labels.get("labelled", jnp.ones(raw.shape, bool)))  # bool[batch, classes]
-        labelled &= jnp.take_along_axis(among, target, axis=-1)[:, 0]
-        log_p = jax.nn.log_softmax(jnp.where(among, logits, UNLABELLED_LOGIT))
+        labelled_classes = jnp.asarray(labels.get("labelled", jnp.ones(raw.shape, bool)))  # bool[batch, classes]
+        labelled &= jnp.take_along_axis(labelled_classes, target, axis=-1)[:, 0]
+        log_p = jax.nn.log_softmax(jnp.where(labelled_classes, logits, UNLABELLED_LOGIT))
         own_class = jnp.take_along_axis(log_p, target, axis=-1)[:, 0]
-        every_class = jnp.where(among, log_p, 0.0).sum(axis=-1) / jnp.maximum(among.sum(axis=-1), 1)
+        every_class = jnp.where(labelled_classes, log_p, 0.0).sum(axis=-1) / jnp.maximum(
+            labelled_classes.sum(axis=-1), 1
+        )
         cost = -(1 - self.label_smoothing) * own_class - self.label_smoothing * every_class
         value = jnp.where(labelled, cost, 0.0).sum() / jnp.maximum(labelled.sum(), 1)
         return value, {"cross_entropy": value}
@@ -115,15 +117,15 @@ class Classification(Task):
         del image_size
         if "labelled" not in labels:
             return labels
-        label, among = jnp.asarray(labels["label"]), jnp.asarray(labels["labelled"])
+        label, labelled_classes = jnp.asarray(labels["label"]), jnp.asarray(labels["labelled"])
         probability = jax.nn.softmax(teacher_raw.astype(jnp.float32))
         best = probability.argmax(axis=-1)
-        unlabelled = ~jnp.take_along_axis(among, best[:, None], axis=-1)[:, 0]
+        unlabelled = ~jnp.take_along_axis(labelled_classes, best[:, None], axis=-1)[:, 0]
         is_pseudo = (label < 0) & unlabelled & (probability.max(axis=-1) >= threshold)
-        return {**labels, "label": jnp.where(is_pseudo, best, label), "labelled": among | is_pseudo[:, None]}
+        return {**labels, "label": jnp.where(is_pseudo, best, label), "labelled": labelled_classes | is_pseudo[:, None]}
 
     @property
-    def log_probabilities(self) -> Callable[[Array], Float[Array, "batch answers"]]:
+    def log_probabilities(self) -> Callable[[Array], Float[Array, "batch outcomes"]]:
         """(raw) -> the log-probability of each class."""
         return log_probabilities
 
@@ -140,7 +142,7 @@ class Classification(Task):
         """Returns the shares of images whose class is ranked first, or among the first five."""
         return TopAccuracy(name=self.name, class_count=len(self.classes))
 
-    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+    def to_json(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
         """Returns "label", the most probable class, and {"probability": {class: its own}}, the most probable first."""
         del threshold
         ranked = caption.ranked(self.classes, prediction["probability"])
@@ -183,9 +185,9 @@ class TopAccuracy:
                 f"task {self._name!r}: expected labels below {self._class_count}, found {label}; list every "
                 "class in the config"
             )
-        among = np.asarray(target.get("labelled", np.ones(self._class_count, bool)))
-        if label >= 0 and among[label]:
-            order = np.argsort(-np.where(among, np.asarray(prediction["probability"]), -1.0), kind="stable")
+        labelled_classes = np.asarray(target.get("labelled", np.ones(self._class_count, bool)))
+        if label >= 0 and labelled_classes[label]:
+            order = np.argsort(-np.where(labelled_classes, np.asarray(prediction["probability"]), -1.0), kind="stable")
             self._ranks.append(int(np.flatnonzero(order == label)[0]))
             self._labels.append(label)
 

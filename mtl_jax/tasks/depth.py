@@ -80,7 +80,7 @@ DRAWS: dict[str, Callable[[Array, Map], Map]] = {
 class Depth(Task):
     """The distance of every pixel.
 
-    The head emits the logarithm of depth over `center`, so that every answer is a positive depth, and near and far
+    The head emits the logarithm of depth over `center`, so that every output is a positive depth, and near and far
     ones, whose errors are alike in proportion, are equally far from being right, whatever the cost.
     """
 
@@ -198,7 +198,7 @@ class Depth(Task):
         """Returns the errors, of nothing so far."""
         return DepthErrors(name=self.name, min_depth=self.min_depth, max_depth=self.max_depth)
 
-    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+    def to_json(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
         """Returns "depth_mm", the depth of each pixel in whole millimetres, and "min_m", "median_m" and "max_m"."""
         del threshold
         depth = np.asarray(prediction["depth"], np.float64)

@@ -28,7 +28,7 @@ from mtl_jax.tasks.detection_cells import BOX_CHANNELS, Cells, Selection
 from mtl_jax.tasks.mean_average_precision import MeanAveragePrecision, to_original
 
 PSEUDO_BOXES = 32  # of an image, that another network may fill in
-MIN_SCORE = 0.3  # of an answer; the tail below is there for mean average precision
+MIN_SCORE = 0.3  # of an output; the tail below is there for mean average precision
 MEANINGS = {
     "boxes_xyxy": "left, top, right, bottom of each detection, px of the input, best first; 0 if not valid",
     "score": "of each detection, 0 to 1",
@@ -181,7 +181,7 @@ class Detection(Task):
         """Returns the mean average precision, of nothing so far."""
         return MeanAveragePrecision(name=self.name, classes=self.classes)
 
-    def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
+    def to_json(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns "boxes_xyxy" in px, "label" (names) and "score" of the detections of a fair score, best first."""
         detections = fair(prediction, threshold)
         return {

@@ -56,7 +56,7 @@ def decode(outputs: Cells, selection: Selection) -> dict[str, Array]:
     """Returns the best boxes after non-maximum suppression within each class, best first.
 
     The score is the geometric mean of objectness and class probability: both learn the IoU, so their mean
-    estimates it, while their product, which ranks alike, would be its square. A cell may answer with several
+    estimates it, while their product, which ranks alike, would be its square. A cell may predict several
     classes.
 
     Args:

@@ -93,7 +93,7 @@ class _Targets(NamedTuple):
     ignored: Bool[Array, "batch cells"]  # its objectness learns nothing
     box: Float[Array, "batch cells 4"]  # of the cell's object, px
     label: Int[Array, "batch cells"]
-    pseudo: Bool[Array, "batch cells"]  # the object is another network's answer
+    pseudo: Bool[Array, "batch cells"]  # the object is another network's prediction
 
 
 def _targets(

@@ -76,7 +76,7 @@ def of_both_sides(
     """The mean cost where the teacher says yes and that where it says no, added: neither drowns the other.
 
     Args:
-        cost: of yes/no answers.
+        cost: of yes/no outputs.
         probability: of yes, by the teacher.
         axes: over which the means are taken; a side is never counted to have less than `LEAST_SHARE` of them.
 

@@ -23,7 +23,7 @@ from mtl_jax.tasks.mean_iou import BACKGROUND
 from mtl_jax.tasks.multi_label import MultiLabel
 from mtl_jax.tasks.segmentation import Logits, Segmentation
 
-NEVER = -1e9  # the logit of a class that is no answer
+NEVER = -1e9  # the logit of a class that is never predicted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Later:
 
     added: tuple[Any, ...] = setting((), "stages, and how many of the last classes each has added: (('more', 3),)")
     renamed: tuple[Any, ...] = setting((), "names in datasets, and those in classes: (('tvmonitor', 'screen'),)")
-    removed: tuple[Any, ...] = setting((), "classes that are never an answer; the readout keeps their rows")
+    removed: tuple[Any, ...] = setting((), "classes that are never predicted; the readout keeps their rows")
 
     def check(self) -> None:
         """Checks the three settings, and the kind's own.
@@ -53,7 +53,7 @@ class Later:
         changed_names = [*(entry[1] for entry in self.renamed), *self.removed]
         if unknown := [name for name in changed_names if name not in task.classes]:
             raise UserError(f"renamed or removed names {unknown[0]}; {suggestion(str(unknown[0]), task.classes)}")
-        if not task.answers:
+        if not task.output_classes:
             raise UserError("removed leaves no class; keep one")
         parent: Any = super()
         parent.check()
@@ -69,7 +69,7 @@ class Later:
         return dict(self.renamed)
 
     @property
-    def answers(self) -> tuple[str, ...]:
+    def output_classes(self) -> tuple[str, ...]:
         """The classes that are left."""
         task: Any = self
         return tuple(name for name in task.classes if name not in self.removed)
@@ -152,7 +152,7 @@ def _among_all(labels: Labels) -> Labels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LaterMultiLabel(Later, MultiLabel):
-    """Every class is answered by itself, so that later ones do not compete with those that were there."""
+    """Every class has a probability of its own, so that later ones do not compete with those that were there."""
 
     def finish(self, raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
         """Returns the logits."""
@@ -223,7 +223,7 @@ class LaterDetection(Later, Detection):
     def loss(self, raw: Cells, labels: Labels, image_size: ImageSize) -> LossAndParts:
         """Returns the sum of the losses of each part on the boxes of its classes."""
         total, sums = jnp.zeros(()), {}
-        for subtask, start, raw_rows in self._parts(raw):
+        for subtask, start, raw_rows in self._subtasks(raw):
             value, terms = subtask.loss(raw_rows, _of_part(labels, start, len(subtask.classes)), image_size)
             total += value
             sums = {name: sums.get(name, 0.0) + term for name, term in terms.items()}
@@ -232,7 +232,7 @@ class LaterDetection(Later, Detection):
     def sampled_loss(self, raw: Cells, image_size: ImageSize, key: Key[Array, ""]) -> Float[Array, ""]:
         """Returns the sum of the parts'."""
         return sum(
-            (subtask.sampled_loss(raw_rows, image_size, key) for subtask, _, raw_rows in self._parts(raw)),
+            (subtask.sampled_loss(raw_rows, image_size, key) for subtask, _, raw_rows in self._subtasks(raw)),
             jnp.zeros(()),
         )
 
@@ -240,7 +240,7 @@ class LaterDetection(Later, Detection):
         self, raw: Cells, teacher_raw: Cells, image_size: ImageSize, *, balanced: bool = False
     ) -> Float[Array, ""]:
         """Returns the sum of the parts'."""
-        pairs = zip(self._parts(raw), self._parts(teacher_raw), strict=True)
+        pairs = zip(self._subtasks(raw), self._subtasks(teacher_raw), strict=True)
         losses = (
             subtask.distillation_loss(raw_rows, teacher_rows, image_size, balanced=balanced)
             for (subtask, _, raw_rows), (_, _, teacher_rows) in pairs
@@ -257,7 +257,7 @@ class LaterDetection(Later, Detection):
         count = len(self.classes)
         cells = [
             _widened(subtask.finish(raw_rows, image_size), start, count)
-            for subtask, start, raw_rows in self._parts(raw)
+            for subtask, start, raw_rows in self._subtasks(raw)
         ]
         return self._masked(jnp.concatenate(cells, axis=1), BOX_CHANNELS + 1, UNLABELLED_LOGIT)
 
@@ -268,7 +268,7 @@ class LaterDetection(Later, Detection):
     def _not_looked_for(self, target: Labels) -> Labels:
         return _looked_for(target, ~self._removed_mask()) if self.removed else target
 
-    def _parts(self, raw: Cells) -> list[tuple[Task, int, Array]]:
+    def _subtasks(self, raw: Cells) -> list[tuple[Task, int, Array]]:
         """A detector of its classes alone for each part, the first of them among all, and its raw outputs."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Detection) if field.init}
         counts = [len(self.first_classes), *(count for _, count in self.added)]

@@ -44,9 +44,9 @@ class MeanIoU:
         predicted = dense.at_original(np.asarray(prediction["mask"]), geometry).astype(np.int64)
         self._images += bool(labelled.any())
         if "labelled" in target:
-            among = np.asarray(target["labelled"])
-            labelled &= among[np.where(labelled, truth, 0)]
-            elsewhere = labelled & ~among[predicted]
+            labelled_classes = np.asarray(target["labelled"])
+            labelled &= labelled_classes[np.where(labelled, truth, 0)]
+            elsewhere = labelled & ~labelled_classes[predicted]
             labelled &= ~elsewhere
             missed = np.bincount(truth[elsewhere], minlength=count)
             self._missed += np.where([name == BACKGROUND for name in self._classes], 0, missed)

@@ -127,7 +127,7 @@ class MultiLabel(Task):
         """Returns the mean average precision, of nothing so far."""
         return AveragePrecisions(name=self.name, class_count=len(self.classes))
 
-    def answer(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
+    def to_json(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns "tags", the classes said to be true, and "probability", every class; with probabilities, falling."""
         ranked = caption.ranked(self.classes, prediction["probability"])
         levels = np.broadcast_to(THRESHOLD if threshold is None else threshold, len(self.classes))
@@ -136,7 +136,7 @@ class MultiLabel(Task):
 
     def draw(self, axes: Any, prediction: Prediction, threshold: Thresholds = None) -> None:
         """Writes the classes that are said to be true into the image's corner, the most probable first."""
-        tags = self.answer(prediction, threshold)["tags"]
+        tags = self.to_json(prediction, threshold)["tags"]
         lines = [f"{name} {probability:.0%}" for name, probability in tags.items()]
         least = THRESHOLD if threshold is None else float(np.min(threshold))
         caption.write(axes, "\n".join(lines) or f"no class above {least:.0%}")
@@ -150,7 +150,7 @@ def _cross_entropy(
 
 
 class AveragePrecisions:
-    """Mean over classes of their average precision ("map"), and the F1 score of all answers together ("f1").
+    """Mean over classes of their average precision ("map"), and the F1 score of all outputs together ("f1").
 
     What is unknown of an image counts nowhere. Classes that are true of no image are left out of the mean; without
     any other class it is NaN, and so is the F1 score where nothing is true and nothing was said to be.

@@ -111,7 +111,7 @@ class Regression(Task):
         """Returns the errors, of nothing so far."""
         return Errors()
 
-    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+    def to_json(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
         """Returns "value" and its "unit"."""
         del threshold
         return {"value": float(prediction["value"]), "unit": self.unit}

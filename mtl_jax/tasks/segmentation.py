@@ -114,14 +114,16 @@ class Segmentation(Task):
         logits = self._enlarged(raw)
         labelled = (mask >= 0) & (mask < len(self.classes)) & (mask != self.void)
         target = jnp.where(labelled, mask, 0)
-        among = labels.get("labelled")  # bool[batch, classes]
-        if among is not None:
-            among = jnp.asarray(among)
-            labelled &= jnp.take_along_axis(among, target.reshape(len(target), -1), axis=1).reshape(target.shape)
-            logits = jnp.where(among[:, None, None], logits, UNLABELLED_LOGIT)
+        labelled_classes = labels.get("labelled")  # bool[batch, classes]
+        if labelled_classes is not None:
+            labelled_classes = jnp.asarray(labelled_classes)
+            labelled &= jnp.take_along_axis(labelled_classes, target.reshape(len(target), -1), axis=1).reshape(
+                target.shape
+            )
+            logits = jnp.where(labelled_classes[:, None, None], logits, UNLABELLED_LOGIT)
         # On a CPU a fifth cheaper than log_softmax, which writes the log-probability of every class out.
         log_sum = jax.nn.logsumexp(logits, axis=-1)
-        cost, weight = self._pixel_cost(logits, log_sum, target, among)
+        cost, weight = self._pixel_cost(logits, log_sum, target, labelled_classes)
         cost, weight = jnp.where(labelled, cost, 0.0), jnp.where(labelled, weight, 0.0)
         if "pseudo" in labels:
             pseudo = self._every_nth(labels["pseudo"], raw, missing=-1)
@@ -153,7 +155,7 @@ class Segmentation(Task):
         logits: Float[Array, "b h w c"],
         log_sum: Float[Array, "b h w"],
         target: Int[Array, "b h w"],
-        among: Bool[Array, "b c"] | None,
+        labelled_classes: Bool[Array, "b c"] | None,
     ) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
         """Weighted cross-entropy of every pixel, and its weight."""
         cost = log_sum - jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
@@ -162,7 +164,7 @@ class Segmentation(Task):
         if self.class_weights is not None:
             cost, weight = cost * weights[target], weight * weights[target]
         if self.label_smoothing:
-            every_class = _every_class(logits, log_sum, weights, among)
+            every_class = _every_class(logits, log_sum, weights, labelled_classes)
             cost = (1 - self.label_smoothing) * cost + self.label_smoothing * every_class
         return cost, weight
 
@@ -192,10 +194,10 @@ class Segmentation(Task):
         """
         if "labelled" not in labels or BACKGROUND not in self.classes:
             return labels
-        mask, among = jnp.asarray(labels["mask"]), jnp.asarray(labels["labelled"])
+        mask, labelled_classes = jnp.asarray(labels["mask"]), jnp.asarray(labels["labelled"])
         probability = jax.nn.softmax(teacher_raw.astype(jnp.float32))
         best = probability.argmax(axis=-1)
-        unlabelled = ~jnp.take_along_axis(among, best.reshape(len(best), -1), axis=1).reshape(best.shape)
+        unlabelled = ~jnp.take_along_axis(labelled_classes, best.reshape(len(best), -1), axis=1).reshape(best.shape)
         sure = jnp.where(unlabelled & (probability.max(axis=-1) >= threshold), best, -1)
         stride = self.strides[0]
         sure = sure.repeat(stride, axis=1).repeat(stride, axis=2)[:, : image_size[0], : image_size[1]]
@@ -223,7 +225,7 @@ class Segmentation(Task):
         """Returns the mean intersection over union, of nothing so far."""
         return MeanIoU(name=self.name, classes=self.classes, ignore_label=self.void)
 
-    def answer(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
+    def to_json(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
         """Returns {"classes": {name: {"pixels", "share"}}, the largest first, and "mask", each pixel's class index."""
         del threshold
         count = len(self.classes)
@@ -265,13 +267,15 @@ def _every_class(
     logits: Float[Array, "b h w c"],
     log_sum: Float[Array, "b h w"],
     weights: Float[Array, " c"],
-    among: Bool[Array, "b c"] | None,
+    labelled_classes: Bool[Array, "b c"] | None,
 ) -> Float[Array, "b h w"]:
     """The mean over the labelled classes of their cross-entropy."""
-    if among is None:
+    if labelled_classes is None:
         return (log_sum * weights.sum() - logits @ weights) / len(weights)
-    pixel_cost = (among * weights[None] / jnp.maximum(among.sum(axis=-1, keepdims=True), 1))[:, None, None]
-    return (pixel_cost * jnp.where(among[:, None, None], log_sum[..., None] - logits, 0.0)).sum(axis=-1)
+    pixel_cost = (labelled_classes * weights[None] / jnp.maximum(labelled_classes.sum(axis=-1, keepdims=True), 1))[
+        :, None, None
+    ]
+    return (pixel_cost * jnp.where(labelled_classes[:, None, None], log_sum[..., None] - logits, 0.0)).sum(axis=-1)
 
 
 def _soft_dice_loss(

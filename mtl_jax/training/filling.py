@@ -33,7 +33,7 @@ def fill_labels(
         rows: of each stream among the images.
         image: of the streams, one after another.
         average: variables.
-        threshold: least probability or score of an answer.
+        threshold: least probability or score of a prediction.
 
     References:
         Tarvainen, Valpola, "Mean teachers are better role models", 2017 (there its outputs are targets as they are).

@@ -41,7 +41,7 @@ class Objective:
     update: str = "forward"  # a key of `unlabelled.UPDATES`
     train_batch_norm: ByBatch = True  # or the paths of the layers to train it in
     frozen: tuple[str, ...] = ()  # patterns of the parameters that the stage leaves as they are
-    pseudo_threshold: float | None = None  # from which the average's answers fill in classes that are not labelled
+    pseudo_threshold: float | None = None  # from which the average's predictions fill in classes that are not labelled
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class Objective:
 
 
 class StepSpec(NamedTuple):
-    """What is the same at every step of a stage."""
+    """Specification of a training step: network, tasks, losses and balancing method, constant over a stage."""
 
     model: Any  # from `multi_task.build`
     tasks: Mapping[str, Task]  # every task of the model
@@ -90,7 +90,7 @@ class StepSpec(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """What a gradient is taken at."""
+    """Inputs of a gradient: parameters, statistics, methods' memory, and the batch."""
 
     params: PyTree
     batch_stats: PyTree

@@ -80,7 +80,7 @@ def additions(run: Run, variables: PyTree, stages: Iterable[str]) -> dict[str, M
 
 
 def before(run: Run, stage: StagePlan, result: StageResult, state: TrainState) -> dict[str, Any]:
-    """Measures what a stage will teach, before it does, and what constant answers reach: what there is to beat.
+    """Measures what a stage will teach, before it does, and the best constant outputs: what there is to beat.
 
     For forward transfer, older tasks are measured too, and before the first stage every task of the run.
 
@@ -102,7 +102,7 @@ def before(run: Run, stage: StagePlan, result: StageResult, state: TrainState) -
     # With the tasks that are measured with them after the stage, so that no other program is compiled.
     task_names = dict.fromkeys([*stage.learnt_tasks, *requested])
     variables = jax.device_get(stage_setup.evaluated(state))
-    metrics = evaluate.measured(run.setup, run.predict, variables, task_names, wanted=requested)
+    metrics = evaluate.measured(run.setup, run.predict, variables, task_names, requested=requested)
     devices.give_back_memory()
     figures = {
         "before": {task: metrics[task].compute() for task in requested if task in metrics},

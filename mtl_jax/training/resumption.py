@@ -8,7 +8,7 @@ from mtl_jax.training import measurement, stage_checkpoints, stage_plan, stage_s
 from mtl_jax.training.run_context import Run
 from mtl_jax.training.stage_plan import StagePlan, StageResult
 from mtl_jax.workdir import checkpoints, data_changes
-from mtl_jax.workdir.data_record import tell
+from mtl_jax.workdir.data_record import log_line
 
 
 def with_this_data(run: Run, result: StageResult, start: Callable[[], StageResult]) -> StageResult:
@@ -30,19 +30,21 @@ def with_this_data(run: Run, result: StageResult, start: Callable[[], StageResul
     training_changes = data_changes.trained_on_others(result.stages, streams, run.data)
     measurement_changes = data_changes.measured_on_others(result.stages, run.data)
     if len(result.stages) == len(run.config.order):
-        tell("every stage is finished already: nothing was trained; config.order may get further stages at its end")
+        log_line("every stage is finished already: nothing was trained; config.order may get further stages at its end")
         if training_changes or measurement_changes:
             changes = "; ".join([*training_changes, *([measurement_changes] if measurement_changes else [])])
-            tell(
+            log_line(
                 f"the data has changed since ({changes}): all figures are those of the old images; train on the new "
                 f"ones in another --workdir, or measure on them with eval.py --weights {run.workdir}"
             )
         return result
     for message in training_changes:
-        tell(f"{message}; it stays as it is: to train it again, name another --workdir")
+        log_line(f"{message}; it stays as it is: to train it again, name another --workdir")
     if not measurement_changes:
         return result
-    tell(f"{measurement_changes}: the finished stages are measured again, so that all figures are of the same images")
+    log_line(
+        f"{measurement_changes}: the finished stages are measured again, so that all figures are of the same images"
+    )
     return _measure_again(run, result, start())
 
 
@@ -63,7 +65,7 @@ def _measure_again(run: Run, result: StageResult, start: StageResult) -> StageRe
     return result._replace(stages=history)
 
 
-def tell_other_images(run: Run, stage: StagePlan, steps_done: int, *, old_digests: data_changes.Digests) -> None:
+def report_other_images(run: Run, stage: StagePlan, steps_done: int, *, old_digests: data_changes.Digests) -> None:
     """Says where a stage resumes with other training images than it began with.
 
     Args:
@@ -72,5 +74,5 @@ def tell_other_images(run: Run, stage: StagePlan, steps_done: int, *, old_digest
         steps_done: its steps so far.
         old_digests: the data that it saw until there.
     """
-    for change in data_changes.others(old_digests, run.data, "train", stage.settings.streams).values():
-        tell(f"stage {stage.name} resumes from step {steps_done} with other training images than before ({change})")
+    for change in data_changes.changed_streams(old_digests, run.data, "train", stage.settings.streams).values():
+        log_line(f"stage {stage.name} resumes from step {steps_done} with other training images than before ({change})")

@@ -152,7 +152,7 @@ def resume(run: Run, stage: StagePlan, course: StageClock) -> dict[str, Any]:
     record = checkpoints.read_metadata(path)
     old_digests = record.get("data", {})
     if record["step"] > stage.total_steps:
-        changes = data_changes.others(old_digests, run.data, "train", stage.settings.streams)
+        changes = data_changes.changed_streams(old_digests, run.data, "train", stage.settings.streams)
         raise UserError(
             f"{path} is past the end of stage {stage.name}, which now has {stage.total_steps} steps "
             f"({'; '.join(changes.values()) or 'its images or their number have changed'}); put the images back, or "

@@ -55,24 +55,24 @@ def take_all(
         ) as progress,
         run.preemption.training(),
     ):
-        ahead = _Steps(run, stage, course, steps, method_inputs, progress, steps_before)
+        step_loop = _Steps(run, stage, course, steps, method_inputs, progress, steps_before)
         for batch, ids in _batches(run, stage, course.done):
-            ahead.take(batch, ids)
+            step_loop.take(batch, ids)
             if course.done == stage.total_steps:
                 break
             save, leave = _save_and_leave(run, course.done, since=last_save)
             if save or leave:
-                ahead.finish()
+                step_loop.finish()
                 stage_checkpoints.save_partial(run, stage, course)
                 last_save = time.monotonic()
                 progress.after_pause()
             if leave:
                 raise Preempted
             if evaluate_every and course.done % evaluate_every == 0:
-                ahead.finish()
+                step_loop.finish()
                 _evaluate_within(run, stage, course, steps_before)
                 progress.after_pause()
-        ahead.finish()
+        step_loop.finish()
 
 
 @dataclasses.dataclass

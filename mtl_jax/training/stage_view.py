@@ -40,36 +40,36 @@ class StageView:
         self.keeps: Sequence[Keep] = reading.read_order(config)
         self.keep = reading.in_stage(self.keeps, index)  # the methods that act in the stage
         self.model, self.tasks = setup.model, setup.tasks
-        self._parts = setup
+        self._setup = setup
         self._sources: dict[str, Source] = dict(sources or {})  # each is opened once
 
     def stream_tasks(self, stream: str) -> dict[str, Task]:
         """Returns the tasks that a stream labels."""
-        return experiment.stream_tasks(self._parts, stream)
+        return experiment.stream_tasks(self._setup, stream)
 
     def source(self, stream: str) -> Source:
         """Returns the training images of a stream."""
         if stream not in self._sources:
-            self._sources[stream] = experiment.source(self._parts, stream, training=True)
+            self._sources[stream] = experiment.source(self._setup, stream, training=True)
         return self._sources[stream]
 
     def image_size(self, stream: str) -> int:
         """Returns the side of a stream's training images, px."""
-        return experiment.train_image_size(self._parts, stream)
+        return experiment.train_image_size(self._setup, stream)
 
     def examples(self, stream: str, source: Source) -> Iterator[Any]:
         """Yields the samples of a source one by one, unaugmented."""
-        return experiment.examples(self._parts, stream, source)
+        return experiment.examples(self._setup, stream, source)
 
     def batches(self, stream: str, *, images: int) -> Iterator[Any]:
         """Yields unaugmented training batches of a stream, of so many images together, and of one batch at least."""
         source = self.source(stream)
-        data = experiment.train_batches(self._parts, stream, source, seed=self.seed, augmented=False)
-        batch_size = self._parts.streams[stream].batch_size
+        data = experiment.train_batches(self._setup, stream, source, seed=self.seed, augmented=False)
+        batch_size = self._setup.streams[stream].batch_size
         for position in range(max(1, min(images, len(source)) // batch_size)):
             yield pipeline.without_ids(data[position])
 
     def expanded(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """Returns patterns of parameters in which stages of the backbone are spelt out."""
-        stages = experiment.backbone_stages(self._parts, patterns)
+        stages = experiment.backbone_stages(self._setup, patterns)
         return tuple(pattern_expanded for pattern in patterns for pattern_expanded in expanded(pattern, stages))

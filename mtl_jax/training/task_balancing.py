@@ -7,7 +7,7 @@ import inspect
 import optax
 
 from mtl_jax import balance
-from mtl_jax.config.checks import among, check_arguments
+from mtl_jax.config.checks import check_arguments, require_choice
 from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.errors import UserError
 from mtl_jax.training.losses import Backward, Objective
@@ -24,7 +24,7 @@ def method(settings: StageSettings, *, tasks: int, location: str) -> optax.Gradi
     Raises:
         UserError: the method or one of its options is unknown, or out of range.
     """
-    among(f"{location}.balance", settings.balance, balance.METHODS)
+    require_choice(f"{location}.balance", settings.balance, balance.METHODS)
     factory, options = balance.METHODS[settings.balance], dict(settings.balance_options)
     check_arguments(f"{location}.balance_options", options, factory)
     if "max_tasks" in inspect.signature(factory).parameters:  # its state holds no more than the stage needs

@@ -20,7 +20,7 @@ from mtl_jax.training.losses import LossParts, StepInputs, StepSpec
 
 
 class Gradient(NamedTuple):
-    """What a batch says."""
+    """Gradient of a batch, with its losses, statistics, metrics and the method's state."""
 
     losses: Float[Array, " tasks"]  # in the order of `Objective.tasks`
     batch_stats: PyTree  # after the batch
@@ -197,8 +197,8 @@ def _groups(
 
         def function(batch_stats, params, *, offsets=None, group=group, number=number):
             key = jax.random.fold_in(inputs.key, number)
-            at = inputs._replace(params=params, batch_stats=batch_stats, key=key)
-            return losses_lib.group_losses(problem, at, group, offsets=offsets)
+            group_inputs = inputs._replace(params=params, batch_stats=batch_stats, key=key)
+            return losses_lib.group_losses(problem, group_inputs, group, offsets=offsets)
 
         yield np.array([objective.tasks.index(task) for task in objective.carried(group)]), function
 

@@ -126,7 +126,7 @@ def _tell_unmeasured(setup: experiment.Experiment) -> None:
         unmeasured = experiment.unmeasured_streams(setup, task)
         if unmeasured:
             on = " and ".join(experiment.measuring_streams(setup, task))
-            data_record.tell(f"{task} is measured on {on}, not on {', '.join(unmeasured)}: eval.py measures on all")
+            data_record.log_line(f"{task} is measured on {on}, not on {', '.join(unmeasured)}: eval.py measures on all")
 
 
 def _tell_unlabelled(setup: experiment.Experiment) -> None:
@@ -137,7 +137,7 @@ def _tell_unlabelled(setup: experiment.Experiment) -> None:
             names = zip(setup.tasks[task].classes, classes.labelled, strict=True)
             unlabelled = [name for name, is_labelled in names if not is_labelled]
             if unlabelled:
-                data_record.tell(
+                data_record.log_line(
                     f"{stream} does not label {len(unlabelled)} of the {len(classes.labelled)} classes of {task} "
                     f"({findings.abbreviated(unlabelled)}): they are neither background nor learnt there"
                 )
@@ -168,7 +168,7 @@ def _run_stage(run: Run, index: int, result: StageResult) -> StageResult:
     with course.paused():
         before = measurement.before(run, stage, result, state)
     resumed = stage_checkpoints.resume(run, stage, course)
-    resumption.tell_other_images(run, stage, course.done, old_digests=resumed)
+    resumption.report_other_images(run, stage, course.done, old_digests=resumed)
     run.log.resume_from(result.step + course.done)
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
     course.state, method_inputs = devices.copy_everywhere((course.state, method_inputs))

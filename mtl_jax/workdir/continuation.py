@@ -35,14 +35,14 @@ SHOWN = 4  # differences that an error lists
 
 
 def refuse_another(
-    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, stages: int, partly: bool = False
+    path: Path, before: Mapping[str, Any], current: Mapping[str, Any], *, stages: int, partly: bool = False
 ) -> list[str]:
     """Checks that a configuration continues the stages of a checkpoint.
 
     Args:
         path: of the checkpoint.
         before: the configuration that it was saved with, as read.
-        now: the resolved configuration.
+        current: the resolved configuration.
         stages: how many stages, in their order, the checkpoint depends on.
         partly: the last of them is not finished.
 
@@ -52,13 +52,15 @@ def refuse_another(
     Raises:
         UserError: names the settings that differ.
     """
-    before, now = (files.without_nan(reading.completed(config_lib.completed(config))) for config in (before, now))
+    before, current = (
+        files.without_nan(reading.completed(config_lib.completed(config))) for config in (before, current)
+    )
     differences_shown = [
-        *differences(_learnt_from(before, stages), _learnt_from(now, stages)),
-        *_left_out(before, now, stages, partly=partly),
+        *differences(_learnt_from(before, stages), _learnt_from(current, stages)),
+        *_left_out(before, current, stages, partly=partly),
     ]
     if differences_shown:
-        hint = "" if before["tasks"].keys() == now["tasks"].keys() else NEW_TASKS
+        hint = "" if before["tasks"].keys() == current["tasks"].keys() else NEW_TASKS
         remainder = f" and {len(differences_shown) - SHOWN} more" if len(differences_shown) > SHOWN else ""
         raise UserError(
             f"{path} holds a run of another configuration ({'; '.join(differences_shown[:SHOWN])}{remainder}); name "
@@ -66,7 +68,7 @@ def refuse_another(
             f"--workdir, set the old values, or remove {path.parent if partly else path} to train its last stage "
             f"again{hint}"
         )
-    return differences(learnt_from(before), learnt_from(now))
+    return differences(learnt_from(before), learnt_from(current))
 
 
 def learnt_from(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,15 +80,15 @@ def learnt_from(config: Mapping[str, Any]) -> dict[str, Any]:
     return _flat({name: value for name, value in config.items() if name not in NOT_LEARNT_FROM})
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Returns "name was old, is new" for each setting that differs.
 
     Args:
         before: name -> value, as `learnt_from` returns them.
-        now: likewise.
+        current: likewise.
     """
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
+    names = sorted(name for name in before.keys() | current.keys() if before.get(name) != current.get(name))
+    return [f"{name} was {before.get(name)!r}, is {current.get(name)!r}" for name in names]
 
 
 def _learnt_from(config: Mapping[str, Any], stages: int) -> dict[str, Any]:
@@ -103,14 +105,14 @@ def _learnt_from(config: Mapping[str, Any], stages: int) -> dict[str, Any]:
     return learnt_from({**config, **training_config})
 
 
-def _left_out(before: Mapping[str, Any], now: Mapping[str, Any], stages: int, *, partly: bool) -> list[str]:
+def _left_out(before: Mapping[str, Any], current: Mapping[str, Any], stages: int, *, partly: bool) -> list[str]:
     """What later stages now ask of finished ones, which did not keep it."""
     messages = []
-    for number, name in enumerate(list(now["order"])[:stages]):
+    for number, name in enumerate(list(current["order"])[:stages]):
         # The last, where it is not finished, leaves at its end what is asked then, but for what follows it from its
         # start.
         is_begun = partly and number == stages - 1
-        memory_before, memory_now = (_left(config, number, followed=is_begun) for config in (before, now))
+        memory_before, memory_now = (_left(config, number, followed=is_begun) for config in (before, current))
         if is_begun:
             messages += [
                 f"stage {name} was to leave {noun}, is not to" for noun in memory_before if noun not in memory_now

@@ -11,18 +11,20 @@ from mtl_jax.workdir import files
 Digests = Mapping[str, Mapping[str, Mapping[str, Any]]]  # stream -> split -> `data_record.KEPT`
 
 
-def others(then: Digests, now: Digests, split: str, streams: Iterable[str] | None = None) -> dict[str, str]:
+def changed_streams(
+    former: Digests, current: Digests, split: str, streams: Iterable[str] | None = None
+) -> dict[str, str]:
     """Returns the streams whose split is another than it was, each with what changed of it, in words.
 
     Args:
-        then: what a checkpoint keeps; streams that it knows nothing of count as unchanged.
-        now: the same of today.
+        former: what a checkpoint keeps; streams that it knows nothing of count as unchanged.
+        current: the same of today.
         split: "train" or "val".
         streams: the ones to compare; all of today's by default.
     """
     changes = {}
-    for stream in now if streams is None else streams:
-        old, new = then.get(stream, {}).get(split), now.get(stream, {}).get(split)
+    for stream in current if streams is None else streams:
+        old, new = former.get(stream, {}).get(split), current.get(stream, {}).get(split)
         if old and new and not _same(old, new, "digest"):
             has_same_images = old["images"] == new["images"]
             counts = (
@@ -41,13 +43,13 @@ def _same(old: Mapping[str, Any], new: Mapping[str, Any], digest: str) -> bool:
     return old[digest] == new[digest]
 
 
-def refuse_other_baselines(runs: Mapping[str, str], measuring_streams: Mapping[str, str], now: Digests) -> None:
+def refuse_other_baselines(runs: Mapping[str, str], measuring_streams: Mapping[str, str], current: Digests) -> None:
     """Refuses baselines of other validation images than those of now; of runs that kept no digests nothing is known.
 
     Args:
         runs: task -> work directory of the run whose figure is the baseline; "" for none.
         measuring_streams: task -> the stream on which this run measures it.
-        now: today's digests.
+        current: today's digests.
 
     Raises:
         UserError: names the task and the run.
@@ -56,7 +58,7 @@ def refuse_other_baselines(runs: Mapping[str, str], measuring_streams: Mapping[s
         judged = files.contract_of_run(folder) if folder and task in measuring_streams else {}
         baseline_data = (judged.get("stages") or [{}])[-1].get("data", {})
         splits = [split["val"] for split in baseline_data.values() if task in split["val"]["tasks"]]
-        own_split = now[measuring_streams[task]]["val"] if splits else {}
+        own_split = current[measuring_streams[task]]["val"] if splits else {}
         if splits and not any(_same(_of(split, task), _of(own_split, task), "task") for split in splits):
             raise UserError(
                 f"contract.baseline_from.{task}: expected a figure of the {own_split['images']} validation images of "
@@ -71,18 +73,18 @@ def _of(split: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 
 def trained_on_others(
-    stages: Sequence[Mapping[str, Any]], streams: Mapping[str, Sequence[str]], now: Digests
+    stages: Sequence[Mapping[str, Any]], streams: Mapping[str, Sequence[str]], current: Digests
 ) -> list[str]:
     """Returns one sentence about each finished stage that was trained on other images than are there now.
 
     Args:
         stages: finished, each with its name and the "data" that it saw.
         streams: stage -> what it trains on.
-        now: today's digests.
+        current: today's digests.
     """
     messages = []
     for stage in stages:
-        changes = others(stage.get("data", {}), now, "train", streams.get(stage["name"], ()))
+        changes = changed_streams(stage.get("data", {}), current, "train", streams.get(stage["name"], ()))
         if changes:
             messages.append(
                 f"stage {stage['name']} was trained on other images than are there now ({'; '.join(changes.values())})"
@@ -90,16 +92,17 @@ def trained_on_others(
     return messages
 
 
-def measured_on_others(stages: Sequence[Mapping[str, Any]], now: Digests) -> str:
+def measured_on_others(stages: Sequence[Mapping[str, Any]], current: Digests) -> str:
     """Returns what to say where finished stages were measured on other validation images; else nothing."""
     changes: dict[str, str] = {}
     for stage in stages:
-        changes |= others(stage.get("data", {}), now, "val")
+        changes |= changed_streams(stage.get("data", {}), current, "val")
     return f"validation images have changed ({'; '.join(changes.values())})" if changes else ""
 
 
-def measured_now(data: Digests, now: Digests) -> dict[str, dict[str, Any]]:
+def measured_now(data: Digests, current: Digests) -> dict[str, dict[str, Any]]:
     """Returns what a stage saw, with the validation images of today."""
     return {
-        stream: {**splits, **({"val": now[stream]["val"]} if stream in now else {})} for stream, splits in data.items()
+        stream: {**splits, **({"val": current[stream]["val"]} if stream in current else {})}
+        for stream, splits in data.items()
     }

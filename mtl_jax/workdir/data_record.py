@@ -154,7 +154,7 @@ def validation_images(setup: Experiment, streams: Iterable[str], *, cache: Path 
     settings: _Settings = {"most": 0, "cache": cache, "on_progress": lambda done, total: None}
     looked: dict[str, Survey] = {}
     surveys = [_look(setup, stream, False, looked, settings).survey for stream in streams]
-    return {sample.pixels for each in surveys for sample in each.samples}
+    return {sample.pixels for survey in surveys for sample in survey.samples}
 
 
 def _look(
@@ -262,7 +262,7 @@ def look(config: RunSettings, setup: Experiment) -> DataRecord:
         nonlocal last_report
         if time.monotonic() - last_report > TOLD_SECONDS:
             last_report = time.monotonic()
-            tell(f"{completed} of {total} images looked at")
+            log_line(f"{completed} of {total} images looked at")
 
     record = examine(
         setup,
@@ -272,11 +272,11 @@ def look(config: RunSettings, setup: Experiment) -> DataRecord:
         on_progress=still_looking,
     )
     for line in record.lines():
-        tell(line)
+        log_line(line)
     return record
 
 
-def tell(line: str) -> None:
+def log_line(line: str) -> None:
     """Says something of the data in the log, in the first process of a run alone."""
     if devices.is_primary():
         print(f"data: {line}", file=sys.stderr, flush=True)

@@ -28,8 +28,8 @@ def entry(workdir: Path, stages: Sequence[str], classes: Mapping[str, Sequence[s
 
 
 def classes_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, ...]]:
-    """Returns task -> names of the classes that it may answer with."""
-    return {name: task.answers for name, task in tasks.items()}
+    """Returns task -> names of the classes that it may predict."""
+    return {name: task.output_classes for name, task in tasks.items()}
 
 
 def first(run: Trained) -> dict[str, Any]:
@@ -72,33 +72,36 @@ def write(workdir: Path, parent: Path, versions: Sequence[Mapping[str, Any]]) ->
     files.write_json(workdir / FILE_NAME, {"parent": str(parent.absolute()), "digest": digest, "versions": versions})
 
 
-def require_same_parent(workdir: Path, found: Mapping[str, Any], parent: Path) -> None:
+def require_same_parent(workdir: Path, lineage: Mapping[str, Any], parent: Path) -> None:
     """Refuses to continue a run that grew from something else.
 
     Args:
         workdir: of the run.
-        found: its lineage.
+        lineage: its lineage.
         parent: the checkpoint that it should have grown from.
 
     Raises:
         UserError: it grew from another, or the parent has been trained again since.
     """
-    if found["parent"] != str(parent.absolute()):
-        raise UserError(f"{workdir} grew from {found['parent']}, not from {parent}; name another --workdir")
-    if found["digest"] != checkpoints.digest(parent):
+    if lineage["parent"] != str(parent.absolute()):
+        raise UserError(f"{workdir} grew from {lineage['parent']}, not from {parent}; name another --workdir")
+    if lineage["digest"] != checkpoints.digest(parent):
         raise UserError(
-            f"{parent} is newer than {workdir}, which grew from it (its digest was {found['digest']}, is "
+            f"{parent} is newer than {workdir}, which grew from it (its digest was {lineage['digest']}, is "
             f"{checkpoints.digest(parent)}); name another --workdir to extend the newer one"
         )
 
 
-def sentence(found: Mapping[str, Any]) -> str:
+def sentence(lineage: Mapping[str, Any]) -> str:
     """Returns in words which version a run is, and what it grew from."""
-    last = found["versions"][-1]
-    kept = "old outputs kept exactly" if last.get("keep") == "exact" else f"old tasks within {last.get('keep', '')}"
-    how = "; ".join(edits(last)) if "edited" in last else kept
-    fields = f"; {found['refused']}" if "refused" in found else ""
-    return f"version {len(found['versions'])}, grown from {found['parent']} (digest {found['digest']}), {how}{fields}"
+    last = lineage["versions"][-1]
+    retention = (
+        "old outputs kept exactly" if last.get("keep") == "exact" else f"old tasks within {last.get('keep', '')}"
+    )
+    changes = "; ".join(edits(last)) if "edited" in last else retention
+    fields = f"; {lineage['refused']}" if "refused" in lineage else ""
+    number, parent, digest = len(lineage["versions"]), lineage["parent"], lineage["digest"]
+    return f"version {number}, grown from {parent} (digest {digest}), {changes}{fields}"
 
 
 def edits(version: Mapping[str, Any]) -> list[str]:
@@ -107,8 +110,8 @@ def edits(version: Mapping[str, Any]) -> list[str]:
     Args:
         version: an entry of a lineage.
     """
-    said = []
+    sentences = []
     for task, changed in version.get("edited", {}).items():
-        said += [f"{task}: {before} renamed {now}" for before, now in changed["renamed"].items()]
-        said += [f"{task}: {name} removed" for name in changed["removed"]]
-    return said
+        sentences += [f"{task}: {old_name} renamed {new_name}" for old_name, new_name in changed["renamed"].items()]
+        sentences += [f"{task}: {name} removed" for name in changed["removed"]]
+    return sentences

@@ -133,8 +133,8 @@ class MetricsLog:
         """
         reopen = self._file is not None
         self._close()
-        kept = [event for event in read(self._path) if event["step"] <= step] if self._path.exists() else []
-        lines = (json.dumps(event, ensure_ascii=False, allow_nan=False) for event in kept)
+        events = [event for event in read(self._path) if event["step"] <= step] if self._path.exists() else []
+        lines = (json.dumps(event, ensure_ascii=False, allow_nan=False) for event in events)
         self._workdir.mkdir(parents=True, exist_ok=True)
         replace_text(self._path, "".join(line + "\n" for line in lines))
         self._purge_step = step + 1
@@ -155,10 +155,10 @@ def _drop_torn_line(path: Path) -> None:
     if not path.exists():
         return
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+    complete_length = content.rfind(b"\n") + 1
+    if complete_length < len(content):
         with path.open("r+b") as file:
-            file.truncate(whole)
+            file.truncate(complete_length)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -25,20 +25,20 @@ def names_for(paths: Sequence[Path], tasks: Iterable[str] = ()) -> list[str]:
         paths: of the images.
         tasks: whose maps are written too, as <name>.<task>.<map>.png.
     """
-    taken: set[str] = set()
+    used: set[str] = set()
     owners: set[str] = set()  # whose map would be called as a taken name's picture
     inner = tuple(f".{task.casefold()}." for task in tasks)
     names = []
     for path in paths:
         stem = path.stem.casefold()
-        mapped = {stem[: stem.index(part)] for part in inner if part in stem}
-        if stem in taken | owners or mapped & taken:
+        mapped = {stem[: stem.index(infix)] for infix in inner if infix in stem}
+        if stem in used | owners or mapped & used:
             numbered = (f"{path.stem}-{number}" for number in itertools.count(2))  # which no map is called
-            names.append(next(name for name in numbered if name.casefold() not in taken | owners))
+            names.append(next(name for name in numbered if name.casefold() not in used | owners))
         else:
             names.append(path.stem)
             owners |= mapped
-        taken.add(names[-1].casefold())
+        used.add(names[-1].casefold())
     return names
 
 
@@ -55,19 +55,19 @@ def make_room(out: Path, names: Mapping[Path, str], tasks: Iterable[str]) -> Non
     """
     out.mkdir(parents=True, exist_ok=True)
     maps = tuple(f".{task}." for task in tasks)
-    wanted = {f"{name}{ending}" for name in names.values() for ending in (".json", ".png")}
+    written_names = {f"{name}{ending}" for name in names.values() for ending in (".json", ".png")}
     stems = set(names.values())
 
     def in_the_way(path: Path) -> bool:
-        of_maps = path.suffix == ".png" and any(path.name.rpartition(part)[0] in stems for part in maps)
-        return (path.name in wanted or of_maps) and not is_prediction(path)
+        of_maps = path.suffix == ".png" and any(path.name.rpartition(infix)[0] in stems for infix in maps)
+        return (path.name in written_names or of_maps) and not is_prediction(path)
 
-    others = sorted(path.name for path in out.iterdir() if in_the_way(path))
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    foreign_files = sorted(path.name for path in out.iterdir() if in_the_way(path))
+    if foreign_files:
+        remainder = f" and {len(foreign_files) - 3} more" if len(foreign_files) > 3 else ""
         raise UserError(
-            f"--out {out}: {', '.join(others[:3])}{more} there did not come from predictions and would be overwritten; "
-            "name another folder"
+            f"--out {out}: {', '.join(foreign_files[:3])}{remainder} there did not come from predictions and would be "
+            "overwritten; name another folder"
         )
 
 
@@ -87,8 +87,8 @@ def _pictures(record: Path) -> set[str]:
         return set()
     if not isinstance(tree, dict) or not tree.keys() >= FIELDS or not isinstance(tree["tasks"], dict):
         return set()
-    answers = [answer for answer in tree["tasks"].values() if isinstance(answer, dict)]
-    named = (value for answer in answers for value in answer.values() if isinstance(value, str))
+    outputs = [output for output in tree["tasks"].values() if isinstance(output, dict)]
+    named = (value for output in outputs for value in output.values() if isinstance(value, str))
     return {str(tree["overlay"]), *(value for value in named if value.endswith(".png"))}
 
 
@@ -99,9 +99,9 @@ def write(
     image: Path,
     size: tuple[int, int],
     overlay: bytes,
-    answers: Mapping[str, Mapping[str, Any]],
+    outputs: Mapping[str, Mapping[str, Any]],
 ) -> Path:
-    """Writes <name>.json, the overlay <name>.png, and <name>.<task>.<map>.png for every map in the answers.
+    """Writes <name>.json, the overlay <name>.png, and <name>.<task>.<map>.png for every map in the outputs.
 
     The JSON comes first: it says whose the other files are, should the program end between them.
 
@@ -111,7 +111,7 @@ def write(
         image: where it came from.
         size: of the image: height and width.
         overlay: a PNG file.
-        answers: by task, in JSON's terms but for maps.
+        outputs: by task, in JSON's terms but for maps.
 
     Returns:
         The path of the JSON file.
@@ -119,10 +119,10 @@ def write(
     record: dict[str, Any] = {"image": str(image), "height": size[0], "width": size[1], "overlay": f"{name}.png"}
     record["tasks"] = {}
     maps: dict[str, np.ndarray] = {}
-    for task, answer in answers.items():
-        files = {key: f"{name}.{task}.{key}.png" for key, value in answer.items() if isinstance(value, np.ndarray)}
-        maps |= {file: answer[key] for key, file in files.items()}
-        record["tasks"][task] = dict(answer) | files
+    for task, output in outputs.items():
+        files = {key: f"{name}.{task}.{key}.png" for key, value in output.items() if isinstance(value, np.ndarray)}
+        maps |= {file: output[key] for key, file in files.items()}
+        record["tasks"][task] = dict(output) | files
     path = out / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (out / f"{name}.png").write_bytes(overlay)

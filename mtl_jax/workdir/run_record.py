@@ -60,13 +60,13 @@ def claim(workdir: Path, config: Mapping[str, Any], *, command: str, trains: boo
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python, of this package, which need not be installed, and of those that it stands on."""
-    found = {"python": platform.python_version(), "mtl_jax": mtl_jax.__version__}
+    versions_by_name = {"python": platform.python_version(), "mtl_jax": mtl_jax.__version__}
     for name in PACKAGES:
         try:
-            found[name] = packages.version(name)
+            versions_by_name[name] = packages.version(name)
         except packages.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions_by_name[name] = "not installed"
+    return versions_by_name
 
 
 def code_digest() -> str:

@@ -13,7 +13,7 @@ CHANNELS = 4
 class _Bits:
     def __init__(self, packed: bytes) -> None:
         self._bits = np.unpackbits(np.frombuffer(packed, np.uint8))
-        self._at = 0
+        self._position = 0
 
     def take(self, count: int) -> int:
         """Returns the next number of so many bits.
@@ -21,10 +21,10 @@ class _Bits:
         Raises:
             EOFError: there are fewer.
         """
-        bits = self._bits[self._at : self._at + count]
+        bits = self._bits[self._position : self._position + count]
         if len(bits) < count:
             raise EOFError
-        self._at += count
+        self._position += count
         return int("".join(map(str, bits.tolist())) or "0", 2)
 
 
@@ -52,14 +52,14 @@ def alpha_of(packed: bytes, size: tuple[int, int], location: str) -> UInt8[np.nd
             )
         sizes = [bits.take(4) + 1 for _ in range(4)]
         values = np.zeros(count, np.uint8)
-        at = 0
-        while at < count:
+        position = 0
+        while position < count:
             is_run = bits.take(1)
-            end = at + 1 + bits.take(sizes[bits.take(2)])
+            end = position + 1 + bits.take(sizes[bits.take(2)])
             if end > count:
                 raise EOFError
-            values[at:end] = bits.take(word) if is_run else [bits.take(word) for _ in range(end - at)]
-            at = end
+            values[position:end] = bits.take(word) if is_run else [bits.take(word) for _ in range(end - position)]
+            position = end
     except EOFError as error:
         raise UserError(f"{location}: expected complete strokes, found an early end; export again") from error
     return values.reshape(height, width, CHANNELS)[..., CHANNELS - 1]

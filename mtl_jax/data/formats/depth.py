@@ -56,8 +56,8 @@ def write(dataset: Dataset, out: Out) -> None:
                 file, image=read_image(record.image), levels_per_metre=levels_per_metre, stored=record.stored
             )
             levels = np.round(np.nan_to_num(metres) * MILLIMETRES)
-            beyond = levels > np.iinfo(np.uint16).max
-            out.counts["images with depths beyond 65 m, now missing"] += bool(beyond.any())
-            Image.fromarray(np.where(beyond, 0, levels).astype(np.uint16)).save(
+            too_deep = levels > np.iinfo(np.uint16).max
+            out.counts["images with depths beyond 65 m, now missing"] += bool(too_deep.any())
+            Image.fromarray(np.where(too_deep, 0, levels).astype(np.uint16)).save(
                 out.file(f"{folder}/depth/{image.stem}.png")
             )

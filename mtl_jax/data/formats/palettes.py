@@ -63,8 +63,8 @@ def _read_palette(file: Path) -> Palette | None:
     colours = [colour for _, colour in rows if colour is not None]
     names = [name for name, _ in rows]
     if len(set(colours)) < len(colours) or len(set(names)) < len(names):
-        twice = next(entry for entry in (*names, *colours) if (*names, *colours).count(entry) > 1)
-        raise UserError(f"{file}: expected each name and colour once, found {twice} more often; correct the file")
+        repeated = next(entry for entry in (*names, *colours) if (*names, *colours).count(entry) > 1)
+        raise UserError(f"{file}: expected each name and colour once, found {repeated} more often; correct the file")
     if not colours:
         return Palette(file, tuple(names), {})
     class_names = [name for name in names if name.lower() not in VOID_NAMES]

@@ -58,8 +58,8 @@ def _loops(following: dict[Point, list[Point]]) -> list[list[Point]]:
     return loops
 
 
-def _turn(before: Point, at: Point, end: Point) -> int:
-    return (at[0] - before[0]) * (end[1] - at[1]) - (at[1] - before[1]) * (end[0] - at[0])
+def _turn(before: Point, corner: Point, end: Point) -> int:
+    return (corner[0] - before[0]) * (end[1] - corner[1]) - (corner[1] - before[1]) * (end[0] - corner[0])
 
 
 def _straightened(loop: list[Point]) -> list[Point]:
@@ -88,5 +88,5 @@ def _contains(loop: list[Point], corner: Point) -> bool:
 def _bridged(loop: list[Point], hole: list[Point]) -> list[Point]:
     """Goes around a hole on the way around a loop."""
     start = hole[0]
-    at = min(range(len(loop)), key=lambda i: abs(loop[i][0] - start[0]) + abs(loop[i][1] - start[1]))
-    return [*loop[: at + 1], *hole, start, *loop[at:]]
+    nearest = min(range(len(loop)), key=lambda i: abs(loop[i][0] - start[0]) + abs(loop[i][1] - start[1]))
+    return [*loop[: nearest + 1], *hole, start, *loop[nearest:]]

@@ -109,9 +109,9 @@ def _names(place: Place, description: tuple[Path, dict[str, Any]] | None) -> dic
     location = f"{file}: names"
     pairs = names.items() if isinstance(names, dict) else enumerate(names)
     by_number = {integer(number, location): text(name, location) for number, name in pairs}
-    twice = [name for name, count in Counter(by_number.values()).items() if count > 1]
-    if twice or not by_number:
-        raise UserError(f"{location}: expected each name once, found {(twice or ['none'])[0]}; correct the file")
+    repeated = [name for name, count in Counter(by_number.values()).items() if count > 1]
+    if repeated or not by_number:
+        raise UserError(f"{location}: expected each name once, found {(repeated or ['none'])[0]}; correct the file")
     return dict(sorted(by_number.items()))
 
 

@@ -133,10 +133,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {' '.join(words)}"
 
 
-def is_chosen(shown: Set[Any], images_with: Iterable[Any], images_without: Iterable[Any]) -> bool:
+def is_chosen(image_classes: Set[Any], images_with: Iterable[Any], images_without: Iterable[Any]) -> bool:
     """Whether an image is kept by the classes that it shows: one of the first, if any are named, none of the last."""
     included = set(images_with)
-    return (not included or bool(shown & included)) and not shown & set(images_without)
+    return (not included or bool(image_classes & included)) and not image_classes & set(images_without)
 
 
 def check_split(split: str) -> str:

@@ -46,11 +46,11 @@ class Boxes:
         self.of_image: list[list[Box]] = [[] for _ in range(image_count)]
         self.dropped: Counter[str] = Counter()
         self._sized = 0  # boxes with an area, wherever they are
-        self._beyond = 0  # of these: ending right of or below their image
+        self._outside = 0  # of these: ending right of or below their image
         self._clipped = 0  # of those kept
         self._largest = 0.0  # of their numbers
         self._fit_as_corners = True  # all of them
-        self._first = self._first_beyond = ""
+        self._first = self._first_outside = ""
 
     def add(
         self, annotation: Mapping[str, Any], *, image: int, label: int, size: tuple[int, int], location: str
@@ -98,12 +98,12 @@ class Boxes:
         x, y, width, height = bbox
         is_beyond = x + width > size[0] + SLACK_PX or y + height > size[1] + SLACK_PX
         self._sized += 1
-        self._beyond += is_beyond
+        self._outside += is_beyond
         self._largest = max(self._largest, *map(abs, bbox))
         self._fit_as_corners &= x < width <= size[0] + SLACK_PX and y < height <= size[1] + SLACK_PX
         self._first = self._first or str(list(bbox))
         if is_beyond:
-            self._first_beyond = self._first_beyond or f"{list(bbox)} of an image of {size[0]} x {size[1]} px"
+            self._first_outside = self._first_outside or f"{list(bbox)} of an image of {size[0]} x {size[1]} px"
 
     def check(self, file: Path) -> None:
         """Refuses boxes that are no pixels.
@@ -134,14 +134,16 @@ class Boxes:
                 ", ".join(f"{count} {noun}" for noun, count in problem_counts.items() if count) or "the file has none"
             )
             yield f"{file}: no box is that of an object ({text}); correct the file."
-        beyond = f"{file}: {self._beyond} of {self._sized} boxes (first: {self._first_beyond}) end outside their image"
-        if self._beyond and self._fit_as_corners:  # of sizes, hardly all are larger than their box's corner
+        outside = (
+            f"{file}: {self._outside} of {self._sized} boxes (first: {self._first_outside}) end outside their image"
+        )
+        if self._outside and self._fit_as_corners:  # of sizes, hardly all are larger than their box's corner
             yield (
-                f"{beyond} and are clipped, but all would fit as corners: bbox is x, y, width, height; if the last two "
-                "numbers are a corner, subtract the first two from them."
+                f"{outside} and are clipped, but all would fit as corners: bbox is x, y, width, height; if the last "
+                "two numbers are a corner, subtract the first two from them."
             )
-        elif self._beyond > SUSPICIOUS_SHARE * self._sized:
-            yield f"{beyond} and are clipped or dropped: look whether they are in pixels of these images."
+        elif self._outside > SUSPICIOUS_SHARE * self._sized:
+            yield f"{outside} and are clipped or dropped: look whether they are in pixels of these images."
 
     def counts(self, images: Iterable[int]) -> dict[str, int]:
         """Returns what was read of some images, and what of all was clipped and dropped, by name."""

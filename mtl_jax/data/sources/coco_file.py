@@ -53,10 +53,10 @@ def check(content: Any, file: Path) -> dict[str, Any]:
         for entry in content[key]:
             _check_entry(entry, key, needed, file)
     categories = Counter(entry["id"] for entry in content["categories"])
-    twice = [number for number, count in categories.items() if count > 1]
-    if twice:
+    repeated = [number for number, count in categories.items() if count > 1]
+    if repeated:
         raise UserError(
-            f"{file}: expected every id of 'categories' once, found {twice[0]!r} more often; correct the file"
+            f"{file}: expected every id of 'categories' once, found {repeated[0]!r} more often; correct the file"
         )
     if not content["images"]:
         raise UserError(f"{file}: expected images, found an empty list; check the file")

@@ -32,7 +32,7 @@ class ListedImages:
         self.file = file
         self._images = ImageFolderIndex(images)
         names, repeated = read_names(file)
-        self.names = _once(names, self._images)
+        self.names = _unique_names(names, self._images)
         self._repeated = repeated + len(names) - len(self.names)
         self._maps = {kind: ImageFolderIndex(folder) for kind, folder in maps.items()}
         self._map_nouns = " and ".join(f"{kind}s" for kind in maps)
@@ -92,7 +92,7 @@ class ListedImages:
                 yield self.map(kind, index)
 
 
-def _once(names: Sequence[str], images: ImageFolderIndex) -> tuple[str, ...]:
+def _unique_names(names: Sequence[str], images: ImageFolderIndex) -> tuple[str, ...]:
     """Leaves out names that mean the file of an earlier one, as "a" and "a.jpg" do."""
     spellings = Counter(_without_suffix(name) for name in names)
     unique_names: list[str] = []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config.checks import among, check_arguments
+from mtl_jax.config.checks import check_arguments, require_choice
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.images import largest_level
 from mtl_jax.data.sources.base import SPLITS, Reading, Sample, Source, reading_of
@@ -59,7 +59,7 @@ def check_options(kind: str, options: Mapping[str, Any], *, location: str) -> No
     Raises:
         UserError: no such kind or option, or an option that is missing or of another type.
     """
-    among(f"{location}.source", kind, SOURCES)
+    require_choice(f"{location}.source", kind, SOURCES)
     check_arguments(f"{location}.options", options, SOURCES[kind], reserved=OF_THE_RUN)
 
 

@@ -269,11 +269,11 @@ def _boxes(
     """
     width, height = (image.width, image.height) if stored else image.upright_size
     fractions = np.asarray(_get(example, paths["boxes"], location), np.float32).reshape(-1, 4)
-    beyond = fractions[(fractions < -SLACK) | (fractions > 1 + SLACK)]
-    if beyond.size:
+    outside = fractions[(fractions < -SLACK) | (fractions > 1 + SLACK)]
+    if outside.size:
         raise UserError(
             f"{location}: expected corners of boxes as shares of the image, top, left, bottom, right, from 0 to 1, "
-            f"found {beyond[0]:g}; prepare the dataset with tfds.features.BBoxFeature"
+            f"found {outside[0]:g}; prepare the dataset with tfds.features.BBoxFeature"
         )
     boxes = fractions[:, [1, 0, 3, 2]].clip(0, 1) * np.array([[width, height, width, height]], np.float32)
     label = np.asarray(_get(example, paths["label"], location), np.int32).reshape(-1)

@@ -145,16 +145,16 @@ class VocSegmentation:
         table = self.class_names["segmentation"]
         included = _numbers("images_with", images_with, table)
         excluded = _numbers("images_without", images_without, table)
-        kept = []
+        chosen_names = []
         for index, name in enumerate(self._files.names):
             with contextlib.suppress(UserError):  # is reported when the mask is read
                 if not is_chosen(self._classes_shown(index), included, excluded):
                     continue
-            kept.append(name)
-        if not kept:
+            chosen_names.append(name)
+        if not chosen_names:
             expected = f"images with {tuple(images_with)}, without {tuple(images_without)}"
             raise UserError(f"{self._files.file}: expected {expected}, found none; choose other classes")
-        self._files.names = tuple(kept)
+        self._files.names = tuple(chosen_names)
 
     def _classes_shown(self, index: int) -> set[int]:
         values = set(np.unique(mask_values(self._files.map("mask", index))).tolist())

@@ -93,5 +93,5 @@ class Backbone(nn.Module):
     def refuse_dilation(self, name: str) -> None:
         """Raises `UserError` where an output stride other than 32 px is asked of the backbone of this name."""
         if self.output_stride != 32:
-            found = self.output_stride
-            raise UserError(f"model.output_stride: expected 32 with backbone {name}, found {found}; set 32")
+            stride_asked = self.output_stride
+            raise UserError(f"model.output_stride: expected 32 with backbone {name}, found {stride_asked}; set 32")

@@ -52,7 +52,7 @@ class Column(nn.Module):
         """Applies the stage of a number."""
         return self.backbone(x, number, train_batch_norm=train_batch_norm)
 
-    def answer(
+    def task_outputs(
         self, outputs: Sequence[Array], *, task: str, train: bool, train_batch_norm: ByBatch
     ) -> Float[Array, "batch ..."]:
         """Returns the task's raw outputs, from those of all stages."""
@@ -95,7 +95,7 @@ class ColumnsNetwork(nn.Module):
             for name, x in features.items():
                 outputs[name].append(x)
         return {
-            name: columns[name].answer(outputs[name], task=name, train=train, train_batch_norm=train_batch_norm)
+            name: columns[name].task_outputs(outputs[name], task=name, train=train, train_batch_norm=train_batch_norm)
             for name in tasks
         }
 

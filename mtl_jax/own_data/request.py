@@ -24,7 +24,7 @@ TASK_KINDS = {
 EXAMPLE = "write for example masks=photos/masks boxes=labels.json classes=flowers/"
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """One dataset of one kind of label."""
 
     kind: str  # a key of `TASK_KINDS`
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
         return f"{self.kind}{name}={self.path}"
 
 
-def parse(words: Sequence[str], *, val_share: float = VAL_SHARE, annotated_on: str = "auto") -> tuple[Asked, ...]:
+def parse(words: Sequence[str], *, val_share: float = VAL_SHARE, annotated_on: str = "auto") -> tuple[Request, ...]:
     """Reads what stands on the command line, in the order in which the tasks are learnt.
 
     Args:
@@ -50,18 +50,18 @@ def parse(words: Sequence[str], *, val_share: float = VAL_SHARE, annotated_on: s
         UserError: a word of another form, an unknown kind, or two of one name.
     """
     requests = [_parse(word)._replace(val_share=val_share, annotated_on=annotated_on) for word in words]
-    twice = [name for name, count in Counter(request.name for request in requests).items() if count > 1]
-    if twice:
-        kind = next(request.kind for request in requests if request.name == twice[0])
-        raise UserError(f"{twice[0]} is given twice; tell them apart by names: {kind}.one=… {kind}.two=…")
+    repeated = [name for name, count in Counter(request.name for request in requests).items() if count > 1]
+    if repeated:
+        kind = next(request.kind for request in requests if request.name == repeated[0])
+        raise UserError(f"{repeated[0]} is given twice; tell them apart by names: {kind}.one=… {kind}.two=…")
     return tuple(sorted(requests, key=lambda request: list(TASK_KINDS).index(request.kind)))
 
 
-def _parse(word: str) -> Asked:
+def _parse(word: str) -> Request:
     task_name, equals, path = word.partition("=")
     kind, dot, name = task_name.partition(".")
     if not equals or not path or (dot and not name):
         raise UserError(f"expected a kind of label and where it is ({EXAMPLE}), found the argument {word}")
     if kind not in TASK_KINDS:
         raise UserError(f"{word}: there is no kind of label {kind}; {suggestion(kind, TASK_KINDS)}")
-    return Asked(kind, name or kind, str(Path(path).expanduser().absolute()))
+    return Request(kind, name or kind, str(Path(path).expanduser().absolute()))

@@ -13,13 +13,13 @@ import numpy as np
 
 from mtl_jax.data.formats import LABELS, Record, splitting
 from mtl_jax.data.sources import registry
-from mtl_jax.own_data.asked import Asked
+from mtl_jax.own_data.request import Request
 
 LOOKED_AT = 48  # training images whose masks or depths are opened
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class DatasetSummary:
     """One dataset.
 
     Attributes:
@@ -39,7 +39,7 @@ class Found:
         notes: warnings of the reader.
     """
 
-    request: Asked
+    request: Request
     format: str
     classes: tuple[str, ...]
     train: int
@@ -65,14 +65,14 @@ class Found:
         return round(median(max(size) for size in self.sizes))
 
 
-def options(request: Asked) -> dict[str, Any]:
+def options(request: Request) -> dict[str, Any]:
     """Returns the options of the source `labels` for a dataset; those of their default value are left out."""
     reading = {"val_share": request.val_share, "annotated_on": request.annotated_on}
-    changed_options = {name: value for name, value in reading.items() if value != Asked._field_defaults[name]}
+    changed_options = {name: value for name, value in reading.items() if value != Request._field_defaults[name]}
     return {"path": request.path, "read_as": request.kind, **changed_options}
 
 
-def look(request: Asked) -> Found:
+def summarise(request: Request) -> DatasetSummary:
     """Reads a dataset's labels, and some of its masks or depths.
 
     Args:
@@ -86,7 +86,7 @@ def look(request: Asked) -> Found:
     train, _ = splitting.of_split(dataset, "train", val_share=request.val_share)
     val, _ = splitting.of_split(dataset, "val", val_share=request.val_share)
     has_own_split = bool({"train"} & set(dataset.splits) and {"val", "test"} & set(dataset.splits))
-    return Found(
+    return DatasetSummary(
         request=request,
         format=dataset.format,
         classes=tuple(source.class_names[LABELS[request.kind]]),
