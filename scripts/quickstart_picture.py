@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws docs/quickstart.png: what the quickstart's one network sees in validation scenes, and the run's contract.
+"""Draws docs/quickstart.png: predictions of the quickstart's one network for validation scenes, and the run's contract.
 
 mtl-jax train --config configs/quickstart.py --workdir runs/quickstart
 python scripts/quickstart_picture.py runs/quickstart docs/quickstart.png
@@ -27,7 +27,6 @@ from mtl_jax.evaluation import contract_table
 
 SIZE_PX = 96  # of a scene, as the page trains on
 SCENES = 4  # in a row
-THRESHOLD = 0.5  # least score of a box
 COLOURS = [f"C{digit}" for digit in range(10)]
 MASK_OPACITY = 0.75
 INCHES, DPI = (12.6, 4.25), 130
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
             axes = figure.add_axes((0.035 + 0.1 * column, 0.69 - 0.325 * row, 0.097, 0.29))
             axes.imshow(scene.image, interpolation="nearest")
             axes.set(xticks=[], yticks=[], xlim=(-0.5, SIZE_PX - 0.5), ylim=(SIZE_PX - 0.5, -0.5))
-            draw(axes, scene.answers)
+            draw(axes, scene.outputs)
             if column == 0:
                 axes.set_ylabel(name, fontsize=11)
     draw_terminal(figure, contract)
@@ -58,13 +57,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def predicted(workdir: Path, labels: str) -> Iterator[Any]:
-    """Yields what the network says of the first validation scenes of a kind, boxes of a fair score alone."""
+    """Yields predictions for the first validation scenes of a kind: the boxes that the run's own thresholds keep."""
     scenes = DigitScenes(split="val", labels=labels, size=SIZE_PX)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"{index}.png") for index in range(SCENES)]
         for index, path in enumerate(paths):
             Image.fromarray(scenes[index]["image"]).save(path)
-        yield from predict_lib.predict(workdir, paths, threshold=THRESHOLD)
+        yield from predict_lib.predict(workdir, paths)
 
 
 def draw_mask(axes: Axes, predictions: dict[str, Any]) -> None:
