@@ -42,10 +42,10 @@ def test_a_method_is_a_file_of_its_name_and_frozen_settings_with_defaults(name):
         ({"lfw": {}}, f"{WHERE} names lfw, which is no method; did you mean lwf?"),
         ({"lwf": {"wieght": 2}}, f"{WHERE}.lwf has no setting wieght; did you mean weight or weights?"),
         ({"lwf": 4.0}, f"{WHERE}.lwf: expected a table of settings, such as {{'weight': 1.0}}, found 4.0"),
-        ({"lwf": {"weight": "much"}}, f"{WHERE}.lwf.weight: expected a number, such as 1.0, found 'much'"),
+        ({"lwf": {"weight": "much"}}, f"{WHERE}.lwf.weight: expected a number, found 'much'"),
         ({"lwf": {"weight": -1}}, f"{WHERE}.lwf.weight: expected at least 0"),
         ({"lwf": {"weight": float("inf")}}, "lwf.weight: expected at least 0 and at most 1e+09"),
-        ({"lwf": {"weight": float("nan")}}, "lwf.weight: expected a number, found nan"),
+        ({"lwf": {"weight": float("nan")}}, "lwf.weight: expected at least 0 and at most 1e+09, found nan"),
         ({"lwf": {"weights": {"sge": 1.0}}}, f"{WHERE}.lwf.weights names sge; did you mean seg?"),
         ({"lwf": {"weights": {"seg": "high"}}}, f"{WHERE}.lwf.weights.seg: expected a number, found 'high'"),
         ({"lwf": {"balance": "clases"}}, "balance: expected one of mean, classes"),
@@ -99,7 +99,7 @@ def test_what_is_kept_from_a_stage_before_a_slot_came_is_nothing():
 class L2SP(Method):
     """Parameters are drawn to where the stage found them: the example of docs/architecture.md."""
 
-    strength: float = setting(0.0)
+    strength: float = setting(0.0, "of the pull back to where the stage found them; 0 is off")
 
     def before(self, tasks, memory, variables):
         return variables["params"] if tasks.old else None

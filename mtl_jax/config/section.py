@@ -89,13 +89,13 @@ def read(section: type[S], raw_values: Any, location: str, **extra_fields: Any) 
         section: to read.
         raw_values: name -> value; a dict, or a ConfigDict, which is no Mapping.
         location: the table, for errors.
-        **own: fields that are not the table's to give.
+        **extra_fields: those that are not the table's to give.
 
     Raises:
         UserError: a setting that is unknown or missing, or a value that does not fit.
     """
     if not hasattr(raw_values, "items"):
-        raise UserError(f"{location}: expected a table of settings, found {raw_values!r}")
+        raise UserError(f"{location}: expected a table of settings{_example(section)}, found {raw_values!r}")
     kinds = typing.get_type_hints(section)
     for name, _ in raw_values.items():
         require_known(section, location, name, extra_fields=extra_fields)
@@ -108,6 +108,14 @@ def read(section: type[S], raw_values: Any, location: str, **extra_fields: Any) 
         return section(**values, **extra_fields)
     except UserError as error:
         raise UserError(f"{location}.{error}") from error
+
+
+def _example(section: type[Section]) -> str:
+    """The first setting with its default, where it has a plain one."""
+    for field in dataclasses.fields(section)[:1]:
+        if RULE in field.metadata and isinstance(field.default, int | float | str):
+            return f", such as {{{field.name!r}: {field.default!r}}}"
+    return ""
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

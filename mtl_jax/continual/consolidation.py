@@ -48,11 +48,11 @@ class Consolidation(Method):
     slot: ClassVar[str] = "anchors"
     nothing: ClassVar[tuple[Anchor, ...]] = ()
 
-    strength: float = setting(0.0)  # with which this stage holds what older ones have left; 0 only leaves something
-    mode: str = setting("online", choices=("online", "separate"))  # an anchor for all old stages, or one for each
-    decay: float = setting(1.0, most=1.0)  # of the older stages' importance, online
+    strength: float = setting(0.0, "with which this stage holds what older ones have left; 0 only leaves something")
+    mode: str = setting("online", "an anchor for all old stages, or one for each", choices=("online", "separate"))
+    decay: float = setting(1.0, "of the older stages' importance, online", most=1.0)
 
-    def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
+    def check_keep(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         del tasks
         other_methods = [
             name for name, method in keep.items() if isinstance(method, Consolidation) and method is not self

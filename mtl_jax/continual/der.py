@@ -38,9 +38,9 @@ class DER(Method):
         Buzzega et al., "Dark Experience for General Continual Learning: a Strong, Simple Baseline", 2020.
     """
 
-    weight: float = setting(1.0)  # of the squared distance; 0 is off
+    weight: float = setting(1.0, "of the squared distance; 0 is off")
 
-    def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
+    def check_keep(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         del tasks
         if self.weight and "paste" in keep and keep["paste"].share:
             raise UserError(

@@ -36,9 +36,12 @@ class EWC(Consolidation):
         Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", 2017.
     """
 
-    # of the Fisher information: by the labels, by labels drawn from the network's outputs, or by all classes
-    estimator: str = setting("empirical", choices=("empirical", "sampled", "exact"))
-    examples: int = setting(100)  # training images that it is estimated from, at the end of a stage
+    estimator: str = setting(
+        "empirical",
+        "of the Fisher information: by the labels, by labels drawn from the network's outputs, or by all classes",
+        choices=("empirical", "sampled", "exact"),
+    )
+    examples: int = setting(100, "training images that it is estimated from, at the end of a stage")
 
     def refuse(
         self,

@@ -48,11 +48,11 @@ class GPM(Method):
     slot: ClassVar[str] = "gpm"
     nothing: ClassVar[Held] = NOTHING
 
-    energy: float = setting(0.95, most=1.0)  # share of the energy of this stage's features that is held; 0 holds none
-    images: int = setting(100, least=1.0)  # training images that it is measured on, at the stage's end
+    energy: float = setting(0.95, "share of the energy of this stage's features that is held; 0 holds none", most=1.0)
+    images: int = setting(100, "training images that it is measured on, at the stage's end", least=1.0)
     layers: tuple[str, ...] = setting(
-        ("*",)
-    )  # patterns of the shared parameters that are held; later stages freeze the others
+        ("*",), "patterns of the shared parameters that are held; later stages freeze the others"
+    )
 
     @classmethod
     def in_stage(cls, keeps: Sequence[Keep], index: int, name: str) -> Method | None:

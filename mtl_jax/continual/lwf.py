@@ -24,14 +24,17 @@ class LwF(Method):
         Li, Hoiem, "Learning without Forgetting", 2016.
     """
 
-    weight: float = setting(1.0)  # of the distance from the old outputs; 0 is off
-    weights: Mapping[str, float] = setting({})  # task -> factor on weight; 1 where absent
-    # "mean": all cells of a task alike; "classes": what the network before rarely saw counts as much as what it often
-    # saw, and more at the borders of masks
-    balance: str = setting("mean", choices=("mean", "classes"))
-    feature_weight: float = setting(0.0)  # of the same for the features that tasks share; 0 is off
+    weight: float = setting(1.0, "of the distance from the old outputs; 0 is off")
+    weights: Mapping[str, float] = setting({}, "task -> factor on weight; 1 where absent")
+    balance: str = setting(
+        "mean",
+        "all cells of a task alike; or by classes: what the network before rarely saw counts as much as what it often "
+        "saw, and more at the borders of masks",
+        choices=("mean", "classes"),
+    )
+    feature_weight: float = setting(0.0, "of the same for the features that tasks share; 0 is off")
 
-    def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
+    def check_keep(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
         del keep
         task_names = list(tasks)
         for task in self.weights:

@@ -23,7 +23,7 @@ class MAS(Consolidation):
         Aljundi et al., "Memory Aware Synapses: Learning what (not) to forget", 2018.
     """
 
-    examples: int = setting(100)  # training images that it is estimated from, at the end of a stage
+    examples: int = setting(100, "training images that it is estimated from, at the end of a stage")
 
     def importance(self, stage: StageView, finished: Finished) -> PyTree:
         forward = examples_lib.forward_of_examples(stage.model, finished.end["batch_stats"])

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, PyTree
 
-from mtl_jax.config.checks import MAX_NUMBER
+from mtl_jax.config import section
+from mtl_jax.config.section import Section
 from mtl_jax.data.sources.base import Source
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import ByBatch
@@ -18,19 +19,9 @@ Keep = Mapping[str, Any]  # what one stage names: key of `METHODS` -> a `Method`
 Memory = Mapping[str, Any]  # slot -> what the finished stages have left there
 
 
-def setting(default: Any, *, least: float = 0.0, most: float = MAX_NUMBER, choices: tuple[str, ...] = ()) -> Any:
-    """A field of a method: a setting with its default and what it may be.
-
-    Args:
-        default: of the setting; a dict is made again for every method.
-        least: of a number.
-        most: of a number.
-        choices: of a text.
-    """
-    limits = {"least": least, "most": most, "choices": choices}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=limits)
-    return dataclasses.field(default=default, metadata=limits)
+def setting(default: Any, reason: str = "", *, least: float = 0.0, **limits: Any) -> Any:
+    """A field of a method: as `config.section.setting`, but numbers are 0 or more unless `least` says otherwise."""
+    return section.setting(default, reason, least=least, **limits)
 
 
 class StageTasks(NamedTuple):
@@ -157,7 +148,7 @@ class StageView(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Method(Section):
     """One way to keep old tasks. Its fields are the settings that a stage gives it; each hook does nothing by default.
 
     A hook never changes what it is given. Those between "before" and "after" run inside jit.
@@ -169,8 +160,17 @@ class Method:
 
     # Settings.
 
-    def check(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
-        """Refuses settings that do not fit each other, or other methods of the stage.
+    @classmethod
+    def sections(cls, raw_values: Any) -> dict[str, Any]:
+        """As of every section; a text that lists names ("neck, head"), as a command line gives them, is a tuple."""
+        listing = {field.name for field in dataclasses.fields(cls) if isinstance(field.default, tuple)}
+        return {
+            name: (value,) if name in listing and isinstance(value, str) else value
+            for name, value in raw_values.items()
+        }
+
+    def check_keep(self, location: str, keep: Keep, tasks: Iterable[str]) -> None:
+        """Refuses settings that do not fit the tasks, or other methods of the stage.
 
         Args:
             location: of the method, for the error.

@@ -30,7 +30,9 @@ SCENES = 16  # that an exemplar is replayed in: new images, and itself
 class Paste(Method):
     """Of a share of the replayed samples, the objects alone are laid onto the stage's own images."""
 
-    share: float = setting(0.5, most=1.0)  # 0 is off
+    share: float = setting(
+        0.5, "of the replayed samples, whose objects alone come onto the stage's images; 0 is off", most=1.0
+    )
 
     def refuse(
         self,

@@ -43,13 +43,18 @@ class Replay(Method):
     slot: ClassVar[str] = "replay"
     nothing: ClassVar[Mapping[str, Any]] = {}  # stream -> its buffer
 
-    images: int = setting(0)  # kept of each stream of this stage for the later ones; 0 keeps none
-    # or "random", "reservoir", "herding" (near the mean feature), "diverse" (far apart), "hard" (large loss)
-    selection: str = setting("class_balanced", choices=SELECTIONS)
-    max_side: int = setting(640, least=1.0)  # px, of a kept image
-    max_mb: float = setting(0.0)  # of the kept images of a stream with their labels, decoded; 0 sets no limit
-    batch_size: int = setting(0)  # images of each old stream added to every step of this stage; 0 is off
-    weight: float = setting(1.0)  # of the loss on replayed labels
+    images: int = setting(0, "kept of each stream of this stage for the later ones; 0 keeps none")
+    selection: str = setting(
+        "class_balanced",
+        "of them; herding takes those near the mean feature, diverse far apart, hard of a large loss",
+        choices=SELECTIONS,
+    )
+    max_side: int = setting(640, "of a kept image", unit="px", least=1.0)
+    max_mb: float = setting(
+        0.0, "of the kept images of a stream with their labels, decoded; 0 sets no limit", unit="MB"
+    )
+    batch_size: int = setting(0, "images of each old stream added to every step of this stage; 0 is off")
+    weight: float = setting(1.0, "of the loss on replayed labels")
 
     def refuse(
         self,
