@@ -16,7 +16,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import dependence
 from mtl_jax.report import comparison
-from mtl_jax.report.svg_figures import scatters_svg
+from mtl_jax.report.comparison_figures import scatters_svg
 
 # Variant of the flagship's page, and what else its network has.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from mtl_jax.report import comparison, svg_figures
+from mtl_jax.report import comparison, comparison_figures
 from mtl_jax.report.balance_section import Conflict
 
 
@@ -136,7 +136,7 @@ def test_the_history_holds_losses_weights_norms_and_validation_figures_by_name()
 
 
 def test_a_dozen_variants_look_different_each():
-    found = [tuple(look.values()) for look in itertools.islice(svg_figures.looks(), 12)]
+    found = [tuple(look.values()) for look in itertools.islice(comparison_figures.looks(), 12)]
     assert len(set(found)) == 12
 
 

@@ -10,7 +10,7 @@ from tiny import KINDS, MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.data import images, opened
+from mtl_jax.data import opened, pixel_labels
 from mtl_jax.data.sources.base import Reading, Subset
 from mtl_jax.errors import UserError
 
@@ -86,8 +86,8 @@ def masked(root: Path, classes: tuple[str, ...], value: int, **task: Any) -> exp
     folder = root / "masks"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (folder / name).mkdir(parents=True)
-    images.write_png(folder / "JPEGImages/a.png", np.full((1, 3), 90, np.uint8))
-    images.write_png(folder / "SegmentationClass/a.png", np.array([[0, 1, value]], np.uint8))
+    pixel_labels.write_png(folder / "JPEGImages/a.png", np.full((1, 3), 90, np.uint8))
+    pixel_labels.write_png(folder / "SegmentationClass/a.png", np.array([[0, 1, value]], np.uint8))
     (folder / "ImageSets/Segmentation/val.txt").write_text("a\n")
     config: Any = config_lib.base()
     with config.ignore_type():

@@ -26,7 +26,7 @@ from mtl_jax import experiment
 from mtl_jax.cli import train
 from mtl_jax.config import overrides
 from mtl_jax.continual import memory
-from mtl_jax.data import images
+from mtl_jax.data import images, pixel_labels
 from mtl_jax.data.minis.archives import read_files
 from mtl_jax.data.minis.open_images_mini import convert
 from mtl_jax.data.sources import registry
@@ -87,8 +87,8 @@ def test_masks_and_depths(kind, steps, is_mask):
 
     def read():
         if is_mask:
-            return images.decode_mask(content, image=image, class_count=8, name="bad.img")
-        return images.decode_depth(content, image=image, levels_per_metre=25.5, name="bad.img")
+            return pixel_labels.decode_mask(content, image=image, class_count=8, name="bad.img")
+        return pixel_labels.decode_depth(content, image=image, levels_per_metre=25.5, name="bad.img")
 
     verdict(read, "bad.img")
 

@@ -18,7 +18,7 @@ from PIL import Image
 from test_fuzz import COCO_TREE
 from test_open_images_mini import coco
 
-from mtl_jax.data import images
+from mtl_jax.data import images, pixel_labels
 from mtl_jax.data.minis.archives import read_files
 from mtl_jax.data.minis.open_images_mini import convert
 from mtl_jax.data.sources import registry
@@ -85,7 +85,7 @@ def main() -> None:
     root = coco(Path(tempfile.mkdtemp()))
     cases: dict[str, Callable[[], Any]] = {
         "png of 60,000 px": lambda: images.decode_image(png(60_000, 60_000), name="x"),
-        "mask of 60,000 px": lambda: images.decode_mask(png(60_000, 60_000), class_count=2, name="x"),
+        "mask of 60,000 px": lambda: pixel_labels.decode_mask(png(60_000, 60_000), class_count=2, name="x"),
         "largest image": lambda: images.decode_image(largest(), name="x"),
         "coco image of 10^9 px": lambda: opened(root, width=10**9),
         "outlines as run lengths": lambda: converted(root, {"counts": [10**12], "size": [10**6, 10**6]}),

@@ -9,31 +9,16 @@ from mtl_jax.balance.gramian_methods import (
     aligned_mtl,
     cagrad,
     config,
-    dual_proj,
-    equal_mean,
-    equal_sum,
     fairgrad,
-    fixed,
-    gradvac,
     imtl_g,
     mgda,
     nash_mtl,
-    pcgrad,
-    random,
     sdmgrad,
-    upgrad,
 )
-from mtl_jax.balance.loss_methods import (
-    dtp,
-    dwa,
-    famo,
-    gls,
-    gradnorm,
-    imtl_l,
-    rlw,
-    stch,
-    uncertainty,
-)
+from mtl_jax.balance.learnt_weight_methods import famo, gradnorm, imtl_l, uncertainty
+from mtl_jax.balance.loss_methods import dtp, dwa, gls, rlw, stch
+from mtl_jax.balance.projection_methods import dual_proj, gradvac, pcgrad, upgrad
+from mtl_jax.balance.scalarisation_methods import equal_mean, equal_sum, fixed, random
 from mtl_jax.balance.transform import BalanceState, OnLosses, RemembersGradients, gramian
 
 METHODS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {

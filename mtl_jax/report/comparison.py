@@ -16,9 +16,9 @@ from mtl_jax.evaluation import contract_table
 from mtl_jax.evaluation.contract import relative_drop_percent, task_histories
 from mtl_jax.report import html_page
 from mtl_jax.report.balance_section import Conflict, conflicts
+from mtl_jax.report.comparison_figures import Cell, scatter_svg, scatters_svg, spread_svg
+from mtl_jax.report.comparison_figures import heatmaps_svg as draw_heatmaps
 from mtl_jax.report.run_report import heat_cell
-from mtl_jax.report.svg_figures import Cell, scatter_svg, scatters_svg, spread_svg
-from mtl_jax.report.svg_figures import heatmaps_svg as draw_heatmaps
 from mtl_jax.tasks import TITLES
 from mtl_jax.workdir import metrics_log
 from mtl_jax.workdir.files import read_json

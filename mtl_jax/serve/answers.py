@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from mtl_jax.data.images import png
+from mtl_jax.data.pixel_labels import png
 from mtl_jax.report import pictures
 from mtl_jax.serve.answering import Answering, Result
 

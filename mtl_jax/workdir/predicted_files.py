@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.images import write_png
+from mtl_jax.data.pixel_labels import write_png
 from mtl_jax.errors import UserError
 
 FIELDS = {"image", "height", "width", "overlay", "tasks"}  # of a prediction's JSON, by which it is known again

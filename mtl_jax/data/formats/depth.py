@@ -10,7 +10,8 @@ from mtl_jax.data.formats.pairs import pairs_of
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, DepthFile
 from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split
-from mtl_jax.data.images import decode_depth, is_of_16_bits, read_image
+from mtl_jax.data.images import is_of_16_bits, read_image
+from mtl_jax.data.pixel_labels import decode_depth
 
 MILLIMETRES = 1000.0  # levels per metre of files of 16 bits
 EIGHT_BIT = 25.5  # of files of 8 bits, whose 255 is then 10 m

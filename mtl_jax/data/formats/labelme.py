@@ -19,7 +19,7 @@ from mtl_jax.data.formats.parsing import coordinate, integer, items, table, text
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import Dataset, Polygon, Record, tags_of
 from mtl_jax.data.formats.writing import Out, by_split, number
-from mtl_jax.data.images import mask_values
+from mtl_jax.data.pixel_labels import mask_values
 from mtl_jax.errors import UserError
 
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from mtl_jax.data.images import Decoded, decode_mask, follow_image, mask_values, read_image
+from mtl_jax.data.images import Decoded, read_image
 from mtl_jax.data.masks import distinct, mask_dtype
+from mtl_jax.data.pixel_labels import decode_mask, follow_image, mask_values
 from mtl_jax.data.sources.base import missing
 from mtl_jax.errors import UserError
 

@@ -22,8 +22,9 @@ from mtl_jax.data.formats.pixels import mask_of
 from mtl_jax.data.formats.place import Place
 from mtl_jax.data.formats.records import BACKGROUND, Dataset, MaskFiles
 from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split
-from mtl_jax.data.images import mask_values, read_image
+from mtl_jax.data.images import read_image
 from mtl_jax.data.masks import distinct, usual_void
+from mtl_jax.data.pixel_labels import mask_values
 from mtl_jax.data.sources.base import VOID, missing
 from mtl_jax.errors import UserError
 

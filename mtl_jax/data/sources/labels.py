@@ -12,8 +12,9 @@ from mtl_jax.data import formats
 from mtl_jax.data.formats import naming, pixels, splitting
 from mtl_jax.data.formats.records import BACKGROUND, Dataset, Record, Shape
 from mtl_jax.data.grey import GreyBits
-from mtl_jax.data.images import Decoded, decode_depth, read_image
+from mtl_jax.data.images import Decoded, read_image
 from mtl_jax.data.masks import mask_dtype, usual_void
+from mtl_jax.data.pixel_labels import decode_depth
 from mtl_jax.data.sources.base import Fields, Reading, Sample, check_split, find_first, missing
 from mtl_jax.errors import UserError
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mtl_jax.data.grey import GreyBits
-from mtl_jax.data.images import decode_depth, decode_mask, read_image
+from mtl_jax.data.images import read_image
+from mtl_jax.data.pixel_labels import decode_depth, decode_mask
 from mtl_jax.data.sources.base import VOID, Reading, Sample, check_split, find_first
 from mtl_jax.data.sources.listed import ListedImages
 from mtl_jax.errors import UserError

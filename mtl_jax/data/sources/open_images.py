@@ -14,8 +14,9 @@ from jaxtyping import Bool, Integer
 from mtl_jax.data import orientation
 from mtl_jax.data.files import ImageFolderIndex
 from mtl_jax.data.grey import GreyBits
-from mtl_jax.data.images import decode_mask, read_header, read_image, turn_upright
+from mtl_jax.data.images import read_header, read_image, turn_upright
 from mtl_jax.data.masks import mask_dtype
+from mtl_jax.data.pixel_labels import decode_mask
 from mtl_jax.data.sources import open_images_csv as tables
 from mtl_jax.data.sources.base import Fields, Reading, Sample, check_split, find_first, warn_once
 from mtl_jax.data.sources.open_images_csv import Box

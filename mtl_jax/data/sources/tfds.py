@@ -13,7 +13,8 @@ import numpy as np
 
 from mtl_jax.data import masks, orientation
 from mtl_jax.data.grey import GreyBits
-from mtl_jax.data.images import Decoded, follow_image, mask_values, read_image
+from mtl_jax.data.images import Decoded, read_image
+from mtl_jax.data.pixel_labels import follow_image, mask_values
 from mtl_jax.data.sources.base import SPLITS, Fields, Reading, Sample, check_split, warn_once
 from mtl_jax.errors import UserError
 

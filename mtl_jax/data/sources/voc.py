@@ -11,7 +11,8 @@ import numpy as np
 
 from mtl_jax.data import masks
 from mtl_jax.data.grey import GreyBits
-from mtl_jax.data.images import decode_mask, mask_palette, mask_values, read_image
+from mtl_jax.data.images import read_image
+from mtl_jax.data.pixel_labels import decode_mask, mask_palette, mask_values
 from mtl_jax.data.sources.base import SPLITS, Reading, Sample, check_split, find_first, is_chosen, warn_once
 from mtl_jax.data.sources.listed import ListedImages
 from mtl_jax.errors import UserError
