@@ -1,5 +1,6 @@
 """Strictness for every test: shapes are checked, ranks never promote silently, two devices are always there."""
 
+import gc
 import os
 
 from compiling import QUICK
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+def pytest_collection_finish() -> None:
+    """Keeps modules and tests, which stay to the end, out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
@@ -60,11 +67,9 @@ def data_root() -> Path:
 @pytest.fixture
 def no_report(monkeypatch) -> None:
     """Spares a test that trains what a run does at its end: seconds of timing, counting and drawing."""
-    from mtl_jax.training import train_loop
+    from tiny import spare_report
 
-    monkeypatch.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
-    monkeypatch.setattr(train_loop.evaluate, "gigaflops", lambda *arguments, **settings: 1.0)
-    monkeypatch.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
+    spare_report(monkeypatch)
 
 
 @pytest.fixture

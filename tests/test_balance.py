@@ -58,6 +58,7 @@ WANDERING = ("graddrop", "db_mtl", "uncertainty", "imtl_l", "gradnorm", "dtp")
 # A task alone: its direction always; its length too but for those that weigh even a single task by its loss, by the
 # length of its gradient, or by averages that begin at zero.
 NOT_PLAIN = {"cagrad", "nash_mtl", "fairgrad", "uncertainty", "dtp", "moco", "db_mtl"}
+shortest = jax.jit(gradient_weights.mgda_weights)
 EVERY_METHOD = pytest.mark.parametrize("name", balance.METHODS)
 
 
@@ -124,7 +125,7 @@ def test_a_single_task_goes_its_own_way(name):
 
 @EVERY_METHOD
 def test_zero_gradients_give_a_zero_update(name):
-    np.testing.assert_array_equal(update_of(name, jnp.zeros((3, 8))), np.zeros(8))
+    np.testing.assert_array_equal(update_of(name, jnp.zeros((2, 3))), np.zeros(3))
 
 
 @EVERY_METHOD
@@ -165,36 +166,38 @@ def test_chained_with_optax_it_settles_between_two_parabolas_without_recompiling
         update, state = tx.update(task_grads, state, params, task_losses=losses_of(params))
         return optax.apply_updates(params, update), state
 
+    @jax.jit
+    def gramian_at_the_end(params, state):
+        params, _ = jax.lax.fori_loop(0, 300, lambda _, carry: step(*carry), (params, state))
+        return transform.gramian(jax.jacrev(losses_of)(params))
+
     state = tx.init(params)
-    for _ in range(300):
-        params, state = step(params, state)
+    after = jax.eval_shape(step, *jax.eval_shape(step, params, state))
     assert len(traces) == 1, "it recompiles"
+    assert jax.tree.structure(after) == jax.tree.structure((params, state))
     # Pareto stationary: some convex combination of the gradients is zero, here only between the minima. Weights that
     # follow the losses still move while the steps vanish, and draws wander: from a squared length of 150 to below 1.
-    gramian = transform.gramian(jax.jacrev(losses_of)(params))
-    weights = gradient_weights.mgda_weights(gramian).weights
+    gramian = gramian_at_the_end(params, state)
+    weights = shortest(gramian).weights
     assert float(weights @ gramian @ weights) < (1.0 if name in WANDERING else 1e-4)
 
 
-@EVERY_METHOD
-@pytest.mark.parametrize(
-    ("task_grads", "words"),
-    [
-        (
-            {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 1))},
-            r"\[2, 1\] at \['b'\], found \[3, 1\]: stack one gradient",
-        ),
-        ({"a": jnp.ones((2, 3)), "b": jnp.ones(())}, r"at \['b'\], found \[\]"),
-        ({"a": jnp.ones(3), "b": jnp.ones(1)}, r"\[tasks, 3\] at \['a'\], found \[3\]"),
-        ({"a": jnp.ones((0, 3)), "b": jnp.ones((0, 1))}, r"found \[0, 3\]"),
-        ({"a": jnp.ones((2, 3))}, "structure of params"),
-        ({}, "empty tree"),
-    ],
+WRONG = (
+    ({"a": (2, 3), "b": (3, 1)}, r"\[2, 1\] at \['b'\], found \[3, 1\]: stack one gradient"),
+    ({"a": (2, 3), "b": ()}, r"at \['b'\], found \[\]"),
+    ({"a": (3,), "b": (1,)}, r"\[tasks, 3\] at \['a'\], found \[3\]"),
+    ({"a": (0, 3), "b": (0, 1)}, r"found \[0, 3\]"),
+    ({"a": (2, 3)}, "structure of params"),
+    ({}, "empty tree"),
 )
-def test_a_wrong_leading_axis_is_refused(name, task_grads, words):
-    params = {"a": jnp.ones(3), "b": jnp.ones(1)}
-    with pytest.raises(ValueError, match=words):
-        update_of(name, task_grads, params)
+
+
+@EVERY_METHOD
+def test_a_wrong_leading_axis_is_refused(name):
+    params = {"a": np.ones(3, np.float32), "b": np.ones(1, np.float32)}
+    for shapes, words in WRONG:
+        with pytest.raises(ValueError, match=words):
+            update_of(name, {key: np.ones(shape, np.float32) for key, shape in shapes.items()}, params)
 
 
 def test_unequal_leading_axes_are_refused_without_params_too():
@@ -284,7 +287,7 @@ def project_one_by_one(gradients, orders):
     return total
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_pcgrad_equals_the_projection_of_the_gradients_in_some_order(seed):
     gradients = random_gradients(seed, rank=2)  # a plane: three gradients there conflict often
     update = update_of("pcgrad", gradients, seed=seed)
@@ -297,11 +300,13 @@ def test_pcgrad_equals_the_projection_of_the_gradients_in_some_order(seed):
 def test_pcgrad_draws_a_new_order_at_every_step_and_repeats_with_its_seed():
     gradients = jnp.array([[-1.0, 0.2, 0.0], [0.9, 1.0, 0.3], [0.8, -1.5, 0.5]])
 
-    def updates(seed):
-        state = balance.pcgrad(seed=seed).init(jnp.zeros(3))
-        return jax.lax.scan(lambda state, _: update(gradients, state)[::-1], state, length=12)[1]
+    @jax.jit
+    def followed(state):
+        return jax.lax.scan(lambda state, _: balance.pcgrad().update(gradients, state)[::-1], state, length=12)[1]
 
-    update = jax.jit(balance.pcgrad().update)
+    def updates(seed):
+        return followed(balance.pcgrad(seed=seed).init(jnp.zeros(3)))
+
     assert len(np.unique(np.asarray(updates(0)).round(4), axis=0)) > 1
     np.testing.assert_array_equal(updates(0), updates(0))
     assert not np.array_equal(updates(0), updates(1))
@@ -324,10 +329,10 @@ SCALING = ("sum", "mean", "fixed", "pcgrad", "gradvac", "graddrop", "mgda", "cag
 
 
 @pytest.mark.parametrize("name", NON_CONFLICTING)
-@pytest.mark.parametrize("tasks", [2, 3, 7])
-def test_the_update_opposes_no_task(name, tasks):
+@pytest.mark.parametrize(("tasks", "size"), [(2, 3), (3, 8), (7, 16)])  # two of the shapes of other tests: compiled
+def test_the_update_opposes_no_task(name, tasks, size):
     for seed in range(3):
-        gradients = random_gradients(seed, tasks=tasks, size=16, rank=16)
+        gradients = random_gradients(seed, tasks=tasks, size=size, rank=size)
         options = {"regularisation": 0.0} if name in ("upgrad", "dual_proj") else {}
         update = np.asarray(update_of(name, gradients, **options), np.float64)
         gains = np.asarray(gradients, np.float64) @ update
@@ -340,7 +345,7 @@ def test_the_update_opposes_no_task(name, tasks):
 
 @pytest.mark.parametrize("name", [name for name in balance.METHODS if name not in DRAWN])
 def test_the_order_of_the_tasks_does_not_matter(name):
-    gradients, losses, order = random_gradients(4, tasks=4), jnp.array([0.3, 1.0, 2.0, 0.7]), jnp.array([2, 0, 3, 1])
+    gradients, losses, order = random_gradients(4), jnp.array([0.3, 1.0, 2.0]), jnp.array([2, 0, 1])
     here, there = update_of(name, gradients, losses=losses), update_of(name, gradients[order], losses=losses[order])
     np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4 * float(jnp.linalg.norm(here)))
 
@@ -354,7 +359,7 @@ def test_the_update_grows_with_the_gradients(name):
         np.testing.assert_allclose(scaled, update, rtol=1e-3, atol=1e-4 * float(jnp.linalg.norm(update)))
 
 
-@pytest.mark.parametrize("tasks", [2, 5, 16])
+@pytest.mark.parametrize("tasks", [2, 16])
 def test_cagrad_leaves_no_direction_of_the_ball_in_which_the_worst_task_gains_more(tasks):
     for seed, opposite in itertools.product(range(3), (False, True)):
         gradients = np.array(random_gradients(seed, tasks=tasks, size=20, rank=20))
@@ -374,7 +379,7 @@ def test_cagrad_leaves_no_direction_of_the_ball_in_which_the_worst_task_gains_mo
         assert gain >= bound - 1e-4 * longest
 
 
-@pytest.mark.parametrize("tasks", [2, 5, 16])
+@pytest.mark.parametrize("tasks", [2, 16])
 @pytest.mark.parametrize("name", ["nash_mtl", "fairgrad"])
 def test_gains_times_weights_are_the_same_for_all_tasks(name, tasks):
     gradients = random_gradients(tasks, tasks=tasks, size=20, rank=20) * 10.0 ** jnp.linspace(-2, 2, tasks)[:, None]
@@ -426,7 +431,7 @@ def test_mgda_finds_the_shortest_point_of_the_convex_hull(tasks, rank, scale):
 
 def test_mgda_is_not_led_astray_by_tasks_of_different_magnitude():
     gramian = jnp.diag(jnp.array([1.0, 1e6, 1e12]))
-    weights = gradient_weights.mgda_weights(gramian).weights
+    weights = shortest(gramian).weights
     np.testing.assert_allclose(weights[:2], [1.0, 1e-6], rtol=1e-3)
     assert float(weights @ gramian @ weights) == pytest.approx(1.0, rel=1e-5)
 

@@ -9,24 +9,51 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from mtl_jax import cli
 from mtl_jax.cli import completion, flags
 from mtl_jax.errors import UserError
+from mtl_jax.runtime import compilation
 
 ROOT = Path(__file__).parent.parent
 
 
-def train(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    """What a command printed and returned."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Callable[..., Done]:
+    """Runs a command in this process, as the program would in one of its own."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(compilation, "enable_cache", lambda: None)
+
+    def run(main: Callable[[Sequence[str]], int], *arguments: str) -> Done:
+        try:
+            status = main(arguments)
+        except SystemExit as left:
+            status = left.code
+        return Done(status, *capsys.readouterr())
+
+    return run
+
+
+def train(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def test_help_names_the_flags():
-    done = train("--help")
+def test_help_names_the_flags(run):
+    done = run(cli.module("train").main, "--help")
     assert done.returncode == 0
     assert "--config" in done.stdout
     assert "--enforce_contract" in done.stdout
@@ -55,8 +82,16 @@ def test_help_names_the_flags():
         (("--config", "configs/seq.py", "--config.data_root=/nowhere"), "/nowhere"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_two(flags, words, tmp_path):
-    done = train(*flags, "--workdir", str(tmp_path / "run"))
+def test_a_mistake_is_one_line_and_status_two(run, flags, words, tmp_path):
+    told_in_one_line(run(cli.module("train").main, *flags, "--workdir", str(tmp_path / "run")), words, tmp_path)
+
+
+def test_a_process_of_its_own_ends_with_a_mistake_s_line_and_status(tmp_path):
+    done = train("--config", "configs/quickstart.py", "--config.model.neck=three", "--workdir", str(tmp_path / "run"))
+    told_in_one_line(done, "neck", tmp_path)
+
+
+def told_in_one_line(done, words, tmp_path) -> None:
     assert done.returncode == 2
     # A machine without a C++ compiler is told so, once, before.
     lines = [line for line in done.stderr.splitlines() if "No compiled CPU kernels" not in line]
@@ -99,7 +134,7 @@ def test_a_mistake_with_a_name_that_is_no_text_is_printed_by_every_command(monke
 
 
 def test_a_data_folder_whose_name_is_no_text_is_told_in_one_line(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", "configs/seq.py"]
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", "configs/single.py"]
     flags = [os.fsencode(f"--config.data_root={tmp_path}/") + b"caf\xe9", "--workdir", str(tmp_path / "run")]
     env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run([*command, *flags], capture_output=True, cwd=ROOT, env=env, check=False)
@@ -119,8 +154,8 @@ def test_the_program_is_installed_by_its_name():
     assert callable(cli.program)
 
 
-def test_help_names_every_command_and_flag():
-    printed = mtl_jax("--help").stdout
+def test_help_names_every_command_and_flag(run):
+    printed = run(cli.main, "--help").stdout
     assert all(f"  {name}" in printed and what in printed for name, what in cli.COMMANDS.items())
     for name in cli.COMMANDS:
         assert cli.module(name).parser().format_help().startswith(f"usage: mtl-jax {name}")
@@ -154,8 +189,8 @@ def test_help_waits_for_nothing_heavy(arguments):
         (("convert", "nowhere", "out", "--to", "coco"), "nowhere: expected a folder or file of labels, found none"),
     ],
 )
-def test_a_mistake_in_any_command_is_one_line_and_status_two(arguments, words):
-    done = mtl_jax(*arguments)
+def test_a_mistake_in_any_command_is_one_line_and_status_two(run, arguments, words):
+    done = run(cli.main, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

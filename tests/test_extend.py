@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from test_pages import CONFIGS
 from test_train import DIGITS, tiny_config
+from tiny import spare_report
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
@@ -26,10 +27,8 @@ from mtl_jax.workdir import checkpoints, files, lineage, trained
 from mtl_jax.workdir.checkpoints import CheckpointError
 
 # How tasks share a network, by what the new task then has for itself.
-WAYS = {
-    "norms, patches and a slice": {"norms_from": 16, "patches": {"neck": 4, "head": 4}},
-    "a branch": {"share_until": "stage_3"},
-}
+NORMS_AND_PATCHES = {"norms_from": 16, "patches": {"neck": 4, "head": 4}}
+BRANCH = {"share_until": "stage_3"}
 
 
 def parent_config(**model) -> ConfigDict:
@@ -86,28 +85,38 @@ def untrained(folder, config) -> trained.Trained:
     return trained.load(folder)
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def grown(request, tiny_backbone, tmp_path_factory):
-    """A run and one that has grown from it, for each way of sharing."""
+@pytest.fixture(scope="module")
+def grown(tiny_backbone, tmp_path_factory):
+    """A run and one that has grown from it."""
     folder = tmp_path_factory.mktemp("grown")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("latency_ms", "gigaflops"):
-            patch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
-        patch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
-        train_loop.train_and_evaluate(parent_config(**WAYS[request.param]), folder / "old")
+        spare_report(patch)
+        train_loop.train_and_evaluate(parent_config(**NORMS_AND_PATCHES), folder / "old")
         before = {path: path.read_bytes() for path in (folder / "old").rglob("*") if path.is_file()}
         contract = extend(folder / "old", folder / "new", addition())
         assert before == {path: path.read_bytes() for path in (folder / "old").rglob("*") if path.is_file()}
     return folder, contract
 
 
-def test_every_output_of_every_old_task_stays_bit_for_bit(grown):
-    folder, contract = grown
+def check_old_outputs(folder, contract) -> None:
     before = outputs(folder / "old")
     jax.tree.map(np.testing.assert_array_equal, before, outputs(folder / "new"))
     jax.tree.map(np.testing.assert_array_equal, before, outputs(folder / "new", ("seg", "cls", "det")))
     assert [contract["tasks"][task]["largest_output_change"] for task in ("seg", "cls")] == [0.0, 0.0]
     assert "largest_output_change" not in contract["tasks"]["det"]
+
+
+def test_every_output_of_every_old_task_stays_bit_for_bit(grown):
+    check_old_outputs(*grown)
+
+
+@pytest.mark.usefixtures("tiny_backbone", "no_report")
+def test_a_branch_of_its_own_leaves_every_output_too(tmp_path):
+    config = parent_config(**BRANCH)
+    config.stages.both = config_lib.stage(("masks", "single"), epochs=0.5)
+    config.order = ("both",)
+    train_loop.train_and_evaluate(config, tmp_path / "old")
+    check_old_outputs(tmp_path, extend(tmp_path / "old", tmp_path / "new", addition()))
 
 
 def test_the_new_run_begins_with_the_old_one_s_stages(grown):
@@ -144,10 +153,9 @@ def test_the_checkpoint_says_what_every_task_depends_on(grown):
     assert not any("det" in pattern.split("/")[-1] for pattern in found["seg"])
 
 
-def test_a_second_call_goes_on_and_another_parent_is_refused(grown, no_report, monkeypatch):
+def test_a_second_call_goes_on_and_another_parent_is_refused(grown, no_report):
     folder, contract = grown
     del no_report
-    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
     assert extend(folder / "old", folder / "new", addition())["tasks"] == contract["tasks"]
     with pytest.raises(UserError, match=r"grew from .*1-cls, not from .*0-seg"):
         extend(folder / "old" / "checkpoints" / "0-seg", folder / "new", addition())
@@ -162,7 +170,7 @@ def test_a_second_call_goes_on_and_another_parent_is_refused(grown, no_report, m
 @pytest.fixture(scope="module")
 def finished(tiny_backbone, tmp_path_factory):
     """An untrained run, whose tasks have norms and patches of their own."""
-    return untrained(tmp_path_factory.mktemp("old"), parent_config(**WAYS["norms, patches and a slice"]))
+    return untrained(tmp_path_factory.mktemp("old"), parent_config(**NORMS_AND_PATCHES))
 
 
 def planned(old, config, index) -> stage_plan.StagePlan:
@@ -329,9 +337,10 @@ def test_a_damaged_or_newer_parent_is_refused(finished, tmp_path):
 def test_a_task_that_joins_the_flagship_costs_less_than_a_tenth_of_it():
     config = config_lib.load_page(CONFIGS / "seq.py").get_config()
     tasks = tasks_lib.build(config.tasks.to_dict())
+    new = sum(parameters(multi_task.build(config.model, tasks)))
     for name in tasks:
         others = {other: task for other, task in tasks.items() if other != name}
-        old, new = (sum(parameters(multi_task.build(config.model, each))) for each in (others, tasks))
+        old = sum(parameters(multi_task.build(config.model, others)))
         assert new - old < 0.1 * old
 
 
@@ -341,10 +350,9 @@ def parameters(model) -> list[int]:
 
 
 @pytest.mark.slow
-def test_within_a_percentage_shared_parts_move_and_the_old_run_s_figures_judge(grown, no_report, monkeypatch):
+def test_within_a_percentage_shared_parts_move_and_the_old_run_s_figures_judge(grown, no_report):
     folder, _ = grown
     del no_report
-    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
     contract = extend(folder / "old", folder / "loose", addition(), keep="60%")
     old = json.loads((folder / "old" / "contract.json").read_text())
     assert contract["max_drop_percent"] == 60.0
@@ -360,10 +368,9 @@ def test_within_a_percentage_shared_parts_move_and_the_old_run_s_figures_judge(g
 
 
 @pytest.mark.slow
-def test_more_data_refines_one_task_and_leaves_the_others(grown, no_report, monkeypatch):
+def test_more_data_refines_one_task_and_leaves_the_others(grown, no_report):
     folder, _ = grown
     del no_report
-    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
     page = addition()
     with page.unlocked(), page.ignore_type():
         del page.tasks["det"]

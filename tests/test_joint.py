@@ -63,18 +63,28 @@ def joint_config(balance, **changes):
     return config
 
 
-@pytest.mark.parametrize("settings", [{"gradient_space": "features"}, {"micro_batches": 2}])
-def test_images_with_several_labels_train_all_their_tasks(tiny_backbone, tmp_path, settings):
+def trained_losses(workdir, **settings):
+    """Losses of images that are labelled for both tasks."""
     config = joint_config("pcgrad")
     labels = {"seg": "segmentation", "cls": "classification"}
     options = {"labels": tuple(labels.values()), "size": 64, "length": 16}
     config.streams.both = config_lib.stream("digits", labels, options=options, batch_size=4)
     config.stages.both = config_lib.stage(("both",), epochs=3.0, balance="pcgrad", learning_rate=1e-2, **settings)
-    contract = train_loop.train_and_evaluate(config, tmp_path / "run")
+    contract = train_loop.train_and_evaluate(config, workdir)
     assert set(contract["tasks"]) == {"seg", "cls"}
-    losses = values(tmp_path / "run", "loss")
+    return values(workdir, "loss")
+
+
+def test_images_with_several_labels_train_all_their_tasks_by_gradients_of_features(tiny_backbone, tmp_path):
+    losses = trained_losses(tmp_path / "run", gradient_space="features")
     assert losses[-1] < losses[0]
     assert "Balance between the tasks" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_images_with_several_labels_train_all_their_tasks_part_by_part(tiny_backbone, tmp_path):
+    losses = trained_losses(tmp_path / "run", micro_batches=2)
+    assert losses[-1] < losses[0]
 
 
 def test_a_batch_that_cannot_be_parted_is_refused(tiny_backbone, tmp_path):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from test_train import tiny_config
+from tiny import spare_report
 
 from mtl_jax import config as config_lib
 from mtl_jax.export import formats, network
@@ -41,8 +42,7 @@ def learnt(tmp_path_factory):
     """A work directory after both stages."""
     workdir = tmp_path_factory.mktemp("run") / "shared"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
-        patched.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
+        spare_report(patched)
         train_loop.train_and_evaluate(config(), workdir)
     return workdir
 
@@ -77,15 +77,13 @@ def test_the_first_stage_moves_neck_and_head_and_its_own_patches_and_no_frozen_s
     assert np.any(statistics["batch_stats/backbone/norm_16/seg/mean"])
 
 
+@pytest.mark.usefixtures("no_report")
 def test_norms_and_patches_start_from_the_earlier_task_s(learnt, tmp_path):
     copy = shutil.copytree(learnt, tmp_path / "copy")
     shutil.rmtree(copy / "checkpoints" / "1-cls")
     settings = config()
     settings.stages.cls.update({"learning_rate": 0.0, "warmup_fraction": 0.0, "train_batch_norm": "nowhere"})
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
-        patched.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
-        train_loop.train_and_evaluate(settings, copy)
+    train_loop.train_and_evaluate(settings, copy)
     after = variables(copy, "1-cls")
     for path in ("neck/lateral_32/patch_{}/up/kernel", "backbone/norm_32/{}/bias"):
         np.testing.assert_array_equal(*(after[f"params/{path.format(task)}"] for task in TASKS))

@@ -1,5 +1,6 @@
 """Classes that a dataset does not label: no loss, no gradient, no part in a figure, whatever the kind of the task."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -67,6 +68,13 @@ def among(kind, labels, labelled):
     return {**labels, "labelled": np.array([labelled] * 2)}
 
 
+@functools.cache
+def loss_and_gradient(kind):
+    """Compiled once for all labels of one shape."""
+    task = task_of(kind)
+    return jax.jit(jax.value_and_grad(lambda raw, labels: task.loss(raw, labels, SIZE)[0]))
+
+
 def channels(kind):
     """Where the logits of the classes are."""
     return slice(5, None) if kind == "detection" else slice(None)
@@ -74,60 +82,57 @@ def channels(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_unlabelled_classes_have_neither_loss_nor_gradient(kind, rng):
-    task, labelled = task_of(kind), np.array([True, True, False, False])
+    labelled = np.array([True, True, False, False])
     raw, labels = raw_of(kind, rng), among(kind, labels_of(kind, rng, classes=(0, 1)), labelled)
 
-    def loss(raw):
-        return task.loss(raw, labels, SIZE)[0]
-
-    value, gradient = jax.value_and_grad(loss)(raw)
+    value, gradient = loss_and_gradient(kind)(raw, labels)
     by_class = np.asarray(gradient)[..., channels(kind)]
     assert np.all(by_class[..., 2:] == 0)
     assert np.any(by_class[..., :2] != 0)
     assert np.all(np.isfinite(gradient))
     others = np.asarray(raw).copy()
     others[..., channels(kind)][..., 2:] += rng.normal(size=(*by_class.shape[:-1], 2)) * 50
-    np.testing.assert_allclose(loss(jnp.asarray(others)), value, rtol=1e-6)
+    np.testing.assert_allclose(loss_and_gradient(kind)(jnp.asarray(others), labels)[0], value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_of_unlabelled_classes_are_passed_over(kind, rng):
-    task, raw = task_of(kind), raw_of(kind, rng)
+    raw = raw_of(kind, rng)
     labels = among(kind, labels_of(kind, rng, classes=(2, 3)), np.array([True, True, False, False]))
     if kind in ("detection", "multi_label"):  # they say that the others are absent
         empty = {**labels, "valid": labels["valid"] & False} if kind == "detection" else labels
-        np.testing.assert_allclose(task.loss(raw, labels, SIZE)[0], task.loss(raw, empty, SIZE)[0], rtol=1e-6)
+        values = [loss_and_gradient(kind)(raw, each)[0] for each in (labels, empty)]
+        np.testing.assert_allclose(*values, rtol=1e-6)
     else:
-        value, gradient = jax.value_and_grad(lambda raw: task.loss(raw, labels, SIZE)[0])(raw)
+        value, gradient = loss_and_gradient(kind)(raw, labels)
         assert value == 0
         assert np.all(np.asarray(gradient) == 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_labelled_class_is_no_label(kind, rng):
-    task, raw = task_of(kind), raw_of(kind, rng)
-    labels = among(kind, labels_of(kind, rng), np.zeros(4, bool))
-    value, gradient = jax.value_and_grad(lambda raw: task.loss(raw, labels, SIZE)[0])(raw)
+    raw, labels = raw_of(kind, rng), among(kind, labels_of(kind, rng), np.zeros(4, bool))
+    value, gradient = loss_and_gradient(kind)(raw, labels)
     assert value == 0
     assert np.all(np.asarray(gradient) == 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_labelled_classes_are_the_usual_loss(kind, rng):
-    task, raw, labels = task_of(kind), raw_of(kind, rng), labels_of(kind, rng)
-    usual = task.loss(raw, labels, SIZE)[0]
-    np.testing.assert_allclose(task.loss(raw, among(kind, labels, np.ones(4, bool)), SIZE)[0], usual, rtol=1e-6)
+    raw, labels = raw_of(kind, rng), labels_of(kind, rng)
+    usual, _ = loss_and_gradient(kind)(raw, labels)
+    value, _ = loss_and_gradient(kind)(raw, among(kind, labels, np.ones(4, bool)))
+    np.testing.assert_allclose(value, usual, rtol=1e-6)
 
 
 def test_where_nothing_is_labelled_the_objectness_is_held_down_by_labelled_classes_alone(rng):
-    task = task_of("detection")
     labels = labels_of("detection", rng) | {"valid": np.zeros((2, 2), bool)}
     labels["labelled"] = np.array([[True, False, False, False]] * 2)
     raw = np.zeros((2, 20, 9), np.float32)
     raw[..., 5] = -20.0  # surely none of the labelled class
 
     def pull(raw):
-        return jax.grad(lambda raw: task.loss(raw, labels, SIZE)[0])(jnp.asarray(raw))[..., 4].max()
+        return loss_and_gradient("detection")(jnp.asarray(raw), labels)[1][..., 4].max()
 
     certain = pull(raw)
     raw[..., 5] = 0.0
@@ -280,13 +285,14 @@ def test_boxes_are_filled_in_unless_a_labelled_one_lies_there(rng):
     at = np.asarray(task.finish(jnp.asarray(raw), SIZE))[0, 5, :4]
     truth = np.array([[[at[0] - at[2] / 2, at[1] - at[3] / 2, at[0] + at[2] / 2, at[1] + at[3] / 2]]], np.float32)
     labels = {"boxes_xyxy": truth, "label": np.array([[1]], np.int32), "valid": np.ones((1, 1), bool)}
-    filled = task.fill_in(labels | {"labelled": LABELLED[None]}, jnp.asarray(raw), SIZE, 0.9)
+    fill_in = jax.jit(lambda labels: task.fill_in(labels, jnp.asarray(raw), SIZE, 0.9))
+    filled = fill_in(labels | {"labelled": LABELLED[None]})
     assert filled["label"][filled["valid"]].tolist() == [1, 2]  # 3 lies on the labelled box, 1 is labelled and absent
     assert filled["pseudo"].sum() == 1
-    gradient = jax.grad(lambda raw: task.loss(raw, filled, SIZE)[0])(jnp.asarray(raw_of("detection", rng)[:1]))
+    _, gradient = loss_and_gradient("detection")(raw_of("detection", rng)[:1], filled)
     assert np.any(np.asarray(gradient)[..., 7] != 0)
     nobody = labels | {"boxes_xyxy": np.full_like(truth, np.nan), "labelled": LABELLED[None]}
-    assert not task.fill_in(nobody, jnp.asarray(raw), SIZE, 0.9)["valid"][:, 1:].any()
+    assert not fill_in(nobody)["valid"][:, 1:].any()
 
 
 DIGITS = tuple("0123456789")
