@@ -82,9 +82,19 @@ def test_objects_are_counted_by_the_class_of_the_box_that_finds_them():
     seen.update(found, objects, PLAIN)
     # The dog on the first cat is left with nothing, and the real dog is found by none.
     assert seen.by_class().confusion.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
-    counts = matching.confusion(found, objects | {"labelled": np.array([False, True])}, PLAIN, np.full(2, 0.3))
-    assert counts.tolist() == [[0, 0, 0], [0, 0, 1], [0, 2, 0]]
-    assert matching.confusion(found, objects | {"boxes_xyxy": np.full((4, 4), np.nan)}, PLAIN, np.full(2, 0.3)) is None
+    of_dogs = matching.pairs(found, objects | {"labelled": np.array([False, True])}, PLAIN, 2)
+    assert matching.confusion(of_dogs, np.full(2, 0.3)).tolist() == [[0, 0, 0], [0, 0, 1], [0, 2, 0]]
+    seen = details("det")
+    assert seen.update(found, objects | {"boxes_xyxy": np.full((4, 4), np.nan)}, PLAIN) is None
+    assert seen.by_class() is None
+
+
+def test_overlaps_are_computed_once_an_image(monkeypatch):
+    computed, iou = [], matching._iou
+    monkeypatch.setattr(matching, "_iou", lambda *boxes: computed.append(boxes) or iou(*boxes))
+    box = {"boxes_xyxy": np.array([[0.0, 0.0, 2.0, 2.0]]), "label": np.array([0])}
+    details("det").update({**box, "score": np.array([0.9]), "valid": np.array([True])}, box, PLAIN)
+    assert len(computed) == 1
 
 
 def test_precision_over_recall_has_the_area_of_average_precision():

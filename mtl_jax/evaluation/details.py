@@ -99,29 +99,30 @@ class ClassDetails:
         return ByClass(("class", "images", "precision", "recall"), _rows(self._task.classes, *figures), self._counts)
 
 
-class YesNoDetails:
-    """Precision, recall and average precision of scores that are each right or wrong: of detections, or of tags.
+class TagDetails:
+    """Precision, recall and average precision of scores that are each right or wrong.
 
     What counts as shown reaches the least score of its class: that chosen for a calibrated task, else its kind's.
     """
 
+    columns = ("class", "images", "precision", "recall", "AP")
+
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._boxes = task.kind == "detection"
         self._least = least_scores(task)
         self._matches: list[matching.YesNo] = []
-        self._confusion = np.zeros((len(task.classes) + 1,) * 2, np.int64)
+
+    def _matched(
+        self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry
+    ) -> matching.YesNo | None:
+        return matching.tags(prediction, target, geometry, len(self._task.classes))
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
         """Adds one image, judged by the F1 score of what is shown."""
-        match = matching.MATCHES[self._task.kind]
-        matched = match(prediction, target, geometry, len(self._task.classes))
+        matched = self._matched(prediction, target, geometry)
         if matched is None:
             return None
         self._matches.append(matched)
-        confusion = matching.confusion(prediction, target, geometry, self._least) if self._boxes else None
-        if confusion is not None:
-            self._confusion += confusion
         is_predicted = matched.score >= self._least[matched.label]
         total = int(is_predicted.sum() + matched.objects.sum())
         if not total:
@@ -130,7 +131,7 @@ class YesNoDetails:
         return Judged(f1, f"F1 {f1:.2f}")
 
     def by_class(self) -> ByClass | None:
-        """Returns objects (or images), precision and recall of what is shown, AP of each class, confusion of boxes."""
+        """Returns images (or objects), precision and recall of what is shown, and AP of each class."""
         if not self._matches:
             return None
         score, label, correct = (
@@ -150,11 +151,33 @@ class YesNoDetails:
             _quotient(right, np.bincount(label[is_predicted], minlength=count)),
             _quotient(right, objects),
         )
-        noun = "objects" if self._boxes else "images"
-        columns = ("class", noun, "precision", "recall", "AP 50" if self._boxes else "AP")
         rows = _rows(self._task.classes, *figures, np.array(average))
-        confusion = self._confusion if self._boxes else None
-        return ByClass(columns, rows, confusion, precision_recall(score, correct, int(objects.sum())))
+        return ByClass(self.columns, rows, curve=precision_recall(score, correct, int(objects.sum())))
+
+
+class BoxDetails(TagDetails):
+    """The same of boxes that are matched with objects, and which classes are taken for which."""
+
+    columns = ("class", "objects", "precision", "recall", "AP 50")
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self._confusion = np.zeros((len(task.classes) + 1,) * 2, np.int64)
+
+    def _matched(
+        self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry
+    ) -> matching.YesNo | None:
+        count = len(self._task.classes)
+        pairs = matching.pairs(prediction, target, geometry, count)
+        if pairs is None:
+            return None
+        self._confusion += matching.confusion(pairs, self._least)
+        return matching.found(pairs, count)
+
+    def by_class(self) -> ByClass | None:
+        """Returns as for tags, with the confusion of classes; the last is "nothing"."""
+        figures = super().by_class()
+        return None if figures is None else figures._replace(confusion=self._confusion)
 
 
 class ErrorDetails:
@@ -181,9 +204,9 @@ class ErrorDetails:
 
 DETAILS: dict[str, Any] = {
     "segmentation": MaskDetails,
-    "detection": YesNoDetails,
+    "detection": BoxDetails,
     "classification": ClassDetails,
-    "multi_label": YesNoDetails,
+    "multi_label": TagDetails,
     "regression": ErrorDetails,
     "depth": ErrorDetails,
 }

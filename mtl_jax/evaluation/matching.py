@@ -37,9 +37,17 @@ def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: G
     Returns:
         What was found; None where nobody looked for objects.
     """
-    pairs = _pairs(prediction, target, geometry, count)
-    if pairs is None:
-        return None
+    paired = pairs(prediction, target, geometry, count)
+    return None if paired is None else found(paired, count)
+
+
+def found(pairs: Pairs, count: int) -> YesNo:
+    """As `detections`, of boxes and objects whose overlaps are known.
+
+    Args:
+        pairs: of one image.
+        count: of classes.
+    """
     overlap, is_free = np.where(pairs.same_class, pairs.overlap, 0.0), ~pairs.crowd
     correct, is_counted = np.zeros(len(overlap), bool), np.ones(len(overlap), bool)
     for row, overlaps in enumerate(overlap):
@@ -53,29 +61,19 @@ def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: G
     return YesNo(pairs.score[is_counted], pairs.label[is_counted], correct[is_counted], objects)
 
 
-def confusion(
-    prediction: Mapping[str, np.ndarray],
-    target: Labels,
-    geometry: Geometry,
-    least: Float[np.ndarray, " classes"],
-) -> Int[np.ndarray, "truth predicted"] | None:
+def confusion(pairs: Pairs, least: Float[np.ndarray, " classes"]) -> Int[np.ndarray, "truth predicted"]:
     """Counts one image's objects by the class of the box that finds them.
 
     Boxes find objects of their own class first, then what is left of any class, the best box first, each object once.
 
     Args:
-        prediction: of one image, for the network's input.
-        target: its labels, in pixels of the image.
-        geometry: where the image went in the input.
+        pairs: of one image.
         least: score of each class that a box must have.
 
     Returns:
         [classes + 1, classes + 1]: the last row holds boxes that find nothing (a crowd apart), the last column objects
-        that no box finds; None where nobody looked for objects.
+        that no box finds.
     """
-    pairs = _pairs(prediction, target, geometry, len(least))
-    if pairs is None:
-        return None
     counts = np.zeros((len(least) + 1,) * 2, np.int64)
     is_free, is_unused = pairs.to_be_found.copy(), pairs.score >= least[pairs.label]
     for allowed_pairs in (pairs.same_class, ~pairs.same_class):
@@ -91,7 +89,7 @@ def confusion(
     return counts
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
     """One image's boxes of labelled classes, the best first, and its objects."""
 
     score: Float[np.ndarray, " boxes"]
@@ -103,7 +101,8 @@ class _Pairs(NamedTuple):
     to_be_found: Bool[np.ndarray, " objects"]  # of a labelled class, and no crowd
 
 
-def _pairs(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> _Pairs | None:
+def pairs(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry, count: int) -> Pairs | None:
+    """Compares one image's boxes with its objects; the arguments are those of `detections`, and so is None."""
     objects = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
     if len(objects) and np.isnan(objects).all():
         return None
@@ -114,7 +113,7 @@ def _pairs(prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geome
     order = np.flatnonzero(np.asarray(prediction["valid"]).astype(bool) & labelled[label])
     order = order[np.argsort(-np.asarray(prediction["score"])[order], kind="stable")]
     overlap = _iou(to_original(np.asarray(prediction["boxes_xyxy"], np.float64)[order], geometry), objects)
-    return _Pairs(
+    return Pairs(
         np.asarray(prediction["score"], np.float64)[order],
         label[order],
         overlap,
