@@ -24,14 +24,12 @@ def built(way):
         "branched": SETTINGS | {"norms_from": 0, "share_until": 8},
         "cross_stitch": SETTINGS | {"norms_from": 0, "sharing": "cross_stitch"},
     }[way]
-    model = multi_task.build(changes, TASKS)
-    return model, multi_task.init_variables(model, key=jax.random.key(0))
+    return multi_task.build(changes, TASKS)
 
 
 @pytest.mark.parametrize("way", ["shared", "plain", "branched", "cross_stitch"])
 def test_a_parameter_lies_where_the_one_task_that_reads_it_has_its_own(way):
-    model, variables = built(way)
-    readers = dependence.readers_of(model, variables)
+    readers = dependence.readers_of(built(way))
     owners = {path: owner_of(tuple(path_of(path).split("/")), NAMES) for path in readers}
     own = {path_of(path): (readers[path], owner) for path, owner in owners.items() if owner}
     assert not [path for path, (tasks, owner) in own.items() if tasks not in ((owner,), ())]
@@ -39,8 +37,9 @@ def test_a_parameter_lies_where_the_one_task_that_reads_it_has_its_own(way):
 
 
 def test_a_parameter_has_a_gradient_where_its_task_depends_on_it_and_nowhere_else():
-    model, variables = built("shared")
-    readers = dependence.readers_of(model, variables)
+    model = built("shared")
+    variables = multi_task.init_variables(model, key=jax.random.key(0))
+    readers = dependence.readers_of(model)
     params = jax.tree.map(lambda leaf: leaf + 0.05, variables["params"])  # zeros would hide what flows
 
     @functools.partial(jax.jit, static_argnums=1)

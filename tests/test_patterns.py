@@ -72,4 +72,6 @@ def test_the_stages_of_a_backbone_hold_every_layer_once():
         built = {*params["backbone"], *params.get("branch_cls", {}).get("backbone", {})}
         assert sorted(layers) == sorted(built)
         assert stages["stride_2"] == (("layer_0",) if changes.get("backbone") else ("stem",))
-    assert multi_task.backbone_stages(multi_task.build({}, records))["stride_8"] == ("block_2", "block_3")
+    model = multi_task.build({}, records)
+    assert multi_task.backbone_stages(model)["stride_8"] == ("block_2", "block_3")
+    assert multi_task.backbone_stages(multi_task.build({}, records)) is multi_task.backbone_stages(model)  # found once

@@ -197,11 +197,11 @@ def test_a_gem_projects_the_new_gradient_against_the_replayed_one(run):
 
     both = {"masks": ("seg",), "names": ("cls",)}
     opposed = {"keep": {"agem": agem.AGEM()}, "stage": StageTasks(("seg",), ("cls",), replayed=("cls",))}
+    new, reference = gradient(), gradient(streams={"names": ("cls",)})
     # The old task's loss is turned round: its gradient then opposes whatever the two have in common.
     for weight in (1.0, -1.0):
-        weights = {"stream_weights": {"masks": 1.0, "names": weight}}
-        new, old = gradient(), gradient(streams={"names": ("cls",)}, **weights)
-        found = gradient(streams=both, **opposed, **weights)
+        old = jax.tree.map(lambda leaf, weight=weight: weight * leaf, reference)
+        found = gradient(streams=both, **opposed, stream_weights={"masks": 1.0, "names": weight})
         assert_close(found, agem.project(new, old), tolerance=1e-3)
         assert optax.tree.vdot(found, old) >= -1e-3
 
@@ -375,7 +375,7 @@ def test_the_average_lags_behind_the_parameters(run):
     assert_close(after.ema.params, mean)  # the first update counts 1 - (1 + 0) / (10 + 0)
 
 
-@pytest.mark.parametrize(("method", "micro_batches"), [("sum", 1), ("pcgrad", 1), ("mgda", 2)])
+@pytest.mark.parametrize(("method", "micro_batches"), [("sum", 1), ("pcgrad", 2)])
 def test_one_device_and_two_give_the_same_update(run, method, micro_batches):
     aim = objective(streams={"masks": ("seg",), "names": ("cls",)})
     data = {"masks": batch("masks"), "names": batch("names", seed=1)}

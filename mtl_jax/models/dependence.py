@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ from jaxtyping import PyTree
 
 from mtl_jax.models import multi_task
 from mtl_jax.models.patterns import path_of
-from mtl_jax.models.sharing.wiring import Network
+from mtl_jax.models.sharing.wiring import Network, once_a_network
 
-T = TypeVar("T")
 SHARED, UNREAD = "shared", "unread"  # names of owners besides those of tasks, which no task may have
 
 
@@ -28,10 +26,9 @@ def params_by_owner(model: Network) -> dict[str, int]:
     Returns:
         {"shared": count, task: count}, with "unread" where parameters are left that no output depends on.
     """
-    shapes = _shapes(model)
-    readers = readers_of(model, shapes)
+    shapes, readers = _shapes(model), _readers(model)
     counts = {SHARED: 0, **dict.fromkeys((task.name for task in model.tasks), 0)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": shapes["params"]}):
         tasks = readers[path]
         owner = SHARED if len(tasks) > 1 else tasks[0] if tasks else UNREAD
         counts[owner] = counts.get(owner, 0) + math.prod(leaf.shape)
@@ -47,36 +44,29 @@ def shared_percent(counts: Mapping[str, int]) -> float:
     return 100.0 * counts[SHARED] / sum(counts.values())
 
 
-def readers_of(model: Network, variables: PyTree) -> dict[tuple, tuple[str, ...]]:
+def readers_of(model: Network) -> dict[tuple, tuple[str, ...]]:
     """Returns {path of a parameter: the tasks whose outputs depend on it}, without computing any.
 
     Args:
         model: The network.
-        variables: {"params", "batch_stats"}, or their shapes.
     """
-    readers = _readers(model, variables)
-    return {path[1:]: tasks for path, tasks in readers.items() if path[0].key == "params"}
+    return {path[1:]: tasks for path, tasks in _readers(model).items() if path[0].key == "params"}
 
 
-def _once_a_network(function: Callable[[Network], T]) -> Callable[[Network], T]:
-    """Keeps the results of the last networks; type checkers do not see that Flax modules can be hashed."""
-    return cast("Callable[[Network], T]", functools.lru_cache(maxsize=8)(function))
-
-
-@_once_a_network
+@once_a_network
 def reads_of(model: Network) -> dict[str, tuple[str, ...]]:
     """Returns {task: what its outputs depend on}, as "params/neck/…" and "batch_stats/neck/…".
 
     Args:
         model: The network.
     """
-    readers = _readers(model, _shapes(model))
+    readers = _readers(model)
     return {
         task.name: tuple(path_of(path) for path, tasks in readers.items() if task.name in tasks) for task in model.tasks
     }
 
 
-@_once_a_network
+@once_a_network
 def paths_of(model: Network) -> tuple[str, ...]:
     """Returns the path of every variable, as `reads_of` names them.
 
@@ -90,9 +80,11 @@ def _shapes(model: Network) -> Any:
     return jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
 
 
-def _readers(model: Network, variables: PyTree) -> dict[tuple, tuple[str, ...]]:
+@once_a_network
+def _readers(model: Network) -> dict[tuple, tuple[str, ...]]:
     """As `readers_of`, of all variables: a path begins with the collection's name."""
     image = jax.ShapeDtypeStruct((1, multi_task.INIT_IMAGE_SIZE, multi_task.INIT_IMAGE_SIZE, 3), jnp.float32)
+    variables = _shapes(model)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     readers: dict[tuple, tuple[str, ...]] = dict.fromkeys(paths, ())
     for task in model.tasks:

@@ -28,7 +28,7 @@ from mtl_jax.models.layers import ByBatch, draw_kernels
 from mtl_jax.models.neck import NECKS
 from mtl_jax.models.sharing import wiring
 from mtl_jax.models.sharing.network import FEATURES, OFFSETS, SHARED
-from mtl_jax.models.sharing.wiring import WAYS, Network
+from mtl_jax.models.sharing.wiring import WAYS, Network, once_a_network
 from mtl_jax.tasks.base import Task
 
 BACKBONES = {
@@ -279,7 +279,8 @@ def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def backbone_stages(model: Network) -> dict[str, tuple[str, ...]]:
+@once_a_network  # every stage of every plan asks
+def backbone_stages(model: Network) -> Mapping[str, tuple[str, ...]]:
     """Returns {"stride_2" and so on: the names of the backbone's layers that end at this stride}."""
     backbone, stages, known_paths = wiring.whole_backbone(model), {}, set()
     image = jax.ShapeDtypeStruct((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3), jnp.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 
@@ -20,6 +20,12 @@ from mtl_jax.models.sharing.taskwise import AdapterNetwork, AttentionNetwork, Ex
 from mtl_jax.tasks.base import Task
 
 Network = MultiTaskNetwork | BranchedNetwork | ColumnsNetwork | TaskwiseNetwork
+T = TypeVar("T")
+
+
+def once_a_network(function: Callable[[Network], T]) -> Callable[[Network], T]:
+    """Keeps the results of the last networks; type checkers do not see that Flax modules can be hashed."""
+    return cast("Callable[[Network], T]", functools.lru_cache(maxsize=8)(function))
 
 
 class PartFactories(NamedTuple):
