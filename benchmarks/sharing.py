@@ -115,7 +115,7 @@ def frontier_svg(rows: Rows) -> str:
     measured_rows = {row["network"]: row for row in rows if LARGEST_DROP in row}
     if not measured_rows:
         raise UserError(
-            "a frontier needs what networks reached; name finished trainings with --runs shared=DIR,plain=DIR"
+            "--svg: expected scores of finished trainings, found none; name them with --runs shared=DIR,plain=DIR"
         )
     first, costs = next(iter(measured_rows.values())), {"network", "ratio", *COSTS}
     return scatters_svg(

@@ -33,7 +33,7 @@ def get_config(variant: str = "ewc+lwf+replay") -> ConfigDict:
     method_names = () if methods == "none" else tuple(methods.split("+"))
     if set(method_names) - {*METHODS, *MORE} or (data or "digits") not in DATA:
         expected = f"none or some of {', '.join((*METHODS, *MORE))} joined by +, after minis/ for the real sets"
-        raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}")
+        raise UserError(f"configs/ablation_seq.py:{variant}: expected {expected}, found {variant!r}")
     page = load_page(Path(__file__).with_name("seq.py" if data == "minis" else "quickstart.py"))
     config: Any = page.get_config("plain")
     config.name = "ablation_seq"

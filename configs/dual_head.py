@@ -30,7 +30,7 @@ def get_config(variant: str = "together") -> ConfigDict:
         UserError: an unknown variant.
     """
     if variant not in VARIANTS:
-        raise UserError(f"configs/dual_head.py:{variant}: expected one of {', '.join(VARIANTS)}")
+        raise UserError(f"configs/dual_head.py:{variant}: expected one of {', '.join(VARIANTS)}, found {variant!r}")
     coco = load_page(Path(__file__).with_name("seq.py")).COCO_CLASSES
     config = base()
     config.name = "dual_head"

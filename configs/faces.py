@@ -41,7 +41,7 @@ def get_config(variant: str = "shared") -> ConfigDict:
         UserError: an unknown variant.
     """
     if variant not in VARIANTS:
-        raise UserError(f"configs/faces.py:{variant}: expected one of {', '.join(VARIANTS)}")
+        raise UserError(f"configs/faces.py:{variant}: expected one of {', '.join(VARIANTS)}, found {variant!r}")
     config: Any = base()
     config.name = "faces"
     config.image_size = 128

@@ -29,7 +29,9 @@ def get_config(variant: str = "sum") -> ConfigDict:
         UserError: an unknown variant.
     """
     if variant not in VARIANTS:
-        raise UserError(f"configs/gradnorm_vs_dual.py:{variant}: expected one of {', '.join(VARIANTS)}")
+        raise UserError(
+            f"configs/gradnorm_vs_dual.py:{variant}: expected one of {', '.join(VARIANTS)}, found {variant!r}"
+        )
     classes = load_page(Path(__file__).with_name("seq.py")).COCO_CLASSES
     config = base()
     config.name = "gradnorm_vs_dual"

@@ -28,7 +28,7 @@ def get_config(variant: str = "first") -> Any:
         UserError: an unknown variant.
     """
     if variant not in VARIANTS:
-        raise UserError(f"configs/grow.py:{variant}: expected one of {', '.join(VARIANTS)}")
+        raise UserError(f"configs/grow.py:{variant}: expected one of {', '.join(VARIANTS)}, found {variant!r}")
     config = base()
     config.name, config.image_size, config.contract.latency_image_size = "grow", 64, 64
     config.model.backbone = "plain_cnn"  # learns from random weights in a minute

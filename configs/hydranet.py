@@ -21,7 +21,7 @@ def get_config(method: str = "sum") -> ConfigDict:
         UserError: an unknown method.
     """
     if method not in METHODS:
-        raise UserError(f"configs/hydranet.py:{method}: expected one of {', '.join(METHODS)}")
+        raise UserError(f"configs/hydranet.py:{method}: expected one of {', '.join(METHODS)}, found {method!r}")
     config = base()
     config.name = "hydranet"
     config.image_size = 128

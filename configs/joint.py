@@ -32,7 +32,7 @@ def get_config(method: str = "sum") -> ConfigDict:
     data, _, name = method.rpartition("/")
     if name not in METHODS or data not in ("", "scenes"):
         expected = f"one of {', '.join(METHODS)}, after scenes/ for the embedded data"
-        raise UserError(f"configs/joint.py:{method}: expected {expected}")
+        raise UserError(f"configs/joint.py:{method}: expected {expected}, found {method!r}")
     config = _scenes() if data else _minis()
     config.name = "joint"
     config.stages.joint.balance = name

@@ -28,7 +28,7 @@ def get_config(variant: str = "first") -> ConfigDict:
         UserError: another variant.
     """
     if variant not in VARIANTS:
-        raise UserError(f"configs/new_classes.py:{variant}: expected one of {', '.join(VARIANTS)}")
+        raise UserError(f"configs/new_classes.py:{variant}: expected one of {', '.join(VARIANTS)}, found {variant!r}")
     page = load_page(Path(__file__).with_name("seq.py"))
     config: Any = page.get_config("alone_det-small")
     config.name = "new_classes"

@@ -35,7 +35,7 @@ def get_config(method: str = "sum") -> ConfigDict:
         UserError: neither a method nor a task.
     """
     if method not in VARIANTS:
-        raise UserError(f"configs/nyuv2.py:{method}: expected one of {', '.join(VARIANTS)}")
+        raise UserError(f"configs/nyuv2.py:{method}: expected one of {', '.join(VARIANTS)}, found {method!r}")
     config = base()
     config.name = "nyuv2"
     config.image_size = 256

@@ -28,7 +28,7 @@ def get_config(method: str = "sum") -> ConfigDict:
         UserError: an unknown method.
     """
     if method not in METHODS:
-        raise UserError(f"configs/open_images.py:{method}: expected one of {', '.join(METHODS)}")
+        raise UserError(f"configs/open_images.py:{method}: expected one of {', '.join(METHODS)}, found {method!r}")
     config = base()
     config.name = "open_images"
     config.image_size = 256

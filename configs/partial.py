@@ -47,7 +47,7 @@ def get_config(variant: str = "det/partial") -> ConfigDict:
         UserError: another variant.
     """
     if variant not in VARIANTS:
-        raise UserError(f"configs/partial.py:{variant}: expected one of {', '.join(VARIANTS)}")
+        raise UserError(f"configs/partial.py:{variant}: expected one of {', '.join(VARIANTS)}, found {variant!r}")
     task, _, knowledge = variant.partition("/")
     config: Any = base()
     config.name = "partial"

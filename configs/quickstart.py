@@ -26,7 +26,7 @@ def get_config(variant: str = "shared") -> ConfigDict:
         UserError: an unknown variant.
     """
     if variant not in NETWORKS:
-        raise UserError(f"configs/quickstart.py:{variant}: expected one of {', '.join(NETWORKS)}")
+        raise UserError(f"configs/quickstart.py:{variant}: expected one of {', '.join(NETWORKS)}, found {variant!r}")
     config = _data_and_tasks()
     NETWORKS[variant](config)
     return config

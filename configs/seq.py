@@ -58,7 +58,7 @@ def get_config(variant: str = "shared") -> ConfigDict:
     others = [word for word in words if word != network]
     if not set(others) <= set(changes) or len(set(words)) < len(words):
         expected = f"one of {', '.join(NETWORKS)}, small, and with shared {', '.join(f'no_{part}' for part in WITHOUT)}"
-        raise UserError(f"configs/seq.py:{variant}: expected {expected}, joined by -")
+        raise UserError(f"configs/seq.py:{variant}: expected {expected}, joined by -, found {variant!r}")
     config = _data_and_tasks()
     for change in (NETWORKS[network], *(changes[word] for word in others)):
         change(config)

@@ -42,7 +42,7 @@ def get_config(way: str = "hard") -> ConfigDict:
     """
     way = FORMER_NAMES.get(way, way)
     if way not in WAYS:
-        raise UserError(f"configs/sharing.py:{way}: expected one of {', '.join(WAYS)}")
+        raise UserError(f"configs/sharing.py:{way}: expected one of {', '.join(WAYS)}, found {way!r}")
     config = load_page(Path(__file__).with_name("joint.py")).get_config("sum")
     config.name = "sharing"
     config.stages.joint.log_conflicts = False  # spares networks that share nothing a backward pass for each task

@@ -24,7 +24,7 @@ def get_config(task: str = "seg") -> ConfigDict:
         UserError: another task.
     """
     if task not in STREAMS:
-        raise UserError(f"configs/single.py:{task}: expected one of {', '.join(STREAMS)}")
+        raise UserError(f"configs/single.py:{task}: expected one of {', '.join(STREAMS)}, found {task!r}")
     config = load_page(Path(__file__).with_name("joint.py")).get_config("sum")
     config.name = "single"
     stage = config.stages.joint

@@ -25,7 +25,21 @@ jax.config.update("jax_platforms", "cpu")
 PROGRAMS_MB = 2048  # of compiled programs that are kept for the next run; the least recently used go first
 PROGRAM_SECONDS = 0.2  # what compiles faster is not worth a file
 # Start first, so that no worker is left alone with them at the end.
-LONGEST = ("test_train.py", "test_train_step.py", "test_kill.py", "test_grow_page.py", "test_two_hosts.py")
+LONGEST = tuple(
+    f"test_{name}.py"
+    for name in (
+        "train",
+        "kill",
+        "grow_page",
+        "two_hosts",
+        "train_step",
+        "extend",
+        "balance",
+        "cli",
+        "multi_task",
+        "partial",
+    )
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -38,7 +38,7 @@ def test_missing_members_are_counted_and_the_first_is_named(place: str, tmp_path
     (tmp_path / "a.zip").write_bytes(zip_bytes({"wanted": b"1"}))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "wanted").write_bytes(b"1")
-    with pytest.raises(UserError, match="expected 3 files of the id list, 2 are missing, x first") as error:
+    with pytest.raises(UserError, match="expected 3 files of the id list, found 1, without x;") as error:
         list(read_files(tmp_path / place, ["x", "wanted", "y"]))
     assert place in one_line(error)
 

@@ -115,7 +115,9 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(saved, monke
 
 
 def test_another_structure_is_refused(saved):
-    with pytest.raises(CheckpointError, match=r"weights.*has shape \(2, 3\); this network's has \(3, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"expected .*weights.* of shape \(3, 3\), as this network has it, found \(2, 3\)"
+    ):
         checkpoints.load(saved, {"state": {**PARTS["state"], "weights": np.zeros((3, 3), np.float32)}})
 
 

@@ -71,8 +71,8 @@ def test_help_names_the_flags(run):
         (("--config", "configs/quickstart.py", "--flag_of_nothing"), "flag_of_nothing"),
         (("--config", "configs/quickstart.py", "stray"), "unexpected argument stray"),
         (("photos/masks",), "expected a kind of label and where it is"),
-        (("mask=photos",), "there is no kind of label mask; did you mean masks?"),
-        (("boxes=a", "boxes=b"), "boxes is given twice; tell them apart by names: boxes.one="),
+        (("mask=photos",), "expected a kind of label, found 'mask'; did you mean masks?"),
+        (("boxes=a", "boxes=b"), "expected each name once, found boxes twice; tell them apart by names: boxes.one="),
         (("masks=nowhere",), "nowhere"),
         (
             ("--config", "configs/quickstart.py", "--config.order=seg,dte"),

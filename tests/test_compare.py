@@ -121,7 +121,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(compare, capsys):
     ("arguments", "words"),
     [
         (["gone.py"], "found no Python file gone.py"),
-        (["page.py", "page.py"], "several variants are called page"),
+        (["page.py", "page.py"], "expected variants of different names, found page twice"),
         (["page.py", "--seeds", "one"], "invalid literal"),
         (["page.py", "--seeds", "1,1"], "expected different whole numbers from 0"),
         (["page.py", "--seeds=-1"], "expected different whole numbers from 0"),

@@ -39,14 +39,17 @@ def test_a_method_is_a_file_of_its_name_and_frozen_settings_with_defaults(name):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ({"lfw": {}}, f"{WHERE} names lfw, which is no method; did you mean lwf?"),
+        ({"lfw": {}}, f"{WHERE}: expected names of methods, found 'lfw'; did you mean lwf?"),
         ({"lwf": {"wieght": 2}}, f"{WHERE}.lwf has no setting wieght; did you mean weight or weights?"),
         ({"lwf": 4.0}, f"{WHERE}.lwf: expected a table of settings, such as {{'weight': 1.0}}, found 4.0"),
         ({"lwf": {"weight": "much"}}, f"{WHERE}.lwf.weight: expected a number, found 'much'"),
         ({"lwf": {"weight": -1}}, f"{WHERE}.lwf.weight: expected at least 0"),
         ({"lwf": {"weight": float("inf")}}, "lwf.weight: expected at least 0 and at most 1e+09"),
         ({"lwf": {"weight": float("nan")}}, "lwf.weight: expected at least 0 and at most 1e+09, found nan"),
-        ({"lwf": {"weights": {"sge": 1.0}}}, f"{WHERE}.lwf.weights names sge; did you mean seg?"),
+        (
+            {"lwf": {"weights": {"sge": 1.0}}},
+            f"{WHERE}.lwf.weights: expected names of tasks, found 'sge'; did you mean seg?",
+        ),
         ({"lwf": {"weights": {"seg": "high"}}}, f"{WHERE}.lwf.weights.seg: expected a number, found 'high'"),
         ({"lwf": {"balance": "clases"}}, "balance: expected one of mean, classes"),
         ({"replay": {"images": 2.5}}, "replay.images: expected a whole number"),

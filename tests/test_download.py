@@ -124,7 +124,7 @@ def test_a_wrong_checksum_removes_the_download(server: LocalServer, tmp_path: Pa
 
 def test_a_refusal_is_an_error_at_once(server: LocalServer, tmp_path: Path) -> None:
     del server.files["archive.tar"]
-    with pytest.raises(UserError, match="the server answered 404 Not Found") as error:
+    with pytest.raises(UserError, match="found the server's status 404 Not Found;") as error:
         fetch(server, tmp_path)
     assert server.url in one_line(error)
     assert len(server.requests) == 1

@@ -65,13 +65,13 @@ def test_what_fits_passes():
             KEPT,
             {"keep": {"agem": {}, "replay": {"batch_size": 2}}, "balance": "pcgrad"},
             {},
-            "agem takes the place of balance",
+            'balance: expected "sum" with keep.agem',
         ),
         (
             {},
             {},
             {"options": {"labels": "segmentation", "size": 64, "length": 16}, "label": "segmentation"},
-            "task cls has classes",
+            "expected the classes of task cls",
         ),
     ],
 )

@@ -31,9 +31,9 @@ def parent(tiny_backbone, tmp_path_factory):
     ("task", "rename", "remove", "words"),
     [
         ("clz", {"0": "zero"}, (), "did you mean cls"),
-        ("cls", {"7": "seven"}, (), "has no class 7"),
+        ("cls", {"7": "seven"}, (), "expected classes of task cls of .*, found '7'"),
         ("cls", {"0": "1"}, (), "two classes 1"),
-        ("cls", {}, ("9",), "has no class 9"),
+        ("cls", {}, ("9",), "expected classes of task cls of .*, found '9'"),
         ("cls", {}, (), "expected --rename OLD=NEW or --remove NAME"),
     ],
 )

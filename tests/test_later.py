@@ -190,7 +190,7 @@ def test_what_is_labelled_as_a_removed_class_is_not_measured():
     [
         ({"removed": ("cupp",)}, "did you mean cup"),
         ({"renamed": (("mug", "cupp"),)}, "did you mean cup"),
-        ({"removed": EDITED}, "leaves no class"),
+        ({"removed": EDITED}, "removed: expected a class that stays, found none"),
         ({"renamed": ("mug",)}, "expected pairs of names"),
     ],
 )

@@ -74,5 +74,5 @@ def test_the_classes_of_four_images_are_united():
 
 def test_image_class_has_no_mosaic():
     sample = {**scene(200), "labels": {"classification": {"label": np.array(1, np.int32)}}}
-    with pytest.raises(UserError, match="a mosaic has no single classification"):
+    with pytest.raises(UserError, match="expected labels that join in a mosaic, found classification"):
         mosaic([sample] * 4, np.random.default_rng(0), size=(32, 32), augment=Augment())

@@ -145,7 +145,10 @@ def test_a_branch_may_have_its_own_width_and_depth(model, variables):
             r"branches.det: expected names of a branch \(neck_channels.*, found neck",
         ),
         ({"branches": {"det": {"head_layers": 0}}}, "model.branches.det.head_layers: expected at least 1"),
-        ({"branches": {"det": {}}, "share_until": "all"}, "nothing branches with share_until 'all'"),
+        (
+            {"branches": {"det": {}}, "share_until": "all"},
+            "config.model.branches: expected none where nothing branches",
+        ),
     ],
 )
 def test_impossible_branches_are_refused(changes, words):

@@ -156,7 +156,7 @@ def refused(config, **changes):
     ("changes", "words"),
     [
         ({"classes": ("3", "4")}, "class 3 is in task cls of .* already"),
-        ({"classes": ("1", "0", "2", "3", "4")}, "classes of .* in another order"),
+        ({"classes": ("1", "0", "2", "3", "4")}, "expected the classes of .* in their order, .*, found"),
         ({"classes": ("4", "4")}, "would get a class twice"),
         ({"classes": ("4", "5"), "label_smoothing": 0.2}, r"other settings \(label_smoothing"),
         ({"classes": ("4", "5"), "kind": "multi_label"}, r"other settings \(kind"),

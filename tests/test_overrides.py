@@ -99,7 +99,7 @@ def test_a_whole_table_may_be_given(page):
         ("stages.seg.epochs=long", "expected a number, such as 10.0"),
         ("stages.seg.rates.neck=low", "expected a number"),
         ("streams.scenes.augment=high", "expected a table"),
-        ("seed.x=3", "config.seed is no table of settings"),
+        ("seed.x=3", "expected a table of settings as config.seed, found a value"),
     ],
 )
 def test_a_wrong_name_or_value_is_told_with_what_was_expected(page, argument, words):
@@ -124,7 +124,7 @@ def test_a_page_takes_an_argument(page):
     ("text", "words"),
     [
         ("", "expected a page with a function get_config"),
-        ("def get_config(): return 5", "get_config returned int"),
+        ("def get_config(): return 5", "expected settings from get_config, found int"),
         ("def get_config(): return 1 / 0", "cannot be read: ZeroDivisionError"),
         ("import nothing_of_the_kind", "No module named 'nothing_of_the_kind'"),
         ("def", "cannot be read"),

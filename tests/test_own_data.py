@@ -66,9 +66,9 @@ def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_lear
         (["photos"], "expected a kind of label and where it is"),
         (["masks="], "found the argument masks="),
         (["boxes.=a"], "found the argument boxes.=a"),
-        (["class=a"], "there is no kind of label class; did you mean classes"),
-        (["boxes=a", "boxes=b"], "boxes is given twice; tell them apart by names: boxes.one="),
-        (["boxes.x=a", "masks.x=b"], "x is given twice"),
+        (["class=a"], "expected a kind of label, found 'class'; did you mean classes"),
+        (["boxes=a", "boxes=b"], "found boxes twice; tell them apart by names: boxes.one="),
+        (["boxes.x=a", "masks.x=b"], "expected each name once, found x twice"),
     ],
 )
 def test_a_word_that_asks_nothing_is_refused(words, told):

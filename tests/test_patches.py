@@ -192,7 +192,7 @@ def test_a_counterpart_lies_in_the_other_task_s_parts():
         ({"norms_from": 8, "share_until": 8}, "batch norms of their own"),
         ({"norms_from": 8, "sharing": "mmoe"}, "norms_from: expected 0 with sharing 'mmoe'"),
         ({"norms_from": 0, "patches": {"head": 4}}, "set norms_from"),
-        ({"norms_from": 32, "patches": {"backbone": 4}}, "no layer lies above"),
+        ({"norms_from": 32, "patches": {"backbone": 4}}, "expected layers above norms_from, 32 px, found none"),
         ({"patches": {"head": -1}}, "patches.head: expected at least 0"),
         ({"patches": {"tail": 1}}, r"patches: expected names of a network \(backbone, neck, head\), found tail"),
         ({"head_kernel": 4}, "head_kernel: expected an odd number"),

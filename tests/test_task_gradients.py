@@ -181,5 +181,5 @@ def test_a_step_goes_back_as_often_as_the_method_needs(aim, settings, expected):
     ],
 )
 def test_gradients_at_features_are_refused_where_there_are_none(aim, settings, words):
-    with pytest.raises(UserError, match=f'stage.gradient_space is "features" with .*{words}.*set gradient_space'):
+    with pytest.raises(UserError, match=f'stage.gradient_space: expected "params" with .*{words}.*found "features"'):
         chosen(aim, gradient_space="features", **settings)

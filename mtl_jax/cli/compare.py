@@ -61,7 +61,8 @@ def main(arguments: Sequence[str]) -> int:
         labels = [_folder(variant.label) for variant in variants]
         repeated = {label for label in labels if labels.count(label) > 1}
         if repeated:
-            raise ValueError(f"several variants are called {', '.join(sorted(repeated))}; label them: name=page.py")
+            names = ", ".join(sorted(repeated))
+            raise ValueError(f"expected variants of different names, found {names} twice; label them: name=page.py")
         for variant in variants:  # a mistake in the last is reported before the first is trained
             resolved(_arguments(variant, seeds[0], common))
         options.out.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     page, changes, other_words = overrides.split(arguments)
     options = parser().parse_args(other_words)
     if bool(page) == bool(options.labels):
-        raise UserError(f"expected labels to add, or a page of them; {parser().format_usage().strip()}")
+        raise UserError(f"expected labels to add, or a page of them, found neither; {parser().format_usage().strip()}")
     if options.smoke:
         changes.append(overrides.Override(("smoke",), "true"))
     from mtl_jax.workdir import checkpoints
@@ -72,7 +72,8 @@ def main(arguments: Sequence[str]) -> int:
         known_tasks = checkpoints.read_metadata(options.parent)["config"]["tasks"]
         if options.task not in known_tasks:
             raise UserError(
-                f"--task is {options.task}, which is not in {options.parent}; {suggestion(options.task, known_tasks)}"
+                f"--task: expected a task of {options.parent}, found {options.task!r}; "
+                f"{suggestion(options.task, known_tasks)}"
             )
     config = config_lib.read_settings(overrides.load(page or _own_page(options), changes))
     if options.labels:  # which say nothing of the network

@@ -100,7 +100,9 @@ def _prepare(prefix: str, arguments: Sequence[str]) -> int:
     page, changes, other_words = overrides.split(arguments)
     options = parser(prefix).parse_args(other_words)
     if bool(page) != bool(options.shards):
-        raise UserError("expected --config PAGE and --shards NAME together, or neither of them")
+        raise UserError(
+            "expected --config PAGE and --shards NAME together, or neither, found one of them; give both or none"
+        )
     if options.shards:
         return _pack(overrides.load(page, changes), options)
     from mtl_jax.data.minis.prepare import prepare

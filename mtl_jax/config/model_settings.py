@@ -127,8 +127,8 @@ class ModelSettings(Section):
             )
         if "backbone" in patched_parts and self.norms_from >= self.output_stride:
             raise UserError(
-                f"patches.backbone: no layer lies above norms_from, {self.norms_from} px; lower it, or patch no "
-                "backbone"
+                f"patches.backbone: expected layers above norms_from, {self.norms_from} px, found none; lower it, or "
+                "patch no backbone"
             )
 
     def of_branch(self, task: str) -> ModelSettings:

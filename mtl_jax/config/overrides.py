@@ -99,7 +99,9 @@ def load(page: str, overrides: Sequence[Override]) -> Any:
     except Exception as error:  # whatever the page does wrong
         raise UserError(f"{page} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{page}: get_config returned {type(config).__name__}; start it from mtl_jax.config.base()")
+        raise UserError(
+            f"{page}: expected settings from get_config, found {type(config).__name__}; start them from config.base()"
+        )
     for override in overrides:
         change(config, override)
     return config
@@ -124,7 +126,10 @@ def change(config: Any, override: Override) -> None:
                 section[name] = ConfigDict()
         section = section[name]
         if not hasattr(section, "items"):
-            raise UserError(f"{override}: config.{'.'.join(override.path[: depth + 1])} is no table of settings")
+            raise UserError(
+                f"{override}: expected a table of settings as "
+                f"config.{'.'.join(override.path[: depth + 1])}, found a value"
+            )
 
 
 def _example(override: Override, above: tuple[str, ...], section: Any) -> Any:
@@ -147,7 +152,7 @@ def _value(override: Override, example: Any) -> Any:
     if isinstance(example, bool) or text is None:
         word = "true" if text is None else text.lower()
         if not isinstance(example, bool | None) or word not in (*TRUE, *FALSE):
-            raise UserError(f"{location}: expected {_described(example)}")
+            raise UserError(f"{location}: expected {_described(example)}, found {text!r}")
         return word in TRUE
     if isinstance(example, str):
         return text
@@ -166,7 +171,7 @@ def _value(override: Override, example: Any) -> Any:
     else:
         fits, value = _is_number(text), float(text) if _is_number(text) else None
     if not fits:
-        raise UserError(f"{location}: expected {_described(example)}")
+        raise UserError(f"{location}: expected {_described(example)}, found {text!r}")
     return value
 
 

@@ -153,8 +153,9 @@ def _check_tasks(settings: RunSettings) -> None:
     for name, task in settings.tasks.items():
         if name in RESERVED or name.startswith(RESERVED_BEGINNINGS):
             raise UserError(
-                f"config.tasks has the name {name!r}, which has a meaning of its own, as have {', '.join(RESERVED)} "
-                f"and what begins with {', '.join(RESERVED_BEGINNINGS)}; call the task something else"
+                f"config.tasks: expected names other than {', '.join(RESERVED)} and what begins with "
+                f"{', '.join(RESERVED_BEGINNINGS)}, which have a meaning of their own, found {name!r}; call the task "
+                "something else"
             )
         if not isinstance(kind := task.get("kind", ""), str):
             raise UserError(f"config.tasks.{name}.kind: expected text, found {kind!r}")

@@ -33,12 +33,13 @@ class AGEM(Method):
         del memory, variables, phases
         if not self.opposed(tasks):
             raise UserError(
-                f"{stage.location}.keep.agem needs exemplars of an old task; set keep.replay.images of an earlier "
-                "stage and keep.replay.batch_size of this one"
+                f"{stage.location}.keep.agem: expected exemplars of an old task, found none; set keep.replay.images of "
+                "an earlier stage and keep.replay.batch_size of this one"
             )
         if stage.balance != "sum":
             raise UserError(
-                f'{stage.location}.keep.agem takes the place of balance {stage.balance!r}; set balance="sum"'
+                f'{stage.location}.balance: expected "sum" with keep.agem, which takes its place, found '
+                f"{stage.balance!r}; set it to that"
             )
 
     def opposed(self, tasks: StageTasks) -> tuple[str, ...]:

@@ -39,7 +39,9 @@ class LwF(Method):
         task_names = list(tasks)
         for task in self.weights:
             if task not in task_names:
-                raise UserError(f"{location}.weights names {task}; {suggestion(task, task_names)}")
+                raise UserError(
+                    f"{location}.weights: expected names of tasks, found {task!r}; {suggestion(task, task_names)}"
+                )
 
     def refuse(
         self,

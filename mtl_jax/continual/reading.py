@@ -27,7 +27,9 @@ def read(table: Any, *, location: str, tasks: Iterable[str] = ()) -> dict[str, M
     """
     for name in table:
         if name not in METHODS:
-            raise UserError(f"{location} names {name}, which is no method; {checks.suggestion(str(name), METHODS)}")
+            raise UserError(
+                f"{location}: expected names of methods, found {name!r}; {checks.suggestion(str(name), METHODS)}"
+            )
     keep = {name: section.read(METHODS[name], table[name], f"{location}.{name}") for name in METHODS if name in table}
     for name, method in keep.items():
         method.check_keep(f"{location}.{name}", keep, tasks)

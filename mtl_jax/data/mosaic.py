@@ -33,7 +33,10 @@ def mosaic(samples: Sequence[Sample], rng: np.random.Generator, *, size: tuple[i
     """
     single = [name for name, fields in samples[0]["labels"].items() if not shape_of(fields).can_join]
     if single:
-        raise UserError(f"augment: a mosaic has no single {', '.join(single)}: set mosaic_probability=0 for it")
+        raise UserError(
+            f"augment: expected labels that join in a mosaic, found {', '.join(single)}; "
+            "set mosaic_probability=0 for it"
+        )
     middle_y, middle_x = (round(side * rng.uniform(*_CENTRE)) for side in size)
     quarters = [
         _quarter(sample, rng, bottom=bottom, right=right, middle=(middle_y, middle_x), size=size, augment=augment)

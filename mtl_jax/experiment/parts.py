@@ -100,8 +100,9 @@ def check_crops(streams: Mapping[str, StreamSettings], tasks: Mapping[str, Task]
         located = [task for task in settings.labels if task in tasks and tasks[task].readout != "pooled"]
         if settings.crop and located:
             raise UserError(
-                f"config.streams.{name}.crop leaves parts of images away, in which task {located[0]} has "
-                f"{tasks[located[0]].kind} labels; set it to False: it is for labels of whole images"
+                f"config.streams.{name}.crop: expected False with task {located[0]}, whose "
+                f"{tasks[located[0]].kind} labels lie in parts of images that it leaves away, found True; it is "
+                "for labels of whole images"
             )
 
 
@@ -148,8 +149,8 @@ def source(experiment: Experiment, stream: str, *, training: bool, held_out: boo
     for task, label in settings.labels.items():
         if label not in data.class_names:
             raise UserError(
-                f"config.streams.{stream}.labels gives task {task} the label {label!r}, which source {settings.source} "
-                f"does not have; {suggestion(label, data.class_names)}"
+                f"config.streams.{stream}.labels.{task}: expected a label of source {settings.source}, found "
+                f"{label!r}; {suggestion(label, data.class_names)}"
             )
         _check_names(experiment, stream, task, label, _named(experiment, task, data.class_names[label]))
     if training and settings.train_parts > 1:
@@ -211,12 +212,12 @@ def _check_names(experiment: Experiment, stream: str, task: str, label: str, nam
     settings, classes = experiment.streams[stream], tuple(experiment.tasks[task].classes)
     if not names and classes and "classes" in registry.options_of(settings.source):
         raise UserError(
-            f"stream {stream} labels task {task} by numbers without names; set config.streams.{stream}.options.classes "
-            f"to {{{label!r}: {_short(classes)}}}, the task's classes in the order of the numbers"
+            f"config.streams.{stream}.options.classes: expected names of the numbers by which it labels task {task}, "
+            f"found none; set it to {{{label!r}: {_short(classes)}}}, the task's classes in the order of the numbers"
         )
     if names and names != classes and (len(names) == len(classes) or not set(names) < set(classes)):
         raise UserError(
-            f"task {task} has classes {_short(classes)}, but stream {stream} labels {_short(names)}; "
+            f"stream {stream}: expected the classes of task {task}, {_short(classes)}, found {_short(names)}; "
             f"{_advice(task, stream, settings)}"
         )
 

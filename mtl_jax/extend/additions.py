@@ -113,7 +113,9 @@ def _require_known(old: Trained, config: Mapping[str, Any], page_config: Mapping
     """Refuses data of tasks that the parent has not, and classes that they do not know."""
     for name, task in page_config["tasks"].items():
         if name not in old.names:
-            raise UserError(f"task {name} is not in {old.path}; {suggestion(name, old.names)}, or leave --refine out")
+            raise UserError(
+                f"expected tasks of {old.path}, found {name!r}; {suggestion(name, old.names)}, or leave --refine out"
+            )
         refinement.require_known(name, config["tasks"][name], task, location=str(old.path))
 
 

@@ -77,14 +77,16 @@ def change_settings(old: Trained, task: str, rename: Mapping[str, str], remove: 
         UserError: an unknown task or class, or a name that there is already.
     """
     if task not in old.names:
-        raise UserError(f"--task is {task}, which is not in {old.path}; {suggestion(task, old.names)}")
+        raise UserError(f"--task: expected a task of {old.path}, found {task!r}; {suggestion(task, old.names)}")
     section = dict(old.config.tasks[task])
     removed_before = tuple(section.get("removed") or ())
     classes = tuple(section.get("classes") or ())
     visible_classes = [name for name in classes if name not in removed_before]
     for name in (*rename, *remove):
         if name not in visible_classes:
-            raise UserError(f"task {task} of {old.path} has no class {name}; {suggestion(name, visible_classes)}")
+            raise UserError(
+                f"expected classes of task {task} of {old.path}, found {name!r}; {suggestion(name, visible_classes)}"
+            )
     if not rename and not remove:
         raise UserError("expected --rename OLD=NEW or --remove NAME, found neither of them")
     names = [rename.get(name, name) for name in classes]

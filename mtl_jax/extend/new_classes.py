@@ -27,7 +27,7 @@ def of_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *, loc
         UserError: the parent has no such task, or it is of another kind, or the page has several.
     """
     if task not in known_tasks:
-        raise UserError(f"--task is {task}, which is not in {location}; {suggestion(task, known_tasks)}")
+        raise UserError(f"--task: expected a task of {location}, found {task!r}; {suggestion(task, known_tasks)}")
     names = [name for name in page.tasks if name not in known_tasks] or [name for name in page.tasks if name == task]
     if len(names) != 1:
         raise UserError(
@@ -85,8 +85,8 @@ def classes_to_add(
     repeated_names = [name_asked for name_asked in new if name_asked in old_classes]
     if repeated_names and len(repeated_names) == len(old_classes):
         raise UserError(
-            f"task {name} has the classes of {location} in another order ({_listing(new_classes)}); a trained readout "
-            f"keeps its order: {_listing(old_classes)}, then what is new"
+            f"task {name}: expected the classes of {location} in their order, {_listing(old_classes)}, then what is "
+            f"new, found {_listing(new_classes)}; a trained readout keeps its order"
         )
     if repeated_names:
         raise UserError(

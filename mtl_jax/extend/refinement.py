@@ -29,8 +29,8 @@ def require_known(name: str, before: Mapping[str, Any], page_task: Mapping[str, 
     old_classes, page_classes = tuple(before.get("classes") or ()), tuple(page_task.get("classes") or ())
     if unknown := [class_name for class_name in page_classes if class_name not in old_classes]:
         raise UserError(
-            f"class {unknown[0]} is not in task {name} of {location}, which knows "
-            f"{', '.join(map(str, old_classes))}; leave --refine out to add classes"
+            f"task {name}: expected classes of {location} ({', '.join(map(str, old_classes))}), found {unknown[0]!r}; "
+            "leave --refine out to add classes"
         )
     if page_task.get("kind") != before.get("kind"):
         raise UserError(

@@ -339,8 +339,9 @@ def _branches(settings: ModelSettings, tasks: Mapping[str, Task]) -> dict[str, M
     require_names("config.model.branches", settings.branches, "config.tasks", tasks)
     if settings.branches and not wiring.has_branches(settings):
         raise UserError(
-            f"config.model.branches has {', '.join(settings.branches)}, and nothing branches with share_until "
-            f'{settings.share_until!r}; set share_until to a stride in px, or sharing="independent", or leave them out'
+            "config.model.branches: expected none where nothing branches, with share_until "
+            f"{settings.share_until!r}, found "
+            f'{", ".join(settings.branches)}; set share_until to a stride in px, or sharing="independent"'
         )
     return {name: settings.of_branch(name) for name in tasks}
 

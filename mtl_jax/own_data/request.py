@@ -53,7 +53,9 @@ def parse(words: Sequence[str], *, val_share: float = VAL_SHARE, annotated_on: s
     repeated = [name for name, count in Counter(request.name for request in requests).items() if count > 1]
     if repeated:
         kind = next(request.kind for request in requests if request.name == repeated[0])
-        raise UserError(f"{repeated[0]} is given twice; tell them apart by names: {kind}.one=… {kind}.two=…")
+        raise UserError(
+            f"expected each name once, found {repeated[0]} twice; tell them apart by names: {kind}.one=… {kind}.two=…"
+        )
     return tuple(sorted(requests, key=lambda request: list(TASK_KINDS).index(request.kind)))
 
 
@@ -63,5 +65,5 @@ def _parse(word: str) -> Request:
     if not equals or not path or (dot and not name):
         raise UserError(f"expected a kind of label and where it is ({EXAMPLE}), found the argument {word}")
     if kind not in TASK_KINDS:
-        raise UserError(f"{word}: there is no kind of label {kind}; {suggestion(kind, TASK_KINDS)}")
+        raise UserError(f"{word}: expected a kind of label, found {kind!r}; {suggestion(kind, TASK_KINDS)}")
     return Request(kind, name or kind, str(Path(path).expanduser().absolute()))

@@ -31,7 +31,9 @@ def join(coordinator: str = "", *, process_count: int = 0, process_id: int = -1)
     """
     are_given = (bool(coordinator), process_count > 0, process_id >= 0)
     if any(are_given) and not all(are_given):
-        raise UserError("expected --coordinator, --num_processes and --process_id together, or none of them")
+        raise UserError(
+            "expected --coordinator, --num_processes and --process_id together, or none, found some of them; give all"
+        )
     arguments = {"coordinator_address": coordinator, "num_processes": process_count, "process_id": process_id}
     try:
         jax.distributed.initialize(**(arguments if coordinator else {}), initialization_timeout=TIMEOUT_SECONDS)

@@ -52,9 +52,11 @@ class Later:
             raise UserError(f"renamed: expected pairs of names, as in {example}, found {self.renamed!r}")
         changed_names = [*(entry[1] for entry in self.renamed), *self.removed]
         if unknown := [name for name in changed_names if name not in task.classes]:
-            raise UserError(f"renamed or removed names {unknown[0]}; {suggestion(str(unknown[0]), task.classes)}")
+            raise UserError(
+                f"renamed, removed: expected classes, found {unknown[0]!r}; {suggestion(str(unknown[0]), task.classes)}"
+            )
         if not task.output_classes:
-            raise UserError("removed leaves no class; keep one")
+            raise UserError("removed: expected a class that stays, found none; keep one")
         parent: Any = super()
         parent.check()
 

@@ -97,9 +97,11 @@ def _check_labels(setup: experiment.Experiment, stream: str, source: registry.So
         expected_labels = setup.tasks[task].no_labels(1, size)
         if not _kinds(expected_labels, 1).items() <= _kinds(example["labels"][task], 0).items():
             raise UserError(
-                f"config.streams.{stream}.labels gives task {task} ({setup.tasks[task].kind}) the label {label!r}, "
-                f"which holds {', '.join(example['labels'][task])} where the task learns from "
-                f"{', '.join(expected_labels)}; name another label or kind"
+                f"config.streams.{stream}.labels.{task}: expected a label with {', '.join(expected_labels)}, of "
+                "which a task of "
+                f"kind {setup.tasks[task].kind} learns, found {label!r} with {', '.join(example['labels'][task])}; "
+                "name "
+                "another label or kind"
             )
 
 

@@ -71,7 +71,11 @@ def frozen_patterns(config: RunSettings, setup: Experiment, index: int) -> tuple
             f'the stage\'s streams, or set {location}.old_outputs="{MAY_CHANGE}"'
         )
     if settings.soft_sharing:
-        raise UserError(f"{location}.soft_sharing draws branches of old tasks along; set it to 0 to keep them exactly")
+        raise UserError(
+            f"{location}.soft_sharing: expected 0 where old tasks are kept exactly, whose branches it draws along, "
+            "found "
+            f"{settings.soft_sharing:g}; set it to 0"
+        )
     patterns = patterns_of(setup.model, old, before=config.order[index:])
     free_paths = [path for path in _all(setup.model, new_tasks) if not _is_held(path, patterns)]
     if old and not any(path.startswith("params/") for path in free_paths):

@@ -297,8 +297,10 @@ def _batch_norm(
 def _check_turns(settings: StageSettings, *, location: str) -> None:
     if settings.balance != "sum" or settings.log_conflicts or settings.gradient_space != "params":
         raise UserError(
-            f"{location}.sampling_temperature is {settings.sampling_temperature:g}: a step then sees one stream, whose "
-            'tasks alone cannot be balanced; set balance="sum", log_conflicts=False, gradient_space="params"'
+            f"{location}.sampling_temperature: expected 0 where tasks are balanced, as a step else sees the tasks "
+            "of one "
+            f"stream alone, found {settings.sampling_temperature:g}; set it to 0, or "
+            'balance="sum", log_conflicts=False, gradient_space="params"'
         )
 
 

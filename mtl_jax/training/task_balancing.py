@@ -71,7 +71,9 @@ def backward(
                 f"{', '.join(objective.opposed)}, whose gradient in the parameters bounds the others' (keep.agem)"
             )
         if obstacle:
-            raise UserError(f'{location}.gradient_space is "features" with {obstacle}; set gradient_space="params"')
+            raise UserError(
+                f'{location}.gradient_space: expected "params" with {obstacle}, found "features"; set it to "params"'
+            )
         return "features"
     if settings.balance == "sum" and not settings.log_conflicts:
         return "summed"

@@ -336,4 +336,6 @@ def _require_same_shapes(path: Path, expected: PyTree, restored: PyTree) -> None
     ):
         if want.shape != restored_leaf.shape:
             name = jax.tree_util.keystr(location)
-            raise CheckpointError(f"{path}: {name} has shape {restored_leaf.shape}; this network's has {want.shape}")
+            raise CheckpointError(
+                f"{path}: expected {name} of shape {want.shape}, as this network has it, found {restored_leaf.shape}"
+            )

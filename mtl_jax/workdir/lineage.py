@@ -84,7 +84,10 @@ def require_same_parent(workdir: Path, lineage: Mapping[str, Any], parent: Path)
         UserError: it grew from another, or the parent has been trained again since.
     """
     if lineage["parent"] != str(parent.absolute()):
-        raise UserError(f"{workdir} grew from {lineage['parent']}, not from {parent}; name another --workdir")
+        raise UserError(
+            f"{workdir}: expected a run that grew from {parent}, found one from {lineage['parent']}; name another "
+            "--workdir"
+        )
     if lineage["digest"] != checkpoints.digest(parent):
         raise UserError(
             f"{parent} is newer than {workdir}, which grew from it (its digest was {lineage['digest']}, is "

@@ -64,8 +64,8 @@ def read_files(place: Path, names: Collection[str]) -> Iterator[tuple[str, bytes
             ) from error
     if missing:
         raise UserError(
-            f"{place}: expected {len(names)} files of the id list, {len(missing)} are missing,"
-            f" {next(iter(missing))} first: fetch the official data again"
+            f"{place}: expected {len(names)} files of the id list, found {len(names) - len(missing)}, without "
+            f"{next(iter(missing))}; fetch the official data again"
         )
 
 

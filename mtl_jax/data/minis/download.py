@@ -184,8 +184,8 @@ def _connect(url: str, offset: int, timeout_s: float, other_means: str) -> http.
             if error.code in RETRIED_STATUS:
                 raise _Interrupted(f"status {error.code} {error.reason}") from error
             raise UserError(
-                f"{url}: expected the file, the server answered {error.code} {error.reason}:"
-                f" check the address, {other_means}"
+                f"{url}: expected the file, found the server's status {error.code} {error.reason}; check the address, "
+                f"{other_means}"
             ) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)

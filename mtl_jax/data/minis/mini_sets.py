@@ -139,8 +139,9 @@ def coco_subset(
         missing = [entry_id for entry_id in ids if entry_id not in by_id]
         if missing:
             raise UserError(
-                f"instances_val2017.json: expected {len(ids)} {section} of the id list, {len(missing)} are"
-                f" missing, id {missing[0]} first: fetch the official annotations_trainval2017.zip again"
+                f"instances_val2017.json: expected {len(ids)} {section} of the id list, found "
+                f"{len(ids) - len(missing)}, without id {missing[0]}; fetch the official "
+                "annotations_trainval2017.zip again"
             )
         subset[section] = [by_id[entry_id] for entry_id in ids]
     return subset

@@ -51,8 +51,9 @@ def find(path: str, *, backbone: str, data_root: Path, offline: bool = False) ->
     """
     if path in PUBLISHED and path != backbone:
         raise UserError(
-            f"config.pretrained is {path!r}, the weights of another backbone than config.model.backbone={backbone!r}: "
-            "set both to the same, or config.pretrained to a file"
+            f"config.pretrained: expected weights of the backbone {backbone!r} (config.model.backbone), found "
+            f"{path!r}; set "
+            "both to the same, or config.pretrained to a file"
         )
     if path in PUBLISHED:
         return fetch(path, offline=offline)
