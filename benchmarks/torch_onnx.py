@@ -11,17 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.torch_peer import (
-    CANDIDATES,
-    MAX_BOXES,
-    PRIOR_LOGIT,
-    STRIDES,
-    Network,
-    boxes_of,
-    grid,
-    iou,
-    load_jax_params,
-)
+from benchmarks.torch_losses import CANDIDATES, MAX_BOXES, PRIOR_LOGIT, STRIDES, boxes_of, grid, iou
+from benchmarks.torch_peer import Network, load_jax_params
 
 OPSET = 17
 IOU_THRESHOLD, SCORE_THRESHOLD, VOTING_IOU = 0.5, 0.005, 0.6

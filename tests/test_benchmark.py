@@ -37,7 +37,7 @@ def test_a_bfloat16_step_stays_within_2_percent_of_float32_s_loss(monkeypatch):
 
 def test_the_torch_peer_has_the_same_parameters_outputs_and_joint_loss():
     torch = pytest.importorskip("torch", reason="the peer needs torch: pip install -e '.[oracle]'")
-    from benchmarks import torch_peer
+    from benchmarks import torch_losses, torch_peer
 
     records = tasks.build(problem.task_settings(SMALL))
     model = multi_task.build({}, records)
@@ -59,7 +59,7 @@ def test_the_torch_peer_has_the_same_parameters_outputs_and_joint_loss():
     with torch.inference_mode():
         outputs = network(torch.from_numpy(image).permute(0, 3, 1, 2))
         given = {task: {name: torch.from_numpy(value) for name, value in each.items()} for task, each in labels.items()}
-        found = torch_peer.joint_loss(outputs, given, 64)
+        found = torch_losses.joint_loss(outputs, given, 64)
     for ours, theirs in zip(
         (raw[name] for name in records), (outputs[0].permute(0, 2, 3, 1), *outputs[1:]), strict=True
     ):

@@ -24,6 +24,7 @@ BEHIND = {"jax.export": "flatbuffers"}  # what a package imports in one of its p
 EXTRAS = {  # of what may import more than the dependencies
     "mtl_jax/export": ("export",),
     "mtl_jax/serve": ("serve",),
+    "benchmarks/torch_losses.py": ("oracle",),
     "benchmarks/torch_peer.py": ("oracle",),
     "benchmarks/torch_onnx.py": ("oracle", "export"),
     "benchmarks/exported.py": ("export",),

@@ -11,7 +11,7 @@ from test_train import tiny_config
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.continual import gpm, memory
+from mtl_jax.continual import held_space, memory
 from mtl_jax.errors import UserError
 from mtl_jax.models import kernel_inputs, multi_task
 from mtl_jax.training import stage_plan, train_loop
@@ -34,7 +34,7 @@ def held_share(basis, seen):
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_basis_is_orthonormal_and_holds_its_share_with_the_fewest_directions(groups):
     seen, _ = covariance(groups=groups)
-    basis = gpm.extend(None, seen, energy=0.9)
+    basis = held_space.extend(None, seen, energy=0.9)
     for group in basis:
         own = group[:, group.any(axis=0)]
         np.testing.assert_allclose(own.T @ own, np.eye(own.shape[1]), atol=1e-6)
@@ -47,27 +47,27 @@ def test_a_basis_is_orthonormal_and_holds_its_share_with_the_fewest_directions(g
 
 def test_more_energy_holds_more_and_all_of_it_what_was_seen():
     seen, x = covariance(rank=5)
-    sizes = [gpm.extend(None, seen, energy=energy).shape[-1] for energy in (0.3, 0.6, 0.9, 0.99, 1.0)]
+    sizes = [held_space.extend(None, seen, energy=energy).shape[-1] for energy in (0.3, 0.6, 0.9, 0.99, 1.0)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
-    basis = gpm.extend(None, seen, energy=1.0)[0]
+    basis = held_space.extend(None, seen, energy=1.0)[0]
     np.testing.assert_allclose(x[0] @ basis @ basis.T, x[0], atol=1e-5)
 
 
 def test_a_later_stage_adds_only_what_is_not_held_yet():
     first, second = covariance(0, rank=3)[0], covariance(1, rank=3)[0]
-    basis = gpm.extend(None, first, energy=0.99)
-    np.testing.assert_array_equal(gpm.extend(basis, first, energy=0.99), basis)
-    both = gpm.extend(basis, second, energy=0.99)
+    basis = held_space.extend(None, first, energy=0.99)
+    np.testing.assert_array_equal(held_space.extend(basis, first, energy=0.99), basis)
+    both = held_space.extend(basis, second, energy=0.99)
     np.testing.assert_allclose(both[..., : basis.shape[-1]], basis, atol=1e-6)
     np.testing.assert_allclose(both[0].T @ both[0], np.eye(both.shape[-1]), atol=1e-6)
     assert min(held_share(both, first)[0], held_share(both, second)[0]) >= 0.99 - 1e-6
 
 
 def test_a_kernel_that_read_nothing_but_zeros_is_free():
-    assert gpm.remember(gpm.NOTHING, {"kernel": np.zeros((1, 1, 4, 4))}, ["bias"], energy=0.9) == gpm.Held(
-        {}, ("bias",)
-    )
+    assert held_space.remember(
+        held_space.NOTHING, {"kernel": np.zeros((1, 1, 4, 4))}, ["bias"], energy=0.9
+    ) == held_space.Held({}, ("bias",))
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((12, 5), 1), ((2, 2, 3, 5), 1), ((2, 2, 1, 5), 5)])
@@ -75,22 +75,22 @@ def test_projected_updates_leave_what_held_inputs_give_and_projecting_again_chan
     inputs = 4 if groups > 1 else 12
     seen, x = covariance(groups=groups, inputs=inputs, rank=3)
     updates = {"layer": {"kernel": jax.random.normal(key, shape), "bias": jnp.ones(5)}}
-    bases = {"layer/kernel": gpm.extend(None, seen, energy=1.0)}
-    once = gpm.project(updates, bases)
+    bases = {"layer/kernel": held_space.extend(None, seen, energy=1.0)}
+    once = held_space.project(updates, bases)
     np.testing.assert_array_equal(once["layer"]["bias"], updates["layer"]["bias"])
-    np.testing.assert_allclose(gpm.project(once, bases)["layer"]["kernel"], once["layer"]["kernel"], atol=1e-6)
+    np.testing.assert_allclose(held_space.project(once, bases)["layer"]["kernel"], once["layer"]["kernel"], atol=1e-6)
     matrices = kernel_inputs.by_group(once["layer"]["kernel"], groups)
     assert np.abs(np.asarray(matrices)).max() > 0.1
     np.testing.assert_allclose(np.einsum("gni,gio->gno", x, matrices), 0, atol=1e-5)
 
 
 def test_what_is_held_survives_a_checkpoint_bit_for_bit():
-    held = gpm.Held({"neck/a/kernel": gpm.extend(None, covariance()[0], energy=0.9)}, ("neck/a/bias",))
-    again = gpm.from_tree(gpm.to_tree(held))
+    held = held_space.Held({"neck/a/kernel": held_space.extend(None, covariance()[0], energy=0.9)}, ("neck/a/bias",))
+    again = held_space.from_tree(held_space.to_tree(held))
     assert again.other_params == held.other_params
     assert again.bases.keys() == held.bases.keys()
     np.testing.assert_array_equal(again.bases["neck/a/kernel"], held.bases["neck/a/kernel"])
-    assert gpm.from_tree({}) == gpm.NOTHING
+    assert held_space.from_tree({}) == held_space.NOTHING
 
 
 LATER = {"train_batch_norm": "new_levels", "weight_decay": 0.1}

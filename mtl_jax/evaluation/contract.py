@@ -12,6 +12,16 @@ from typing import Any, SupportsFloat
 from mtl_jax.evaluation.baselines import Baseline
 from mtl_jax.evaluation.contract_table import as_markdown, as_text, figure, table
 from mtl_jax.evaluation.learning import judge as judge_learning
+from mtl_jax.evaluation.transfer import (
+    backward_transfer,
+    delta_m_percent,
+    finite_or_none,
+    forgetting,
+    forward_transfer,
+    intransigence,
+    relative_drop_percent,
+    task_histories,
+)
 from mtl_jax.workdir.files import without_nan
 
 __all__ = [
@@ -31,140 +41,6 @@ __all__ = [
 
 # In percent points: 0.40 -> 0.38 is a drop of exactly 5 %, though binary fractions make it 5.000000000000004.
 ROUNDING_PERCENT = 1e-9
-
-
-def relative_drop_percent(
-    baseline: SupportsFloat | None, final: SupportsFloat | None, higher_is_better: bool
-) -> float | None:
-    """How much of the baseline was lost, in percent: positive is worse, negative is a gain.
-
-    Args:
-        baseline: the task's metric when it had just been learnt.
-        final: the same metric at the end.
-        higher_is_better: False for errors, whose relative rise is returned.
-
-    Returns:
-        100 * (baseline - final) / baseline, or None where that says nothing: the baseline is not above zero,
-        or one of the two is missing or not finite.
-    """
-    before, after = _finite_or_none(baseline), _finite_or_none(final)
-    if before is None or after is None or before <= 0:
-        return None
-    drop = 100.0 * (before - after) / before
-    if not math.isfinite(drop):  # a baseline so near zero that the quotient overflows
-        return None
-    return drop if higher_is_better else 0.0 - drop  # 0.0 - 0.0 is 0.0, where -0.0 would be printed as such
-
-
-def task_histories(
-    stages: Sequence[Mapping[str, Any]], judged: Mapping[str, tuple[str, bool]]
-) -> dict[str, list[float | None]]:
-    """The stage x task matrix, by task: its judged metric after each stage, None where not evaluated."""
-    return {
-        task: [_finite_or_none(stage["metrics"].get(task, {}).get(metric)) for stage in stages]
-        for task, (metric, _) in judged.items()
-    }
-
-
-def forgetting(history: Sequence[float | None], *, higher_is_better: bool) -> float | None:
-    """How far one task ended below its best earlier value, in units of its metric; negative if above.
-
-    Args:
-        history: the task's metric after each stage, None where it was not evaluated.
-        higher_is_better: False for errors.
-
-    Returns:
-        The forgetting, or None for a task that no earlier stage evaluated or the last one did not.
-
-    References:
-        Chaudhry, Dokania, Ajanthan, Torr, "Riemannian Walk for Incremental Learning", 2018.
-    """
-    past_values = [value for value in history[:-1] if value is not None]
-    if not past_values or history[-1] is None:
-        return None
-    return max(past_values) - history[-1] if higher_is_better else history[-1] - min(past_values)
-
-
-def backward_transfer(history: Sequence[float | None], *, higher_is_better: bool) -> float | None:
-    """How much the later stages changed one task since its own, in units of its metric; positive is a gain.
-
-    Args:
-        history: the task's metric after each stage, None where it was not evaluated.
-        higher_is_better: False for errors.
-
-    Returns:
-        The transfer, or None for a task that no earlier stage evaluated or the last one did not.
-
-    References:
-        Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017.
-    """
-    past_values = [value for value in history[:-1] if value is not None]
-    if not past_values or history[-1] is None:
-        return None
-    return history[-1] - past_values[0] if higher_is_better else past_values[0] - history[-1]
-
-
-def intransigence(
-    history: Sequence[float | None], *, reference: SupportsFloat | None, higher_is_better: bool
-) -> float | None:
-    """How far one task, right after its own stage, stayed below a network trained for it alone, in units of its metric.
-
-    Args:
-        history: the task's metric after each stage, None where it was not evaluated.
-        reference: the metric of the separately trained network.
-        higher_is_better: False for errors.
-
-    Returns:
-        The intransigence, negative where the sequence was the better teacher; None where either figure is missing.
-
-    References:
-        Chaudhry, Dokania, Ajanthan, Torr, "Riemannian Walk for Incremental Learning", 2018.
-    """
-    own_value, reference_value = (
-        next((value for value in history if value is not None), None),
-        _finite_or_none(reference),
-    )
-    if own_value is None or reference_value is None:
-        return None
-    return reference_value - own_value if higher_is_better else own_value - reference_value
-
-
-def forward_transfer(
-    before: SupportsFloat | None, untrained: SupportsFloat | None, *, higher_is_better: bool
-) -> float | None:
-    """How much the stages before its own helped one task, in units of its metric; positive is a gain.
-
-    Args:
-        before: the task's metric right before its own stage.
-        untrained: that of the network before the first stage.
-        higher_is_better: False for errors.
-
-    Returns:
-        The transfer; None where either figure is missing.
-
-    References:
-        Lopez-Paz, Ranzato, "Gradient Episodic Memory for Continual Learning", 2017.
-    """
-    score_before, start = _finite_or_none(before), _finite_or_none(untrained)
-    if score_before is None or start is None:
-        return None
-    return score_before - start if higher_is_better else start - score_before
-
-
-def delta_m_percent(drops: Sequence[float | None]) -> float | None:
-    """How much better than networks of their own the tasks do on average, in percent; negative is worse.
-
-    Args:
-        drops: relative drop of each task against its own network, percent; None where unknown.
-
-    Returns:
-        The mean gain, or None where a drop is unknown or there is none.
-
-    References:
-        Maninis, Radosavovic, Kokkinos, "Attentive Single-Tasking of Multiple Tasks", 2019.
-    """
-    finite_values = [drop for drop in drops if drop is not None]
-    return 0.0 - sum(finite_values) / len(finite_values) if finite_values and len(finite_values) == len(drops) else None
 
 
 def build(
@@ -303,7 +179,7 @@ def _judge_task(
     limit: float,
     learning: Mapping[str, Any],
 ) -> dict[str, Any]:
-    before = _finite_or_none(baseline.value) if baseline else None
+    before = finite_or_none(baseline.value) if baseline else None
     drop = relative_drop_percent(before, final, higher_is_better)
     entry: dict[str, Any] = {
         "metric": metric,
@@ -337,7 +213,7 @@ def _judge_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
     limit = entry["limit"]
     if limit is None:
         return entry | {"passed": True}
-    value = _finite_or_none(entry["value"])
+    value = finite_or_none(entry["value"])
     if value is None:
         return entry | {"passed": False, "reason": "not measured"}
     return entry | {"passed": value <= float(limit)}
@@ -346,8 +222,3 @@ def _judge_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
 def _over_tasks(values: Mapping[str, float | None]) -> dict[str, Any]:
     finite_values = [value for value in values.values() if value is not None]
     return {"tasks": dict(values), "mean": sum(finite_values) / len(finite_values) if finite_values else None}
-
-
-def _finite_or_none(value: SupportsFloat | None) -> float | None:
-    number = math.nan if value is None else float(value)
-    return number if math.isfinite(number) else None

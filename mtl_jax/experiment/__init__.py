@@ -1,23 +1,25 @@
 """From a config (or the one saved in a checkpoint) to the parts it names: tasks, network, sources, streams."""
 
-from mtl_jax.experiment.parts import (
-    Experiment,
+from mtl_jax.experiment.measured import (
     View,
-    build,
-    check_crops,
-    classes_of,
     eval_batches,
-    ignore_labels,
     labelling_streams,
     measured_streams,
     measuring_streams,
-    source,
     stream_tasks,
     streams_of_addition,
     task_view,
     unmeasured_streams,
     validation_data,
     view,
+)
+from mtl_jax.experiment.parts import (
+    Experiment,
+    build,
+    check_crops,
+    classes_of,
+    ignore_labels,
+    source,
 )
 from mtl_jax.experiment.training_batches import (
     augmentation,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from mtl_jax.config import former
 from mtl_jax.config.checks import require_choice, require_names
@@ -24,10 +24,17 @@ from mtl_jax.models.backbones.mobilenet_v3 import MobileNetV3Large, MobileNetV3S
 from mtl_jax.models.backbones.plain_cnn import PlainCNN
 from mtl_jax.models.exchange import EXCHANGES
 from mtl_jax.models.head import CONVOLUTIONS, Head
-from mtl_jax.models.layers import ByBatch, draw_kernels
+from mtl_jax.models.layers import draw_kernels
 from mtl_jax.models.neck import NECKS
+from mtl_jax.models.passes import Features as Features
+from mtl_jax.models.passes import TrainOutputs as TrainOutputs
+from mtl_jax.models.passes import Variables as Variables
+from mtl_jax.models.passes import apply_eval as apply_eval
+from mtl_jax.models.passes import apply_train as apply_train
+from mtl_jax.models.passes import check_image_size
+from mtl_jax.models.passes import eval_raw as eval_raw
+from mtl_jax.models.passes import train_raw as train_raw
 from mtl_jax.models.sharing import wiring
-from mtl_jax.models.sharing.network import FEATURES, OFFSETS, SHARED
 from mtl_jax.models.sharing.wiring import WAYS, Network, once_a_network
 from mtl_jax.tasks.base import Task
 
@@ -41,11 +48,6 @@ BACKBONES = {
 }
 INIT_IMAGE_SIZE = 64  # px; parameters do not depend on it
 RESERVED = ("scale", "bias", "mean", "var", "shared", "unread")  # no names of tasks
-
-Variables = Mapping[str, Any]
-# By "stride_8" (px per cell) and so on: between neck and head, or the last of the shared stages of a branched network,
-# whose branches add their own as "branch_<task>/stride_8"; where each task's pass is its own, as "<task>_stride_8".
-Features = dict[str, Float[Array, "batch _ _ _"]]
 
 
 CHOICES = {
@@ -141,128 +143,8 @@ def init_variables(model: Network, *, key: Key[Array, ""], image_size: int = 512
     Raises:
         UserError: The network cannot take images of this size.
     """
-    _check_image_size(image_size, image_size)
+    check_image_size(image_size, image_size)
     return _init(model, key)
-
-
-def apply_train(
-    model: Network,
-    params: Mapping[str, Any],
-    batch_stats: Mapping[str, Any],
-    image: Float[Array, "batch height width 3"],
-    *,
-    tasks: Sequence[str],
-    key: Key[Array, ""],
-    train_batch_norm: ByBatch = True,
-) -> tuple[dict[str, Float[Array, "batch ..."]], Mapping[str, Any]]:
-    """Applies the network with dropout, to learn from.
-
-    Args:
-        model: The network.
-        params: Parameters.
-        batch_stats: Running statistics of batch norm.
-        image: RGB in 0..1; height and width are multiples of 32.
-        tasks: Names of the tasks to compute; nothing is spent on the others.
-        key: Source of the dropout.
-        train_batch_norm: Normalise by the batch and update the running statistics; given a function, only in the
-            layers whose path it accepts; otherwise the running statistics are used and returned as they are.
-
-    Returns:
-        {task: outputs}, in the order of `tasks`, and the running statistics after this batch.
-
-    Raises:
-        UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
-    """
-    train_output = train_raw(model, params, batch_stats, image, tasks=tasks, key=key, train_batch_norm=train_batch_norm)
-    return _finish_outputs(model, train_output.raw, image), train_output.batch_stats
-
-
-class TrainOutputs(NamedTuple):
-    """What a pass through the network in training gives."""
-
-    raw: dict[str, Float[Array, "batch ..."]]  # what the head emits for each task
-    batch_stats: Mapping[str, Any]  # after the batch
-    features: Features
-    # The deepest features that all tasks share, by "stride_8" and so on: all that follows is some task's own.
-    # Empty where tasks share no features.
-    shared: Features
-
-
-def train_raw(
-    model: Network,
-    params: Mapping[str, Any],
-    batch_stats: Mapping[str, Any],
-    image: Float[Array, "batch height width 3"],
-    *,
-    tasks: Sequence[str],
-    key: Key[Array, ""],
-    train_batch_norm: ByBatch = True,
-    offsets: Features | None = None,
-) -> TrainOutputs:
-    """As `apply_train`, but returns what the head emits, and the features on the way.
-
-    `offsets` are added to the deepest shared features: a loss's gradient in them is that at the features.
-    """
-    _check_image_size(*image.shape[1:3])
-    names = _checked_names(model, tasks)
-    raw, updated = model.apply(
-        {"params": params, "batch_stats": batch_stats, OFFSETS: offsets or {}},
-        image,
-        tasks=names,
-        train=True,
-        train_batch_norm=train_batch_norm,
-        rngs={"dropout": key},
-        mutable=["intermediates", *(["batch_stats"] if train_batch_norm else [])],
-    )
-    intermediates: Any = updated["intermediates"]
-    batch_stats = updated["batch_stats"] if train_batch_norm else batch_stats
-    return TrainOutputs(raw, batch_stats, _features(intermediates), intermediates.get(SHARED, {}))
-
-
-def apply_eval(
-    model: Network,
-    variables: Variables,
-    image: Float[Array, "batch height width 3"],
-    *,
-    tasks: Sequence[str],
-) -> dict[str, Float[Array, "batch ..."]]:
-    """Applies the network without dropout, with the running statistics of batch norm.
-
-    Args:
-        model: The network.
-        variables: {"params", "batch_stats"}.
-        image: RGB in 0..1; height and width are multiples of 32.
-        tasks: Names of the tasks to compute; nothing is spent on the others.
-
-    Returns:
-        {task: outputs}, in the order of `tasks`.
-
-    Raises:
-        UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
-    """
-    return _finish_outputs(model, eval_raw(model, variables, image, tasks=tasks)[0], image)
-
-
-def eval_raw(
-    model: Network,
-    variables: Variables,
-    image: Float[Array, "batch height width 3"],
-    *,
-    tasks: Sequence[str],
-) -> tuple[dict[str, Float[Array, "batch ..."]], Features]:
-    """As `apply_eval`, but returns what the head emits, and also the features that it reads."""
-    _check_image_size(*image.shape[1:3])
-    names = _checked_names(model, tasks)
-    raw, intermediates = model.apply(
-        variables, image, tasks=names, train=False, train_batch_norm=False, mutable=["intermediates"]
-    )
-    return raw, _features(intermediates["intermediates"])
-
-
-def _features(intermediates: Mapping[str, Any]) -> Features:
-    branches = {name: branch[FEATURES] for name, branch in intermediates.items() if name not in (FEATURES, SHARED)}
-    below = {f"{name}/{level}": x for name, levels in branches.items() for level, x in levels.items()}
-    return dict(intermediates.get(FEATURES, {})) | below
 
 
 def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
@@ -299,27 +181,6 @@ def _init(model: Network, key: Array) -> dict[str, Any]:
     names = tuple(task.name for task in model.tasks)
     variables: Any = model.init(key, image, tasks=names, train=False, train_batch_norm=False)
     return variables | {"params": draw_kernels(variables["params"], key=key)}
-
-
-def _finish_outputs(model: Network, raw: Mapping[str, Array], image: Array) -> dict[str, Array]:
-    records = {task.name: task for task in model.tasks}
-    height, width = image.shape[1:3]
-    return {name: records[name].finish(value, (height, width)) for name, value in raw.items()}
-
-
-def _checked_names(model: Network, names: Sequence[str]) -> tuple[str, ...]:
-    known_names = tuple(task.name for task in model.tasks)
-    if isinstance(names, str) or not names or any(name not in known_names for name in names):
-        raise UserError(f"tasks: expected one or more of {', '.join(known_names)}, found {names!r}; ask for those")
-    return tuple(names)
-
-
-def _check_image_size(height: int, width: int) -> None:
-    if height % IMAGE_STRIDE or width % IMAGE_STRIDE or not height * width:
-        raise UserError(
-            f"image: expected height and width that are multiples of {IMAGE_STRIDE} px, found "
-            f"{height} x {width}; resize or pad it"
-        )
 
 
 def _settings(section: ModelSettings | Settings) -> ModelSettings:
