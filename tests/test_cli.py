@@ -102,9 +102,29 @@ def told_in_one_line(done, words, tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+SMALL_PAGE = """
+from mtl_jax.config import base, stage, stream
+
+def get_config():
+    config = base()
+    config.image_size, config.held_out_percent = 64, 10.0
+    config.model.update({"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8})
+    classes = tuple("0123456789")
+    config.tasks.seg = {"kind": "segmentation", "classes": ("background", *classes)}
+    config.tasks.cls = {"kind": "classification", "classes": classes}
+    for task, label in (("seg", "segmentation"), ("cls", "classification")):
+        options = {"labels": label, "size": 64, "length": 40}
+        config.streams[task] = stream("digits", {task: label}, options=options, batch_size=4)
+        config.stages[task] = stage((task,))
+    config.order = ("seg", "cls")
+    return config
+"""
+
+
 def test_a_smoke_run_of_one_stage_writes_every_file_and_a_broken_contract_can_be_enforced(tmp_path):
-    workdir = tmp_path / "run"
-    flags = ("--config", "configs/quickstart.py", "--config.smoke=True", "--config.order=seg,")
+    workdir, page = tmp_path / "run", tmp_path / "page.py"
+    page.write_text(SMALL_PAGE)
+    flags = ("--config", str(page), "--config.smoke=True", "--config.order=seg,")
     small = ("--config.contract.latency_image_size=96", "--config.contract.max_latency_ms=0.0")
     done = train(*flags, *small, "--enforce_contract", "--workdir", str(workdir))
     assert done.returncode == 3, done.stderr

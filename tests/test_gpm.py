@@ -65,9 +65,8 @@ def test_a_later_stage_adds_only_what_is_not_held_yet():
 
 
 def test_a_kernel_that_read_nothing_but_zeros_is_free():
-    assert held_space.remember(
-        held_space.NOTHING, {"kernel": np.zeros((1, 1, 4, 4))}, ["bias"], energy=0.9
-    ) == held_space.Held({}, ("bias",))
+    held = held_space.remember(held_space.NOTHING, {"kernel": np.zeros((1, 1, 4, 4))}, ["bias"], energy=0.9)
+    assert held == held_space.Held({}, ("bias",))
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((12, 5), 1), ((2, 2, 3, 5), 1), ((2, 2, 1, 5), 5)])

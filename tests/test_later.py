@@ -124,16 +124,21 @@ def test_background_of_later_masks_may_be_any_earlier_class():
     logits = jnp.asarray([1.0, 2.0, 0.5, 3.0])
     raw = jnp.broadcast_to(logits, (1, 8, 8, 4))
     among = jnp.asarray([[True, False, False, True]])
+
+    @jax.jit
+    def loss(raw, labels):
+        return it.loss(raw, labels, SIZE)[0]
+
     for value, classes in ((0, [0, 1, 2]), (3, [3])):
         labels = {"mask": jnp.full((1, *SIZE), value), "labelled": among}
         expected = jax.nn.logsumexp(logits) - jax.nn.logsumexp(logits[jnp.asarray(classes)])
-        np.testing.assert_allclose(it.loss(raw, labels, SIZE)[0], expected, rtol=1e-5)
+        np.testing.assert_allclose(loss(raw, labels), expected, rtol=1e-5)
     # Exemplars say of a pixel of an earlier class that it is not of the later one, and of their background nothing.
     among = jnp.asarray([[True, True, True, False]])
-    moved = []
+    moved, gradient = [], jax.jit(jax.grad(loss))
     for value in (0, 1):
         labels = {"mask": jnp.full((1, *SIZE), value), "labelled": among}
-        moved.append(np.asarray(jax.grad(lambda raw, labels=labels: it.loss(raw, labels, SIZE)[0])(raw))[..., 3].sum())
+        moved.append(np.asarray(gradient(raw, labels))[..., 3].sum())
     assert moved[0] < 0 < moved[1]
     without = task("segmentation", ("cup", "ball", "tree"), added=(("more", 1),), loss_stride=8)
     labels = {"mask": jnp.full((1, *SIZE), 2), "labelled": jnp.asarray([[False, False, True]])}
