@@ -33,6 +33,7 @@ def test_another_word_is_refused(name):
 @pytest.mark.parametrize("way", config_lib.load_page(CONFIGS / "sharing.py").VARIANTS)
 def test_each_way_of_the_page_on_sharing_is_a_network(way):
     config = config_lib.load_page(CONFIGS / "sharing.py").get_config(way)
+    config.model.backbone = "plain_cnn"  # some ways have one for each task, and each is followed layer by layer
     multi_task.build(config.model, tasks.build(config.tasks.to_dict()))
 
 
