@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from test_pages import CONFIGS
 from test_train import DIGITS, tiny_config
-from tiny import spare_report
+from tiny import random_variables, spare_report
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
@@ -67,10 +67,10 @@ def outputs(weights, ask=("seg", "cls")) -> dict:
 
 
 def untrained(folder, config) -> trained.Trained:
-    """A run that counts as finished, its network as it was drawn."""
+    """A run that counts as finished, its network of random numbers."""
     config = config_lib.resolve(config)
     setup = experiment.build(config, data_root=folder)
-    variables = experiment.init_variables(setup, key=jax.random.key(0), pretrained_path="")
+    variables = random_variables(setup.model)
     stages = [
         {"name": name, "metrics": {task: {} for task in config.tasks_of(*config.order[: index + 1])}}
         for index, name in enumerate(config.order)

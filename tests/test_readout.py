@@ -5,7 +5,7 @@ import itertools
 import jax
 import numpy as np
 from test_pages import CONFIGS
-from tiny import MODEL
+from tiny import MODEL, random_variables
 
 from mtl_jax import config as config_lib
 from mtl_jax import tasks as tasks_lib
@@ -35,10 +35,8 @@ def test_three_additions_in_a_row_change_no_bit_of_what_was_there(tiny_backbone)
     versions = []
     for number in range(len(SESSIONS) + 1):
         built = network(SESSIONS[:number], SHARED)
-        # As if trained: every parameter of its own moved at random, those of the version before as they were.
-        fresh = multi_task.init_variables(built, key=jax.random.key(2), image_size=64)
-        generator = np.random.default_rng(number)
-        noise = jax.tree.map(lambda leaf, g=generator: leaf + 0.1 * g.normal(size=leaf.shape).astype(np.float32), fresh)
+        # As if trained: every parameter of its own at random, those of the version before as they were.
+        noise = random_variables(built, seed=number)
         known = leaves(versions[-1][1]) if versions else {}
         variables = jax.tree_util.tree_map_with_path(lambda path, leaf, k=known: k.get(path_of(path), leaf), noise)
         assert known.keys() <= leaves(variables).keys()

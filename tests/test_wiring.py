@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from test_network import SMALL
+from tiny import random_variables
 
 from mtl_jax import balance, tasks
 from mtl_jax.errors import UserError
@@ -54,7 +55,8 @@ class Passed(NamedTuple):
 @pytest.fixture(scope="module", params=[way for way in WAYS if way != "hard"])
 def gradients(request):
     """Outputs, and gradients of each task's squared outputs."""
-    model, variables = build(sharing=request.param)
+    model = multi_task.build(SETTINGS | {"sharing": request.param}, TASKS)
+    variables = random_variables(model)
 
     @functools.partial(jax.jit, static_argnums=1)
     def function(params, asked):
@@ -66,8 +68,7 @@ def gradients(request):
 
         return jax.value_and_grad(losses, has_aux=True)(params)
 
-    # Zeros would hide what flows: adapters and laterals start there.
-    params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])
+    params = variables["params"]
     passed = {name: function(params, (name,)) for name in TRAINED}
     stepped = {
         name: function(jax.tree.map(lambda leaf, grad: leaf - 1e-4 * grad, params, grads), (name,))

@@ -1,15 +1,18 @@
 """A backbone of three convolutions that compiles in a second, for tests of everything around the network."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.models import multi_task
 from mtl_jax.models.layers import BatchNorm, ByBatch
 from mtl_jax.workdir import checkpoints
 
@@ -48,6 +51,22 @@ KINDS = {
     "age": {"kind": "regression", "center": 30.0, "unit": "years"},
     "depth": {"kind": "depth"},
 }
+
+
+def random_variables(model: Any, *, seed: int = 0) -> Any:
+    """Variables of the shapes and about the sizes of fresh ones, none of them zero all through; compiles nothing."""
+    generator = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
+
+    def fill(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        name, noise = path[-1].key, generator.normal(size=leaf.shape)
+        if name in ("scale", "var"):
+            values = 1.0 + 0.1 * np.abs(noise)
+        else:
+            values = noise / math.sqrt(math.prod(leaf.shape[:-1]) or 1) if name == "kernel" else 0.1 * noise
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def spare_report(patch: pytest.MonkeyPatch) -> None:
