@@ -107,10 +107,10 @@ class L2SP(Method):
     def before(self, tasks, memory, variables):
         return variables["params"] if tasks.old else None
 
-    def penalty(self, params, given):
-        if given is None:
+    def penalty(self, params, stage_memory):
+        if stage_memory is None:
             return None
-        return self.strength / 2 * optax.tree.norm(optax.tree.sub(params, given), squared=True)
+        return self.strength / 2 * optax.tree.norm(optax.tree.sub(params, stage_memory), squared=True)
 
 
 def test_a_method_is_added_by_its_class_and_a_line_of_the_table(monkeypatch):
