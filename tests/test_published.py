@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_written_is_told(server: LocalServer, tmp_path: 
 
 
 def test_the_weights_of_another_backbone_are_refused_before_any_download(server: LocalServer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"of another backbone than config\.model\.backbone='plain_cnn'"):
+    with pytest.raises(UserError, match=r"expected weights of the backbone 'plain_cnn' .*, found 'mobilenet"):
         find(tmp_path, backbone="plain_cnn")
     assert server.requests == []
 

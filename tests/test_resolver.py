@@ -130,7 +130,7 @@ MISTAKES: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({f"{LATER}.keep": {"paste": {}}}, "config.stages.cls.keep.paste.share: expected 0 without exemplars"),
         ({f"{LATER}.keep": {"replay": {"images": "> 10"}}}, "keep.replay.images: expected a whole number"),
         ({f"{LATER}.keep": {"replay": {"selection": "herdin"}}}, "diverse, hard, found 'herdin'; did you mean herding"),
-        ({f"{LATER}.keep": {"ewc": {"strength": 1.0, "estimator": "exact"}}}, "needs a task whose answers can be li"),
+        ({f"{LATER}.keep": {"ewc": {"strength": 1.0, "estimator": "exact"}}}, "a task whose outcomes can be listed"),
         ({f"{LATER}.keep": {"ewc": {}, "si": {}}}, "name one of them: they share anchors"),
     ],
 }  # fmt: skip

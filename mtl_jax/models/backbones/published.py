@@ -52,8 +52,7 @@ def find(path: str, *, backbone: str, data_root: Path, offline: bool = False) ->
     if path in PUBLISHED and path != backbone:
         raise UserError(
             f"config.pretrained: expected weights of the backbone {backbone!r} (config.model.backbone), found "
-            f"{path!r}; set "
-            "both to the same, or config.pretrained to a file"
+            f"{path!r}; set both to the same, or config.pretrained to a file"
         )
     if path in PUBLISHED:
         return fetch(path, offline=offline)
