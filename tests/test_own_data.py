@@ -142,6 +142,34 @@ def test_more_time_buys_larger_images_and_more_epochs_up_to_what_is_of_use():
 MINUTES = (0.1, 4.0, 10.0, 1000.0)
 
 
+def test_boxes_take_most_of_the_time_and_what_a_task_cannot_use_goes_to_the_others():
+    masks, boxes = choose(found("masks"), found(), minutes=4.0)
+    assert 2 * masks.seconds < boxes.seconds
+    few, rest = choose(found("classes", train=20, sizes=((96, 96),) * 20), found("masks"), minutes=4.0)
+    available = 4 * 60 - LAPTOP.start_seconds - 2 * LAPTOP.stage_seconds
+    assert few.seconds < 0.3 * available
+    assert rest.seconds > 0.5 * available
+
+
+def test_a_stage_that_holds_older_tasks_takes_longer():
+    stages = choose(found("masks", "a"), found("masks", "b"), found("masks", "c"), minutes=1000.0)
+    first, held, locked = (each.seconds / (each.epochs * each.train_image_size**2) for each in stages)
+    assert held > 1.3 * first
+    assert locked == pytest.approx(first, rel=0.1)
+
+
+def test_boxes_are_looked_for_at_the_size_of_their_training_images():
+    (chosen,) = choose(found(), minutes=1000.0)
+    assert chosen.train_image_size == chosen.image_size == 512
+
+
+def test_short_detection_stages_train_without_mosaics_and_at_a_higher_rate():
+    (short,), (long,) = choose(found(), minutes=2.0), choose(found(train=400), minutes=1000.0)
+    assert "mosaic_probability" not in short.augment
+    assert long.augment["mosaic_probability"] == 0.5
+    assert short.learning_rate == 2 * long.learning_rate
+
+
 def test_images_are_not_enlarged_but_for_tiny_ones():
     assert choose(found("classes", sizes=((160, 120),) * 160), minutes=1000.0)[0].image_size == 160
     assert choose(found("classes", sizes=((28, 28),) * 160), minutes=1000.0)[0].image_size == 96

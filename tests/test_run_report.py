@@ -283,7 +283,7 @@ def test_the_report_begins_with_what_was_learnt_and_kept_in_words(tmp_path):
     tree = contract.build(stages, {"seg": ("miou", True), "det": ("rmse", False)}, budgets, max_drop_percent=5.0)
     tree["tasks"]["seg"] |= {"to_beat": 0.1, "learnt": True}
     assert verdict_section.sentences(tree) == [
-        "seg: learnt; mIoU 0.3, where 0.1 is to beat. Lost 25.0 % since stage seg (0.4).",
+        "seg: learnt; mIoU 0.3 (to beat: 0.1). Lost 25.0 % since stage seg (0.4).",
         "det: RMSE 2. Learnt in the last stage, so nothing could be lost since.",
         "Cost: 1,200 parameters, 90.0 % of which serve two tasks or more; 12.5 ms for an image of 512 px; "
         "1.5 minutes of training.",

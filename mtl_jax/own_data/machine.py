@@ -10,12 +10,12 @@ import numpy as np
 
 SIDE = 768  # of the matrices
 TIMED_SECONDS = 0.3  # of products, of which the fastest counts: other programs disturb the others
-# What one image of 512 px costs in a stage that is held by distillation and replay, in products of the size above:
-# measured on two cores of a Xeon with the network of `recipes.share_kernels`.
+# What one image of 512 px costs in a training step, in products of the size above: measured on two cores of a Xeon with
+# the network of `recipes.share_kernels`.
 PRODUCTS_PER_IMAGE = 20.0
 ACCELERATED = 0.004  # s an image of 512 px; no GPU is so slow
 START_SECONDS = 25.0  # importing, looking at the data, measuring latency, the report
-STAGE_SECONDS = 40.0  # compiling a stage's steps and evaluations on a machine of the speed below
+STAGE_SECONDS = 32.0  # compiling a stage's steps and evaluations on a machine of the speed below
 REFERENCE = 0.0035  # s a product
 
 

@@ -184,7 +184,7 @@ def _rates(choice: Choice, count: int, index: int) -> dict[str, Any]:
     locked = count > 2 and index == count - 1
     steps = choice.steps
     decay = next((decay for least, decay in ((1000, 0.995), (300, 0.99), (60, 0.95)) if steps >= least), 0.0)
-    return {"learning_rate": 6e-3 if locked else 2e-3, "ema_decay": decay}
+    return {"learning_rate": 6e-3 if locked else choice.learning_rate, "ema_decay": decay}
 
 
 def _choice_text(choice: Choice) -> str:

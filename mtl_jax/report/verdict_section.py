@@ -40,7 +40,7 @@ def _learnt(entry: Mapping[str, Any]) -> str:
     if entry.get("to_beat") is None:
         return f"{final_text}."
     verdict = "learnt" if entry.get("learnt") else "not learnt"
-    return f"{verdict}; {final_text}, where {figure(entry['to_beat'])} is to beat."
+    return f"{verdict}; {final_text} (to beat: {figure(entry['to_beat'])})."
 
 
 def _retention(entry: Mapping[str, Any], *, last: str) -> str:
