@@ -39,6 +39,7 @@ def test_a_backbone_has_its_levels_and_parameters(name, channels, count):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])) == count
 
 
+@pytest.mark.slow  # published networks; those of this package are followed in test_network.py
 @pytest.mark.parametrize(("name", "stride"), [("efficientnet_b0", 16), ("yolov8n", 8), ("fast_scnn", 8)])
 def test_stages_make_up_the_whole_and_every_parameter_has_a_gradient(name, stride):
     make = multi_task.BACKBONES[name]

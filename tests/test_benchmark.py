@@ -67,6 +67,7 @@ def test_the_torch_peer_has_the_same_parameters_outputs_and_joint_loss():
     np.testing.assert_allclose(float(found), float(expected), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_side_in_its_own_process_is_timed_and_one_that_fails_says_why():
     (timing,) = turns.run([dataclasses.replace(SMALL, what="infer", classifiers=1)], repeats=2)
     assert len(timing.seconds) == 2
@@ -118,6 +119,7 @@ def test_the_command_line_prints_a_table_and_writes_json(monkeypatch, tmp_path, 
 def small_networks(monkeypatch):
     """Lets the benchmarks build networks that compile in seconds."""
     small = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8}
+    small["head_layers"] = 1
     build = multi_task.build
     monkeypatch.setattr(multi_task, "build", lambda config, records: build({**config, **small}, records))
 

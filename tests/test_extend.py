@@ -113,7 +113,11 @@ def test_every_output_of_every_old_task_stays_bit_for_bit(grown):
 @pytest.mark.usefixtures("tiny_backbone", "no_report")
 def test_a_branch_of_its_own_leaves_every_output_too(tmp_path):
     untrained(tmp_path / "old", parent_config(**BRANCH))
-    check_old_outputs(tmp_path, extend(tmp_path / "old", tmp_path / "new", addition()))
+    page = addition()
+    page.tasks.det = {"kind": "classification", "classes": DIGITS}
+    options = {"labels": "classification", "size": 64, "length": 16}
+    page.streams.boxes = config_lib.stream("digits", {"det": "classification"}, options=options, batch_size=4)
+    check_old_outputs(tmp_path, extend(tmp_path / "old", tmp_path / "new", page))
 
 
 def test_the_new_run_begins_with_the_old_one_s_stages(grown):

@@ -375,7 +375,7 @@ def test_the_average_lags_behind_the_parameters(run):
     assert_close(after.ema.params, mean)  # the first update counts 1 - (1 + 0) / (10 + 0)
 
 
-@pytest.mark.parametrize(("method", "micro_batches"), [("sum", 1), ("pcgrad", 2)])
+@pytest.mark.parametrize(("method", "micro_batches"), [("sum", 1), pytest.param("pcgrad", 2, marks=pytest.mark.slow)])
 def test_one_device_and_two_give_the_same_update(run, method, micro_batches):
     aim = objective(streams={"masks": ("seg",), "names": ("cls",)})
     data = {"masks": batch("masks"), "names": batch("names", seed=1)}

@@ -117,8 +117,13 @@ def test_a_pass_for_one_task_leaves_the_statistics_of_the_others_alone(gradients
         jax.tree.map(np.testing.assert_array_equal, before[other], after[other])
 
 
+@functools.cache
+def compiled(model):
+    return jax.jit(lambda variables: multi_task.apply_eval(model, variables, image(), tasks=NAMES))
+
+
 def outputs(model, variables):
-    return jax.jit(lambda variables: multi_task.apply_eval(model, variables, image(), tasks=NAMES))(variables)
+    return compiled(model)(variables)
 
 
 def assert_close(one, other):
@@ -132,17 +137,19 @@ def test_fresh_adapters_change_nothing():
 
 
 def test_cross_stitches_without_exchange_are_independent_networks():
-    stitched, apart = build(sharing="cross_stitch"), build(sharing="independent")
-    columns = {f"column_{name}": apart[1]["params"][branch_name(name)] for name in NAMES}
+    stitched, apart = (multi_task.build(SETTINGS | {"sharing": way}, TASKS) for way in ("cross_stitch", "independent"))
+    own = random_variables(apart)
+    columns = {f"column_{name}": own["params"][branch_name(name)] for name in NAMES}
     stitches = {f"stitch_{number}": jnp.eye(len(NAMES)) for number in range(5)}
-    statistics = {f"column_{name}": apart[1]["batch_stats"][branch_name(name)] for name in NAMES}
+    statistics = {f"column_{name}": own["batch_stats"][branch_name(name)] for name in NAMES}
     variables = {"params": columns | stitches, "batch_stats": statistics}
-    assert_close(outputs(stitched[0], variables), outputs(*apart))
+    assert_close(outputs(stitched, variables), outputs(apart, own))
 
 
 def test_a_progressive_network_reads_earlier_columns_only():
-    model, variables = build(sharing="progressive")
-    loud = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])
+    model = multi_task.build(SETTINGS | {"sharing": "progressive"}, TASKS)
+    variables = random_variables(model)
+    loud = variables["params"]
     plain = outputs(model, {**variables, "params": loud})
     changed = outputs(
         model, {**variables, "params": {**loud, "branch_det": jax.tree.map(lambda leaf: 2 * leaf, loud["branch_det"])}}
@@ -208,7 +215,7 @@ TWO = tasks.build({name: {"kind": "classification", "classes": CLASSES} for name
 def test_infinitely_strong_soft_sharing_is_hard_sharing_and_none_is_independence():
     hard = multi_task.build(SETTINGS, TWO)
     apart = multi_task.build(SETTINGS | {"sharing": "independent"}, TWO)
-    variables = multi_task.init_variables(hard, key=jax.random.key(0))
+    variables = random_variables(hard)
 
     def column(tree, task):
         head = {name: part for name, part in tree["head"].items() if name == task or name not in TWO}
