@@ -25,21 +25,13 @@ jax.config.update("jax_platforms", "cpu")
 PROGRAMS_MB = 2048  # of compiled programs that are kept for the next run; the least recently used go first
 PROGRAM_SECONDS = 0.2  # what compiles faster is not worth a file
 # Start first, so that no worker is left alone with them at the end.
-LONGEST = tuple(
+LONGEST = {
     f"test_{name}.py"
     for name in (
-        "train",
-        "kill",
-        "grow_page",
-        "two_hosts",
-        "train_step",
-        "extend",
-        "balance",
-        "cli",
-        "multi_task",
-        "partial",
+        *("train", "kill", "grow_page", "two_hosts", "extend", "balance", "train_step", "wiring", "benchmark"),
+        *("cli", "pretrained", "resumption", "multi_task", "detection", "own_parts", "partial", "pages", "joint"),
     )
-)
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
