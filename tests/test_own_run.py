@@ -1,5 +1,7 @@
 """`mtl-jax train` and `inspect` on labels without a page: which runs they start, and what they leave."""
 
+import re
+
 import pytest
 from label_files import class_folders, coco
 
@@ -119,6 +121,9 @@ def test_inspect_prints_the_table_and_writes_one_page(labels, tmp_path, capsys, 
     html = out.read_text()
     assert html.count("data:image/jpeg") <= 4
     assert "What seems wrong" in html
+    classes = {name for names in re.findall(r'class="([^"]+)"', html) for name in names.split()}
+    assert {name for name in classes if f".{name}" not in html} == set()  # each has a rule, so pictures stand in a grid
+    assert "single" in classes
 
 
 @pytest.mark.parametrize(

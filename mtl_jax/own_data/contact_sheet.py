@@ -58,9 +58,10 @@ def _dataset(inspected: Inspected, images: int) -> str:
     dataset = inspected.dataset
     sections = [_classes(inspected), _histograms(dataset)]
     pictures = list(_pictures(inspected, images))
-    sections.append('<div class="images">\n' + "\n".join(pictures) + "\n</div>\n")
+    sections.append('<div class="singles">\n' + "\n".join(pictures) + "\n</div>\n")
     lead = f"{dataset.request.path}: {table.images(dataset)}; {len(pictures)} are shown."
-    return html_page.section(f"{dataset.request.name}: {dataset.request.kind}", "\n".join(sections), lead=lead)
+    name, kind = dataset.request.name, dataset.request.kind
+    return html_page.section(name if name == kind else f"{name}: {kind}", "\n".join(sections), lead=lead)
 
 
 def _classes(inspected: Inspected) -> str:
@@ -120,7 +121,8 @@ def _pictures(inspected: Inspected, count: int) -> Iterator[str]:
             words = f"{sample['id']} ({split}): {shape_of(fields).caption(fields, dataset.classes)}"
             # Names of files need not be text.
             escaped = escape(words.encode("utf-8", "backslashreplace").decode())
+            encoded = base64.b64encode(file).decode()
             yield (
-                f'<figure><img width="{width}" height="{height}" alt="{escaped}" src="data:image/jpeg;base64,'
-                f'{base64.b64encode(file).decode()}"><figcaption class="quiet">{escaped}</figcaption></figure>'
+                f'<figure class="single"><img width="{width}" height="{height}" alt="{escaped}" '
+                f'src="data:image/jpeg;base64,{encoded}"><figcaption class="quiet">{escaped}</figcaption></figure>'
             )
