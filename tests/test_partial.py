@@ -277,6 +277,22 @@ def test_pixels_of_background_are_filled_in_and_learnt_among_all_classes():
     assert gradient[0, 0, 0, 2] < 0
 
 
+def test_pixels_that_surely_show_no_unlabelled_class_are_learnt_among_all_classes():
+    task, size = task_of("segmentation"), (8, 24)
+    mask = jnp.zeros((1, *size), jnp.int32).at[:, 0].set(1)
+    raw = jnp.zeros((1, 1, 3, 4)).at[0, 0, 0, 0].set(9.0)  # surely background; three quarters unsure
+    labels = task.fill_in({"mask": mask, "labelled": LABELLED[None]}, raw, size, 0.9)
+    complete = np.asarray(labels["complete"])[0]
+    assert np.all(complete[0])  # an object's pixel shows no other
+    assert np.all(complete[:, :8])
+    assert not np.any(complete[1:, 8:])
+    no_object = labels | {"mask": jnp.zeros_like(mask), "complete": jnp.asarray(complete)[None].at[:, 0, 8:].set(False)}
+    gradient = jax.grad(lambda raw: task.loss(raw, no_object, size)[0])(jnp.zeros((1, 1, 3, 4)))
+    unlabelled = gradient[0, 0][:, ~LABELLED]
+    assert np.all(unlabelled[0] > 0)
+    np.testing.assert_array_equal(unlabelled[2], 0)  # the middle cell is interpolated into the first one's pixels
+
+
 def test_boxes_are_filled_in_unless_a_labelled_one_lies_there(rng):
     task, raw = task_of("detection"), np.full((1, 20, 9), -9.0, np.float32)
     raw[0, [0, 5, 15], :4] = 0.0

@@ -80,6 +80,12 @@ def every_nth(
     return padded[:, loss_stride // 2 :: loss_stride, loss_stride // 2 :: loss_stride]
 
 
+def repeated(cells: Shaped[Array, "b h w"], stride: int, image_size: ImageSize) -> Shaped[Array, "b rows columns"]:
+    """The value of its cell for every pixel of the image."""
+    rows, columns = image_size
+    return cells.repeat(stride, axis=1).repeat(stride, axis=2)[:, :rows, :columns]
+
+
 def check_size(name: str, noun: str, truth: Shaped[np.ndarray, "..."], geometry: Geometry) -> None:
     """Refuses labels of another size than their image's.
 

@@ -187,7 +187,8 @@ class LaterSegmentation(Later, Segmentation):
         may_be = (~labelled | is_background)[:, None, None]
         background = jax.nn.logsumexp(jnp.where(may_be, raw.astype(jnp.float32), -jnp.inf), axis=-1, keepdims=True)
         raw = jnp.where(is_background[:, None, None], background, raw)
-        return super().loss(raw, {**labels, "labelled": labelled | is_background}, image_size)
+        among = {name: value for name, value in labels.items() if name != "complete"}  # of background as above
+        return super().loss(raw, {**among, "labelled": labelled | is_background}, image_size)
 
     def finish(self, raw: Logits, image_size: ImageSize) -> Float[Array, "batch height width classes"]:
         """Interpolates the logits to the size of the input image."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from mtl_jax.config.section import setting
 from mtl_jax.errors import UserError
@@ -120,7 +120,10 @@ class Segmentation(Task):
             labelled &= jnp.take_along_axis(labelled_classes, target.reshape(len(target), -1), axis=1).reshape(
                 target.shape
             )
-            logits = jnp.where(labelled_classes[:, None, None], logits, UNLABELLED_LOGIT)
+            competing = labelled_classes[:, None, None]
+            if "complete" in labels:
+                competing |= self._every_nth(labels["complete"], raw, missing=False)[..., None]
+            logits = jnp.where(competing, logits, UNLABELLED_LOGIT)
         # On a CPU a fifth cheaper than log_softmax, which writes the log-probability of every class out.
         log_sum = jax.nn.logsumexp(logits, axis=-1)
         cost, weight = self._pixel_cost(logits, log_sum, target, labelled_classes)
@@ -136,10 +139,12 @@ class Segmentation(Task):
         dice = _soft_dice_loss(jnp.exp(logits - log_sum[..., None]), target, labelled)
         return value + self.dice_weight * dice, {"cross_entropy": value, "dice": dice}
 
-    def _every_nth(self, mask: Int[Array, "b height width"], raw: Logits, *, missing: int) -> Int[Array, "b h w"]:
+    def _every_nth(
+        self, labels: Shaped[Array, "b height width"], raw: Logits, *, missing: int
+    ) -> Shaped[Array, "b h w"]:
         """The labels of the pixels that the loss compares."""
         covered_size = (raw.shape[1] * self.strides[0], raw.shape[2] * self.strides[0])
-        return dense.every_nth(mask, covered_size, self.loss_stride, missing=missing)
+        return dense.every_nth(labels, covered_size, self.loss_stride, missing=missing)
 
     def _enlarged(self, raw: Logits) -> Float[Array, "b h w c"]:
         """The logits of these pixels."""
@@ -188,9 +193,11 @@ class Segmentation(Task):
         return {"mask": jnp.full((batch_size, *image_size), self.void)}
 
     def fill_in(self, labels: Labels, teacher_raw: Logits, image_size: ImageSize, threshold: float) -> Labels:
-        """Takes pixels out of what is labelled background for which another network is sure of an unlabelled class.
+        """Fills in where another network is sure that a pixel shows an unlabelled class, or that it shows none.
 
-        They come as "pseudo" i32[batch, height, width], a class or -1.
+        Background pixels of the first kind become void and come as "pseudo" i32[batch, height, width], a class or -1.
+        Pixels of the second kind are marked by "complete" bool[batch, height, width], and so is every pixel with the
+        label of an object, which shows no other: there all classes compete.
         """
         if "labelled" not in labels or BACKGROUND not in self.classes:
             return labels
@@ -199,10 +206,16 @@ class Segmentation(Task):
         best = probability.argmax(axis=-1)
         unlabelled = ~jnp.take_along_axis(labelled_classes, best.reshape(len(best), -1), axis=1).reshape(best.shape)
         sure = jnp.where(unlabelled & (probability.max(axis=-1) >= threshold), best, -1)
-        stride = self.strides[0]
-        sure = sure.repeat(stride, axis=1).repeat(stride, axis=2)[:, : image_size[0], : image_size[1]]
-        sure = jnp.where(mask == self.classes.index(BACKGROUND), sure, -1)
-        return {**labels, "mask": jnp.where(sure >= 0, self.void, mask), "pseudo": sure}
+        absent = jnp.where(labelled_classes[:, None, None], probability, 0.0).sum(axis=-1) >= threshold
+        sure, absent = (dense.repeated(cells, self.strides[0], image_size) for cells in (sure, absent))
+        is_background = mask == self.classes.index(BACKGROUND)
+        sure = jnp.where(is_background, sure, -1)
+        return {
+            **labels,
+            "mask": jnp.where(sure >= 0, self.void, mask),
+            "pseudo": sure,
+            "complete": absent | ~is_background,
+        }
 
     def finish(self, raw: Logits, image_size: ImageSize) -> Float[Array, "batch height width classes"]:
         """Interpolates the logits to the size of the input image."""
