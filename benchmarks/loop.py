@@ -20,6 +20,7 @@ from mtl_jax.config import load_page, resolve
 from mtl_jax.continual import memory, reading
 from mtl_jax.data import pipeline
 from mtl_jax.runtime import compilation, devices
+from mtl_jax.runtime.progress import SPEED_WINDOW_STEPS
 from mtl_jax.training import stage_plan, stage_setup, train_loop
 from mtl_jax.training.stage_plan import StageResult
 from mtl_jax.workdir import checkpoints
@@ -64,10 +65,11 @@ def measure(data_root: Path, *, steps: int) -> list[dict[str, Any]]:
     input_seconds = _seconds(lambda: jax.block_until_ready(next(batches)), steps)
     with tempfile.TemporaryDirectory() as folder:
         save_seconds = timed(lambda: checkpoints.save_step(Path(folder), 1, {"state": holder["state"]}, {}, keep=1))
-    epochs = 1 + (steps + WARM_UP) / stage.steps_per_epoch
+    settled = stage.steps_per_epoch + SPEED_WINDOW_STEPS  # a speed before would be of steps that waited for files too
+    epochs = (settled + steps) / stage.steps_per_epoch
     stages = {**settings.stages, STAGE: dataclasses.replace(settings.stages[STAGE], epochs=epochs)}
     looping = dataclasses.replace(settings, stages=stages, data_root=str(data_root))
-    looped = _in_the_loop(looping, images, after=stage.steps_per_epoch)
+    looped = _in_the_loop(looping, images, after=settled)
     figures = {"step": step_seconds, "step and input": fed, "loop": looped, "input": input_seconds}
     rows = [
         {"what": name, "images_per_second": images / seconds, "of_step": step_seconds / seconds}

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 
@@ -78,6 +79,13 @@ def test_batches_have_the_promised_fields_and_types():
             "crowd": ((4, 6), bool),
         },
     }
+
+
+def test_the_images_of_a_batch_are_not_copied_on_their_way_to_a_cpu():
+    for index in range(4):
+        image = batches(digits(), image_size=64)[index]["image"]
+        on_device = jax.device_put(image, jax.devices("cpu")[0])
+        assert np.shares_memory(np.asarray(on_device), image)
 
 
 def test_classification_label_is_one_number_per_image():
