@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,9 +30,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mtl_jax.data import formats
-from mtl_jax.data.formats import painting, pixels, tracing
+from mtl_jax.data.formats import painting, pixels, tracing, writing
+from mtl_jax.data.formats.records import Dataset, Record, Shape
 from mtl_jax.data.images import read_image
 from mtl_jax.data.outlines import outline
+from mtl_jax.data.sources.base import Reading
 
 
 def boxes_of(dataset: formats.Dataset) -> dict[str, list]:
@@ -259,3 +262,16 @@ def test_masks_become_polygons_and_masks_again(tmp_path):
         for record in dataset.records:
             drawn = next(picture for picture in PICTURES if picture.name == record.name)
             assert np.array_equal(mask_of(record, dataset), drawn.mask)
+
+
+def test_a_crowd_of_several_parts_is_left_out_as_one():
+    parts = np.zeros((8, 8), bool)
+    parts[1:3, 1:3] = parts[5:7, 5:7] = True
+    runs = painting.runs_of(parts)
+    shapes = (Shape("cat", (1, 1, 7, 7), runs=runs, crowd=True), Shape("dog", (1, 1, 7, 7), runs=runs))
+    record = Record(Path("a.png"), "a.png", (8, 8), "", shapes=shapes)
+    dataset = Dataset("coco", Path("labels.json"), (record,), {"detection": ("cat", "dog")}, (), Reading())
+    counts: Counter[str] = Counter()
+    (traced,) = pixels.with_objects(dataset, outlines="polygons", counts=counts).records
+    assert [shape.label for shape in writing.simple(traced.shapes, counts)] == ["dog", "dog"]
+    assert counts["crowds left out"] == 1

@@ -69,13 +69,13 @@ def _traced(record: Record) -> Record:
     """An object's pixels become one object for each of their parts."""
     shapes: list[Shape] = []
     for shape in record.shapes or ():
-        if shape.runs is None:
+        if shape.runs is None or shape.crowd:  # formats of polygons leave crowds out, and count each as one
             shapes.append(shape)
             continue
         for polygon in tracing.polygons_of(painting.pixels_of(shape.runs)):
             xs, ys = zip(*polygon, strict=True)
             xyxy = (min(xs), min(ys), max(xs), max(ys))
-            shapes.append(Shape(shape.label, xyxy, (polygon,), crowd=shape.crowd))
+            shapes.append(Shape(shape.label, xyxy, (polygon,)))
     return dataclasses.replace(record, shapes=None if record.shapes is None else tuple(shapes))
 
 
