@@ -45,7 +45,7 @@ compdef _mtl_jax mtl-jax
 
 
 class Flag(NamedTuple):
-    """What a shell offers of one argument of a command."""
+    """Completions of one argument of a command."""
 
     names: tuple[str, ...]  # empty for a positional argument
     choices: tuple[str, ...]

@@ -88,7 +88,7 @@ def fail(error: object, *, prefix: str = "error") -> int:
 
 
 def _mistakes() -> tuple[type[Exception], ...]:
-    """What a user can correct; an error of checkpoints comes from a module that is imported by then."""
+    """Errors that a user can correct; that of checkpoints comes from a module that is imported by then."""
     checkpoints = sys.modules.get("mtl_jax.workdir.checkpoints")
     return (UserError, checkpoints.CheckpointError) if checkpoints else (UserError,)
 

@@ -11,7 +11,7 @@ from mtl_jax.config.section import Section, setting
 
 @dataclasses.dataclass(frozen=True)
 class ContractSettings(Section):
-    """What no task and no budget may break."""
+    """Limits of the contract, for tasks and budgets."""
 
     max_drop_percent: float = setting(5.0, "relative, per task", unit="%", least=0.0, most=math.inf)
     max_train_seconds: float = setting(7200.0, "of all stages", unit="s", least=0.0, most=math.inf)

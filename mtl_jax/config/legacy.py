@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Flat(NamedTuple):
-    """Where a setting is now, and its default then."""
+    """Present name of a setting, and its former default."""
 
     method: str
     option: str  # "" for a switch
@@ -95,7 +95,7 @@ def _is_flat(stage: Any) -> bool:
 
 
 def _keep(stage: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a stage named, every setting spelt out; how it measures its parameters always."""
+    """The methods of a stage, every setting spelt out; the measurement of parameters always."""
     old_settings = {name: stage.get(name, flat.default) for name, flat in FLAT.items()}
     keep: dict[str, dict[str, Any]] = {}
     for name, flat in FLAT.items():

@@ -133,7 +133,7 @@ def change(config: Any, override: Override) -> None:
 
 
 def _example(override: Override, above: tuple[str, ...], section: Any) -> Any:
-    """What a value looks like under a name that a table does not have yet."""
+    """An example of the values of a table, for a name that it does not have yet."""
     if override.path in former.SETTINGS:
         return former.SETTINGS[override.path]
     for pattern, example in OPEN.items():

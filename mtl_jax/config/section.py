@@ -18,7 +18,7 @@ REQUIRED: Any = object()  # in a default's place: the setting has none
 
 
 class Rule(NamedTuple):
-    """What is known of a setting besides its type and default."""
+    """Description of a setting besides its type and default."""
 
     reason: str
     unit: str = ""

@@ -21,7 +21,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclasses.dataclass(frozen=True)
 class StageSettings(Section):
-    """What a stage trains on, how long and how, and what keeps the tasks of earlier stages."""
+    """Data, length and optimization of a stage, and the methods that keep the tasks of earlier stages."""
 
     streams: tuple[str, ...] = setting((), "names of those that the stage trains on")
     epochs: float = setting(10.0, "passes over the first stream", above=0.0)
@@ -134,7 +134,7 @@ class StageSettings(Section):
 
     @property
     def frozen(self) -> dict[str, tuple[float, float]]:
-        """What is frozen, by pattern, and from which epoch to which."""
+        """Frozen parameters, by pattern, with the first and the last epoch."""
         return _frozen(self.freeze)
 
     @classmethod

@@ -31,7 +31,7 @@ Tree = PyTree[Float[Array | np.ndarray, "?*shape"], "Params"]
 
 
 class Anchor(NamedTuple):
-    """What holds parameters in place: where they were, and how much each matters."""
+    """Memory of consolidation: former parameters, and their importance."""
 
     params: PyTree
     importance: PyTree  # float32, >= 0
@@ -39,7 +39,7 @@ class Anchor(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Consolidation(Method):
-    """What its kinds share: they differ in how they measure a parameter's importance for a stage.
+    """Base of the consolidation methods, which differ in how they measure a parameter's importance for a stage.
 
     They hold parameters by the same anchors, so a stage names one of them; a stage that names none is measured as the
     first later stage with a strength asks.

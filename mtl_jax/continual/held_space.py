@@ -22,7 +22,7 @@ Basis = Float[np.ndarray, "groups inputs _"]  # orthonormal columns; zeros fill 
 
 
 class Held(NamedTuple):
-    """What the later stages leave alone: of kernels a space of inputs, of other parameters all."""
+    """Memory of gradient projection: the held input space of every kernel, and the other parameters that stay."""
 
     bases: dict[str, Basis]  # path of a kernel -> a basis of the space
     other_params: tuple[str, ...]  # paths of biases, batch norms and other parameters that the old tasks read
@@ -80,7 +80,7 @@ def remember(
     *,
     energy: float,
 ) -> Held:
-    """What is held after one more stage.
+    """Returns the memory after one more stage.
 
     Each use that the stage's tasks make of a kernel, such as on each level of the neck, is held to the same share.
 

@@ -56,7 +56,7 @@ def refuse_without_exemplars(location: str, value: int | float, tasks: StageTask
 
 
 class Phase(NamedTuple):
-    """What does not move in some steps of a stage."""
+    """Parameters and statistics that do not move in some steps of a stage."""
 
     frozen: tuple[str, ...]  # patterns of parameters
     train_batch_norm: ByBatch
@@ -111,7 +111,7 @@ class Finished(NamedTuple):
 
 @runtime_checkable
 class StageView(Protocol):
-    """What a method may ask of a stage: its place among the others, the network, and its training images."""
+    """Interface of a stage for methods: its place among the others, the network, and its training images."""
 
     location: str  # its settings' place, for errors
     index: int

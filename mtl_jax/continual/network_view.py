@@ -17,7 +17,7 @@ from mtl_jax.models import multi_task
 
 
 class NetworkView:
-    """What the network makes of a stream's samples, whole and unaugmented, one by one."""
+    """Outputs of the network for a stream's samples, whole and unaugmented, one by one."""
 
     def __init__(self, stage: StageView, stream: str, variables: Mapping[str, PyTree]) -> None:
         self._stage, self._stream = stage, stream

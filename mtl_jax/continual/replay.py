@@ -132,7 +132,7 @@ class Relabelled:
 
 @runtime_checkable
 class Describe(Protocol):
-    """What the network makes of a source's samples, for the selections that ask for it."""
+    """Outputs of the network for a source's samples, for the selections that need them."""
 
     def features(self, source: Source) -> Float[np.ndarray, "samples channels"]:
         """Returns one vector for each sample."""

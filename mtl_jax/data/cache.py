@@ -39,7 +39,7 @@ class CachedSource:
 
     @property
     def reading(self) -> Reading:
-        """What the source found on reading."""
+        """Counts and warnings of reading the source."""
         return reading_of(self.source)
 
     def __getitem__(self, index: int) -> Sample:

@@ -27,7 +27,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 class Header(NamedTuple):
-    """What a file says of its pixels."""
+    """Orientation of a file's pixels."""
 
     width: int  # px, as stored
     height: int

@@ -25,7 +25,7 @@ OnProgress = Callable[[int, int], None]  # (samples looked at, in all)
 
 
 class Survey(NamedTuple):
-    """What one split held when it was looked at."""
+    """Summary of one split at the time of the survey."""
 
     images: int  # of the whole split
     looked_at: int
@@ -110,7 +110,7 @@ def look(
 
 
 def _grey_bits(source: Source) -> int | None:
-    """What the training images of today say."""
+    """Bits of grey images, as the present training images decide; None where the source does not say."""
     grey = getattr(source, "grey", None)
     return None if grey is None else grey()
 

@@ -16,7 +16,7 @@ cv2.setNumThreads(1)  # the loader has threads of its own; OpenCV's pool would f
 
 
 class Placement(NamedTuple):
-    """Where an image goes: `output_px = image_px * scale + offset`, in continuous coordinates.
+    """Placement of an image: `output_px = image_px * scale + offset`, in continuous coordinates.
 
     Pixel `i` covers `[i, i + 1)`. A negative scale mirrors.
     """

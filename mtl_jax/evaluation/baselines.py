@@ -1,4 +1,4 @@
-"""What the contract compares tasks with: figures of their own stages, or of runs that trained them alone."""
+"""Baselines of the contract: figures of the tasks' own stages, or of runs that trained them alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtl_jax.workdir import files
 
 
 class Baseline(NamedTuple):
-    """What a task is compared with: its metric, and where that was measured (for people to read)."""
+    """Baseline of a task: its metric, and the place of its measurement (for people to read)."""
 
     value: float
     source: str

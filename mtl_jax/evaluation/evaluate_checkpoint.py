@@ -1,4 +1,4 @@
-"""What `eval.py` does: a checkpoint's tasks on validation data, its parameters and its latency."""
+"""Evaluation of a checkpoint: its tasks on validation data, its parameters and its latency."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scores are worth: their calibration error, the best temperature, and the thresholds of the best F1."""
+"""Calibration of scores: their calibration error, the best temperature, and the thresholds of the best F1."""
 
 from __future__ import annotations
 

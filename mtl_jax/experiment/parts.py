@@ -25,7 +25,7 @@ SMOKE_EXAMPLES = 8  # images of each split that a smoke run touches
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a config describes. `streams` and the sizes are the config's own."""
+    """Tasks, network and streams of a configuration. `streams` and the sizes are the config's own."""
 
     tasks: Mapping[str, Task]
     model: Any
@@ -220,7 +220,7 @@ def _advice(task: str, stream: str, settings: StreamSettings) -> str:
 
 
 def _ignore_label(experiment: Experiment, stream: str) -> dict[str, Any]:
-    """What the task of a stream's masks calls void, for a source that asks."""
+    """The void value of the task of a stream's masks, for a source that takes it."""
     labels = list(ignore_labels(experiment, stream).values())
     is_asked = "ignore_label" in registry.options_of(experiment.streams[stream].source)
     return {"ignore_label": labels[0]} if labels and is_asked else {}

@@ -1,4 +1,4 @@
-"""What training sees of a stream: endless batches with changes, and plain examples."""
+"""Training data of a stream: endless augmented batches, and plain examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be added to a finished run, joined to its configuration, and refused where it does not fit."""
+"""Additions to a finished run, joined to its configuration, and refused where they do not fit."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def join(
 
 
 def _figures_of(old: Trained) -> dict[str, str]:
-    """What old tasks are judged against: what they reach in the old run, where it has come to its end."""
+    """Baselines of the old tasks: their figures in the old run, where it is finished."""
     folder = old.path.absolute().parent.parent
     contract = files.read_json(folder / "contract.json") or {}
     is_its_last = [stage["name"] for stage in contract.get("stages", ())] == list(old.stages)
@@ -215,7 +215,7 @@ def _take_over(config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
 def _keep_settings(
     old: Trained, stage: Mapping[str, Any], labels: Mapping[str, Any], limit: float | None, *, refine: bool
 ) -> dict[str, Any]:
-    """What a new stage does for the old tasks: nothing can move them, or the usual methods hold them."""
+    """Settings of a new stage that keep the old tasks: nothing can move them, or the usual methods hold them."""
     if limit is None:
         return {"old_outputs": exactness.OTHERS if refine else exactness.EXACT}
     # The last stage of a run leaves no exemplars, as none was to follow.

@@ -132,7 +132,7 @@ def copy_stages(
 def _under_new_names(
     chosen: Mapping[str, Calibration], before: RunSettings, config: RunSettings
 ) -> dict[str, Calibration]:
-    """What was chosen for classes, under the names that they have now; classes keep their places."""
+    """Calibrations under the present names of classes; classes keep their places."""
     renamed = {}
     for task, calibration in chosen.items():
         reads_now = dict(

@@ -145,7 +145,7 @@ def processor() -> str:
 
 
 class Kernel(NamedTuple):
-    """What one call runs: a target, the shape of one example's result, and its numeric attributes."""
+    """A compiled kernel: its target, the shape of one example's result, and its numeric attributes."""
 
     target: str
     result: tuple[int, ...]

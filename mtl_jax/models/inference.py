@@ -195,7 +195,7 @@ _fused_dense.defvjp(
 
 
 class Excitation(NamedTuple):
-    """What squeeze-and-excitation applies to its hidden layer, and to its channel weights."""
+    """Activations of squeeze-and-excitation: of its hidden layer, and of its channel weights."""
 
     activation: str
     gate: Callable[[Array], Array]

@@ -15,7 +15,7 @@ from mtl_jax.models.layers import Conv, Dense
 
 
 class Read(NamedTuple):
-    """What a pass through a network has read, by the paths of the parameters that it was read with."""
+    """Inputs read in a pass through a network, by the paths of the parameters that they were read with."""
 
     # Kernel -> the sum of x x^T over all inputs x; one for each time that the pass applied the kernel, as head and
     # levels do with the same one.

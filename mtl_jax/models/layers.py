@@ -177,7 +177,7 @@ class Dense(nn.Module):
 
 
 def _for_task(kernel: Array, norming: Norming, *, depthwise: bool = False) -> Array:
-    """What a shared kernel is in a task's pass."""
+    """A shared kernel in a task's pass."""
     if not isinstance(norming, PerTask):
         return kernel
     return patched(kernel, norming.patches, task=norming.task, depthwise=depthwise)

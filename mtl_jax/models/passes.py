@@ -54,7 +54,7 @@ def apply_train(
 
 
 class TrainOutputs(NamedTuple):
-    """What a pass through the network in training gives."""
+    """Result of a training pass through the network."""
 
     raw: dict[str, Float[Array, "batch ..."]]  # what the head emits for each task
     batch_stats: Mapping[str, Any]  # after the batch

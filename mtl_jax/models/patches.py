@@ -25,7 +25,7 @@ def patch_name(task: str) -> str:
 
 
 class Patch(nn.Module):
-    """What one task adds to a kernel: the product of two thin ones, or all of it where it is depthwise.
+    """Patch of one task on a kernel: the product of two thin ones, or a full kernel where it is depthwise.
 
     It is added to the kernel, not to the outputs: a cell costs no more than without it, and the gradient is the same.
 

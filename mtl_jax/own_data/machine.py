@@ -20,7 +20,7 @@ REFERENCE = 0.0035  # s a product
 
 
 class Machine(NamedTuple):
-    """What computes.
+    """The machine that computes.
 
     Attributes:
         device: its name.

@@ -56,7 +56,7 @@ class DatasetSummary:
 
     @property
     def label(self) -> str:
-        """What the source calls the label."""
+        """The source's name of the label."""
         return LABELS[self.request.kind]
 
     @property

@@ -31,7 +31,7 @@ DELTA_M = "delta_m_percent"  # against single-task runs, where every task has on
 
 
 class Result(NamedTuple):
-    """What one finished run left."""
+    """Result of one finished run."""
 
     variant: str
     seed: int

@@ -46,7 +46,7 @@ class Shown(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """What a task does on validation images."""
+    """Pictures and figures of a task on validation images."""
 
     first: list[Shown]
     worst: list[Shown]  # of the others, the worst first
@@ -180,7 +180,7 @@ def picture(
 
 
 def _visible(length: int, scale: float, offset: float, original: int) -> tuple[slice, float, float]:
-    """What of one axis of the input shows the image, and where that begins and ends in pixels of the original."""
+    """The span of one axis of the input that shows the image, and its begin and end in pixels of the original."""
     first, last = max(offset, 0.0), min(offset + original * scale, length)
     return (
         slice(round(first), max(round(last), round(first) + 1)),
@@ -230,7 +230,7 @@ def overlay(
 
 
 def _resized(geometry: Geometry, size: tuple[int, int]) -> Geometry:
-    """Where an image went, seen from a copy of it of another size."""
+    """Placement of an image, for a copy of it of another size."""
     x, y = geometry.width / size[1], geometry.height / size[0]
     return geometry._replace(scale_x=geometry.scale_x * x, scale_y=geometry.scale_y * y, height=size[0], width=size[1])
 

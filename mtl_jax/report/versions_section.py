@@ -38,7 +38,7 @@ def section(contract: Mapping[str, Any] | None) -> str:
 
 
 def _histories(contract: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """What every task, and the classes that it got later, reached after each stage."""
+    """Metrics of every task, and of its later classes, after each stage."""
     by_task: dict[str, list[float | None]] = {}
     added_stages = [{"metrics": stage.get("added", {})} for stage in contract["stages"]]
     for task, entry in contract["tasks"].items():

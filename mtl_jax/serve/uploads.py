@@ -14,7 +14,7 @@ DRAIN_SECONDS = 5.0
 
 
 class Limits(NamedTuple):
-    """What one request may cost."""
+    """Limits of one request."""
 
     upload_mb: float = 25.0
     megapixels: float = 50.0

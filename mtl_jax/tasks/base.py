@@ -125,7 +125,7 @@ class Task(Section):
 
     @property
     def channels(self) -> int:
-        """Those of the task's slice of the head's last convolution, which those of `additions` follow."""
+        """Channels of the task's slice of the head's last convolution; those of `additions` follow."""
         return len(self.classes)
 
     @property
@@ -177,7 +177,7 @@ class Task(Section):
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """What each prediction of `decode` is, for those who run an exported network."""
+        """Meaning of each prediction of `decode`, for users of an exported network."""
         raise NotImplementedError
 
     def loss(self, raw: Array, labels: Labels, image_size: ImageSize) -> LossAndParts:
@@ -257,7 +257,7 @@ class Task(Section):
 
     @property
     def undecided(self) -> Undecided | None:
-        """What comes before a last step that depends on all predictions of an image; None without such a step."""
+        """Predictions before a last step that depends on all of an image; None without such a step."""
         return None
 
 

@@ -94,7 +94,7 @@ def place_labels(axes: Any, boxes: Sequence[Framed]) -> Iterator[tuple[Framed, A
 
 
 def _places(box: Framed, width: float, height: float) -> Iterator[Area]:
-    """Where a label may go: above its box, inside at the top, below, each at the left and then at the right."""
+    """Candidate places of a label: above its box, inside at the top, below, each at the left and then at the right."""
     left, top, right, bottom = box.corners
     for y in (top - height, top, bottom, bottom - height):
         for x in (left, right - width):

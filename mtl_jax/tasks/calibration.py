@@ -18,7 +18,7 @@ ACCEPTED = "accepted"  # the prediction that says which scores count
 
 
 class Calibration(NamedTuple):
-    """What is chosen for one task, after its network is trained."""
+    """Calibration of one task, chosen after its network is trained."""
 
     temperature: float = 1.0  # divides the logarithms of its odds: above 1 it is less sure
     thresholds: Mapping[str, float] = {}  # class -> least score, after the temperature; the kind's own where empty

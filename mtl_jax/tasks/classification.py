@@ -57,7 +57,7 @@ class Classification(Task):
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """What each prediction is."""
+        """Meaning of each prediction."""
         return {"probability": "of each class; they sum to 1"}
 
     def loss(self, raw: Float[Array, "batch classes"], labels: Labels, image_size: ImageSize) -> LossAndParts:

@@ -137,7 +137,7 @@ class Depth(Task):
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """What each prediction is."""
+        """Meaning of each prediction."""
         return {"depth": "of each pixel of the input, metres"}
 
     def loss(self, raw: Float[Array, "batch rows columns 1"], labels: Labels, image_size: ImageSize) -> LossAndParts:

@@ -102,7 +102,7 @@ class Detection(Task):
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """What each prediction is."""
+        """Meaning of each prediction."""
         return MEANINGS
 
     def loss(self, raw: Cells, labels: Labels, image_size: ImageSize) -> LossAndParts:

@@ -28,7 +28,7 @@ NEVER = -1e9  # the logit of a class that is never predicted
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Later:
-    """What the kinds below have in common: they are these kinds, with three further settings."""
+    """Base of the kinds below: the kinds of the same names, with three further settings."""
 
     added: tuple[Any, ...] = setting((), "stages, and how many of the last classes each has added: (('more', 3),)")
     renamed: tuple[Any, ...] = setting((), "names in datasets, and those in classes: (('tvmonitor', 'screen'),)")
@@ -78,7 +78,7 @@ class Later:
 
     @property
     def channels(self) -> int:
-        """Those of the first classes."""
+        """Channels of the first classes."""
         parent: Any = super()
         return parent.channels - sum(count for _, count in self.added)
 

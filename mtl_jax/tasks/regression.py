@@ -60,7 +60,7 @@ class Regression(Task):
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """What each prediction is."""
+        """Meaning of each prediction."""
         return {"value": f"the number{self.unit and f', {self.unit}'}"}
 
     def loss(self, raw: Float[Array, "batch 1"], labels: Labels, image_size: ImageSize) -> LossAndParts:

@@ -94,7 +94,7 @@ class Segmentation(Task):
 
     @property
     def meanings(self) -> Mapping[str, str]:
-        """What each prediction is."""
+        """Meaning of each prediction."""
         return {"mask": "the class index of each pixel of the input"}
 
     def loss(self, raw: Logits, labels: Labels, image_size: ImageSize) -> LossAndParts:

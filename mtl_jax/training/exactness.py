@@ -149,7 +149,7 @@ def _all(model: Network, tasks: Iterable[str]) -> list[str]:
 
 
 def _place(path: str) -> str:
-    """Where a parameter or statistic lies as patterns name it: a statistic by its layer, which holds nothing else."""
+    """Path of a parameter or statistic as patterns name it: a statistic by its layer, which holds nothing else."""
     collection, _, place = path.partition("/")
     return place if collection == "params" else place.rpartition("/")[0]
 

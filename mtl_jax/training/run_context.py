@@ -14,7 +14,7 @@ from mtl_jax.workdir.metrics_log import MetricsLog
 
 
 class Run(NamedTuple):
-    """What every stage of one run shares."""
+    """Context shared by all stages of a run."""
 
     config: RunSettings
     setup: Experiment

@@ -30,7 +30,7 @@ SMOKE_STEPS = 2  # per stage of a smoke run
 
 
 class StageResult(NamedTuple):
-    """What a finished stage hands to the next."""
+    """State passed from a finished stage to the next."""
 
     variables: PyTree
     memory: Memory  # of what keeps old tasks: slot -> what the stages so far have left
@@ -269,7 +269,7 @@ def _batch_norm(
     frozen: tuple[str, ...],
     tasks: StageTasks,
 ) -> bool | Callable[[str], bool]:
-    """What `train_batch_norm` of a stage, and what is frozen, mean for the network's layers."""
+    """Layers whose batch norms are trained, from `train_batch_norm` of a stage and its frozen parameters."""
     mode, own_tasks, old = settings.train_batch_norm, tasks.own, tasks.old
     if setup.model.norms_by_task and mode != "nowhere":
 

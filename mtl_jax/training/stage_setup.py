@@ -53,7 +53,7 @@ def _names(path: tuple) -> tuple[str, ...]:
 
 
 class StageChoices(NamedTuple):
-    """What a stage's settings choose for its steps."""
+    """Choices for the steps of a stage, from its settings."""
 
     method: optax.GradientTransformationExtraArgs  # of balancing
     backward: Backward
@@ -134,7 +134,7 @@ def prepare(
 
 
 def _hook_results(stage: StagePlan, hook: Callable[[Method], PyTree | None]) -> dict[str, PyTree]:
-    """What a hook of the stage's methods returns, by method, where it returns anything."""
+    """Results of a hook of the stage's methods, by method; None is left out."""
     hook_results = {name: hook(method) for name, method in stage.view.keep.items()}
     return {name: hook_result for name, hook_result in hook_results.items() if hook_result is not None}
 

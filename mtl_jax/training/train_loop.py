@@ -193,7 +193,7 @@ def _run_stage(run: Run, index: int, result: StageResult) -> StageResult:
 def _remembered(
     stage: StagePlan, result: StageResult, state: train_step.TrainState, variables: Mapping[str, PyTree]
 ) -> Memory:
-    """What the stages so far leave to the later ones."""
+    """Memory of the stages so far, for the later ones."""
     method_memory = result.memory
     for name, method in stage.view.keep.items():
         finished = Finished(result.variables, variables, state.keep_state.get(name))

@@ -30,7 +30,7 @@ class CheckpointError(ValueError):
 
 
 class StageCheckpoint(NamedTuple):
-    """Where a finished stage lies."""
+    """Location of a finished stage."""
 
     index: int
     name: str

@@ -92,7 +92,7 @@ def differences(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
 
 
 def _learnt_from(config: Mapping[str, Any], stages: int) -> dict[str, Any]:
-    """What the first stages depend on: their settings, streams and tasks, and the network with all its tasks."""
+    """Settings that the first stages depend on: their own, those of streams and tasks, and the network with all tasks."""
     order = list(config["order"])[:stages]
     own_stages = {name: config["stages"][name] for name in order}
     own_streams = {stream: config["streams"][stream] for name in order for stream in config["stages"][name]["streams"]}
@@ -106,7 +106,7 @@ def _learnt_from(config: Mapping[str, Any], stages: int) -> dict[str, Any]:
 
 
 def _left_out(before: Mapping[str, Any], current: Mapping[str, Any], stages: int, *, partly: bool) -> list[str]:
-    """What later stages now ask of finished ones, which did not keep it."""
+    """Memory that later stages now need of finished ones, which did not keep it."""
     messages = []
     for number, name in enumerate(list(current["order"])[:stages]):
         # The last, where it is not finished, leaves at its end what is asked then, but for what follows it from its
@@ -122,7 +122,7 @@ def _left_out(before: Mapping[str, Any], current: Mapping[str, Any], stages: int
 
 
 def _left(config: Mapping[str, Any], number: int, *, followed: bool) -> list[str]:
-    """What a stage leaves for the later ones of its order; only what follows it from step to step, where asked so."""
+    """Memory that a stage leaves for the later ones; with `followed` only that which is updated from step to step."""
     keeps = reading.read_order(config)
     methods = reading.in_stage(keeps, number).values()
     return [noun for method in methods if method.follows or not followed for noun in method.leaves(keeps, number)]

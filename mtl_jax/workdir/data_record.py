@@ -43,7 +43,7 @@ class _Settings(TypedDict):
 
 
 class DataRecord(NamedTuple):
-    """What a run saw of its data."""
+    """Record of the data of a run."""
 
     streams: dict[str, dict[str, Any]]  # stream -> split -> figures
     warnings: tuple[str, ...]

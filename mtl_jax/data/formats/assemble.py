@@ -165,7 +165,7 @@ def _merge(located: Sequence[_Located], annotations: Annotations) -> list[_Locat
 
 
 def _merge_pair(first: Entry, second: Entry, annotations: Annotations) -> Entry:
-    """What both say is taken from the first where they contradict each other, which is counted."""
+    """Merges two descriptions; where they contradict each other, the first counts, and this is counted."""
     if first.size and second.size and first.size != second.size:
         raise UserError(
             f"{second.location}: expected one size of {first.image}, found {first.size[0]} x {first.size[1]} and "

@@ -85,7 +85,7 @@ def _owner(
 
 
 def _nearest(images: Sequence[Path], file: Path, place: Place) -> Path:
-    """Where images of several splits have one name, that of the mask's split."""
+    """The image of a mask; of several with one name in different splits, that of the mask's split."""
     same_split = [image for image in images if place.split_of(image) == place.split_of(file)]
     return (same_split or images)[0]
 

@@ -19,7 +19,7 @@ from mtl_jax.errors import UserError
 
 
 class Converted(NamedTuple):
-    """What was read, and what became of it.
+    """Result of a conversion: the dataset as read, and its new place and labels.
 
     Attributes:
         source: as read; its `reading` says what was left out on reading.

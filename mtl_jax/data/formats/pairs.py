@@ -29,7 +29,7 @@ Named = tuple[str, Path]  # name without mark and suffix, file
 
 
 class Look(NamedTuple):
-    """What a few files of a group are like."""
+    """Content of a few files of a group."""
 
     grey: bool  # numbers: greyscale or palette
     has_few_values: bool  # colours or levels
@@ -47,7 +47,7 @@ class Group(NamedTuple):
 
     @property
     def names(self) -> set[str]:
-        """What its files are called."""
+        """Names of its files."""
         return {name for name, _ in self.files}
 
 
@@ -115,7 +115,7 @@ def _is_map_of(group: Group, images: Group, depth: bool) -> bool:
 
 
 def _role(group: Group) -> int:
-    """What a name says: 1 of maps, -1 of images."""
+    """Meaning of a name: 1 for maps, -1 for images."""
     if group.has_mask_suffix:
         return 1
     for folder_name in reversed(group.folder.parts[-2:]):

@@ -48,7 +48,7 @@ class Shape(NamedTuple):
 
 @runtime_checkable
 class MaskFiles(Protocol):
-    """Where the class of every pixel of an image is kept."""
+    """Files of the class of every pixel of an image."""
 
     @property
     def file(self) -> Path:
@@ -118,7 +118,7 @@ def tags_of(record: Record) -> Mapping[str, bool] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What was read.
+    """A dataset as read.
 
     Attributes:
         format: a key of `FORMATS`.

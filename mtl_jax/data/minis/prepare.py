@@ -91,7 +91,7 @@ def _amount(completed: int, total: int | None, unit: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Supply:
-    """Where the official files of one set come from; `fetch` reads them there."""
+    """Source of the official files of one set; `fetch` reads them there."""
 
     base_url: str
     downloads: Path

@@ -51,7 +51,7 @@ def missing(pixels: np.ndarray) -> int | float:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a source found in its files besides the samples: what it merged, changed or left out, and what looks wrong.
+    """Counts and warnings of reading a source: merged, changed and dropped entries, and suspicious ones.
 
     Attributes:
         counts: by name, in the order in which they are reported, such as {"images": 240, "boxes": 793,
@@ -252,7 +252,7 @@ class Subset:
 
     @property
     def reading(self) -> Reading:
-        """What the whole source found on reading."""
+        """Counts and warnings of reading the whole source."""
         return reading_of(self.source)
 
     def __getitem__(self, index: int) -> Sample:

@@ -167,7 +167,7 @@ class CocoDetection:
 
     @functools.cached_property
     def reading(self) -> Reading:
-        """What was found on reading; looks at the head of every image."""
+        """Counts and warnings of reading; looks at the head of every image."""
         self._is_read = True
         counts = {
             "images": len(self),

@@ -112,7 +112,7 @@ class Labels:
 
 
 def _counts(records: Sequence[Record]) -> dict[str, int]:
-    """What one split holds; all else is counted over the whole dataset."""
+    """Counts of one split; the others are of the whole dataset."""
     shapes = [record.shapes for record in records if record.shapes is not None]
     return {
         "images": len(records),

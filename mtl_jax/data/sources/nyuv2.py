@@ -68,7 +68,7 @@ class NYUv2:
 
     @functools.cached_property
     def reading(self) -> Reading:
-        """What was found on reading; looks at the head of every image."""
+        """Counts and warnings of reading; looks at the head of every image."""
         return self._files.reading()
 
     def __getitem__(self, index: int) -> Sample:

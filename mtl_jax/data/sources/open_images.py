@@ -195,7 +195,7 @@ class OpenImages:
 
     @functools.cached_property
     def reading(self) -> Reading:
-        """What was found on reading; looks at the head of every image."""
+        """Counts and warnings of reading; looks at the head of every image."""
         boxes = [box for name in self._ids for box in self._objects.get(name, [])]
         presence_values = [is_present for name in self._ids for is_present in self._presences.get(name, {}).values()]
         counts = {

@@ -122,7 +122,7 @@ class Tfds:
 
     @functools.cached_property
     def reading(self) -> Reading:
-        """What was found on reading; looks at the boxes of every example, and at every mask of two classes."""
+        """Counts and warnings of reading; looks at the boxes of every example, and at every mask of two classes."""
         self._is_read = True
         counts = Counter({"images": len(self)})
         for index in range(len(self)) if "detection" in self._fields else ():

@@ -110,7 +110,7 @@ class VocSegmentation:
 
     @functools.cached_property
     def reading(self) -> Reading:
-        """What was found on reading; looks at the head of every file, and at every mask of two classes."""
+        """Counts and warnings of reading; looks at the head of every file, and at every mask of two classes."""
         self._files.is_read = True
         notes = [*self._palettes()]
         if self._is_binary:

@@ -61,13 +61,13 @@ class View(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """What a file would have imported."""
+    """Name that a file would have imported."""
 
     dotted: str
 
 
 class _Mark:
-    """Where the parts of a list, a tuple or a table begin on the stack."""
+    """Start of the elements of a list, a tuple or a table on the stack."""
 
 
 def read(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:

@@ -111,7 +111,7 @@ class ColumnsNetwork(nn.Module):
 
     @nn.nowrap
     def name_of(self, task: str) -> str:
-        """Where a task's column lies among the parameters; in a branch it is the task's own."""
+        """Path of a task's column among the parameters; in a branch it is the task's own."""
         return branch_name(task)
 
     @nn.nowrap
@@ -121,7 +121,7 @@ class ColumnsNetwork(nn.Module):
         return Column(backbone, self.make_neck(task), self.make_head(task), name=self.name_of(task.name))
 
     def exchanged(self, columns: Mapping[str, Column], features: dict[str, Array], number: int) -> dict[str, Array]:
-        """What the columns continue with after the stage of a number."""
+        """Features that the columns continue with after the stage of a number."""
         del columns, number
         return features
 
@@ -180,7 +180,7 @@ class ProgressiveNetwork(ColumnsNetwork):
 
     @nn.nowrap
     def needed(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        """Those asked for and all before them."""
+        """The tasks asked for and all before them."""
         names = [task.name for task in self.tasks]
         return tuple(names[: 1 + max(names.index(task) for task in tasks)])
 

@@ -48,7 +48,7 @@ class TaskwiseNetwork(nn.Module):
         return outputs
 
     def levels(self, image: Array, tasks: tuple[str, ...], train_batch_norm: ByBatch) -> dict[str, Levels]:
-        """What the head reads for each of the tasks, from normalised images."""
+        """Features that the head reads for each task, from normalised images."""
         neck = self.make_neck().clone(parent=self, name="neck")
         features = self.features(image, tasks, train_batch_norm)
         return {
@@ -57,7 +57,7 @@ class TaskwiseNetwork(nn.Module):
         }
 
     def features(self, image: Array, tasks: tuple[str, ...], train_batch_norm: ByBatch) -> dict[str, Levels]:
-        """What the neck reads for each of the tasks."""
+        """Features that the neck reads for each task."""
         raise NotImplementedError
 
 
