@@ -92,7 +92,7 @@ def differences(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
 
 
 def _learnt_from(config: Mapping[str, Any], stages: int) -> dict[str, Any]:
-    """Settings that the first stages depend on: their own, those of streams and tasks, and the network with all tasks."""
+    """Settings that the first stages depend on: their own, those of streams and tasks, and the whole network."""
     order = list(config["order"])[:stages]
     own_stages = {name: config["stages"][name] for name in order}
     own_streams = {stream: config["streams"][stream] for name in order for stream in config["stages"][name]["streams"]}
