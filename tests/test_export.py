@@ -1,6 +1,7 @@
 """Exported files: they answer as the network does, run without this package, and say what they take and give."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ from tiny import KINDS, save_checkpoint
 
 from mtl_jax.cli import export as command
 from mtl_jax.errors import UserError
-from mtl_jax.export import check, formats, network
+from mtl_jax.export import check, formats, network, traced
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise
+from mtl_jax.models.neck import upsample_2x
 from mtl_jax.tasks.depth import Depth
 from mtl_jax.workdir import trained
 
@@ -176,6 +178,15 @@ def test_another_translator_of_jax_agrees_with_ours(weights, image, pixels):
     assert len(ours.graph.node) < len(theirs.graph.node) / 2
 
 
+def test_cells_are_repeated_without_arrays_of_six_axes():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    exported, _ = traced.exported(lambda x: {"y": upsample_2x(x)}, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    np.testing.assert_array_equal(exported.call(x)[0], upsample_2x(x))
+    ranks = [shape.count("x") for shape in re.findall(r"tensor<([0-9x]+)xf32>", exported.mlir_module())]
+    assert ranks
+    assert max(ranks) <= 4  # one fewer than axes
+
+
 @pytest.mark.filterwarnings("ignore")  # of the converter itself
 def test_a_package_for_core_ml_is_written_and_said_not_to_be_checked(weights, tmp_path, capsys):
     require_format("coreml")
@@ -189,7 +200,7 @@ def test_a_package_for_core_ml_is_written_and_said_not_to_be_checked(weights, tm
         "--decode",
         "none",
         "--tasks",
-        "age",
+        "age,det",
     ]
     assert command.main(flags) == 0
     assert (tmp_path / "model.mlpackage" / "Manifest.json").is_file()
@@ -323,6 +334,9 @@ def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, p
         (("--batch_size", "0"), "--batch_size: expected 1 or more"),
         (("--image_size", "dynamic", "--format", "onnx,litert"), "--image_size: expected a number of px with --format"),
         (("--calibrate", "photos"), "--calibrate: expected to be given with --int8"),
+        (("--qat", "3"), "--qat: expected to be given with --int8"),
+        (("--int8", "--qat", "0"), "--qat: expected 1 step or more, found 0"),
+        (("--int8", "--qat", "3", "--format", "stablehlo"), "--qat: expected --format onnx, which it fine-tunes"),
         (("--images", "nowhere/*.jpg"), "nowhere/*.jpg: expected images"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A network as other compilers like it: 1x1 convolutions written as convolutions, not as products of matrices."""
+"""A network as other compilers like it: 1x1 convolutions written as convolutions, cells repeated axis by axis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def exported(function: Callable[..., Mapping[str, Any]], image: jax.ShapeDtypeSt
 
 
 def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """Computes a jaxpr, with its products over the channels of a map as 1x1 convolutions."""
+    """Computes a jaxpr, with its products over the channels of a map as 1x1 convolutions, and smaller arrays."""
     known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(variable: Any) -> Any:
@@ -36,7 +36,9 @@ def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[An
 
     for equation in jaxpr.eqns:
         inputs, params = [read(variable) for variable in equation.invars], equation.params
-        if equation.primitive.name in INLINED:
+        if equation.primitive.name in INLINED and params.get("name") == "upsample_2x":
+            results = [_repeated(*inputs)]
+        elif equation.primitive.name in INLINED:
             inner = params.get("jaxpr") or params["call_jaxpr"]
             results = _run(inner.jaxpr, inner.consts, inputs)
         elif _of_channels(equation):
@@ -47,6 +49,16 @@ def _run(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]) -> list[An
             results = results if equation.primitive.multiple_results else [results]
         known |= dict(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
+
+
+def _repeated(x: Any) -> Any:
+    """Repeats every cell to 2 x 2 cells, one axis after the other: Core ML's arrays have five axes at most."""
+    for axis in (1, 2):
+        shape = (*x.shape[: axis + 1], 2, *x.shape[axis + 1 :])
+        places = [place for place in range(5) if place != axis + 1]
+        x = jax.lax.broadcast_in_dim(x, shape, places)
+        x = x.reshape(*shape[:axis], 2 * shape[axis], *shape[axis + 2 :])
+    return x
 
 
 def _of_channels(equation: Any) -> bool:

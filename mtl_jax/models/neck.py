@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -12,6 +13,7 @@ from mtl_jax.models.backbones.backbone import OUTPUT_STRIDES
 from mtl_jax.models.layers import ConvNorm, Dense, Norming
 
 
+@jax.jit  # under a name by which exported files know it: some lack arrays of six axes
 def upsample_2x(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ channels"]:
     """Repeats every cell to 2 x 2 cells.
 
