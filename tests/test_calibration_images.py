@@ -1,11 +1,13 @@
 """Ranges of eight bits come from training images: never from those that figures are reported of."""
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny import MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
+from mtl_jax.data.facts import image_digest
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import View
 from mtl_jax.export import calibration_images
@@ -90,3 +92,20 @@ def test_without_its_data_a_run_takes_images_that_are_named(tmp_path, tiny_backb
 def test_images_are_spread_evenly():
     assert calibration_images.spread(100, 4) == [12, 37, 62, 87]
     assert calibration_images.spread(2, 4) == [0, 1]
+
+
+def test_training_windows_are_of_training_images_and_depend_on_their_number_alone(network, monkeypatch):
+    sizes = {"count": 12, "batch_size": 2}
+    batches = calibration_images.TrainingBatches(network, VIEW, **sizes, crop=16)
+    assert len(batches) == 12
+    assert batches[3].shape == (2, 16, 16, 3)
+    np.testing.assert_array_equal(batches[3], batches[3])
+    assert {level for batch in batches for level in brightness(batch)} <= set(range(8))
+    digests = {image_digest(np.full((32, 32, 3), number, np.uint8)) for number in range(7)}
+    monkeypatch.setattr(calibration_images, "_reported", lambda _: digests)  # all but the last are validation images
+    left = calibration_images.TrainingBatches(network, VIEW, **sizes, crop=64)
+    assert {level for batch in left for level in brightness(batch)} == {7}
+    assert left[0].shape == (2, 32, 32, 3)  # no larger than the images are shown
+    digests.add(image_digest(np.full((32, 32, 3), 7, np.uint8)))
+    with pytest.raises(UserError, match="no validation images of the run, found none; leave --qat out"):
+        calibration_images.TrainingBatches(network, VIEW, **sizes, crop=16)[0]

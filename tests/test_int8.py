@@ -1,17 +1,22 @@
 """Files in eight bits: most of the network is rounded, what tasks put out is not, and the answers stay near."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import KINDS, save_checkpoint
 
 from mtl_jax.cli import export as command
-from mtl_jax.export import formats, network
+from mtl_jax.export import check, formats, network
+from mtl_jax.models import quantisation
 from mtl_jax.workdir import trained
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed: eight bits are not tested")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed: eight bits are not tested")
 
-from mtl_jax.export import equalising, int8, rounding  # noqa: E402  (they need onnx)
+from mtl_jax.export import equalising, fine_tuning, int8, rounding  # noqa: E402  (they need onnx)
 
 SIZE = 64
 FORM = network.Form("none", "nchw")
@@ -121,3 +126,68 @@ def test_the_command_says_what_eight_bits_keep(weights, tmp_path, capsys, pixels
     assert "onnx int8" in said
     assert "of the spread" in said
     assert (tmp_path / "out" / "model.int8.onnx").is_file()
+
+
+def windows(count: int, size: int = 32) -> list[np.ndarray]:
+    return [np.random.default_rng(seed).random((2, size, size, 3), np.float32) for seed in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tuned(weights, pixels, tmp_path_factory):
+    """Three steps in eight bits, written, and the losses that were reported."""
+    model, image = trained.load(weights, tasks="seg,det"), network.input_shape(image_size=SIZE, batch_size=1)
+    losses = {}
+    folder, images = tmp_path_factory.mktemp("tuned"), [each[None] for each in pixels]
+    made = fine_tuning.int8_tuned(model, folder, image, FORM, images, windows(3), report=losses.__setitem__)
+    return model, made, losses
+
+
+def test_a_network_fine_tuned_in_eight_bits_is_written_as_it_was_trained(tuned, pixels):
+    model, made, losses = tuned
+    assert list(losses) == [1, 2, 3]
+    assert losses[1] == pytest.approx(1, rel=1e-3)
+    path = made.exported.path
+    assert path.name == "model.int8.qat.onnx"
+    nodes = onnx.load(str(path)).graph.node
+    assert len(rounded(nodes)) >= made.chosen > 0  # a layer that passes several levels rounds each of them
+    assert made.error < 1
+    expected = check.reference(made.exported.network, FORM)[1](pixels[:1])  # rounds within JAX
+    found = made.exported.check(pixels[:1])
+    for name, value in expected.items():  # numbers that lie between two of 256 may go either way
+        assert np.abs(found[name] - value).mean() < 1e-2 * np.abs(value).mean(), name
+    before = jax.tree.leaves(model.variables["params"])
+    after = jax.tree.leaves(made.exported.network.variables["params"])
+    assert any((one != other).any() for one, other in zip(before, after, strict=True))
+
+
+def test_ranges_are_of_all_levels_and_of_no_layer_that_a_task_reads_last(weights, pixels):
+    model = trained.load(weights, tasks="seg,det")
+    ranges = fine_tuning.observed(model, [each[None] for each in pixels])
+    assert set(ranges) == {"head/conv_0/all", "neck/lateral_8/all", "neck/lateral_16/all", "neck/lateral_32/all"}
+    look = jax.jit(partial(quantisation.observed, model.setup.model, tasks=model.names))(model.variables, pixels[:1])
+    cells = look["head"]["conv_0"]["all"].shape[0]
+    assert cells == (SIZE // 8) ** 2 + (SIZE // 16) ** 2  # few enough to look at all
+
+
+def test_rounding_passes_the_gradient_and_moves_the_limits():
+    x, limits = jnp.array([-3.0, -0.11, 0.4, 5.0]), jnp.array([-1.0, 2.0])
+    rounded_x = quantisation.rounded_values(x, limits)
+    scale = 3 / 255
+    np.testing.assert_allclose(
+        rounded_x, np.array([-85, np.rint(-0.11 / scale), np.rint(0.4 / scale), 170]) * scale, rtol=1e-5
+    )
+    by_x, by_limits = jax.grad(lambda *both: quantisation.rounded_values(*both).sum(), argnums=(0, 1))(x, limits)
+    np.testing.assert_allclose(by_x, [0, 1, 1, 0], atol=1e-6)
+    assert by_limits[1] > 0.5  # what is cut off above wants it higher
+    np.testing.assert_array_equal(quantisation.rounded_values(x, jnp.zeros(2)), x)  # off
+    kernel = jnp.array([[0.51, 100.0], [-1.0, 3.0]])
+    np.testing.assert_allclose(quantisation.rounded_kernel(kernel), [[65 / 127, 100], [-1, 4 * 100 / 127]], rtol=1e-5)
+
+
+def test_fine_tuning_without_the_run_s_data_is_one_line(weights, tmp_path, capsys):
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--format", "onnx", "--tasks", "age", "--int8"]
+    assert command.main([*flags, "--qat", "2"]) == 2  # the run's streams name no dataset that there is
+    error = capsys.readouterr().err
+    assert "--qat trains on the run's training images; " in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -12,9 +12,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mtl_jax.cli import flags
+from mtl_jax.cli import eight_bits, flags
 
 REPEATS = 20  # timed calls
 DYNAMIC = "dynamic"  # in the place of a size
@@ -36,10 +36,7 @@ def parser() -> flags.Parser:
     parser.add_argument("--decode", choices=("none", "boxes", "all"), default="all", help="boxes: no suppression")
     parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of images, and maps that come out")
     parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
-    parser.add_argument("--int8", action="store_true", help="also the ONNX and LiteRT files in eight bits, measured")
-    parser.add_argument(
-        "--calibrate", nargs="+", default=[], help="of --int8: images in place of the run's own training images"
-    )
+    eight_bits.add_flags(parser)
     return parser
 
 
@@ -112,10 +109,10 @@ def _export(options: argparse.Namespace) -> str:
             rows, failures, runs = _make(names, model, Path(drafts), image, batches, form)
             if failures:
                 return failures
-            small = _in_eight_bits(options, names, model, Path(drafts), image, form, view)
-            for each in small:
-                rows.append(each.row)
-                runs[each.row[0]] = each.run
+            small = eight_bits.files(options, names, model, Path(drafts), image, form, view, batches[0])
+            for file in small:
+                rows.append(file.row)
+                runs[file.row[0]] = file.exported.run
             description["files"] = {row[0]: row[1].name for row in rows}
             description["batch_sizes"] = {row[0]: row[-1] for row in rows}
             (Path(drafts) / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
@@ -127,84 +124,9 @@ def _export(options: argparse.Namespace) -> str:
         if is_new_folder and not any(out.iterdir()):
             out.rmdir()
     _print_model(model, view, description)
-    for each in small:
-        _show_figures(each)
+    eight_bits.show_figures(small, model, form, view)
     _show([(label, str(out / path.name), *map(str, cells)) for label, path, *cells in rows], runs, batches[0])
     return ""
-
-
-class _EightBits(NamedTuple):
-    row: tuple[Any, ...]
-    run: Any
-    figures: dict[str, tuple[Any, float, float]]  # by name: the task, its metric in fp32 and in eight bits
-    problem: str  # why there are none
-
-
-def _in_eight_bits(
-    options: argparse.Namespace, names: list[str], model: Any, folder: Path, image: Any, form: Any, view: Any
-) -> list[_EightBits]:
-    """Writes the files in eight bits that are asked for; measures them and the network on validation images."""
-    if not options.int8:
-        return []
-    quantised = [_small_litert(options, model, folder, image, form, view)] if "litert" in names else []
-    return (
-        quantised
-        if quantised and "onnx" not in names
-        else [_small_onnx(options, model, folder, image, form, view), *quantised]
-    )
-
-
-def _small_onnx(options: argparse.Namespace, model: Any, folder: Path, image: Any, form: Any, view: Any) -> _EightBits:
-    from mtl_jax import predict
-    from mtl_jax.export import calibration_images, int8
-
-    if options.calibrate:
-        pixels = calibration_images.named(model, predict.find_images(options.calibrate), view)
-    else:
-        pixels = calibration_images.of_run(model, view)
-    made = int8.int8(model, folder, image, form, pixels)
-    said = f"{made.error:.2f} of the spread; {made.chosen} of {made.whole} convolutions"
-    return _measured("onnx int8", made.exported, said, "any", model, form, view)
-
-
-def _small_litert(
-    options: argparse.Namespace, model: Any, folder: Path, image: Any, form: Any, view: Any
-) -> _EightBits:
-    from mtl_jax.export import litert_int8
-
-    made: Any = litert_int8.litert_int8(model, folder, image, form)
-    pixels = next(_batches(options.images, image.shape, crop=view.crop))
-    said = f"{litert_int8.apart(model, form, made.check, pixels):.2f} of the size"
-    return _measured("litert int8", made, said, image.shape[0], model, form, view)
-
-
-def _measured(label: str, made: Any, said: str, images: Any, model: Any, form: Any, view: Any) -> _EightBits:
-    from mtl_jax.errors import UserError
-    from mtl_jax.export import check, figures
-
-    row = label, made.path, f"{made.size / 1e6:.1f}", said, images
-    try:
-        whole, small = (figures.figures(model, each, view) for each in (check.reference(model, form)[1], made.check))
-    except UserError as error:
-        return _EightBits(row, made.run, {}, str(error))
-    return _EightBits(row, made.run, {name: (model.tasks[name], whole[name], small[name]) for name in model.names}, "")
-
-
-def _show_figures(small: _EightBits) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from mtl_jax import tasks
-
-    if small.problem:
-        print(f"note: no figures of {small.row[0]}: {small.problem}")
-        return
-    table = Table("task", "figure, on validation images", "fp32", small.row[0], "lost, %")
-    for name, (task, float_value, int8_value) in small.figures.items():
-        loss = (float_value - int8_value) * (1 if task.higher_is_better else -1)
-        share = f"{100 * loss / float_value:.1f}" if float_value else ""
-        table.add_row(name, tasks.title(task.main_metric), f"{float_value:.4f}", f"{int8_value:.4f}", share)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _mistake(names: list[str], options: argparse.Namespace) -> str:
@@ -215,13 +137,8 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
         return "--out: expected the folder of the files, or --web and the folder of a page, found neither"
     if unknown := [name for name in names if name not in formats.FORMATS]:
         return f"--format: expected some of {', '.join(formats.FORMATS)}, found {', '.join(unknown)}"
-    if options.calibrate and not options.int8:
-        return "--calibrate: expected to be given with --int8, which it belongs to, found alone; add --int8"
-    if options.calibrate and "litert" in names and "onnx" not in names:
-        return (
-            "--calibrate: expected --format onnx, found litert alone, whose file in eight bits needs no images; leave "
-            "--calibrate out"
-        )
+    if problem := eight_bits.mistake(names, options):
+        return problem
     if options.batch_size < 1:
         return f"--batch_size: expected 1 or more, found {options.batch_size}"
     if options.image_size == DYNAMIC and (fixed := [name for name in names if name not in formats.ANY_SIZE]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,15 @@ import numpy as np
 import onnx
 
 from mtl_jax.export.equalising import Samples, equalised
-from mtl_jax.export.formats import Exported, Run, as_onnx, require_packages, session, unserved, with_channels_last
+from mtl_jax.export.formats import (
+    Exported,
+    Translated,
+    as_onnx,
+    require_packages,
+    session,
+    unserved,
+    with_channels_last,
+)
 from mtl_jax.export.network import TO_NCHW, Form
 from mtl_jax.export.onnx_model import without_outputs
 from mtl_jax.export.rounding import layers, quantised, whole_scale
@@ -28,7 +36,6 @@ class Quantised(NamedTuple):
     """A file in eight bits, and what is in it."""
 
     exported: Exported
-    check: Run  # the file, with what tasks put out
     whole: int  # convolutions that may compute in eight bits
     chosen: int  # those that do
     error: float  # of what tasks read last, relative to its spread
@@ -50,17 +57,27 @@ def int8(
         UserError: a package is not installed, or the network computes what is not translated.
     """
     require_packages("onnx")
-    made = as_onnx(network, image, form)
-    turned = [each if form.layout == "nhwc" else np.ascontiguousarray(each.transpose(TO_NCHW)) for each in pixels]
-    model, found = equalised(made.whole, observed(made.whole, turned))
-    ranges = {name: limits(each) for name, each in found.items()}
+    translated = as_onnx(network, image, form)
+    turned = [image if form.layout == "nhwc" else np.ascontiguousarray(image.transpose(TO_NCHW)) for image in pixels]
+    model, samples = equalised(translated.whole, observed(translated.whole, turned))
+    ranges = {name: limits(values) for name, values in samples.items()}
     chosen, error = searched(model, ranges, np.concatenate(turned[:SEARCHED]))
-    whole = quantised(model, ranges, chosen)
-    path = folder / "model.int8.onnx"
-    onnx.save(without_outputs(whole, unserved(form)), path)
-    run, check = (with_channels_last(session(each), form) for each in (str(path), whole.SerializeToString()))
-    exported = Exported(path, run, check, made.network, made.any_batch)
-    return Quantised(exported, check, len(layers(model)[0]), len(chosen), error)
+    exported = written(translated._replace(whole=quantised(model, ranges, chosen)), folder / "model.int8.onnx", form)
+    return Quantised(exported, len(layers(model)[0]), len(chosen), error)
+
+
+def written(translated: Translated, path: Path, form: Form) -> Exported:
+    """Writes an ONNX network with the outputs that users get.
+
+    Args:
+        translated: the network, of which `whole` is written.
+        path: of the file.
+        form: what the file takes and gives.
+    """
+    onnx.save(without_outputs(translated.whole, unserved(form)), path)
+    sources = (str(path), translated.whole.SerializeToString())
+    run, check = (with_channels_last(session(source), form) for source in sources)
+    return Exported(path, run, check, translated.network, translated.any_batch)
 
 
 def observed(model: Any, batches: Iterable[np.ndarray]) -> Samples:
@@ -71,28 +88,28 @@ def observed(model: Any, batches: Iterable[np.ndarray]) -> Samples:
         batches: images, laid out as the model takes them, the channels first behind.
     """
     names = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type == "Conv"))
-    given = {each.name for each in model.graph.input}
-    run = session(_with_outputs(model, [name for name in names if name not in given]).SerializeToString())
-    draw, kept = np.random.default_rng(0), {name: [] for name in names}
+    inputs = {value.name for value in model.graph.input}
+    run = session(_with_outputs(model, [name for name in names if name not in inputs]).SerializeToString())
+    generator, samples = np.random.default_rng(0), {name: [] for name in names}
     for pixels in batches:
-        found = {**run(pixels), **dict.fromkeys(given, pixels)}
+        values_by_name = {**run(pixels), **dict.fromkeys(inputs, pixels)}
         for name in names:
-            channels = found[name].shape[1]
-            values = np.moveaxis(found[name], 1, -1).reshape(-1, channels)
-            kept[name].append(values[draw.permutation(len(values))[: max(VALUES // channels, 1)]])
-    return {name: np.concatenate(each) for name, each in kept.items()}
+            channels = values_by_name[name].shape[1]
+            values = np.moveaxis(values_by_name[name], 1, -1).reshape(-1, channels)
+            samples[name].append(values[generator.permutation(len(values))[: max(VALUES // channels, 1)]])
+    return {name: np.concatenate(values) for name, values in samples.items()}
 
 
 def limits(values: np.ndarray) -> tuple[float, float]:
     """Returns between which values 256 numbers spread, so that rounding them and cutting off the rest changes least."""
     low, high, most = float(values.min()), float(values.max()), float(np.abs(values).max())
-    found: dict[float, tuple[float, float]] = {}
+    limits_by_error: dict[float, tuple[float, float]] = {}
     for share in map(float, CUTS):
         limit = max(low, -share * most), min(high, share * most)
         scale, zero = whole_scale(*limit)
         rounded = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
-        found.setdefault(float(((rounded - values) ** 2).mean()), limit)
-    return found[min(found)]
+        limits_by_error.setdefault(float(((rounded - values) ** 2).mean()), limit)
+    return limits_by_error[min(limits_by_error)]
 
 
 def searched(
@@ -117,28 +134,42 @@ def searched(
         got = session(quantised(heads, ranges, chosen).SerializeToString())(pixels)
         return np.array([_apart(expected[name], got[name]) for name in last])
 
-    chosen, whole = names, errors(names)
-    if whole.max() <= tolerance:
-        return chosen, float(whole.max())
-    groups = [each.tolist() for each in np.array_split(np.array(names), GROUPS) if each.size]
-    alone = [errors(group) for group in groups]
-    while whole.max() > tolerance and groups:
-        place = int(np.argmax([each[whole.argmax()] for each in alone]))
-        gone = set(groups.pop(place))
-        alone.pop(place)
-        chosen = [name for name in chosen if name not in gone]
-        whole = errors(chosen)
-    return chosen, float(whole.max())
+    return within(errors, names, tolerance=tolerance)
+
+
+def within(
+    errors: Callable[[Sequence[str]], np.ndarray], names: Sequence[str], *, tolerance: float
+) -> tuple[list[str], float]:
+    """Returns layers that may compute in eight bits, and the largest error of a task with them; as `searched`.
+
+    Args:
+        errors: layers -> the error of each task where these compute in eight bits.
+        names: of all layers, neighbours next to each other.
+        tolerance: of the errors.
+    """
+    chosen, total = list(names), errors(names)
+    if total.max() <= tolerance:
+        return chosen, float(total.max())
+    groups = [group.tolist() for group in np.array_split(np.array(names), GROUPS) if group.size]
+    errors_alone = [errors(group) for group in groups]
+    while total.max() > tolerance and groups:
+        place = int(np.argmax([group_errors[total.argmax()] for group_errors in errors_alone]))
+        removed = set(groups.pop(place))
+        errors_alone.pop(place)
+        chosen = [name for name in chosen if name not in removed]
+        total = errors(chosen)
+    return chosen, float(total.max())
 
 
 def _with_outputs(model: Any, names: Sequence[str]) -> Any:
-    more = onnx.ModelProto()
-    more.CopyFrom(model)
-    more.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    return without_outputs(more, lambda name: name not in names)
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
+    kind = onnx.TensorProto.FLOAT
+    extended.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name in names)
+    return without_outputs(extended, lambda name: name not in names)
 
 
-def _apart(expected: np.ndarray, found: np.ndarray) -> float:
+def _apart(expected: np.ndarray, outputs: np.ndarray) -> float:
     """The size of a difference relative to the spread, of each channel by itself: offsets as well as logits."""
     axes = tuple(axis for axis in range(expected.ndim) if axis != 1)
-    return float(np.sqrt((((expected - found) ** 2).mean(axis=axes) / (expected.var(axis=axes) + 1e-6)).mean()))
+    return float(np.sqrt((((expected - outputs) ** 2).mean(axis=axes) / (expected.var(axis=axes) + 1e-6)).mean()))

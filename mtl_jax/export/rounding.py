@@ -21,7 +21,7 @@ def layers(model: Any) -> tuple[list[str], list[str]]:
     Left out are the last ones of each task, so that a box as well as a score keeps its own scale, as it is never
     rounded; and those of channel weights, which read one cell and take no time.
     """
-    outputs = [each.name for each in model.graph.output if each.name.endswith(f"/{OUTPUTS}")]
+    outputs = [output.name for output in model.graph.output if output.name.endswith(f"/{OUTPUTS}")]
     before, _ = needed(model.graph.node, outputs)
     leads: set[str] = set()  # names that lead to a convolution
     inner, last = [], []
@@ -39,14 +39,14 @@ def layers(model: Any) -> tuple[list[str], list[str]]:
 
 def one_cell(nodes: Sequence[Any]) -> set[str]:
     """Returns the names of the convolutions of a mean over the whole image."""
-    cells, found = set(), set()
+    cells, names = set(), set()
     for node in nodes:
         pooled = node.op_type == "GlobalAveragePool"
         if pooled or (node.input and node.input[0] in cells and node.op_type in ("Conv", "Relu", "HardSwish")):
             cells.update(node.output)
             if node.op_type == "Conv":
-                found.add(node.name)
-    return found
+                names.add(node.name)
+    return names
 
 
 def quantised(model: Any, ranges: Mapping[str, tuple[float, float]], names: Iterable[str]) -> Any:
@@ -60,22 +60,32 @@ def quantised(model: Any, ranges: Mapping[str, tuple[float, float]], names: Iter
     Args:
         model: fp32.
         ranges: the least and the largest value of what convolutions read, by name.
-        names: of the nodes.
+        names: of the nodes; where what they read is rounded already, it stays so.
     """
     chosen, draft = set(names), _Draft(ranges)
     kernels = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
-    arrays = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
-    stored = {*chosen, *one_cell(model.graph.node)}
+    arrays = {initializer.name: onnx.numpy_helper.to_array(initializer) for initializer in model.graph.initializer}
+    stored, rounded = {*chosen, *one_cell(model.graph.node)}, _rounded(model)
     stored.update(name for name in layers(model)[0] if arrays[kernels[name]].size >= STORED)
     for node in model.graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if node.name in chosen:
+        if node.name in chosen and node.input[0] not in rounded:
             copy.input[0] = draft.rounded(node.input[0])
         if node.name in stored:
             copy.input[1] = draft.kernel(node.name, arrays[node.input[1]])
         draft.nodes.append(copy)
     return draft.model(model)
+
+
+def in_eight_bits(model: Any) -> list[str]:
+    """Returns the names of the convolutions that read rounded values."""
+    rounded = _rounded(model)
+    return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[0] in rounded]
+
+
+def _rounded(model: Any) -> set[str]:
+    return {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
 
 
 def scales(kernel: np.ndarray) -> np.ndarray:
@@ -113,36 +123,39 @@ class _Draft:
         if name not in self.read:
             scale, zero = whole_scale(*self.ranges[name])
             numbers = self.array(f"{name}/scale", np.asarray(scale)), self.array(f"{name}/zero", np.asarray(zero))
-            whole = self.node("QuantizeLinear", [name, *numbers], f"{name}/whole")
-            self.read[name] = self.node("DequantizeLinear", [whole, *numbers], f"{name}/rounded")
+            integers = self.node("QuantizeLinear", [name, *numbers], f"{name}/whole")
+            self.read[name] = self.node("DequantizeLinear", [integers, *numbers], f"{name}/rounded")
         return self.read[name]
 
     def kernel(self, stem: str, kernel: np.ndarray) -> str:
         """Adds a kernel in eight bits."""
         scale = scales(kernel)
-        whole = np.rint(kernel / scale.reshape(-1, *[1] * (kernel.ndim - 1))).astype(np.int8)
-        numbers = self.held(f"{stem}/kernel", whole), self.array(f"{stem}/kernel/scale", scale)
+        integers = np.rint(kernel / scale.reshape(-1, *[1] * (kernel.ndim - 1))).astype(np.int8)
+        numbers = self.held(f"{stem}/kernel", integers), self.array(f"{stem}/kernel/scale", scale)
         return self.node("DequantizeLinear", numbers, f"{stem}/kernel/rounded", axis=0)
 
-    def held(self, name: str, whole: np.ndarray) -> str:
+    def held(self, name: str, integers: np.ndarray) -> str:
         """Holds what is the same but for rounding once: tasks share kernels under norms of their own."""
-        others = self.kernels.setdefault(whole.shape, [])
-        for other in others:
-            if _same(self.arrays[other], whole):
+        alike = self.kernels.setdefault(integers.shape, [])
+        for other in alike:
+            if _same(self.arrays[other], integers):
                 return other
-        others.append(name)
-        return self.array(name, whole)
+        alike.append(name)
+        return self.array(name, integers)
 
     def model(self, source: Any) -> Any:
         """Returns the model; what nothing reads any more is left out."""
         model = onnx.ModelProto()
         model.CopyFrom(source)
-        nodes, read = needed(self.nodes, [each.name for each in source.graph.output])
-        kept = [each for each in source.graph.initializer if each.name in read and each.name not in self.arrays]
-        kept += [onnx.numpy_helper.from_array(value, name) for name, value in self.arrays.items() if name in read]
+        nodes, names_read = needed(self.nodes, [value.name for value in source.graph.output])
+        kept = [
+            value for value in source.graph.initializer if value.name in names_read and value.name not in self.arrays
+        ]
+        used = {name: array for name, array in self.arrays.items() if name in names_read}
+        initializers = [*kept, *(onnx.numpy_helper.from_array(array, name) for name, array in used.items())]
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.node.extend(nodes)
-        model.graph.initializer.extend(kept)
+        model.graph.initializer.extend(initializers)
         return model
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from mtl_jax.models import batch_norm, inference
+from mtl_jax.models import batch_norm, inference, quantisation
 from mtl_jax.models.inference import Convolution, Gated
 from mtl_jax.models.patches import NO_PATCHES, Patches, patched
 
@@ -145,6 +145,7 @@ class Conv(nn.Module):
         kernel = _for_task(kernel, norming, depthwise=self.features is None).astype(self.dtype)
         arrays = [array.astype(self.dtype) for array in arrays]
         x = Gated(*arrays) if isinstance(x, Gated) else arrays[0]
+        x, kernel = _rounded(self, x, kernel, norming)
         return Convolution(x, kernel, self.stride, self.dilation, depthwise=self.features is None)
 
 
@@ -172,7 +173,7 @@ class Dense(nn.Module):
         kernel = _for_task(kernel, norming)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         output_dtype = self.output_dtype or self.dtype
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x, kernel = _rounded(self, x.astype(self.dtype), kernel.astype(self.dtype), norming)
         return inference.dense(x, kernel, bias, residual, output_dtype=output_dtype)
 
 
@@ -181,6 +182,14 @@ def _for_task(kernel: Array, norming: Norming, *, depthwise: bool = False) -> Ar
     if not isinstance(norming, PerTask):
         return kernel
     return patched(kernel, norming.patches, task=norming.task, depthwise=depthwise)
+
+
+def _rounded(module: nn.Module, x: Any, kernel: Array, norming: Norming) -> tuple[Any, Array]:
+    """What a layer reads and its kernel, in eight bits where the variables say so."""
+    name = norming.task if isinstance(norming, PerTask) else "all"
+    if not quantisation.concerns(module, name):
+        return x, kernel
+    return quantisation.rounded(module, x.outputs() if isinstance(x, Gated) else x, kernel, name=name)
 
 
 class SeparableConv(nn.Module):
