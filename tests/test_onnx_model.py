@@ -97,6 +97,7 @@ MAP = (2, 4, 6, 3)
         (jax.nn.hard_sigmoid, (2, 6), ["HardSigmoid"]),
         (jax.nn.relu, (2, 6), ["Relu"]),
         (jax.nn.softplus, (2, 6), ["Softplus"]),
+        (jax.jit(jax.nn.softmax), (2, 6), ["Softmax"]),
         (lambda x: jnp.clip(x, -1.0, 2.0), (2, 6), ["Clip"]),
         (lambda x: jnp.mean(x, axis=(1, 2), keepdims=True), MAP, ["Transpose", "GlobalAveragePool", "Reshape"]),
         (lambda x: jnp.mean(x, axis=1), (2, 6), ["ReduceMean", "Reshape"]),

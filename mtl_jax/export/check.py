@@ -19,7 +19,7 @@ MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 def reference(network: Trained, form: Form | None = None) -> tuple[Run, Run]:
     """Returns the network itself, jitted, as users of the package run it: its answers, and its outputs too."""
-    plain, full = (jax.jit(answers(network, form, with_outputs=more)) for more in (False, True))
+    plain, full = (jax.jit(answers(network, form, with_outputs=with_outputs)) for with_outputs in (False, True))
     return (lambda pixels: jax.device_get(plain(pixels))), (lambda pixels: jax.device_get(full(pixels)))
 
 
@@ -40,16 +40,16 @@ def differences(
     """
     decoder = jax.jit(lambda outputs: decoded(network.tasks, outputs, decode))
     largest: dict[str, float] = {}
-    apart: dict[str, float] = {}
+    difference: dict[str, float] = {}
     for pixels in batches:
-        ours, theirs = expected(pixels), found(pixels)
-        outputs = {name: theirs[f"{name}/{OUTPUTS}"] for name in network.names}
-        ours |= jax.device_get(decoder(outputs))
-        for name, value in ours.items():
-            value, other = np.asarray(value, np.float64), np.asarray(theirs[name], np.float64)
+        expected_outputs, file_outputs = expected(pixels), found(pixels)
+        outputs = {name: file_outputs[f"{name}/{OUTPUTS}"] for name in network.names}
+        expected_outputs |= jax.device_get(decoder(outputs))
+        for name, value in expected_outputs.items():
+            value, file_value = np.asarray(value, np.float64), np.asarray(file_outputs[name], np.float64)
             largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
-            apart[name] = max(apart.get(name, 0.0), float(np.abs(value - other).max()))
-    return {name: apart[name] / (largest[name] or 1.0) for name in apart}
+            difference[name] = max(difference.get(name, 0.0), float(np.abs(value - file_value).max()))
+    return {name: difference[name] / (largest[name] or 1.0) for name in difference}
 
 
 def latencies_ms(runs: Mapping[str, Run], pixels: np.ndarray, *, repeats: int) -> dict[str, float]:

@@ -37,33 +37,33 @@ def equalised(model: Any, samples: Mapping[str, np.ndarray]) -> tuple[Any, Sampl
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     common = _read_by_all(changed)
-    arrays = {each.name: onnx.numpy_helper.to_array(each) for each in changed.graph.initializer}
+    arrays = {initializer.name: onnx.numpy_helper.to_array(initializer) for initializer in changed.graph.initializer}
     kernels = {
         node.name: [arrays[name] for name in node.input[1:]]
         for node in changed.graph.node
         if node.op_type == "Conv" and node.name in common and all(name in arrays for name in node.input[1:])
     }
-    found = dict(samples)
+    scaled = dict(samples)
     for names in _linked(changed, arrays):
         makers = [node for node in changed.graph.node if node.output[0] in names and node.op_type == "Conv"]
         readers = [node for node in changed.graph.node if names.intersection(node.input) and node.op_type == "Conv"]
         if not readers or not all(_known(node, kernels) for node in (*makers, *readers)):
             continue
-        spans = [np.abs(found[node.input[0]]).max(axis=0) for node in readers if node.input[0] in found]
+        spans = [np.abs(scaled[node.input[0]]).max(axis=0) for node in readers if node.input[0] in scaled]
         factor = _factors(spans, [kernels[node.name][0] for node in readers])
         for node in makers:
-            kernels[node.name] = [each / factor.reshape(-1, *[1] * (each.ndim - 1)) for each in kernels[node.name]]
+            kernels[node.name] = [array / factor.reshape(-1, *[1] * (array.ndim - 1)) for array in kernels[node.name]]
         for node in readers:
-            kernel, *rest = kernels[node.name]
+            kernel, *bias = kernels[node.name]
             rows = (-1, 1, 1, 1) if kernel.shape[1] == 1 and _groups(node) > 1 else (1, -1, 1, 1)
-            kernels[node.name] = [kernel * factor.reshape(rows), *rest]
-        found |= {name: found[name] / factor for name in names if name in found}
-    return _with(changed, kernels), found
+            kernels[node.name] = [kernel * factor.reshape(rows), *bias]
+        scaled |= {name: scaled[name] / factor for name in names if name in scaled}
+    return _with(changed, kernels), scaled
 
 
 def _read_by_all(model: Any) -> set[str]:
     """Names of the nodes that every task depends on."""
-    outputs = [each.name for each in model.graph.output if each.name.endswith(f"/{OUTPUTS}")]
+    outputs = [output.name for output in model.graph.output if output.name.endswith(f"/{OUTPUTS}")]
     nodes = [{node.name for node in needed(model.graph.node, [name])[0]} for name in outputs]
     return set.intersection(*nodes) if nodes else set()
 
@@ -71,21 +71,21 @@ def _read_by_all(model: Any) -> set[str]:
 def _linked(model: Any, arrays: Mapping[str, np.ndarray]) -> list[set[str]]:
     """Returns sets of arrays whose channels have to have the same factors, and may have some."""
     group: dict[str, set[str]] = {}
-    fixed = {each.name for each in (*model.graph.input, *model.graph.output)}
+    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
     for node in model.graph.node:
-        read = [name for name in node.input if name and name not in arrays]
-        for name in (*read, *node.output):
+        inputs = [name for name in node.input if name and name not in arrays]
+        for name in (*inputs, *node.output):
             group.setdefault(name, {name})
-        gates = [name for name in read if _made_by(model, name) in GATES]
+        gates = [name for name in inputs if _made_by(model, name) in GATES]
         if node.op_type == "Conv":
             continue
-        if node.op_type == "Mul" and len(read) == 2 and len(gates) == 1:
-            read.remove(gates[0])
+        if node.op_type == "Mul" and len(inputs) == 2 and len(gates) == 1:
+            inputs.remove(gates[0])
             fixed.add(gates[0])
-        elif node.op_type not in ALIKE or (node.op_type == "Add" and len(read) < 2):
-            fixed.update(read, node.output)
+        elif node.op_type not in ALIKE or (node.op_type == "Add" and len(inputs) < 2):
+            fixed.update(inputs, node.output)
             continue
-        together = set().union(*(group[name] for name in (*read, node.output[0])))
+        together = set().union(*(group[name] for name in (*inputs, node.output[0])))
         group.update(dict.fromkeys(together, together))
     unique = {id(names): names for names in group.values()}
     return [names for names in unique.values() if not names & fixed]
@@ -120,14 +120,15 @@ def _factors(spans: Sequence[np.ndarray], kernels: Sequence[np.ndarray]) -> np.n
 
 
 def _with(model: Any, kernels: Mapping[str, Sequence[np.ndarray]]) -> Any:
-    held = {each.name: each for each in model.graph.initializer}
+    initializers = {initializer.name: initializer for initializer in model.graph.initializer}
     for node in model.graph.node:
         for place, array in enumerate(kernels.get(node.name, ()), start=1):
             name = f"{node.name}/{place}/equal"
-            held[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
+            initializers[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
             node.input[place] = name
-    read = {name for node in model.graph.node for name in node.input}
-    read |= {name for node in model.graph.node for each in node.attribute for n in each.g.node for name in n.input}
+    used = {name for node in model.graph.node for name in node.input}
+    inner_nodes = [inner for node in model.graph.node for attribute in node.attribute for inner in attribute.g.node]
+    used |= {name for inner in inner_nodes for name in inner.input}
     del model.graph.initializer[:]
-    model.graph.initializer.extend(each for name, each in held.items() if name in read)
+    model.graph.initializer.extend(initializer for name, initializer in initializers.items() if name in used)
     return model

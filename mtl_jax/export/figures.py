@@ -27,14 +27,14 @@ def figures(network: Trained, check: Run, view: View) -> dict[str, float]:
         UserError: a dataset is not there.
     """
     shown = {"image_size": view.image_size, "crop": view.crop}
-    streams = {name: dataclasses.replace(each, **shown) for name, each in network.setup.streams.items()}
-    parts = dataclasses.replace(network.setup, streams=streams)
-    decode = jax.jit(lambda outputs: {name: network.tasks[name].decode(each) for name, each in outputs.items()})
+    streams = {name: dataclasses.replace(stream, **shown) for name, stream in network.setup.streams.items()}
+    setup = dataclasses.replace(network.setup, streams=streams)
+    decode = jax.jit(lambda outputs: {name: network.tasks[name].decode(raw) for name, raw in outputs.items()})
 
     def predict(variables: None, image: np.ndarray, names: tuple[str, ...]) -> Any:
         del variables
-        found = check(np.asarray(image))
-        return decode({name: found[f"{name}/{OUTPUTS}"] for name in names})
+        outputs = check(np.asarray(image))
+        return decode({name: outputs[f"{name}/{OUTPUTS}"] for name in names})
 
-    measured = evaluate.measured(parts, predict, None, network.names)
+    measured = evaluate.measured(setup, predict, None, network.names)
     return {name: measured[name].compute()[network.tasks[name].main_metric] for name in network.names}

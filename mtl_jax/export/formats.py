@@ -63,8 +63,8 @@ class Exported(NamedTuple):
     def size(self) -> int:
         """Bytes of all that belongs to it."""
         places = (self.path, *self.beside)
-        files = [each for place in places for each in (place.rglob("*") if place.is_dir() else [place])]
-        return sum(each.stat().st_size for each in files if each.is_file())
+        files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
+        return sum(path.stat().st_size for path in files if path.is_file())
 
 
 class Translated(NamedTuple):
@@ -111,13 +111,13 @@ def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form:
         served, checked = (
             jax.export.export(jax.jit(function), platforms=PLATFORMS)(given(image, form))
             for function in (
-                in_layout(answers(network, form, with_outputs=more), form.layout) for more in (False, True)
+                in_layout(answers(network, form, with_outputs=outputs), form.layout) for outputs in (False, True)
             )
         )
     path = folder / "model.stablehlo"
     path.write_bytes(served.serialize())
-    read = jax.export.deserialize(bytearray(path.read_bytes()))
-    run, check = (with_channels_last(_on_host(jax.jit(each.call)), form) for each in (read, checked))
+    served_again = jax.export.deserialize(bytearray(path.read_bytes()))
+    run, check = (with_channels_last(_on_host(jax.jit(function.call)), form) for function in (served_again, checked))
     return Exported(path, run, check, any_batch=has_any_size(image))
 
 
@@ -140,12 +140,12 @@ def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form
     import onnx
 
     form = form or Form()
-    made = as_onnx(network, image, form)
+    translated = as_onnx(network, image, form)
     path = folder / "model.onnx"
-    onnx.save(made.served, path)
-    sources = (str(path), made.whole.SerializeToString())
+    onnx.save(translated.served, path)
+    sources = (str(path), translated.whole.SerializeToString())
     run, check = (with_channels_last(session(source), form) for source in sources)
-    return Exported(path, run, check, made.network, made.any_batch)
+    return Exported(path, run, check, translated.network, translated.any_batch)
 
 
 def as_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> Translated:
@@ -153,8 +153,8 @@ def as_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> Transl
     from mtl_jax.export import onnx_model
 
     network = computing_in(network, "float32")
-    whole, any_batch = _as_onnx(answers(network, form, with_outputs=True), image, form.layout)
-    return Translated(onnx_model.without_outputs(whole, unserved(form)), whole, network, any_batch)
+    model, any_batch = _as_onnx(answers(network, form, with_outputs=True), image, form.layout)
+    return Translated(onnx_model.without_outputs(model, unserved(form)), model, network, any_batch)
 
 
 def unserved(form: Form) -> Callable[[str], bool]:
@@ -192,8 +192,8 @@ def session(source: Any) -> Run:
     # Between calls its threads would wait in loops, and take the cores from whatever is timed in turns with it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     opened: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    names, given = [output.name for output in opened.get_outputs()], opened.get_inputs()[0].name
-    return lambda pixels: dict(zip(names, opened.run(names, {given: pixels}), strict=True))
+    names, input_name = [output.name for output in opened.get_outputs()], opened.get_inputs()[0].name
+    return lambda pixels: dict(zip(names, opened.run(names, {input_name: pixels}), strict=True))
 
 
 def node_count(path: Path) -> int:
@@ -209,8 +209,8 @@ def with_channels_last(run: Run, form: Form) -> Run:
         return run
 
     def turned(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        found = run(np.ascontiguousarray(pixels.transpose(TO_NCHW)))
-        return {name: value.transpose(TO_NHWC) if value.ndim == 4 else value for name, value in found.items()}
+        outputs = run(np.ascontiguousarray(pixels.transpose(TO_NCHW)))
+        return {name: value.transpose(TO_NHWC) if value.ndim == 4 else value for name, value in outputs.items()}
 
     return turned
 

@@ -37,8 +37,8 @@ def litert(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Fo
     path = folder / "model.tflite"
     path.write_bytes(converted(network, image, form, with_outputs=False))
     run = interpreter(path.read_bytes())
-    whole = run if form.decode == "none" else interpreter(converted(network, image, form, with_outputs=True))
-    return Exported(path, run, whole, network)
+    check = run if form.decode == "none" else interpreter(converted(network, image, form, with_outputs=True))
+    return Exported(path, run, check, network)
 
 
 def converted(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with_outputs: bool) -> bytes:

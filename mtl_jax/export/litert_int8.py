@@ -45,8 +45,8 @@ def litert_int8(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, for
     network = computing_in(network, "float32")
     path = folder / "model.int8.tflite"
     path.write_bytes(quantised(converted(network, image, form, with_outputs=False)))
-    whole = quantised(converted(network, image, form, with_outputs=True))
-    return Exported(path, interpreter(path.read_bytes()), in_turn(interpreter(whole), image.shape[0]), network)
+    checked = quantised(converted(network, image, form, with_outputs=True))
+    return Exported(path, interpreter(path.read_bytes()), in_turn(interpreter(checked), image.shape[0]), network)
 
 
 def quantised(model: bytes) -> bytes:
@@ -63,19 +63,19 @@ def quantised(model: bytes) -> bytes:
 def in_turn(run: Run, count: int) -> Run:
     """Returns what runs a file of a fixed number of images on any number."""
 
-    def whole(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        parts = [pixels[first : first + count] for first in range(0, len(pixels), count)]
-        short = count - len(parts[-1])
-        parts[-1] = np.concatenate([parts[-1], parts[-1][-1:].repeat(short, axis=0)])
-        found = [run(part) for part in parts]
-        return {name: np.concatenate([each[name] for each in found])[: len(pixels)] for name in found[0]}
+    def run_all(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        batches = [pixels[first : first + count] for first in range(0, len(pixels), count)]
+        missing = count - len(batches[-1])
+        batches[-1] = np.concatenate([batches[-1], batches[-1][-1:].repeat(missing, axis=0)])
+        results = [run(batch) for batch in batches]
+        return {name: np.concatenate([result[name] for result in results])[: len(pixels)] for name in results[0]}
 
-    return whole
+    return run_all
 
 
 def apart(network: Trained, form: Form, small: Run, pixels: np.ndarray) -> float:
     """Returns how much a file changes what tasks put out, relative to its size; of the task that it changes most."""
-    expected, found = check.reference(network, form)[1](pixels), small(pixels)
+    expected, outputs = check.reference(network, form)[1](pixels), small(pixels)
     names = [f"{name}/{OUTPUTS}" for name in network.names]
-    errors = [((found[name] - expected[name]) ** 2).mean() / (expected[name] ** 2).mean() for name in names]
+    errors = [((outputs[name] - expected[name]) ** 2).mean() / (expected[name] ** 2).mean() for name in names]
     return float(np.sqrt(max(errors)))

@@ -70,9 +70,9 @@ def answers_of(
 
     def answer(image: Float[Array, "batch height width 3"]) -> dict[str, Array]:
         outputs = multi_task.apply_eval(model, variables, image, tasks=tuple(tasks))
-        kept = with_outputs or decode == "none"
-        found = {f"{name}/{OUTPUTS}": value for name, value in outputs.items()} if kept else {}
-        return found | decoded(tasks, outputs, decode)
+        is_kept = with_outputs or decode == "none"
+        values = {f"{name}/{OUTPUTS}": value for name, value in outputs.items()} if is_kept else {}
+        return values | decoded(tasks, outputs, decode)
 
     return answer
 
@@ -83,8 +83,8 @@ def in_layout(function: Answers, layout: str) -> Answers:
         return function
 
     def turned(image: Float[Array, "batch 3 height width"]) -> dict[str, Array]:
-        found = function(image.transpose(TO_NHWC))
-        return {name: value.transpose(TO_NCHW) if value.ndim == 4 else value for name, value in found.items()}
+        outputs = function(image.transpose(TO_NHWC))
+        return {name: value.transpose(TO_NCHW) if value.ndim == 4 else value for name, value in outputs.items()}
 
     return turned
 
@@ -94,7 +94,7 @@ def decoded(tasks: Mapping[str, Task], outputs: dict[str, Array], decode: str = 
     if decode == "none":
         return {}
     decoders = {name: _decoding(tasks[name], decode)[0] for name in outputs}
-    return {f"{name}/{field}": value for name, each in outputs.items() for field, value in decoders[name](each).items()}
+    return {f"{name}/{field}": value for name, raw in outputs.items() for field, value in decoders[name](raw).items()}
 
 
 def _decoding(task: Task, decode: str) -> tuple[Callable[[Array], dict[str, Array]], Mapping[str, str]]:
@@ -192,14 +192,14 @@ def _turned(image: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _described(network: Trained, name: str, shapes: Mapping[str, Any], decode: str) -> dict[str, Any]:
-    task, found = network.tasks[name], {}
+    task, described = network.tasks[name], {}
     for field, meaning in _decoding(task, decode)[1].items():
         shape = shapes[f"{name}/{field}"]
-        found[f"{name}/{field}"] = {"shape": lengths(shape.shape), "dtype": str(shape.dtype), "meaning": meaning}
+        described[f"{name}/{field}"] = {"shape": lengths(shape.shape), "dtype": str(shape.dtype), "meaning": meaning}
     return {
         "kind": task.kind,
         "classes": list(task.classes),
         **calibration.to_tree({name: network.calibration.get(name, calibration.Calibration())})[name],
         "validated_on": str(experiment.task_view(network.setup, name)),
-        "outputs": found,
+        "outputs": described,
     }

@@ -30,9 +30,9 @@ def enlarged(graph: Graph, x: Any, size: tuple[int, ...]) -> Tensor:
     shapes = (batch, channels, rows, size[1]), (batch, channels, *size)
     array, across = graph.arranged(x, CHANNELS_FIRST), _weights(graph, columns, size[1], transposed=True)
     wide = graph.node("MatMul", array, across, shape=shapes[0], dtype=x.dtype)
-    found = graph.node("MatMul", _weights(graph, rows, size[0]), wide, shape=shapes[1], dtype=x.dtype)
-    graph.origins[found.name] = Enlarged(x, size)
-    return found.seen(CHANNELS_FIRST)
+    result = graph.node("MatMul", _weights(graph, rows, size[0]), wide, shape=shapes[1], dtype=x.dtype)
+    graph.origins[result.name] = Enlarged(x, size)
+    return result.seen(CHANNELS_FIRST)
 
 
 def argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
@@ -53,30 +53,30 @@ def argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
     array = graph.arranged(origin.x, CHANNELS_FIRST)
     number = _candidates(graph, _somewhere_largest(graph, array))
     rows_of = graph.node("Unsqueeze", number, np.array([2]), shape=(batch, 0, 1), dtype=np.int64)
-    kept = graph.node("GatherND", array, rows_of, shape=(batch, 0, rows, columns), dtype=x.dtype, batch_dims=1)
+    candidates = graph.node("GatherND", array, rows_of, shape=(batch, 0, rows, columns), dtype=x.dtype, batch_dims=1)
     # With the channels last, where the largest is found fastest; a length of 0 stands for one that is not known.
-    kept = graph.node("Transpose", kept, shape=(batch, rows, columns, 0), dtype=x.dtype, perm=[0, 2, 3, 1])
+    candidates = graph.node("Transpose", candidates, shape=(batch, rows, columns, 0), dtype=x.dtype, perm=[0, 2, 3, 1])
     across, down = _weights(graph, columns, width), _weights(graph, rows, height)
-    wide = graph.node("MatMul", across, kept, shape=(batch, rows, width, 0), dtype=x.dtype)
-    lines = _with_lengths(graph, wide, (0, 0, -1))
-    found = graph.node("MatMul", down, lines, shape=(batch, height, 0), dtype=x.dtype)
-    pixels = _with_lengths(graph, found, (0, height * width, -1))
+    widened = graph.node("MatMul", across, candidates, shape=(batch, rows, width, 0), dtype=x.dtype)
+    lines = _with_lengths(graph, widened, (0, 0, -1))
+    enlarged_cells = graph.node("MatMul", down, lines, shape=(batch, height, 0), dtype=x.dtype)
+    pixels = _with_lengths(graph, enlarged_cells, (0, height * width, -1))
     place = graph.node("ArgMax", pixels, shape=(batch, height * width), dtype=np.int64, axis=2, keepdims=0)
     number = graph.cast(number, dtype)
     mask = graph.node("GatherElements", number, place, shape=(batch, height * width), dtype=dtype, axis=1)
     return graph.reshaped(mask, (batch, height, width))
 
 
-def _candidates(graph: Graph, which: Tensor) -> Tensor:
+def _candidates(graph: Graph, is_candidate: Tensor) -> Tensor:
     """Returns the numbers of the channels that are true, in their order, of each image as many as of any."""
-    batch, channels = which.shape
-    whole, wide = graph.cast(which, np.int32), np.dtype(np.int64)
-    count = graph.node("ReduceSum", whole, np.array([1]), shape=(batch,), dtype=np.int32, keepdims=0)
+    batch, channels = is_candidate.shape
+    counted, dtype = graph.cast(is_candidate, np.int32), np.dtype(np.int64)
+    count = graph.node("ReduceSum", counted, np.array([1]), shape=(batch,), dtype=np.int32, keepdims=0)
     most = graph.node("ReduceMax", count, shape=(1,), dtype=np.int32, axes=[0], keepdims=1)
     rank = np.arange(channels, 0, -1, dtype=np.float32)[None]
-    first = graph.node("Where", which, rank, rank - channels, shape=which.shape, dtype=np.float32)
-    found = graph.node("TopK", first, graph.cast(most, wide), shape=(batch, 0), dtype=np.float32, outputs=2)
-    return Tensor(f"{found.name}.1", (batch, 0), wide)
+    first = graph.node("Where", is_candidate, rank, rank - channels, shape=is_candidate.shape, dtype=np.float32)
+    best = graph.node("TopK", first, graph.cast(most, dtype), shape=(batch, 0), dtype=np.float32, outputs=2)
+    return Tensor(f"{best.name}.1", (batch, 0), dtype)
 
 
 def _somewhere_largest(graph: Graph, x: Tensor) -> Tensor:

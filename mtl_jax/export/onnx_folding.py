@@ -49,19 +49,20 @@ def convolved(graph: Graph, convolution: Convolution) -> Tensor:
         convolution = convolution._replace(x=scaled.x, kernel=convolution.kernel * factors)
     weights = [convolution.kernel] if convolution.bias is None else [convolution.kernel, convolution.bias]
     dtype, attributes = convolution.kernel.dtype, convolution.attributes
-    found = graph.node("Conv", convolution.x, *weights, shape=convolution.shape, dtype=dtype, **attributes)
-    graph.origins[found.name] = convolution
-    return found.seen(convolution.order)
+    result = graph.node("Conv", convolution.x, *weights, shape=convolution.shape, dtype=dtype, **attributes)
+    graph.origins[result.name] = convolution
+    return result.seen(convolution.order)
 
 
 def folded(graph: Graph, name: str, inputs: Sequence[Value]) -> Tensor | None:
     """Returns what an operation and the one before it are in one operator; None where there is none."""
     if len(inputs) != 2 or (not isinstance(inputs[0], Tensor) and name not in ("add", "mul")):
         return None
-    if name == "div" and isinstance(inputs[0], Tensor) and isinstance(inputs[1], Tensor):
-        return _mean_of_unknown(graph, *inputs)
-    tensors = [each for each in inputs if isinstance(each, Tensor)]
-    numbers = [each for each in inputs if isinstance(each, np.ndarray)]
+    dividend, divisor = inputs
+    if name == "div" and isinstance(dividend, Tensor) and isinstance(divisor, Tensor):
+        return _mean_of_unknown(graph, dividend, divisor)
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    numbers = [value for value in inputs if isinstance(value, np.ndarray)]
     if not len(tensors) == len(numbers) == 1:
         return None
     (x,), (number,) = tensors, numbers
@@ -109,9 +110,9 @@ def summed(graph: Graph, x: Tensor, axes: Sequence[int]) -> Tensor:
     """Adds a sum over some axes to the graph, and remembers it for what makes it a mean."""
     array, places = x.array, tuple(sorted(x.axes[axis] for axis in axes))
     shape = [length for place, length in enumerate(array.shape) if place not in places]
-    found = graph.node("ReduceSum", array, np.array(places, np.int64), shape=shape, dtype=x.dtype, keepdims=0)
-    graph.origins[found.name] = Sum(array, places)
-    return found.seen(layout.without(x.axes, axes))
+    result = graph.node("ReduceSum", array, np.array(places, np.int64), shape=shape, dtype=x.dtype, keepdims=0)
+    graph.origins[result.name] = Sum(array, places)
+    return result.seen(layout.without(x.axes, axes))
 
 
 def _mean_of_unknown(graph: Graph, x: Tensor, number: Tensor) -> Tensor | None:
@@ -129,29 +130,29 @@ def _mean(graph: Graph, x: Tensor, count: int | float) -> Tensor | None:
         return None
     if math.prod(origin.x.shape[axis] for axis in origin.axes) != count:
         return None
-    kept = [1 if axis in origin.axes else length for axis, length in enumerate(origin.x.shape)]
-    if origin.axes == SPACE and len(kept) == 4:  # which runtimes compute in the layout of convolutions
-        found = graph.node("GlobalAveragePool", origin.x, shape=kept, dtype=x.dtype)
+    shape = [1 if axis in origin.axes else length for axis, length in enumerate(origin.x.shape)]
+    if origin.axes == SPACE and len(shape) == 4:  # which runtimes compute in the layout of convolutions
+        result = graph.node("GlobalAveragePool", origin.x, shape=shape, dtype=x.dtype)
     else:
-        found = graph.node("ReduceMean", origin.x, shape=kept, dtype=x.dtype, axes=list(origin.axes), keepdims=1)
-    return graph.reshaped(found, array.shape).seen(x.axes)
+        result = graph.node("ReduceMean", origin.x, shape=shape, dtype=x.dtype, axes=list(origin.axes), keepdims=1)
+    return graph.reshaped(result, array.shape).seen(x.axes)
 
 
 def needed(nodes: Sequence[Any], results: Iterable[str]) -> tuple[list[Any], set[str]]:
     """Returns the nodes that lead to some results, in their order, and the names that they read."""
-    read, kept = set(results), []
+    names, used_nodes = set(results), []
     for node in reversed(nodes):
-        if read.intersection(node.output):
-            read |= _reads(node)
-            kept.append(node)
-    return kept[::-1], read
+        if names.intersection(node.output):
+            names |= _reads(node)
+            used_nodes.append(node)
+    return used_nodes[::-1], names
 
 
 def _reads(node: Any) -> set[str]:
     """What a node reads, inside its own graph too."""
     inner = [each for attribute in node.attribute for each in attribute.g.node]
     outer = [output.name for attribute in node.attribute for output in attribute.g.output]
-    return set(node.input).union(outer, *(_reads(each) for each in inner))
+    return set(node.input).union(outer, *(_reads(node_) for node_ in inner))
 
 
 def without_copies(nodes: Sequence[Any], kept: Iterable[str]) -> list[Any]:

@@ -70,26 +70,26 @@ class Graph:
         self.symbols: dict[str, Tensor] = parent.symbols if parent else {}  # [1] each, of `layout.SYMBOLS`
         self.counts: dict[str, int] = {}  # name of a number -> the length that it is
 
-    def fresh(self, what: str) -> str:
+    def fresh(self, stem: str) -> str:
         """Returns a new name."""
-        return f"{what}_{next(self.numbers)}"
+        return f"{stem}_{next(self.numbers)}"
 
     def name(self, value: Value) -> str:
         """Returns the name of an array in the order of the value's axes; known ones become initializers."""
         if isinstance(value, Tensor):
             return self.arranged(value, range(len(value.shape))).name
-        whole = np.ascontiguousarray(value).reshape(value.shape)
-        key = str(whole.dtype), whole.shape, hashlib.sha256(whole.data).digest()
+        array = np.ascontiguousarray(value).reshape(value.shape)
+        key = str(array.dtype), array.shape, hashlib.sha256(array.data).digest()
         if key not in self.constants:  # tasks pass through the same kernels, which the file holds once
             self.constants[key] = self.fresh("constant")
-            self.initializers[self.constants[key]] = whole
+            self.initializers[self.constants[key]] = array
         return self.constants[key]
 
     def node(
         self, op: str, *inputs: Value, shape: Sequence[int], dtype: Any, outputs: int = 1, **attributes: Any
     ) -> Tensor:
         """Adds a node and returns its first output; those after it are called as it is, with .1 and so on behind."""
-        names = [self.name(each) for each in inputs]
+        names = [self.name(value) for value in inputs]
         key = op, *names, outputs, repr(sorted(attributes.items()))
         if "body" not in attributes and key in self.made:
             return self.made[key]
@@ -150,9 +150,9 @@ class Graph:
             return np.broadcast_to(value, shape)
         if isinstance(value, np.ndarray):
             return self.node("Expand", value, self.sizes(shape), shape=shape, dtype=value.dtype)
-        whole = layout.stored(tuple(shape), value.axes)
-        found = self.node("Expand", value.array, self.sizes(whole), shape=whole, dtype=value.dtype)
-        return found.seen(value.axes)
+        array_shape = layout.stored(tuple(shape), value.axes)
+        expanded = self.node("Expand", value.array, self.sizes(array_shape), shape=array_shape, dtype=value.dtype)
+        return expanded.seen(value.axes)
 
     def reshaped(self, value: Value, shape: Sequence[int]) -> Any:
         """Gives a value other axes."""
@@ -161,9 +161,9 @@ class Graph:
             return value.reshape(shape)
         if value.shape == shape:
             return value
-        found = layout.reshaped(value.shape, value.axes, shape)
+        regrouped = layout.reshaped(value.shape, value.axes, shape)
         array, (target, order) = (
-            (value.array, found) if found else (self.plain(value), (shape, tuple(range(len(shape)))))
+            (value.array, regrouped) if regrouped else (self.plain(value), (shape, tuple(range(len(shape)))))
         )
         array = self.reshapings.get(array.name, array)
         if array.shape != target:
@@ -184,23 +184,22 @@ class Graph:
     def part(self, value: Value, start: Sequence[int], stop: Sequence[int], strides: Sequence[int]) -> Value:
         """Takes a range of every axis."""
         if isinstance(value, np.ndarray):
-            return value[tuple(slice(*each) for each in zip(start, stop, strides, strict=True))]
-        whole = [
-            each == (0, own, 1) for each, own in zip(zip(start, stop, strides, strict=True), value.shape, strict=True)
-        ]
-        axes = [axis for axis, all_of_it in enumerate(whole) if not all_of_it]
+            return value[tuple(slice(*bound) for bound in zip(start, stop, strides, strict=True))]
+        ranges = zip(start, stop, strides, strict=True)
+        is_whole = [bounds == (0, length, 1) for bounds, length in zip(ranges, value.shape, strict=True)]
+        axes = [axis for axis, is_all in enumerate(is_whole) if not is_all]
         shape = [
-            own if all_of_it else -(-(last - first) // step)
-            for first, last, step, own, all_of_it in zip(start, stop, strides, value.shape, whole, strict=True)
+            length if is_all else -(-(last - first) // step)
+            for first, last, step, length, is_all in zip(start, stop, strides, value.shape, is_whole, strict=True)
         ]
         if not axes:
             return value
-        bounds = [[each[axis] for axis in axes] for each in (start, stop, value.axes, strides)]
-        arrays = [self.sizes(each) for each in bounds]
-        found = self.node("Slice", value.array, *arrays, shape=layout.stored(shape, value.axes), dtype=value.dtype)
+        bounds = [[bound[axis] for axis in axes] for bound in (start, stop, value.axes, strides)]
+        arrays = [self.sizes(bound) for bound in bounds]
+        result = self.node("Slice", value.array, *arrays, shape=layout.stored(shape, value.axes), dtype=value.dtype)
         if len(axes) == 1 and shape[axes[0]] == 1:
-            self.origins[found.name] = Entry(value, axes[0], start[axes[0]])
-        return found.seen(value.axes)
+            self.origins[result.name] = Entry(value, axes[0], start[axes[0]])
+        return result.seen(value.axes)
 
     def squeezed(self, value: Value, axes: Sequence[int]) -> Value:
         """Takes axes of 1 away; one entry of an axis is taken without that axis at once."""
@@ -213,10 +212,10 @@ class Graph:
     def entry(self, value: Tensor, axis: int, number: int) -> Tensor:
         """Takes one entry along an axis, which goes."""
         order, array = layout.without(value.axes, [axis]), value.array
-        shape = layout.stored([length for each, length in enumerate(value.shape) if each != axis], order)
+        shape = layout.stored([length for other_axis, length in enumerate(value.shape) if other_axis != axis], order)
         place = value.axes[axis]
-        found = self.node("Gather", array, np.array(number, np.int64), shape=shape, dtype=value.dtype, axis=place)
-        return found.seen(order)
+        result = self.node("Gather", array, np.array(number, np.int64), shape=shape, dtype=value.dtype, axis=place)
+        return result.seen(order)
 
     def cast(self, value: Value, dtype: Any) -> Tensor:
         """Gives a value another type."""
@@ -234,15 +233,16 @@ class Graph:
             numbers = self.node("ReduceMax", numbers, shape=shape, dtype=np.int32, axes=list(axes), keepdims=0)
         return self.cast(numbers, np.bool_)
 
-    def chosen(self, which: Value, value: Value, otherwise: Value) -> Tensor:
+    def chosen(self, condition: Value, value: Value, otherwise: Value) -> Tensor:
         """Chooses element by element."""
-        shape, dtype = layout.broadcast(which.shape, value.shape, otherwise.shape), value.dtype
+        shape, dtype = layout.broadcast(condition.shape, value.shape, otherwise.shape), value.dtype
         if dtype != np.bool_:
-            return self.node("Where", which, value, otherwise, shape=shape, dtype=dtype)
+            return self.node("Where", condition, value, otherwise, shape=shape, dtype=dtype)
         # Not every runtime chooses among truth values.
-        unchosen = self.node("Not", which, shape=which.shape, dtype=dtype)
-        parts = [self.node("And", *pair, shape=shape, dtype=dtype) for pair in ((which, value), (unchosen, otherwise))]
-        return self.node("Or", *parts, shape=shape, dtype=dtype)
+        unchosen = self.node("Not", condition, shape=condition.shape, dtype=dtype)
+        pairs = (condition, value), (unchosen, otherwise)
+        choices = [self.node("And", *pair, shape=shape, dtype=dtype) for pair in pairs]
+        return self.node("Or", *choices, shape=shape, dtype=dtype)
 
     def info(self, value: Tensor) -> Any:
         """Returns the declaration of a graph's input or output."""

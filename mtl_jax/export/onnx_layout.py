@@ -71,8 +71,8 @@ def text(length: int) -> int | str:
 def broadcast(*shapes: Shape) -> Shape:
     """Returns the shape of elementwise arithmetic; a shape () repeats."""
     rank = max(map(len, shapes), default=0)
-    whole = [shape for shape in shapes if len(shape) == rank]
-    return tuple(next((length for length in lengths if length != 1), 1) for lengths in zip(*whole, strict=True))
+    full_shapes = [shape for shape in shapes if len(shape) == rank]
+    return tuple(next((length for length in lengths if length != 1), 1) for lengths in zip(*full_shapes, strict=True))
 
 
 def stored(shape: Sequence[int], order: Order) -> Shape:
@@ -87,8 +87,8 @@ def inverse(order: Order) -> Order:
 
 def without(order: Order, axes: Sequence[int]) -> Order:
     """Returns the order of the axes that are left when a value loses some of them."""
-    left = [place for axis, place in enumerate(order) if axis not in axes]
-    return tuple(sorted(left).index(place) for place in left)
+    places = [place for axis, place in enumerate(order) if axis not in axes]
+    return tuple(sorted(places).index(place) for place in places)
 
 
 def reshaped(shape: Shape, order: Order, target: Shape) -> tuple[Shape, Order] | None:
@@ -115,9 +115,9 @@ def reshaped(shape: Shape, order: Order, target: Shape) -> tuple[Shape, Order] |
 
     for old, new in sorted(groups, key=place):
         moved = [order[axis] for axis in old if shape[axis] != 1]
-        between = {order[axis] for axis in axes if axis not in old and shape[axis] != 1}
-        apart = moved and between.intersection(range(min(moved), max(moved)))
-        if moved != sorted(moved) or apart:
+        others = {order[axis] for axis in axes if axis not in old and shape[axis] != 1}
+        is_split = moved and others.intersection(range(min(moved), max(moved)))
+        if moved != sorted(moved) or is_split:
             return None
         for axis in new:
             new_order[axis] = len(new_shape)
@@ -148,12 +148,12 @@ def _count(shape: Shape, axes: Sequence[int]) -> int:
     return math.prod(shape[axis] for axis in axes)
 
 
-def repeats(own: Shape, whole: Shape, target: Shape) -> Shape | None:
+def repeats(held: Shape, repeated: Shape, target: Shape) -> Shape | None:
     """Says how often each axis's entries are repeated where repeated axes of 1 are merged with the axes before them.
 
     Args:
-        own: the shape of a value before it is repeated.
-        whole: the same, repeated.
+        held: the shape of a value before it is repeated.
+        repeated: the same, repeated.
         target: what `whole` is reshaped to.
 
     Returns:
@@ -161,14 +161,14 @@ def repeats(own: Shape, whole: Shape, target: Shape) -> Shape | None:
     """
     factors, axis = [], 0
     for length in target:
-        if axis >= len(whole) or own[axis] != whole[axis]:
+        if axis >= len(repeated) or held[axis] != repeated[axis]:
             return None
         factor = 1
-        if whole[axis] != length:
+        if repeated[axis] != length:
             axis += 1
-            if axis >= len(whole) or own[axis] != 1 or whole[axis - 1] * whole[axis] != length:
+            if axis >= len(repeated) or held[axis] != 1 or repeated[axis - 1] * repeated[axis] != length:
                 return None
-            factor = whole[axis]
+            factor = repeated[axis]
         factors.append(factor)
         axis += 1
-    return tuple(factors) if axis == len(whole) and any(factor != 1 for factor in factors) else None
+    return tuple(factors) if axis == len(repeated) and any(factor != 1 for factor in factors) else None

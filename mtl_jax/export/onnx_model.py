@@ -40,21 +40,21 @@ def convert(
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(image)
     graph, shape = Graph(), onnx_layout.sizes(image.shape)
     order = CHANNELS_FIRST if layout == "nchw" and len(shape) == 4 else tuple(range(len(shape)))
-    given = Tensor(input_name, onnx_layout.stored(shape, order), np.dtype(image.dtype))
-    _read_lengths(graph, given)
-    first = given.seen(order)
+    image_input = Tensor(input_name, onnx_layout.stored(shape, order), np.dtype(image.dtype))
+    _read_lengths(graph, image_input)
+    image_value = image_input.seen(order)
     if len(shape) == 4:  # once, before anything is computed
-        first = graph.arranged(first, CHANNELS_FIRST).seen(CHANNELS_FIRST)
-    results = run(graph, closed, [first])
+        image_value = graph.arranged(image_value, CHANNELS_FIRST).seen(CHANNELS_FIRST)
+    results = run(graph, closed, [image_value])
     names = list(shapes)
     leaves = [shapes[name] for name in sorted(names)]  # JAX sorts a dict's keys
     outputs = {}
     for name, value, leaf in zip(sorted(names), results, leaves, strict=True):
-        whole: Any = graph.full(value, onnx_layout.sizes(leaf.shape))
-        if len(whole.shape) == 4 and layout == "nchw":
-            whole = graph.arranged(whole, CHANNELS_FIRST)
-        outputs[name] = graph.named(whole, name)
-    return _model(graph, given, [outputs[name] for name in names])
+        full_value: Any = graph.full(value, onnx_layout.sizes(leaf.shape))
+        if len(full_value.shape) == 4 and layout == "nchw":
+            full_value = graph.arranged(full_value, CHANNELS_FIRST)
+        outputs[name] = graph.named(full_value, name)
+    return _model(graph, image_input, [outputs[name] for name in names])
 
 
 def _read_lengths(graph: Graph, image: Tensor) -> None:
@@ -87,14 +87,14 @@ def convert_any_batch(
         return convert(function, image, **settings), False
 
 
-def _model(graph: Graph, given: Tensor, outputs: Sequence[Tensor]) -> Any:
+def _model(graph: Graph, image_input: Tensor, outputs: Sequence[Tensor]) -> Any:
     names = [output.name for output in outputs]
-    nodes, read = onnx_folding.needed(graph.nodes, names)
-    nodes = onnx_folding.without_copies(nodes, {given.name, *graph.initializers})
-    used = {name: array for name, array in graph.initializers.items() if name in read}
+    nodes, names_read = onnx_folding.needed(graph.nodes, names)
+    nodes = onnx_folding.without_copies(nodes, {image_input.name, *graph.initializers})
+    used = {name: array for name, array in graph.initializers.items() if name in names_read}
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in used.items()]
     declared = [graph.info(output) for output in outputs]
-    body = graph.helper.make_graph(nodes, "network", [graph.info(given)], declared, weights)
+    body = graph.helper.make_graph(nodes, "network", [graph.info(image_input)], declared, weights)
     opsets = [graph.helper.make_opsetid("", OPSET)]
     model = graph.helper.make_model(body, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mtl_jax")
     onnx.checker.check_model(model)
@@ -103,20 +103,20 @@ def _model(graph: Graph, given: Tensor, outputs: Sequence[Tensor]) -> Any:
 
 def without_outputs(model: Any, unwanted: Callable[[str], bool]) -> Any:
     """Returns a model without some of its outputs, and without what only they need."""
-    less = onnx.ModelProto()
-    less.CopyFrom(model)
-    graph: Any = less.graph
+    reduced = onnx.ModelProto()
+    reduced.CopyFrom(model)
+    graph: Any = reduced.graph
     for output in [output for output in graph.output if unwanted(output.name)]:
         graph.output.remove(output)
-    kept = [output.name for output in graph.output]
-    nodes, read = onnx_folding.needed(less.graph.node, kept)
-    weights = [each for each in model.graph.initializer if each.name in read]
-    taken = {*kept, *(each.name for each in (*graph.input, *graph.initializer))}
-    nodes = onnx_folding.without_copies([_copied(node) for node in nodes], taken)
+    kept_names = [output.name for output in graph.output]
+    nodes, names_read = onnx_folding.needed(reduced.graph.node, kept_names)
+    weights = [value for value in model.graph.initializer if value.name in names_read]
+    taken_names = {*kept_names, *(value.name for value in (*graph.input, *graph.initializer))}
+    nodes = onnx_folding.without_copies([_copied(node) for node in nodes], taken_names)
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(weights)
-    return less
+    return reduced
 
 
 def _copied(node: Any) -> Any:
@@ -172,21 +172,21 @@ def _computed(equation: Any, inputs: Sequence[Any], *, elementwise: bool) -> lis
 
 def _loop(graph: Graph, equation: Any, *inputs: Value) -> list[Value]:
     """A loop that ends for every example of a batch by itself: what has ended stays as it is."""
-    given, truth = equation.params, np.dtype(np.bool_)
-    first, second = given["cond_nconsts"], given["cond_nconsts"] + given["body_nconsts"]
+    params, truth = equation.params, np.dtype(np.bool_)
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     # The loop's graph reads arrays as they are; what puts their axes into order has to come before it.
     inputs = tuple(graph.plain(each) if isinstance(each, Tensor) else each for each in inputs)
     cond_consts, body_consts, start = inputs[:first], inputs[first:second], inputs[second:]
 
     def goes_on(graph: Graph, state: Sequence[Value]) -> tuple[Value, Tensor]:
-        (each,) = run(graph, given["cond_jaxpr"], [*cond_consts, *state])
+        (each,) = run(graph, params["cond_jaxpr"], [*cond_consts, *state])
         return each, graph.any(each, list(range(len(each.shape))))
 
     body = Graph(graph)
     state = [
         Tensor(body.fresh("state"), shape_of(variable), np.dtype(variable.aval.dtype)) for variable in equation.outvars
     ]
-    after = run(body, given["body_jaxpr"], [*body_consts, *state])
+    after = run(body, params["body_jaxpr"], [*body_consts, *state])
     open_still, _ = goes_on(body, state)
     if open_still.shape:
         after = [body.chosen(_as_rows(body, open_still, x), x, old) for x, old in zip(after, state, strict=True)]
@@ -196,8 +196,8 @@ def _loop(graph: Graph, equation: Any, *inputs: Value) -> list[Value]:
     declared = [[body.info(each) for each in side] for side in (begins, ends)]
     subgraph = graph.helper.make_graph(body.nodes, body.fresh("body"), *declared)
     controls = np.array(np.iinfo(np.int64).max), goes_on(graph, start)[1]
-    found = graph.node("Loop", *controls, *start, shape=(), dtype=truth, outputs=len(state), body=subgraph)
-    names = [found.name, *(f"{found.name}.{number}" for number in range(1, len(state)))]
+    loop = graph.node("Loop", *controls, *start, shape=(), dtype=truth, outputs=len(state), body=subgraph)
+    names = [loop.name, *(f"{loop.name}.{number}" for number in range(1, len(state)))]
     return [each._replace(name=name) for each, name in zip(state, names, strict=True)]
 
 

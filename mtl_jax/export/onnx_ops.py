@@ -47,8 +47,9 @@ def add(graph: Graph, equation: Any, inputs: Sequence[Value]) -> list[Value]:
         return [WITHOUT_REPEATING[name](graph, equation, *inputs)]
     if name not in OPS:
         raise refuse(equation)
-    whole = [graph.full(each, shape_of(variable)) for each, variable in zip(inputs, equation.invars, strict=True)]
-    results = OPS[name](graph, equation, *whole)
+    pairs = zip(inputs, equation.invars, strict=True)
+    full_values = [graph.full(value, shape_of(variable)) for value, variable in pairs]
+    results = OPS[name](graph, equation, *full_values)
     return results if isinstance(results, list) else [results]
 
 
@@ -61,15 +62,15 @@ def _elementwise(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Value:
         number = graph.cast(x, dtype)
         graph.counts[number.name] = graph.counts[x.name]
         return number
-    if (whole := folding.folded(graph, name, inputs)) is not None:
-        return whole
+    if (fused := folding.folded(graph, name, inputs)) is not None:
+        return fused
     if name in ("and", "or", "not") and dtype != np.bool_:
         raise refuse(equation, f"of {dtype}")
     if len(inputs) > 2 and name == "select_n" and len(inputs) != 3:
         raise refuse(equation, f"of {len(inputs) - 1} cases")
     order = order_of(inputs)
-    arrays = [graph.arranged(each, order) if each.shape else each for each in inputs]
-    shape = layout.broadcast(*(each.shape for each in arrays))
+    arrays = [graph.arranged(value, order) if value.shape else value for value in inputs]
+    shape = layout.broadcast(*(array.shape for array in arrays))
     result = _operator(graph, equation, arrays, shape, dtype).seen(order)
     folding.remember_scale(graph, name, inputs, result)
     return result
@@ -77,8 +78,8 @@ def _elementwise(graph: Graph, equation: Any, inputs: Sequence[Value]) -> Value:
 
 def order_of(inputs: Sequence[Value]) -> layout.Order:
     """Returns the order of axes of the largest of some values that the graph computes."""
-    tensors = [each for each in inputs if isinstance(each, Tensor)]
-    largest = max(tensors, key=lambda each: (len(each.shape), abs(math.prod(each.shape))))
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    largest = max(tensors, key=lambda value: (len(value.shape), abs(math.prod(value.shape))))
     return largest.axes
 
 
@@ -139,10 +140,10 @@ def _counted(graph: Graph, equation: Any) -> Value:
 
 def _reshaped(graph: Graph, equation: Any, x: Value) -> Value:
     """Repeats cells by the operator for it, where that is what the reshaping comes to."""
-    whole, (target, dtype) = shape_of(equation.invars[0]), described(equation.outvars[0])
-    factors = layout.repeats(x.shape, whole, target) if isinstance(x, Tensor) and dtype == np.float32 else None
+    full_shape, (target, dtype) = shape_of(equation.invars[0]), described(equation.outvars[0])
+    factors = layout.repeats(x.shape, full_shape, target) if isinstance(x, Tensor) and dtype == np.float32 else None
     if factors is None:
-        return graph.reshaped(graph.full(x, whole), target)
+        return graph.reshaped(graph.full(x, full_shape), target)
     small = graph.reshaped(x, [length // factor for length, factor in zip(target, factors, strict=True)])
     shape, scales = layout.stored(target, small.axes), np.array(layout.stored(factors, small.axes), np.float32)
     modes: dict[str, Any] = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -151,24 +152,24 @@ def _reshaped(graph: Graph, equation: Any, x: Value) -> Value:
 
 
 def _convolution(graph: Graph, equation: Any, x: Value, kernel: Value) -> Value:
-    given = equation.params
-    spec = given["dimension_numbers"]
-    if set(given["lhs_dilation"]) != {1} or given["batch_group_count"] != 1:
+    params = equation.params
+    spec = params["dimension_numbers"]
+    if set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
         raise refuse(equation, "transposed or of groups of the batch")
-    (top, bottom), (left, right) = given["padding"]
+    (top, bottom), (left, right) = params["padding"]
     attributes = {
-        "strides": list(given["window_strides"]),
-        "dilations": list(given["rhs_dilation"]),
+        "strides": list(params["window_strides"]),
+        "dilations": list(params["rhs_dilation"]),
         "pads": [top, left, bottom, right],
-        "group": given["feature_group_count"],
+        "group": params["feature_group_count"],
     }
-    first = graph.arranged(x, layout.inverse(spec.lhs_spec))
+    array = graph.arranged(x, layout.inverse(spec.lhs_spec))
     weights = graph.arranged(kernel, layout.inverse(spec.rhs_spec))
     shape = tuple(shape_of(equation.outvars[0])[axis] for axis in spec.out_spec)
     order = layout.inverse(spec.out_spec)
-    if isinstance(weights, np.ndarray) and isinstance(first, Tensor):
-        return folding.convolved(graph, Convolution(first, weights, None, shape, attributes, order))
-    return graph.node("Conv", first, weights, shape=shape, dtype=x.dtype, **attributes).seen(order)
+    if isinstance(weights, np.ndarray) and isinstance(array, Tensor):
+        return folding.convolved(graph, Convolution(array, weights, None, shape, attributes, order))
+    return graph.node("Conv", array, weights, shape=shape, dtype=x.dtype, **attributes).seen(order)
 
 
 def _product(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
@@ -178,10 +179,10 @@ def _product(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
     if not x_batch and last and tuple(y_axes) == (0,) and len(y.shape) == 2 and len(x.shape) == 4:
         # A 1x1 convolution, in the layout of the convolutions around it.
         kernel = graph.reshaped(graph.transposed(y, (1, 0)), (*y.shape[::-1], 1, 1))
-        first, around = graph.arranged(x, CHANNELS_FIRST), layout.stored(shape, CHANNELS_FIRST)
-        if isinstance(kernel, np.ndarray) and isinstance(first, Tensor):
-            return folding.convolved(graph, Convolution(first, kernel, None, around, {}, CHANNELS_FIRST))
-        return graph.node("Conv", first, kernel, shape=around, dtype=dtype).seen(CHANNELS_FIRST)
+        array, shape_first = graph.arranged(x, CHANNELS_FIRST), layout.stored(shape, CHANNELS_FIRST)
+        if isinstance(kernel, np.ndarray) and isinstance(array, Tensor):
+            return folding.convolved(graph, Convolution(array, kernel, None, shape_first, {}, CHANNELS_FIRST))
+        return graph.node("Conv", array, kernel, shape=shape_first, dtype=dtype).seen(CHANNELS_FIRST)
     leading = tuple(range(len(x_batch)))
     by_rows = last and tuple(y_axes) == (len(y_batch),) and len(y.shape) == len(y_batch) + 2
     same = len(y.shape) == len(x.shape) or not x_batch
@@ -208,13 +209,14 @@ def _formula(equation: Any) -> str:
 
 def _sliced(graph: Graph, equation: Any, x: Value) -> Value:
     """Takes a range of every axis; of one that stands at 1 for more, the one entry for all."""
-    given, whole = equation.params, shape_of(equation.invars[0])
-    start, stop = layout.sizes(given["start_indices"]), layout.sizes(given["limit_indices"])
-    strides = given["strides"] or (1,) * len(whole)
-    parts = list(zip(start, stop, strides, strict=True))
-    kept = [part == (0, length, 1) for part, length in zip(parts, whole, strict=True)]
-    x = graph.full(x, [own if keep else length for own, keep, length in zip(x.shape, kept, whole, strict=True)])
-    bounds = [(0, own, 1) if keep else part for part, own, keep in zip(parts, x.shape, kept, strict=True)]
+    params, full_shape = equation.params, shape_of(equation.invars[0])
+    start, stop = layout.sizes(params["start_indices"]), layout.sizes(params["limit_indices"])
+    strides = params["strides"] or (1,) * len(full_shape)
+    bounds_asked = list(zip(start, stop, strides, strict=True))
+    is_kept = [bound == (0, length, 1) for bound, length in zip(bounds_asked, full_shape, strict=True)]
+    lengths = zip(x.shape, is_kept, full_shape, strict=True)
+    x = graph.full(x, [held if keep else length for held, keep, length in lengths])
+    bounds = [(0, held, 1) if keep else bound for bound, held, keep in zip(bounds_asked, x.shape, is_kept, strict=True)]
     return graph.part(x, *zip(*bounds, strict=True))
 
 
@@ -222,22 +224,22 @@ def _squeezed(graph: Graph, equation: Any, x: Value) -> Value:
     return graph.squeezed(x, [axis % len(x.shape) for axis in equation.params["dimensions"]])
 
 
-def _joined(graph: Graph, parts: Sequence[Value], axis: int, dtype: Any) -> Value:
-    order = order_of(parts)
-    arrays = [graph.arranged(part, order) for part in parts]
+def _joined(graph: Graph, values: Sequence[Value], axis: int, dtype: Any) -> Value:
+    order = order_of(values)
+    arrays = [graph.arranged(value, order) for value in values]
     place, shape = order[axis], list(arrays[0].shape)
     shape[place] = sum(array.shape[place] for array in arrays)
     return graph.node("Concat", *arrays, shape=shape, dtype=dtype, axis=place).seen(order)
 
 
-def _concatenated(graph: Graph, equation: Any, *parts: Value) -> Value:
-    return _joined(graph, parts, equation.params["dimension"], described(equation.outvars[0])[1])
+def _concatenated(graph: Graph, equation: Any, *values: Value) -> Value:
+    return _joined(graph, values, equation.params["dimension"], described(equation.outvars[0])[1])
 
 
-def _stacked(graph: Graph, equation: Any, *parts: Value) -> Value:
+def _stacked(graph: Graph, equation: Any, *values: Value) -> Value:
     axis, (shape, dtype) = equation.params["axis"], described(equation.outvars[0])
-    each = [*shape[:axis], 1, *shape[axis + 1 :]]
-    return _joined(graph, [graph.reshaped(part, each) for part in parts], axis, dtype)
+    widened_shape = [*shape[:axis], 1, *shape[axis + 1 :]]
+    return _joined(graph, [graph.reshaped(value, widened_shape) for value in values], axis, dtype)
 
 
 def _padded(graph: Graph, equation: Any, x: Value, value: Value) -> Value:
@@ -249,8 +251,8 @@ def _padded(graph: Graph, equation: Any, x: Value, value: Value) -> Value:
     shape, dtype = described(equation.outvars[0])
     order = x.axes if isinstance(x, Tensor) else tuple(range(len(x.shape)))
     pads = np.array([*layout.stored(low, order), *layout.stored(high, order)], np.int64)
-    array, whole = graph.arranged(x, order), layout.stored(shape, order)
-    return graph.node("Pad", array, pads, value, shape=whole, dtype=dtype).seen(order)
+    array, padded_shape = graph.arranged(x, order), layout.stored(shape, order)
+    return graph.node("Pad", array, pads, value, shape=padded_shape, dtype=dtype).seen(order)
 
 
 def _same(graph: Graph, equation: Any, x: Value) -> Value:

@@ -28,8 +28,8 @@ def reduced(op: str) -> Callable[..., Value]:
         axes, (shape, dtype) = [int(axis) for axis in equation.params["axes"]], described(equation.outvars[0])
         order = layout.without(x.axes, axes)
         places, array = sorted(x.axes[axis] for axis in axes), x.array
-        whole = layout.stored(shape, order)
-        return graph.node(op, array, shape=whole, dtype=dtype, axes=places, keepdims=0).seen(order)
+        result_shape = layout.stored(shape, order)
+        return graph.node(op, array, shape=result_shape, dtype=dtype, axes=places, keepdims=0).seen(order)
 
     return reduced
 
@@ -40,9 +40,9 @@ def argmax(graph: Graph, equation: Any, x: Tensor) -> Value:
     if int(axis) == len(x.shape) - 1 and (largest := enlarging.argmax(graph, x, dtype)) is not None:
         return largest
     order = layout.without(x.axes, [int(axis)])
-    whole, place = layout.stored(shape, order), x.axes[int(axis)]
-    found = graph.node("ArgMax", x.array, shape=whole, dtype=np.int64, axis=place, keepdims=0)
-    return graph.cast(found, dtype).seen(order)
+    result_shape, place = layout.stored(shape, order), x.axes[int(axis)]
+    index = graph.node("ArgMax", x.array, shape=result_shape, dtype=np.int64, axis=place, keepdims=0)
+    return graph.cast(index, dtype).seen(order)
 
 
 def top_k(graph: Graph, equation: Any, x: Value) -> list[Value]:
@@ -57,9 +57,9 @@ def top_k(graph: Graph, equation: Any, x: Value) -> list[Value]:
 
 def cumulative_sum(graph: Graph, equation: Any, x: Value) -> Value:
     """Adds up what comes before each, along an axis."""
-    given, (shape, dtype) = equation.params, described(equation.outvars[0])
+    params, (shape, dtype) = equation.params, described(equation.outvars[0])
     return graph.node(
-        "CumSum", x, np.array(given["axis"], np.int64), shape=shape, dtype=dtype, reverse=int(given["reverse"])
+        "CumSum", x, np.array(params["axis"], np.int64), shape=shape, dtype=dtype, reverse=int(params["reverse"])
     )
 
 

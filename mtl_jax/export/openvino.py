@@ -31,12 +31,12 @@ def openvino(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: 
     """
     require_packages("openvino")
     form = form or Form()
-    made, path = formats.as_onnx(network, image, form), folder / "model.xml"
-    _library().save_model(_read(made.served, image, form), path, compress_to_fp16=False)
-    sources = (str(path), _names(made.served)), (_read(made.whole, image, form), _names(made.whole))
+    translated, path = formats.as_onnx(network, image, form), folder / "model.xml"
+    _library().save_model(_read(translated.served, image, form), path, compress_to_fp16=False)
+    sources = (str(path), _names(translated.served)), (_read(translated.whole, image, form), _names(translated.whole))
     run, check = (formats.with_channels_last(_compiled(*source), form) for source in sources)
     beside = (path.with_suffix(".bin"),)
-    return Exported(path, run, check, made.network, any_batch=has_any_size(image), beside=beside)
+    return Exported(path, run, check, translated.network, any_batch=has_any_size(image), beside=beside)
 
 
 def _library() -> Any:
@@ -44,10 +44,10 @@ def _library() -> Any:
 
 
 def _read(model: Any, image: jax.ShapeDtypeStruct, form: Form) -> Any:
-    read = _library().Core().read_model(model.SerializeToString())
+    parsed = _library().Core().read_model(model.SerializeToString())
     if not has_any_size(image):
-        read.reshape({INPUT: list(formats.given(image, form).shape)})
-    return read
+        parsed.reshape({INPUT: list(formats.given(image, form).shape)})
+    return parsed
 
 
 def _compiled(model: Any, names: Sequence[str]) -> Run:
@@ -56,8 +56,8 @@ def _compiled(model: Any, names: Sequence[str]) -> Run:
     request = compiled.create_infer_request()
 
     def run(pixels: Any) -> dict[str, Any]:
-        found = request.infer({INPUT: pixels})
-        return {name: found[compiled.output(name)] for name in names}  # an output may have several names
+        results = request.infer({INPUT: pixels})
+        return {name: results[compiled.output(name)] for name in names}  # an output may have several names
 
     return run
 

@@ -24,31 +24,31 @@ FILES = {  # in the package -> in the folder; the first finds the second in its 
 FETCH_SECONDS = 300
 
 
-def runtime(given: Path | None, cache: Path) -> dict[str, bytes]:
+def runtime(place: Path | None, cache: Path) -> dict[str, bytes]:
     """Returns the files of onnxruntime-web.
 
     Args:
-        given: its tarball, or a folder that holds the package; any version. None takes the pinned version out of the
+        place: its tarball, or a folder that holds the package; any version. None takes the pinned version out of the
             cache, or has npm fetch its tarball once, which is checked.
         cache: folder of what was fetched.
 
     Raises:
         UserError: it is not there, or not the package.
     """
-    if given is None:
-        given = cache / f"{PACKAGE}-{VERSION}.tgz"
-        if not given.is_file():
-            _fetch(given)
-        _check(given)
-    given = given.expanduser()
+    if place is None:
+        place = cache / f"{PACKAGE}-{VERSION}.tgz"
+        if not place.is_file():
+            _fetch(place)
+        _check(place)
+    place = place.expanduser()
     try:
-        if given.is_dir():
-            return {name: (given / path).read_bytes() for path, name in FILES.items()}
-        with tarfile.open(given) as package:
+        if place.is_dir():
+            return {name: (place / path).read_bytes() for path, name in FILES.items()}
+        with tarfile.open(place) as package:
             return {name: _member(package, f"package/{path}") for path, name in FILES.items()}
     except (OSError, tarfile.TarError, KeyError, EOFError) as error:
         raise UserError(
-            f"{given}: expected {PACKAGE} with {', '.join(FILES)}, found {error}; name its tarball or its folder with "
+            f"{place}: expected {PACKAGE} with {', '.join(FILES)}, found {error}; name its tarball or its folder with "
             "--ort_web"
         ) from error
 
@@ -73,11 +73,11 @@ def _fetch(target: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
             raise UserError(f"npm did not fetch {PACKAGE} within {FETCH_SECONDS} s; {advice}") from error
-        found = sorted(Path(folder).glob("*.tgz"))
-        if done.returncode or len(found) != 1:
+        tarballs = sorted(Path(folder).glob("*.tgz"))
+        if done.returncode or len(tarballs) != 1:
             reason = " ".join(done.stderr.split())[-200:] or f"status {done.returncode}"
             raise UserError(f"npm did not fetch {PACKAGE} ({reason}); {advice}")
-        found[0].replace(target)
+        tarballs[0].replace(target)
 
 
 def _check(tarball: Path) -> None:

@@ -106,13 +106,15 @@ def _decode_one(outputs: Float[Array, "cells channels"], selection: Selection) -
     class_count = score.shape[1]
     score, index = _best(score.reshape(-1), selection.candidates)
     label = index % class_count
-    box = boxes.to_corners(outputs[:, :BOX_CHANNELS][index // class_count])
+    cells = outputs[:, :BOX_CHANNELS].at[index // class_count]
+    box = boxes.to_corners(cells.get(mode="promise_in_bounds", wrap_negative_indices=False))
     valid = score >= selection.score_threshold
     keep = boxes.suppress(box, label, valid, iou_threshold=selection.nms_iou)
     rank = jnp.where(keep, jnp.cumsum(keep) - 1, selection.max_detections)  # those past the end are dropped
 
     def place(values: Array) -> Array:
-        return jnp.zeros((selection.max_detections, *values.shape[1:]), values.dtype).at[rank].set(values, mode="drop")
+        rows = jnp.zeros((selection.max_detections, *values.shape[1:]), values.dtype).at[rank]
+        return rows.set(values, mode="drop", wrap_negative_indices=False)
 
     detections = {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
     kept_boxes = detections["boxes_xyxy"], detections["label"]
