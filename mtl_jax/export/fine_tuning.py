@@ -178,8 +178,8 @@ def trained(
             return weights @ task_losses, task_losses
 
         gradient, task_losses = jax.grad(weighted, has_aux=True)(vector)
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state)
-        return vector - rates * updates, optimizer_state, task_losses
+        update, optimizer_state = optimizer.update(gradient, optimizer_state)
+        return vector - rates * jnp.asarray(update), optimizer_state, task_losses
 
     optimizer_state, history = optimizer.init(vector), []
     # What each task has lost at the start counts alike, whatever its loss is measured in. One program for all steps:
