@@ -44,7 +44,7 @@ def weights(tmp_path_factory) -> Path:
     """The quickstart's network as it was drawn, whose masks have many classes; larger kernels spread the scores."""
     workdir = tmp_path_factory.mktemp("run") / "quick"
     drawn = untrained(workdir, config_lib.load_page(ROOT / "configs" / "quickstart.py").get_config())
-    for name, factor in {"det": 100, "cls": 30}.items():
+    for name, factor in {"det": 8, "cls": 3}.items():
         drawn.variables["params"]["head"][name]["kernel"] *= factor
     checkpoints.save(drawn.path, {"variables": drawn.variables}, checkpoints.read_metadata(drawn.path))
     return workdir
