@@ -159,7 +159,7 @@ def test_labels_without_names_are_refused_for_a_task_that_has_classes(prepared, 
         config.tasks.seg = {"kind": "segmentation", "classes": ("a", "b", "c")}
     options = {"name": "tiny_scenes", "fields": {"image": "image", "segmentation": "mask"}}
     config.streams.s = config_lib.stream("tfds", {"seg": "segmentation"}, options=options)
-    with pytest.raises(UserError, match=r"options\.classes: expected names .* set it to {'segmentation': 3 \(a, b, c\)}"):
+    with pytest.raises(UserError, match=r"classes: expected names .* set it to {'segmentation': 3 \(a, b, c\)}"):
         experiment.source(experiment.build(config.to_dict(), data_root=prepared), "s", training=True)
 
 
