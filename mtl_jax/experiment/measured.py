@@ -45,7 +45,7 @@ def measuring_streams(experiment: Experiment, task: str) -> tuple[str, ...]:
     """Returns the streams on whose validation images a task is measured, as if they were one.
 
     They are the first of those that label it, and those whose images label classes that the ones before do not; of
-    those that have come with later classes of the task `streams_of_addition` tells.
+    those that have come with later classes of the task `streams_of_addition` names.
     """
     addition_streams = [
         name
