@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from mtl_jax.export.network import OUTPUTS
-from mtl_jax.export.onnx_folding import needed
+from mtl_jax.export.onnx_folding import required_nodes
 
 ALIKE = ("Relu", "GlobalAveragePool", "Resize", "MaxPool", "Add")  # multiples of what they read make a multiple
 GATES = ("HardSigmoid", "Sigmoid")  # whose result channels are multiplied by
@@ -64,7 +64,7 @@ def equalised(model: Any, samples: Mapping[str, np.ndarray]) -> tuple[Any, Sampl
 def _read_by_all(model: Any) -> set[str]:
     """Names of the nodes that every task depends on."""
     outputs = [output.name for output in model.graph.output if output.name.endswith(f"/{OUTPUTS}")]
-    nodes = [{node.name for node in needed(model.graph.node, [name])[0]} for name in outputs]
+    nodes = [{node.name for node in required_nodes(model.graph.node, [name])[0]} for name in outputs]
     return set.intersection(*nodes) if nodes else set()
 
 

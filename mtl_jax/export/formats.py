@@ -154,7 +154,7 @@ def as_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> Transl
 
     network = computing_in(network, "float32")
     model, any_batch = _as_onnx(answers(network, form, with_outputs=True), image, form.layout)
-    return Translated(onnx_model.without_outputs(model, unserved(form)), model, network, any_batch)
+    return Translated(onnx_model.remove_outputs(model, unserved(form)), model, network, any_batch)
 
 
 def unserved(form: Form) -> Callable[[str], bool]:

@@ -21,8 +21,8 @@ from mtl_jax.export.formats import (
     with_channels_last,
 )
 from mtl_jax.export.network import TO_NCHW, Form
-from mtl_jax.export.onnx_model import without_outputs
-from mtl_jax.export.rounding import layers, quantised, whole_scale
+from mtl_jax.export.onnx_model import remove_outputs
+from mtl_jax.export.rounding import layers, quantised, scale_and_zero_point
 from mtl_jax.workdir.trained import Trained
 
 TOLERANCE = 0.15  # of what tasks read last, relative to its spread; less leaves more in fp32, and the file larger
@@ -74,7 +74,7 @@ def written(translated: Translated, path: Path, form: Form) -> Exported:
         path: of the file.
         form: what the file takes and gives.
     """
-    onnx.save(without_outputs(translated.whole, unserved(form)), path)
+    onnx.save(remove_outputs(translated.whole, unserved(form)), path)
     sources = (str(path), translated.whole.SerializeToString())
     run, check = (with_channels_last(session(source), form) for source in sources)
     return Exported(path, run, check, translated.network, translated.any_batch)
@@ -106,7 +106,7 @@ def limits(values: np.ndarray) -> tuple[float, float]:
     limits_by_error: dict[float, tuple[float, float]] = {}
     for share in map(float, CUTS):
         limit = max(low, -share * most), min(high, share * most)
-        scale, zero = whole_scale(*limit)
+        scale, zero = scale_and_zero_point(*limit)
         rounded = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
         limits_by_error.setdefault(float(((rounded - values) ** 2).mean()), limit)
     return limits_by_error[min(limits_by_error)]
@@ -166,7 +166,7 @@ def _with_outputs(model: Any, names: Sequence[str]) -> Any:
     extended.CopyFrom(model)
     kind = onnx.TensorProto.FLOAT
     extended.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name in names)
-    return without_outputs(extended, lambda name: name not in names)
+    return remove_outputs(extended, lambda name: name not in names)
 
 
 def _apart(expected: np.ndarray, outputs: np.ndarray) -> float:

@@ -184,7 +184,7 @@ def describe(network: Trained, image: jax.ShapeDtypeStruct, form: Form | None = 
 
 def lengths(shape: Sequence[Any]) -> list[int | str]:
     """Returns a shape as it stands in model.json: rows and columns are a 32nd of height and width."""
-    return [onnx_layout.text(length) for length in onnx_layout.sizes(shape)]
+    return [onnx_layout.length_text(length) for length in onnx_layout.integer_shape(shape)]
 
 
 def _turned(image: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

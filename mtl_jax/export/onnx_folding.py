@@ -1,4 +1,4 @@
-"""What becomes one operator: norms and biases around a convolution, a sum over its count; and what nothing reads."""
+"""Graph folding: scales and biases into convolutions, sums into means; removal of unused nodes and identities."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mtl_jax.export import onnx_layout as layout
 from mtl_jax.export.onnx_graph import Graph, Tensor, Value
 from mtl_jax.export.onnx_layout import Order
 
-CHANNELS_FIRST = (0, 2, 3, 1)  # where batch, height, width, channels lie in the arrays that convolutions take
-SPACE = (2, 3)  # in such an array
+CHANNELS_FIRST = (0, 2, 3, 1)  # positions of batch, height, width, channels in the input of a convolution
+SPACE = (2, 3)  # the spatial axes of such an array
 
 
 class Convolution(NamedTuple):
-    """A convolution whose kernel is known, as far as it has been folded, and where the axes of its result lie."""
+    """A convolution with a constant kernel, after the folding so far, and the axis order of its result."""
 
-    x: Tensor  # the array, channels first
-    kernel: np.ndarray  # outputs first
+    x: Tensor  # input array, channels first
+    kernel: np.ndarray  # output channels first
     bias: np.ndarray | None
     shape: tuple[int, ...]  # of the result, channels first
     attributes: Mapping[str, Any]
@@ -28,101 +28,103 @@ class Convolution(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """An array, channels first, times a number for each channel."""
+    """An array, channels first, multiplied by a factor for each channel."""
 
     x: Tensor
     factors: np.ndarray
 
 
 class Sum(NamedTuple):
-    """A sum over some axes of an array, which keeps none of them."""
+    """A sum over some axes of an array, which are removed."""
 
     x: Tensor
     axes: tuple[int, ...]
 
 
-def convolved(graph: Graph, convolution: Convolution) -> Tensor:
-    """Adds a convolution to the graph, and remembers it for what may be folded into it."""
+def add_convolution(graph: Graph, convolution: Convolution) -> Tensor:
+    """Adds a convolution to the graph and records it for later folding."""
     scaled = graph.origins.get(convolution.x.name)
-    if isinstance(scaled, Scaled) and convolution.attributes.get("group", 1) == 1:  # zeros around stay zeros
+    if isinstance(scaled, Scaled) and convolution.attributes.get("group", 1) == 1:  # the zero padding stays zero
         factors = scaled.factors.reshape(1, -1, *[1] * (convolution.kernel.ndim - 2))
         convolution = convolution._replace(x=scaled.x, kernel=convolution.kernel * factors)
     weights = [convolution.kernel] if convolution.bias is None else [convolution.kernel, convolution.bias]
     dtype, attributes = convolution.kernel.dtype, convolution.attributes
     result = graph.node("Conv", convolution.x, *weights, shape=convolution.shape, dtype=dtype, **attributes)
     graph.origins[result.name] = convolution
-    return result.seen(convolution.order)
+    return result.transpose(convolution.order)
 
 
-def folded(graph: Graph, name: str, inputs: Sequence[Value]) -> Tensor | None:
-    """Returns what an operation and the one before it are in one operator; None where there is none."""
+def fold(graph: Graph, name: str, inputs: Sequence[Value]) -> Tensor | None:
+    """Fuses an operation with the one that computes its input; returns None where they cannot be fused."""
     if len(inputs) != 2 or (not isinstance(inputs[0], Tensor) and name not in ("add", "mul")):
         return None
     dividend, divisor = inputs
     if name == "div" and isinstance(dividend, Tensor) and isinstance(divisor, Tensor):
-        return _mean_of_unknown(graph, dividend, divisor)
+        return _mean_of_dynamic_count(graph, dividend, divisor)
     tensors = [value for value in inputs if isinstance(value, Tensor)]
-    numbers = [value for value in inputs if isinstance(value, np.ndarray)]
-    if not len(tensors) == len(numbers) == 1:
+    constants = [value for value in inputs if isinstance(value, np.ndarray)]
+    if not len(tensors) == len(constants) == 1:
         return None
-    (x,), (number,) = tensors, numbers
-    if name == "div" and number.size == 1 and (mean := _mean(graph, x, number.item())) is not None:
+    (x,), (constant,) = tensors, constants
+    if name == "div" and constant.size == 1 and (mean := _mean(graph, x, constant.item())) is not None:
         return mean
     origin = graph.origins.get(x.name)
     if name in ("add", "mul") and isinstance(origin, Convolution):
-        return _folded_into(graph, origin, name, _of_channels(x, number, origin.kernel.shape[0]))
+        return _fold_into_convolution(graph, origin, name, _per_channel(x, constant, origin.kernel.shape[0]))
     return None
 
 
-def _folded_into(graph: Graph, convolution: Convolution, name: str, number: np.ndarray | None) -> Tensor | None:
+def _fold_into_convolution(
+    graph: Graph, convolution: Convolution, name: str, number: np.ndarray | None
+) -> Tensor | None:
     if number is None:
         return None
     bias = convolution.bias
     if name == "add":
-        return convolved(graph, convolution._replace(bias=number if bias is None else bias + number))
+        return add_convolution(graph, convolution._replace(bias=number if bias is None else bias + number))
     kernel = convolution.kernel * number.reshape(-1, *[1] * (convolution.kernel.ndim - 1))
-    return convolved(graph, convolution._replace(kernel=kernel, bias=None if bias is None else bias * number))
+    return add_convolution(graph, convolution._replace(kernel=kernel, bias=None if bias is None else bias * number))
 
 
 def remember_scale(graph: Graph, name: str, inputs: Sequence[Value], result: Tensor) -> None:
-    """Notes that a result is an array times, or over, a number for each channel: a convolution may take the numbers."""
+    """Records a result that is an array scaled per channel, so that a convolution can fold the factors."""
     if name not in ("mul", "div") or len(inputs) != 2:
         return
     x, number = inputs if isinstance(inputs[0], Tensor) else inputs[::-1]
     if (name == "div" and x is not inputs[0]) or not isinstance(x, Tensor) or not isinstance(number, np.ndarray):
         return
-    if len(x.shape) == 4 and (factors := _of_channels(x, number, x.array.shape[1])) is not None:
+    if len(x.shape) == 4 and (factors := _per_channel(x, number, x.array.shape[1])) is not None:
         graph.origins[result.name] = Scaled(x.array, 1 / factors if name == "div" else factors)
 
 
-def _of_channels(x: Tensor, number: np.ndarray, channels: int) -> np.ndarray | None:
-    """Returns the number of each channel, where an array has one for each of them, or one for all."""
+def _per_channel(x: Tensor, number: np.ndarray, channels: int) -> np.ndarray | None:
+    """Returns a constant as one number per channel; None where it varies along other axes."""
     if number.dtype != x.dtype:
         return None
     if number.size == 1:
         return np.broadcast_to(number.reshape(1), (channels,))
     if number.ndim != len(x.shape) or number.size != channels:
         return None
-    return number.reshape(channels) if layout.stored(number.shape, x.axes)[1] == channels else None
+    return number.reshape(channels) if layout.stored_shape(number.shape, x.axes)[1] == channels else None
 
 
-def summed(graph: Graph, x: Tensor, axes: Sequence[int]) -> Tensor:
-    """Adds a sum over some axes to the graph, and remembers it for what makes it a mean."""
-    array, places = x.array, tuple(sorted(x.axes[axis] for axis in axes))
-    shape = [length for place, length in enumerate(array.shape) if place not in places]
-    result = graph.node("ReduceSum", array, np.array(places, np.int64), shape=shape, dtype=x.dtype, keepdims=0)
-    graph.origins[result.name] = Sum(array, places)
-    return result.seen(layout.without(x.axes, axes))
+def add_sum(graph: Graph, x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Adds a sum over some axes to the graph and records it, so that a division can turn it into a mean."""
+    array, stored_axes = x.array, tuple(sorted(x.axes[axis] for axis in axes))
+    shape = [length for axis, length in enumerate(array.shape) if axis not in stored_axes]
+    result = graph.node("ReduceSum", array, np.array(stored_axes, np.int64), shape=shape, dtype=x.dtype, keepdims=0)
+    graph.origins[result.name] = Sum(array, stored_axes)
+    return result.transpose(layout.remove_axes(x.axes, axes))
 
 
-def _mean_of_unknown(graph: Graph, x: Tensor, number: Tensor) -> Tensor | None:
-    """As `_mean`, where the count is known when the model runs."""
+def _mean_of_dynamic_count(graph: Graph, x: Tensor, number: Tensor) -> Tensor | None:
+    """As `_mean`, with a count that is known only when the model runs."""
     count = graph.counts.get(graph.reshapings.get(number.name, number).name)
     return None if count is None else _mean(graph, x, count)
 
 
 def _mean(graph: Graph, x: Tensor, count: int | float) -> Tensor | None:
-    """Returns a sum over the count of its terms as a mean, also where axes of 1 have been put in between."""
+    """Returns a sum divided by its number of terms as a mean, also after axes of length 1 have been inserted."""
     array = x.array
     total = graph.reshapings.get(array.name, array)
     origin = graph.origins.get(total.name)
@@ -131,46 +133,46 @@ def _mean(graph: Graph, x: Tensor, count: int | float) -> Tensor | None:
     if math.prod(origin.x.shape[axis] for axis in origin.axes) != count:
         return None
     shape = [1 if axis in origin.axes else length for axis, length in enumerate(origin.x.shape)]
-    if origin.axes == SPACE and len(shape) == 4:  # which runtimes compute in the layout of convolutions
+    if origin.axes == SPACE and len(shape) == 4:  # runtimes compute it in the layout of convolutions
         result = graph.node("GlobalAveragePool", origin.x, shape=shape, dtype=x.dtype)
     else:
         result = graph.node("ReduceMean", origin.x, shape=shape, dtype=x.dtype, axes=list(origin.axes), keepdims=1)
-    return graph.reshaped(result, array.shape).seen(x.axes)
+    return graph.reshape(result, array.shape).transpose(x.axes)
 
 
-def needed(nodes: Sequence[Any], results: Iterable[str]) -> tuple[list[Any], set[str]]:
-    """Returns the nodes that lead to some results, in their order, and the names that they read."""
+def required_nodes(nodes: Sequence[Any], results: Iterable[str]) -> tuple[list[Any], set[str]]:
+    """Returns the nodes that some results depend on, in order, and the names of their inputs."""
     names, used_nodes = set(results), []
     for node in reversed(nodes):
         if names.intersection(node.output):
-            names |= _reads(node)
+            names |= _input_names(node)
             used_nodes.append(node)
     return used_nodes[::-1], names
 
 
-def _reads(node: Any) -> set[str]:
-    """What a node reads, inside its own graph too."""
-    inner = [each for attribute in node.attribute for each in attribute.g.node]
-    outer = [output.name for attribute in node.attribute for output in attribute.g.output]
-    return set(node.input).union(outer, *(_reads(node_) for node_ in inner))
+def _input_names(node: Any) -> set[str]:
+    """Input names of a node, including those of its subgraphs."""
+    inner = [child for attribute in node.attribute for child in attribute.g.node]
+    subgraph_outputs = [output.name for attribute in node.attribute for output in attribute.g.output]
+    return set(node.input).union(subgraph_outputs, *map(_input_names, inner))
 
 
-def without_copies(nodes: Sequence[Any], kept: Iterable[str]) -> list[Any]:
-    """Returns nodes of which those that only rename a result are gone: what makes the result takes its new name.
+def remove_identities(nodes: Sequence[Any], reserved: Iterable[str]) -> list[Any]:
+    """Removes Identity nodes: the node that computes a result gets the new name of the result.
 
     Args:
-        nodes: in their order.
-        kept: names that no node makes.
+        nodes: nodes in order.
+        reserved: names that are not outputs of nodes: inputs and initializers.
     """
     renamed: dict[str, str] = {}
-    taken = set(kept)
+    reserved_names = set(reserved)
     for node in nodes:
-        if node.op_type == "Identity" and node.input[0] not in taken and node.input[0] not in renamed:
+        if node.op_type == "Identity" and node.input[0] not in reserved_names and node.input[0] not in renamed:
             renamed[node.input[0]] = node.output[0]
-    less = [node for node in nodes if node.op_type != "Identity" or renamed.get(node.input[0]) != node.output[0]]
-    for node in less:
+    remaining = [node for node in nodes if node.op_type != "Identity" or renamed.get(node.input[0]) != node.output[0]]
+    for node in remaining:
         _rename(node, renamed)
-    return less
+    return remaining
 
 
 def _rename(node: Any, renamed: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Shapes and orders of axes: what a value's axes are called, and where they lie in the array that holds it."""
+"""Shapes and axis orders of values and of the arrays that store them; integers stand for symbolic lengths."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from mtl_jax.config.model_settings import IMAGE_STRIDE
 from mtl_jax.errors import UserError
 
-# Primes stand for the lengths that are known when the model runs: rows and columns are those of the coarsest cells. So
-# lengths are multiplied, added and compared as numbers, division says what a length is made of, and no array of 64 bits
-# holds one by mistake. Each is larger than any product of those before it.
+# Primes stand for dynamic lengths, which are known only when the model runs; rows and columns count the coarsest cells.
+# Lengths can then be multiplied, added and compared as integers, and division recovers their factors. No 64-bit array
+# can hold one by mistake. Each prime is larger than any product of the ones before it.
 BATCH, ROWS, COLUMNS = (2**exponent - 1 for exponent in (89, 521, 1279))
 SYMBOLS = {"batch": BATCH, "rows": ROWS, "columns": COLUMNS}
 
@@ -20,17 +20,19 @@ Shape = tuple[int, ...]
 Order = tuple[int, ...]  # axis i of the value is axis order[i] of the array
 
 
-def sizes(shape: Sequence[object]) -> Shape:
-    """Returns a shape of JAX as whole numbers, in which primes stand for JAX's symbols.
+def integer_shape(shape: Sequence[object]) -> Shape:
+    """Returns a JAX shape as integers; primes stand for JAX's symbolic dimensions.
 
     Raises:
         UserError: a length is no sum of products of the symbols.
     """
-    return tuple(int(length) if isinstance(length, int | np.integer) else _of_symbols(str(length)) for length in shape)
+    return tuple(
+        int(length) if isinstance(length, int | np.integer) else _parse_length(str(length)) for length in shape
+    )
 
 
-def _of_symbols(text: str) -> int:
-    """Reads a length as JAX writes it, such as 21*rows*columns + 1."""
+def _parse_length(text: str) -> int:
+    """Parses a symbolic length in JAX's notation, such as 21*rows*columns + 1."""
     total = 0
     for term in text.replace(" - ", " + -").split(" + "):
         factors = [SYMBOLS.get(factor, factor) for factor in term.lstrip("-").split("*")]
@@ -40,83 +42,83 @@ def _of_symbols(text: str) -> int:
     return total
 
 
-def known(*shape: int) -> bool:
-    """Says whether lengths are numbers already."""
+def is_static(*shape: int) -> bool:
+    """Returns whether all lengths are static, i.e. known at export."""
     return all(abs(length) < BATCH // 2 for length in shape)
 
 
 def terms(length: int) -> list[tuple[int, tuple[str, ...]]]:
-    """Returns what a length is the sum of: numbers, each with the names of the symbols that it is multiplied by."""
-    if known(length):
+    """Returns the terms of a length as a polynomial: coefficients, each with the names of its symbols."""
+    if is_static(length):
         return [(length, ())] if length else []
     name, prime = max((item for item in SYMBOLS.items() if abs(length) > item[1] // 2), key=lambda item: item[1])
     times = (length + prime // 2) // prime
     return [(number, (*names, name)) for number, names in terms(times)] + terms(length - times * prime)
 
 
-def least(length: int) -> int:
-    """Returns the smallest that a length can be."""
+def minimum(length: int) -> int:
+    """Returns the smallest value of a length, where every symbol is 1."""
     return sum(number for number, _ in terms(length))
 
 
-def text(length: int) -> int | str:
-    """Returns a length as a number, or in words."""
-    if known(length):
+def length_text(length: int) -> int | str:
+    """Returns a length as an integer, or as an expression of symbol names."""
+    if is_static(length):
         return length
-    named = {IMAGE_STRIDE * ROWS: "height", IMAGE_STRIDE * COLUMNS: "width"}
+    axis_names = {IMAGE_STRIDE * ROWS: "height", IMAGE_STRIDE * COLUMNS: "width"}
     products = ["*".join([*([str(number)] if number != 1 else []), *names]) for number, names in terms(length)]
-    return named.get(length) or " + ".join(product or "1" for product in products)
+    return axis_names.get(length) or " + ".join(product or "1" for product in products)
 
 
-def broadcast(*shapes: Shape) -> Shape:
-    """Returns the shape of elementwise arithmetic; a shape () repeats."""
+def broadcast_shape(*shapes: Shape) -> Shape:
+    """Returns the result shape of elementwise arithmetic; a scalar broadcasts."""
     rank = max(map(len, shapes), default=0)
-    full_shapes = [shape for shape in shapes if len(shape) == rank]
-    return tuple(next((length for length in lengths if length != 1), 1) for lengths in zip(*full_shapes, strict=True))
+    ranked_shapes = [shape for shape in shapes if len(shape) == rank]
+    return tuple(next((length for length in lengths if length != 1), 1) for lengths in zip(*ranked_shapes, strict=True))
 
 
-def stored(shape: Sequence[int], order: Order) -> Shape:
-    """Returns the shape of the array that holds a value."""
-    return tuple(shape[axis] for axis in inverse(order))
+def stored_shape(shape: Sequence[int], order: Order) -> Shape:
+    """Returns the shape of the array that stores a value."""
+    return tuple(shape[axis] for axis in inverse_order(order))
 
 
-def inverse(order: Order) -> Order:
-    """Returns the order that undoes an order."""
+def inverse_order(order: Order) -> Order:
+    """Returns the inverse permutation."""
     return tuple(np.argsort(order).tolist())
 
 
-def without(order: Order, axes: Sequence[int]) -> Order:
-    """Returns the order of the axes that are left when a value loses some of them."""
-    places = [place for axis, place in enumerate(order) if axis not in axes]
-    return tuple(sorted(places).index(place) for place in places)
+def remove_axes(order: Order, axes: Sequence[int]) -> Order:
+    """Returns the order of the remaining axes after some axes of the value are removed."""
+    stored_axes = [stored_axis for axis, stored_axis in enumerate(order) if axis not in axes]
+    return tuple(sorted(stored_axes).index(stored_axis) for stored_axis in stored_axes)
 
 
-def reshaped(shape: Shape, order: Order, target: Shape) -> tuple[Shape, Order] | None:
-    """Says how an array is reshaped so that the value which it holds gets other axes, without moving a number.
+def reshape_stored(shape: Shape, order: Order, target: Shape) -> tuple[Shape, Order] | None:
+    """Returns the reshape of a stored array that gives its value a new shape without a transposition.
 
     Args:
-        shape: of the value.
-        order: of its axes.
-        target: what its shape becomes.
+        shape: shape of the value.
+        order: its axis order.
+        target: new shape of the value.
 
     Returns:
-        The new shape of the array and the order of the value's new axes; None where numbers would have to move.
+        The new shape of the array and the new axis order; None where a transposition would be needed.
     """
-    groups = _groups(shape, target)
+    groups = _axis_groups(shape, target)
     if groups is None:
         return None
     new_shape: list[int] = []
     new_order = [0] * len(target)
     axes = [axis for old, _ in groups for axis in old]
 
-    def place(group: tuple[list[int], list[int]]) -> int:
-        filled = [order[axis] for axis in group[0] if shape[axis] != 1]
-        return min(filled or [order[axis] for axis in group[0]], default=len(order))
+    def first_stored_axis(group: tuple[list[int], list[int]]) -> int:
+        non_unit = [order[axis] for axis in group[0] if shape[axis] != 1]
+        return min(non_unit or [order[axis] for axis in group[0]], default=len(order))
 
-    for old, new in sorted(groups, key=place):
+    for old, new in sorted(groups, key=first_stored_axis):
         moved = [order[axis] for axis in old if shape[axis] != 1]
-        others = {order[axis] for axis in axes if axis not in old and shape[axis] != 1}
-        is_split = moved and others.intersection(range(min(moved), max(moved)))
+        outside = {order[axis] for axis in axes if axis not in old and shape[axis] != 1}
+        is_split = moved and outside.intersection(range(min(moved), max(moved)))
         if moved != sorted(moved) or is_split:
             return None
         for axis in new:
@@ -125,13 +127,13 @@ def reshaped(shape: Shape, order: Order, target: Shape) -> tuple[Shape, Order] |
     return tuple(new_shape), tuple(new_order)
 
 
-def _groups(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]] | None:
-    """Pairs runs of axes of two shapes that hold the same numbers, each run as short as can be."""
+def _axis_groups(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]] | None:
+    """Pairs the shortest runs of axes of two shapes that have equal element counts."""
     groups, first, second = [], 0, 0
     while first < len(shape) or second < len(target):
         old, new = [], []
-        while (not old and not new) or _count(shape, old) != _count(target, new):
-            shorter = abs(_count(shape, old)) <= abs(_count(target, new))
+        while (not old and not new) or _element_count(shape, old) != _element_count(target, new):
+            shorter = abs(_element_count(shape, old)) <= abs(_element_count(target, new))
             if first < len(shape) and (not old or (new and shorter) or second == len(target)):
                 old.append(first)
                 first += 1
@@ -144,29 +146,29 @@ def _groups(shape: Shape, target: Shape) -> list[tuple[list[int], list[int]]] | 
     return groups
 
 
-def _count(shape: Shape, axes: Sequence[int]) -> int:
+def _element_count(shape: Shape, axes: Sequence[int]) -> int:
     return math.prod(shape[axis] for axis in axes)
 
 
-def repeats(held: Shape, repeated: Shape, target: Shape) -> Shape | None:
-    """Says how often each axis's entries are repeated where repeated axes of 1 are merged with the axes before them.
+def repeat_factors(shape: Shape, repeated: Shape, target: Shape) -> Shape | None:
+    """Returns the repeat factor of each axis where a broadcast followed by a reshape repeats entries (upsampling).
 
     Args:
-        held: the shape of a value before it is repeated.
-        repeated: the same, repeated.
-        target: what `whole` is reshaped to.
+        shape: shape before the broadcast.
+        repeated: shape after it, with the same rank.
+        target: the shape that the broadcast value is reshaped to.
 
     Returns:
-        For each axis of `target` a factor; None where the reshaping does something else.
+        A factor for each axis of `target`; None where the reshape is no repetition.
     """
     factors, axis = [], 0
     for length in target:
-        if axis >= len(repeated) or held[axis] != repeated[axis]:
+        if axis >= len(repeated) or shape[axis] != repeated[axis]:
             return None
         factor = 1
         if repeated[axis] != length:
             axis += 1
-            if axis >= len(repeated) or held[axis] != 1 or repeated[axis - 1] * repeated[axis] != length:
+            if axis >= len(repeated) or shape[axis] != 1 or repeated[axis - 1] * repeated[axis] != length:
                 return None
             factor = repeated[axis]
         factors.append(factor)

@@ -1,4 +1,4 @@
-"""What is added up, compared or sorted along axes, wherever these lie."""
+"""Reductions, argmax, top-k and cumulative sums, for any storage order of the axes."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.export import onnx_enlarging as enlarging
 from mtl_jax.export import onnx_folding as folding
 from mtl_jax.export import onnx_layout as layout
-from mtl_jax.export.onnx_graph import Graph, Tensor, Value, described
+from mtl_jax.export import onnx_resizing as resizing
+from mtl_jax.export.onnx_graph import Graph, Tensor, Value, shape_and_dtype
 
 
-def summed(graph: Graph, equation: Any, x: Value) -> Value:
-    """Adds up along some axes."""
-    axes, (shape, dtype) = [int(axis) for axis in equation.params["axes"]], described(equation.outvars[0])
+def reduce_sum(graph: Graph, equation: Any, x: Value) -> Value:
+    """Sums over axes."""
+    axes, (shape, dtype) = [int(axis) for axis in equation.params["axes"]], shape_and_dtype(equation.outvars[0])
     if isinstance(x, Tensor):
-        return folding.summed(graph, x, axes)
+        return folding.add_sum(graph, x, axes)
     return graph.node("ReduceSum", x, np.array(axes, np.int64), shape=shape, dtype=dtype, keepdims=0)
 
 
-def reduced(op: str) -> Callable[..., Value]:
-    """Returns what reduces some axes by an operator."""
+def reduction(op: str) -> Callable[..., Value]:
+    """Returns the translation of a reduction by an ONNX operator."""
 
-    def reduced(graph: Graph, equation: Any, x: Tensor) -> Value:
-        axes, (shape, dtype) = [int(axis) for axis in equation.params["axes"]], described(equation.outvars[0])
-        order = layout.without(x.axes, axes)
-        places, array = sorted(x.axes[axis] for axis in axes), x.array
-        result_shape = layout.stored(shape, order)
-        return graph.node(op, array, shape=result_shape, dtype=dtype, axes=places, keepdims=0).seen(order)
+    def reduce(graph: Graph, equation: Any, x: Tensor) -> Value:
+        axes, (shape, dtype) = [int(axis) for axis in equation.params["axes"]], shape_and_dtype(equation.outvars[0])
+        order = layout.remove_axes(x.axes, axes)
+        stored_axes, array = sorted(x.axes[axis] for axis in axes), x.array
+        result_shape = layout.stored_shape(shape, order)
+        return graph.node(op, array, shape=result_shape, dtype=dtype, axes=stored_axes, keepdims=0).transpose(order)
 
-    return reduced
+    return reduce
 
 
 def argmax(graph: Graph, equation: Any, x: Tensor) -> Value:
-    """Finds the place of the largest along an axis."""
-    (axis,), (shape, dtype) = equation.params["axes"], described(equation.outvars[0])
-    if int(axis) == len(x.shape) - 1 and (largest := enlarging.argmax(graph, x, dtype)) is not None:
+    """Returns the index of the maximum along an axis."""
+    (axis,), (shape, dtype) = equation.params["axes"], shape_and_dtype(equation.outvars[0])
+    if int(axis) == len(x.shape) - 1 and (largest := resizing.resized_argmax(graph, x, dtype)) is not None:
         return largest
-    order = layout.without(x.axes, [int(axis)])
-    result_shape, place = layout.stored(shape, order), x.axes[int(axis)]
-    index = graph.node("ArgMax", x.array, shape=result_shape, dtype=np.int64, axis=place, keepdims=0)
-    return graph.cast(index, dtype).seen(order)
+    order = layout.remove_axes(x.axes, [int(axis)])
+    result_shape, stored_axis = layout.stored_shape(shape, order), x.axes[int(axis)]
+    index = graph.node("ArgMax", x.array, shape=result_shape, dtype=np.int64, axis=stored_axis, keepdims=0)
+    return graph.cast(index, dtype).transpose(order)
 
 
 def top_k(graph: Graph, equation: Any, x: Value) -> list[Value]:
-    """Returns the largest along an axis, and their places."""
-    (shape, dtype), (_, index_dtype) = map(described, equation.outvars)
+    """Returns the largest entries along an axis and their indices."""
+    (shape, dtype), (_, index_dtype) = map(shape_and_dtype, equation.outvars)
     count = np.array([equation.params["k"]], np.int64)
     axis = equation.params.get("axis", len(shape) - 1)
     values = graph.node("TopK", x, count, shape=shape, dtype=dtype, outputs=2, axis=axis)
@@ -56,13 +56,13 @@ def top_k(graph: Graph, equation: Any, x: Value) -> list[Value]:
 
 
 def cumulative_sum(graph: Graph, equation: Any, x: Value) -> Value:
-    """Adds up what comes before each, along an axis."""
-    params, (shape, dtype) = equation.params, described(equation.outvars[0])
+    """Returns the cumulative sum along an axis."""
+    params, (shape, dtype) = equation.params, shape_and_dtype(equation.outvars[0])
     return graph.node(
         "CumSum", x, np.array(params["axis"], np.int64), shape=shape, dtype=dtype, reverse=int(params["reverse"])
     )
 
 
-def any_true(graph: Graph, equation: Any, x: Value) -> Value:
-    """Says whether any is true along some axes."""
+def reduce_or(graph: Graph, equation: Any, x: Value) -> Value:
+    """Reduces axes by a logical or."""
     return graph.any(x, [int(axis) for axis in equation.params["axes"]])

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from mtl_jax.export.network import OUTPUTS
-from mtl_jax.export.onnx_folding import needed
+from mtl_jax.export.onnx_folding import required_nodes
 
 STORED = 8192  # numbers: smaller kernels of convolutions in fp32 are stored in fp32
 SAME_SHARE = 0.99  # of the numbers of two kernels that differ by a norm's factors: the others are rounded otherwise
@@ -22,7 +22,7 @@ def layers(model: Any) -> tuple[list[str], list[str]]:
     rounded; and those of channel weights, which read one cell and take no time.
     """
     outputs = [output.name for output in model.graph.output if output.name.endswith(f"/{OUTPUTS}")]
-    before, _ = needed(model.graph.node, outputs)
+    before, _ = required_nodes(model.graph.node, outputs)
     leads: set[str] = set()  # names that lead to a convolution
     inner, last = [], []
     for node in reversed(before):
@@ -93,7 +93,7 @@ def scales(kernel: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(kernel).max(axis=tuple(range(1, kernel.ndim))) / 127, 1e-9).astype(np.float32)
 
 
-def whole_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
+def scale_and_zero_point(low: float, high: float) -> tuple[np.float32, np.uint8]:
     """Returns the scale and the number of zero, by which 0 to 255 spread from a least value to a largest."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / 255 or 1.0)
@@ -121,7 +121,7 @@ class _Draft:
     def rounded(self, name: str) -> str:
         """Adds a value, rounded to one of 256 numbers between its least and its largest."""
         if name not in self.read:
-            scale, zero = whole_scale(*self.ranges[name])
+            scale, zero = scale_and_zero_point(*self.ranges[name])
             numbers = self.array(f"{name}/scale", np.asarray(scale)), self.array(f"{name}/zero", np.asarray(zero))
             integers = self.node("QuantizeLinear", [name, *numbers], f"{name}/whole")
             self.read[name] = self.node("DequantizeLinear", [integers, *numbers], f"{name}/rounded")
@@ -147,7 +147,7 @@ class _Draft:
         """Returns the model; what nothing reads any more is left out."""
         model = onnx.ModelProto()
         model.CopyFrom(source)
-        nodes, names_read = needed(self.nodes, [value.name for value in source.graph.output])
+        nodes, names_read = required_nodes(self.nodes, [value.name for value in source.graph.output])
         kept = [
             value for value in source.graph.initializer if value.name in names_read and value.name not in self.arrays
         ]
