@@ -1,4 +1,4 @@
-"""The ONNX file of the library's network beside the network itself and beside the file that `torch.onnx` makes."""
+"""Latency of the exported ONNX file, compared with the network in JAX and with the file that `torch.onnx` writes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from mtl_jax import tasks
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.export import formats
-from mtl_jax.export.network import TO_NCHW, answers_of
+from mtl_jax.export.network import TO_NCHW, model_output_function
 from mtl_jax.models import multi_task
 
 BATCH_SIZES = (1, 8)
-REST_SECONDS = 0.02  # before each turn: onnxruntime's threads keep their cores busy for a while after a pass
+PAUSE_SECONDS = 0.02  # before each pass: onnxruntime's threads keep their cores busy for a while after a pass
 Rows = list[dict[str, Any]]
 
 
 def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
-    """Times the same network on the same images by each program, in turns in one process.
+    """Measures the latency of one network on the same images in every program, alternating in one process.
 
     Args:
         image_size: px, both sides.
-        repeats: timed passes of each.
-        peer: "torch" adds the file that `torch.onnx` makes of the PyTorch peer with the same weights.
+        repeats: timed passes of each program.
+        peer: "torch" adds the file that `torch.onnx` writes of the PyTorch peer with the same weights.
 
     Returns:
-        A row for each decoding and number of images.
+        A row for each decoding and batch size.
     """
     records = tasks.build(problem_lib.task_settings(Problem("jax", "infer")))
     model = multi_task.build({}, records)
@@ -52,11 +52,12 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
         for decode in ("none", "all"):
             files = {"onnx": Path(folder) / f"{decode}.onnx"}
             image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
-            formats.write_onnx(answers_of(model, records, variables, decode), files["onnx"], image, layout="nchw")
+            function = model_output_function(model, records, variables, decode)
+            formats.write_onnx(function, files["onnx"], image, layout="nchw")
             if peer:
                 files["torch_onnx"] = Path(folder) / f"{decode}-torch.onnx"
                 _write_peer(files["torch_onnx"], variables, image_size, decode)
-            sessions = {name: formats.session(str(path)) for name, path in files.items()}
+            sessions = {name: formats.open_session(str(path)) for name, path in files.items()}
             for batch_size in BATCH_SIZES:
                 pixels = problem_lib.images(Problem("jax", "infer", batch_size, image_size))
                 channels_first = np.ascontiguousarray(pixels.transpose(TO_NCHW))
@@ -68,7 +69,7 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
                 programs["jax"] = lambda device_inputs=device_inputs, network=network: jax.block_until_ready(
                     network(*device_inputs, names=names)
                 )
-                row = {"decode": decode, "images": batch_size} | _in_turns(programs, repeats)
+                row = {"decode": decode, "images": batch_size} | _alternate(programs, repeats)
                 rows.append(row | {f"{name}_nodes": formats.node_count(path) for name, path in files.items()})
     return rows
 
@@ -81,16 +82,16 @@ def _write_peer(path: Path, variables: Any, image_size: int, decode: str) -> Non
     torch_onnx.write(path, variables, image_size=image_size, decode=decode)
 
 
-def _in_turns(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Returns medians, least times, and the medians of the turns' ratios, which the machine's noise changes least."""
+def _alternate(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Returns median and minimum latencies, and median ratios within a turn, which are least sensitive to noise."""
     for run in programs.values():
         run()
 
-    def rested(run: Callable[[], Any]) -> float:
-        time.sleep(REST_SECONDS)
+    def timed_after_pause(run: Callable[[], Any]) -> float:
+        time.sleep(PAUSE_SECONDS)
         return timed(run)
 
-    turns = [{name: rested(run) for name, run in programs.items()} for _ in range(repeats)]
+    turns = [{name: timed_after_pause(run) for name, run in programs.items()} for _ in range(repeats)]
     figures = {}
     for name in programs:
         times = [turn[name] for turn in turns]

@@ -354,12 +354,12 @@ def test_the_file_that_torch_onnx_makes_of_the_peer_says_what_the_library_s_file
     variables = multi_task.init_variables(model, key=jax.random.key(0))
     torch_onnx.write(tmp_path / "peer.onnx", variables, image_size=64, decode="none")
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    function = network.answers_of(model, records, variables, "none")
-    assert formats.write_onnx(function, tmp_path / "own.onnx", image, layout="nchw")
+    function = network.model_output_function(model, records, variables, "none")
+    assert formats.write_onnx(function, tmp_path / "library.onnx", image, layout="nchw")
     pixels = np.ascontiguousarray(problem.images(SMALL).transpose(network.TO_NCHW))
-    expected, found = (formats.session(str(tmp_path / name))(pixels) for name in ("peer.onnx", "own.onnx"))
+    expected, outputs = (formats.open_session(str(tmp_path / name))(pixels) for name in ("peer.onnx", "library.onnx"))
     for name, value in expected.items():
-        np.testing.assert_allclose(found[f"{name}/outputs"], value, rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(outputs[f"{name}/outputs"], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_sums_over_devices_are_counted_in_a_program_and_their_time_grows_with_devices():

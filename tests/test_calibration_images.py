@@ -41,57 +41,57 @@ def run_of(root, held_out_percent: float = 0.0):
 
 
 def brightness(images) -> set[int]:
-    return {round(255 * float(each.mean())) for each in images}
+    return {round(255 * float(image.mean())) for image in images}
 
 
 def test_a_run_gives_training_images_alone(network):
-    found = calibration_images.of_run(network, VIEW, count=4)
-    assert found[0].shape == (1, 32, 32, 3)
-    assert len(brightness(found)) == 4
-    assert brightness(found) <= set(range(8))
+    images = calibration_images.training_images(network, VIEW, count=4)
+    assert images[0].shape == (1, 32, 32, 3)
+    assert len(brightness(images)) == 4
+    assert brightness(images) <= set(range(8))
 
 
 def test_of_training_images_it_gives_those_that_no_step_saw(network):
     held_out = run_of(network.path.parent, held_out_percent=25.0)
     unseen = experiment.source(held_out.setup, "pets", training=True, held_out=True)
-    found = calibration_images.of_run(held_out, VIEW)
-    assert brightness(found) == {int(sample["image"].mean()) for sample in unseen}
-    assert len(found) == 2
+    images = calibration_images.training_images(held_out, VIEW)
+    assert brightness(images) == {int(sample["image"].mean()) for sample in unseen}
+    assert len(images) == 2
 
 
 def test_a_training_image_that_is_a_validation_image_too_is_left_out(network, tmp_path):
     Image.new("RGB", (32, 32), (3, 3, 3)).save(tmp_path / "pets" / "val" / "outdoors" / "again.bmp")
-    assert brightness(calibration_images.of_run(network, VIEW)) == {0, 1, 2, 4, 5, 6, 7}
+    assert brightness(calibration_images.training_images(network, VIEW)) == {0, 1, 2, 4, 5, 6, 7}
     for number in range(8):
         Image.new("RGB", (32, 32), (number,) * 3).save(tmp_path / "pets" / "val" / "outdoors" / f"{number}.png")
     again = run_of(tmp_path)
     with pytest.raises(
         UserError, match="expected training images that are no validation images of the run, found none"
     ):
-        calibration_images.of_run(again, VIEW)
+        calibration_images.training_images(again, VIEW)
 
 
 def test_validation_images_are_refused_under_any_name_and_in_any_file(network, tmp_path):
-    copy, own = tmp_path / "copy.bmp", tmp_path / "own.png"
+    copy, training_image = tmp_path / "copy.bmp", tmp_path / "own.png"
     Image.new("RGB", (32, 32), (101,) * 3).save(copy)
-    Image.new("RGB", (32, 32), (50,) * 3).save(own)
-    assert brightness(calibration_images.named(network, [own], VIEW)) == {50}
+    Image.new("RGB", (32, 32), (50,) * 3).save(training_image)
+    assert brightness(calibration_images.load_images(network, [training_image], VIEW)) == {50}
     with pytest.raises(UserError, match=r"found 1 of the run's validation images, such as .*copy.bmp"):
-        calibration_images.named(network, [own, copy], VIEW)
+        calibration_images.load_images(network, [training_image, copy], VIEW)
 
 
 def test_without_its_data_a_run_takes_images_that_are_named(tmp_path, tiny_backbone, monkeypatch):
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
-    own = tmp_path / "own.png"
-    Image.new("RGB", (32, 32), (50,) * 3).save(own)
-    assert len(calibration_images.named(run_of(tmp_path), [own], VIEW)) == 1
+    training_image = tmp_path / "own.png"
+    Image.new("RGB", (32, 32), (50,) * 3).save(training_image)
+    assert len(calibration_images.load_images(run_of(tmp_path), [training_image], VIEW)) == 1
     with pytest.raises(UserError, match="--calibrate"):
-        calibration_images.of_run(run_of(tmp_path), VIEW)
+        calibration_images.training_images(run_of(tmp_path), VIEW)
 
 
 def test_images_are_spread_evenly():
-    assert calibration_images.spread(100, 4) == [12, 37, 62, 87]
-    assert calibration_images.spread(2, 4) == [0, 1]
+    assert calibration_images.spread_indices(100, 4) == [12, 37, 62, 87]
+    assert calibration_images.spread_indices(2, 4) == [0, 1]
 
 
 def test_training_windows_are_of_training_images_and_depend_on_their_number_alone(network, monkeypatch):
@@ -102,10 +102,11 @@ def test_training_windows_are_of_training_images_and_depend_on_their_number_alon
     np.testing.assert_array_equal(batches[3], batches[3])
     assert {level for batch in batches for level in brightness(batch)} <= set(range(8))
     digests = {image_digest(np.full((32, 32, 3), number, np.uint8)) for number in range(7)}
-    monkeypatch.setattr(calibration_images, "_reported", lambda _: digests)  # all but the last are validation images
-    left = calibration_images.TrainingBatches(network, VIEW, **sizes, crop=64)
-    assert {level for batch in left for level in brightness(batch)} == {7}
-    assert left[0].shape == (2, 32, 32, 3)  # no larger than the images are shown
+    # All but the last are validation images.
+    monkeypatch.setattr(calibration_images, "_validation_digests", lambda _: digests)
+    remaining = calibration_images.TrainingBatches(network, VIEW, **sizes, crop=64)
+    assert {level for batch in remaining for level in brightness(batch)} == {7}
+    assert remaining[0].shape == (2, 32, 32, 3)  # no larger than the images are shown
     digests.add(image_digest(np.full((32, 32, 3), 7, np.uint8)))
     with pytest.raises(UserError, match="no validation images of the run, found none; leave --qat out"):
         calibration_images.TrainingBatches(network, VIEW, **sizes, crop=16)[0]

@@ -1,4 +1,4 @@
-"""Exported files: they answer as the network does, run without this package, and say what they take and give."""
+"""Exported files: outputs equal those of the network, they run without this package, and model.json describes them."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def pixels(image) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected(weights, pixels) -> dict[str, np.ndarray]:
-    return jax.device_get(jax.jit(network.answers(trained.load(weights)))(pixels))
+    return jax.device_get(jax.jit(network.output_function(trained.load(weights)))(pixels))
 
 
 def require_onnx() -> None:
@@ -63,28 +63,28 @@ def require_onnx() -> None:
     pytest.importorskip("onnx", reason="the extra `export` is not installed: ONNX is not tested")
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(found) == set(expected) == NAMES
+def assert_outputs_equal(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(outputs) == set(expected) == NAMES
     for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+        assert outputs[name].dtype == value.dtype, name
+        np.testing.assert_allclose(outputs[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_stablehlo_runs_where_this_package_is_not(weights, image, pixels, expected, tmp_path):
     exported = formats.stablehlo(trained.load(weights), tmp_path, image)
     np.save(tmp_path / "pixels.npy", pixels)
     command = [sys.executable, "-I", "-c", SERVED_ALONE, *(str(exported.path), str(tmp_path / "pixels.npy"))]
-    done = subprocess.run([*command, str(tmp_path / "found.npz")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[0] == f"('cpu', 'cuda') float32[2,{SIZE},{SIZE},3]"
-    with np.load(tmp_path / "found.npz") as found:
-        assert_same({name.replace("|", "/"): found[name] for name in found}, expected)
+    process = subprocess.run([*command, str(tmp_path / "found.npz")], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split("\n")[0] == f"('cpu', 'cuda') float32[2,{SIZE},{SIZE},3]"
+    with np.load(tmp_path / "found.npz") as outputs:
+        assert_outputs_equal({name.replace("|", "/"): outputs[name] for name in outputs}, expected)
 
 
-def test_onnx_answers_as_the_network_does(weights, image, pixels, expected, tmp_path):
+def test_onnx_outputs_equal_those_of_the_network(weights, image, pixels, expected, tmp_path):
     require_onnx()
     exported = formats.onnx(trained.load(weights), tmp_path, image)
-    assert_same(exported.run(pixels), expected)
+    assert_outputs_equal(exported.run(pixels), expected)
     assert set(exported.check(pixels)) == NAMES | {f"{task}/outputs" for task in KINDS}
 
 
@@ -92,11 +92,11 @@ def test_onnx_takes_any_number_of_images(weights, image, pixels, tmp_path):
     require_onnx()
     exported = formats.onnx(trained.load(weights), tmp_path, image)
     assert exported.any_batch
-    together = exported.run(pixels)
+    batch = exported.run(pixels)
     for number in range(len(pixels)):
-        alone = exported.run(pixels[number : number + 1])
-        for name, value in alone.items():
-            np.testing.assert_allclose(value[0], together[name][number], rtol=1e-4, atol=1e-4, err_msg=name)
+        single = exported.run(pixels[number : number + 1])
+        for name, value in single.items():
+            np.testing.assert_allclose(value[0], batch[name][number], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @pytest.fixture
@@ -150,16 +150,16 @@ def require_format(name: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ImportWarning")  # of the converters themselves
 @pytest.mark.parametrize("name", ["litert", "openvino"])
 @pytest.mark.parametrize("decode", ["none", "boxes"])
-def test_files_for_phones_and_accelerators_answer_as_the_network_does(weights, image, pixels, tmp_path, name, decode):
+def test_outputs_of_files_for_devices_equal_those_of_the_network(weights, image, pixels, tmp_path, name, decode):
     require_format(name)
     model, form = trained.load(weights), network.Form(decode)
     exported = formats.FORMATS[name](model, tmp_path, image, form)
-    expected = jax.device_get(jax.jit(network.answers(model, form))(pixels))
-    found = exported.run(pixels)
-    assert set(found) == set(expected)
+    expected = jax.device_get(jax.jit(network.output_function(model, form))(pixels))
+    outputs = exported.run(pixels)
+    assert set(outputs) == set(expected)
     for key, value in expected.items():
-        assert found[key].dtype == value.dtype, key
-        np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-3, err_msg=key)
+        assert outputs[key].dtype == value.dtype, key
+        np.testing.assert_allclose(outputs[key], value, rtol=1e-3, atol=1e-3, err_msg=key)
     assert set(exported.check(pixels)) == set(expected) | {f"{task}/outputs" for task in KINDS}
     assert exported.size > 10_000
 
@@ -170,17 +170,17 @@ def test_another_translator_of_jax_agrees_with_ours(weights, image, pixels):
     jax2onnx = pytest.importorskip("jax2onnx", reason="jax2onnx is not installed: ONNX has no second opinion")
     model, form = trained.load(weights, tasks="det,cls,tags,age"), network.Form("none")
     with cpu_kernels.left_out(), depthwise.traced_in("grouped"):
-        theirs = jax2onnx.to_onnx(network.answers(model, form), [image])
-    ours = formats.as_onnx(model, image, form).served
-    expected, found = (formats.session(each.SerializeToString())(pixels) for each in (theirs, ours))
-    for name, value in zip(sorted(found), expected.values(), strict=True):  # JAX sorts a dict's keys
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+        theirs = jax2onnx.to_onnx(network.output_function(model, form), [image])
+    ours = formats.convert_to_onnx(model, image, form).run_model
+    expected, outputs = (formats.open_session(model.SerializeToString())(pixels) for model in (theirs, ours))
+    for name, value in zip(sorted(outputs), expected.values(), strict=True):  # JAX sorts a dict's keys
+        np.testing.assert_allclose(outputs[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
     assert len(ours.graph.node) < len(theirs.graph.node) / 2
 
 
 def test_cells_are_repeated_without_arrays_of_six_axes():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-    exported, _ = traced.exported(lambda x: {"y": upsample_2x(x)}, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    exported, _ = traced.export_function(lambda x: {"y": upsample_2x(x)}, jax.ShapeDtypeStruct(x.shape, x.dtype))
     np.testing.assert_array_equal(exported.call(x)[0], upsample_2x(x))
     ranks = [shape.count("x") for shape in re.findall(r"tensor<([0-9x]+)xf32>", exported.mlir_module())]
     assert ranks
@@ -214,7 +214,7 @@ def test_convolutions_follow_each_other_in_one_layout(weights, image, pixels, ex
     import onnx
 
     exported = formats.onnx(trained.load(weights), tmp_path, image, network.Form(layout=layout))
-    assert_same(exported.run(pixels), expected)
+    assert_outputs_equal(exported.run(pixels), expected)
     nodes = onnx.load(str(exported.path)).graph.node
     kinds = {node.op_type for node in nodes}
     assert {"Conv", "Resize", "NonMaxSuppression", "GlobalAveragePool"} <= kinds
@@ -238,7 +238,7 @@ def test_files_decode_as_far_as_asked(weights, image, pixels, tmp_path, name, fo
     tasks = trained.load(weights, tasks="det,age,seg")
     exported = formats.FORMATS[name](tasks, tmp_path, image, form)
     described = network.describe(tasks, image, form)
-    outputs = {field: each for task in described["tasks"].values() for field, each in task["outputs"].items()}
+    outputs = {field: output for task in described["tasks"].values() for field, output in task["outputs"].items()}
     decoded = {"det/boxes_xyxy", "det/score", "age/value", "seg/mask"}
     assert (
         set(exported.run(pixels))
@@ -247,8 +247,8 @@ def test_files_decode_as_far_as_asked(weights, image, pixels, tmp_path, name, fo
     )
     assert described["input"]["shape"] == [2, *((3, SIZE, SIZE) if form.layout == "nchw" else (SIZE, SIZE, 3))]
     reference = check.reference(tasks, form)[1]
-    apart = check.differences(tasks, reference, exported.check, [pixels], decode=form.decode)
-    assert max(apart.values()) < 1e-4
+    errors = check.differences(tasks, reference, exported.check, [pixels], decode=form.decode)
+    assert max(errors.values()) < 1e-4
 
 
 def test_the_script_writes_checks_and_describes(weights, tmp_path, capsys):
@@ -267,20 +267,20 @@ def test_the_script_writes_checks_and_describes(weights, tmp_path, capsys):
 
 def test_every_output_of_every_kind_is_explained(weights, image):
     described = network.describe(trained.load(weights), image)["tasks"]
-    outputs = {name: each for task in described.values() for name, each in task["outputs"].items()}
+    outputs = {name: output for task in described.values() for name, output in task["outputs"].items()}
     assert set(outputs) == NAMES
-    assert all(each["meaning"] for each in outputs.values())
+    assert all(output["meaning"] for output in outputs.values())
 
 
 def test_a_file_takes_what_its_tasks_were_validated_on(weights):
-    alone, all_tasks = trained.load(weights, tasks="cls"), trained.load(weights)
-    assert network.input_view(alone) == (SIZE // 2, True)
+    single, all_tasks = trained.load(weights, tasks="cls"), trained.load(weights)
+    assert network.input_view(single) == (SIZE // 2, True)
     assert network.input_view(all_tasks) == (SIZE, False)
     shape = network.input_shape(image_size=SIZE // 2, batch_size=1)
-    assert network.describe(alone, shape)["input"]["placement"].startswith("scale = max(")
+    assert network.describe(single, shape)["input"]["placement"].startswith("scale = max(")
 
 
-def test_a_file_that_differs_is_told_by_name_with_status_two(weights, tmp_path, capsys, monkeypatch):
+def test_a_file_that_differs_is_named_with_status_two(weights, tmp_path, capsys, monkeypatch):
     def wrong(model, folder, image, form):
         del image, form
         (folder / "model.wrong").write_text("")
@@ -312,7 +312,7 @@ def test_a_failed_export_leaves_what_was_there_and_nothing_else(weights, tmp_pat
 def test_a_network_that_computes_in_bfloat16_is_exported(weights, tmp_path, capsys):
     half = trained.computing_in(trained.load(weights), "bfloat16")
     image = network.input_shape(image_size=SIZE, batch_size=1)
-    (rows, wrong, runs) = command._make(["stablehlo"], half, tmp_path, image, [np.full((1, SIZE, SIZE, 3), 0.5)])
+    (rows, wrong, runs) = command._write_files(["stablehlo"], half, tmp_path, image, [np.full((1, SIZE, SIZE, 3), 0.5)])
     assert (len(rows), wrong, list(runs)) == (1, "", ["the network in JAX", "stablehlo"])
 
 
@@ -321,7 +321,7 @@ def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, p
     half = trained.computing_in(trained.load(weights), "bfloat16")
     exported = formats.onnx(half, tmp_path, image)
     assert exported.network.config.model.compute_dtype == "float32"
-    assert_same(exported.run(pixels), expected)
+    assert_outputs_equal(exported.run(pixels), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files in eight bits: most of the network is rounded, what tasks put out is not, and the answers stay near."""
+"""8-bit ONNX export: most layers are rounded, raw outputs are not, and they stay close to those of fp32."""
 
 from functools import partial
 
@@ -37,73 +37,74 @@ def rounded(nodes) -> set[str]:
     return {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
 
 
-def test_a_file_in_eight_bits_answers_nearly_as_the_network_does(weights, pixels, tmp_path):
+def test_outputs_of_an_8_bit_file_are_close_to_those_of_the_network(weights, pixels, tmp_path):
     model, image = trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1)
-    whole = formats.onnx(model, tmp_path, image, FORM)
-    made = int8.int8(model, tmp_path, image, FORM, [each[None] for each in pixels])
-    assert made.exported.path.name == "model.int8.onnx"
-    assert 0 < made.chosen <= made.whole
-    assert made.error <= int8.TOLERANCE
-    expected, found = whole.run(pixels), made.exported.run(pixels)
-    assert set(found) == {f"{task}/outputs" for task in KINDS}
+    exported = formats.onnx(model, tmp_path, image, FORM)
+    result = int8.export_int8(model, tmp_path, image, FORM, [image[None] for image in pixels])
+    assert result.exported.path.name == "model.int8.onnx"
+    assert 0 < result.quantised_count <= result.candidate_count
+    assert result.error <= int8.TOLERANCE
+    expected, outputs = exported.run(pixels), result.exported.run(pixels)
+    assert set(outputs) == {f"{task}/outputs" for task in KINDS}
     for name, value in expected.items():
-        apart = np.abs(found[name] - value).mean() / (value.std() + 1e-6)
-        assert 0 < apart < int8.TOLERANCE, name
+        difference = np.abs(outputs[name] - value).mean() / (value.std() + 1e-6)
+        assert 0 < difference < int8.TOLERANCE, name
 
 
-def test_what_a_task_puts_out_is_never_rounded(weights, pixels):
-    made = formats.as_onnx(trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1), FORM)
-    names, last = rounding.layers(made.whole)
-    samples = int8.observed(made.whole, [np.ascontiguousarray(pixels.transpose(network.TO_NCHW))])
-    ranges = {name: int8.limits(values) for name, values in samples.items()}
-    few = rounding.quantised(made.whole, ranges, names)
-    assert last
-    assert not set(last) & rounded(few.graph.node)
-    kinds = {each.name: onnx.numpy_helper.to_array(each).dtype for each in few.graph.initializer}
+def test_raw_outputs_are_never_rounded(weights, pixels):
+    converted = formats.convert_to_onnx(trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1), FORM)
+    names, output_names = rounding.quantisable_layers(converted.check_model)
+    samples = int8.sample_inputs(converted.check_model, [np.ascontiguousarray(pixels.transpose(network.TO_NCHW))])
+    ranges = {name: int8.quantisation_limits(values) for name, values in samples.items()}
+    model = rounding.quantise(converted.check_model, ranges, names)
+    assert output_names
+    assert not set(output_names) & rounded(model.graph.node)
+    kinds = {array.name: onnx.numpy_helper.to_array(array).dtype for array in model.graph.initializer}
     assert sum(kind == np.int8 for kind in kinds.values()) > 4
-    assert not rounded(rounding.quantised(made.whole, ranges, []).graph.node)  # kernels alone are stored in eight bits
+    assert not rounded(rounding.quantise(converted.check_model, ranges, []).graph.node)  # only kernels in 8 bits
 
 
 def test_limits_are_where_rounding_and_cutting_off_change_least():
     even = np.linspace(-1.0, 2.0, 1000)
-    assert int8.limits(even) == (-1.0, 2.0)
+    assert int8.quantisation_limits(even) == (-1.0, 2.0)
     heavy = np.concatenate([np.random.default_rng(0).normal(size=100_000), [20.0]])
-    low, high = int8.limits(heavy)
+    low, high = int8.quantisation_limits(heavy)
     assert low == heavy.min()
     assert 10 < high < 20
-    assert int8.limits(np.zeros(4)) == (0.0, 0.0)
+    assert int8.quantisation_limits(np.zeros(4)) == (0.0, 0.0)
 
 
-def convolution(name: str, given: str, kernel: np.ndarray, **attributes):
+def convolution(name: str, source: str, kernel: np.ndarray, **attributes):
     arrays = {f"{name}/kernel": kernel, f"{name}/bias": np.arange(len(kernel), dtype=np.float32)}
-    return onnx.helper.make_node("Conv", [given, *arrays], [name], name, **attributes), arrays
+    return onnx.helper.make_node("Conv", [source, *arrays], [name], name, **attributes), arrays
 
 
 def test_equalised_channels_compute_the_same_and_are_alike():
-    draw, spread = np.random.default_rng(0), np.float32([[[[1.0]]], [[[30.0]]], [[[0.1]]], [[[5.0]]]])
-    first = convolution("first", "image", spread * draw.normal(size=(4, 3, 1, 1)).astype(np.float32))
+    generator, spread = np.random.default_rng(0), np.float32([[[[1.0]]], [[[30.0]]], [[[0.1]]], [[[5.0]]]])
+    first = convolution("first", "image", spread * generator.normal(size=(4, 3, 1, 1)).astype(np.float32))
     relu = onnx.helper.make_node("Relu", ["first"], ["relu"], "relu")
-    each = convolution("each", "relu", draw.normal(size=(4, 1, 3, 3)).astype(np.float32), group=4)
-    gate = convolution("gate", "each", draw.normal(size=(4, 4, 1, 1)).astype(np.float32))
+    depthwise = convolution("each", "relu", generator.normal(size=(4, 1, 3, 3)).astype(np.float32), group=4)
+    gate = convolution("gate", "each", generator.normal(size=(4, 4, 1, 1)).astype(np.float32))
     sigmoid = onnx.helper.make_node("HardSigmoid", ["gate"], ["open"], "open")
     times = onnx.helper.make_node("Mul", ["each", "open"], ["times"], "times")
-    last = convolution("last", "times", draw.normal(size=(2, 4, 1, 1)).astype(np.float32))
+    last = convolution("last", "times", generator.normal(size=(2, 4, 1, 1)).astype(np.float32))
     named = onnx.helper.make_node("Identity", ["last"], ["seg/outputs"], "named")
-    nodes = [first[0], relu, each[0], gate[0], sigmoid, times, last[0], named]
-    arrays = first[1] | each[1] | gate[1] | last[1]
+    nodes = [first[0], relu, depthwise[0], gate[0], sigmoid, times, last[0], named]
+    arrays = first[1] | depthwise[1] | gate[1] | last[1]
     shapes = [onnx.helper.make_tensor_value_info(n, 1, None) for n in ("image", "seg/outputs")]
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
     graph = onnx.helper.make_graph(nodes, "chain", shapes[:1], shapes[1:], weights)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    image = draw.normal(size=(1, 3, 6, 6)).astype(np.float32)
-    samples = int8.observed(model, [image])
-    changed, found = equalising.equalised(model, samples)
-    expected, got = (formats.session(one.SerializeToString())(image)["seg/outputs"] for one in (model, changed))
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(np.abs(found["relu"]).max(axis=0), np.abs(samples["relu"]).max(), rtol=1e-5)
-    again = int8.observed(changed, [image])
-    for name, values in again.items():
-        np.testing.assert_allclose(values, found[name], rtol=1e-4, atol=1e-4)
+    image = generator.normal(size=(1, 3, 6, 6)).astype(np.float32)
+    samples = int8.sample_inputs(model, [image])
+    changed, scaled = equalising.equalise(model, samples)
+    sessions = (formats.open_session(version.SerializeToString()) for version in (model, changed))
+    expected, outputs = (run(image)["seg/outputs"] for run in sessions)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.abs(scaled["relu"]).max(axis=0), np.abs(samples["relu"]).max(), rtol=1e-5)
+    new_samples = int8.sample_inputs(changed, [image])
+    for name, values in new_samples.items():
+        np.testing.assert_allclose(values, scaled[name], rtol=1e-4, atol=1e-4)
 
 
 def test_kernels_that_differ_by_a_norm_are_held_once():
@@ -111,20 +112,20 @@ def test_kernels_that_differ_by_a_norm_are_held_once():
     kernel = np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(np.float32)
     for name, factor in (("one", 1.0), ("two", 1.7), ("other", -1.0)):
         draft.kernel(name, np.float32(factor) * kernel)
-    held = [each for each in draft.arrays.values() if each.dtype == np.int8]
-    assert len(held) == 2
+    kernels = [array for array in draft.arrays.values() if array.dtype == np.int8]
+    assert len(kernels) == 2
 
 
 def test_the_command_says_what_eight_bits_keep(weights, tmp_path, capsys, pixels):
     from PIL import Image
 
-    for number, each in enumerate(pixels):
-        Image.fromarray((255 * each).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    for number, image in enumerate(pixels):
+        Image.fromarray((255 * image).astype(np.uint8)).save(tmp_path / f"{number}.png")
     flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--format", "onnx", "--tasks", "age", "--int8"]
     assert command.main([*flags, "--calibrate", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "onnx int8" in said
-    assert "of the spread" in said
+    printed = capsys.readouterr().out
+    assert "onnx int8" in printed
+    assert "of the spread" in printed
     assert (tmp_path / "out" / "model.int8.onnx").is_file()
 
 
@@ -137,35 +138,37 @@ def tuned(weights, pixels, tmp_path_factory):
     """Three steps in eight bits, written, and the losses that were reported."""
     model, image = trained.load(weights, tasks="seg,det"), network.input_shape(image_size=SIZE, batch_size=1)
     losses = {}
-    folder, images = tmp_path_factory.mktemp("tuned"), [each[None] for each in pixels]
-    made = fine_tuning.int8_tuned(model, folder, image, FORM, images, windows(3), report=losses.__setitem__)
-    return model, made, losses
+    folder, images = tmp_path_factory.mktemp("tuned"), [image[None] for image in pixels]
+    result = fine_tuning.export_tuned_int8(model, folder, image, FORM, images, windows(3), report=losses.__setitem__)
+    return model, result, losses
 
 
 def test_a_network_fine_tuned_in_eight_bits_is_written_as_it_was_trained(tuned, pixels):
-    model, made, losses = tuned
+    model, result, losses = tuned
     assert list(losses) == [1, 2, 3]
     assert losses[1] == pytest.approx(1, rel=1e-3)
-    path = made.exported.path
+    path = result.exported.path
     assert path.name == "model.int8.qat.onnx"
     nodes = onnx.load(str(path)).graph.node
-    assert len(rounded(nodes)) >= made.chosen > 0  # a layer that passes several levels rounds each of them
-    assert made.error < 1
-    expected = check.reference(made.exported.network, FORM)[1](pixels[:1])  # rounds within JAX
-    found = made.exported.check(pixels[:1])
+    assert len(rounded(nodes)) >= result.quantised_count > 0  # a layer that passes several levels rounds each of them
+    assert result.error < 1
+    expected = check.reference(result.exported.network, FORM)[1](pixels[:1])  # rounds within JAX
+    outputs = result.exported.check(pixels[:1])
     for name, value in expected.items():  # numbers that lie between two of 256 may go either way
-        assert np.abs(found[name] - value).mean() < 1e-2 * np.abs(value).mean(), name
+        assert np.abs(outputs[name] - value).mean() < 1e-2 * np.abs(value).mean(), name
     before = jax.tree.leaves(model.variables["params"])
-    after = jax.tree.leaves(made.exported.network.variables["params"])
-    assert any((one != other).any() for one, other in zip(before, after, strict=True))
+    after = jax.tree.leaves(result.exported.network.variables["params"])
+    assert any((previous != tuned_array).any() for previous, tuned_array in zip(before, after, strict=True))
 
 
 def test_ranges_are_of_all_levels_and_of_no_layer_that_a_task_reads_last(weights, pixels):
     model = trained.load(weights, tasks="seg,det")
-    ranges = fine_tuning.observed(model, [each[None] for each in pixels])
+    ranges = fine_tuning.measure_ranges(model, [image[None] for image in pixels])
     assert set(ranges) == {"head/conv_0/all", "neck/lateral_8/all", "neck/lateral_16/all", "neck/lateral_32/all"}
-    look = jax.jit(partial(quantisation.observed, model.setup.model, tasks=model.names))(model.variables, pixels[:1])
-    cells = look["head"]["conv_0"]["all"].shape[0]
+    observed = jax.jit(partial(quantisation.observed, model.setup.model, tasks=model.names))(
+        model.variables, pixels[:1]
+    )
+    cells = observed["head"]["conv_0"]["all"].shape[0]
     assert cells == (SIZE // 8) ** 2 + (SIZE // 16) ** 2  # few enough to look at all
 
 
@@ -176,7 +179,7 @@ def test_rounding_passes_the_gradient_and_moves_the_limits():
     np.testing.assert_allclose(
         rounded_x, np.array([-85, np.rint(-0.11 / scale), np.rint(0.4 / scale), 170]) * scale, rtol=1e-5
     )
-    by_x, by_limits = jax.grad(lambda *both: quantisation.rounded_values(*both).sum(), argnums=(0, 1))(x, limits)
+    by_x, by_limits = jax.grad(lambda *inputs: quantisation.rounded_values(*inputs).sum(), argnums=(0, 1))(x, limits)
     np.testing.assert_allclose(by_x, [0, 1, 1, 0], atol=1e-6)
     assert by_limits[1] > 0.5  # what is cut off above wants it higher
     np.testing.assert_array_equal(quantisation.rounded_values(x, jnp.zeros(2)), x)  # off

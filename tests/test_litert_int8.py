@@ -1,4 +1,4 @@
-"""LiteRT's files in eight bits: smaller, near the network, and for any number of images where figures are taken."""
+"""8-bit LiteRT export: files are smaller, close to the network, and run on any number of images for the metrics."""
 
 import numpy as np
 import pytest
@@ -23,17 +23,17 @@ def require_quantizer() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ImportWarning")  # of the converters themselves
-def test_a_file_in_eight_bits_is_smaller_and_answers_nearly_as_the_network_does(weights, tmp_path):
+def test_an_8_bit_file_is_smaller_and_its_outputs_are_close_to_those_of_the_network(weights, tmp_path):
     require_quantizer()
     model, image = trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1)
-    whole = litert.litert(model, tmp_path, image, FORM)
+    full = litert.litert(model, tmp_path, image, FORM)
     small = litert_int8.litert_int8(model, tmp_path, image, FORM)
     assert small.path.name == "model.int8.tflite"
-    assert small.size < 0.9 * whole.size  # most kernels of so small a network are small
+    assert small.size < 0.9 * full.size  # most kernels of so small a network are small
     pixels = np.random.default_rng(0).random((1, SIZE, SIZE, 3), np.float32)
     assert set(small.run(pixels)) == {f"{task}/outputs" for task in KINDS}
-    assert litert_int8.apart(model, FORM, whole.check, pixels) < 1e-4
-    assert 1e-4 < litert_int8.apart(model, FORM, small.check, pixels) < 0.3
+    assert litert_int8.relative_error(model, FORM, full.check, pixels) < 1e-4
+    assert 1e-4 < litert_int8.relative_error(model, FORM, small.check, pixels) < 0.3
 
 
 def test_a_file_of_two_images_is_run_on_any_number():
@@ -44,7 +44,7 @@ def test_a_file_of_two_images_is_run_on_any_number():
         return {"mean": pixels.mean(axis=(1, 2, 3))}
 
     pixels = np.arange(5.0).reshape(5, 1, 1, 1).repeat(3, axis=3)
-    assert litert_int8.in_turn(pair, 2)(pixels)["mean"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert litert_int8.run_in_batches(pair, 2)(pixels)["mean"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert calls == [2, 2, 2]
 
 

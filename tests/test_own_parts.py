@@ -104,6 +104,6 @@ def test_an_exported_network_answers_alike(learnt, tmp_path):
     ready = trained.load(learnt)
     image = network.input_shape(image_size=64, batch_size=1)
     pixels = np.random.default_rng(0).random(image.shape, np.float32)
-    expected = jax.device_get(jax.jit(network.answers(ready, with_outputs=True))(pixels))
+    expected = jax.device_get(jax.jit(network.output_function(ready, with_outputs=True))(pixels))
     for name, value in formats.stablehlo(ready, tmp_path, image).check(pixels).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)

@@ -1,4 +1,4 @@
-"""Writes a trained network as files that run without this package, and checks them.
+"""Exports a trained network to files that run without this package, and checks them.
 
 mtl-jax export --weights runs/seq --out exported --images "data/mini-coco-det/val/*.jpg"
 """
@@ -17,7 +17,7 @@ from typing import Any
 from mtl_jax.cli import eight_bits, flags
 
 REPEATS = 20  # timed calls
-DYNAMIC = "dynamic"  # in the place of a size
+DYNAMIC = "dynamic"  # value of --image_size
 
 
 def parser() -> flags.Parser:
@@ -26,16 +26,23 @@ def parser() -> flags.Parser:
     flags.add_weights(parser)
     parser.add_argument("--out", type=Path, help="folder of the files")
     parser.add_argument(
-        "--web", type=Path, help="folder of a page that runs the ONNX file in a browser, without server"
+        "--web", type=Path, help="folder of a page that runs the ONNX file in a browser, without a server"
     )
-    parser.add_argument("--ort_web", type=Path, help="tarball or folder of onnxruntime-web; else npm fetches it once")
+    parser.add_argument("--ort_web", type=Path, help="tarball or folder of onnxruntime-web; default: from npm, once")
     parser.add_argument("--format", default="stablehlo,onnx", help="some of stablehlo, onnx, litert, openvino, coreml")
-    size_help = f"px, a multiple of 32, or {DYNAMIC}: any such height and width; as validated if not given"
+    size_help = f"px, a multiple of 32, or {DYNAMIC} for any such height and width; default: as validated"
     parser.add_argument("--image_size", type=_image_size, default=0, help=size_help)
-    parser.add_argument("--batch_size", type=int, default=1, help="of the StableHLO file, and of the checks")
-    parser.add_argument("--decode", choices=("none", "boxes", "all"), default="all", help="boxes: no suppression")
-    parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of images, and maps that come out")
-    parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to check with; else noise")
+    parser.add_argument("--batch_size", type=int, default=1, help="batch size of the StableHLO file and of the checks")
+    parser.add_argument(
+        "--decode",
+        choices=("none", "boxes", "all"),
+        default="all",
+        help="boxes: no suppression",
+    )
+    parser.add_argument("--layout", choices=("nhwc", "nchw"), default="nhwc", help="of images and output maps")
+    parser.add_argument(
+        "--images", nargs="+", default=[], help="files, folders or patterns to check with; default: noise"
+    )
     eight_bits.add_flags(parser)
     return parser
 
@@ -48,9 +55,9 @@ def _image_size(text: str) -> int | str:
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Prints sizes, differences and latencies; returns 0, or 2 for a user's mistake or a file that differs."""
+    """Prints sizes, differences and latencies; returns 0, or 2 for a usage error or a file that differs."""
     options = parser().parse_args(arguments)
-    # Imported after the flags: --help should not wait for JAX.
+    # Imported after the flags, so that --help does not wait for JAX.
     from mtl_jax.runtime import compilation
 
     compilation.enable_cache()
@@ -62,30 +69,28 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _export_web(options: argparse.Namespace) -> str:
-    """Writes the ONNX file with the page and the runtime next to it; returns a fault, or nothing."""
+    """Writes the ONNX file, the page and the runtime into one folder; returns an error message or an empty string."""
     from mtl_jax.export import web
     from mtl_jax.kernels import cpu_kernels
 
     if options.out or options.decode != "all":
-        return "--web takes neither --out, it names the folder itself, nor --decode, the page needs all; leave them out"
+        return "--web takes neither --out, because it names the folder, nor --decode; leave them out"
     options.out, options.format = options.web, "onnx"
-    files = web.runtime(options.ort_web, cpu_kernels.cache_dir() / "web")  # before anything takes long
+    files = web.runtime(options.ort_web, cpu_kernels.cache_dir() / "web")  # first, so that errors come early
     if problem := _export(options):
         return problem
     web.add(options.out.expanduser(), files)
-    print(
-        f"{options.out}: give the folder out by any static host, e.g. python -m http.server --directory {options.out}"
-    )
+    print(f"{options.out}: serve the folder by any static host, e.g. python -m http.server --directory {options.out}")
     return ""
 
 
 def _export(options: argparse.Namespace) -> str:
-    """Writes the files once all of them are made and checked; returns what is wrong with them, or nothing."""
+    """Writes the files after all of them pass the checks; returns an error message or an empty string."""
     from mtl_jax.export import formats, network
     from mtl_jax.workdir import trained
 
     names = list(dict.fromkeys(name.strip() for name in options.format.split(",")))
-    if problem := _mistake(names, options):
+    if problem := _flag_error(names, options):
         return problem
     model = trained.load(options.weights, tasks=options.tasks)
     view = network.input_view(model)
@@ -104,40 +109,40 @@ def _export(options: argparse.Namespace) -> str:
     is_new_folder = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        # Made in a folder of its own, so that nothing half done is left where the files belong.
+        # Written to a temporary folder first, so that a failed export leaves no partial files.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as drafts:
-            rows, failures, runs = _make(names, model, Path(drafts), image, batches, form)
+            rows, failures, runs = _write_files(names, model, Path(drafts), image, batches, form)
             if failures:
                 return failures
-            small = eight_bits.files(options, names, model, Path(drafts), image, form, view, batches[0])
-            for file in small:
+            quantised = eight_bits.write_files(options, names, model, Path(drafts), image, form, view, batches[0])
+            for file in quantised:
                 rows.append(file.row)
                 runs[file.row[0]] = file.exported.run
             description["files"] = {row[0]: row[1].name for row in rows}
             description["batch_sizes"] = {row[0]: row[-1] for row in rows}
             (Path(drafts) / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
             for draft in Path(drafts).iterdir():
-                if draft.is_dir() and (out / draft.name).is_dir():  # a package of Core ML
+                if draft.is_dir() and (out / draft.name).is_dir():  # a Core ML package
                     shutil.rmtree(out / draft.name)
                 draft.replace(out / draft.name)
     finally:
         if is_new_folder and not any(out.iterdir()):
             out.rmdir()
     _print_model(model, view, description)
-    eight_bits.show_figures(small, model, form, view)
-    _show([(label, str(out / path.name), *map(str, cells)) for label, path, *cells in rows], runs, batches[0])
+    eight_bits.print_metrics(quantised, model, form, view)
+    _print_table([(label, str(out / path.name), *map(str, cells)) for label, path, *cells in rows], runs, batches[0])
     return ""
 
 
-def _mistake(names: list[str], options: argparse.Namespace) -> str:
-    """What is wrong with the flags, or nothing."""
+def _flag_error(names: list[str], options: argparse.Namespace) -> str:
+    """Returns the error of the flags, or an empty string."""
     from mtl_jax.export import formats
 
     if options.out is None:
         return "--out: expected the folder of the files, or --web and the folder of a page, found neither"
     if unknown := [name for name in names if name not in formats.FORMATS]:
         return f"--format: expected some of {', '.join(formats.FORMATS)}, found {', '.join(unknown)}"
-    if problem := eight_bits.mistake(names, options):
+    if problem := eight_bits.flag_error(names, options):
         return problem
     if options.batch_size < 1:
         return f"--batch_size: expected 1 or more, found {options.batch_size}"
@@ -151,10 +156,10 @@ def _mistake(names: list[str], options: argparse.Namespace) -> str:
     return ""
 
 
-def _make(
+def _write_files(
     names: list[str], model: Any, folder: Path, image: Any, batches: list[Any], form: Any = None
 ) -> tuple[list[tuple[Any, ...]], str, dict[str, Any]]:
-    """Writes and checks each format; returns their rows of the table, what differs, and all that can be timed."""
+    """Writes and checks each format; returns table rows, a message of failed checks, and functions for the timing."""
     from mtl_jax.export import check, formats, network
 
     form = form or network.Form()
@@ -181,7 +186,7 @@ def _make(
 
 
 def _print_model(model: Any, view: Any, description: dict[str, Any]) -> None:
-    """Says what was exported, and where the files are used otherwise than the network was."""
+    """Prints what was exported, and every difference between the files and the network's validation."""
     print(f"{model.path}, stage {model.stage}: {', '.join(model.names)}; the files take {view}")
     if "height" in description["input"]["shape"]:
         stride = description["input"]["multiple_of"]
@@ -189,14 +194,14 @@ def _print_model(model: Any, view: Any, description: dict[str, Any]) -> None:
             f"note: height and width may be any multiples of {stride} px; tasks were validated at {view.image_size} px"
         )
     if model.config.model.compute_dtype != "float32" and "onnx" in description["files"]:
-        print("note: model.onnx computes in float32, and is compared with the network in float32")
+        print("note: model.onnx computes in float32 and is compared with the network in float32")
     for name, task in description["tasks"].items():
         if task["validated_on"] != str(view):
             print(f"note: {name} was validated on {task['validated_on']}, the files take {view}")
 
 
 def _checked_sizes(image_size: int, options: argparse.Namespace) -> list[tuple[int, int]]:
-    """Height and width of the images that files are checked with: of any size, two that differ in both."""
+    """Returns the heights and widths of the checks; for a dynamic size, two that differ in both."""
     if options.image_size != DYNAMIC:
         return [(image_size, image_size)]
     from mtl_jax.config.model_settings import IMAGE_STRIDE
@@ -205,8 +210,8 @@ def _checked_sizes(image_size: int, options: argparse.Namespace) -> list[tuple[i
     return [(image_size, image_size), (lower, image_size + IMAGE_STRIDE)]
 
 
-def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterator[Any]:
-    """Images as the files take them, or without any blotches of colour."""
+def _batches(patterns: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterator[Any]:
+    """Yields batches of preprocessed images, or of coarse colour noise without images."""
     import numpy as np
 
     from mtl_jax import predict
@@ -214,17 +219,17 @@ def _batches(places: list[str], shape: tuple[int, ...], *, crop: bool) -> Iterat
     from mtl_jax.data.images import decode_image
 
     size, count = shape[1:3], shape[0]
-    if not places:
-        blotches = np.random.default_rng(0).random((count, size[0] // 16, size[1] // 16, 3), np.float32)
-        yield blotches.repeat(16, axis=1).repeat(16, axis=2)
+    if not patterns:
+        noise = np.random.default_rng(0).random((count, size[0] // 16, size[1] // 16, 3), np.float32)
+        yield noise.repeat(16, axis=1).repeat(16, axis=2)
         return
-    paths = predict.find_images(places)
+    paths = predict.find_images(patterns)
     for first in range(0, len(paths), count):
         images = [decode_image(path) for path in paths[first : first + count]]
         yield pipeline.fitted(images, size=(size[0], size[1]), batch_size=count, crop=crop)[0]
 
 
-def _show(rows: list[tuple[str, ...]], runs: dict[str, Any], pixels: Any) -> None:
+def _print_table(rows: list[tuple[str, ...]], runs: dict[str, Any], pixels: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""How far an exported file is from the network that it came from, and how fast each of them is."""
+"""Numerical differences between an exported file and its network, and latencies of both."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ import jax
 import numpy as np
 
 from mtl_jax.export.formats import Run
-from mtl_jax.export.network import OUTPUTS, Form, answers, decoded
+from mtl_jax.export.network import OUTPUTS, Form, decode_outputs, output_function
 from mtl_jax.workdir.trained import Trained
 
-# Of the largest magnitude of each output, by what the network computes in: the numbers of bfloat16 lie 8e-3 apart.
+# Relative to the largest magnitude of each output, by compute type; the spacing of bfloat16 numbers is 8e-3.
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 def reference(network: Trained, form: Form | None = None) -> tuple[Run, Run]:
-    """Returns the network itself, jitted, as users of the package run it: its answers, and its outputs too."""
-    plain, full = (jax.jit(answers(network, form, with_outputs=with_outputs)) for with_outputs in (False, True))
-    return (lambda pixels: jax.device_get(plain(pixels))), (lambda pixels: jax.device_get(full(pixels)))
+    """Returns the jitted network as two functions: of its predictions, and of its predictions and raw outputs."""
+    predictions, all_outputs = (
+        jax.jit(output_function(network, form, with_outputs=with_outputs)) for with_outputs in (False, True)
+    )
+    return (lambda pixels: jax.device_get(predictions(pixels))), (lambda pixels: jax.device_get(all_outputs(pixels)))
 
 
 def differences(
-    network: Trained, expected: Run, found: Run, batches: Sequence[np.ndarray], *, decode: str = "all"
+    network: Trained, reference_run: Run, file_run: Run, batches: Sequence[np.ndarray], *, decode: str = "all"
 ) -> dict[str, float]:
     """Returns the largest difference of each output, relative to its largest magnitude.
 
-    Outputs are compared with the network's own. What is decoded from them is compared with what the network's decoding
-    makes of the file's outputs: an index may jump where two scores are equal to the last digit but one.
+    Raw outputs are compared with those of the network. Predictions are compared with the network's decoding of the
+    file's raw outputs, because an index may change where two scores are nearly equal.
 
     Args:
-        network: the exported one.
-        expected: the network, with its outputs.
-        found: the file, with its outputs.
-        batches: images, letterboxed.
-        decode: how far the file decodes, one of `network.DECODE`.
+        network: exported network.
+        reference_run: function of the network, with raw outputs.
+        file_run: function of the file, with raw outputs.
+        batches: letterboxed images.
+        decode: decoding of the file, one of `network.DECODE`.
     """
-    decoder = jax.jit(lambda outputs: decoded(network.tasks, outputs, decode))
+    decoder = jax.jit(lambda outputs: decode_outputs(network.tasks, outputs, decode))
     largest: dict[str, float] = {}
     difference: dict[str, float] = {}
     for pixels in batches:
-        expected_outputs, file_outputs = expected(pixels), found(pixels)
+        expected_outputs, file_outputs = reference_run(pixels), file_run(pixels)
         outputs = {name: file_outputs[f"{name}/{OUTPUTS}"] for name in network.names}
         expected_outputs |= jax.device_get(decoder(outputs))
         for name, value in expected_outputs.items():
@@ -53,12 +55,12 @@ def differences(
 
 
 def latencies_ms(runs: Mapping[str, Run], pixels: np.ndarray, *, repeats: int) -> dict[str, float]:
-    """Returns the median time of each, in ms, after a first call; they take turns, so that a busy machine is fair.
+    """Returns median latencies in ms after a warm-up call; the programs alternate, so that noise affects all alike.
 
     Args:
-        runs: by name.
+        runs: functions by name.
         pixels: one batch.
-        repeats: timed calls of each.
+        repeats: timed calls of each function.
     """
     seconds: dict[str, list[Any]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):

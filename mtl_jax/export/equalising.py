@@ -1,6 +1,6 @@
-"""Gives the channels that a convolution reads ranges of one size, which one scale of eight bits then fits.
+"""Cross-layer equalisation: rescales channels to similar ranges, so that one 8-bit scale suits all of them.
 
-The network computes the same: what makes a channel is divided by a factor, by which what reads it is multiplied.
+The function is unchanged: the kernel that produces a channel is divided by a factor, the next one multiplied by it.
 """
 
 from __future__ import annotations
@@ -14,29 +14,35 @@ import onnx
 from mtl_jax.export.network import OUTPUTS
 from mtl_jax.export.onnx_folding import required_nodes
 
-ALIKE = ("Relu", "GlobalAveragePool", "Resize", "MaxPool", "Add")  # multiples of what they read make a multiple
-GATES = ("HardSigmoid", "Sigmoid")  # whose result channels are multiplied by
-LEAST = 1e-3  # of the largest range: a channel that is hardly used is not enlarged beyond reason
+SCALE_EQUIVARIANT = (
+    "Relu",
+    "GlobalAveragePool",
+    "Resize",
+    "MaxPool",
+    "Add",
+)  # operators whose output scales with their input
+GATES = ("HardSigmoid", "Sigmoid")  # operators whose output multiplies channels
+MIN_SPAN = 1e-3  # of the largest range; limits the factor of nearly unused channels
 
-Samples = dict[str, np.ndarray]  # name -> f32[places, channels], of what a convolution reads
+Samples = dict[str, np.ndarray]  # tensor name -> f32[positions, channels], inputs of a convolution
 
 
-def equalised(model: Any, samples: Mapping[str, np.ndarray]) -> tuple[Any, Samples]:
-    """Returns a model that computes the same, and samples, whose channels are more alike.
+def equalise(model: Any, samples: Mapping[str, np.ndarray]) -> tuple[Any, Samples]:
+    """Returns an equivalent model with channels of similar ranges, and the samples rescaled.
 
-    Only what all outputs depend on is changed: above it, tasks share kernels, and a file holds these once.
+    Only nodes that all outputs depend on are changed: later kernels are shared by tasks and stored once.
 
     Args:
-        model: fp32, the channels first.
-        samples: of what its convolutions read.
+        model: fp32 model, channels first.
+        samples: inputs of its convolutions.
 
     References:
         Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019. Xiao et al.,
-        "SmoothQuant", 2023: factors of what a full kernel reads, which are then spread over the channel and the kernel.
+        "SmoothQuant", 2023: factors of the inputs of a full kernel, divided between the input and the kernel.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    common = _read_by_all(changed)
+    common = _nodes_of_all_tasks(changed)
     arrays = {initializer.name: onnx.numpy_helper.to_array(initializer) for initializer in changed.graph.initializer}
     kernels = {
         node.name: [arrays[name] for name in node.input[1:]]
@@ -44,59 +50,59 @@ def equalised(model: Any, samples: Mapping[str, np.ndarray]) -> tuple[Any, Sampl
         if node.op_type == "Conv" and node.name in common and all(name in arrays for name in node.input[1:])
     }
     scaled = dict(samples)
-    for names in _linked(changed, arrays):
-        makers = [node for node in changed.graph.node if node.output[0] in names and node.op_type == "Conv"]
-        readers = [node for node in changed.graph.node if names.intersection(node.input) and node.op_type == "Conv"]
-        if not readers or not all(_known(node, kernels) for node in (*makers, *readers)):
+    for names in _linked_arrays(changed, arrays):
+        producers = [node for node in changed.graph.node if node.output[0] in names and node.op_type == "Conv"]
+        consumers = [node for node in changed.graph.node if names.intersection(node.input) and node.op_type == "Conv"]
+        if not consumers or not all(_is_supported(node, kernels) for node in (*producers, *consumers)):
             continue
-        spans = [np.abs(scaled[node.input[0]]).max(axis=0) for node in readers if node.input[0] in scaled]
-        factor = _factors(spans, [kernels[node.name][0] for node in readers])
-        for node in makers:
+        spans = [np.abs(scaled[node.input[0]]).max(axis=0) for node in consumers if node.input[0] in scaled]
+        factor = _factors(spans, [kernels[node.name][0] for node in consumers])
+        for node in producers:
             kernels[node.name] = [array / factor.reshape(-1, *[1] * (array.ndim - 1)) for array in kernels[node.name]]
-        for node in readers:
+        for node in consumers:
             kernel, *bias = kernels[node.name]
             rows = (-1, 1, 1, 1) if kernel.shape[1] == 1 and _groups(node) > 1 else (1, -1, 1, 1)
             kernels[node.name] = [kernel * factor.reshape(rows), *bias]
         scaled |= {name: scaled[name] / factor for name in names if name in scaled}
-    return _with(changed, kernels), scaled
+    return _replace_kernels(changed, kernels), scaled
 
 
-def _read_by_all(model: Any) -> set[str]:
-    """Names of the nodes that every task depends on."""
+def _nodes_of_all_tasks(model: Any) -> set[str]:
+    """Returns the names of the nodes that every task depends on."""
     outputs = [output.name for output in model.graph.output if output.name.endswith(f"/{OUTPUTS}")]
     nodes = [{node.name for node in required_nodes(model.graph.node, [name])[0]} for name in outputs]
     return set.intersection(*nodes) if nodes else set()
 
 
-def _linked(model: Any, arrays: Mapping[str, np.ndarray]) -> list[set[str]]:
-    """Returns sets of arrays whose channels have to have the same factors, and may have some."""
+def _linked_arrays(model: Any, arrays: Mapping[str, np.ndarray]) -> list[set[str]]:
+    """Returns the sets of tensors that have to share their channel factors, without those that cannot be rescaled."""
     group: dict[str, set[str]] = {}
     fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
     for node in model.graph.node:
         inputs = [name for name in node.input if name and name not in arrays]
         for name in (*inputs, *node.output):
             group.setdefault(name, {name})
-        gates = [name for name in inputs if _made_by(model, name) in GATES]
+        gates = [name for name in inputs if _producer_type(model, name) in GATES]
         if node.op_type == "Conv":
             continue
         if node.op_type == "Mul" and len(inputs) == 2 and len(gates) == 1:
             inputs.remove(gates[0])
             fixed.add(gates[0])
-        elif node.op_type not in ALIKE or (node.op_type == "Add" and len(inputs) < 2):
+        elif node.op_type not in SCALE_EQUIVARIANT or (node.op_type == "Add" and len(inputs) < 2):
             fixed.update(inputs, node.output)
             continue
-        together = set().union(*(group[name] for name in (*inputs, node.output[0])))
-        group.update(dict.fromkeys(together, together))
+        linked = set().union(*(group[name] for name in (*inputs, node.output[0])))
+        group.update(dict.fromkeys(linked, linked))
     unique = {id(names): names for names in group.values()}
     return [names for names in unique.values() if not names & fixed]
 
 
-def _made_by(model: Any, name: str) -> str:
+def _producer_type(model: Any, name: str) -> str:
     return next((node.op_type for node in model.graph.node if name in node.output), "")
 
 
-def _known(node: Any, kernels: Mapping[str, Sequence[np.ndarray]]) -> bool:
-    """Whether a convolution is full, or depthwise with as many channels as it reads."""
+def _is_supported(node: Any, kernels: Mapping[str, Sequence[np.ndarray]]) -> bool:
+    """Returns whether a convolution is full, or depthwise with equal numbers of input and output channels."""
     if node.name not in kernels:
         return False
     kernel = kernels[node.name][0]
@@ -108,24 +114,24 @@ def _groups(node: Any) -> int:
 
 
 def _factors(spans: Sequence[np.ndarray], kernels: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns what the channels are divided by: all of their range, or its root where a full kernel takes the rest."""
+    """Returns channel divisors: the range, or for a full kernel the root of its ratio to the kernel's range."""
     span = np.max(spans, axis=0)
-    span = np.maximum(span / (span.max() or 1.0), LEAST)
+    span = np.maximum(span / (span.max() or 1.0), MIN_SPAN)
     full = [np.abs(kernel).max(axis=(0, 2, 3)) for kernel in kernels if kernel.shape[1] == span.size]
     if not full:
         return span.astype(np.float32)
-    taken = np.max(full, axis=0)
-    taken = np.maximum(taken / (taken.max() or 1.0), LEAST)
-    return np.sqrt(span / taken).astype(np.float32)
+    kernel_span = np.max(full, axis=0)
+    kernel_span = np.maximum(kernel_span / (kernel_span.max() or 1.0), MIN_SPAN)
+    return np.sqrt(span / kernel_span).astype(np.float32)
 
 
-def _with(model: Any, kernels: Mapping[str, Sequence[np.ndarray]]) -> Any:
+def _replace_kernels(model: Any, kernels: Mapping[str, Sequence[np.ndarray]]) -> Any:
     initializers = {initializer.name: initializer for initializer in model.graph.initializer}
     for node in model.graph.node:
-        for place, array in enumerate(kernels.get(node.name, ()), start=1):
-            name = f"{node.name}/{place}/equal"
+        for position, array in enumerate(kernels.get(node.name, ()), start=1):
+            name = f"{node.name}/{position}/equal"
             initializers[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
-            node.input[place] = name
+            node.input[position] = name
     used = {name for node in model.graph.node for name in node.input}
     inner_nodes = [inner for node in model.graph.node for attribute in node.attribute for inner in attribute.g.node]
     used |= {name for inner in inner_nodes for name in inner.input}

@@ -1,4 +1,4 @@
-"""Trains a network in eight bits, for a few steps on its own training images, to keep the outputs of fp32."""
+"""Quantisation-aware fine-tuning: distils the fp32 network into its 8-bit form on its training images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.data import pipeline
-from mtl_jax.export.formats import as_onnx, require_packages
-from mtl_jax.export.int8 import SEARCHED, TOLERANCE, Quantised, limits, within, written
+from mtl_jax.export.formats import convert_to_onnx, require_packages
+from mtl_jax.export.int8 import (
+    SEARCH_IMAGES,
+    TOLERANCE,
+    Quantised,
+    quantisation_limits,
+    select_within_tolerance,
+    write_quantised,
+)
 from mtl_jax.export.network import Form
-from mtl_jax.export.rounding import in_eight_bits, quantised
+from mtl_jax.export.rounding import quantise, quantised_convolutions
 from mtl_jax.models import multi_task, quantisation
 from mtl_jax.models.patterns import path_of
 from mtl_jax.models.quantisation import RANGES
 from mtl_jax.workdir.trained import Trained, computing_in
 
 BATCH_SIZE = 4  # images of a step
-CROP = 256  # px: a step sees a window of each image, at the image's own scale, for a fraction of the time
-LEARNING_RATE = 3e-5  # at its largest, of Adam
-RANGE_RATE = 1e-3  # the same, of the logarithms of ranges
-WARM_SHARE = 0.1  # of the steps, in which the rate rises
+CROP = 256  # px; steps use random crops at full scale, which take a fraction of the time
+LEARNING_RATE = 3e-5  # peak rate of Adam for the parameters
+RANGE_RATE = 1e-3  # peak rate of Adam for the logarithms of the ranges
+WARM_SHARE = 0.1  # share of the steps with a rising rate
 Ranges = dict[str, np.ndarray]  # "layer/pass" -> f32[2]
 
 
@@ -39,24 +46,24 @@ def _silent(steps: int, loss: float) -> None:
     del steps, loss
 
 
-class Tuned(NamedTuple):
-    """A network that has been trained in eight bits."""
+class TunedNetwork(NamedTuple):
+    """A network after quantisation-aware fine-tuning."""
 
-    network: Trained  # with the ranges among its variables
-    whole: int  # layers and passes that may compute in eight bits
-    chosen: int  # those that do
-    error: float  # of what tasks put out, relative to its spread
-    loss: float  # of the last steps, relative to the first
+    network: Trained  # its variables include the ranges
+    candidate_count: int  # layers and passes that may be quantised
+    quantised_count: int  # layers and passes that are quantised
+    error: float  # of the raw outputs, relative to their spread
+    loss: float  # mean of the last steps, relative to the first
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """Trained state of the fine-tuning."""
 
     params: PyTree
-    factors: PyTree  # logarithms of what the ranges are multiplied by
+    factors: PyTree  # logarithms of the factors of the ranges
 
 
-def int8_tuned(
+def export_tuned_int8(
     network: Trained,
     folder: Path,
     image: jax.ShapeDtypeStruct,
@@ -69,88 +76,92 @@ def int8_tuned(
     """Writes model.int8.qat.onnx.
 
     Args:
-        network: to export.
-        folder: gets the file.
-        image: what the function takes, the channels last.
-        form: what the file takes and gives.
-        pixels: as for `tuned`.
-        batches: likewise.
-        report: likewise.
+        network: network to export.
+        folder: output folder.
+        image: input shape, channels last.
+        form: decoding and layout.
+        pixels: as for `fine_tune`.
+        batches: as for `fine_tune`.
+        report: as for `fine_tune`.
 
     Raises:
-        UserError: a package is not installed, or the network computes what is not translated.
+        UserError: a package is not installed, or the network uses an operation that is not translated.
     """
     require_packages("onnx")
-    result = tuned(computing_in(network, "float32"), pixels, batches, report=report)
-    translated = as_onnx(result.network, image, form)
-    model = quantised(translated.whole, {}, in_eight_bits(translated.whole))
-    exported = written(translated._replace(whole=model), folder / "model.int8.qat.onnx", form)
-    return Quantised(exported, result.whole, result.chosen, result.error)
+    result = fine_tune(computing_in(network, "float32"), pixels, batches, report=report)
+    converted = convert_to_onnx(result.network, image, form)
+    model = quantise(converted.check_model, {}, quantised_convolutions(converted.check_model))
+    exported = write_quantised(converted._replace(check_model=model), folder / "model.int8.qat.onnx", form)
+    return Quantised(exported, result.candidate_count, result.quantised_count, result.error)
 
 
-def tuned(
+def fine_tune(
     network: Trained, pixels: Sequence[np.ndarray], batches: Sequence[np.ndarray], *, report: Report = _silent
-) -> Tuned:
-    """Trains a network in eight bits to keep its own outputs, every task's alike; norms keep their statistics.
+) -> TunedNetwork:
+    """Fine-tunes a network in 8 bits towards its fp32 outputs, with equal task weights and fixed norm statistics.
 
     Args:
-        network: in fp32.
-        pixels: training images to take ranges from, [1, height, width, 3] each.
-        batches: of training images, one for each step.
-        report: is called with the number of steps so far and the last loss, relative to the first.
+        network: fp32 network.
+        pixels: calibration images, [1, height, width, 3] each.
+        batches: batches of training images, one for each step.
+        report: called with the number of finished steps and the last loss, relative to the first.
 
     References:
         Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
         2018. Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015 (the network is its own
         teacher).
     """
-    ranges = observed(network, pixels)
-    chosen, _ = searched(network, ranges, np.concatenate(pixels[:SEARCHED]))
-    start = nested({name: ranges[name] for name in chosen})
-    state, loss = trained(network, start, batches, report=report)
-    variables = {**network.variables, "params": state.params, RANGES: scaled(start, state.factors)}
+    ranges = measure_ranges(network, pixels)
+    selected, _ = select_layers(network, ranges, np.concatenate(pixels[:SEARCH_IMAGES]))
+    start = nest_by_path({name: ranges[name] for name in selected})
+    state, loss = train(network, start, batches, report=report)
+    variables = {**network.variables, "params": state.params, RANGES: scale_ranges(start, state.factors)}
     result = network._replace(variables=jax.device_get(variables))
-    sample = np.concatenate(pixels[:SEARCHED])
-    error = apart(raw_outputs(network, sample), raw_outputs(result, sample)).max()
-    return Tuned(result, len(ranges), len(chosen), float(error), loss)
+    sample = np.concatenate(pixels[:SEARCH_IMAGES])
+    error = relative_errors(raw_outputs(network, sample), raw_outputs(result, sample)).max()
+    return TunedNetwork(result, len(ranges), len(selected), float(error), loss)
 
 
-def observed(network: Trained, pixels: Sequence[np.ndarray]) -> Ranges:
-    """Returns between which values what each layer reads is rounded, by its path and the pass.
+def measure_ranges(network: Trained, pixels: Sequence[np.ndarray]) -> Ranges:
+    """Measures the input range of each layer, by its path and the pass.
 
-    Left out are the layers that tasks read last, so that a box as well as a score keeps its own scale.
+    The last layers of each task are excluded, so that boxes and scores keep their scales.
     """
-    look = jax.jit(functools.partial(quantisation.observed, network.setup.model, tasks=network.names))
+    observe = jax.jit(functools.partial(quantisation.observed, network.setup.model, tasks=network.names))
     values: dict[str, list[np.ndarray]] = {}
     for image in pixels:
-        samples = jax.device_get(look(network.variables, image))
+        samples = jax.device_get(observe(network.variables, image))
         for path, sample in jax.tree_util.tree_leaves_with_path(samples):
             if not set(path_of(path).split("/")[:-1]) & set(network.setup.tasks):
                 values.setdefault(path_of(path), []).append(sample)
-    return {name: np.array(limits(np.concatenate(samples)), np.float32) for name, samples in values.items()}
+    return {
+        name: np.array(quantisation_limits(np.concatenate(samples)), np.float32) for name, samples in values.items()
+    }
 
 
-def searched(
+def select_layers(
     network: Trained, ranges: Ranges, pixels: np.ndarray, *, tolerance: float = TOLERANCE
 ) -> tuple[list[str], float]:
-    """Returns the layers and passes that may compute in eight bits, and the error with them; as `int8.searched`."""
+    """Selects the layers and passes to quantise; returns them and their error, as `int8.select_layers`."""
     expected = raw_outputs(network, pixels)
     run = jax.jit(functools.partial(_raw, network))
 
     def errors(names: Sequence[str]) -> np.ndarray:
         limited = {name: limit if name in set(names) else np.zeros_like(limit) for name, limit in ranges.items()}
-        return apart(expected, jax.device_get(run({**network.variables, RANGES: nested(limited)}, pixels)))
+        return relative_errors(
+            expected, jax.device_get(run({**network.variables, RANGES: nest_by_path(limited)}, pixels))
+        )
 
-    return within(errors, list(ranges), tolerance=tolerance)
+    return select_within_tolerance(errors, list(ranges), tolerance=tolerance)
 
 
-def trained(
+def train(
     network: Trained, ranges: PyTree, batches: Sequence[np.ndarray], *, report: Report = _silent
 ) -> tuple[State, float]:
-    """Returns parameters and ranges after a step for each batch, and the last losses relative to the first."""
+    """Trains parameters and ranges for one step per batch; returns them and the last losses relative to the first."""
     fixed, ranges = jax.tree.map(jnp.asarray, (network.variables, ranges))
     start = State(fixed["params"], jax.tree.map(jnp.zeros_like, ranges))
-    # One vector of all: an optimizer compiles faster for it than for hundreds of arrays.
+    # One flat vector: the optimizer compiles faster for it than for hundreds of arrays.
     vector, unravel = ravel_pytree(start)
     rates, _ = ravel_pytree(
         State(
@@ -162,7 +173,7 @@ def trained(
 
     def losses(vector: Array, fixed: PyTree, image: Array) -> Float[Array, " tasks"]:
         state = unravel(vector)
-        variables = {**fixed, "params": state.params, RANGES: scaled(ranges, state.factors)}
+        variables = {**fixed, "params": state.params, RANGES: scale_ranges(ranges, state.factors)}
         teacher_raw, raw = _raw(network, fixed, image), _raw(network, variables, image)
         size = image.shape[1], image.shape[2]
         return jnp.stack(
@@ -182,10 +193,10 @@ def trained(
         return vector - rates * jnp.asarray(update), optimizer_state, task_losses
 
     optimizer_state, history = optimizer.init(vector), []
-    # What each task has lost at the start counts alike, whatever its loss is measured in. One program for all steps:
-    # to compile takes longer than some of them.
-    none = jnp.zeros(len(network.names))
-    first_losses = step(vector, optimizer_state, fixed, jnp.asarray(batches[0]), none)[-1]
+    # Each task's loss is normalised by its first value. The same compiled step computes it, because compiling another
+    # program takes longer than some steps.
+    zero_weights = jnp.zeros(len(network.names))
+    first_losses = step(vector, optimizer_state, fixed, jnp.asarray(batches[0]), zero_weights)[-1]
     weights = 1 / jnp.maximum(len(network.names) * first_losses, jnp.finfo(jnp.float32).tiny)
     for image in pipeline.prefetch(batches, threads=1):
         vector, optimizer_state, task_losses = step(vector, optimizer_state, fixed, jnp.asarray(image), weights)
@@ -195,33 +206,33 @@ def trained(
 
 
 def _optimizer(steps: int) -> optax.GradientTransformation:
-    """Adam, whose rate rises to 1 and falls to 0."""
+    """Adam with a relative rate that rises to 1 and decays to 0."""
     warm_steps = max(int(WARM_SHARE * steps), 1)
     schedule = optax.warmup_cosine_decay_schedule(1 / warm_steps, 1.0, warm_steps, max(steps, warm_steps + 1))
     return optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(schedule))
 
 
-def scaled(ranges: PyTree, factors: PyTree) -> PyTree:
-    """Returns ranges times the factors whose logarithms are given."""
+def scale_ranges(ranges: PyTree, factors: PyTree) -> PyTree:
+    """Returns ranges multiplied by the exponentials of `factors`."""
     return jax.tree.map(lambda limit, factor: limit * jnp.exp(factor), ranges, factors)
 
 
-def nested(ranges: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {"a/b/c": range} as {"a": {"b": {"c": range}}}."""
+def nest_by_path(ranges: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts {"a/b/c": range} to {"a": {"b": {"c": range}}}."""
     tree: dict[str, Any] = {}
     for name, limit in ranges.items():
-        *layers, last = name.split("/")
-        functools.reduce(lambda node, layer: node.setdefault(layer, {}), layers, tree)[last] = limit
+        *layers, leaf = name.split("/")
+        functools.reduce(lambda node, layer: node.setdefault(layer, {}), layers, tree)[leaf] = limit
     return tree
 
 
 def raw_outputs(network: Trained, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what the head emits for each task, in eight bits where the network has ranges."""
+    """Returns the raw outputs of each task, in 8 bits where the network has ranges."""
     return jax.device_get(jax.jit(functools.partial(_raw, network))(network.variables, pixels))
 
 
-def apart(expected: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns, of each task, the size of the difference relative to the spread, of each channel by itself."""
+def relative_errors(expected: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns each task's root mean square error relative to the standard deviation of each channel."""
     errors = []
     for name, value in expected.items():
         value, output = (np.asarray(array, np.float64).reshape(-1, array.shape[-1]) for array in (value, outputs[name]))

@@ -1,4 +1,4 @@
-"""The files: each is written, read again, and returned as a function of an image."""
+"""Exported file formats: writes a file, loads it again and returns it as a function of an image."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mtl_jax.export.network import (
     OUTPUTS,
     TO_NCHW,
     TO_NHWC,
-    Answers,
     Form,
-    answers,
+    OutputFunction,
+    convert_layout,
     has_any_size,
-    in_layout,
-    size_checked,
+    output_function,
+    report_fixed_size,
 )
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise
@@ -29,7 +29,7 @@ from mtl_jax.workdir.trained import Trained, computing_in
 
 PLATFORMS = ("cpu", "cuda")  # of the StableHLO file
 
-PACKAGES = {  # besides JAX, the packages that write and run a format
+PACKAGES = {  # packages that write and run a format, in addition to JAX
     "stablehlo": ("flatbuffers",),
     "onnx": ("onnx", "onnxruntime"),
     "litert": ("litert_converter", "ai_edge_litert"),
@@ -37,7 +37,7 @@ PACKAGES = {  # besides JAX, the packages that write and run a format
     "openvino": ("onnx", "onnxruntime", "openvino"),
     "coreml": ("coremltools", "stablehlo_coreml"),
 }
-ANY_SIZE = ("stablehlo", "onnx", "openvino")  # the formats whose files may take images of any size
+ANY_SIZE = ("stablehlo", "onnx", "openvino")  # formats that support a dynamic image size
 EXTRAS = {
     "onnx": "'.[export]'",
     "litert": "'.[litert]'",
@@ -50,37 +50,37 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Exported(NamedTuple):
-    """A file and what it computes."""
+    """An exported file and the functions that run it."""
 
     path: Path
-    run: Run | None  # as a user of the file does; None where this machine cannot run it
-    check: Run | None  # the same, and "<task>/outputs"
-    network: Trained | None = None  # what it is compared with, where that is not the exported one as it was trained
-    any_batch: bool = False  # whether it takes other numbers of images than the one it was checked with
-    beside: tuple[Path, ...] = ()  # other files that belong to it
+    run: Run | None  # outputs of the file; None where this machine cannot run it
+    check: Run | None  # the same, with the raw outputs "<task>/outputs" too
+    network: Trained | None = None  # network to compare with, where it differs from the trained one
+    any_batch: bool = False  # whether the batch size is dynamic
+    extra_files: tuple[Path, ...] = ()  # further files, e.g. the weights
 
     @property
     def size(self) -> int:
-        """Bytes of all that belongs to it."""
-        places = (self.path, *self.beside)
-        files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
+        """Total size of all files in bytes."""
+        roots = (self.path, *self.extra_files)
+        files = [path for root in roots for path in (root.rglob("*") if root.is_dir() else [root])]
         return sum(path.stat().st_size for path in files if path.is_file())
 
 
-class Translated(NamedTuple):
-    """A network as ONNX."""
+class OnnxNetwork(NamedTuple):
+    """A network converted to ONNX."""
 
-    served: Any  # the model that users get
-    whole: Any  # the same, and "<task>/outputs"
-    network: Trained  # in the float32 that it is computed in
+    run_model: Any  # the model that users run
+    check_model: Any  # the same, with the outputs "<task>/outputs" too
+    network: Trained  # in float32, the compute type of the models
     any_batch: bool
 
 
 def require_packages(name: str) -> None:
-    """Checks that what a format needs is installed.
+    """Checks that the packages of a format are installed.
 
     Raises:
-        UserError: names the package and how to install it.
+        UserError: a package is missing; says how to install it.
     """
     extra = EXTRAS.get(name, ".")
     for package in PACKAGES.get(name, ()):
@@ -93,143 +93,142 @@ def require_packages(name: str) -> None:
 
 
 def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:
-    """Writes model.stablehlo, which `jax.export.deserialize` reads.
+    """Writes model.stablehlo, which `jax.export.deserialize` loads.
 
     Args:
-        network: to export.
-        folder: gets the file.
-        image: what the function takes, the channels last.
-        form: what the file takes and gives; the default if None.
+        network: network to export.
+        folder: output folder.
+        image: input shape, channels last.
+        form: decoding and layout; the default if None.
 
     Raises:
         UserError: a package is not installed.
     """
     require_packages("stablehlo")
     form = form or Form()
-    # Depthwise sums tap by tap, because XLA's grouped convolutions are slow on CPUs.
-    with cpu_kernels.left_out(), depthwise.traced_in("shifted"), size_checked(image):
-        served, checked = (
-            jax.export.export(jax.jit(function), platforms=PLATFORMS)(given(image, form))
-            for function in (
-                in_layout(answers(network, form, with_outputs=outputs), form.layout) for outputs in (False, True)
-            )
+    functions = [convert_layout(output_function(network, form, with_outputs=raw), form.layout) for raw in (False, True)]
+    # Depthwise convolutions as shifted sums: XLA's grouped convolutions are slow on CPUs.
+    with cpu_kernels.left_out(), depthwise.traced_in("shifted"), report_fixed_size(image):
+        exported, checked = (
+            jax.export.export(jax.jit(function), platforms=PLATFORMS)(input_in_layout(image, form))
+            for function in functions
         )
     path = folder / "model.stablehlo"
-    path.write_bytes(served.serialize())
-    served_again = jax.export.deserialize(bytearray(path.read_bytes()))
-    run, check = (with_channels_last(_on_host(jax.jit(function.call)), form) for function in (served_again, checked))
+    path.write_bytes(exported.serialize())
+    loaded = jax.export.deserialize(bytearray(path.read_bytes()))
+    run, check = (accept_channels_last(_on_host(jax.jit(function.call)), form) for function in (loaded, checked))
     return Exported(path, run, check, any_batch=has_any_size(image))
 
 
 def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:
     """Writes model.onnx, checked and run by onnxruntime on the CPU.
 
-    It takes any number of images, unless a part of the network needs to know it. It computes in float32 also where the
-    network was trained in bfloat16, of which onnxruntime lacks most operations.
+    The batch size is dynamic, unless a module of the network needs a fixed one. The file computes in float32 even where
+    the network was trained in bfloat16, for which onnxruntime lacks most operators.
 
     Args:
-        network: to export.
-        folder: gets the file.
-        image: what the function takes, the channels last.
-        form: what the file takes and gives; the default if None.
+        network: network to export.
+        folder: output folder.
+        image: input shape, channels last.
+        form: decoding and layout; the default if None.
 
     Raises:
-        UserError: the packages are not installed, or the network computes what is not translated.
+        UserError: a package is not installed, or the network uses an operation that is not translated.
     """
     require_packages("onnx")
     import onnx
 
     form = form or Form()
-    translated = as_onnx(network, image, form)
+    converted = convert_to_onnx(network, image, form)
     path = folder / "model.onnx"
-    onnx.save(translated.served, path)
-    sources = (str(path), translated.whole.SerializeToString())
-    run, check = (with_channels_last(session(source), form) for source in sources)
-    return Exported(path, run, check, translated.network, translated.any_batch)
+    onnx.save(converted.run_model, path)
+    sources = (str(path), converted.check_model.SerializeToString())
+    run, check = (accept_channels_last(open_session(source), form) for source in sources)
+    return Exported(path, run, check, converted.network, converted.any_batch)
 
 
-def as_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> Translated:
-    """Returns a network as ONNX; arguments and errors as of `onnx`."""
+def convert_to_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> OnnxNetwork:
+    """Converts a network to ONNX; arguments and errors as of `onnx`."""
     from mtl_jax.export import onnx_model
 
     network = computing_in(network, "float32")
-    model, any_batch = _as_onnx(answers(network, form, with_outputs=True), image, form.layout)
-    return Translated(onnx_model.remove_outputs(model, unserved(form)), model, network, any_batch)
+    model, any_batch = _convert_function(output_function(network, form, with_outputs=True), image, form.layout)
+    return OnnxNetwork(onnx_model.remove_outputs(model, raw_output_filter(form)), model, network, any_batch)
 
 
-def unserved(form: Form) -> Callable[[str], bool]:
-    """Returns which outputs of the whole network a user does not get."""
+def raw_output_filter(form: Form) -> Callable[[str], bool]:
+    """Returns the predicate of output names that are removed from the served file: raw outputs, if it decodes."""
     return (lambda name: False) if form.decode == "none" else (lambda name: name.endswith(f"/{OUTPUTS}"))
 
 
-def given(image: jax.ShapeDtypeStruct, form: Form) -> jax.ShapeDtypeStruct:
-    """Returns what a file takes, in its layout."""
+def input_in_layout(image: jax.ShapeDtypeStruct, form: Form) -> jax.ShapeDtypeStruct:
+    """Returns the input shape in the file's layout."""
     return image if form.layout == "nhwc" else jax.ShapeDtypeStruct([image.shape[i] for i in TO_NCHW], image.dtype)
 
 
-def write_onnx(function: Answers, path: Path, image: jax.ShapeDtypeStruct, *, layout: str = "nhwc") -> bool:
-    """Writes what a network computes as an ONNX file, unchecked; returns whether it takes any number of images."""
+def write_onnx(function: OutputFunction, path: Path, image: jax.ShapeDtypeStruct, *, layout: str = "nhwc") -> bool:
+    """Writes a function as an ONNX file, unchecked; returns whether its batch size is dynamic."""
     require_packages("onnx")
     import onnx
 
-    model, any_batch = _as_onnx(function, image, layout)
+    model, any_batch = _convert_function(function, image, layout)
     onnx.save(model, path)
     return any_batch
 
 
-def _as_onnx(function: Answers, image: jax.ShapeDtypeStruct, layout: str) -> tuple[Any, bool]:
+def _convert_function(function: OutputFunction, image: jax.ShapeDtypeStruct, layout: str) -> tuple[Any, bool]:
     from mtl_jax.export import onnx_model
 
-    with cpu_kernels.left_out(), depthwise.traced_in("grouped"), size_checked(image):
+    with cpu_kernels.left_out(), depthwise.traced_in("grouped"), report_fixed_size(image):
         return onnx_model.convert_any_batch(function, image, input_name=INPUT, layout=layout)
 
 
-def session(source: Any) -> Run:
-    """Opens an ONNX file, or its bytes, as a function of the array that it takes."""
+def open_session(source: Any) -> Run:
+    """Opens an ONNX file, given by path or bytes, as a function of its input array."""
     import onnxruntime
 
     options: Any = onnxruntime.SessionOptions()
-    # Between calls its threads would wait in loops, and take the cores from whatever is timed in turns with it.
+    # Spinning threads would occupy the cores between calls and distort timings that alternate with other programs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    opened: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    names, input_name = [output.name for output in opened.get_outputs()], opened.get_inputs()[0].name
-    return lambda pixels: dict(zip(names, opened.run(names, {input_name: pixels}), strict=True))
+    loaded: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names, input_name = [output.name for output in loaded.get_outputs()], loaded.get_inputs()[0].name
+    return lambda pixels: dict(zip(names, loaded.run(names, {input_name: pixels}), strict=True))
 
 
 def node_count(path: Path) -> int:
-    """Returns the number of operators in an ONNX file."""
+    """Returns the number of nodes in an ONNX file."""
     import onnx
 
     return len(onnx.load(str(path)).graph.node)
 
 
-def with_channels_last(run: Run, form: Form) -> Run:
-    """Returns what runs a file on what the network takes, whatever the file's layout."""
+def accept_channels_last(run: Run, form: Form) -> Run:
+    """Wraps a file's function so that its input and maps have the channels last, whatever its layout."""
     if form.layout == "nhwc":
         return run
 
-    def turned(pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def run_transposed(pixels: np.ndarray) -> dict[str, np.ndarray]:
         outputs = run(np.ascontiguousarray(pixels.transpose(TO_NCHW)))
         return {name: value.transpose(TO_NHWC) if value.ndim == 4 else value for name, value in outputs.items()}
 
-    return turned
+    return run_transposed
 
 
 def _on_host(function: Callable[..., Any]) -> Run:
     return lambda pixels: jax.device_get(function(pixels))
 
 
-def _elsewhere(name: str) -> Callable[..., Exported]:
-    """Returns the maker of a format that has a file of its own, which is imported on first use."""
+def _import_format(name: str) -> Callable[..., Exported]:
+    """Returns the export function of a format, whose module is imported on first use."""
 
-    def make(*arguments: Any) -> Exported:
+    def export(*arguments: Any) -> Exported:
         return getattr(importlib.import_module(f"mtl_jax.export.{name}"), name)(*arguments)
 
-    return make
+    return export
 
 
 FORMATS: dict[str, Callable[..., Exported]] = {
     "stablehlo": stablehlo,
     "onnx": onnx,
-    **{name: _elsewhere(name) for name in ("litert", "openvino", "coreml")},
+    **{name: _import_format(name) for name in ("litert", "openvino", "coreml")},
 }

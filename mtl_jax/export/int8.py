@@ -1,4 +1,4 @@
-"""An ONNX network that computes in eight bits: ranges from training images, a scale for each channel of a kernel."""
+"""8-bit ONNX export: post-training quantisation with calibrated ranges and a scale for each kernel channel."""
 
 from __future__ import annotations
 
@@ -10,86 +10,88 @@ import jax
 import numpy as np
 import onnx
 
-from mtl_jax.export.equalising import Samples, equalised
+from mtl_jax.export.equalising import Samples, equalise
 from mtl_jax.export.formats import (
     Exported,
-    Translated,
-    as_onnx,
+    OnnxNetwork,
+    accept_channels_last,
+    convert_to_onnx,
+    open_session,
+    raw_output_filter,
     require_packages,
-    session,
-    unserved,
-    with_channels_last,
 )
 from mtl_jax.export.network import TO_NCHW, Form
 from mtl_jax.export.onnx_model import remove_outputs
-from mtl_jax.export.rounding import layers, quantised, scale_and_zero_point
+from mtl_jax.export.rounding import quantisable_layers, quantise, scale_and_zero_point
 from mtl_jax.workdir.trained import Trained
 
-TOLERANCE = 0.15  # of what tasks read last, relative to its spread; less leaves more in fp32, and the file larger
-SEARCHED = 3  # images that the layers are tried on
-VALUES = 8192  # of each array that are looked at in an image
-CUTS = np.linspace(1.0, 0.1, 19)  # of the largest value, which are tried as limits
-GROUPS = 28  # of neighbouring layers, tried one after another
+TOLERANCE = 0.15  # of the raw outputs, relative to their spread; a lower value leaves more layers in fp32
+SEARCH_IMAGES = 3  # images for the selection of layers
+VALUES = 8192  # sampled from each array and image
+CUTS = np.linspace(1.0, 0.1, 19)  # candidate clipping limits, relative to the largest magnitude
+GROUPS = 28  # of neighbouring layers, for the selection
 
 
 class Quantised(NamedTuple):
-    """A file in eight bits, and what is in it."""
+    """An 8-bit file, the number of its quantised convolutions, and its error."""
 
     exported: Exported
-    whole: int  # convolutions that may compute in eight bits
-    chosen: int  # those that do
-    error: float  # of what tasks read last, relative to its spread
+    candidate_count: int  # convolutions that may be quantised
+    quantised_count: int  # convolutions that are quantised
+    error: float  # of the raw outputs, relative to their spread
 
 
-def int8(
+def export_int8(
     network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form, pixels: Sequence[np.ndarray]
 ) -> Quantised:
     """Writes model.int8.onnx.
 
     Args:
-        network: to export.
-        folder: gets the file.
-        image: what the function takes, the channels last.
-        form: what the file takes and gives.
-        pixels: training images to calibrate with, [1, height, width, 3] each.
+        network: network to export.
+        folder: output folder.
+        image: input shape, channels last.
+        form: decoding and layout.
+        pixels: calibration images, [1, height, width, 3] each.
 
     Raises:
-        UserError: a package is not installed, or the network computes what is not translated.
+        UserError: a package is not installed, or the network uses an operation that is not translated.
     """
     require_packages("onnx")
-    translated = as_onnx(network, image, form)
-    turned = [image if form.layout == "nhwc" else np.ascontiguousarray(image.transpose(TO_NCHW)) for image in pixels]
-    model, samples = equalised(translated.whole, observed(translated.whole, turned))
-    ranges = {name: limits(values) for name, values in samples.items()}
-    chosen, error = searched(model, ranges, np.concatenate(turned[:SEARCHED]))
-    exported = written(translated._replace(whole=quantised(model, ranges, chosen)), folder / "model.int8.onnx", form)
-    return Quantised(exported, len(layers(model)[0]), len(chosen), error)
+    converted = convert_to_onnx(network, image, form)
+    is_nhwc = form.layout == "nhwc"
+    file_images = [array if is_nhwc else np.ascontiguousarray(array.transpose(TO_NCHW)) for array in pixels]
+    model, samples = equalise(converted.check_model, sample_inputs(converted.check_model, file_images))
+    ranges = {name: quantisation_limits(values) for name, values in samples.items()}
+    selected, error = select_layers(model, ranges, np.concatenate(file_images[:SEARCH_IMAGES]))
+    converted = converted._replace(check_model=quantise(model, ranges, selected))
+    exported = write_quantised(converted, folder / "model.int8.onnx", form)
+    return Quantised(exported, len(quantisable_layers(model)[0]), len(selected), error)
 
 
-def written(translated: Translated, path: Path, form: Form) -> Exported:
-    """Writes an ONNX network with the outputs that users get.
+def write_quantised(converted: OnnxNetwork, path: Path, form: Form) -> Exported:
+    """Writes a quantised ONNX model with the outputs of the served file.
 
     Args:
-        translated: the network, of which `whole` is written.
-        path: of the file.
-        form: what the file takes and gives.
+        converted: converted network, whose `check_model` is written.
+        path: output file.
+        form: decoding and layout.
     """
-    onnx.save(remove_outputs(translated.whole, unserved(form)), path)
-    sources = (str(path), translated.whole.SerializeToString())
-    run, check = (with_channels_last(session(source), form) for source in sources)
-    return Exported(path, run, check, translated.network, translated.any_batch)
+    onnx.save(remove_outputs(converted.check_model, raw_output_filter(form)), path)
+    sources = (str(path), converted.check_model.SerializeToString())
+    run, check = (accept_channels_last(open_session(source), form) for source in sources)
+    return Exported(path, run, check, converted.network, converted.any_batch)
 
 
-def observed(model: Any, batches: Iterable[np.ndarray]) -> Samples:
-    """Returns what convolutions read, by name, at some places of some images.
+def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> Samples:
+    """Samples the inputs of all convolutions, by name, at random positions.
 
     Args:
-        model: fp32.
-        batches: images, laid out as the model takes them, the channels first behind.
+        model: fp32 model.
+        batches: images in the layout of the model.
     """
     names = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.op_type == "Conv"))
     inputs = {value.name for value in model.graph.input}
-    run = session(_with_outputs(model, [name for name in names if name not in inputs]).SerializeToString())
+    run = open_session(_expose_outputs(model, [name for name in names if name not in inputs]).SerializeToString())
     generator, samples = np.random.default_rng(0), {name: [] for name in names}
     for pixels in batches:
         values_by_name = {**run(pixels), **dict.fromkeys(inputs, pixels)}
@@ -100,68 +102,68 @@ def observed(model: Any, batches: Iterable[np.ndarray]) -> Samples:
     return {name: np.concatenate(values) for name, values in samples.items()}
 
 
-def limits(values: np.ndarray) -> tuple[float, float]:
-    """Returns between which values 256 numbers spread, so that rounding them and cutting off the rest changes least."""
-    low, high, most = float(values.min()), float(values.max()), float(np.abs(values).max())
+def quantisation_limits(values: np.ndarray) -> tuple[float, float]:
+    """Returns the clipping range with the smallest mean squared error of 8-bit rounding."""
+    low, high, magnitude = float(values.min()), float(values.max()), float(np.abs(values).max())
     limits_by_error: dict[float, tuple[float, float]] = {}
     for share in map(float, CUTS):
-        limit = max(low, -share * most), min(high, share * most)
+        limit = max(low, -share * magnitude), min(high, share * magnitude)
         scale, zero = scale_and_zero_point(*limit)
         rounded = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
         limits_by_error.setdefault(float(((rounded - values) ** 2).mean()), limit)
     return limits_by_error[min(limits_by_error)]
 
 
-def searched(
+def select_layers(
     model: Any, ranges: Mapping[str, tuple[float, float]], pixels: np.ndarray, *, tolerance: float = TOLERANCE
 ) -> tuple[list[str], float]:
-    """Returns the convolutions that may compute in eight bits, and how much they change what tasks read last.
+    """Selects the convolutions to quantise; returns their names and the largest error of the raw outputs.
 
-    Each group of neighbours is tried by itself, on images. The one that most changes the task that is furthest off is
-    left in fp32, one after another, until the others together change every task little enough.
+    The error of each group of neighbouring layers is measured alone. Groups are returned to fp32 one by one, always the
+    one with the largest error on the currently worst task, until every task is within the tolerance.
 
     Args:
-        model: fp32.
-        ranges: of what they read.
-        pixels: training images, laid out as the model takes them.
-        tolerance: of the outputs, relative to the spread of each task's.
+        model: fp32 model.
+        ranges: input ranges of the convolutions.
+        pixels: training images in the layout of the model.
+        tolerance: largest error of a task's raw outputs, relative to their spread.
     """
-    names, last = layers(model)
-    heads = _with_outputs(model, last)
-    expected = session(heads.SerializeToString())(pixels)
+    names, output_names = quantisable_layers(model)
+    heads = _expose_outputs(model, output_names)
+    expected = open_session(heads.SerializeToString())(pixels)
 
-    def errors(chosen: Sequence[str]) -> np.ndarray:
-        got = session(quantised(heads, ranges, chosen).SerializeToString())(pixels)
-        return np.array([_apart(expected[name], got[name]) for name in last])
+    def errors(selected: Sequence[str]) -> np.ndarray:
+        outputs = open_session(quantise(heads, ranges, selected).SerializeToString())(pixels)
+        return np.array([_relative_error(expected[name], outputs[name]) for name in output_names])
 
-    return within(errors, names, tolerance=tolerance)
+    return select_within_tolerance(errors, names, tolerance=tolerance)
 
 
-def within(
+def select_within_tolerance(
     errors: Callable[[Sequence[str]], np.ndarray], names: Sequence[str], *, tolerance: float
 ) -> tuple[list[str], float]:
-    """Returns layers that may compute in eight bits, and the largest error of a task with them; as `searched`.
+    """Selects layers to quantise by a function of errors; returns their names and the largest error of a task.
 
     Args:
-        errors: layers -> the error of each task where these compute in eight bits.
-        names: of all layers, neighbours next to each other.
-        tolerance: of the errors.
+        errors: names of quantised layers -> error of each task.
+        names: names of all layers, in network order.
+        tolerance: largest error of a task.
     """
-    chosen, total = list(names), errors(names)
+    selected, total = list(names), errors(names)
     if total.max() <= tolerance:
-        return chosen, float(total.max())
+        return selected, float(total.max())
     groups = [group.tolist() for group in np.array_split(np.array(names), GROUPS) if group.size]
     errors_alone = [errors(group) for group in groups]
     while total.max() > tolerance and groups:
         place = int(np.argmax([group_errors[total.argmax()] for group_errors in errors_alone]))
         removed = set(groups.pop(place))
         errors_alone.pop(place)
-        chosen = [name for name in chosen if name not in removed]
-        total = errors(chosen)
-    return chosen, float(total.max())
+        selected = [name for name in selected if name not in removed]
+        total = errors(selected)
+    return selected, float(total.max())
 
 
-def _with_outputs(model: Any, names: Sequence[str]) -> Any:
+def _expose_outputs(model: Any, names: Sequence[str]) -> Any:
     extended = onnx.ModelProto()
     extended.CopyFrom(model)
     kind = onnx.TensorProto.FLOAT
@@ -169,7 +171,7 @@ def _with_outputs(model: Any, names: Sequence[str]) -> Any:
     return remove_outputs(extended, lambda name: name not in names)
 
 
-def _apart(expected: np.ndarray, outputs: np.ndarray) -> float:
-    """The size of a difference relative to the spread, of each channel by itself: offsets as well as logits."""
+def _relative_error(expected: np.ndarray, outputs: np.ndarray) -> float:
+    """Root mean square error relative to the standard deviation of each channel, averaged over the channels."""
     axes = tuple(axis for axis in range(expected.ndim) if axis != 1)
     return float(np.sqrt((((expected - outputs) ** 2).mean(axis=axes) / (expected.var(axis=axes) + 1e-6)).mean()))

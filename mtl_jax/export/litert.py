@@ -1,4 +1,4 @@
-"""LiteRT's file (.tflite): the StableHLO of the network through LiteRT's own converter, run by its interpreter."""
+"""LiteRT export (.tflite): StableHLO through the LiteRT converter, run by the LiteRT interpreter."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ import numpy as np
 from mtl_jax.errors import UserError
 from mtl_jax.export import traced
 from mtl_jax.export.formats import Exported, Run, require_packages
-from mtl_jax.export.network import INPUT, Form, answers, in_layout
+from mtl_jax.export.network import INPUT, Form, convert_layout, output_function
 from mtl_jax.workdir.trained import Trained, computing_in
 
 SIGNATURE = "serving_default"
 
 
 def litert(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:
-    """Writes model.tflite, for `image`'s number of images, in float32.
+    """Writes model.tflite in float32, for the batch size of `image`.
 
     Args:
-        network: to export.
-        folder: gets the file.
-        image: what the function takes, the channels last.
-        form: what the file takes and gives; the default if None.
+        network: network to export.
+        folder: output folder.
+        image: input shape, channels last.
+        form: decoding and layout; the default if None.
 
     Raises:
-        UserError: a package is not installed, or the converter refuses the network.
+        UserError: a package is not installed, or the converter rejects the network.
     """
     require_packages("litert")
     form, network = form or Form(), computing_in(network, "float32")
     if form.layout != "nhwc":
         raise UserError("litert: expected --layout nhwc, found nchw; LiteRT computes with the channels last")
     path = folder / "model.tflite"
-    path.write_bytes(converted(network, image, form, with_outputs=False))
+    path.write_bytes(convert(network, image, form, with_outputs=False))
     run = interpreter(path.read_bytes())
-    check = run if form.decode == "none" else interpreter(converted(network, image, form, with_outputs=True))
+    check = run if form.decode == "none" else interpreter(convert(network, image, form, with_outputs=True))
     return Exported(path, run, check, network)
 
 
-def converted(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with_outputs: bool) -> bytes:
-    """Returns a network as a file of LiteRT; with_outputs: what decoding starts from is among its outputs."""
+def convert(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with_outputs: bool) -> bytes:
+    """Converts a network to the bytes of a LiteRT file; with_outputs: raw outputs are among its outputs."""
     library = "litert_converter.mlir"
-    names_of = ("ir", "passmanager", "_mlir_libs.converter_api_ext")
-    ir, passmanager, converter = (importlib.import_module(f"{library}.{name}") for name in names_of)
-    function = in_layout(answers(network, form, with_outputs=with_outputs), form.layout)
-    exported, names = traced.exported(function, image)
+    modules = ("ir", "passmanager", "_mlir_libs.converter_api_ext")
+    ir, passmanager, converter = (importlib.import_module(f"{library}.{name}") for name in modules)
+    function = convert_layout(output_function(network, form, with_outputs=with_outputs), form.layout)
+    exported, names = traced.export_function(function, image)
     context = ir.Context()
     converter.prepare_mlir_context(context)
     try:
@@ -58,7 +58,7 @@ def converted(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with
             converter.run_convert_to_tfl_passes(module, passes, converter.ConvertToTFLConfig())
             passes.run(module.operation)
             return converter.export_flatbuffer_to_bytes(module.operation)
-    except Exception as error:  # of several kinds, whose text runs over many lines
+    except Exception as error:  # of several types, with messages of many lines
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"litert: the converter refuses what the file decodes to ({reason}); export with --decode none or boxes"
@@ -66,7 +66,7 @@ def converted(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with
 
 
 def interpreter(model: bytes) -> Run:
-    """Opens a file of LiteRT as a function of the array that it takes."""
-    opened: Any = importlib.import_module("ai_edge_litert.interpreter").Interpreter(model_content=model)
-    runner = opened.get_signature_runner(SIGNATURE)
+    """Opens a LiteRT file as a function of its input array."""
+    loaded: Any = importlib.import_module("ai_edge_litert.interpreter").Interpreter(model_content=model)
+    runner = loaded.get_signature_runner(SIGNATURE)
     return lambda pixels: {name: np.array(value) for name, value in runner(**{INPUT: pixels}).items()}

@@ -1,4 +1,4 @@
-"""OpenVINO's two files (.xml and .bin), made of the ONNX file and run on the CPU."""
+"""OpenVINO export (.xml and .bin), converted from the ONNX model and run on the CPU."""
 
 from __future__ import annotations
 
@@ -16,43 +16,47 @@ from mtl_jax.workdir.trained import Trained
 
 
 def openvino(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:
-    """Writes model.xml and model.bin, for `image`'s number of images, in float32.
+    """Writes model.xml and model.bin in float32, for the batch size of `image`.
 
-    OpenVINO reads the ONNX files too; these are parsed already, and their shapes are known, but for images of any size.
+    OpenVINO can load the ONNX file too; these files are parsed already and have static shapes, unless the image size is
+    dynamic.
 
     Args:
-        network: to export.
-        folder: gets the files.
-        image: what the function takes, the channels last.
-        form: what the file takes and gives; the default if None.
+        network: network to export.
+        folder: output folder.
+        image: input shape, channels last.
+        form: decoding and layout; the default if None.
 
     Raises:
-        UserError: a package is not installed, or the network computes what is not translated.
+        UserError: a package is not installed, or the network uses an operation that is not translated.
     """
     require_packages("openvino")
     form = form or Form()
-    translated, path = formats.as_onnx(network, image, form), folder / "model.xml"
-    _library().save_model(_read(translated.served, image, form), path, compress_to_fp16=False)
-    sources = (str(path), _names(translated.served)), (_read(translated.whole, image, form), _names(translated.whole))
-    run, check = (formats.with_channels_last(_compiled(*source), form) for source in sources)
-    beside = (path.with_suffix(".bin"),)
-    return Exported(path, run, check, translated.network, any_batch=has_any_size(image), beside=beside)
+    converted, path = formats.convert_to_onnx(network, image, form), folder / "model.xml"
+    _import_openvino().save_model(_parse(converted.run_model, image, form), path, compress_to_fp16=False)
+    sources = (
+        (str(path), _output_names(converted.run_model)),
+        (_parse(converted.check_model, image, form), _output_names(converted.check_model)),
+    )
+    run, check = (formats.accept_channels_last(_compile(*source), form) for source in sources)
+    extra_files = (path.with_suffix(".bin"),)
+    return Exported(path, run, check, converted.network, any_batch=has_any_size(image), extra_files=extra_files)
 
 
-def _library() -> Any:
+def _import_openvino() -> Any:
     return importlib.import_module("openvino")
 
 
-def _read(model: Any, image: jax.ShapeDtypeStruct, form: Form) -> Any:
-    parsed = _library().Core().read_model(model.SerializeToString())
+def _parse(model: Any, image: jax.ShapeDtypeStruct, form: Form) -> Any:
+    parsed = _import_openvino().Core().read_model(model.SerializeToString())
     if not has_any_size(image):
-        parsed.reshape({INPUT: list(formats.given(image, form).shape)})
+        parsed.reshape({INPUT: list(formats.input_in_layout(image, form).shape)})
     return parsed
 
 
-def _compiled(model: Any, names: Sequence[str]) -> Run:
+def _compile(model: Any, names: Sequence[str]) -> Run:
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = _library().Core().compile_model(model, "CPU", settings)
+    compiled = _import_openvino().Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(pixels: Any) -> dict[str, Any]:
@@ -62,5 +66,5 @@ def _compiled(model: Any, names: Sequence[str]) -> Run:
     return run
 
 
-def _names(model: Any) -> list[str]:
+def _output_names(model: Any) -> list[str]:
     return [output.name for output in model.graph.output]

@@ -1,4 +1,4 @@
-"""Which nodes of an ONNX network compute in eight bits, and how that is written."""
+"""8-bit quantisation of ONNX nodes by QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -11,104 +11,104 @@ import onnx
 from mtl_jax.export.network import OUTPUTS
 from mtl_jax.export.onnx_folding import required_nodes
 
-STORED = 8192  # numbers: smaller kernels of convolutions in fp32 are stored in fp32
-SAME_SHARE = 0.99  # of the numbers of two kernels that differ by a norm's factors: the others are rounded otherwise
+MIN_STORED_SIZE = 8192  # weights; smaller kernels of fp32 convolutions are stored in fp32
+EQUAL_SHARE = 0.99  # of the integers of two kernels that differ by norm factors only; the remainder rounds differently
 
 
-def layers(model: Any) -> tuple[list[str], list[str]]:
-    """Returns the names of the convolutions that may compute in eight bits, in their order, and what tasks read last.
+def quantisable_layers(model: Any) -> tuple[list[str], list[str]]:
+    """Returns the names of the convolutions that may be quantised, in order, and the raw output names.
 
-    Left out are the last ones of each task, so that a box as well as a score keeps its own scale, as it is never
-    rounded; and those of channel weights, which read one cell and take no time.
+    Excluded are the last convolutions of each task, so that boxes and scores keep their scales, and convolutions of
+    channel weights, which have one cell as input and take no time.
     """
     outputs = [output.name for output in model.graph.output if output.name.endswith(f"/{OUTPUTS}")]
-    before, _ = required_nodes(model.graph.node, outputs)
-    leads: set[str] = set()  # names that lead to a convolution
-    inner, last = [], []
-    for node in reversed(before):
-        followed = bool(leads.intersection(node.output))
-        if followed or node.op_type == "Conv":
-            leads.update(node.input)
-        if followed and node.op_type == "Conv":
+    nodes, _ = required_nodes(model.graph.node, outputs)
+    upstream: set[str] = set()  # names of tensors that a convolution depends on
+    inner, last_outputs = [], []
+    for node in reversed(nodes):
+        has_successor = bool(upstream.intersection(node.output))
+        if has_successor or node.op_type == "Conv":
+            upstream.update(node.input)
+        if has_successor and node.op_type == "Conv":
             inner.append(node.name)
         elif node.op_type == "Conv":
-            last.append(node.output[0])
-    small = one_cell(before)
-    return [name for name in inner[::-1] if name not in small], last
+            last_outputs.append(node.output[0])
+    pooled = pooled_convolutions(nodes)
+    return [name for name in inner[::-1] if name not in pooled], last_outputs
 
 
-def one_cell(nodes: Sequence[Any]) -> set[str]:
-    """Returns the names of the convolutions of a mean over the whole image."""
+def pooled_convolutions(nodes: Sequence[Any]) -> set[str]:
+    """Returns the names of the convolutions of globally pooled features."""
     cells, names = set(), set()
     for node in nodes:
-        pooled = node.op_type == "GlobalAveragePool"
-        if pooled or (node.input and node.input[0] in cells and node.op_type in ("Conv", "Relu", "HardSwish")):
+        is_pooling = node.op_type == "GlobalAveragePool"
+        if is_pooling or (node.input and node.input[0] in cells and node.op_type in ("Conv", "Relu", "HardSwish")):
             cells.update(node.output)
             if node.op_type == "Conv":
                 names.add(node.name)
     return names
 
 
-def quantised(model: Any, ranges: Mapping[str, tuple[float, float]], names: Iterable[str]) -> Any:
-    """Returns a model of which some convolutions compute in eight bits.
+def quantise(model: Any, ranges: Mapping[str, tuple[float, float]], names: Iterable[str]) -> Any:
+    """Returns a model with some convolutions in 8 bits.
 
-    What they read is rounded, by QuantizeLinear and DequantizeLinear; kernels are stored in whole numbers, with a scale
-    for each channel that they make. Runtimes make one operator of a convolution and the roundings before it; what it
-    makes is rounded by those who read it, behind sums and activations. Large kernels of other convolutions are stored
-    in whole numbers too, but for the last ones.
+    Their inputs pass through QuantizeLinear and DequantizeLinear; kernels are stored as integers, with a scale for each
+    output channel. Runtimes fuse a convolution with the rounding of its inputs; its outputs are rounded by the next
+    convolution, after sums and activations. Large kernels of other convolutions are stored as integers too, except for
+    the last ones.
 
     Args:
-        model: fp32.
-        ranges: the least and the largest value of what convolutions read, by name.
-        names: of the nodes; where what they read is rounded already, it stays so.
+        model: fp32 model.
+        ranges: minimum and maximum of the inputs of convolutions, by tensor name.
+        names: names of the convolutions; inputs that are rounded already stay unchanged.
     """
-    chosen, draft = set(names), _Draft(ranges)
+    selected, draft = set(names), _Draft(ranges)
     kernels = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
     arrays = {initializer.name: onnx.numpy_helper.to_array(initializer) for initializer in model.graph.initializer}
-    stored, rounded = {*chosen, *one_cell(model.graph.node)}, _rounded(model)
-    stored.update(name for name in layers(model)[0] if arrays[kernels[name]].size >= STORED)
+    stored, rounded = {*selected, *pooled_convolutions(model.graph.node)}, _rounded_names(model)
+    stored.update(name for name in quantisable_layers(model)[0] if arrays[kernels[name]].size >= MIN_STORED_SIZE)
     for node in model.graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if node.name in chosen and node.input[0] not in rounded:
+        if node.name in selected and node.input[0] not in rounded:
             copy.input[0] = draft.rounded(node.input[0])
         if node.name in stored:
             copy.input[1] = draft.kernel(node.name, arrays[node.input[1]])
         draft.nodes.append(copy)
-    return draft.model(model)
+    return draft.build(model)
 
 
-def in_eight_bits(model: Any) -> list[str]:
-    """Returns the names of the convolutions that read rounded values."""
-    rounded = _rounded(model)
+def quantised_convolutions(model: Any) -> list[str]:
+    """Returns the names of the convolutions with rounded inputs."""
+    rounded = _rounded_names(model)
     return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[0] in rounded]
 
 
-def _rounded(model: Any) -> set[str]:
+def _rounded_names(model: Any) -> set[str]:
     return {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
 
 
-def scales(kernel: np.ndarray) -> np.ndarray:
-    """Returns the scale of each channel that a kernel makes: its largest number becomes 127."""
+def kernel_scales(kernel: np.ndarray) -> np.ndarray:
+    """Returns the scale of each output channel of a kernel, which maps its largest magnitude to 127."""
     return np.maximum(np.abs(kernel).max(axis=tuple(range(1, kernel.ndim))) / 127, 1e-9).astype(np.float32)
 
 
 def scale_and_zero_point(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """Returns the scale and the number of zero, by which 0 to 255 spread from a least value to a largest."""
+    """Returns scale and zero point that map 0 to 255 to the range from `low` to `high`."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / 255 or 1.0)
     return scale, np.uint8(np.clip(round(-low / scale), 0, 255))
 
 
 class _Draft:
-    """A model in the making."""
+    """A quantised model under construction."""
 
     def __init__(self, ranges: Mapping[str, tuple[float, float]]) -> None:
         self.ranges = ranges
         self.nodes: list[Any] = []
         self.arrays: dict[str, np.ndarray] = {}
-        self.read: dict[str, str] = {}  # a value -> the same, rounded
-        self.kernels: dict[tuple[int, ...], list[str]] = {}  # by shape
+        self.rounded_names: dict[str, str] = {}  # tensor name -> name of the rounded tensor
+        self.kernels: dict[tuple[int, ...], list[str]] = {}  # shape -> names of integer kernels
 
     def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         self.nodes.append(onnx.helper.make_node(op, list(inputs), [output], output, **attributes))
@@ -119,46 +119,46 @@ class _Draft:
         return name
 
     def rounded(self, name: str) -> str:
-        """Adds a value, rounded to one of 256 numbers between its least and its largest."""
-        if name not in self.read:
+        """Adds the rounding of a tensor to 8 bits; returns the name of the rounded tensor."""
+        if name not in self.rounded_names:
             scale, zero = scale_and_zero_point(*self.ranges[name])
             numbers = self.array(f"{name}/scale", np.asarray(scale)), self.array(f"{name}/zero", np.asarray(zero))
             integers = self.node("QuantizeLinear", [name, *numbers], f"{name}/whole")
-            self.read[name] = self.node("DequantizeLinear", [integers, *numbers], f"{name}/rounded")
-        return self.read[name]
+            self.rounded_names[name] = self.node("DequantizeLinear", [integers, *numbers], f"{name}/rounded")
+        return self.rounded_names[name]
 
     def kernel(self, stem: str, kernel: np.ndarray) -> str:
-        """Adds a kernel in eight bits."""
-        scale = scales(kernel)
+        """Adds a kernel in 8 bits."""
+        scale = kernel_scales(kernel)
         integers = np.rint(kernel / scale.reshape(-1, *[1] * (kernel.ndim - 1))).astype(np.int8)
-        numbers = self.held(f"{stem}/kernel", integers), self.array(f"{stem}/kernel/scale", scale)
+        numbers = self.share_kernel(f"{stem}/kernel", integers), self.array(f"{stem}/kernel/scale", scale)
         return self.node("DequantizeLinear", numbers, f"{stem}/kernel/rounded", axis=0)
 
-    def held(self, name: str, integers: np.ndarray) -> str:
-        """Holds what is the same but for rounding once: tasks share kernels under norms of their own."""
-        alike = self.kernels.setdefault(integers.shape, [])
-        for other in alike:
-            if _same(self.arrays[other], integers):
-                return other
-        alike.append(name)
+    def share_kernel(self, name: str, integers: np.ndarray) -> str:
+        """Stores kernels that are equal up to rounding once: tasks share kernels and have separate norms."""
+        candidates = self.kernels.setdefault(integers.shape, [])
+        for candidate in candidates:
+            if _nearly_equal(self.arrays[candidate], integers):
+                return candidate
+        candidates.append(name)
         return self.array(name, integers)
 
-    def model(self, source: Any) -> Any:
-        """Returns the model; what nothing reads any more is left out."""
+    def build(self, source: Any) -> Any:
+        """Returns the model, without unused nodes and initializers."""
         model = onnx.ModelProto()
         model.CopyFrom(source)
         nodes, names_read = required_nodes(self.nodes, [value.name for value in source.graph.output])
-        kept = [
+        originals = [
             value for value in source.graph.initializer if value.name in names_read and value.name not in self.arrays
         ]
-        used = {name: array for name, array in self.arrays.items() if name in names_read}
-        initializers = [*kept, *(onnx.numpy_helper.from_array(array, name) for name, array in used.items())]
+        added = {name: array for name, array in self.arrays.items() if name in names_read}
+        initializers = [*originals, *(onnx.numpy_helper.from_array(array, name) for name, array in added.items())]
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(initializers)
         return model
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    apart = np.abs(one.astype(np.int16) - other)
-    return bool(apart.max() <= 1 and (apart == 0).mean() >= SAME_SHARE)
+def _nearly_equal(first: np.ndarray, second: np.ndarray) -> bool:
+    difference = np.abs(first.astype(np.int16) - second)
+    return bool(difference.max() <= 1 and (difference == 0).mean() >= EQUAL_SHARE)

@@ -1,4 +1,4 @@
-"""A folder for any static host: the page, the ONNX file, and the runtime that computes it in a browser."""
+"""Static web folder: the page, the ONNX file, and onnxruntime-web, which runs it in a browser."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = (
     "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # of its tarball
 )
-FILES = {  # in the package -> in the folder; the first finds the second in its own folder
+FILES = {  # path in the package -> name in the web folder; the first file loads the second by its name
     "dist/ort.wasm.bundle.min.mjs": "ort.mjs",
     "dist/ort-wasm-simd-threaded.wasm": "ort-wasm-simd-threaded.wasm",
 }
 FETCH_SECONDS = 300
 
 
-def runtime(place: Path | None, cache: Path) -> dict[str, bytes]:
+def runtime(source: Path | None, cache: Path) -> dict[str, bytes]:
     """Returns the files of onnxruntime-web.
 
     Args:
-        place: its tarball, or a folder that holds the package; any version. None takes the pinned version out of the
-            cache, or has npm fetch its tarball once, which is checked.
-        cache: folder of what was fetched.
+        source: tarball or folder of the package, of any version. None uses the pinned version from the cache; npm
+            downloads its tarball once, and its digest is verified.
+        cache: folder of downloaded tarballs.
 
     Raises:
-        UserError: it is not there, or not the package.
+        UserError: the source is missing, or is not the package.
     """
-    if place is None:
-        place = cache / f"{PACKAGE}-{VERSION}.tgz"
-        if not place.is_file():
-            _fetch(place)
-        _check(place)
-    place = place.expanduser()
+    if source is None:
+        source = cache / f"{PACKAGE}-{VERSION}.tgz"
+        if not source.is_file():
+            _fetch(source)
+        _check(source)
+    source = source.expanduser()
     try:
-        if place.is_dir():
-            return {name: (place / path).read_bytes() for path, name in FILES.items()}
-        with tarfile.open(place) as package:
+        if source.is_dir():
+            return {name: (source / path).read_bytes() for path, name in FILES.items()}
+        with tarfile.open(source) as package:
             return {name: _member(package, f"package/{path}") for path, name in FILES.items()}
     except (OSError, tarfile.TarError, KeyError, EOFError) as error:
         raise UserError(
-            f"{place}: expected {PACKAGE} with {', '.join(FILES)}, found {error}; name its tarball or its folder with "
+            f"{source}: expected {PACKAGE} with {', '.join(FILES)}, found {error}; name its tarball or its folder with "
             "--ort_web"
         ) from error
 
@@ -61,7 +61,7 @@ def _member(package: tarfile.TarFile, name: str) -> bytes:
 
 
 def _fetch(target: Path) -> None:
-    """Has npm, as it is set up on this machine, put the tarball into the cache."""
+    """Downloads the tarball into the cache with npm, as configured on this machine."""
     advice = f"run 'npm pack {PACKAGE}@{VERSION}' where npm is, and name the file with --ort_web"
     npm = shutil.which("npm")
     if npm is None:
@@ -70,12 +70,12 @@ def _fetch(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", folder]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
+            result = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
             raise UserError(f"npm did not fetch {PACKAGE} within {FETCH_SECONDS} s; {advice}") from error
         tarballs = sorted(Path(folder).glob("*.tgz"))
-        if done.returncode or len(tarballs) != 1:
-            reason = " ".join(done.stderr.split())[-200:] or f"status {done.returncode}"
+        if result.returncode or len(tarballs) != 1:
+            reason = " ".join(result.stderr.split())[-200:] or f"status {result.returncode}"
             raise UserError(f"npm did not fetch {PACKAGE} ({reason}); {advice}")
         tarballs[0].replace(target)
 
@@ -91,10 +91,10 @@ def _check(tarball: Path) -> None:
 
 
 def add(folder: Path, files: dict[str, bytes]) -> None:
-    """Puts the page and the runtime next to model.onnx and model.json.
+    """Writes the page and the runtime into the folder of model.onnx and model.json.
 
     Args:
-        folder: that holds these.
+        folder: folder of these two files.
         files: from `runtime`.
     """
     for name, content in (page.files("browser") | files).items():

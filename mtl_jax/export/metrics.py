@@ -1,4 +1,4 @@
-"""What an exported file reaches on validation images, shown as the file takes them."""
+"""Metrics of an exported file on validation images, at the input size of the file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mtl_jax.export.network import OUTPUTS
 from mtl_jax.workdir.trained import Trained
 
 
-def figures(network: Trained, check: Run, view: View) -> dict[str, float]:
-    """Returns the main metric of each task, of what a file puts out before decoding.
+def main_metrics(network: Trained, check: Run, view: View) -> dict[str, float]:
+    """Returns the main metric of each task, from a file's raw outputs.
 
     Args:
-        network: that was exported.
-        check: the file, with its outputs.
-        view: how images are shown to it.
+        network: exported network.
+        check: function of the file, with raw outputs.
+        view: input size and crop.
 
     Raises:
-        UserError: a dataset is not there.
+        UserError: a dataset is missing.
     """
-    shown = {"image_size": view.image_size, "crop": view.crop}
-    streams = {name: dataclasses.replace(stream, **shown) for name, stream in network.setup.streams.items()}
+    input_settings = {"image_size": view.image_size, "crop": view.crop}
+    streams = {name: dataclasses.replace(stream, **input_settings) for name, stream in network.setup.streams.items()}
     setup = dataclasses.replace(network.setup, streams=streams)
     decode = jax.jit(lambda outputs: {name: network.tasks[name].decode(raw) for name, raw in outputs.items()})
 
