@@ -1,4 +1,4 @@
-"""The server: answers as predict gives them, to many at a time, and refusals that say what was expected."""
+"""HTTP server: outputs equal those of predict, for many clients at a time; errors name the expected input."""
 
 import base64
 import http.client
@@ -24,7 +24,7 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed: the s
 
 from mtl_jax import page, predict
 from mtl_jax.cli import serve as command
-from mtl_jax.serve import answering, app, run, uploads
+from mtl_jax.serve import app, inference, run, uploads
 from mtl_jax.workdir import trained
 
 LIMITS = uploads.Limits(upload_mb=1.0, megapixels=0.5, seconds=60.0, waiting=40)
@@ -57,12 +57,12 @@ def weights(tiny_backbone, tmp_path_factory) -> Path:
 
 
 class Client:
-    """Asks a server on this machine."""
+    """Sends requests to a server on this machine."""
 
-    def __init__(self, port: int, service: answering.Answering) -> None:
+    def __init__(self, port: int, service: inference.InferenceService) -> None:
         self.port, self.service = port, service
 
-    def ask(self, path: str, body: bytes | None = None, headers: dict | None = None, method: str = "") -> tuple:
+    def request(self, path: str, body: bytes | None = None, headers: dict | None = None, method: str = "") -> tuple:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         connection.request(method or ("GET" if body is None else "POST"), path, body, headers or {})
         response = connection.getresponse()
@@ -74,14 +74,14 @@ class Client:
 
 @pytest.fixture(scope="module")
 def client(weights):
-    service = answering.Answering(trained.load(weights, tasks=TASKS), batch_size=2)
+    service = inference.InferenceService(trained.load(weights, tasks=TASKS), batch_size=2)
     service.start()
-    with run.listen("127.0.0.1", 0) as opened:
+    with run.listen("127.0.0.1", 0) as listener:
         settings = run.uvicorn.Config(app.make(service, LIMITS, hosts=run.LOCAL), log_level="warning")
         server = run.Server(settings)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield Client(opened.getsockname()[1], service)
+        yield Client(listener.getsockname()[1], service)
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
@@ -92,32 +92,34 @@ def map_of(url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
 
 
-def test_an_upload_is_answered_as_predict_answers_its_file(client, weights, tmp_path):
+def test_the_response_equals_the_prediction_of_the_file(client, weights, tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(png(40, 90))
     (expected,) = predict.predict(weights, [path], tasks=TASKS, threshold=0.05)
-    status, found, _ = client.ask("/predict?threshold=0.05&shades=true&overlay=true", path.read_bytes(), IMAGE)
+    status, response, _ = client.request("/predict?threshold=0.05&shades=true&overlay=true", path.read_bytes(), IMAGE)
     assert status == 200
-    assert (found["width"], found["height"]) == (90, 40)
-    assert list(found["tasks"]) == TASKS.split(",")
-    assert found["tasks"]["det"]["label"] == expected.outputs["det"]["label"]
-    assert np.allclose(found["tasks"]["det"]["boxes_xyxy"], expected.outputs["det"]["boxes_xyxy"], atol=0.05)
-    assert found["tasks"]["cls"]["label"] == expected.outputs["cls"]["label"]
-    assert (map_of(found["tasks"]["seg"]["mask"]) == expected.outputs["seg"]["mask"]).mean() > 0.999
+    assert (response["width"], response["height"]) == (90, 40)
+    assert list(response["tasks"]) == TASKS.split(",")
+    assert response["tasks"]["det"]["label"] == expected.outputs["det"]["label"]
+    assert np.allclose(response["tasks"]["det"]["boxes_xyxy"], expected.outputs["det"]["boxes_xyxy"], atol=0.05)
+    assert response["tasks"]["cls"]["label"] == expected.outputs["cls"]["label"]
+    assert (map_of(response["tasks"]["seg"]["mask"]) == expected.outputs["seg"]["mask"]).mean() > 0.999
     assert (
-        map_of(found["tasks"]["depth"]["depth_mm"]).shape == map_of(found["tasks"]["depth"]["shade"]).shape == (40, 90)
+        map_of(response["tasks"]["depth"]["depth_mm"]).shape
+        == map_of(response["tasks"]["depth"]["shade"]).shape
+        == (40, 90)
     )
-    assert map_of(found["overlay"]).shape[1] > 600
-    assert set(found["ms"]) == {"decode", "answer", *TASKS.split(",")}
+    assert map_of(response["overlay"]).shape[1] > 600
+    assert set(response["ms"]) == {"decode", "answer", *TASKS.split(",")}
 
 
 def test_a_form_and_some_tasks_will_do(client):
-    plain = client.ask("/predict?tasks=cls", png(30, 30), IMAGE)[1]
+    expected = client.request("/predict?tasks=cls", png(30, 30), IMAGE)[1]
     for name in ("photo.png", "../../etc/passwd", "C:\\\\con", "a\u00e9\u0000b"):
-        status, found, _ = client.ask("/predict?tasks=cls", form(png(30, 30), name), FORM)
+        status, response, _ = client.request("/predict?tasks=cls", form(png(30, 30), name), FORM)
         assert status == 200
-        assert found["tasks"] == plain["tasks"]
-    assert list(plain["tasks"]) == ["cls"]
+        assert response["tasks"] == expected["tasks"]
+    assert list(expected["tasks"]) == ["cls"]
 
 
 REFUSED = {
@@ -147,34 +149,34 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_is_told_why(client, case, tmp_path, monkeypatch):
+def test_an_error_names_the_expected_input(client, case, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     path, body, headers, status, words = REFUSED[case]
-    found = client.ask(path, body, headers)
-    assert found[0] == status
-    assert words in found[1]["error"]
+    response = client.request(path, body, headers)
+    assert response[0] == status
+    assert words in response[1]["error"]
     assert list(tmp_path.iterdir()) == []
-    assert client.ask("/predict?tasks=cls", png(9, 9), IMAGE)[0] == 200  # and the next one is served
+    assert client.request("/predict?tasks=cls", png(9, 9), IMAGE)[0] == 200  # and the next one is served
 
 
-def test_those_who_ask_together_pass_together_and_each_gets_its_own(client):
+def test_concurrent_requests_share_a_batch_and_get_their_own_outputs(client):
     bodies = [png(20 + number, 30, number) for number in range(12)]
-    alone = [client.ask("/predict?tasks=cls", body, IMAGE)[1] for body in bodies]
+    single = [client.request("/predict?tasks=cls", body, IMAGE)[1] for body in bodies]
     client.service.batches.clear()
     with ThreadPoolExecutor(12) as pool:
-        found = list(pool.map(lambda body: client.ask("/predict?tasks=cls", body, IMAGE), bodies * 2))
-    assert [status for status, *_ in found] == [200] * 24
+        responses = list(pool.map(lambda body: client.request("/predict?tasks=cls", body, IMAGE), bodies * 2))
+    assert [status for status, *_ in responses] == [200] * 24
     assert client.service.batches[2] > 0
-    assert sum(count * often for count, often in client.service.batches.items()) == 24
-    for (_, answer, _), expected in zip(found, alone * 2, strict=True):
-        assert answer["height"] == expected["height"]
-        values = (each["tasks"]["cls"]["probability"]["indoors"] for each in (answer, expected))
+    assert sum(count * frequency for count, frequency in client.service.batches.items()) == 24
+    for (_, body, _), expected in zip(responses, single * 2, strict=True):
+        assert body["height"] == expected["height"]
+        values = (output["tasks"]["cls"]["probability"]["indoors"] for output in (body, expected))
         assert next(values) == pytest.approx(next(values), abs=1e-4)
 
 
 def test_the_page_comes_whole_and_asks_no_other_host(client):
     for path, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
-        status, _, headers = client.ask(path)
+        status, _, headers = client.request(path)
         assert (status, headers["content-type"].partition(";")[0]) == (200, kind)
         assert "default-src 'self'" in headers["content-security-policy"]
     for file in page.FOLDER.iterdir():
@@ -182,20 +184,20 @@ def test_the_page_comes_whole_and_asks_no_other_host(client):
 
 
 def test_the_api_describes_itself(client):
-    spec = client.ask("/openapi.json")[1]
+    spec = client.request("/openapi.json")[1]
     assert spec["openapi"].startswith("3.1")
     assert {"200", "413", "415", "422"} <= set(spec["paths"]["/predict"]["post"]["responses"])
-    assert b"POST /predict" in client.ask("/docs")[1]
-    model = client.ask("/model")[1]
+    assert b"POST /predict" in client.request("/docs")[1]
+    model = client.request("/model")[1]
     assert model["tasks"]["det"]["classes"] == list(KINDS["det"]["classes"])
     assert model["tasks"]["seg"]["ms"] > 0
 
 
-def test_a_page_of_another_site_is_not_answered(client):
-    assert client.ask("/model", headers={"Host": "attacker.example"})[0] == 400
+def test_requests_under_another_host_name_are_rejected(client):
+    assert client.request("/model", headers={"Host": "attacker.example"})[0] == 400
 
 
-def test_a_port_that_is_taken_and_limits_of_nothing_are_told_before_anything_is_read(client, capsys):
+def test_a_port_in_use_and_invalid_limits_are_reported_before_the_weights_are_loaded(client, capsys):
     missing = ["--weights", "missing"]
     assert command.main([*missing, "--port", str(client.port)]) == 2
     assert f"127.0.0.1:{client.port} cannot be listened on" in capsys.readouterr().err
@@ -217,19 +219,22 @@ def test_two_hundred_requests_of_twenty_clients_lose_none_and_the_end_is_clean(t
         port = next(int(re.search(r":(\d+)/", line)[1]) for line in server.stdout if line.startswith("serving at"))
         client, bodies = Client(port, None), [jpeg(2000, 3000, seed) for seed in range(4)]
         for body in bodies:
-            assert client.ask("/predict", body, {"Content-Type": "image/jpeg"})[0] == 200
+            assert client.request("/predict", body, {"Content-Type": "image/jpeg"})[0] == 200
         before, start = rss_mb(server.pid), time.monotonic()
         with ThreadPoolExecutor(20) as pool:
-            asked = [bodies[number % 4] for number in range(200)]
-            found = list(pool.map(lambda body: client.ask("/predict", body, {"Content-Type": "image/jpeg"})[0], asked))
+            uploads_sent = [bodies[number % 4] for number in range(200)]
+            headers = {"Content-Type": "image/jpeg"}
+            statuses = list(pool.map(lambda body: client.request("/predict", body, headers)[0], uploads_sent))
         print(f"200 requests in {time.monotonic() - start:.1f} s, {before:.0f} -> {rss_mb(server.pid):.0f} MB")
-        assert found == [200] * 200
+        assert statuses == [200] * 200
         assert rss_mb(server.pid) < before + 1000
-        with ThreadPoolExecutor(4) as pool:  # what is asked already is answered
-            last = [pool.submit(client.ask, "/predict", bodies[0], {"Content-Type": "image/jpeg"}) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:  # open requests are finished
+            open_requests = [
+                pool.submit(client.request, "/predict", bodies[0], {"Content-Type": "image/jpeg"}) for _ in range(4)
+            ]
             time.sleep(0.3)
             server.send_signal(signal.SIGTERM)
-            assert [each.result()[0] for each in last] == [200] * 4
+            assert [future.result()[0] for future in open_requests] == [200] * 4
         output, errors = server.communicate(timeout=60)
     assert server.returncode == 0
     assert output.endswith("ended\n")

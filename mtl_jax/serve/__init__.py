@@ -1,1 +1,1 @@
-"""A trained network behind HTTP: a page to look at, and an API."""
+"""HTTP server for a trained network: a web page and an API."""

@@ -1,4 +1,4 @@
-"""The API in OpenAPI's terms, and the same as a page."""
+"""API description, as OpenAPI and as an HTML page."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from mtl_jax.serve.uploads import FORM, Limits
 
 EXAMPLE = "curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' '{}/predict?tasks={}'"
 ERRORS = {
-    "400": "the client went away before the image was there",
+    "400": "the client disconnected during the upload",
     "408": "the upload took too long",
     "413": "the file is too long, or the image has too many pixels",
-    "415": "neither an image nor a form",
-    "422": "no image that can be read, or a setting that is none",
-    "503": "too many wait already, or the answer took too long",
+    "415": "the body is neither an image nor a form",
+    "422": "the image cannot be read, or a setting is invalid",
+    "503": "too many requests wait already, or the response took too long",
 }
-ANSWER = {
-    "width": ("integer", "of the image, upright, px"),
-    "height": ("integer", "likewise"),
-    "tasks": ("object", "by task what it says, at the image's own resolution; maps are PNG files in data URLs"),
-    "ms": ("object", "decode, answer, and by task the pass of the network that it was part of"),
-    "overlay": ("string", "a PNG file in a data URL, where it was asked for"),
+RESPONSE_FIELDS = {
+    "width": ("integer", "width of the upright image, px"),
+    "height": ("integer", "height of the upright image, px"),
+    "tasks": ("object", "predictions by task, at the resolution of the image; maps are PNG files in data URLs"),
+    "ms": ("object", "durations of decode, answer (encoding of the response), and of the forward pass of each task"),
+    "overlay": ("string", "a PNG file in a data URL, if requested"),
 }
 
 
 def openapi(model: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-    """Returns the description of the API.
+    """Returns the OpenAPI description.
 
     Args:
-        model: from `answering.described`.
-        limits: of each request.
+        model: from `inference.describe_model`.
+        limits: limits of a request.
     """
     names = list(model["tasks"])
     binary = {"schema": {"type": "string", "format": "binary"}}
     form = {"schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}}
     refusal = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     errors = {status: {"description": text, "content": refusal} for status, text in ERRORS.items()}
-    properties = {name: {"type": kind, "description": text} for name, (kind, text) in ANSWER.items()}
+    properties = {name: {"type": kind, "description": text} for name, (kind, text) in RESPONSE_FIELDS.items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"mtl_jax: {model['name']}", "version": mtl_jax.__version__},
         "paths": {
             "/predict": {
                 "post": {
-                    "summary": "What the network sees in one image",
+                    "summary": "Predictions for one image",
                     "description": f"At most {limits.upload_mb:g} MB and {limits.megapixels:g} megapixels; "
-                    f"{limits.seconds:g} s for the upload and again for the answer. Nothing is kept.",
+                    f"{limits.seconds:g} s for the upload and again for the response. Images are not stored.",
                     "parameters": _parameters(names),
                     "requestBody": {"required": True, "content": {"image/*": binary, FORM: form}},
                     "responses": {
                         "200": {
-                            "description": "the answer",
+                            "description": "predictions",
                             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}},
                         },
                         **errors,
@@ -80,12 +80,12 @@ def _parameters(names: list[str]) -> list[dict[str, Any]]:
         "tasks": ({"type": "string", "default": "all"}, f"all, or some of {', '.join(names)}, separated by commas"),
         "threshold": (
             {"type": "number", "minimum": 0, "maximum": 1},
-            "least score of boxes and tags; else as calibrated",
+            "lowest score of boxes and tags; default: as calibrated",
         ),
-        "overlay": ({"type": "boolean", "default": False}, "also the image with the answers drawn over it"),
+        "overlay": ({"type": "boolean", "default": False}, "include the image with its predictions drawn over it"),
         "shades": (
             {"type": "boolean", "default": False},
-            "also depths as 8 bits, from the nearest point to the farthest",
+            "include depths as 8-bit images, from the nearest point to the farthest",
         ),
     }
     return [
@@ -95,26 +95,27 @@ def _parameters(names: list[str]) -> list[dict[str, Any]]:
 
 
 def page(spec: Mapping[str, Any]) -> str:
-    """Returns the description as a page that needs no script."""
-    about = spec["paths"]["/predict"]["post"]
-    rows = [(entry["name"], entry["schema"]["type"], entry["description"]) for entry in about["parameters"]]
-    rows_of_outputs = [(name, kind, text) for name, (kind, text) in ANSWER.items()]
-    statuses = [(status, entry["description"]) for status, entry in about["responses"].items()]
+    """Renders the OpenAPI description as an HTML page without scripts."""
+    operation = spec["paths"]["/predict"]["post"]
+    rows = [(entry["name"], entry["schema"]["type"], entry["description"]) for entry in operation["parameters"]]
+    fields = [(name, kind, text) for name, (kind, text) in RESPONSE_FIELDS.items()]
+    statuses = [(status, entry["description"]) for status, entry in operation["responses"].items()]
     example = EXAMPLE.format("http://127.0.0.1:8000", "all")
     body = "\n".join(
         [
             f"<h1>{escape(spec['info']['title'])}</h1>",
             html_page.section(
                 "POST /predict",
-                f"<p>{escape(about['summary'])}. {escape(about['description'])}</p>\n<pre>{escape(example)}</pre>\n"
+                f"<p>{escape(operation['summary'])}. {escape(operation['description'])}</p>\n"
+                + f"<pre>{escape(example)}</pre>\n"
                 + html_page.table(("query", "type", "meaning"), rows),
-                lead="The body is the image's file, or a form with one file.",
+                lead="The body is an image file, or a form with one file.",
             ),
-            html_page.section("The answer", html_page.table(("field", "type", "meaning"), rows_of_outputs)),
+            html_page.section("Response", html_page.table(("field", "type", "meaning"), fields)),
             html_page.section(
                 "Status", html_page.table(("status", "meaning"), statuses), lead='Errors are {"error": …}.'
             ),
-            '<p><a href="openapi.json">openapi.json</a> · <a href="model">model</a> · <a href="./">the page</a></p>',
+            '<p><a href="openapi.json">openapi.json</a> · <a href="model">model</a> · <a href="./">web page</a></p>',
             html_page.folded("OpenAPI", f"<pre>{escape(json.dumps(spec, indent=1))}</pre>"),
         ]
     )

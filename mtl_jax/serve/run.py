@@ -1,4 +1,4 @@
-"""The HTTP server: listens until it is stopped, and finishes open requests before it ends."""
+"""HTTP server: runs until it is stopped, and finishes open requests before it ends."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import uvicorn
 
 from mtl_jax.errors import UserError
 from mtl_jax.serve import app
-from mtl_jax.serve.answering import Answering
+from mtl_jax.serve.inference import InferenceService
 from mtl_jax.serve.uploads import Limits
 
-LOCAL = ("127.0.0.1", "localhost")  # names of this machine alone
-GRACE_SECONDS = 30  # for what is being answered, once the end is asked for
+LOCAL = ("127.0.0.1", "localhost")  # host names of the loopback interface
+GRACE_SECONDS = 30  # for open requests, after the stop signal
 
 
 class Server(uvicorn.Server):
@@ -25,15 +25,15 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handles both while it serves."""
-        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        """Handles both signals while the server runs."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
@@ -41,7 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Opens the port.
 
     Raises:
-        UserError: it is taken, or the host is not this machine's.
+        UserError: the port is in use, or the host is not an address of this machine.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -50,18 +50,18 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"{host}:{port} cannot be listened on ({error}); name others with --host and --port") from error
 
 
-def serve(answering: Answering, limits: Limits, listener: socket.socket, on_start: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM.
+def serve(service: InferenceService, limits: Limits, listener: socket.socket, on_start: Callable[[str], None]) -> None:
+    """Runs the server until SIGINT or SIGTERM.
 
     Args:
-        answering: started already.
-        limits: of each request.
-        listener: from `listen`.
-        on_start: is called with the page's address.
+        service: a started service.
+        limits: limits of a request.
+        listener: socket from `listen`.
+        on_start: called with the URL of the page.
     """
     host, port = listener.getsockname()[:2]
-    local = host in LOCAL
-    application = app.make(answering, limits, hosts=LOCAL if local else ("*",))
+    is_local = host in LOCAL
+    application = app.make(service, limits, hosts=LOCAL if is_local else ("*",))
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "http": "h11"}
     config = uvicorn.Config(application, timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=30, **settings)
     on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}/")

@@ -1,4 +1,4 @@
-"""Uploads: reads an image from a plain body or a form, up to a limit, without touching the disk or the file's name."""
+"""Request parsing: images from a plain body or a form, up to a limit and without temporary files; query settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 PLAIN = ("application/octet-stream", "binary/octet-stream", "")
 FORM = "multipart/form-data"
-DRAINED = 4  # times the limit that are read and thrown away, so that the client gets to read the refusal
+DRAIN_FACTOR = 4  # bytes read and discarded, relative to the limit, so that the client receives the error
 DRAIN_SECONDS = 5.0
 
 
@@ -18,81 +18,85 @@ class Limits(NamedTuple):
 
     upload_mb: float = 25.0
     megapixels: float = 50.0
-    seconds: float = 60.0  # for the upload, and again for the answer
-    waiting: int = 64  # requests at a time
+    seconds: float = 60.0  # for the upload, and again for the response
+    waiting: int = 64  # concurrent requests
 
     @property
     def upload_bytes(self) -> int:
-        """Of a body."""
+        """Largest body in bytes."""
         return int(self.upload_mb * 1e6)
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
+        """Largest image in pixels."""
         return int(self.megapixels * 1e6)
 
 
-class Refused(Exception):
-    """A request that gets no answer, with the status and what was expected instead."""
+class RequestError(Exception):
+    """A rejected request: HTTP status and reason."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status, self.reason = status, reason
 
 
-async def read(stream: AsyncIterator[bytes], limits: Limits) -> bytes:
-    """Reads a body.
+async def read_body(stream: AsyncIterator[bytes], limits: Limits) -> bytes:
+    """Reads the body of a request.
 
     Raises:
-        Refused: 413, it is longer than the limit.
+        RequestError: 413 if it exceeds the limit.
     """
-    body, size, given_up = bytearray(), 0, None
+    body, size, deadline = bytearray(), 0, None
     async for chunk in stream:
         size += len(chunk)
         if size <= limits.upload_bytes:
             body += chunk
             continue
         body.clear()
-        given_up = given_up or time.monotonic() + DRAIN_SECONDS
-        if size > DRAINED * limits.upload_bytes or time.monotonic() > given_up:
+        deadline = deadline or time.monotonic() + DRAIN_SECONDS
+        if size > DRAIN_FACTOR * limits.upload_bytes or time.monotonic() > deadline:
             break
     if size > limits.upload_bytes:
-        raise Refused(413, f"expected at most {limits.upload_mb:g} MB, found more; shrink the image")
+        raise RequestError(413, f"expected at most {limits.upload_mb:g} MB, found more; shrink the image")
     return bytes(body)
 
 
-def image_of(body: bytes, content_type: str) -> bytes:
-    """Returns the image's file out of a body.
+def extract_image(body: bytes, content_type: str) -> bytes:
+    """Extracts the bytes of the image file from a body.
 
     Args:
-        body: of a request.
-        content_type: its header.
+        body: body of a request.
+        content_type: its Content-Type header.
 
     Raises:
-        Refused: 415, it is neither an image nor a form; 422, it holds none, or several.
+        RequestError: 415 if it is neither an image nor a form; 422 if it has no file or several.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == FORM:
         files = _uploaded_files(body, content_type)
         if len(files) != 1:
-            raise Refused(422, f"expected one file in the form, found {len(files)}; send one image with each request")
+            raise RequestError(
+                422, f"expected one file in the form, found {len(files)}; send one image with each request"
+            )
         body = files[0]
     elif not kind.startswith("image/") and kind not in PLAIN:
-        raise Refused(
+        raise RequestError(
             415,
             f"expected an image (Content-Type image/jpeg, image/png …, or application/octet-stream) or {FORM} with "
             f"one file, found {kind[:80]!r}; curl sends it with --data-binary @photo.jpg -H 'Content-Type: image/jpeg'",
         )
     if not body:
-        raise Refused(422, "expected an image, found an empty body; send the bytes of its file")
+        raise RequestError(422, "expected an image, found an empty body; send the bytes of its file")
     return body
 
 
 def _uploaded_files(body: bytes, content_type: str) -> list[bytes]:
-    """The files of a form; their names are not looked at."""
+    """Returns the files of a form; their names are ignored."""
     boundary = re.search(r'boundary=(?:"([^"]{1,200})"|([^\s;]{1,200}))', content_type)
     if not boundary:
-        raise Refused(422, "expected a form with a boundary, found none; let the client write the Content-Type header")
+        raise RequestError(
+            422, "expected a form with a boundary, found none; let the client write the Content-Type header"
+        )
     mark = b"--" + (boundary[1] or boundary[2]).encode("latin-1", "replace")
     files = []
     for section in (b"\r\n" + body).split(b"\r\n" + mark)[1:]:
@@ -102,23 +106,23 @@ def _uploaded_files(body: bytes, content_type: str) -> list[bytes]:
     return files
 
 
-def switch(query: Mapping[str, str], name: str) -> bool:
-    """Reads a switch of the query.
+def parse_switch(query: Mapping[str, str], name: str) -> bool:
+    """Parses a boolean of the query.
 
     Raises:
-        Refused: 422, it is neither true nor false.
+        RequestError: 422 if it is neither true nor false.
     """
     value = query.get(name, "false").lower()
     if value not in ("true", "false", "1", "0"):
-        raise Refused(422, f"{name}: expected true or false, found {value[:40]!r}")
+        raise RequestError(422, f"{name}: expected true or false, found {value[:40]!r}")
     return value in ("true", "1")
 
 
-def threshold(query: Mapping[str, str]) -> float | None:
-    """Reads the least score of the query; None where there is none.
+def parse_threshold(query: Mapping[str, str]) -> float | None:
+    """Parses the lowest score of the query; None without one.
 
     Raises:
-        Refused: 422, it is no score.
+        RequestError: 422 if it is not a score.
     """
     text = query.get("threshold", "")
     try:
@@ -126,19 +130,19 @@ def threshold(query: Mapping[str, str]) -> float | None:
     except ValueError:
         value = -1.0
     if value is not None and not 0 <= value <= 1:
-        raise Refused(422, f"threshold: expected a score from 0 to 1, found {text[:40]!r}")
+        raise RequestError(422, f"threshold: expected a score from 0 to 1, found {text[:40]!r}")
     return value
 
 
-def names(query: Mapping[str, str], task_names: tuple[str, ...]) -> tuple[str, ...]:
-    """Reads the tasks of the query; all where it names none, or "all".
+def parse_tasks(query: Mapping[str, str], task_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Parses the task names of the query; no name or "all" means all tasks.
 
     Raises:
-        Refused: 422, one is unknown.
+        RequestError: 422 if a name is unknown.
     """
     requested = [name.strip() for name in query.get("tasks", "all").split(",") if name.strip()]
     if not requested or requested == ["all"]:
         return task_names
     if unknown := [name for name in requested if name not in task_names]:
-        raise Refused(422, f"tasks: expected some of {', '.join(task_names)}, found {', '.join(unknown)[:80]!r}")
+        raise RequestError(422, f"tasks: expected some of {', '.join(task_names)}, found {', '.join(unknown)[:80]!r}")
     return tuple(name for name in task_names if name in requested)

@@ -1,4 +1,4 @@
-"""Predictions as JSON: maps as PNG files in data URLs."""
+"""JSON responses: predictions by task, with maps as PNG files in data URLs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jaxtyping import UInt8
 
 from mtl_jax.data.pixel_labels import png
 from mtl_jax.report import pictures
-from mtl_jax.serve.answering import Answering, Result
+from mtl_jax.serve.inference import InferenceService, Result
 
 
 def to_json(
-    answering: Answering,
+    service: InferenceService,
     image: UInt8[np.ndarray, "height width 3"],
     result: Result,
     *,
@@ -24,19 +24,19 @@ def to_json(
     shades: bool,
     ms: dict[str, float],
 ) -> dict[str, Any]:
-    """Returns the answer to one request.
+    """Returns the body of a response.
 
     Args:
-        answering: whose tasks answered.
-        image: RGB.
-        result: of it.
-        threshold: least score of boxes and tags; as calibrated if None.
-        overlay: with the image, drawn over, as "overlay".
-        shades: with the depths as 8 bits, dark is near, as "shade".
-        ms: what was timed so far.
+        service: service that computed the result.
+        image: RGB image.
+        result: predictions for the image.
+        threshold: lowest score of boxes and tags; None uses the calibrated ones.
+        overlay: include the image with its predictions drawn over it, as "overlay".
+        shades: include depths as 8-bit images, dark is near, as "shade".
+        ms: durations measured so far.
     """
     start, outputs = time.perf_counter(), {}
-    requested = {name: task for name, task in answering.tasks.items() if name in result.predictions}
+    requested = {name: task for name, task in service.tasks.items() if name in result.predictions}
     for name, task in requested.items():
         output = task.to_json(task.at_original(result.predictions[name], result.geometries[name]), threshold)
         maps = {field: value for field, value in output.items() if isinstance(value, np.ndarray)}
@@ -54,7 +54,7 @@ def to_json(
 
 
 def _shade(depth_mm: np.ndarray) -> UInt8[np.ndarray, "height width"]:
-    """From the nearest point to the farthest, 0 to 255."""
+    """Scales depths from the nearest point to the farthest to 0 to 255."""
     depth = depth_mm.astype(np.float32)
     near, far = depth.min(), depth.max()
     return np.rint(255 * (depth - near) / max(far - near, 1.0)).astype(np.uint8)

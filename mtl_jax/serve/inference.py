@@ -1,4 +1,4 @@
-"""Batched inference for many clients: waiting images are run together, one batch at a time."""
+"""Batched inference for many clients: queued images run together, one batch at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mtl_jax.tasks.base import Geometry
 from mtl_jax.workdir import trained
 from mtl_jax.workdir.trained import Trained
 
-TIMED_CALLS = 3  # of one image, for the latency of each task
+TIMED_CALLS = 3  # with one image, for the latency of each task
 
 
 class Result(NamedTuple):
@@ -28,7 +28,7 @@ class Result(NamedTuple):
 
     predictions: dict[str, Mapping[str, np.ndarray]]  # by task
     geometries: dict[str, Geometry]
-    ms: dict[str, float]  # task -> how long the pass took that it was part of
+    ms: dict[str, float]  # task -> duration of its forward pass
 
 
 class _Job(NamedTuple):
@@ -37,25 +37,25 @@ class _Job(NamedTuple):
     future: Future[Result]
 
 
-class Answering:
-    """Runs a network in a thread of its own.
+class InferenceService:
+    """Runs a network in a background thread.
 
-    Programs are compiled for one image and for `batch_size` of them: for all tasks that are shown images alike, and for
-    each task alone. Whoever asks for several but not all of them is answered by the program for all.
+    Programs are compiled for batches of 1 and `batch_size` images: one for all tasks with the same input view, and one
+    for each single task. A request for several tasks, but not all, runs the program for all.
     """
 
     def __init__(self, network: Trained, *, batch_size: int, flip: bool = False) -> None:
-        """Compiles nothing yet.
+        """Prepares the service; `start` compiles the programs.
 
         Args:
-            network: whose tasks answer.
-            batch_size: most images that pass together.
-            flip: show every image mirrored too.
+            network: trained network.
+            batch_size: largest number of images in a forward pass.
+            flip: also run every image mirrored, and average both.
         """
         self.network, self.tasks = network, network.tasks
         self.grey_bits = trained.grey_bits(network)
-        self.latency_ms: dict[str, float] = {}  # of each task alone
-        self.batches: collections.Counter[int] = collections.Counter()  # images of a batch -> how often
+        self.latency_ms: dict[str, float] = {}  # latency of each single task
+        self.batches: collections.Counter[int] = collections.Counter()  # batch size -> number of batches
         self._variables = jax.device_put(network.variables)
         self._run = evaluate.make_predict(network.setup.model, self.tasks, flip=flip)
         self._views, self.batch_size = predict.by_view(network), batch_size
@@ -63,7 +63,7 @@ class Answering:
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
 
     def start(self, on_progress: Callable[[str], None] = lambda text: None) -> None:
-        """Compiles all programs, times each task, and begins to answer."""
+        """Compiles all programs, measures the latency of each task, and starts the thread."""
         image = np.full((32, 32, 3), 128, np.uint8)
         for names in dict.fromkeys([*map(tuple, self._views.values()), *((name,) for name in self.network.names)]):
             on_progress(f"compiling {', '.join(names)}")
@@ -75,29 +75,29 @@ class Answering:
         self._thread.start()
 
     def stop(self) -> None:
-        """Answers what waits already, and ends the thread."""
+        """Finishes queued requests and ends the thread."""
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join()
 
-    def ask(self, image: UInt8[np.ndarray, "height width 3"], names: tuple[str, ...]) -> Future[Result]:
-        """Hands an image over; a future that is cancelled while it waits costs nothing."""
+    def submit(self, image: UInt8[np.ndarray, "height width 3"], names: tuple[str, ...]) -> Future[Result]:
+        """Queues an image; a future that is cancelled while it is queued costs nothing."""
         future: Future[Result] = Future()
         self._jobs.put(_Job(image, names, future))
         return future
 
     def _work(self) -> None:
         job_queue: collections.deque[_Job] = collections.deque()
-        open_still = True
-        while open_still or job_queue:
-            while open_still and (not job_queue or not self._jobs.empty()):
+        accepts_jobs = True
+        while accepts_jobs or job_queue:
+            while accepts_jobs and (not job_queue or not self._jobs.empty()):
                 job = self._jobs.get()
                 if job is None:
-                    open_still = False
+                    accepts_jobs = False
                 else:
                     job_queue.append(job)
             if job_queue:
-                self._run_jobs(_same_tasks(job_queue, self.batch_size))
+                self._run_jobs(_take_batch(job_queue, self.batch_size))
 
     def _run_jobs(self, jobs: Sequence[_Job]) -> None:
         jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
@@ -106,7 +106,7 @@ class Answering:
         self.batches[len(jobs)] += 1
         try:
             results = self._pass([job.image for job in jobs], jobs[0].names)
-        except BaseException as error:  # goes to those who wait for it
+        except BaseException as error:  # passed on to the clients
             for job in jobs:
                 job.future.set_exception(error)
             return
@@ -130,9 +130,9 @@ class Answering:
         return results
 
 
-def _same_tasks(job_queue: collections.deque[_Job], most: int) -> list[_Job]:
-    """Takes the first job, and others that ask for the same tasks."""
-    jobs = [job for job in job_queue if job.names == job_queue[0].names][:most]
+def _take_batch(job_queue: collections.deque[_Job], limit: int) -> list[_Job]:
+    """Removes the first job and further jobs of the same tasks from the queue, and returns them."""
+    jobs = [job for job in job_queue if job.names == job_queue[0].names][:limit]
     job_ids = {id(job) for job in jobs}
     remaining = [job for job in job_queue if id(job) not in job_ids]
     job_queue.clear()
@@ -140,17 +140,17 @@ def _same_tasks(job_queue: collections.deque[_Job], most: int) -> list[_Job]:
     return jobs
 
 
-def described(answering: Answering) -> dict[str, Any]:
-    """Returns what the network does, as JSON."""
-    network = answering.network
+def describe_model(service: InferenceService) -> dict[str, Any]:
+    """Returns tasks, classes and thresholds of the network as JSON."""
+    network = service.network
     tasks = {}
-    for name, task in answering.tasks.items():
+    for name, task in service.tasks.items():
         calibration = network.calibration.get(name)
         tasks[name] = {
             "kind": task.kind,
             "classes": list(task.classes),
             "thresholds": dict(calibration.thresholds) if calibration else {},
             "temperature": calibration.temperature if calibration else 1.0,
-            "ms": round(answering.latency_ms.get(name, 0.0), 2),
+            "ms": round(service.latency_ms.get(name, 0.0), 2),
         }
     return {"name": network.config.name, "stage": network.stage, "tasks": tasks}
