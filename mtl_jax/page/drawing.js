@@ -1,28 +1,28 @@
-// Draws answers over a photograph, and turns 8-bit PNG files into maps of numbers.
+// Draws predictions over a photograph, and decodes 8-bit PNG files to maps.
 
-const GOLDEN = 0.618; // turns of the colour circle between two classes: neighbours differ most
+const GOLDEN = 0.618; // step between the hues of consecutive classes, in turns
 const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
 
-const indices = new Map(); // name of a class -> its place among those of all tasks, so that it has one colour everywhere
+const indices = new Map(); // class name -> index over all tasks, so that a class has the same colour everywhere
 
-/** Gives every class of the tasks its colour. */
-export function indexed(tasks) {
+/** Assigns a colour to every class of the tasks. */
+export function assignColours(tasks) {
   for (const {classes} of Object.values(tasks)) for (const name of classes) if (!indices.has(name)) indices.set(name, indices.size);
 }
 
-/** The RGB colour of a class, by its name. */
+/** Returns the RGB colour of a class. */
 function colour(name) {
   const index = indices.get(name) ?? 0;
-  const hue = ((index * GOLDEN + 0.02) % 1) * 6, part = hue - Math.floor(hue);
-  const high = 255, low = 40, up = Math.round(low + (high - low) * part), down = Math.round(high - (high - low) * part);
+  const hue = ((index * GOLDEN + 0.02) % 1) * 6, fraction = hue - Math.floor(hue);
+  const high = 255, low = 40, up = Math.round(low + (high - low) * fraction), down = Math.round(high - (high - low) * fraction);
   return [[high, up, low], [down, high, low], [low, high, up], [low, down, high], [up, low, high], [high, low, down]][
     Math.floor(hue) % 6];
 }
 
 export const css = (name) => (name === "background" ? "transparent" : `rgb(${colour(name).join(" ")})`);
 
-/** The entries of {class: share}, the largest first: an object keeps names of digits in an order of its own. */
-export const falling = (shares) => Object.entries(shares).sort((one, other) => other[1] - one[1]);
+/** Returns the entries of {class: share} in descending order; objects reorder keys that are digits. */
+export const sortedByValue = (shares) => Object.entries(shares).sort((first, second) => second[1] - first[1]);
 
 function shade(level) {
   const at = level / 255 * (VIRIDIS.length - 1), low = Math.min(Math.floor(at), VIRIDIS.length - 2);
@@ -35,7 +35,7 @@ function canvasOf(width, height) {
   return canvas;
 }
 
-/** Reads the numbers of a greyscale PNG file of 8 bits: {width, height, data}. */
+/** Decodes an 8-bit greyscale PNG file: {width, height, data}. */
 export async function readMap(url) {
   const image = new Image();
   image.src = url;
@@ -53,21 +53,21 @@ function layer(map, paint) {
   const canvas = canvasOf(map.width, map.height), context = canvas.getContext("2d");
   const pixels = context.createImageData(map.width, map.height);
   for (let at = 0; at < map.data.length; at++) {
-    const found = paint(map.data[at]);
-    if (found) pixels.data.set([...found, 255], 4 * at);
+    const rgb = paint(map.data[at]);
+    if (rgb) pixels.data.set([...rgb, 255], 4 * at);
   }
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
 
-/** Draws a photograph and what the tasks say of it.
+/** Draws a photograph with its predictions.
  *
- * canvas: gets the size of the picture, at most `most` px.  bitmap: the photograph.
- * shown: [{task, kind, answer}], with boxes below their least score left out already.  opacity: of masks and depths.
+ * canvas: resized to the picture, at most `maxSize` px.  bitmap: the photograph.
+ * shown: [{task, kind, prediction}], without boxes below the threshold.  opacity: of masks and depths.
  */
-export function draw(canvas, bitmap, shown, opacity, most = 1920) {
-  const scale = Math.min(1, most / Math.max(bitmap.width, bitmap.height));
-  const enlarged = Math.max(scale, Math.min(640 / Math.max(bitmap.width, bitmap.height), 8)); // small ones leave no room for words
+export function draw(canvas, bitmap, shown, opacity, maxSize = 1920) {
+  const scale = Math.min(1, maxSize / Math.max(bitmap.width, bitmap.height));
+  const enlarged = Math.max(scale, Math.min(640 / Math.max(bitmap.width, bitmap.height), 8)); // small images leave no room for text
   const factor = scale < 1 ? scale : Math.max(1, enlarged);
   canvas.width = Math.max(1, Math.round(bitmap.width * factor));
   canvas.height = Math.max(1, Math.round(bitmap.height * factor));
@@ -75,14 +75,14 @@ export function draw(canvas, bitmap, shown, opacity, most = 1920) {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   context.globalAlpha = opacity;
-  for (const {kind, answer} of shown) {
-    if (kind === "depth" && answer.shade) context.drawImage(layer(answer.shade, shade), 0, 0, canvas.width, canvas.height);
+  for (const {kind, prediction} of shown) {
+    if (kind === "depth" && prediction.shade) context.drawImage(layer(prediction.shade, shade), 0, 0, canvas.width, canvas.height);
   }
   context.imageSmoothingEnabled = false;
-  for (const {kind, answer, task} of shown) {
-    if (kind !== "segmentation" || !answer.map) continue;
+  for (const {kind, prediction, task} of shown) {
+    if (kind !== "segmentation" || !prediction.map) continue;
     const colours = task.classes.map((name) => (name === "background" ? null : colour(name)));
-    const picture = layer(answer.map, (value) => colours[value]);
+    const picture = layer(prediction.map, (value) => colours[value]);
     context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   }
   context.globalAlpha = 1;
@@ -90,16 +90,16 @@ export function draw(canvas, bitmap, shown, opacity, most = 1920) {
   const size = Math.max(11, Math.round(Math.max(canvas.width, canvas.height) / 52));
   context.font = `600 ${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  for (const each of shown) if (each.kind === "detection") boxes(context, each, canvas.width / bitmap.width, size);
-  caption(context, shown.flatMap(words), size);
+  for (const entry of shown) if (entry.kind === "detection") boxes(context, entry, canvas.width / bitmap.width, size);
+  caption(context, shown.flatMap(captionLines), size);
 }
 
-function boxes(context, {answer}, scale, size) {
+function boxes(context, {prediction}, scale, size) {
   context.lineWidth = Math.max(2, size / 7);
-  for (let index = answer.boxes_xyxy.length - 1; index >= 0; index--) { // the best lies on top
-    const [left, top, right, bottom] = answer.boxes_xyxy[index].map((edge) => edge * scale);
-    const kind = answer.label[index];
-    const text = `${answer.label[index]} ${answer.score[index].toFixed(2)}`, wide = context.measureText(text).width + size * 0.7;
+  for (let index = prediction.boxes_xyxy.length - 1; index >= 0; index--) { // the highest score on top
+    const [left, top, right, bottom] = prediction.boxes_xyxy[index].map((edge) => edge * scale);
+    const kind = prediction.label[index];
+    const text = `${prediction.label[index]} ${prediction.score[index].toFixed(2)}`, wide = context.measureText(text).width + size * 0.7;
     context.strokeStyle = context.fillStyle = css(kind);
     context.strokeRect(left, top, right - left, bottom - top);
     const height = size * 1.5, above = top >= height ? top - height : top;
@@ -111,11 +111,11 @@ function boxes(context, {answer}, scale, size) {
   }
 }
 
-function words({name, kind, answer}) {
-  if (kind === "classification") return [`${answer.label} ${percent(answer.probability[answer.label])}`];
-  if (kind === "multi_label") return falling(answer.tags).map(([tag, value]) => `${tag} ${percent(value)}`);
-  if (kind === "regression") return [`${name} ${answer.value.toPrecision(3)} ${answer.unit || ""}`.trim()];
-  if (kind === "depth") return [`${name} ${answer.min_m.toPrecision(2)} m (dark) to ${answer.max_m.toPrecision(2)} m (bright)`];
+function captionLines({name, kind, prediction}) {
+  if (kind === "classification") return [`${prediction.label} ${percent(prediction.probability[prediction.label])}`];
+  if (kind === "multi_label") return sortedByValue(prediction.tags).map(([tag, value]) => `${tag} ${percent(value)}`);
+  if (kind === "regression") return [`${name} ${prediction.value.toPrecision(3)} ${prediction.unit || ""}`.trim()];
+  if (kind === "depth") return [`${name} ${prediction.min_m.toPrecision(2)} m (dark) to ${prediction.max_m.toPrecision(2)} m (bright)`];
   return [];
 }
 

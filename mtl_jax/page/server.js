@@ -1,30 +1,30 @@
-// Answers from the server that the page came from.
+// Backend: sends images to the server of this page.
 import {readMap} from "./drawing.js";
 
-export const LEAST = 0.02; // of the boxes that are asked for; the page shows those above its thresholds
+export const MIN_SCORE = 0.02; // of requested boxes; the page filters them by its thresholds
 
-/** What the network does: {name, stage, tasks: {name: {kind, classes, thresholds, ms}}, links}. */
-export async function load() {
-  const model = await said(await fetch("model"));
+/** Loads the description of the network: {name, stage, tasks: {name: {kind, classes, thresholds, ms}}, links}. */
+export async function loadModel() {
+  const model = await parseResponse(await fetch("model"));
   return {...model, links: [["HTTP API", "docs"]]};
 }
 
-/** Asks about one photograph: {width, height, tasks, ms}; `names` are the tasks. */
-export async function ask(blob, bitmap, names) {
-  const query = new URLSearchParams({tasks: names.join(","), threshold: LEAST, shades: true});
+/** Predicts one photograph by the tasks `names`: {width, height, tasks, ms}. */
+export async function predict(blob, bitmap, names) {
+  const query = new URLSearchParams({tasks: names.join(","), threshold: MIN_SCORE, shades: true});
   const headers = {"Content-Type": blob.type || "application/octet-stream"};
-  const answer = await said(await fetch(`predict?${query}`, {method: "POST", body: blob, headers}));
-  for (const each of Object.values(answer.tasks)) {
-    if (each.mask) each.map = await readMap(each.mask);
-    if (each.shade) each.shade = await readMap(each.shade);
+  const prediction = await parseResponse(await fetch(`predict?${query}`, {method: "POST", body: blob, headers}));
+  for (const output of Object.values(prediction.tasks)) {
+    if (output.mask) output.map = await readMap(output.mask);
+    if (output.shade) output.shade = await readMap(output.shade);
   }
-  return answer;
+  return prediction;
 }
 
-async function said(response) {
+async function parseResponse(response) {
   const text = await response.text();
-  let answer = {error: text || response.statusText};
-  try { answer = JSON.parse(text); } catch { /* not JSON: shown as it is */ }
-  if (!response.ok) throw new Error(answer.error || response.statusText);
-  return answer;
+  let body = {error: text || response.statusText};
+  try { body = JSON.parse(text); } catch { /* not JSON: the text is the message */ }
+  if (!response.ok) throw new Error(body.error || response.statusText);
+  return body;
 }
