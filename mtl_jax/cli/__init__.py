@@ -1,4 +1,4 @@
-"""The program `mtl-jax`: one file for each command, imported when it is asked for."""
+"""The program `mtl-jax`: one module for each command, imported on demand."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 from mtl_jax.errors import print_any_name
 
-# Name -> what it does, in one line; its flags are in the module of that name in this folder.
+# Command -> one-line summary; its flags are defined in the module of that name in this folder.
 COMMANDS: dict[str, str] = {
     "train": "trains on folders and files of labels, or on a configuration page",
-    "extend": "adds a task or classes to a finished run, and leaves the old outputs as they are",
+    "extend": "adds a task or classes to a finished run, without changing the old outputs",
     "edit": "renames or removes classes of a finished run",
     "eval": "measures trained weights on validation images",
-    "calibrate": "chooses the scores from which on boxes and tags count, and how sure the network says it is",
-    "predict": "finds what trained weights see in images of one's own",
-    "serve": "shows it on a local page, and as an HTTP API",
-    "export": "writes trained weights as files that run without this package",
-    "compare": "trains several configurations over several seeds and puts them side by side",
+    "calibrate": "fits score thresholds of boxes and tags, and temperatures of probabilities",
+    "predict": "runs trained weights on your own images",
+    "serve": "serves predictions on a local web page and as an HTTP API",
+    "export": "exports trained weights to files that run without this package",
+    "compare": "trains several configurations over several seeds and compares them",
     "benchmark": "measures speed and memory",
-    "prepare": "lays out small sets of VOC, COCO and Imagenette",
-    "inspect": "shows what is in folders and files of labels, and what seems wrong with them",
-    "convert": "writes images and labels in another format",
-    "completion": "prints what makes a shell complete commands and flags",
+    "prepare": "prepares small subsets of VOC, COCO and Imagenette",
+    "inspect": "reports the content of datasets and suspicious labels",
+    "convert": "converts images and labels to another format",
+    "completion": "prints the shell completion script",
 }
-# What computes for long in its own process, and so starts it again with settings of the allocator.
+# Commands with long computations, which re-execute the process with allocator settings.
 TUNED = (("train",), ("extend",), ("edit",), ("eval",), ("serve",), ("export",), ("benchmark",))
 EXIT_USER_ERROR = 2
 
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one command.
 
     Args:
-        arguments: its name and its flags.
+        arguments: command name and flags.
 
     Returns:
-        Exit status: 0, 2 for a user's mistake, 130 after Ctrl-C, and what the command says of others.
+        Exit status: 0, 2 for a usage error, 130 after Ctrl-C, or others as the command documents.
     """
-    name, *remaining_words = arguments or ("--help",)
+    name, *command_arguments = arguments or ("--help",)
     if name in ("--help", "-h", "help"):
         print(usage())
         return 0
@@ -56,16 +56,16 @@ def main(arguments: Sequence[str]) -> int:
         noun = "flag" if name.startswith("-") else "command"
         print(f"error: mtl-jax has no {noun} {name}; {suggestion(name, COMMANDS)}", file=sys.stderr)
         return EXIT_USER_ERROR
-    return module(name).main(remaining_words)
+    return module(name).main(command_arguments)
 
 
 def module(name: str) -> Any:
-    """Imports a command; it has `parser()` and `main(arguments)`."""
+    """Imports the module of a command, which has `parser()` and `main(arguments)`."""
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def usage() -> str:
-    """Returns the commands with what they do."""
+    """Returns the list of commands with their summaries."""
     width = max(map(len, COMMANDS))
     return "\n".join(
         [
@@ -81,7 +81,7 @@ def usage() -> str:
 
 
 def program() -> None:
-    """Runs this process's command line and ends the process."""
+    """Runs the command line of this process and exits."""
     arguments = sys.argv[1:]
     if not {"--help", "-h"} & set(arguments) and any(tuple(arguments[: len(command)]) == command for command in TUNED):
         from mtl_jax.runtime import allocator

@@ -1,4 +1,4 @@
-"""Measures speed and memory: `mtl-jax benchmark step --peer torch --json step.json`."""
+"""Benchmarks speed and memory: `mtl-jax benchmark step --peer torch --json step.json`."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ def parser() -> flags.Parser:
     commands = _commands().COMMANDS if _in_checkout() else {}
     epilog = "\n".join(f"{name}: {command.__doc__}" for name, command in commands.items())
     parser = flags.Parser("benchmark", __doc__, epilog=epilog)
-    parser.add_argument("what", choices=tuple(commands) or None, help="what is measured, see below")
+    parser.add_argument("what", choices=tuple(commands) or None, help="benchmark to run, see below")
     parser.add_argument("--peer", choices=("", "torch"), default="", help="compare with PyTorch, eager and compiled")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--image_size", type=int, default=512, help="px, a multiple of 32")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what JAX computes in")
-    parser.add_argument("--repeats", type=int, default=10, help="timed computations of each side")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute type of JAX")
+    parser.add_argument("--repeats", type=int, default=10, help="timed computations of each program")
     parser.add_argument("--data_root", type=Path, default=Path(os.environ.get("MTL_JAX_DATA", "data")))
-    parser.add_argument("--methods", default="", help="of `balance`: names with commas between; all by default")
+    parser.add_argument("--methods", default="", help="of `balance`: comma list of names; default: all")
     parser.add_argument("--runs", default="", help="of `sharing`: finished trainings, shared=DIR,plain=DIR")
-    parser.add_argument("--svg", type=Path, help="of `sharing`: draw what the runs reached against what networks cost")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of `gpu`: ends with what it has by then")
+    parser.add_argument("--svg", type=Path, help="of `sharing`: plot of metrics of the runs against network cost")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of `gpu`: time limit")
     parser.add_argument("--quick", action="store_true", help="of `gpu`: tiny sizes, as without a GPU")
-    parser.add_argument("--step_ms", type=float, default=0.0, help="of `at_scale`: of one device; 0 measures it here")
+    parser.add_argument(
+        "--step_ms", type=float, default=0.0, help="of `at_scale`: step time of one device; 0 measures it"
+    )
     parser.add_argument("--link_gb", type=float, default=12.5, help="of `at_scale`: GB/s of a device's link")
-    parser.add_argument("--latency_us", type=float, default=20.0, help="of `at_scale`: of one message, in µs")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--latency_us", type=float, default=20.0, help="of `at_scale`: latency of one message, µs")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     return parser
 
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Prints one table; returns 0, or 2 for a user's mistake."""
+    """Prints one table; returns 0, or 2 for a usage error."""
     options = vars(parser().parse_args(arguments))
     if not _in_checkout():
         raise UserError(
@@ -55,13 +57,13 @@ def main(arguments: Sequence[str]) -> int:
         )
     commands = _commands()
     benchmark_name, path = options.pop("what"), options.pop("json")
-    about = {"command": ["mtl-jax", "benchmark", *arguments], "machine": _machine()}
+    metadata = {"command": ["mtl-jax", "benchmark", *arguments], "machine": _machine()}
     try:
         rows = commands.COMMANDS[benchmark_name](
-            commands.Options(**options, on_rows=functools.partial(_write, path, about))
+            commands.Options(**options, on_rows=functools.partial(_write, path, metadata))
         )
         _print(benchmark_name, rows)
-        _write(path, about, rows)
+        _write(path, metadata, rows)
     except OSError as error:
         return flags.fail(error)
     return 0
@@ -72,22 +74,22 @@ def _in_checkout() -> bool:
 
 
 def _commands() -> Any:
-    """Imports what lies outside the package: benchmarks are no part of what is installed."""
+    """Imports the benchmarks, which are outside the installed package."""
     if str(CHECKOUT) not in sys.path:
         sys.path.append(str(CHECKOUT))
     return importlib.import_module("benchmarks.commands")
 
 
-def _write(path: Path | None, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Replaces the file as a whole, so that a run which is ended early leaves what it had."""
+def _write(path: Path | None, metadata: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Replaces the file atomically after every row, so that an interrupted run keeps its results."""
     if path:
         partial_file = path.with_name(path.name + ".part")
-        partial_file.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        partial_file.write_text(json.dumps({**metadata, "rows": rows}, indent=1) + "\n")
         partial_file.replace(path)
 
 
 def _print(benchmark_name: str, rows: list[dict[str, Any]]) -> None:
-    if benchmark_name == "gpu":  # in plain text, as a bare machine prints it too
+    if benchmark_name == "gpu":  # plain text, as on a machine without rich
         print(importlib.import_module("benchmarks.gpu").tables(rows))
         return
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Chooses the temperatures and thresholds of trained weights, and measures them on validation images.
+"""Calibrates trained weights: fits temperatures and thresholds, and evaluates them on validation images.
 
 mtl-jax calibrate --weights runs/seq
 """
@@ -16,13 +16,13 @@ def parser() -> flags.Parser:
     """Returns the command's flags."""
     parser = flags.Parser("calibrate", __doc__)
     parser.add_argument("--weights", required=True, type=Path, help="a work directory, or one stage's checkpoint in it")
-    parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; as the run if not given")
+    parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; as the run by default")
     return parser
 
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Writes calibration.json into the checkpoint and prints its figures; returns 0, or 2 for a user's mistake."""
+    """Writes calibration.json into the checkpoint and prints its metrics; returns 0, or 2 for a usage error."""
     options = parser().parse_args(arguments)
     from mtl_jax.errors import UserError
     from mtl_jax.evaluation import calibrate
@@ -49,12 +49,12 @@ def main(arguments: Sequence[str]) -> int:
         files.write_json(network.path / trained.CALIBRATION, calibration.to_tree(calibrations))
     except OSError as error:
         return flags.fail(f"{error.filename} cannot be written ({error.strerror}); copy the run to a place that can")
-    _show(calibrate.judge(tasks, metrics, calibrations))
+    _print_table(calibrate.judge(tasks, metrics, calibrations))
     print(f"-> {network.path / trained.CALIBRATION}: predict, serve and export follow it")
     return 0
 
 
-def _show(figures: dict[str, Any]) -> None:
+def _print_table(figures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -3,9 +3,9 @@
 mtl-jax compare --out runs/ablation --seeds 0,1,2 configs/ablation_seq.py
 mtl-jax compare --out runs/ways configs/seq.py "branched=configs/seq.py:branched" -- --config.data_root=data
 
-What stands after -- is for every run; {seed} in it, or in a variant's overrides, becomes the run's seed.
-A run is known by its resolved configuration, its code and its data: where page, flags or data have changed, it is
-trained again, and the old one kept next to it.
+Arguments after -- apply to every run; {seed} in them, or in a variant's overrides, is replaced by the run's seed.
+A run is identified by its resolved configuration, its code and its data: if page, flags or data have changed, it is
+trained again, and the old run is kept next to the new one.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ TRAIN = (sys.executable, "-m", "mtl_jax", "train")
 
 
 class Variant(NamedTuple):
-    """One configuration."""
+    """A configuration to compare."""
 
     label: str
-    arguments: tuple[str, ...]  # of `mtl-jax train`
+    arguments: tuple[str, ...]  # arguments of `mtl-jax train`
 
 
 def parser() -> flags.Parser:
     """Returns the command's flags."""
     parser = flags.Parser("compare", __doc__)
     parser.add_argument("variants", nargs="+", help='"[label=]page.py[:argument] [--config.field=value …]"')
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of the comparison")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the comparison")
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
     return parser
 
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 0, 1 where a run failed, 2 for a user's mistake."""
+    """Returns the exit status: 0, 1 where a run failed, 2 for a usage error."""
     arguments = list(arguments)
     separator = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser().parse_args(arguments[:separator])
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
             names = ", ".join(sorted(repeated))
             raise ValueError(f"expected variants of different names, found {names} twice; label them: name=page.py")
         for variant in variants:  # a mistake in the last is reported before the first is trained
-            resolved(_arguments(variant, seeds[0], common))
+            resolve_arguments(_arguments(variant, seeds[0], common))
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         return flags.fail(error)
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(text: str) -> list[Variant]:
-    """Reads one positional argument; a page with VARIANTS and no argument gives one variant for each of them.
+    """Parses a positional argument; a page with VARIANTS and no argument yields one variant for each of them.
 
     Raises:
-        UserError: the page is not there, or cannot be read.
+        UserError: the page is missing or cannot be read.
     """
     from mtl_jax.config import load_page
 
@@ -96,13 +96,15 @@ def parse(text: str) -> list[Variant]:
 
 
 def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[str, ...]) -> int:
-    """Trains what is not trained yet, and rewrites the comparison after every run."""
+    """Trains the missing runs, and rewrites the comparison after every run."""
     from mtl_jax.errors import UserError
     from mtl_jax.report import comparison
     from mtl_jax.workdir.files import replace_text
 
     results, failed, start_time = [], 0, time.monotonic()
-    runs = [(variant, seed) for seed in seeds for variant in variants]  # a first look at all of them comes early
+    runs = [
+        (variant, seed) for seed in seeds for variant in variants
+    ]  # seeds in the outer loop: a first comparison of all variants comes early
     for number, (variant, seed) in enumerate(runs, 1):
         workdir = out / _folder(variant.label) / f"seed_{seed}"
         minutes = (time.monotonic() - start_time) / 60
@@ -136,17 +138,17 @@ def _arguments(variant: Variant, seed: int, common: tuple[str, ...]) -> tuple[st
 
 
 def train(workdir: Path, arguments: tuple[str, ...]) -> str:
-    """Trains a run, unless it is finished with the same settings and data; returns what went wrong, or nothing."""
+    """Trains a run unless it is finished with equal settings and data; returns an error message or an empty string."""
     from mtl_jax.errors import UserError
     from mtl_jax.workdir.files import write_json
 
     try:
-        existing = look(workdir, arguments)
+        existing = inspect_run(workdir, arguments)
     except UserError as error:
         return str(error)
     if existing.changed:
-        place = _set_aside(workdir)
-        print(f"  trained again ({'; '.join(existing.changed[:3])}); the old run is kept in {place}", flush=True)
+        backup = _set_aside(workdir)
+        print(f"  trained again ({'; '.join(existing.changed[:3])}); the old run is kept in {backup}", flush=True)
     if existing.is_done and not existing.changed:
         if existing.other_code:
             print(f"  was trained with other code of the package; remove {workdir} to train it again", flush=True)
@@ -163,8 +165,8 @@ def train(workdir: Path, arguments: tuple[str, ...]) -> str:
     return ""
 
 
-def resolved(arguments: tuple[str, ...]) -> Any:
-    """Returns the configuration of a run.
+def resolve_arguments(arguments: tuple[str, ...]) -> Any:
+    """Resolves the configuration of a run.
 
     Raises:
         UserError: the page or a setting is wrong.
@@ -180,14 +182,14 @@ def resolved(arguments: tuple[str, ...]) -> Any:
 class FormerRun(NamedTuple):
     """State of a work directory, compared with the requested run."""
 
-    is_done: bool  # finished, and judged by the limits that are asked for
-    changed: list[str]  # what of the settings or data is other than when it was trained
+    is_done: bool  # finished, and judged by the requested limits
+    changed: list[str]  # differences of settings or data since the training
     other_code: bool
-    data: str  # a digest of the data of now
+    data: str  # digest of the current data
 
 
-def look(workdir: Path, arguments: tuple[str, ...]) -> FormerRun:
-    """Compares a finished run with the requested one: its resolved configuration, its code and its data.
+def inspect_run(workdir: Path, arguments: tuple[str, ...]) -> FormerRun:
+    """Compares a finished run with the requested one, by resolved configuration, code and data.
 
     Raises:
         UserError: the page or a setting is wrong, or a file of the run is damaged.
@@ -196,7 +198,7 @@ def look(workdir: Path, arguments: tuple[str, ...]) -> FormerRun:
     from mtl_jax.workdir import continuation, run_record
     from mtl_jax.workdir.files import read_json, without_nan
 
-    config = resolved(arguments)
+    config = resolve_arguments(arguments)
     requested_config, data = without_nan(config.to_dict()), data_digest(config)
     training_record = read_json(workdir / run_record.RECORD)
     if training_record is None:
@@ -211,7 +213,7 @@ def look(workdir: Path, arguments: tuple[str, ...]) -> FormerRun:
 
 
 def data_digest(config: Any) -> str:
-    """Digests names and sizes of the files below the folders that a configuration's sources read."""
+    """Returns a digest of names and sizes of the files in the folders of a configuration's sources."""
     from mtl_jax import config as config_lib
 
     root, digest = config_lib.data_root(config), hashlib.sha256()
@@ -235,13 +237,13 @@ def _record(workdir: Path) -> Path:
 
 
 def _set_aside(workdir: Path) -> Path:
-    places = (workdir.with_name(f"{workdir.name}.old-{number}") for number in itertools.count(1))
-    place = next(candidate for candidate in places if not candidate.exists())
+    candidates = (workdir.with_name(f"{workdir.name}.old-{number}") for number in itertools.count(1))
+    backup = next(candidate for candidate in candidates if not candidate.exists())
     _record(workdir).unlink(missing_ok=True)
-    return workdir.rename(place)
+    return workdir.rename(backup)
 
 
 def _folder(label: str) -> str:
-    """A label as a folder's name; those that lose characters keep apart by a digest."""
+    """Converts a label to a folder name; a digest keeps labels apart that lose characters."""
     name = re.sub(r"[^\w.+=-]+", "_", label).strip("._") or "variant"
     return name if name == label else f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"

@@ -56,19 +56,19 @@ class Flag(NamedTuple):
 def parser() -> flags.Parser:
     """Returns the command's flags."""
     parser = flags.Parser("completion", __doc__)
-    parser.add_argument("shell", choices=tuple(SHELLS), help="to print it for")
+    parser.add_argument("shell", choices=tuple(SHELLS), help="shell of the script")
     return parser
 
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Prints the shell's program."""
+    """Prints the completion script."""
     print(SHELLS[parser().parse_args(arguments).shell](), end="")
     return 0
 
 
 def flags_of(command: str) -> list[Flag]:
-    """Lists what the parser of a command takes."""
+    """Returns the flags and positional arguments of a command."""
     return [
         Flag(
             tuple(action.option_strings),
@@ -82,48 +82,48 @@ def flags_of(command: str) -> list[Flag]:
 
 
 def bash() -> str:
-    """Returns a completion function for bash: names of commands, then flags and choices, else files."""
+    """Returns a completion function for bash: commands, then flags and choices, otherwise files."""
     cases = []
     for command in cli.COMMANDS:
         flag_names = flags_of(command)
         lines = [
-            f"          {'|'.join(flag.names)}) words={_quoted(' '.join(flag.choices))} ;;"
+            f"          {'|'.join(flag.names)}) words={_quote(' '.join(flag.choices))} ;;"
             for flag in flag_names
             if flag.names and any(flag.choices)
         ]
-        by_place = [choice for flag in flag_names if not flag.names for choice in flag.choices]
+        positional_choices = [choice for flag in flag_names if not flag.names for choice in flag.choices]
         names = [name for flag in flag_names for name in flag.names]
-        default = f"          *) words={_quoted(' '.join((*by_place, *names)))} ;;"
+        default = f"          *) words={_quote(' '.join((*positional_choices, *names)))} ;;"
         cases += [f"      {command})", "        case $before in", *lines, default, "        esac ;;"]
-    return BASH.format(commands=_quoted(" ".join(cli.COMMANDS)), cases="\n".join(cases))
+    return BASH.format(commands=_quote(" ".join(cli.COMMANDS)), cases="\n".join(cases))
 
 
 def zsh() -> str:
-    """Returns a completion function for zsh: the same, with what each command and flag is for."""
-    commands = [f"      {_quoted(f'{name}:{summary}')}" for name, summary in cli.COMMANDS.items()]
+    """Returns a completion function for zsh, with descriptions of commands and flags."""
+    commands = [f"      {_quote(f'{name}:{summary}')}" for name, summary in cli.COMMANDS.items()]
     cases = []
     for command in cli.COMMANDS:
         specs = [spec for flag in flags_of(command) for spec in _zsh_specs(flag)]
         cases += [f"    {command}) shift words; (( CURRENT-- ))", "      _arguments \\"]
-        cases += [*(f"        {_quoted(spec)} \\" for spec in specs), "        '*:file:_files' ;;"]
+        cases += [*(f"        {_quote(spec)} \\" for spec in specs), "        '*:file:_files' ;;"]
     return ZSH.format(commands="\n".join(commands), cases="\n".join(cases))
 
 
 def _zsh_specs(flag: Flag) -> list[str]:
     values = f"({' '.join(flag.choices)})" if any(flag.choices) else "_files"
     if not flag.names:
-        return [f"1:{_plain(flag.help)}:{values}"] if any(flag.choices) else []
+        return [f"1:{_escape(flag.help)}:{values}"] if any(flag.choices) else []
     value = f":value:{values}" if flag.takes_value else ""
-    return [f"{name}{'=' if value else ''}[{_plain(flag.help)}]{value}" for name in flag.names if name != "-h"]
+    return [f"{name}{'=' if value else ''}[{_escape(flag.help)}]{value}" for name in flag.names if name != "-h"]
 
 
-def _plain(text: str) -> str:
-    """Without what `_arguments` takes for its own."""
+def _escape(text: str) -> str:
+    """Escapes the special characters of `_arguments`."""
     return text.translate(str.maketrans({"[": "(", "]": ")", ":": ";", "\n": " "}))
 
 
-def _quoted(text: str) -> str:
-    """As one word of a shell."""
+def _quote(text: str) -> str:
+    """Quotes a text as one shell word."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 

@@ -1,4 +1,4 @@
-"""Writes images and labels in another format; that of the source is found by its content where it is not named.
+"""Converts images and labels to another format; the source format is detected from its content by default.
 
 mtl-jax convert photos/annotations.xml yolo/ --to yolo
 """
@@ -14,18 +14,18 @@ def parser() -> flags.Parser:
     """Returns the command's flags."""
     parser = flags.Parser("convert", __doc__)
     parser.add_argument("src", metavar="SRC", help="folder or file of the labels; table.csv:column names a column")
-    parser.add_argument("dst", metavar="DST", help="folder to write, which must be empty or not be there")
+    parser.add_argument("dst", metavar="DST", help="output folder, which must be empty or absent")
     parser.add_argument("--to", required=True, metavar="FORMAT", help="such as coco, voc or yolo")
-    parser.add_argument("--kind", help="of label to write, such as boxes; all that the format holds by default")
-    parser.add_argument("--format", default="auto", help="of SRC; found by its content by default")
-    parser.add_argument("--images", metavar="DIR", help="folder of the images of SRC, where they lie apart")
+    parser.add_argument("--kind", help="kind of label to write, such as boxes; default: all that the format supports")
+    parser.add_argument("--format", default="auto", help="format of SRC; default: detected from its content")
+    parser.add_argument("--images", metavar="DIR", help="folder of the images of SRC, if it is separate")
     flags.add_annotated_on(parser)
     return parser
 
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Prints what was read, written and left out; returns 0, or 2 for a mistake."""
+    """Prints what was read, written and dropped; returns 0, or 2 for a usage error."""
     options = parser().parse_args(arguments)
     from mtl_jax.data import formats
     from mtl_jax.data.sources.base import counted
@@ -39,11 +39,11 @@ def main(arguments: Sequence[str]) -> int:
         images=options.images,
         annotated_on=options.annotated_on,
     )
-    reading = conversion.source.reading
+    dataset = conversion.source.reading
     print(
-        f"read {conversion.source.format}: {', '.join(counted(count, noun) for noun, count in reading.counts.items())}"
+        f"read {conversion.source.format}: {', '.join(counted(count, noun) for noun, count in dataset.counts.items())}"
     )
-    for note in reading.notes:
+    for note in dataset.notes:
         print(f"note: {note}")
     for noun, count in conversion.counts.items():
         print(f"note: {counted(count, noun)}")

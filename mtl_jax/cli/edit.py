@@ -16,18 +16,18 @@ def parser() -> flags.Parser:
     usage = "mtl-jax edit --from DIR --workdir DIR --task NAME [--rename OLD=NEW …] [--remove NAME …]"
     parser = flags.Parser("edit", __doc__, usage=usage)
     parser.add_argument("--from", dest="parent", required=True, metavar="DIR", help="the finished run's work directory")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the new version leaves its files")
-    parser.add_argument("--task", required=True, metavar="NAME", help="whose classes they are")
-    parser.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="a class under another name")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="output folder of the new version")
+    parser.add_argument("--task", required=True, metavar="NAME", help="task of the classes")
+    parser.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="rename a class")
     parser.add_argument(
-        "--remove", action="append", default=[], metavar="NAME", help="a class that is predicted no more"
+        "--remove", action="append", default=[], metavar="NAME", help="remove a class from the predictions"
     )
     return parser
 
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 0, or 2 for a user's mistake."""
+    """Returns the exit status: 0, or 2 for a usage error."""
     options = parser().parse_args(arguments)
     pairs = [rename_text.partition("=") for rename_text in options.rename]
     if malformed := next(
@@ -35,14 +35,14 @@ def main(arguments: Sequence[str]) -> int:
         "",
     ):
         raise UserError(f"--rename: expected the name of today, =, and the new one, found {malformed}")
-    # Imported after the flags: a typing error should not wait for JAX.
+    # Imported after the flags, so that a usage error does not wait for JAX.
     from absl import logging
     from rich.console import Console
 
     from mtl_jax.evaluation import contract_table
     from mtl_jax.extend import edit
 
-    logging.set_verbosity(logging.ERROR)  # of what Orbax says
+    logging.set_verbosity(logging.ERROR)  # silences Orbax
     rename = {old: new for old, _, new in pairs}
     command = " ".join(("mtl-jax edit", *arguments))
     contract = edit(

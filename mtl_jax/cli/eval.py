@@ -1,4 +1,4 @@
-"""Measures trained weights: `mtl-jax eval --weights runs/seq --tasks all --data_root data --json out.json`."""
+"""Evaluates trained weights: `mtl-jax eval --weights runs/seq --tasks all --data_root data --json out.json`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ def parser() -> flags.Parser:
     """Returns the command's flags."""
     parser = flags.Parser("eval", __doc__)
     flags.add_weights(parser)
-    parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; else the run's own")
-    flags.add_switch(parser, "flip", "run every mirrored image too, and average both")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--data_root", "--dataroot", default="", help="folder of datasets; default: as in the run")
+    flags.add_switch(parser, "flip", "also run every mirrored image, and average both")
+    parser.add_argument("--json", type=Path, help="also write the metrics to this file")
     return parser
 
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Prints mAP, mIoU, top-1, parameters and latency; returns 0, or 2 for a user's mistake."""
+    """Prints mAP, mIoU, top-1, parameters and latency; returns 0, or 2 for a usage error."""
     options = parser().parse_args(arguments)
-    # Imported after the flags: --help should not wait for JAX.
+    # Imported after the flags, so that --help does not wait for JAX.
     from mtl_jax.evaluation import evaluate_checkpoint
     from mtl_jax.runtime import compilation
 
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         options.json = options.json.expanduser()
         evaluate_checkpoint.require_writable(options.json)
-    options_given = {"tasks": options.tasks, "data_root": options.data_root, "flip": options.flip}
-    figures = evaluate_checkpoint.run(options.weights, **options_given)
-    evaluate_checkpoint.show(figures)
+    settings = {"tasks": options.tasks, "data_root": options.data_root, "flip": options.flip}
+    metrics = evaluate_checkpoint.run(options.weights, **settings)
+    evaluate_checkpoint.show(metrics)
     if options.json:
-        evaluate_checkpoint.write(figures, options.json)
+        evaluate_checkpoint.write(metrics, options.json)
     return 0

@@ -1,4 +1,4 @@
-"""Inspects the user's data: content, suspected faults, and images with their labels drawn in.
+"""Inspects datasets: content, suspicious labels, and images with their labels drawn.
 
 mtl-jax inspect masks=photos/masks boxes=labels.json classes=flowers/ --out inspect.html
 """
@@ -13,16 +13,16 @@ from pathlib import Path
 from mtl_jax.cli import flags
 from mtl_jax.errors import UserError
 
-MOST_IMAGES = 200  # of a dataset: a page of more takes long to open
-TOLD_SECONDS = 10.0  # between two lines while images are looked at
+MAX_IMAGES = 200  # of a dataset; larger pages open slowly
+PROGRESS_SECONDS = 10.0  # between progress lines in a log
 
 
 def parser() -> flags.Parser:
     """Returns the command's flags."""
     parser = flags.Parser("inspect", __doc__)
-    parser.add_argument("labels", nargs="+", metavar="KIND=PATH", help="a kind of label, and a folder or file of it")
-    parser.add_argument("--out", type=Path, default=Path("inspect.html"), help="the page of images; inspect.html")
-    parser.add_argument("--images", type=int, default=24, help="most that are shown of a dataset")
+    parser.add_argument("labels", nargs="+", metavar="KIND=PATH", help="kind of label, and its folder or file")
+    parser.add_argument("--out", type=Path, default=Path("inspect.html"), help="output page; default inspect.html")
+    parser.add_argument("--images", type=int, default=24, help="largest number of images of a dataset")
     flags.add_reading(parser)
     flags.add_minutes(parser)
     return parser
@@ -30,16 +30,16 @@ def parser() -> flags.Parser:
 
 @flags.reported
 def main(arguments: Sequence[str]) -> int:
-    """Prints the table that training prints, notes and what seems wrong, and writes the page; returns 0, or 2."""
+    """Prints the table of datasets, notes and suspicious labels, and writes the page; returns 0 or 2."""
     options = parser().parse_args(arguments)
-    if not 1 <= options.images <= MOST_IMAGES:
-        raise UserError(f"--images: expected 1 to {MOST_IMAGES}, found {options.images}")
+    if not 1 <= options.images <= MAX_IMAGES:
+        raise UserError(f"--images: expected 1 to {MAX_IMAGES}, found {options.images}")
     from mtl_jax.cli import own_run
     from mtl_jax.own_data import contact_sheet, inspection, request
     from mtl_jax.workdir import data_record, files
 
     datasets = request.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
-    choices, _ = own_run.look(datasets, options)
+    choices, _ = own_run.inspect_data(datasets, options)
     inspected = [
         inspection.inspect(
             choice.dataset,
@@ -63,14 +63,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class _progress:
-    """Says now and then how many images were looked at: in one line that changes, or in lines of a log."""
+    """Progress of the inspection: one updated line in a terminal, or lines in a log."""
 
     def __init__(self, name: str) -> None:
         self._name, self._last_report = name, time.monotonic()
 
     def __call__(self, completed: int, total: int) -> None:
-        live = sys.stderr.isatty()
-        if live or time.monotonic() - self._last_report > TOLD_SECONDS:
+        is_terminal = sys.stderr.isatty()
+        if is_terminal or time.monotonic() - self._last_report > PROGRESS_SECONDS:
             self._last_report = time.monotonic()
-            end = ("\n" if completed == total else "\r") if live else "\n"
-            print(f"{self._name}: {completed} of {total} images looked at", end=end, file=sys.stderr, flush=True)
+            end = ("\n" if completed == total else "\r") if is_terminal else "\n"
+            print(f"{self._name}: {completed} of {total} images inspected", end=end, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Run on the user's own data: inspects it, reports its content, and writes the page that is trained."""
+"""Training on the user's data: inspects it, prints its content, and writes the configuration page."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mtl_jax.workdir.run_record import RECORD
 
 BACKBONE = "mobilenet_v3_small"
 OFFER = f"--pretrained {BACKBONE} downloads features learnt on ImageNet once (10 MB), from which far more is learnt"
-# Files of its features, under the names that people have them by.
+# Common file names of its features.
 FEATURES = ("mobilenet_v3_small_features.npz", "mobilenet_v3_small_features.pth", "mobilenet_v3_small-047dcff4.pth")
 
 
 def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
-    """Looks at the data and writes a page, unless the work directory holds a run of the same command.
+    """Inspects the data and writes a page, unless the work directory holds a run of the same command.
 
     Args:
-        options: of `mtl-jax train`.
+        options: flags of `mtl-jax train`.
 
     Returns:
-        Page and work directory of each run, in their order: with --alone the baselines first.
+        Page and work directory of each run in order; with --alone, the baselines come first.
 
     Raises:
         UserError: data that cannot be read, or a work directory of another command.
@@ -44,15 +44,15 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
     page = workdir / page_lib.FILE
     baselines = {name: workdir / f"{page_lib.ALONE}{name}" for name in names} if options.alone else {}
     main = page_lib.TOGETHER if options.together else page_lib.ONE_AFTER_ANOTHER
-    runs = [(f"{page}:{page_lib.ALONE}{name}", place) for name, place in baselines.items()]
+    runs = [(f"{page}:{page_lib.ALONE}{name}", folder) for name, folder in baselines.items()]
     runs.append((f"{page}:{main}", workdir))
     option_values = (options.minutes, options.val_share, options.annotated_on, options.alone, options.pretrained)
     made_from = json.dumps([*map(str, requests), *option_values])
-    if any((place / RECORD).exists() for _, place in runs):
+    if any((folder / RECORD).exists() for _, folder in runs):
         require_same(page, made_from)
         print(f"continues with {page}")
         return runs
-    choices, machine = look(requests, options)
+    choices, machine = inspect_data(requests, options)
     pretrained = _pretrained(options.pretrained)
     page_lib.write(
         page,
@@ -60,16 +60,16 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
         name=workdir.name,
         made_from=made_from,
         pretrained=pretrained,
-        baselines={name: str(place.absolute()) for name, place in baselines.items()},
+        baselines={name: str(folder.absolute()) for name, folder in baselines.items()},
     )
-    _say(page, choices, machine, pretrained, alone=options.alone)
+    _print_plan(page, choices, machine, pretrained, alone=options.alone)
     return runs
 
 
-def look(
+def inspect_data(
     requests: Sequence[request_lib.Request], options: argparse.Namespace
 ) -> tuple[tuple[choices_lib.Choice, ...], machine_lib.Machine]:
-    """Looks at all datasets, and prints what was found and chosen.
+    """Inspects all datasets, and prints their content and the chosen settings.
 
     Raises:
         UserError: data that cannot be read.
@@ -92,25 +92,26 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def require_same(page: Path, made_from: str) -> None:
-    """Refuses to continue a run whose page was made from something else.
+    """Checks that the page of a run comes from the same command line.
 
     Args:
-        page: in its work directory.
-        made_from: what the command line asks for now.
+        page: page in the work directory.
+        made_from: the current command line.
 
     Raises:
-        UserError: it was made from something else, or is gone.
+        UserError: the page comes from another command line, or is missing.
     """
-    before = page_lib.made_from(page)
-    if before != made_from:
-        was = f"its page was made from {before}" if before else f"there is no {page}"
+    previous = page_lib.made_from(page)
+    if previous != made_from:
+        reason = f"its page was made from {previous}" if previous else f"there is no {page}"
         raise UserError(
-            f"{page.parent} holds a run of another command ({was}); name another --workdir, or continue with --config"
+            f"{page.parent} holds a run of another command ({reason}); name another --workdir, or "
+            "continue with --config"
         )
 
 
 def _pretrained(setting: str | None) -> str:
-    """The features that are given, or else those that are on this machine, or else what a user lets be downloaded."""
+    """Returns the pretrained features: as set, from this machine, or downloaded with the user's consent."""
     if setting is not None:
         return setting
     root = config_lib.data_root(config_lib.base())
@@ -124,14 +125,14 @@ def _pretrained(setting: str | None) -> str:
 
 
 def _is_download_wanted() -> bool:
-    """Asks in a terminal; a log has nobody to reply."""
+    """Asks the user, only in a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     reply = input(f"Features of {BACKBONE} learnt on ImageNet are not here. Download them once (10 MB)? [Y/n] ")
     return reply.strip().lower() in ("", "y", "yes")
 
 
-def _say(
+def _print_plan(
     page: Path,
     choices: Sequence[choices_lib.Choice],
     machine: machine_lib.Machine,

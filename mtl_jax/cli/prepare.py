@@ -1,4 +1,4 @@
-"""Lays out the mini sets of VOC, COCO and Imagenette: `mtl-jax prepare --data_root data`."""
+"""Prepares the mini datasets of VOC, COCO and Imagenette: `mtl-jax prepare --data_root data`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parser(prefix: str = "error") -> flags.Parser:
     """Returns the command's flags.
 
     Args:
-        prefix: of the line about a mistake.
+        prefix: prefix of the error line.
     """
     parser = flags.Parser("prepare", __doc__, prefix=prefix, epilog=EXAMPLES)
     parser.add_argument(
@@ -39,22 +39,22 @@ def parser(prefix: str = "error") -> flags.Parser:
         type=Path,
         default=Path(os.environ.get("MTL_JAX_DATA") or "data"),
         metavar="DIR",
-        help="folder that holds the sets, made where absent (default: $MTL_JAX_DATA, or else ./data)",
+        help="folder of the sets, created if absent (default: $MTL_JAX_DATA, or else ./data)",
     )
     parser.add_argument(
         "--sets",
         default="voc,coco,imagenette",
         metavar="NAMES",
         help="comma list of voc (2.0 GB to download), coco (0.3 GB) and imagenette (0.1 GB), the default; and "
-        "open-images, which is made of coco",
+        "open-images, which is built from coco",
     )
     parser.add_argument(
         "--from_dir",
         type=Path,
         metavar="DIR",
-        help="folder with the official archives, or with what was extracted from them; nothing is downloaded",
+        help="folder with the official archives or their extracted files; nothing is downloaded",
     )
-    parser.add_argument("--force", action="store_true", help="replace a set that is there but incomplete or changed")
+    parser.add_argument("--force", action="store_true", help="replace an incomplete or changed set")
     parser.add_argument(
         "--base_url",
         action="append",
@@ -66,11 +66,9 @@ def parser(prefix: str = "error") -> flags.Parser:
         "--shards",
         metavar="NAME",
         help="write the datasets of the page that --config names as ArrayRecord files into the folder NAME of the data "
-        "root, one folder for each stream, to be read by the source `shards`; no set is laid out",
+        "root, one folder for each stream, for the source `shards`; no set is prepared",
     )
-    parser.add_argument(
-        "--shard_mb", type=int, default=256, metavar="MB", help="after which a file ends (default: 256)"
-    )
+    parser.add_argument("--shard_mb", type=int, default=256, metavar="MB", help="size of a file (default: 256)")
     return parser
 
 
@@ -85,11 +83,11 @@ def main(arguments: Sequence[str], *, prefix: str = "error") -> int:
     """Runs the command line.
 
     Args:
-        arguments: words after the command.
-        prefix: of the line about a mistake.
+        arguments: arguments of the command.
+        prefix: prefix of the error line.
 
     Returns:
-        Exit status: 0, 2 for a user's mistake, 130 after Ctrl-C.
+        Exit status: 0, 2 for a usage error, 130 after Ctrl-C.
     """
     return flags.reported(functools.partial(_prepare, prefix), prefix=prefix, interrupted=STOPPED)(arguments)
 
@@ -97,8 +95,8 @@ def main(arguments: Sequence[str], *, prefix: str = "error") -> int:
 def _prepare(prefix: str, arguments: Sequence[str]) -> int:
     from mtl_jax.config import overrides
 
-    page, changes, other_words = overrides.split(arguments)
-    options = parser(prefix).parse_args(other_words)
+    page, changes, flag_words = overrides.split(arguments)
+    options = parser(prefix).parse_args(flag_words)
     if bool(page) != bool(options.shards):
         raise UserError(
             "expected --config PAGE and --shards NAME together, or neither, found one of them; give both or none"
@@ -121,7 +119,7 @@ def _prepare(prefix: str, arguments: Sequence[str]) -> int:
 
 
 def _pack(config: Any, options: argparse.Namespace) -> int:
-    """Writes every stream's splits as shards, and says how a page reads them."""
+    """Writes every stream's splits as shards, and prints the settings that load them."""
     from mtl_jax import config as config_lib
     from mtl_jax import experiment
     from mtl_jax.continual import reading
@@ -134,9 +132,9 @@ def _pack(config: Any, options: argparse.Namespace) -> int:
         folder = Path(options.shards) / stream
         for split, training in (("train", True), ("val", False)):
             source = experiment.source(setup, stream, training=training)
-            place, size = options.data_root / folder, options.shard_mb * 2**20
-            names = shards.write(source, place, split=split, shard_bytes=size)
-            print(f"{place}: {len(source)} samples of {split} in {len(names)} files")
+            target, size = options.data_root / folder, options.shard_mb * 2**20
+            names = shards.write(source, target, split=split, shard_bytes=size)
+            print(f"{target}: {len(source)} samples of {split} in {len(names)} files")
         source_options = {"folder": str(folder)}
         print(
             f"  read by: config.streams.{stream}.source, config.streams.{stream}.options = 'shards', {source_options}"

@@ -3,9 +3,9 @@
 mtl-jax train masks=photos/masks boxes=labels.json classes=flowers/ --workdir runs/mine
 mtl-jax train --config configs/seq.py --workdir runs/seq [--config.some.field=value …]
 
-Kinds of label are masks, boxes, classes, tags, values and depth. Formats, classes, image sizes and splits are found;
-what follows is written to the work directory as a page that --config takes. Several of one kind have names:
-boxes.people=people.json boxes.signs=signs/. A column of a table comes after a colon: values=faces.csv:age.
+Kinds of label are masks, boxes, classes, tags, values and depth. Formats, classes, image sizes and splits are detected,
+and written to the work directory as a configuration page for --config. Several datasets of one kind need names:
+boxes.people=people.json boxes.signs=signs/. A column of a table follows a colon: values=faces.csv:age.
 """
 
 from __future__ import annotations
@@ -29,45 +29,45 @@ EXIT_CONTRACT_BROKEN = 3
 def parser() -> flags.Parser:
     """Returns the command's flags."""
     parser = flags.Parser("train", __doc__, usage="mtl-jax train (KIND[.NAME]=PATH … | --config PAGE) [flags]")
-    parser.add_argument("labels", nargs="*", metavar="KIND=PATH", help="a kind of label, and a folder or file of it")
+    parser.add_argument("labels", nargs="*", metavar="KIND=PATH", help="kind of label, and its folder or file")
     parser.add_argument(
         "--config",
         metavar="PAGE",
-        help="a page of configs/; single settings are changed with --config.some.field=value",
+        help="configuration page; --config.some.field=value changes a setting",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="where the run leaves its files; runs/<name> by default")
-    flags.add_switch(parser, "smoke", "two steps a stage on a handful of images, every file still written")
+    parser.add_argument("--workdir", metavar="DIR", help="where the run leaves its files; default: runs/<name>")
+    flags.add_switch(parser, "smoke", "two steps per stage on a few images; still writes every file")
     flags.add_switch(parser, "enforce_contract", "exit with status 3 when the contract is broken")
     parser.add_argument(
         "--track",
         default="tensorboard",
         metavar="NAMES",
-        help="where figures and report go too: tensorboard, wandb, mlflow, with commas between, or none",
+        help="further destinations of metrics and report: comma list of tensorboard, wandb, mlflow, or none",
     )
-    _add_own_data(parser.add_argument_group("of one's own data"))
-    group = parser.add_argument_group("in several processes")
-    group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
-    group.add_argument("--num_processes", type=int, default=0, help="that train together; with --coordinator")
-    group.add_argument("--process_id", type=int, default=-1, help="of this one, from 0; with --coordinator")
-    flags.add_switch(group, "distributed", "find the other processes as SLURM or Open MPI say")
+    _add_own_data(parser.add_argument_group("training on your own data"))
+    group = parser.add_argument_group("training in several processes")
+    group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument("--num_processes", type=int, default=0, help="number of processes; with --coordinator")
+    group.add_argument("--process_id", type=int, default=-1, help="index of this process, from 0; with --coordinator")
+    flags.add_switch(group, "distributed", "find the other processes by SLURM or Open MPI")
     return parser
 
 
 def _add_own_data(group: Any) -> None:
     flags.add_switch(group, "together", "train the tasks jointly, instead of one after another")
-    flags.add_switch(group, "alone", "first train each task by itself, as the baseline of the contract")
+    flags.add_switch(group, "alone", "first train a single-task baseline of each task for the contract")
     flags.add_minutes(group)
     flags.add_reading(group)
     group.add_argument(
         "--pretrained",
         metavar="NAME|FILE",
-        help="features to start from: mobilenet_v3_small downloads them once, '' is random weights; found by default",
+        help="initial features: mobilenet_v3_small downloads them once, '' is random; default: found locally",
     )
 
 
 @flags.reported(interrupted="interrupted; the same command resumes from the last checkpoint")
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 0, 2 for a user's mistake, 3 for a broken contract under --enforce_contract."""
+    """Returns the exit status: 0, 2 for a usage error, 3 for a broken contract under --enforce_contract."""
     if {"--help", "-help", "--helpshort", "-h"} & set(arguments):
         parser().parse_args(["--help"])
     from mtl_jax.config import overrides
@@ -89,18 +89,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, list[Any], argparse.Namespace]:
-    """Reads the command line.
+    """Parses the command line.
 
     Returns:
-        The page ("" where there is none), the settings that are changed, and the other flags.
+        The page ("" without one), the changed settings, and the other flags.
 
     Raises:
-        UserError: what is wrong with it.
+        UserError: the command line is invalid.
     """
     from mtl_jax.config import overrides
 
-    page, changes, other_words = overrides.split(arguments)
-    options = parser().parse_args([f"-{word}" if _has_one_dash(word) else word for word in other_words])
+    page, changes, flag_words = overrides.split(arguments)
+    options = parser().parse_args([f"-{word}" if _has_one_dash(word) else word for word in flag_words])
     if page and options.labels:
         raise UserError(f"unexpected argument {options.labels[0]} with --config; {USAGE}")
     if not page and not options.labels:
@@ -111,23 +111,23 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[Any], argparse.Namespace]
 
 
 def _has_one_dash(word: str) -> bool:
-    """Whether a flag is written as -workdir, which has always been understood."""
+    """Returns whether a flag has one dash, as -workdir, which is accepted too."""
     return len(word) > 2 and word[0] == "-" and word[1].isalpha()
 
 
 def train(config: Any, workdir: Path, options: argparse.Namespace, *, command: str) -> int:
-    """Trains a configuration, or what is left of it, and prints the contract and the place of the report.
+    """Trains or resumes a configuration, and prints the contract and the path of the report.
 
     Args:
-        config: what to train.
-        workdir: where the run leaves its files.
-        options: the command's flags.
-        command: as the run's record keeps it.
+        config: configuration to train.
+        workdir: output folder of the run.
+        options: parsed flags.
+        command: command line, for the run's record.
 
     Returns:
-        As `main`.
+        Exit status, as `main`.
     """
-    # Imported after the flags: a typing error should not wait for JAX.
+    # Imported after the flags, so that a usage error does not wait for JAX.
     from absl import logging
     from rich.console import Console
 
@@ -139,7 +139,7 @@ def train(config: Any, workdir: Path, options: argparse.Namespace, *, command: s
     from mtl_jax.workdir.checkpoints import CheckpointError
 
     track = tracking.parse(options.track)
-    logging.set_verbosity(logging.ERROR)  # of what Orbax says
+    logging.set_verbosity(logging.ERROR)  # silences Orbax
     is_distributed = is_one_of_several(options)
     compilation.enable_cache()
     try:
@@ -165,5 +165,5 @@ def train(config: Any, workdir: Path, options: argparse.Namespace, *, command: s
 
 
 def is_one_of_several(options: argparse.Namespace) -> bool:
-    """Whether other processes train with this one."""
+    """Returns whether several processes train together."""
     return bool(options.distributed or options.coordinator or options.num_processes or options.process_id >= 0)
