@@ -229,7 +229,7 @@ def test_networks_in_which_old_tasks_read_the_new_one_are_refused(finished, tmp_
     old = untrained(tmp_path, parent_config(**model))
     config = joined(old, addition())
     with pytest.raises(UserError, match=word):
-        growth.require_room(old, parts_of(old, config), exact=True)
+        growth.require_compatible(old, parts_of(old, config), exact=True)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_other_ways_of_sharing_have_room(finished, tmp_path, model):
     old = untrained(tmp_path, parent_config(**model))
     config = joined(old, addition())
     parts = parts_of(old, config)
-    growth.require_room(old, parts, exact=True)
+    growth.require_compatible(old, parts, exact=True)
     held = exactness.frozen_patterns(config, parts, 2)
     free = [path for path in growth.dependence.paths_of(parts.model) if not exactness._is_held(path, held)]
     assert free

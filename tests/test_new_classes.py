@@ -92,7 +92,7 @@ def test_a_stage_moves_nothing_that_the_old_classes_read(parent):
         config = followed(config, stage, classes)
         stages = (*stages, stage)
     setup = experiment.build(config, data_root=parent.setup.data_root)
-    growth.require_room(parent, setup, exact=True)
+    growth.require_compatible(parent, setup, exact=True)
     known = dependence.reads_of(parent.setup.model)
     for index in range(1, len(stages)):
         held = exactness.frozen_patterns(config, setup, index)

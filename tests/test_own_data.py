@@ -136,7 +136,7 @@ def test_more_time_buys_larger_images_and_more_epochs_up_to_what_is_of_use():
     assert chosen[0].image_size < chosen[-1].image_size == 512
     assert chosen[0].epochs < chosen[-1].epochs == choices_lib.EPOCHS["masks"]
     assert all(each.seconds <= 60 * minutes for each, minutes in zip(chosen[1:], MINUTES[1:], strict=True))
-    assert chosen[0].steps >= choices_lib.LEAST_STEPS - 1
+    assert chosen[0].steps >= choices_lib.MIN_STEPS - 1
 
 
 MINUTES = (0.1, 4.0, 10.0, 1000.0)
@@ -178,7 +178,7 @@ def test_images_are_not_enlarged_but_for_tiny_ones():
 def test_few_images_are_shown_more_often_in_batches_that_they_fill():
     (few,) = choose(found("classes", train=5, val=2, sizes=((64, 64),) * 5), minutes=1000.0)
     assert few.batch_size == 5
-    assert few.steps >= choices_lib.ENOUGH_STEPS - 1
+    assert few.steps >= choices_lib.TARGET_STEPS - 1
     assert few.eval_batch_size == 2
 
 

@@ -58,14 +58,14 @@ def test_a_page_of_one_task_may_stand_for_any_of_the_run(parent):
         del given.tasks["cls"]
         given.streams.more_cls.labels = {"images": "classification"}
     settings = config_lib.read_settings(given)
-    found = new_classes.of_task(settings, "cls", parent.config.tasks, location="runs/old")
+    found = new_classes.rename_task(settings, "cls", parent.config.tasks, location="runs/old")
     assert found.tasks == {"cls": {"kind": "classification", "classes": ("4", "5")}}
     assert found.streams["more_cls"].labels == {"cls": "classification"}
     assert joined(parent, found).tasks["cls"]["added"] == (("more", 2),)
     with pytest.raises(UserError, match="did you mean cls"):
-        new_classes.of_task(settings, "clz", parent.config.tasks, location="runs/old")
+        new_classes.rename_task(settings, "clz", parent.config.tasks, location="runs/old")
     with pytest.raises(UserError, match="task seg of runs/old is a segmentation task"):
-        new_classes.of_task(settings, "seg", parent.config.tasks, location="runs/old")
+        new_classes.rename_task(settings, "seg", parent.config.tasks, location="runs/old")
 
 
 def entry(final, **more):
@@ -76,12 +76,12 @@ def test_a_fall_by_more_than_the_bound_is_said():
     before = {"cls": {"top1": 0.8}, "age": {"mae": 10.0}, "seg": {"miou": None}}
     age = {"metric": "mae", "higher_is_better": False, "final": 10.4}
     kept = {"tasks": {"cls": entry(0.76), "age": age, "seg": {**entry(None), "metric": "miou"}}}
-    assert refinement.fallen(kept, before, limit=5.0) == ""
+    assert refinement.describe_drops(kept, before, limit=5.0) == ""
     lost = {"tasks": {"cls": entry(0.75), "age": {**age, "final": 10.6}}}
-    said = refinement.fallen(lost, before, limit=5.0)
+    said = refinement.describe_drops(lost, before, limit=5.0)
     assert "cls top1" in said
     assert "age mae" in said
-    assert "cls" in refinement.fallen({"tasks": {"cls": entry(None)}}, before, limit=5.0)
+    assert "cls" in refinement.describe_drops({"tasks": {"cls": entry(None)}}, before, limit=5.0)
 
 
 def test_a_version_that_is_not_kept_leaves_the_old_one(parent, tmp_path):
@@ -91,7 +91,7 @@ def test_a_version_that_is_not_kept_leaves_the_old_one(parent, tmp_path):
     versions = [{"stages": ["first"]}, {"stages": ["again"]}]
     lineage.write(new, parent.path, versions)
     contract = {"passed": True, "tasks": {}}
-    found = refinement.set_aside(new, parent.path, contract, "cls top1 from 0.8 to 0.7", limit=5.0)
+    found = refinement.reject(new, parent.path, contract, "cls top1 from 0.8 to 0.7", limit=5.0)
     assert not found["passed"]
     assert "more than 5 % were lost (cls top1" in found["refused"]
     assert [stage.name for stage in (new / "checkpoints").iterdir()] == ["0-first"]

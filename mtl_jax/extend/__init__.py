@@ -1,4 +1,4 @@
-"""Grows a finished run into a new one: further tasks and classes, or other names, with the old ones as they are."""
+"""Growth of a finished run: adds tasks and classes, or renames classes, without changing old outputs."""
 
 from mtl_jax.extend.edit import edit
 from mtl_jax.extend.run import extend

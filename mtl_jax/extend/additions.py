@@ -1,4 +1,4 @@
-"""Additions to a finished run, joined to its configuration, and refused where they do not fit."""
+"""Merges additions into the configuration of a finished run, and rejects those that do not fit."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 
 def limit_percent(keep: str) -> float | None:
-    """Returns how much an old task may lose, percent; None where nothing may change.
+    """Parses the largest drop of an old task in percent; None means that nothing may change.
 
     Args:
-        keep: "exact", or "5%".
+        keep: "exact" or a percentage such as "5%".
 
     Raises:
         UserError: it is neither.
@@ -40,46 +40,46 @@ def limit_percent(keep: str) -> float | None:
 
 
 def refuse_newer(path: Path) -> None:
-    """Refuses a run that was trained by a later version than this one, whose settings it may not know.
+    """Rejects a run of a later version of this package, whose settings may be unknown.
 
     Args:
-        path: of a checkpoint of the run.
+        path: checkpoint of the run.
 
     Raises:
         UserError: names both versions.
     """
     record = files.read_json(path.absolute().parent.parent / run_record.RECORD) or {}
     parent_version = record.get("versions", {}).get("mtl_jax", "")
-    if _numbers(parent_version) > _numbers(mtl_jax.__version__):
+    if _version_numbers(parent_version) > _version_numbers(mtl_jax.__version__):
         raise UserError(
             f"{path} was trained by mtl_jax {parent_version}, this is the older {mtl_jax.__version__}: upgrade it"
         )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def join(
     old: Trained, page: RunSettings, *, limit: float | None, refine: bool = False, per_class: int = 0
 ) -> RunSettings:
-    """Returns the settings of the new run: the old one's, and what a page adds to it.
+    """Returns the settings of the new run: those of the old run and the additions of a page.
 
     Args:
         old: the finished run.
-        page: tasks, streams and stages to add; those of the old run may stand in it too, as they are.
-        limit: what an old task may lose, percent; None where nothing may change.
-        refine: whether the page has more data for what old tasks know.
-        per_class: images of each old class that are trained on together with those of new ones.
+        page: tasks, streams and stages to add; it may repeat those of the old run unchanged.
+        limit: largest drop of an old task in percent; None means that nothing may change.
+        refine: whether the page has more data for existing classes.
+        per_class: replayed images of each old class.
 
     Raises:
-        UserError: what the page says of the old run is not so, or adds nothing that could be learnt.
+        UserError: the page contradicts the old run, or adds nothing that can be learnt.
     """
     config, page_config = old.config.to_dict(), page.to_dict()
-    config["order"] = config["order"][: len(old.stages)]  # without those that it has not come to
+    config["order"] = config["order"][: len(old.stages)]  # without stages that are not trained yet
     _require_same_network(old, config, page_config)
     if refine:
-        _require_known(old, config, page_config)
+        _require_existing_tasks(old, config, page_config)
         new_tasks, extended_tasks = list(page_config["tasks"]), {}
     else:
         extended_tasks = _join_tasks(old, config, page_config)
@@ -87,43 +87,46 @@ def join(
     _join_streams(old, config, page_config)
     new = _join_stages(old, config, page_config, new_tasks)
     new_classes.join(config, page_config, extended_tasks, new, location=str(old.path), exact=limit is None)
-    _take_over(config, page_config)
+    _apply_page_settings(config, page_config)
     for name in new:
         stage = config["stages"][name]
         stage |= _keep_settings(old, stage, config["streams"], limit, refine=refine)
         stage["warm_start"] = stage["warm_start"] or _warm_start(old, config, stage)
     if per_class:
-        exemplars.ask(config, old, extended_tasks, new, per_class=per_class)
+        exemplars.configure(config, old, extended_tasks, new, per_class=per_class)
     if limit is not None:
         config["contract"]["max_drop_percent"] = limit
     if limit is not None or refine:
-        config["contract"]["baseline_from"] |= _figures_of(old)
+        config["contract"]["baseline_from"] |= _baselines_of(old)
     return read_settings(config)
 
 
-def _figures_of(old: Trained) -> dict[str, str]:
-    """Baselines of the old tasks: their figures in the old run, where it is finished."""
+def _baselines_of(old: Trained) -> dict[str, str]:
+    """Returns the baselines of the old tasks: the old run, if it is finished."""
     folder = old.path.absolute().parent.parent
     contract = files.read_json(folder / "contract.json") or {}
-    is_its_last = [stage["name"] for stage in contract.get("stages", ())] == list(old.stages)
-    return dict.fromkeys(old.names, str(folder)) if is_its_last else {}
+    is_finished = [stage["name"] for stage in contract.get("stages", ())] == list(old.stages)
+    return dict.fromkeys(old.names, str(folder)) if is_finished else {}
 
 
-def _require_known(old: Trained, config: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
-    """Refuses data of tasks that the parent has not, and classes that they do not know."""
+def _require_existing_tasks(old: Trained, config: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
+    """Rejects tasks and classes that the parent does not have."""
     for name, task in page_config["tasks"].items():
         if name not in old.names:
             raise UserError(
                 f"expected tasks of {old.path}, found {name!r}; {suggestion(name, old.names)}, or leave --refine out"
             )
-        refinement.require_known(name, config["tasks"][name], task, location=str(old.path))
+        refinement.require_existing_classes(name, config["tasks"][name], task, location=str(old.path))
 
 
 def _require_same_network(old: Trained, before: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
-    """Refuses a network that is neither the parent's nor left at its defaults."""
+    """Rejects network settings that are neither the parent's nor the defaults."""
     for name, value in page_config["model"].items():
-        stays = name in ("branches", "max_params") or value in (defaults(ModelSettings)[name], before["model"][name])
-        if not stays:
+        is_allowed = name in ("branches", "max_params") or value in (
+            defaults(ModelSettings)[name],
+            before["model"][name],
+        )
+        if not is_allowed:
             raise UserError(
                 f"model.{name}: expected {before['model'][name]!r}, as {old.path} was trained and keeps its layers, "
                 f"found {value!r}; leave the setting out, or train all tasks from the start"
@@ -131,7 +134,7 @@ def _require_same_network(old: Trained, before: Mapping[str, Any], page_config: 
 
 
 def _join_tasks(old: Trained, config: dict[str, Any], page_config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Adds the new tasks, and returns the classes that old ones are to get."""
+    """Adds new tasks to the configuration; returns the new classes of old tasks."""
     extended_tasks = {}
     for name, task in page_config["tasks"].items():
         if name not in config["tasks"]:
@@ -169,7 +172,7 @@ def _join_streams(old: Trained, config: dict[str, Any], page_config: Mapping[str
 def _join_stages(
     old: Trained, config: dict[str, Any], page_config: Mapping[str, Any], new_tasks: Sequence[str]
 ) -> list[str]:
-    """Adds the new stages, of which some tasks are to be learnt, and returns their names."""
+    """Adds new stages, which have to train the new tasks; returns the names of the stages."""
     new = [name for name in page_config["order"] if name not in config["order"]]
     used_streams = {stream for name in new for stream in page_config["stages"][name]["streams"]}
     for stream in page_config["streams"]:
@@ -200,8 +203,8 @@ def _join_stages(
     return new
 
 
-def _take_over(config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
-    """Takes what no finished stage was learnt from as the page says it, where it says so."""
+def _apply_page_settings(config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
+    """Applies the page's settings that do not affect finished stages, where they differ from the defaults."""
     usual = defaults(RunSettings)
     for name in (*continuation.NOT_LEARNT_FROM, "seed", "smoke"):
         if name != "contract" and page_config[name] != usual[name]:
@@ -215,41 +218,47 @@ def _take_over(config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
 def _keep_settings(
     old: Trained, stage: Mapping[str, Any], labels: Mapping[str, Any], limit: float | None, *, refine: bool
 ) -> dict[str, Any]:
-    """Settings of a new stage that keep the old tasks: nothing can move them, or the usual methods hold them."""
+    """Returns the settings of a new stage that keep old tasks: exact outputs, or the default continual methods."""
     if limit is None:
         return {"old_outputs": exactness.OTHERS if refine else exactness.EXACT}
-    # The last stage of a run leaves no exemplars, as none was to follow.
+    # The last stage of a run stores no exemplars, because no stage was to follow.
     has_exemplars = any(old.config.stages[name].keep.get("replay", {}).get("images") for name in old.stages[:-1])
-    own_labels = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
-    has_others = not set(old.names) <= own_labels  # where there is none to distil, exemplars alone keep the old
+    stage_labels = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
+    has_other_tasks = (
+        not set(old.names) <= stage_labels
+    )  # otherwise nothing is distilled, and exemplars alone retain old tasks
     usual = {
         name: dict(method_settings)
         for name, method_settings in KEPT.items()
-        if (has_exemplars or name != "replay") and (has_others or name != "lwf")
+        if (has_exemplars or name != "replay") and (has_other_tasks or name != "lwf")
     }
-    still = {"train_batch_norm": "new_levels"} if stage["train_batch_norm"] == "everywhere" else {}
-    return {"old_outputs": exactness.MAY_CHANGE, "keep": stage["keep"] or usual, **still}
+    norm_settings = {"train_batch_norm": "new_levels"} if stage["train_batch_norm"] == "everywhere" else {}
+    return {"old_outputs": exactness.MAY_CHANGE, "keep": stage["keep"] or usual, **norm_settings}
 
 
 def _warm_start(old: Trained, config: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
-    """The old task from whose branch, norms and patches a new one's start: of its kind, or else the last learnt."""
+    """Returns the old task whose branch, norms and patches initialise a new one: of its kind, or the latest."""
     labelled = {task for stream in stage["streams"] for task in config["streams"][stream]["labels"]}
     new_labels = labelled - set(old.names)
-    if not new_labels:  # classes of old tasks, which have their own
+    if not new_labels:  # classes of old tasks, which have them already
         return ""
     kinds = {config["tasks"][task]["kind"] for task in new_labels}
-    places = [path.split("/")[1:] for path in dependence.paths_of(old.setup.model) if path.startswith("params/")]
-    owners = {owner_of(tuple(place), old.names) for place in places if place[-3:-2] != ["head"]}
-    having = [task for task in old.names if task in owners]
-    return next((task for task in having if config["tasks"][task]["kind"] in kinds), having[-1] if having else "")
+    variable_paths = [
+        path.split("/")[1:] for path in dependence.paths_of(old.setup.model) if path.startswith("params/")
+    ]
+    owners = {owner_of(tuple(path), old.names) for path in variable_paths if path[-3:-2] != ["head"]}
+    candidates = [task for task in old.names if task in owners]
+    return next(
+        (task for task in candidates if config["tasks"][task]["kind"] in kinds), candidates[-1] if candidates else ""
+    )
 
 
 def copy_metrics(before: Path, workdir: Path) -> None:
-    """Copies the old run's curves, which the new one's continue.
+    """Copies the metrics log of the old run, which the new run continues.
 
     Args:
         before: work directory of the old run.
-        workdir: of the new one.
+        workdir: work directory of the new run.
     """
     log = before / metrics_log.FILE_NAME
     if log.is_file():

@@ -1,4 +1,4 @@
-"""Other names for classes of a trained task, or fewer of them: a new version with the same weights, which says so."""
+"""Renaming and removal of classes of a trained task, as a new version with the same weights."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def edit(
     remove: Sequence[str] = (),
     command: str = "",
 ) -> dict[str, Any]:
-    """Renames or removes classes of a finished run, in a work directory of its own; no weight changes.
+    """Renames or removes classes of a finished run, in a new work directory; no weight changes.
 
-    A removed class keeps its rows of the readout and is never predicted; its figures are measured no more.
+    A removed class keeps its rows of the readout; it is neither predicted nor evaluated.
 
     Args:
         parent: the run's work directory, or the checkpoint of one of its stages.
-        workdir: of the new version.
-        task: whose classes they are.
+        workdir: work directory of the new version.
+        task: task of the classes.
         rename: name -> new name.
-        remove: names.
-        command: for the record in `config.json`.
+        remove: names of classes to remove.
+        command: command line, for the record in `config.json`.
 
     Returns:
         The contract, as written to `contract.json`.
 
     Raises:
-        UserError: an unknown task or class, a name that there is already, or a work directory that holds a run.
+        UserError: a task or class is unknown, a name exists already, or the work directory holds a run.
         CheckpointError: the parent is damaged.
     """
     compilation.enable_cache()
@@ -60,7 +60,7 @@ def edit(
     elif (workdir / run_record.RECORD).exists():
         raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
     else:
-        _begin(old, workdir, config, task, dict(rename or {}), tuple(remove))
+        _create_workdir(old, workdir, config, task, dict(rename or {}), tuple(remove))
     return train_and_evaluate(config, workdir, command=command or "mtl_jax.edit")
 
 
@@ -68,13 +68,13 @@ def change_settings(old: Trained, task: str, rename: Mapping[str, str], remove: 
     """Returns the settings of the new version.
 
     Args:
-        old: the run.
-        task: whose classes they are.
+        old: the finished run.
+        task: task of the classes.
         rename: name -> new name.
-        remove: names.
+        remove: names of classes to remove.
 
     Raises:
-        UserError: an unknown task or class, or a name that there is already.
+        UserError: a task or class is unknown, or a name exists already.
     """
     if task not in old.names:
         raise UserError(f"--task: expected a task of {old.path}, found {task!r}; {suggestion(task, old.names)}")
@@ -102,23 +102,23 @@ def change_settings(old: Trained, task: str, rename: Mapping[str, str], remove: 
     return dataclasses.replace(old.config, tasks={**old.config.tasks, task: section}, order=order)
 
 
-def _begin(
+def _create_workdir(
     old: Trained, workdir: Path, config: RunSettings, task: str, rename: Mapping[str, str], remove: Sequence[str]
 ) -> None:
-    """Makes the new work directory: the old run's stages under the new settings, then the lineage."""
+    """Creates the work directory: the stages of the old run under the new settings, then the lineage."""
     setup = experiment.build(config, data_root=old.setup.data_root)
-    figures = _measure(old, setup, task) if remove else {}
+    metrics = _measure(old, setup, task) if remove else {}
     with run_record.locked(workdir):
-        growth.copy_stages(old, workdir, old.variables, config, figures=figures)
+        growth.copy_stages(old, workdir, old.variables, config, metrics=metrics)
         additions.copy_metrics(old.path.parent.parent, workdir)
-        before = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
+        history = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
         changes = {task: {"renamed": dict(rename), "removed": list(remove)}}
         version = lineage.entry(workdir, (), lineage.classes_of(setup.tasks), edited=changes)
-        lineage.write(workdir, old.path, [*before["versions"], version])
+        lineage.write(workdir, old.path, [*history["versions"], version])
 
 
 def _measure(old: Trained, setup: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
-    """The task's figures of the classes that are left."""
+    """Returns the metrics of the task over the remaining classes."""
     predict = evaluate.make_predict(setup.model, setup.tasks)
     metrics = evaluate.measured(setup, predict, old.variables, (task,))
     return {name: metric.compute() for name, metric in metrics.items()}

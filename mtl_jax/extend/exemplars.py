@@ -1,4 +1,4 @@
-"""A few images of old classes, trained on together with those of new ones: chosen from the old run's own data."""
+"""Exemplars of old classes, selected from the old run's data and replayed with the images of new classes."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.workdir.trained import Trained
 
-COMPETING = ("segmentation", "classification")  # kinds of tasks whose classes do
-BATCH_SIZE = 2  # images of each old stream in a step
-MAX_SIDE = Replay().max_side  # px, of a kept image
+COMPETING = ("segmentation", "classification")  # task kinds with one softmax over all classes
+BATCH_SIZE = 2  # replayed images of each old stream in a step
+MAX_SIDE = Replay().max_side  # px, of a stored image
 SELECTION = Replay().selection
 
 
-def ask(
+def configure(
     config: dict[str, Any], old: Trained, extended_tasks: Iterable[str], new: Iterable[str], *, per_class: int
 ) -> None:
-    """Writes exemplars into the settings: what old stages leave, and what the new ones replay.
+    """Configures exemplars: old stages store them, new stages replay them.
 
     Args:
-        config: of the new run.
+        config: settings of the new run.
         old: the finished run.
-        extended_tasks: tasks that get classes.
-        new: stages that teach them.
-        per_class: images for each old class at most.
+        extended_tasks: tasks with new classes.
+        new: new stages.
+        per_class: largest number of images of an old class.
 
     Raises:
-        UserError: there is no task in which they would teach anything.
+        UserError: no extended task has competing classes.
     """
     competing = [name for name in extended_tasks if old.tasks[name].kind in COMPETING]
     if not competing:
@@ -42,24 +42,24 @@ def ask(
             "old ones; leave it out"
         )
     images: dict[str, int] = {}
-    for stream, stage in _taught(config, old, competing).items():
+    for stream, stage in _stages_of_streams(config, old, competing).items():
         tasks = [task for task in competing if task in config["streams"][stream]["labels"]]
         images[stage] = max(images.get(stage, 0), per_class * max(len(old.tasks[task].classes) for task in tasks))
     for stage, count in images.items():
-        _set(config["stages"][stage], "images", count)
+        _set_default(config["stages"][stage], "images", count)
     for stage in new:
-        _set(config["stages"][stage], "batch_size", BATCH_SIZE)
+        _set_default(config["stages"][stage], "batch_size", BATCH_SIZE)
 
 
-def _set(stage: dict[str, Any], name: str, value: int) -> None:
-    """Sets a setting of replay, unless the stage has it."""
+def _set_default(stage: dict[str, Any], name: str, value: int) -> None:
+    """Sets a replay setting, unless the stage defines it."""
     keep = {method: dict(settings) for method, settings in stage["keep"].items()}
     keep.setdefault("replay", {}).setdefault(name, value)
     stage["keep"] = keep
 
 
-def _taught(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str]) -> dict[str, str]:
-    """The streams of the old run that label some tasks, each with the last stage that learnt from it."""
+def _stages_of_streams(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str]) -> dict[str, str]:
+    """Returns the old streams that label some tasks, with the last stage that trained on each."""
     tasks = {name for name in extended_tasks if old.tasks[name].kind in COMPETING}
     return {
         stream: stage
@@ -70,21 +70,21 @@ def _taught(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[st
 
 
 def choose(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Chooses the exemplars that the settings say old stages leave.
+    """Selects the exemplars of old stages, as configured.
 
     Args:
-        config: of the new run, as plain values.
-        old: the finished run, whose training images are there.
-        extended_tasks: tasks that get classes.
+        config: settings of the new run, as plain values.
+        old: the finished run, with its training images.
+        extended_tasks: tasks with new classes.
 
     Returns:
-        Stream -> its exemplars, as a checkpoint holds them.
+        Stream -> its exemplars, in the form of checkpoints.
 
     Raises:
-        UserError: the old data is not there.
+        UserError: the old data is missing.
     """
-    by_stage = {}
-    for number, (stream, stage) in enumerate(_taught(config, old, extended_tasks).items()):
+    by_stream = {}
+    for number, (stream, stage) in enumerate(_stages_of_streams(config, old, extended_tasks).items()):
         count = config["stages"][stage]["keep"].get("replay", {}).get("images", 0)
         if not count:
             continue
@@ -98,5 +98,5 @@ def choose(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str
             generator=generator,
             max_side_px=MAX_SIDE,
         )
-        by_stage[stream] = replay.to_tree(buffer)
-    return by_stage
+        by_stream[stream] = replay.to_tree(buffer)
+    return by_stream

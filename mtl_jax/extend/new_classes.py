@@ -1,4 +1,4 @@
-"""Addition of classes to an old task: checks the page's request and joins it to the task's settings."""
+"""Addition of classes to an old task: checks the request of a page and merges it into the task's settings."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mtl_jax.tasks.segmentation import BACKGROUND
 from mtl_jax.workdir.trained import BY_CLASS
 
 
-def of_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *, location: str) -> RunSettings:
-    """Returns a page whose one task stands for one of the parent's, with nothing of it but its kind and classes.
+def rename_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *, location: str) -> RunSettings:
+    """Renames the only task of a page to a task of the parent; only its kind and classes are used.
 
     Args:
         page: streams and a stage of one task, under any name.
-        task: of the parent.
+        task: name of the parent's task.
         known_tasks: tasks of the parent.
-        location: the parent, for errors.
+        location: path of the parent, for errors.
 
     Raises:
-        UserError: the parent has no such task, or it is of another kind, or the page has several.
+        UserError: the parent has no such task, its kind differs, or the page has several tasks.
     """
     if task not in known_tasks:
         raise UserError(f"--task: expected a task of {location}, found {task!r}; {suggestion(task, known_tasks)}")
@@ -43,9 +43,9 @@ def of_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *, loc
     streams = {
         name: dataclasses.replace(
             stream,
-            labels={task if of == names[0] else of: label for of, label in stream.labels.items()},
+            labels={task if name == names[0] else name: label for name, label in stream.labels.items()},
             labelled_classes={
-                task if of == names[0] else of: classes for of, classes in stream.labelled_classes.items()
+                task if name == names[0] else name: classes for name, classes in stream.labelled_classes.items()
             },
         )
         for name, stream in page.streams.items()
@@ -62,16 +62,16 @@ def of_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *, loc
 def classes_to_add(
     name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
 ) -> tuple[str, ...]:
-    """Returns the classes that a page adds to a task of the parent; none where it names those that there are.
+    """Returns the classes that a page adds to a task of the parent; none if the classes are equal.
 
     Args:
-        name: of the task.
+        name: name of the task.
         before: its settings in the parent.
-        page_task: those of the page, whose classes are the new ones, or the old ones and then the new ones.
-        location: the parent, for errors.
+        page_task: its settings in the page; its classes are the new ones, or the old ones followed by the new ones.
+        location: path of the parent, for errors.
 
     Raises:
-        UserError: the order is another, a new class is there already, or other settings differ.
+        UserError: the order of old classes differs, a new class exists already, or other settings differ.
     """
     old_classes, new_classes = tuple(before.get("classes") or ()), tuple(page_task.get("classes") or ())
     if new_classes == old_classes:
@@ -80,9 +80,9 @@ def classes_to_add(
         new = new_classes[len(old_classes) :]
     else:
         new = tuple(
-            name_asked for name_asked in new_classes if name_asked != BACKGROUND or BACKGROUND not in old_classes
+            class_name for class_name in new_classes if class_name != BACKGROUND or BACKGROUND not in old_classes
         )
-    repeated_names = [name_asked for name_asked in new if name_asked in old_classes]
+    repeated_names = [class_name for class_name in new if class_name in old_classes]
     if repeated_names and len(repeated_names) == len(old_classes):
         raise UserError(
             f"task {name}: expected the classes of {location} in their order, {_listing(old_classes)}, then what is "
@@ -129,25 +129,25 @@ def join(
     location: str,
     exact: bool,
 ) -> None:
-    """Writes new classes into the settings of their tasks.
+    """Adds new classes to the settings of their tasks.
 
     Args:
-        config: of the new run, with its streams and stages.
-        page_config: the page.
+        config: settings of the new run, with its streams and stages.
+        page_config: settings of the page.
         extended_tasks: task -> its new classes.
-        stages: that are new.
-        location: the parent, for errors.
-        exact: whether old outputs stay as they are.
+        stages: new stages.
+        location: path of the parent, for errors.
+        exact: whether old outputs are unchanged.
 
     Raises:
-        UserError: it is not one stage that teaches them, or old outputs might change.
+        UserError: not exactly one stage trains the classes, or old outputs might change.
     """
     for name, classes in extended_tasks.items():
-        teaching = [stage for stage in stages if name in _labelled(config, stage)]
-        if len(teaching) != 1:
+        training_stages = [stage for stage in stages if name in _labelled(config, stage)]
+        if len(training_stages) != 1:
             raise UserError(
                 f"task {name} is to get {_listing(classes)}: expected one new stage with a stream that labels it, "
-                f"found {_listing(teaching) or 'none'}"
+                f"found {_listing(training_stages) or 'none'}"
             )
         if not exact:
             raise UserError(
@@ -160,7 +160,7 @@ def join(
         if task.get("class_weights") is not None or weights is not None:
             usual = (*(task.get("class_weights") or (1.0,) * len(task["classes"])), *(1.0,) * len(classes))
             task = {**task, "class_weights": tuple(weights) if weights and len(weights) == total else usual}
-        additions = (*(tuple(pair) for pair in task.get("added") or ()), (teaching[0], len(classes)))
+        additions = (*(tuple(pair) for pair in task.get("added") or ()), (training_stages[0], len(classes)))
         config["tasks"][name] = {**task, "classes": (*task["classes"], *classes), "added": additions}
 
 

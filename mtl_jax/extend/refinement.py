@@ -1,4 +1,4 @@
-"""More data for classes that a task knows: a new version that stays only where no task has fallen too far."""
+"""Refinement: more data for existing classes; the new version is kept only if no task drops too much."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from mtl_jax.evaluation.contract import ROUNDING_PERCENT, relative_drop_percent
 from mtl_jax.evaluation.contract_table import figure
 from mtl_jax.workdir import files, lineage
 
-REFUSED = "refused"  # folder of the stage of a version that did not stay
+REFUSED = "refused"  # folder of the stage of a rejected version
 
 
-def require_known(name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str) -> None:
-    """Checks that a page has more data for what a task knows, and nothing else.
+def require_existing_classes(
+    name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
+) -> None:
+    """Checks that a page has data for existing classes of a task only.
 
     Args:
-        name: of the task.
+        name: name of the task.
         before: its settings in the parent.
-        page_task: those of the page.
-        location: the parent, for errors.
+        page_task: its settings in the page.
+        location: path of the parent, for errors.
 
     Raises:
-        UserError: a class is new, or the kind is another.
+        UserError: a class is new, or the kind differs.
     """
     old_classes, page_classes = tuple(before.get("classes") or ()), tuple(page_task.get("classes") or ())
     if unknown := [class_name for class_name in page_classes if class_name not in old_classes]:
@@ -39,39 +41,39 @@ def require_known(name: str, before: Mapping[str, Any], page_task: Mapping[str, 
         )
 
 
-def fallen(contract: Mapping[str, Any], before: Mapping[str, Mapping[str, float]], *, limit: float) -> str:
-    """Returns in words which tasks have fallen by more than a bound; nothing where none has.
+def describe_drops(contract: Mapping[str, Any], before: Mapping[str, Mapping[str, float]], *, limit: float) -> str:
+    """Lists the tasks that drop by more than a limit; an empty string if none does.
 
     Args:
-        contract: of the new version.
-        before: task -> figures of the parent.
-        limit: percent.
+        contract: contract of the new version.
+        before: task -> metrics of the parent.
+        limit: largest drop in percent.
     """
     messages = []
     for name, entry in contract["tasks"].items():
-        was, final_value = before.get(name, {}).get(entry["metric"]), entry["final"]
-        if was is None:  # not measured before, so that nothing is lost
+        previous, final_value = before.get(name, {}).get(entry["metric"]), entry["final"]
+        if previous is None:  # not measured before
             continue
-        drop = relative_drop_percent(was, final_value, entry["higher_is_better"])
+        drop = relative_drop_percent(previous, final_value, entry["higher_is_better"])
         if final_value is None or (drop is not None and drop > limit + ROUNDING_PERCENT):
-            messages.append(f"{name} {entry['metric']} from {figure(was)} to {figure(final_value)}")
+            messages.append(f"{name} {entry['metric']} from {figure(previous)} to {figure(final_value)}")
     return ", ".join(messages)
 
 
-def set_aside(workdir: Path, parent: Path, contract: dict[str, Any], words: str, *, limit: float) -> dict[str, Any]:
-    """Takes a version back: its stage goes to the folder "refused", so that the work directory's last is the parent's.
+def reject(workdir: Path, parent: Path, contract: dict[str, Any], drops: str, *, limit: float) -> dict[str, Any]:
+    """Rejects a version: moves its stage to the folder "refused", so that the last stage is the parent's.
 
     Args:
-        workdir: of the new version.
-        parent: its checkpoint.
-        contract: of the new version.
-        words: from `fallen`.
-        limit: percent.
+        workdir: work directory of the new version.
+        parent: checkpoint of the parent.
+        contract: contract of the new version.
+        drops: from `describe_drops`.
+        limit: largest drop in percent.
 
     Returns:
-        The contract, which says so under "refused".
+        The contract, with the reason under "refused".
     """
-    sentence = f"not kept, as more than {limit:g} % were lost ({words}); {parent} stays as it is"
+    sentence = f"not kept, as more than {limit:g} % were lost ({drops}); {parent} stays as it is"
     history = lineage.read(workdir) or {}
     for stage in (workdir / "checkpoints").iterdir():
         if stage.name.partition("-")[2] in history["versions"][-1]["stages"]:

@@ -1,4 +1,4 @@
-"""A new task on a finished run, in a work directory of its own."""
+"""Extension of a finished run by tasks or classes, in a new work directory."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def extend(
     command: str = "",
     preemption: Preemption | None = None,
 ) -> dict[str, Any]:
-    """Adds tasks, or classes of tasks, to a finished run: trains their stages after its own, and judges the contract.
+    """Adds tasks, or classes of tasks, to a finished run: trains the new stages and evaluates the contract.
 
-    The new work directory begins with the old run's stages, so that whatever reads a work directory reads this one. The
-    old one stays as it is. Called again, it resumes where it was.
+    The new work directory starts with the stages of the old run, so that every command accepts it. The old run is
+    unchanged. A second call resumes.
 
     Args:
         parent: the old run's work directory, or the checkpoint of one of its stages.
-        workdir: of the new run.
-        page: "configs/more.py", or a configuration, with the tasks, streams and stages to add, and whatever of the
-            network differs from the defaults as the parent has it.
-        keep: "exact" leaves every output of every old task bit for bit as it is; "5%" lets shared parts move, as far
-            as no old task loses more than so much.
-        task: of the old run, which the page's one task stands for: its classes are new ones of this task.
-        refine: the page has more data for classes that old tasks know. The new version stays only if no task falls by
-            more than `keep`, or contract.max_drop_percent where others are to stay exactly; else its stage is set aside
-            in the folder "refused", and the contract says so under "refused".
-        per_class: images of each old class, chosen from the old run's training data, that are trained on with those
-            of new classes, where classes compete in one softmax.
-        settings: values by dotted name, as `mtl_jax.train` takes them.
-        command: for the record in `config.json`.
-        preemption: asked after every step whether to save and end; None never ends early.
+        workdir: work directory of the new run.
+        page: "configs/more.py", or a configuration, with the tasks, streams and stages to add; its network settings
+            are the defaults or the parent's.
+        keep: "exact" keeps every output of every old task bit for bit; "5%" lets shared parameters change, as long as
+            no old task loses more than this.
+        task: task of the old run that gets the classes of the page's only task.
+        refine: the page has more data for existing classes. The new version is kept only if no task drops by more than
+            `keep`, or contract.max_drop_percent with "exact"; otherwise its stage is moved to the folder "refused",
+            and the contract has the reason under "refused".
+        per_class: replayed images of each old class, from the old run's training data, for tasks whose classes
+            compete in one softmax.
+        settings: values by dotted name, as in `mtl_jax.train`.
+        command: command line, for the record in `config.json`.
+        preemption: checked after every step; None never ends early.
 
     Returns:
         The contract, as written to `contract.json`.
 
     Raises:
-        UserError: what is to be added does not fit the parent, or the work directory is another run's.
+        UserError: the additions do not fit the parent, or the work directory belongs to another run.
         CheckpointError: the parent is damaged.
 
     Examples:
@@ -70,9 +70,9 @@ def extend(
     checkpoints.verify(location)
     additions.refuse_newer(location)
     old = trained.load(location)
-    page_settings = page_of(page, settings or {})
+    page_settings = read_page(page, settings or {})
     if task:
-        page_settings = new_classes.of_task(page_settings, task, old.config.tasks, location=str(old.path))
+        page_settings = new_classes.rename_task(page_settings, task, old.config.tasks, location=str(old.path))
     limit = additions.limit_percent(keep)
     config = config_lib.resolve(additions.join(old, page_settings, limit=limit, refine=refine, per_class=per_class))
     history = lineage.read(workdir)
@@ -81,23 +81,25 @@ def extend(
         if refinement.REFUSED in history:
             return files.contract_of_run(str(workdir))
     else:
-        _begin(old, workdir, config, keep, exact=limit is None, per_class=per_class)
+        _create_workdir(old, workdir, config, keep, exact=limit is None, per_class=per_class)
     contract = train_and_evaluate(config, workdir, command=command or "mtl_jax.extend", preemption=preemption)
-    return _refined(old, workdir, config, contract) if refine else contract
+    return _accept_or_reject(old, workdir, config, contract) if refine else contract
 
 
-def _refined(old: trained.Trained, workdir: Path, config: RunSettings, contract: dict[str, Any]) -> dict[str, Any]:
-    """The contract of a version that has had more data, which stays only if no task has fallen too far."""
-    limit, before = config.contract.max_drop_percent, checkpoints.read_metadata(old.path)["stages"][-1]["metrics"]
-    words = refinement.fallen(contract, before, limit=limit)
-    return refinement.set_aside(workdir, old.path, contract, words, limit=limit) if words else contract
+def _accept_or_reject(
+    old: trained.Trained, workdir: Path, config: RunSettings, contract: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the contract of a refined version, which is rejected if a task drops too much."""
+    limit, previous = config.contract.max_drop_percent, checkpoints.read_metadata(old.path)["stages"][-1]["metrics"]
+    drops = refinement.describe_drops(contract, previous, limit=limit)
+    return refinement.reject(workdir, old.path, contract, drops, limit=limit) if drops else contract
 
 
-def page_of(page: Any, settings: Mapping[str, Any]) -> RunSettings:
-    """Returns a configuration of what is to be added, with some settings changed.
+def read_page(page: Any, settings: Mapping[str, Any]) -> RunSettings:
+    """Returns the configuration of a page, with some settings changed.
 
     Args:
-        page: a file, or a configuration, which stays as it is.
+        page: a file, or a configuration, which is not modified.
         settings: values by dotted name.
 
     Raises:
@@ -114,20 +116,22 @@ def page_of(page: Any, settings: Mapping[str, Any]) -> RunSettings:
     return config_lib.read_settings(config)
 
 
-def _begin(old: trained.Trained, workdir: Path, config: RunSettings, keep: str, *, exact: bool, per_class: int) -> None:
-    """Makes the new work directory: the old run's stages, then the lineage, which says that they are complete."""
+def _create_workdir(
+    old: trained.Trained, workdir: Path, config: RunSettings, keep: str, *, exact: bool, per_class: int
+) -> None:
+    """Creates the work directory: the stages of the old run, then the lineage, which marks them as complete."""
     if (workdir / run_record.RECORD).exists():
         raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
     setup = experiment.build(config, data_root=old.setup.data_root)
-    growth.require_room(old, setup, exact=exact)
+    growth.require_compatible(old, setup, exact=exact)
     with run_record.locked(workdir):
         extended_tasks = [
             name for name, task in old.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)
         ]
         exemplar_choice = exemplars.choose(config.to_dict(), old, extended_tasks) if per_class else {}
-        growth.copy_stages(old, workdir, growth.fresh_variables(old, setup, config), config, exemplars=exemplar_choice)
+        growth.copy_stages(old, workdir, growth.init_variables(old, setup, config), config, exemplars=exemplar_choice)
         additions.copy_metrics(old.path.parent.parent, workdir)
         new_stages = config.order[len(old.stages) :]
         classes = lineage.classes_of(setup.tasks)
-        before = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
-        lineage.write(workdir, old.path, [*before["versions"], lineage.entry(workdir, new_stages, classes, keep=keep)])
+        history = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
+        lineage.write(workdir, old.path, [*history["versions"], lineage.entry(workdir, new_stages, classes, keep=keep)])

@@ -10,50 +10,52 @@ from typing import Any, NamedTuple
 
 from mtl_jax.own_data.machine import Machine
 from mtl_jax.own_data.request import TASK_KINDS
-from mtl_jax.own_data.summary import DatasetSummary, tenths
+from mtl_jax.own_data.summary import DatasetSummary, decile_summary
 
-STEP = 32  # px; sizes are multiples of it
-SIZES = (512, 448, 384, 320, 288, 256, 224, 192, 160, 128, 96)  # px, of inputs
-REFERENCE_PX = 512  # the side that `Machine.image_seconds` is of
-LEAST = {
+STEP = 32  # px; all sizes are multiples
+SIZES = (512, 448, 384, 320, 288, 256, 224, 192, 160, 128, 96)  # px; candidate input sizes
+REFERENCE_PX = 512  # image size of `Machine.image_seconds`
+MIN_SIZE = {
     "masks": 128,
     "depth": 128,
     "boxes": 160,
     "tags": 96,
     "classes": 96,
     "values": 96,
-}  # px, unless images are smaller
-MOST = {"tags": 288, "classes": 288, "values": 224}  # px; of whole images little more is gained
+}  # px, by kind; smaller for smaller images
+MAX_SIZE = {"tags": 288, "classes": 288, "values": 224}  # px; larger inputs gain little for labels of whole images
 EPOCHS = {"masks": 40.0, "depth": 40.0, "boxes": 100.0, "tags": 30.0, "classes": 24.0, "values": 24.0}
-SHORT_STEPS = 1000  # of a detector's stage; below, it learns more without mosaics and at a higher rate
-LEAST_SECONDS = 5.0  # of a stage, however short the run should be
-LEAST_STEPS, ENOUGH_STEPS = 60, 300  # of a stage: never fewer; few images are shown more often for so many
-MOST_BOXES, MOSAIC = 256, 2  # of an input; four images in one hold more boxes than one, cropped parts of them
-LEAST_BOX_PX = 12  # that small boxes have in the input, where the images allow it
-ALONG = {"masks", "depth", "boxes"}  # labels that lie somewhere in the image
-BACKGROUND_SHARE, BACKGROUND_WEIGHT = 0.5, 0.3  # a class with more of the pixels drowns the others
-EVALUATED = 0.3  # of a training step's time, that measuring an image takes
-HELD = 1.5  # times a step's time, where distillation and replay hold the older tasks
-TIME_SHARES = {"boxes": 3.0}  # of the time for training; 1 of other kinds: few cells of a detector see an object
+SHORT_STEPS = 1000  # of a detector's stage; shorter stages learn more without mosaics and at a higher rate
+MIN_STAGE_SECONDS = 5.0  # minimum duration of a stage
+MIN_STEPS, TARGET_STEPS = 60, 300  # of a stage; small datasets get more epochs to reach the target
+MAX_BOXES, MOSAIC_FACTOR = 256, 2  # boxes of an input; a mosaic of four cropped images has more boxes than one image
+MIN_BOX_PX = 12  # target side of small boxes in the input
+SPATIAL_KINDS = {"masks", "depth", "boxes"}  # labels with a position in the image
+BACKGROUND_SHARE, BACKGROUND_WEIGHT = 0.5, 0.3  # weight of a class with more than this share of the pixels
+EVALUATION_COST = 0.3  # time to evaluate an image, relative to a training step
+CONTINUAL_COST = 1.5  # time of a step with distillation and replay, relative to one without
+TIME_SHARES = {
+    "boxes": 3.0
+}  # relative share of the training time, 1 for other kinds: few cells of a detector contain objects
 SIDES = re.compile(r"(?<![a-z])(left|right|[lr])(?![a-z])", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One task's stream and stage.
+    """Training settings of a dataset: its stream and its stage.
 
     Attributes:
-        dataset: what it is chosen for.
-        image_size: of validation images, px.
-        train_image_size: of training crops, px.
-        batch_size: of a training step.
-        eval_batch_size: of validation.
-        epochs: over its own training images.
-        max_boxes: of an image.
-        crop: show the largest square.
+        dataset: the dataset.
+        image_size: size of validation images, px.
+        train_image_size: size of training crops, px.
+        batch_size: batch size of a training step.
+        eval_batch_size: batch size of the validation.
+        epochs: epochs over its training images.
+        max_boxes: largest number of boxes of an image.
+        crop: whether images are cropped to their largest square.
         augment: settings of `data.transforms.Augment`.
-        task: kind and settings of the task, but for its classes.
-        seconds: that training is expected to take.
+        task: kind and settings of the task, without its classes.
+        seconds: estimated training time.
     """
 
     dataset: DatasetSummary
@@ -70,71 +72,76 @@ class Choice:
 
     @property
     def steps(self) -> int:
-        """Of its stage."""
+        """Number of steps of the stage."""
         return math.ceil(self.epochs * max(1, self.dataset.train // self.batch_size))
 
     @property
     def learning_rate(self) -> float:
-        """Of a stage that moves shared kernels."""
+        """Learning rate of a stage that trains shared kernels."""
         return 4e-3 if self.dataset.request.kind == "boxes" and self.steps < SHORT_STEPS else 2e-3
 
 
 class _Stage(NamedTuple):
     dataset: DatasetSummary
     machine: Machine
-    measured_tasks: int  # that are measured on its validation images, now and after later stages
-    is_held: bool  # distillation and replay hold the older tasks
+    evaluation_count: int  # evaluations of its validation images, in this stage and later ones
+    is_continual: bool  # whether distillation and replay retain older tasks
 
     @property
     def crop(self) -> bool:
-        """Whether the largest square of an image is shown: labels of whole images need no more."""
-        return self.dataset.request.kind not in ALONG
+        """Whether images are cropped to their largest square, which suffices for labels of whole images."""
+        return self.dataset.request.kind not in SPATIAL_KINDS
 
     def cost(self, size: int, epochs: float) -> float:
-        """Seconds of training at the size of the crops, and of measuring at the full one."""
+        """Estimated seconds of training at the crop size and of evaluation at the full size."""
         training = epochs * self.dataset.train * _train_size(size, self.dataset.request.kind) ** 2
-        measuring = EVALUATED * self.measured_tasks * self.dataset.val * size**2
-        return (training * (HELD if self.is_held else 1.0) + measuring) * self.machine.image_seconds / REFERENCE_PX**2
+        measuring = EVALUATION_COST * self.evaluation_count * self.dataset.val * size**2
+        return (
+            (training * (CONTINUAL_COST if self.is_continual else 1.0) + measuring)
+            * self.machine.image_seconds
+            / REFERENCE_PX**2
+        )
 
 
 def choose(datasets: Sequence[DatasetSummary], machine: Machine, *, minutes: float) -> tuple[Choice, ...]:
-    """Chooses for all datasets of a run.
+    """Chooses the training settings of all datasets of a run.
 
     Args:
         datasets: the datasets.
-        machine: that trains.
-        minutes: that the run should take, all together.
+        machine: the machine that trains.
+        minutes: target duration of the whole run.
 
     Returns:
-        A choice for each.
+        A choice for each dataset.
     """
     count = len(datasets)
     stages = [
-        _Stage(dataset, machine, count - k, is_held=0 < k < max(count - 1, 2)) for k, dataset in enumerate(datasets)
+        _Stage(dataset, machine, count - k, is_continual=0 < k < max(count - 1, 2))
+        for k, dataset in enumerate(datasets)
     ]
     seconds = 60 * minutes - machine.start_seconds - machine.stage_seconds * count
     return tuple(map(_choose, stages, _seconds_of_stages(stages, seconds)))
 
 
 def _seconds_of_stages(stages: Sequence[_Stage], seconds: float) -> list[float]:
-    """Divides the time for training by `TIME_SHARES`; what one stage cannot use goes to the others."""
+    """Divides the training time by `TIME_SHARES`; time that a stage cannot use goes to the others."""
     weights = [TIME_SHARES.get(stage.dataset.request.kind, 1.0) for stage in stages]
-    useful = [_choose(stage, math.inf).seconds for stage in stages]
+    needed_seconds = [_choose(stage, math.inf).seconds for stage in stages]
     divided, remaining_weight = dict.fromkeys(range(len(stages)), 0.0), sum(weights)
-    for k in sorted(divided, key=lambda k: useful[k] / weights[k]):
-        divided[k] = min(useful[k], seconds * weights[k] / remaining_weight)
+    for k in sorted(divided, key=lambda k: needed_seconds[k] / weights[k]):
+        divided[k] = min(needed_seconds[k], seconds * weights[k] / remaining_weight)
         seconds, remaining_weight = seconds - divided[k], remaining_weight - weights[k]
-    return [max(share, LEAST_SECONDS) for share in divided.values()]
+    return [max(share, MIN_STAGE_SECONDS) for share in divided.values()]
 
 
 def _choose(stage: _Stage, seconds: float) -> Choice:
     dataset, kind = stage.dataset, stage.dataset.request.kind
     batch = _batch_size(dataset, stage.machine)
-    epochs_wanted = max(EPOCHS[kind], ENOUGH_STEPS * batch / dataset.train)
-    size = _size(stage, epochs_wanted, seconds)
-    an_epoch = stage.cost(size, 1.0) - stage.cost(size, 0.0)
-    least = LEAST_STEPS * batch / dataset.train
-    epochs = _rounded(min(epochs_wanted, max((seconds - stage.cost(size, 0.0)) / an_epoch, least)))
+    target_epochs = max(EPOCHS[kind], TARGET_STEPS * batch / dataset.train)
+    size = _size(stage, target_epochs, seconds)
+    epoch_seconds = stage.cost(size, 1.0) - stage.cost(size, 0.0)
+    min_epochs = MIN_STEPS * batch / dataset.train
+    epochs = _round_epochs(min(target_epochs, max((seconds - stage.cost(size, 0.0)) / epoch_seconds, min_epochs)))
     return Choice(
         dataset=dataset,
         image_size=size,
@@ -142,7 +149,7 @@ def _choose(stage: _Stage, seconds: float) -> Choice:
         batch_size=batch,
         eval_batch_size=min(8, dataset.val),
         epochs=epochs,
-        max_boxes=min(MOST_BOXES, max(16, -(-MOSAIC * dataset.most_boxes // 8) * 8)),
+        max_boxes=min(MAX_BOXES, max(16, -(-MOSAIC_FACTOR * dataset.most_boxes // 8) * 8)),
         crop=stage.crop,
         augment=_augment(dataset, crop=stage.crop, steps=epochs * max(1, dataset.train // batch)),
         task={"kind": TASK_KINDS[kind], **_TASKS.get(kind, lambda dataset, size: {})(dataset, size)},
@@ -151,40 +158,40 @@ def _choose(stage: _Stage, seconds: float) -> Choice:
 
 
 def _batch_size(dataset: DatasetSummary, machine: Machine) -> int:
-    most = 32 if machine.accelerated else 8 if dataset.request.kind in ALONG else 16
-    return max(1, min(most, dataset.train))
+    limit = 32 if machine.accelerated else 8 if dataset.request.kind in SPATIAL_KINDS else 16
+    return max(1, min(limit, dataset.train))
 
 
-def _size(stage: _Stage, epochs_wanted: float, seconds: float) -> int:
-    """The largest size, not above what the images have, at which there is time for enough epochs."""
+def _size(stage: _Stage, target_epochs: float, seconds: float) -> int:
+    """Returns the largest size, up to the size of the images, that leaves time for enough epochs."""
     dataset, kind = stage.dataset, stage.dataset.request.kind
     native = max(SIZES[-1], round(dataset.long_side / STEP) * STEP)
-    most = min(native, MOST.get(kind, SIZES[0]))
-    least = min(most, LEAST[kind])
-    sizes = [size for size in SIZES if least <= size <= most]
-    sizes_seen = [size for size in sizes if size >= _seen_from(dataset)] or sizes[:1]
-    for candidates, share in ((sizes_seen, 1.0), (sizes_seen, 0.3), (sizes, 0.3)):
+    largest = min(native, MAX_SIZE.get(kind, SIZES[0]))
+    smallest = min(largest, MIN_SIZE[kind])
+    sizes = [size for size in SIZES if smallest <= size <= largest]
+    sufficient_sizes = [size for size in sizes if size >= _min_size_for_boxes(dataset)] or sizes[:1]
+    for candidates, share in ((sufficient_sizes, 1.0), (sufficient_sizes, 0.3), (sizes, 0.3)):
         for size in candidates:
-            if stage.cost(size, share * epochs_wanted) <= seconds:
+            if stage.cost(size, share * target_epochs) <= seconds:
                 return size
     return sizes[-1]
 
 
-def _seen_from(dataset: DatasetSummary) -> float:
-    """From what size on small boxes have enough pixels."""
-    return LEAST_BOX_PX / max(tenths(dataset.box_shares)[0], 1e-3) if dataset.box_shares else 0.0
+def _min_size_for_boxes(dataset: DatasetSummary) -> float:
+    """Returns the smallest size at which small boxes have enough pixels."""
+    return MIN_BOX_PX / max(decile_summary(dataset.box_shares)[0], 1e-3) if dataset.box_shares else 0.0
 
 
-def _rounded(epochs: float) -> float:
+def _round_epochs(epochs: float) -> float:
     return float(f"{epochs:.2g}") if epochs < 10 else float(round(epochs))
 
 
 def _train_size(size: int, kind: str) -> int:
-    """Crops of three quarters: they magnify squares (Touvron et al., 2019), and make steps cheaper.
+    """Returns the crop size: three quarters, which matches the apparent size (Touvron et al., 2019) and is cheaper.
 
-    Boxes are looked for at the size of the crops: a crop never shows an object that fills a larger image.
+    Detectors train at the full size: a smaller crop never contains an object that fills the image.
     """
-    if kind == "boxes" or (kind in ALONG and size < 256):
+    if kind == "boxes" or (kind in SPATIAL_KINDS and size < 256):
         return size
     return max(STEP, round(0.77 * size / STEP) * STEP)
 
@@ -193,7 +200,7 @@ def _augment(dataset: DatasetSummary, *, crop: bool, steps: float) -> dict[str, 
     settings: dict[str, Any] = {"scale_min": 0.8, "scale_max": 1.6, "random_position": True}
     if crop:
         settings |= {"scale_min": 1.0, "scale_max": 1.7, "aspect": 1.2}
-    if not any(SIDES.search(name) for name in dataset.classes):  # a mirrored left hand is a right one
+    if not any(SIDES.search(name) for name in dataset.classes):  # mirroring swaps left and right classes
         settings["flip_probability"] = 0.5
     if dataset.request.kind != "depth":
         settings |= {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
@@ -212,15 +219,15 @@ def _segmentation(dataset: DatasetSummary, size: int) -> dict[str, Any]:
 
 
 def strides(dataset: DatasetSummary, size: int) -> tuple[int, ...]:
-    """Returns the levels that a detector's boxes need: a cell finds boxes of about 2 to 12 times its side.
+    """Returns the strides of a detector: a cell detects boxes of about 2 to 12 times its side.
 
     Args:
-        dataset: boxes.
-        size: of the input, px.
+        dataset: dataset with boxes.
+        size: input size, px.
     """
     if not dataset.box_shares:
         return (8, 16, 32)
-    small, _, large = (share * size for share in tenths(dataset.box_shares))
+    small, _, large = (share * size for share in decile_summary(dataset.box_shares))
     return tuple(stride for stride in (8, 16, 32) if small <= 12 * stride and large >= 2 * stride) or (8,)
 
 

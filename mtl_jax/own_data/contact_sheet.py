@@ -1,4 +1,4 @@
-"""Contact sheet: a self-contained HTML page of images with their labels drawn in, counts and suspected faults."""
+"""Contact sheet: self-contained HTML page of images with drawn labels, class counts and suspicious data."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mtl_jax.own_data.inspection import Inspected
 from mtl_jax.own_data.summary import DatasetSummary
 from mtl_jax.report import html_page
 
-BARS, BAR_WIDTH, BAR_HEIGHT = 12, 24, 90  # of a histogram, px
+BARS, BAR_WIDTH, BAR_HEIGHT = 12, 24, 90  # of a histogram; sizes in px
 COLUMNS = ("class", "training images", "training labels", "validation images")
 
 
 def render(inspected: Sequence[Inspected], leaks: Sequence[str], *, images: int) -> str:
-    """Returns the page.
+    """Renders the page.
 
     Args:
-        inspected: the datasets.
-        leaks: what validation images training has.
-        images: most that are shown of a dataset.
+        inspected: inspected datasets.
+        leaks: messages about validation images in training.
+        images: largest number of pictures of a dataset.
     """
     suspicious = [*leaks, *(line for inspection in inspected for line in inspection.suspicious)]
     notes = [note for inspection in inspected for note in inspection.notes]
@@ -40,13 +40,13 @@ def render(inspected: Sequence[Inspected], leaks: Sequence[str], *, images: int)
         for inspection in inspected
     ]
     body = [
-        "<h1>What is in the data</h1>",
+        "<h1>Dataset inspection</h1>",
         html_page.table(("task", "labels", "training + validation", "images, px", "holds"), rows),
         html_page.section("What seems wrong", _lines(suspicious) or "<p>Nothing was found.</p>"),
-        html_page.section("How the files were read", _lines(notes)) if notes else "",
+        html_page.section("Notes of the readers", _lines(notes)) if notes else "",
         *(_dataset(inspection, images) for inspection in inspected),
     ]
-    return html_page.page("What is in the data", "\n".join(body))
+    return html_page.page("Dataset inspection", "\n".join(body))
 
 
 def _lines(sentences: Sequence[str]) -> str:
@@ -72,7 +72,7 @@ def _classes(inspected: Inspected) -> str:
     ]
     rows = []
     for name in dataset.classes:
-        train, val = (of_split.get(name, {"images": 0}) for of_split in counts)
+        train, val = (split_counts.get(name, {"images": 0}) for split_counts in counts)
         labels = train.get("boxes", train.get("pixels", train["images"]))
         rows.append([name, f"{train['images']:,}", f"{labels:,}", f"{val['images']:,}"])
     return html_page.table(COLUMNS, rows, numbers=(1, 2, 3)) if rows else ""
@@ -86,7 +86,7 @@ def _histograms(dataset: DatasetSummary) -> str:
 
 
 def histogram(title: str, values: Sequence[float]) -> str:
-    """Returns an SVG of how many values lie where."""
+    """Renders a histogram of values as SVG."""
     low, high = min(values), max(values)
     step = (high - low) / BARS or 1.0
     counts = [0] * BARS
@@ -107,20 +107,20 @@ def histogram(title: str, values: Sequence[float]) -> str:
 
 
 def _pictures(inspected: Inspected, count: int) -> Iterator[str]:
-    """Images of both splits, evenly spread; what cannot be read is left out, as it is named above."""
+    """Yields evenly spaced images of both splits; unreadable ones are skipped, because the page lists them."""
     dataset = inspected.dataset
-    for split, most in (("train", count - count // 3), ("val", count // 3)):
+    for split, limit in (("train", count - count // 3), ("val", count // 3)):
         source: Any = inspected.sources[split]
-        for index in range(0, len(source), -(-len(source) // most)) if most and len(source) else ():
+        for index in range(0, len(source), -(-len(source) // limit)) if limit and len(source) else ():
             try:
                 sample = source[index]
             except UserError:
                 continue
             fields = sample["labels"][dataset.label]
             file, (width, height) = drawing.draw(sample["image"], fields)
-            words = f"{sample['id']} ({split}): {shape_of(fields).caption(fields, dataset.classes)}"
+            caption = f"{sample['id']} ({split}): {shape_of(fields).caption(fields, dataset.classes)}"
             # Names of files need not be text.
-            escaped = escape(words.encode("utf-8", "backslashreplace").decode())
+            escaped = escape(caption.encode("utf-8", "backslashreplace").decode())
             encoded = base64.b64encode(file).decode()
             yield (
                 f'<figure class="single"><img width="{width}" height="{height}" alt="{escaped}" '

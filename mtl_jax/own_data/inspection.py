@@ -1,4 +1,4 @@
-"""Inspection of the user's data: reads every image once and lists what seems wrong."""
+"""Data inspection: reads every image once and lists suspicious images and labels."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mtl_jax.data.survey import Survey
 from mtl_jax.own_data.summary import DatasetSummary, options
 
 SPLITS = ("train", "val")
-FEW = 5  # training images of a class that are hardly enough
+MIN_IMAGES = 5  # training images; classes with fewer are reported
 
 
 class Inspected(NamedTuple):
-    """One dataset.
+    """Result of the inspection of a dataset.
 
     Attributes:
-        dataset: sizes, classes, counts.
-        sources: split -> its samples.
-        surveys: split -> what was seen of them.
-        notes: how the files were read, and what was left out, each a sentence.
-        suspicious: what seems wrong, each a sentence.
+        dataset: sizes, classes and counts.
+        sources: split -> samples.
+        surveys: split -> facts of the samples.
+        notes: messages of the reader about the files and dropped labels.
+        suspicious: messages about suspicious images and labels.
     """
 
     dataset: DatasetSummary
@@ -39,12 +39,12 @@ class Inspected(NamedTuple):
 
 
 def inspect(dataset: DatasetSummary, *, cache: Path | None, on_progress: survey.OnProgress) -> Inspected:
-    """Looks at every image and label of a dataset.
+    """Inspects every image and label of a dataset.
 
     Args:
         dataset: the dataset.
-        cache: folder in which to keep what was seen; None keeps nothing.
-        on_progress: is called with images looked at, and all.
+        cache: cache folder of surveys; None disables caching.
+        on_progress: called with the numbers of inspected and of all images.
 
     Raises:
         UserError: the dataset cannot be opened.
@@ -60,7 +60,7 @@ def inspect(dataset: DatasetSummary, *, cache: Path | None, on_progress: survey.
 
 
 def leaks(inspected: Sequence[Inspected]) -> list[str]:
-    """Returns what to say of validation images that any dataset trains on."""
+    """Returns messages about validation images that any dataset trains on."""
     train, val = (
         {inspection.dataset.request.name: inspection.surveys[split].samples for inspection in inspected}
         for split in SPLITS
@@ -69,9 +69,9 @@ def leaks(inspected: Sequence[Inspected]) -> list[str]:
     for name in val:
         matches = leakage.find_seen(train, {name: val[name]})
         if matches:
-            validated, training_image = matches[0]
+            validation_image, training_image = matches[0]
             validation_id, training_id = (
-                val[name][validated.index].id,
+                val[name][validation_image.index].id,
                 train[training_image.stream][training_image.index].id,
             )
             messages.append(
@@ -95,9 +95,9 @@ def _suspicious(dataset: DatasetSummary, surveys: Mapping[str, Survey]) -> Itera
         yield from findings.odd_images(surveyed, (label,), location=location)
     figures = findings.label_figures(surveys["train"], label, dataset.classes)
     classes = figures.get("classes", {})
-    rare = [class_name for class_name, count in classes.items() if count["images"] < FEW]
+    rare = [class_name for class_name, count in classes.items() if count["images"] < MIN_IMAGES]
     if rare:
-        yield f"{name}: fewer than {FEW} training images show {abbreviated(rare)}: hardly enough to learn it"
+        yield f"{name}: fewer than {MIN_IMAGES} training images show {abbreviated(rare)}: hardly enough to learn it"
     unseen = findings.never_shown(findings.label_figures(surveys["val"], label, dataset.classes))
     if unseen:
         yield f"{name}: no validation image shows {abbreviated(unseen)}: not measured"

@@ -9,26 +9,26 @@ from typing import NamedTuple
 import numpy as np
 
 SIDE = 768  # of the matrices
-TIMED_SECONDS = 0.3  # of products, of which the fastest counts: other programs disturb the others
-# What one image of 512 px costs in a training step, in products of the size above: measured on two cores of a Xeon with
-# the network of `recipes.share_kernels`.
+TIMED_SECONDS = 0.3  # duration of the measurement; the fastest product counts, because other programs delay some
+# Training time of one image of 512 px, in such matrix products: measured on two cores of a Xeon with the network of
+# `recipes.share_kernels`.
 PRODUCTS_PER_IMAGE = 20.0
-ACCELERATED = 0.004  # s an image of 512 px; no GPU is so slow
-START_SECONDS = 25.0  # importing, looking at the data, measuring latency, the report
-STAGE_SECONDS = 20.0  # compiling a stage's steps and evaluations on a machine of the speed below
-REFERENCE = 0.0035  # s a product
+ACCELERATED = 0.004  # s per image of 512 px; an upper bound for GPUs
+START_SECONDS = 25.0  # imports, data inspection, latency measurement and report
+STAGE_SECONDS = 20.0  # compilation of a stage on the reference machine
+REFERENCE = 0.0035  # s per product of the reference machine
 
 
 class Machine(NamedTuple):
-    """The machine that computes.
+    """Device and speed of this machine.
 
     Attributes:
-        device: its name.
-        cores: that this process may use.
-        accelerated: a GPU or TPU computes.
-        image_seconds: that a training step takes for an image of 512 px.
-        start_seconds: of a run that are no training.
-        stage_seconds: of a stage that are no training.
+        device: name of the device.
+        cores: CPU cores available to this process.
+        accelerated: whether a GPU or TPU computes.
+        image_seconds: training time of an image of 512 px.
+        start_seconds: fixed time of a run.
+        stage_seconds: fixed time of a stage.
     """
 
     device: str
@@ -43,21 +43,21 @@ class Machine(NamedTuple):
 
 
 def measure() -> Machine:
-    """Looks at the machine; takes a fraction of a second once JAX is imported."""
+    """Measures the machine, in a fraction of a second."""
     import jax
 
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     accelerated = device.platform != "cpu"
     seconds = _product_seconds()
-    slower = max(1.0, seconds / REFERENCE)
+    slowdown = max(1.0, seconds / REFERENCE)
     return Machine(
         device=device.device_kind,
         cores=cores,
         accelerated=accelerated,
         image_seconds=ACCELERATED if accelerated else PRODUCTS_PER_IMAGE * seconds,
-        start_seconds=START_SECONDS * slower,
-        stage_seconds=STAGE_SECONDS * slower,
+        start_seconds=START_SECONDS * slowdown,
+        stage_seconds=STAGE_SECONDS * slowdown,
     )
 
 

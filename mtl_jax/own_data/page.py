@@ -15,7 +15,7 @@ FILE = "page.py"
 MADE_FROM = "# Made from: "
 ONE_AFTER_ANOTHER, TOGETHER, ALONE = "one_after_another", "together", "alone_"
 WIDTH = 110
-TOLERATED_LEAKAGE_PERCENT = 5.0  # a first look should not fail for a few copies; they are reported
+TOLERATED_LEAKAGE_PERCENT = 5.0  # a few copies are reported, and do not stop a first run
 
 PAGE = '''"""{title}
 
@@ -30,19 +30,19 @@ from mtl_jax.config import base, recipes, stage, stream
 from mtl_jax.errors import UserError
 
 PRETRAINED = {pretrained}{pretrained_note}
-# In the order of the labels.
+# In label order.
 CLASSES = {classes}
 ORDER: tuple[str, ...] = {order}
 EPOCHS = {epochs}
 RATES = {rates}
 STEPS_PER_EPOCH = {steps_per_epoch}
-# Work directories of runs to be compared with; "" takes what the task reached right after its own stage.
+# Work directories of baseline runs; "" is the metric right after the task's own stage.
 BASELINES = {baselines}
 VARIANTS = ("one_after_another", "together", *(f"alone_{{name}}" for name in ORDER))
 
 
 def get_config(variant: str = "one_after_another") -> ConfigDict:
-    """Returns the configuration: the tasks one after another, together, or one of them alone."""
+    """Returns the configuration: tasks one after another, all together, or a single task."""
     if variant not in VARIANTS:
         raise UserError(f"{{variant}}: expected one of {{', '.join(VARIANTS)}}")
     config = base()
@@ -50,40 +50,40 @@ def get_config(variant: str = "one_after_another") -> ConfigDict:
     config.image_size = {image_size}
     config.pretrained = PRETRAINED
     config.tolerated_leakage_percent = {leakage}
-    config.model.batch_norm_momentum = 0.9  # few steps: running statistics must follow soon
+    config.model.batch_norm_momentum = 0.9  # few steps: running statistics have to adapt quickly
     config.contract.latency_image_size = {image_size}
     config.contract.baseline_from = dict.fromkeys(ORDER, "") if variant.startswith("alone_") else BASELINES
-{parts}
+{task_sections}
     recipes.share_kernels(config)
-    (_together if variant == "together" else _in_turn)(config, variant)
+    (_train_together if variant == "together" else _train_in_turn)(config, variant)
     return config
 
 
-def _in_turn(config: ConfigDict, variant: str) -> None:
-    """ImageNet's kernels stay as they are; each task has norms and patches of its own, and the older ones are kept."""
+def _train_in_turn(config: ConfigDict, variant: str) -> None:
+    """Keeps ImageNet's kernels fixed; each task trains its own norms and patches, and older tasks are retained."""
     config.order = ORDER if variant == "one_after_another" else (variant.removeprefix("alone_"),)
-    own = recipes.one_after_another(config.order)
-    if len(config.order) == 1:  # a task by itself may train everything
+    stage_settings = recipes.one_after_another(config.order)
+    if len(config.order) == 1:  # a single task may train everything
         recipes.without_patches(config)
-        own = {{config.order[0]: {{"backbone_rate": 0.3 if PRETRAINED else 1.0}}}}
-    elif not PRETRAINED:  # the first task learns the kernels that the others build on
-        own[config.order[0]].pop("freeze")
+        stage_settings = {{config.order[0]: {{"backbone_rate": 0.3 if PRETRAINED else 1.0}}}}
+    elif not PRETRAINED:  # the first task trains the shared kernels
+        stage_settings[config.order[0]].pop("freeze")
     for name in config.order:
-        config.stages[name] = stage((name,), epochs=EPOCHS[name], **{{**RATES[name], **own[name]}})
+        config.stages[name] = stage((name,), epochs=EPOCHS[name], **{{**RATES[name], **stage_settings[name]}})
 
 
-def _together(config: ConfigDict, variant: str) -> None:
-    """Every step takes a batch of each dataset; all kernels are trained."""
+def _train_together(config: ConfigDict, variant: str) -> None:
+    """Trains all kernels, with a batch of every dataset in each step."""
     recipes.without_patches(config)
     steps = {{name: EPOCHS[name] * STEPS_PER_EPOCH[name] for name in ORDER}}
     rates = RATES[max(ORDER, key=lambda name: steps[name])]
-    epochs = max(steps.values()) / STEPS_PER_EPOCH[ORDER[0]]  # an epoch is one of the first dataset
+    epochs = max(steps.values()) / STEPS_PER_EPOCH[ORDER[0]]  # epochs are counted on the first dataset
     settings = {{"backbone_rate": 0.3 if PRETRAINED else 1.0, **rates}}
     config.stages.together = stage(ORDER, epochs=epochs, **settings)
     config.order = ("together",)
 '''
-PART = """
-    # {what}
+TASK_SECTION = """
+    # {description}
     config.tasks[{name}] = {task}
     config.streams[{name}] = stream(
         "labels",
@@ -102,15 +102,15 @@ def write(
     pretrained: str = "",
     baselines: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a page that `--config` takes, unless it is there and made from the same.
+    """Writes a configuration page for `--config`.
 
     Args:
-        path: of the page.
-        choices: of every dataset, in the order of training.
-        name: of the run.
-        made_from: what the command line asked for, in one line.
+        path: path of the page.
+        choices: training settings of the datasets, in the order of training.
+        name: name of the run.
+        made_from: the request of the command line, in one line.
         pretrained: file of backbone features; "" starts from random weights.
-        baselines: task -> work directory of a run that it is compared with; none takes its own stage.
+        baselines: task -> work directory of its baseline run; by default its own stage.
 
     Raises:
         UserError: the page cannot be written.
@@ -131,7 +131,7 @@ def write(
 
 
 def made_from(path: Path) -> str | None:
-    """Returns what a page was made from; None where there is no page that this module has written.
+    """Returns the request that a page was made from; None without a page of this module.
 
     Raises:
         UserError: the page cannot be read.
@@ -152,17 +152,17 @@ def render(
     pretrained: str,
     baselines: Mapping[str, str] | None,
 ) -> str:
-    """Returns the page's text; arguments as for `write`."""
+    """Renders the text of the page; arguments as for `write`."""
     names = [choice.dataset.request.name for choice in choices]
     return PAGE.format(
-        title=f"What was found in one's own data, and how it is trained: {', '.join(names)}.",
-        place=str(path).encode("unicode_escape").decode().replace('"', "'"),  # within the page's docstring
+        title=f"Training on your own data: {', '.join(names)}.",
+        place=str(path).encode("unicode_escape").decode().replace('"', "'"),  # in the docstring of the page
         made_from=f"{MADE_FROM}{made_from}",
         pretrained=_literal(pretrained),
         classes=_literal(
             {choice.dataset.request.name: choice.dataset.classes for choice in choices if choice.dataset.classes}
         ),
-        pretrained_note="" if pretrained else "  # no published features were found: starts from random weights",
+        pretrained_note="" if pretrained else "  # no pretrained features were found: starts from random weights",
         order=_literal(tuple(names)),
         epochs=_literal({choice.dataset.request.name: choice.epochs for choice in choices}),
         rates=_literal(
@@ -172,7 +172,7 @@ def render(
         image_size=max(choice.image_size for choice in choices),
         leakage=TOLERATED_LEAKAGE_PERCENT,
         baselines=_literal(dict(baselines or dict.fromkeys(names, ""))),
-        parts="\n".join(_choice_text(choice) for choice in choices),
+        task_sections="\n".join(_choice_text(choice) for choice in choices),
         steps_per_epoch=_literal(
             {choice.dataset.request.name: max(1, choice.dataset.train // choice.batch_size) for choice in choices}
         ),
@@ -180,11 +180,11 @@ def render(
 
 
 def _rates(choice: Choice, count: int, index: int) -> dict[str, Any]:
-    """Few steps want a short memory of the average; a last stage that moves no shared kernel a high rate."""
-    locked = count > 2 and index == count - 1
+    """Returns rates of a stage: short averages for few steps, a high rate if a last stage trains no shared kernel."""
+    is_frozen = count > 2 and index == count - 1
     steps = choice.steps
-    decay = next((decay for least, decay in ((1000, 0.995), (300, 0.99), (60, 0.95)) if steps >= least), 0.0)
-    return {"learning_rate": 6e-3 if locked else choice.learning_rate, "ema_decay": decay}
+    decay = next((decay for min_steps, decay in ((1000, 0.995), (300, 0.99), (60, 0.95)) if steps >= min_steps), 0.0)
+    return {"learning_rate": 6e-3 if is_frozen else choice.learning_rate, "ema_decay": decay}
 
 
 def _choice_text(choice: Choice) -> str:
@@ -204,8 +204,9 @@ def _choice_text(choice: Choice) -> str:
     }
     if not dataset.most_boxes:
         del settings["max_boxes"]
-    return PART.format(
-        what=f"{dataset.request.kind}: {dataset.format}, {dataset.train} training and {dataset.val} validation images",
+    images = f"{dataset.train} training and {dataset.val} validation images"
+    return TASK_SECTION.format(
+        description=f"{dataset.request.kind}: {dataset.format}, {images}",
         name=_literal(dataset.request.name),
         task=_literal(task, indent=4),
         labels=_literal({dataset.request.name: dataset.label}),
@@ -214,8 +215,8 @@ def _choice_text(choice: Choice) -> str:
     )
 
 
-def _packed(items: Sequence[str], width: int) -> list[str]:
-    """Parts with commas behind them, as many to a line as fit."""
+def _wrap_items(items: Sequence[str], width: int) -> list[str]:
+    """Joins items with trailing commas into lines of a limited width."""
     lines: list[str] = []
     for item in items:
         if lines and len(lines[-1]) + len(item) + 2 <= width:
@@ -226,13 +227,13 @@ def _packed(items: Sequence[str], width: int) -> list[str]:
 
 
 class _Name(str):
-    """An expression of the page, which is not text."""
+    """An expression in the page, which is written without quotes."""
 
     __slots__ = ()
 
 
 def _literal(value: Any, *, indent: int = 0) -> str:
-    """As Python writes it, over several lines where it is long."""
+    """Formats a value as a Python literal, on several lines if it is long."""
     if isinstance(value, _Name):
         return str(value)
     if isinstance(value, str):
@@ -250,5 +251,5 @@ def _literal(value: Any, *, indent: int = 0) -> str:
     if len(line) + indent <= WIDTH and "\n" not in line:
         return line
     inner, outer = "\n" + " " * (indent + 4), "\n" + " " * indent
-    lines = [f"{item}," for item in items] if opening == "{" else _packed(items, WIDTH - indent)
+    lines = [f"{item}," for item in items] if opening == "{" else _wrap_items(items, WIDTH - indent)
     return opening + "".join(inner + line for line in lines) + outer + closing[-1]

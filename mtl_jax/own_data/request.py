@@ -11,8 +11,8 @@ from mtl_jax.config.checks import suggestion
 from mtl_jax.data.formats.splitting import VAL_SHARE
 from mtl_jax.errors import UserError
 
-# Kind of label, as a user calls it -> the kind of task that learns it; in the order in which tasks are learnt: what
-# says something of every pixel makes the best features for what comes after.
+# Kind of label on the command line -> kind of task, in the order of training: dense labels give the best features for
+# later tasks.
 TASK_KINDS = {
     "masks": "segmentation",
     "depth": "depth",
@@ -25,12 +25,12 @@ EXAMPLE = "write for example masks=photos/masks boxes=labels.json classes=flower
 
 
 class Request(NamedTuple):
-    """One dataset of one kind of label."""
+    """A dataset with one kind of label."""
 
     kind: str  # a key of `TASK_KINDS`
-    name: str  # of the task and its stream
-    path: str  # absolute; a column of a table after a colon
-    val_share: float = VAL_SHARE  # of its images that validate, where it has no splits
+    name: str  # name of the task and its stream
+    path: str  # absolute path; a table column follows a colon
+    val_share: float = VAL_SHARE  # share of validation images, if it has no splits
     annotated_on: str = "auto"  # one of `orientation.ANNOTATED_ON`
 
     def __str__(self) -> str:
@@ -39,15 +39,15 @@ class Request(NamedTuple):
 
 
 def parse(words: Sequence[str], *, val_share: float = VAL_SHARE, annotated_on: str = "auto") -> tuple[Request, ...]:
-    """Reads what stands on the command line, in the order in which the tasks are learnt.
+    """Parses the arguments of the command line; returns the requests in the order of training.
 
     Args:
-        words: such as "masks=photos/masks", "boxes.people=labels.json", "values.age=faces.csv:age".
-        val_share: of the images that validate, in datasets without splits.
+        words: arguments such as "masks=photos/masks", "boxes.people=labels.json", "values.age=faces.csv:age".
+        val_share: share of validation images in datasets without splits.
         annotated_on: one of `orientation.ANNOTATED_ON`.
 
     Raises:
-        UserError: a word of another form, an unknown kind, or two of one name.
+        UserError: an argument has another form, an unknown kind, or a repeated name.
     """
     requests = [_parse(word)._replace(val_share=val_share, annotated_on=annotated_on) for word in words]
     repeated = [name for name, count in Counter(request.name for request in requests).items() if count > 1]

@@ -1,4 +1,4 @@
-"""Summary of a dataset, as far as sizes and lengths are chosen by it."""
+"""Dataset summary: sizes, classes and counts, from which training settings are chosen."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from mtl_jax.data.formats import LABELS, Record, splitting
 from mtl_jax.data.sources import registry
 from mtl_jax.own_data.request import Request
 
-LOOKED_AT = 48  # training images whose masks or depths are opened
+SAMPLED_IMAGES = 48  # training images whose masks or depths are read
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSummary:
-    """One dataset.
+    """Sizes, classes and counts of a dataset.
 
     Attributes:
-        request: on the command line.
+        request: request of the command line.
         format: a key of `formats.FORMATS`.
-        classes: names, in the order of the labels; empty for numbers and depths.
-        train: training images.
-        val: validation images.
-        splits: how they were divided.
+        classes: class names in label order; empty for numbers and depths.
+        train: number of training images.
+        val: number of validation images.
+        splits: description of the splits.
         sizes: width and height of every training image, px.
-        counts: of a class among the training labels: boxes, images, or pixels of those looked at.
-        box_shares: side of each training box, the root of its area, as a share of its image's longer side.
-        most_boxes: of one image.
+        counts: class -> training boxes, images, or pixels of the sampled images.
+        box_shares: root of the area of each training box, relative to the longer side of its image.
+        most_boxes: largest number of boxes in an image.
         center: median of the training numbers, 0 without any.
-        scale: mean distance from it.
-        farthest: greatest depth, m.
+        scale: mean absolute deviation from the median.
+        farthest: largest depth, m.
         notes: warnings of the reader.
     """
 
@@ -56,30 +56,30 @@ class DatasetSummary:
 
     @property
     def label(self) -> str:
-        """The source's name of the label."""
+        """Name of the label in the source."""
         return LABELS[self.request.kind]
 
     @property
     def long_side(self) -> int:
-        """The median longer side of the training images, px."""
+        """Median longer side of the training images, px."""
         return round(median(max(size) for size in self.sizes))
 
 
 def options(request: Request) -> dict[str, Any]:
-    """Returns the options of the source `labels` for a dataset; those of their default value are left out."""
-    reading = {"val_share": request.val_share, "annotated_on": request.annotated_on}
-    changed_options = {name: value for name, value in reading.items() if value != Request._field_defaults[name]}
+    """Returns the options of the source `labels` for a dataset, without default values."""
+    values = {"val_share": request.val_share, "annotated_on": request.annotated_on}
+    changed_options = {name: value for name, value in values.items() if value != Request._field_defaults[name]}
     return {"path": request.path, "read_as": request.kind, **changed_options}
 
 
 def summarise(request: Request) -> DatasetSummary:
-    """Reads a dataset's labels, and some of its masks or depths.
+    """Summarises a dataset from its labels and a sample of its masks or depths.
 
     Args:
-        request: kind and place.
+        request: kind and path of the labels.
 
     Raises:
-        UserError: nothing of that kind is there, or it cannot be read.
+        UserError: there are no labels of that kind, or they cannot be read.
     """
     source: Any = registry.build("labels", data_root="/", split="train", **options(request))
     dataset = source.dataset
@@ -95,7 +95,7 @@ def summarise(request: Request) -> DatasetSummary:
         splits="as the dataset has them" if has_own_split else f"{request.val_share:.0%} by content",
         sizes=tuple(record.size for record in train),
         notes=tuple(dataset.reading.notes),
-        **_FIGURES[request.kind](source, train),
+        **_STATISTICS[request.kind](source, train),
     )
 
 
@@ -104,11 +104,11 @@ def _boxes(source: Any, train: Sequence[Record]) -> dict[str, Any]:
     shapes = [[shape for shape in record.shapes or () if not shape.crowd] for record in train]
     shares = [
         math.sqrt((shape.xyxy[2] - shape.xyxy[0]) * (shape.xyxy[3] - shape.xyxy[1])) / max(record.size)
-        for record, of_image in zip(train, shapes, strict=True)
-        for shape in of_image
+        for record, image_shapes in zip(train, shapes, strict=True)
+        for shape in image_shapes
     ]
     return {
-        "counts": dict(Counter(shape.label for of_image in shapes for shape in of_image)),
+        "counts": dict(Counter(shape.label for image_shapes in shapes for shape in image_shapes)),
         "box_shares": tuple(sorted(shares)),
         "most_boxes": max(map(len, shapes), default=0),
     }
@@ -135,12 +135,12 @@ def _tags(source: Any, train: Sequence[Record]) -> dict[str, Any]:
         else {name for name, is_true in record.tags.items() if is_true}
         for record in train
     ]
-    return {"counts": dict(Counter(name for of_image in true for name in of_image))}
+    return {"counts": dict(Counter(name for image_shapes in true for name in image_shapes))}
 
 
 def _values(source: Any, train: Sequence[Record]) -> dict[str, Any]:
     del source
-    return {"counts": {}, **_spread_of([record.value for record in train if record.value is not None])}
+    return {"counts": {}, **_center_and_scale([record.value for record in train if record.value is not None])}
 
 
 def _depth(source: Any, train: Sequence[Record]) -> dict[str, Any]:
@@ -150,10 +150,10 @@ def _depth(source: Any, train: Sequence[Record]) -> dict[str, Any]:
         metres += (
             np.quantile(depth[np.isfinite(depth)], (0.1, 0.5, 0.9, 1.0)).tolist() if np.isfinite(depth).any() else []
         )
-    return {"counts": {}, "farthest": max(metres, default=0.0), **_spread_of(metres)}
+    return {"counts": {}, "farthest": max(metres, default=0.0), **_center_and_scale(metres)}
 
 
-def _spread_of(values: Sequence[float]) -> dict[str, Any]:
+def _center_and_scale(values: Sequence[float]) -> dict[str, Any]:
     if not values:
         return {}
     center = median(values)
@@ -161,11 +161,11 @@ def _spread_of(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _evenly_spaced(count: int) -> range:
-    return range(0, count, -(-count // LOOKED_AT) or 1)
+    return range(0, count, -(-count // SAMPLED_IMAGES) or 1)
 
 
-def tenths(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns the first, fifth and last tenth of sorted values."""
+def decile_summary(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the 10 %, 50 % and 90 % quantiles of sorted values."""
     if len(values) < 2:
         only = values[0] if values else 0.0
         return only, only, only
@@ -173,7 +173,7 @@ def tenths(values: Sequence[float]) -> tuple[float, float, float]:
     return cuts[0], cuts[4], cuts[8]
 
 
-_FIGURES = {
+_STATISTICS = {
     "boxes": _boxes,
     "masks": _masks,
     "classes": _classes,

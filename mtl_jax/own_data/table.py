@@ -8,14 +8,14 @@ from statistics import median
 from typing import Any
 
 from mtl_jax.own_data.choices import Choice
-from mtl_jax.own_data.summary import DatasetSummary, tenths
+from mtl_jax.own_data.summary import DatasetSummary, decile_summary
 
 SHOWN_CLASSES = 4
-LOG_WIDTH = 160  # characters, where no terminal says
+LOG_WIDTH = 160  # characters, without a terminal
 
 
 def show(datasets: Sequence[DatasetSummary], choices: Sequence[Choice] = ()) -> None:
-    """Prints a table of the datasets, and what they are trained at where that is chosen."""
+    """Prints a table of the datasets, with their training settings if chosen."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -37,20 +37,20 @@ def show(datasets: Sequence[DatasetSummary], choices: Sequence[Choice] = ()) -> 
 
 
 def images(dataset: DatasetSummary) -> str:
-    """Returns how many images train and validate, and why."""
+    """Describes the numbers of training and validation images, and the split."""
     return f"{dataset.train} + {dataset.val}, {dataset.splits}"
 
 
 def sizes(dataset: DatasetSummary) -> str:
-    """Returns the median size of the images, and the range."""
+    """Describes the median and range of image sizes."""
     width, height = ([size[k] for size in dataset.sizes] for k in (0, 1))
     middle = f"{median(width):g} x {median(height):g}"
-    least, most = f"{min(width)} x {min(height)}", f"{max(width)} x {max(height)}"
-    return middle if least == most else f"{middle} ({least} to {most})"
+    smallest, largest = f"{min(width)} x {min(height)}", f"{max(width)} x {max(height)}"
+    return middle if smallest == largest else f"{middle} ({smallest} to {largest})"
 
 
 def holds(dataset: DatasetSummary) -> str:
-    """Returns what the training labels hold, in a few words."""
+    """Describes the training labels."""
     if not dataset.classes:
         return f"around {dataset.center:.4g}, by {dataset.scale:.3g}"
     names = ", ".join(dataset.classes[:SHOWN_CLASSES])
@@ -59,13 +59,13 @@ def holds(dataset: DatasetSummary) -> str:
         f" and {remainder} more" if remainder > 0 else ""
     )
     if dataset.box_shares:
-        low, middle, high = (round(share * dataset.long_side) for share in tenths(dataset.box_shares))
+        low, middle, high = (round(share * dataset.long_side) for share in decile_summary(dataset.box_shares))
         text += f"; {len(dataset.box_shares)} boxes, sides {low} to {high} px (median {middle})"
     return text
 
 
 def training(choice: Choice) -> str:
-    """Returns what a task is trained at."""
+    """Describes the training settings of a task."""
     crops = f" ({choice.train_image_size} px crops)" if choice.train_image_size != choice.image_size else ""
     text = f"{choice.image_size} px{crops}, {choice.epochs:g} epochs of batches of {choice.batch_size}"
     strides: Any = choice.task.get("strides")
