@@ -15,12 +15,12 @@ from mtl_jax.evaluation import evaluate
 
 def measure(data_root: Path) -> list[dict[str, Any]]:
     """Returns the seconds of each stream's evaluation, decoded images in memory, and of inference alone."""
-    parts = flagship.build(data_root)
-    variables = experiment.init_variables(parts, key=jax.random.key(0), pretrained_path="")
-    predict = evaluate.make_predict(parts.model, parts.tasks)
+    setup = flagship.build(data_root)
+    variables = experiment.init_variables(setup, key=jax.random.key(0), pretrained_path="")
+    predict = evaluate.make_predict(setup.model, setup.tasks)
     rows = []
-    for stream in parts.streams:
-        tasks, batches = experiment.stream_tasks(parts, stream), experiment.eval_batches(parts, stream)
+    for stream in setup.streams:
+        tasks, batches = experiment.stream_tasks(setup, stream), experiment.eval_batches(setup, stream)
         evaluate.evaluate(predict, variables, batches, tasks)  # compiles, and fills the cache
         start = time.perf_counter()
         evaluate.evaluate(predict, variables, batches, tasks)

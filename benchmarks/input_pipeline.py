@@ -16,10 +16,10 @@ LATER_EPOCHS = 3
 
 def measure(data_root: Path) -> list[dict[str, Any]]:
     """Returns images per second of each stream of the flagship, first epoch and later ones, and decodes."""
-    parts, rows = flagship.build(data_root), []
-    for stream, settings in parts.streams.items():
-        source = cached(experiment.source(parts, stream, training=True), parts.cache_bytes)
-        batches = experiment.train_batches(parts, stream, source, seed=0)
+    setup, rows = flagship.build(data_root), []
+    for stream, settings in setup.streams.items():
+        source = cached(experiment.source(setup, stream, training=True), setup.cache_bytes)
+        batches = experiment.train_batches(setup, stream, source, seed=0)
         steps, size = pipeline.steps_per_epoch(len(source), settings.batch_size), settings.batch_size
         iterator = pipeline.prefetch(batches, threads=2)
         first = _seconds(iterator, steps)
@@ -28,7 +28,7 @@ def measure(data_root: Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "stream": stream,
-                "image_size": experiment.train_image_size(parts, stream),
+                "image_size": experiment.train_image_size(setup, stream),
                 "first_epoch_images_per_second": steps * size / first,
                 "later_images_per_second": steps * size / later_seconds,
                 "decodes_first_epoch": decodes,

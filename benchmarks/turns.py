@@ -133,8 +133,8 @@ class _Worker:
         )
 
     def build(self) -> None:
-        self.first_seconds = self._read()["first_seconds"]
-        self._read()
+        self.first_seconds = self._read_reply()["first_seconds"]
+        self._read_reply()
 
     def compute(self) -> None:
         self.seconds.append(self._ask("go")["seconds"])
@@ -153,9 +153,9 @@ class _Worker:
     def _ask(self, word: str) -> dict[str, float]:
         with contextlib.suppress(BrokenPipeError):  # of a process that has ended: reading finds out why
             print(word, file=self.process.stdin, flush=True)
-        return self._read()
+        return self._read_reply()
 
-    def _read(self) -> dict[str, float]:
+    def _read_reply(self) -> dict[str, float]:
         for line in self.process.stdout or ():
             if line.startswith("{"):
                 return json.loads(line)

@@ -54,13 +54,13 @@ def get_config(variant: str = "shared") -> ConfigDict:
     network = next((word for word in words if word in NETWORKS), "shared")
     changes = {"small": shrink}
     if network == "shared":
-        changes |= {f"no_{part}": change for part, change in WITHOUT.items()}
-    others = [word for word in words if word != network]
-    if not set(others) <= set(changes) or len(set(words)) < len(words):
-        expected = f"one of {', '.join(NETWORKS)}, small, and with shared {', '.join(f'no_{part}' for part in WITHOUT)}"
+        changes |= {f"no_{name}": change for name, change in WITHOUT.items()}
+    changed = [word for word in words if word != network]
+    if not set(changed) <= set(changes) or len(set(words)) < len(words):
+        expected = f"one of {', '.join(NETWORKS)}, small, and with shared {', '.join(f'no_{name}' for name in WITHOUT)}"
         raise UserError(f"configs/seq.py:{variant}: expected {expected}, joined by -, found {variant!r}")
     config = _data_and_tasks()
-    for change in (NETWORKS[network], *(changes[word] for word in others)):
+    for change in (NETWORKS[network], *(changes[word] for word in changed)):
         change(config)
     return config
 
@@ -173,8 +173,8 @@ def _branched(config: Any) -> None:
     config.model.share_until = 8
     config.model.neck_channels = config.model.head_channels = 64
     config.model.branches = {"seg": {"neck_channels": 128, "head_channels": 128}, "cls": {"head_layers": 2}}
-    own = {name: {"backbone_rate": rate, "freeze": ("backbone",)} for name, rate in FREE_BACKBONE.items()}
-    _stages(config, **own)
+    settings = {name: {"backbone_rate": rate, "freeze": ("backbone",)} for name, rate in FREE_BACKBONE.items()}
+    _stages(config, **settings)
     config.stages.det.warm_start = "seg"  # masks teach where things end
 
 
@@ -186,8 +186,8 @@ def _plain(config: Any) -> None:
     """
     config.model.update({"neck_channels": 256, "head_channels": 256, "head_convolution": "separable", "head_kernel": 5})
     _squares(config)
-    kept = {"replay": {"images": recipes.EXEMPLARS, "batch_size": 2}, "lwf": {"weight": 2.0}}
-    later = {"freeze": recipes.IMAGENET, "train_batch_norm": "new_levels", "keep": kept}
+    retention = {"replay": {"images": recipes.EXEMPLARS, "batch_size": 2}, "lwf": {"weight": 2.0}}
+    later = {"freeze": recipes.IMAGENET, "train_batch_norm": "new_levels", "keep": retention}
     first = {"freeze": recipes.IMAGENET, "keep": {"replay": {"images": recipes.EXEMPLARS}}}
     _stages(config, seg=first, det=later, cls=later)
     config.stages.det.epochs = 1.5 * EPOCHS["det"]
@@ -195,8 +195,8 @@ def _plain(config: Any) -> None:
 
 
 def _stages(config: Any, **changes: dict[str, Any]) -> None:
-    for name, own in changes.items():
-        config.stages[name] = stage((STREAM[name],), epochs=EPOCHS[name], **{**RATES, **own})
+    for name, settings in changes.items():
+        config.stages[name] = stage((STREAM[name],), epochs=EPOCHS[name], **{**RATES, **settings})
 
 
 NETWORKS: dict[str, Callable[[Any], None]] = {
@@ -225,12 +225,12 @@ def _no_frozen_backbone(config: Any) -> None:
 
 def _no_locked_head(config: Any) -> None:
     config.stages.det.keep.replay.images = recipes.EXEMPLARS
-    config.stages.cls.update({"freeze": recipes.IMAGENET, "keep": recipes.KEPT})
+    config.stages.cls.update({"freeze": recipes.IMAGENET, "keep": recipes.RETENTION})
 
 
 def _no_squares(config: Any) -> None:
-    whole = _data_and_tasks().streams.imagenette
-    config.streams.imagenette.update({"crop": False, "augment": whole.augment})
+    uncropped = _data_and_tasks().streams.imagenette
+    config.streams.imagenette.update({"crop": False, "augment": uncropped.augment})
 
 
 def _without(config: Any, method: str) -> None:

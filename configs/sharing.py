@@ -31,22 +31,22 @@ VARIANTS = tuple(WAYS)
 FORMER_NAMES = {"adapters": "series_adapters"}
 
 
-def get_config(way: str = "hard") -> ConfigDict:
+def get_config(scheme: str = "hard") -> ConfigDict:
     """Returns the configuration.
 
     Args:
-        way: a key of `WAYS`; the data, the recipe and the number of steps are those of `configs/joint.py`.
+        scheme: a key of `WAYS`; the data, the recipe and the number of steps are those of `configs/joint.py`.
 
     Raises:
-        UserError: an unknown way.
+        UserError: an unknown scheme.
     """
-    way = FORMER_NAMES.get(way, way)
-    if way not in WAYS:
-        raise UserError(f"configs/sharing.py:{way}: expected one of {', '.join(WAYS)}, found {way!r}")
+    scheme = FORMER_NAMES.get(scheme, scheme)
+    if scheme not in WAYS:
+        raise UserError(f"configs/sharing.py:{scheme}: expected one of {', '.join(WAYS)}, found {scheme!r}")
     config = load_page(Path(__file__).with_name("joint.py")).get_config("sum")
     config.name = "sharing"
     config.stages.joint.log_conflicts = False  # spares networks that share nothing a backward pass for each task
-    model, stage = WAYS[way]
+    model, stage = WAYS[scheme]
     config.model.update(model)
     config.stages.joint.update(stage)
     return config

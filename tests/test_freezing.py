@@ -6,7 +6,7 @@ import pytest
 
 from mtl_jax.config.former import renamed_stage
 from mtl_jax.config.section import read
-from mtl_jax.config.stage_settings import WHOLE, StageSettings
+from mtl_jax.config.stage_settings import ALWAYS, StageSettings
 from mtl_jax.errors import UserError
 from mtl_jax.training import freezing
 
@@ -18,8 +18,11 @@ def frozen(given: Any) -> Any:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (("backbone", "neck,head"), dict.fromkeys(("backbone", "neck", "head"), WHOLE)),
-        ({"backbone": None, "backbone/stride_16": (0, 10)}, {"backbone": WHOLE, "backbone/stride_16": (0.0, 10.0)}),
+        (("backbone", "neck,head"), dict.fromkeys(("backbone", "neck", "head"), ALWAYS)),
+        (
+            {"backbone": None, "backbone/stride_16": (0, 10)},
+            {"backbone": ALWAYS, "backbone/stride_16": (0.0, 10.0)},
+        ),
         ({"neck": [2.5, None]}, {"neck": (2.5, float("inf"))}),
         ((), {}),
     ],

@@ -99,8 +99,8 @@ def test_checkpoints_of_then_give_back_what_a_stage_left_and_where_the_next_one_
     stage = stage_plan.plan(config, setup, 1, learnt)
     state, _, given = stage_setup.prepare(setup, stage, learnt, seed=config.seed)
     assert set(given) == {"si", "lwf", "gpm"}
-    clock = StageClock(state, done=0, saved=0, started=0.0)
+    clock = StageClock(state, step=0, saved=0, started=0.0)
     nobody = dict.fromkeys(("predict", "log", "preemption"))
     stage_checkpoints.resume(Run(config=config, setup=setup, workdir=run, written=run, data={}, **nobody), stage, clock)
-    assert clock.done == 2
+    assert clock.step == 2
     assert np.any(clock.state.si_path_integral["head"]["cls"]["kernel"] != 0)

@@ -11,7 +11,7 @@ def test_the_first_stage_is_free_the_next_is_held_and_the_last_is_locked():
     stages = recipes.one_after_another(("a", "b", "c"))
     assert stages == {
         "a": {"freeze": recipes.IMAGENET, "keep": {"replay": {"images": recipes.EXEMPLARS}}},
-        "b": {"freeze": recipes.IMAGENET, "keep": recipes.KEPT},
+        "b": {"freeze": recipes.IMAGENET, "keep": recipes.RETENTION},
         "c": {"freeze": LOCKED},
     }
 

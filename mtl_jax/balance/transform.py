@@ -54,11 +54,11 @@ def gramian(task_grads: PyTree, other_grads: PyTree | None = None) -> Float[Arra
         The Gramian.
     """
 
-    def leaf_gramian(leaf: Array, other: Array) -> Array:
+    def leaf_gramian(leaf: Array, second_leaf: Array) -> Array:
         # As matrices: contracted over several axes, a convolution's leaf takes a CPU three times as long.
-        rows, others = leaf.reshape(leaf.shape[0], -1), other.reshape(other.shape[0], -1)
+        rows, second_rows = (array.reshape(array.shape[0], -1) for array in (leaf, second_leaf))
         highest = jax.lax.Precision.HIGHEST
-        return jnp.matmul(rows, others.T, precision=highest, preferred_element_type=jnp.float32)
+        return jnp.matmul(rows, second_rows.T, precision=highest, preferred_element_type=jnp.float32)
 
     pairs = zip(
         jax.tree.leaves(task_grads), jax.tree.leaves(task_grads if other_grads is None else other_grads), strict=True

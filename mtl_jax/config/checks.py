@@ -33,7 +33,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 # By the beginning of an annotation: whether a value is of that kind, and what the kind is called.
-TAKEN: dict[str, tuple[Callable[[Any], bool], str]] = {
+ACCEPTED_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "None": (lambda value: value is None, "None"),
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "int": (_is_whole, "a whole number"),
@@ -83,7 +83,7 @@ def check_arguments(
 
 def _check_argument(location: str, value: Any, parameter: inspect.Parameter) -> None:
     kinds = [kind.partition("[")[0] for kind in str(parameter.annotation).split(" | ")]
-    if all(kind in TAKEN for kind in kinds) and not any(TAKEN[kind][0](value) for kind in kinds):
+    if all(kind in ACCEPTED_TYPES for kind in kinds) and not any(ACCEPTED_TYPES[kind][0](value) for kind in kinds):
         raise UserError(f"{location}: expected {_described(parameter)}, found {value!r}")
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{location}: expected a number, found nan")
@@ -93,7 +93,7 @@ def _described(parameter: inspect.Parameter) -> str:
     kinds = [kind.partition("[")[0] for kind in str(parameter.annotation).split(" | ")]
     default = parameter.default
     example = f", such as {default!r}" if default not in (inspect.Parameter.empty, None, ()) else ""
-    return " or ".join(dict.fromkeys(TAKEN[kind][1] for kind in kinds if kind in TAKEN)) + example
+    return " or ".join(dict.fromkeys(ACCEPTED_TYPES[kind][1] for kind in kinds if kind in ACCEPTED_TYPES)) + example
 
 
 def check_class_names(location: str, names: Any) -> None:

@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError
 IMAGE_STRIDE = 32  # px; the backbone halves the image five times
 SHARE_ALL = "all"
 STRIDES = (2, 4, 8, 16)  # px, at which parts of the backbone end, but for the last
-PARTS = ("backbone", "neck", "head")
+COMPONENTS = ("backbone", "neck", "head")
 BRANCH_KEYS = ("neck_channels", "head_channels", "head_layers", "dropout_rate")
 MAX_LAYERS = 100  # beyond, it takes minutes to find that the network is too large
 MAX_KERNEL = 15  # cells
@@ -75,13 +75,14 @@ class ModelSettings(Section):
         choices=(0, 1, *STRIDES, 32),
     )
     patches: Mapping[str, int] = setting(
-        dict.fromkeys(PARTS, 0),
+        dict.fromkeys(COMPONENTS, 0),
         "rank of what each task adds of its own to every shared 1x1 and dense kernel above norms_from, by part; it is "
         "zero at first, so that a new task starts from what is shared. Rank 0 adds nothing",
         least=0,
     )
     depthwise_patches: Mapping[str, bool] = setting(
-        dict.fromkeys(PARTS, False), "the same for depthwise kernels, whole, of the backbone and of a separable head"
+        dict.fromkeys(COMPONENTS, False),
+        "the same for full depthwise kernels of the backbone and of a separable head",
     )
     batch_norm_momentum: float = setting(
         0.99,
@@ -111,21 +112,21 @@ class ModelSettings(Section):
                 f"{self.head_layers}"
             )
         for name in ("patches", "depthwise_patches"):
-            require_names(name, getattr(self, name), "a network", PARTS)
+            require_names(name, getattr(self, name), "a network", COMPONENTS)
         for task, branch_settings in self.branches.items():
             require_names(f"branches.{task}", branch_settings, "a branch", BRANCH_KEYS)
         self._check_patches()
 
     def _check_patches(self) -> None:
-        patched_parts = [part for part in PARTS if self.patches.get(part) or self.depthwise_patches.get(part)]
-        if patched_parts and not self.norms_from:
+        patched_components = [name for name in COMPONENTS if self.patches.get(name) or self.depthwise_patches.get(name)]
+        if patched_components and not self.norms_from:
             raise UserError(
-                f"patches, depthwise_patches: those of {', '.join(patched_parts)} need batch norms of each task's "
+                f"patches, depthwise_patches: those of {', '.join(patched_components)} need batch norms of each task's "
                 "own, as "
                 "each task then passes through the layers by itself; set norms_from (8 px, or 32 for those of "
                 "neck and head alone)"
             )
-        if "backbone" in patched_parts and self.norms_from >= self.output_stride:
+        if "backbone" in patched_components and self.norms_from >= self.output_stride:
             raise UserError(
                 f"patches.backbone: expected layers above norms_from, {self.norms_from} px, found none; lower it, or "
                 "patch no backbone"

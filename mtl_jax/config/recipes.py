@@ -8,7 +8,7 @@ from typing import Any
 
 IMAGENET = ("backbone/until_8", "backbone/kernels")  # what ImageNet's features are kept in
 EXEMPLARS = 10  # images that a stage leaves to later ones
-KEPT = {"lwf": {"weight": 2.0}, "replay": {"batch_size": 2}}
+RETENTION = {"lwf": {"weight": 2.0}, "replay": {"batch_size": 2}}
 
 
 def share_kernels(config: Any) -> None:
@@ -44,7 +44,7 @@ def one_after_another(order: tuple[str, ...]) -> Mapping[str, dict[str, Any]]:
     locked = later_tasks[-1:] if len(order) > 2 else []
     moving = [name for name in later_tasks if name not in locked]
     stages: dict[str, dict[str, Any]] = {first: {"freeze": IMAGENET}}
-    stages |= {name: {"freeze": IMAGENET, "keep": copy.deepcopy(KEPT)} for name in moving}
+    stages |= {name: {"freeze": IMAGENET, "keep": copy.deepcopy(RETENTION)} for name in moving}
     stages |= {name: {"freeze": (*IMAGENET, "neck/kernels", "head/kernels")} for name in locked}
     for name in (first, *moving[:-1]) if moving else ():  # exemplars of those that a later stage may move
         stages[name].setdefault("keep", {}).setdefault("replay", {})["images"] = EXEMPLARS

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Container, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from mtl_jax.config.checks import MAX_NUMBER, TAKEN, require_choice, suggestion
+from mtl_jax.config.checks import ACCEPTED_TYPES, MAX_NUMBER, require_choice, suggestion
 from mtl_jax.errors import UserError
 
 RULE = "rule"
@@ -170,7 +170,7 @@ def fitted(location: str, value: Any, kind: Any) -> Any:
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     named_options = [(option, _name(option)) for option in options]
     for option, name in named_options:
-        if name not in TAKEN or TAKEN[name][0](value):
+        if name not in ACCEPTED_TYPES or ACCEPTED_TYPES[name][0](value):
             return _inner(location, value, option, name)
     if isinstance(value, str) and value.isdigit() and int in options:  # as a command line gives it
         return int(value)
@@ -184,7 +184,7 @@ def _name(kind: Any) -> str:
 
 def _described(kind: Any, name: str) -> str:
     if name != "tuple":
-        return TAKEN[name][1]
+        return ACCEPTED_TYPES[name][1]
     return "a tuple of names, such as ('name',)" if typing.get_args(kind)[:1] == (str,) else "numbers, such as (8, 16)"
 
 

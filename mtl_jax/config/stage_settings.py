@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 
 OPTIMIZERS = ("adamw", "sgd")
 UPDATES = ("forward", "mask", "weight")
-WHOLE = (0.0, math.inf)  # epochs of a stage
+ALWAYS = (0.0, math.inf)  # epochs of a stage
 FREEZE_EXAMPLE = "{'backbone': (0, 5)}"
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -146,7 +146,7 @@ class StageSettings(Section):
 
 def _frozen(value: Any) -> dict[str, tuple[float, float]]:
     if isinstance(value, tuple | list):
-        return dict.fromkeys(fitted("freeze", value, tuple[str, ...]), WHOLE)
+        return dict.fromkeys(fitted("freeze", value, tuple[str, ...]), ALWAYS)
     if not hasattr(value, "items"):
         raise UserError(f"freeze: expected patterns, such as ('backbone',), or {FREEZE_EXAMPLE}, found {value!r}")
     return {str(pattern): _epochs(f"freeze.{pattern}", epochs) for pattern, epochs in value.items()}
@@ -154,7 +154,7 @@ def _frozen(value: Any) -> dict[str, tuple[float, float]]:
 
 def _epochs(location: str, value: Any) -> tuple[float, float]:
     if value is None:
-        return WHOLE
+        return ALWAYS
     numbers = tuple(value) if isinstance(value, tuple | list) else ()
     ends = tuple(math.inf if number is None and place else number for place, number in enumerate(numbers))
     if len(ends) != 2 or not all(map(is_number, ends)) or not 0 <= ends[0] < ends[1]:

@@ -69,7 +69,7 @@ class EWC(Consolidation):
 
         return sum_of(example_gradients())
 
-    def _functions(self, forward: importance.Answers, tasks: Mapping[str, Any]) -> list[Callable[..., Array]]:
+    def _functions(self, forward: importance.OutputFunction, tasks: Mapping[str, Any]) -> list[Callable[..., Array]]:
         """Of what the Fisher information is taken: of a stream's labels, or of each of its tasks."""
         if self.estimator == "exact":
             return [importance.log_probabilities(forward, task) for task in tasks.values()]

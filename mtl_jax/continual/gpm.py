@@ -118,7 +118,7 @@ class GPM(Method):
 
     def _reads(
         self, stage: StageView, params: PyTree
-    ) -> dict[str, Callable[[Mapping[str, PyTree], Any], kernel_inputs.Read]]:
+    ) -> dict[str, Callable[[Mapping[str, PyTree], Any], kernel_inputs.KernelInputs]]:
         """Stream -> `(variables, image) -> what its tasks read` of what is held; nothing for the last stage."""
         patterns = self._patterns(stage, params)
         if not patterns or stage.index == len(stage.keeps) - 1:
@@ -127,7 +127,7 @@ class GPM(Method):
         def is_chosen(path: str) -> bool:
             return owner_of(tuple(path.split("/")), tuple(stage.tasks)) is None and matches(path, patterns)
 
-        def read(stream: str) -> Callable[..., kernel_inputs.Read]:
+        def read(stream: str) -> Callable[..., kernel_inputs.KernelInputs]:
             task_names = tuple(stage.stream_tasks(stream))
             return functools.partial(kernel_inputs.covariances, stage.model, tasks=task_names, selects=is_chosen)
 

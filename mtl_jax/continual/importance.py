@@ -13,10 +13,10 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Task
 
-Answers = Callable[[PyTree, Mapping[str, Any], tuple[str, ...]], dict[str, Array]]
+OutputFunction = Callable[[PyTree, Mapping[str, Any], tuple[str, ...]], dict[str, Array]]
 
 
-def forward_of_examples(model: Any, batch_stats: PyTree) -> Answers:
+def forward_of_examples(model: Any, batch_stats: PyTree) -> OutputFunction:
     """Returns `(params, example, tasks) -> {task: raw outputs f32[1, ...]}`, with running statistics."""
 
     def forward(params: PyTree, example: Mapping[str, Any], tasks: tuple[str, ...]) -> dict[str, Array]:
@@ -26,7 +26,7 @@ def forward_of_examples(model: Any, batch_stats: PyTree) -> Answers:
     return forward
 
 
-def outputs(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, " outputs"]]:
+def outputs(forward: OutputFunction, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, " outputs"]]:
     """Returns `(params, example) -> what the head emits for the tasks`, in one vector."""
 
     def function(params: PyTree, example: Mapping[str, Any]) -> Float[Array, " outputs"]:
@@ -36,7 +36,7 @@ def outputs(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[
     return function
 
 
-def labelled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
+def labelled_loss(forward: OutputFunction, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
     """Returns `(params, example) -> loss` towards the example's labels."""
 
     def function(params: PyTree, example: Mapping[str, Any]) -> Float[Array, ""]:
@@ -48,7 +48,7 @@ def labelled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., 
     return function
 
 
-def sampled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
+def sampled_loss(forward: OutputFunction, tasks: Mapping[str, Task]) -> Callable[..., Float[Array, ""]]:
     """Returns `(params, example, key) -> loss` towards labels drawn from the network's own outputs."""
 
     def function(params: PyTree, example: Mapping[str, Any], key: Array) -> Float[Array, ""]:
@@ -60,7 +60,7 @@ def sampled_loss(forward: Answers, tasks: Mapping[str, Task]) -> Callable[..., F
     return function
 
 
-def log_probabilities(forward: Answers, task: Task) -> Callable[..., Float[Array, " outcomes"]]:
+def log_probabilities(forward: OutputFunction, task: Task) -> Callable[..., Float[Array, " outcomes"]]:
     """Returns `(params, example) -> log-probability of every outcome`.
 
     Raises:

@@ -127,12 +127,12 @@ def line(figures: Mapping[str, Any]) -> str:
         sizes = [f"{width[statistic]:g} x {height[statistic]:g}" for statistic in ("min", "median", "max")]
         phrases = [f"{images} of {sizes[1]} px" + (f" ({sizes[0]} to {sizes[2]})" if sizes[0] != sizes[2] else "")]
     phrases += [f"{label}: {label_line(of_label)}" for label, of_label in figures["labels"].items()]
-    phrases += [counted(count, noun) for noun, count in figures["read"].items() if noun not in _SAID]
+    phrases += [counted(count, noun) for noun, count in figures["read"].items() if noun not in _MENTIONED_NOUNS]
     return "; ".join(phrases)
 
 
 # Counts of a source that the line has by itself.
-_SAID = ("images", "boxes", "crowds among them", "images without boxes")
+_MENTIONED_NOUNS = ("images", "boxes", "crowds among them", "images without boxes")
 
 
 def label_line(figures: Mapping[str, Any]) -> str:

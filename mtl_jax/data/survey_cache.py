@@ -15,7 +15,7 @@ from typing import Any
 from mtl_jax.data.facts import SampleFacts
 from mtl_jax.data.opened import Opened, digest
 
-KEPT = 200  # splits; those that were used least recently go first
+MAX_FILES = 200  # splits; those that were used least recently go first
 DECODERS = ("numpy", "pillow", "opencv-python-headless", "scikit-learn")  # whose versions may change what is read
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def save(folder: Path, key: str, samples: Sequence[SampleFacts], files: Sequence
         draft.write_bytes(gzip.compress(content.encode("utf-8", "surrogateescape"), compresslevel=1))
         os.replace(draft, file)
         cache_files = sorted(folder.glob("*.json.gz"), key=lambda cache_file: cache_file.stat().st_mtime)
-        for old in cache_files[:-KEPT]:
+        for old in cache_files[:-MAX_FILES]:
             old.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("What was seen of the data is not kept in %s (%s): every start looks again", folder, error)

@@ -172,7 +172,7 @@ class BoxDetails(TagDetails):
         if pairs is None:
             return None
         self._confusion += matching.confusion(pairs, self._least)
-        return matching.found(pairs, count)
+        return matching.matched_objects(pairs, count)
 
     def by_class(self) -> ByClass | None:
         """Returns as for tags, with the confusion of classes; the last is "nothing"."""

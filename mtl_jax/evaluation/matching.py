@@ -38,10 +38,10 @@ def detections(prediction: Mapping[str, np.ndarray], target: Labels, geometry: G
         What was found; None where nobody looked for objects.
     """
     paired = pairs(prediction, target, geometry, count)
-    return None if paired is None else found(paired, count)
+    return None if paired is None else matched_objects(paired, count)
 
 
-def found(pairs: Pairs, count: int) -> YesNo:
+def matched_objects(pairs: Pairs, count: int) -> YesNo:
     """As `detections`, of boxes and objects whose overlaps are known.
 
     Args:

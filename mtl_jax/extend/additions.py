@@ -10,7 +10,7 @@ from typing import Any
 import mtl_jax
 from mtl_jax.config.checks import suggestion
 from mtl_jax.config.model_settings import ModelSettings
-from mtl_jax.config.recipes import KEPT
+from mtl_jax.config.recipes import RETENTION
 from mtl_jax.config.run_settings import RunSettings, read_settings
 from mtl_jax.config.section import defaults
 from mtl_jax.errors import UserError
@@ -220,7 +220,7 @@ def _keep_settings(
 ) -> dict[str, Any]:
     """Returns the settings of a new stage that keep old tasks: exact outputs, or the default continual methods."""
     if limit is None:
-        return {"old_outputs": exactness.OTHERS if refine else exactness.EXACT}
+        return {"old_outputs": exactness.OTHERS_EXACT if refine else exactness.EXACT}
     # The last stage of a run stores no exemplars, because no stage was to follow.
     has_exemplars = any(old.config.stages[name].keep.get("replay", {}).get("images") for name in old.stages[:-1])
     stage_labels = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
@@ -229,7 +229,7 @@ def _keep_settings(
     )  # otherwise nothing is distilled, and exemplars alone retain old tasks
     usual = {
         name: dict(method_settings)
-        for name, method_settings in KEPT.items()
+        for name, method_settings in RETENTION.items()
         if (has_exemplars or name != "replay") and (has_other_tasks or name != "lwf")
     }
     norm_settings = {"train_batch_norm": "new_levels"} if stage["train_batch_norm"] == "everywhere" else {}

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array
 
-Part = Literal["forward", "input_gradient", "kernel_gradient"]
-Run = Callable[[Part, Any, Array, Array], Array]
+Pass = Literal["forward", "input_gradient", "kernel_gradient"]
+Run = Callable[[Pass, Any, Array, Array], Array]
 
 
 def bilinear(run: Run) -> Callable[[Any, Array, Array], Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mtl_jax.kernels import cpu_kernels
-from mtl_jax.models.bilinear import Part, bilinear
+from mtl_jax.models.bilinear import Pass, bilinear
 
 # Fewer cells than this repay no call of their own: XLA copies a small transposed operand quickly.
 POINTWISE_MIN_CELLS = 512
@@ -95,7 +95,7 @@ def _compiled(first: Array, second: Array, channels: tuple[int, int]) -> bool:
     return fits and single and jax.default_backend() == "cpu" and cpu_kernels.in_use()
 
 
-def _run_pointwise(pass_name: Part, geometry: Any, first: Array, second: Array) -> Array:
+def _run_pointwise(pass_name: Pass, geometry: Any, first: Array, second: Array) -> Array:
     del geometry
     if pass_name == "forward":
         return jnp.einsum("bhwi,io->bhwo", first, second)
@@ -110,7 +110,7 @@ def _run_pointwise(pass_name: Part, geometry: Any, first: Array, second: Array) 
     return _over_examples(cpu_kernels.call(kernel, *flat))
 
 
-def _run_winograd(pass_name: Part, geometry: Any, first: Array, second: Array) -> Array:
+def _run_winograd(pass_name: Pass, geometry: Any, first: Array, second: Array) -> Array:
     del geometry
     if pass_name == "kernel_gradient":
         shape = (3, 3, first.shape[-1], second.shape[-1])

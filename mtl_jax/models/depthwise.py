@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from mtl_jax.errors import UserError
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise_cpu
-from mtl_jax.models.bilinear import Part, bilinear
+from mtl_jax.models.bilinear import Pass, bilinear
 from mtl_jax.models.depthwise_forms import Window, grouped, shifted
 
 FORMS = {"grouped": grouped, "shifted": shifted, "compiled": depthwise_cpu.run}
@@ -58,7 +58,7 @@ def depthwise_conv(
     return _forward(window, x, kernel.astype(x.dtype))
 
 
-def _run(pass_name: Part, window: Window, first: Array, second: Array) -> Array:
+def _run(pass_name: Pass, window: Window, first: Array, second: Array) -> Array:
     """Chooses the form. A window that was not compiled is summed tap by tap, even where the compiled form is forced."""
     on_cpu = jax.default_backend() == "cpu"
     form = _traced_form.get() or os.environ.get("MTL_JAX_DEPTHWISE") or "auto"

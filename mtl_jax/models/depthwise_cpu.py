@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mtl_jax.kernels import cpu_kernels
-from mtl_jax.models.bilinear import Part
+from mtl_jax.models.bilinear import Pass
 from mtl_jax.models.depthwise_forms import Window
 
 
@@ -16,7 +16,7 @@ def supports(window: Window, dtype: jnp.dtype) -> bool:
     return square and window.stride * window.dilation in (1, 2) and dtype != jnp.float64
 
 
-def run(pass_name: Part, window: Window, first: Array, second: Array) -> Array:
+def run(pass_name: Pass, window: Window, first: Array, second: Array) -> Array:
     """Computes one of the three sums in float32, whatever the floating-point type of its inputs."""
     channels = first.shape[-1]
     pad = [(0, 0)] * 3 + [(0, -channels % cpu_kernels.LANES)]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from mtl_jax.models.bilinear import Part
+from mtl_jax.models.bilinear import Pass
 
 
 class Window(NamedTuple):
@@ -35,7 +35,7 @@ class Window(NamedTuple):
         return height, width
 
 
-def grouped(pass_name: Part, window: Window, first: Array, second: Array) -> Array:
+def grouped(pass_name: Pass, window: Window, first: Array, second: Array) -> Array:
     """Computes one of the three sums as XLA's grouped convolution, the quick form on accelerators."""
     (pad_h, pad_w), channels = window.padding, first.shape[-1]
 
@@ -59,7 +59,7 @@ def grouped(pass_name: Part, window: Window, first: Array, second: Array) -> Arr
     return jax.linear_transpose(lambda kernel: convolve(first, kernel), kernel)(second)[0]
 
 
-def shifted(pass_name: Part, window: Window, first: Array, second: Array) -> Array:
+def shifted(pass_name: Pass, window: Window, first: Array, second: Array) -> Array:
     """Computes one of the three sums tap by tap: XLA's CPU backend runs grouped convolutions 20 times slower."""
     if pass_name == "forward":
         return _shifted_forward(window, first, second)

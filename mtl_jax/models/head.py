@@ -82,12 +82,12 @@ class Head(nn.Module):
             attend = CrossTaskAttention(self.tasks, self.channels, self.dtype, name="attention")
             attended = {stride: attend(x, tasks) for stride, x in features.items()}
             by_task = {name: {stride: of_task[name] for stride, of_task in attended.items()} for name in tasks}
-        return {name: self._read(requested[name], by_task[name], train_batch_norm) for name in tasks}
+        return {name: self._raw_outputs(requested[name], by_task[name], train_batch_norm) for name in tasks}
 
     def _readout(self, task: Task) -> Dense:
         return readout(task.channels, self.dtype, name=task.name)
 
-    def _read(self, task: Task, features: Mapping[int, Array], norming: Norming) -> Array:
+    def _raw_outputs(self, task: Task, features: Mapping[int, Array], norming: Norming) -> Array:
         if task.readout == "pooled":  # the mean of the cells' answers, for less
             features = {stride: jnp.mean(features[stride], axis=(1, 2)) for stride in task.levels}
         if task.additions:

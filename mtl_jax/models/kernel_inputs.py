@@ -14,7 +14,7 @@ from mtl_jax.models.inference import Gated
 from mtl_jax.models.layers import Conv, Dense
 
 
-class Read(NamedTuple):
+class KernelInputs(NamedTuple):
     """Inputs read in a pass through a network, by the paths of the parameters that they were read with."""
 
     # Kernel -> the sum of x x^T over all inputs x; one for each time that the pass applied the kernel, as head and
@@ -30,7 +30,7 @@ def covariances(
     *,
     tasks: tuple[str, ...],
     selects: Callable[[str], bool],
-) -> Read:
+) -> KernelInputs:
     """Passes images through a network as evaluation does, and adds up the uncentred covariance of what kernels read.
 
     Args:
@@ -58,7 +58,7 @@ def covariances(
 
     with nn.intercept_methods(watch):
         model.apply(variables, image, tasks=tasks, train=False, train_batch_norm=False)
-    return Read({path: jnp.stack(batches) for path, batches in sums.items()}, other_params)
+    return KernelInputs({path: jnp.stack(batches) for path, batches in sums.items()}, other_params)
 
 
 def _rows(layer: Conv | Dense, x: Array | Gated) -> Float[Array, "groups cells inputs"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 RANGES = "ranges"  # of variables: by layer and pass, f32[2], between which values 256 numbers spread
 OBSERVED = "observed"  # of variables that a pass returns: by layer and pass, some of the values that are read
 SAMPLES = 8192  # values of an image that are observed
-WHOLE = 255  # the largest of eight bits
+MAX_LEVEL = 255  # the largest of eight bits
 LARGEST = 127  # of a kernel's whole numbers
 Range = Float[Array, "2"]
 
@@ -83,10 +83,10 @@ def rounded_values(x: Float[Array, "..."], limits: Range) -> Float[Array, "..."]
     """
     low, high = jnp.minimum(limits[0], 0.0), jnp.maximum(limits[1], 0.0)
     is_on = high > low
-    scale = jnp.where(is_on, (high - low) / WHOLE, 1.0)
-    zero = _nearest(jnp.clip(-low / scale, 0, WHOLE))
-    whole = _nearest(jnp.clip(x / scale + zero, 0, WHOLE))
-    return jnp.where(is_on, (whole - zero) * scale, x).astype(x.dtype)
+    scale = jnp.where(is_on, (high - low) / MAX_LEVEL, 1.0)
+    zero = _nearest(jnp.clip(-low / scale, 0, MAX_LEVEL))
+    level = _nearest(jnp.clip(x / scale + zero, 0, MAX_LEVEL))
+    return jnp.where(is_on, (level - zero) * scale, x).astype(x.dtype)
 
 
 def rounded_kernel(kernel: Float[Array, "... features"]) -> Float[Array, "... features"]:

@@ -150,11 +150,11 @@ def _head(name: str) -> str:
 
 
 def _cell(values: Sequence[float | None], name: str) -> str:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if not known:
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
         return "-"
-    mean, spread = mean_and_spread(known)
-    missing = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    mean, spread = mean_and_spread(finite)
+    missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
     if name.endswith("_percent"):
         mean = 0.0 if mean == 0 else mean  # no "-0.00"
         return f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "") + missing
@@ -176,8 +176,8 @@ def matrix(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[floa
         metrics_by_task = [
             [history[task][index] for history in histories if index < len(history[task])] for task in tasks
         ]
-        known = [[value for value in values if value is not None] for values in metrics_by_task]
-        rows.append((stage["name"], [statistics.fmean(values) if values else None for values in known]))
+        finite = [[value for value in values if value is not None] for values in metrics_by_task]
+        rows.append((stage["name"], [statistics.fmean(values) if values else None for values in finite]))
     return list(tasks), rows
 
 
@@ -206,7 +206,7 @@ def as_html(title: str, results: Sequence[Result]) -> str:
     heads, rows = table(results)
     groups = by_variant(results)
     accuracies = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
-    spreads = [spread_svg(_head(name), values) for name in accuracies if (values := _known(groups, name))]
+    spreads = [spread_svg(_head(name), values) for name in accuracies if (values := _values_by_variant(groups, name))]
     scatters = [
         scatter_svg(f"{_head(name)} against {COSTS[cost]}", points, x=COSTS[cost], y=_head(name))
         for name in accuracies
@@ -252,7 +252,7 @@ def _conflict_section(groups: Mapping[str, Sequence[Result]]) -> str:
     return html_page.section("Conflicts", html_page.table(heads, rows), lead=lead) if rows else ""
 
 
-def _known(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[float]]:
+def _values_by_variant(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[float]]:
     by_variant_values = {
         variant: [value for run in runs if (value := figures(run).get(name)) is not None]
         for variant, runs in groups.items()
@@ -261,7 +261,7 @@ def _known(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[
 
 
 def _points(groups: Mapping[str, Sequence[Result]], x: str, y: str) -> dict[str, tuple[float, float]]:
-    across, up = _known(groups, x), _known(groups, y)
+    across, up = _values_by_variant(groups, x), _values_by_variant(groups, y)
     return {name: (statistics.fmean(across[name]), statistics.fmean(up[name])) for name in across if name in up}
 
 

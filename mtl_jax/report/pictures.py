@@ -54,7 +54,7 @@ class Looked(NamedTuple):
     classes: tuple[str, ...]
 
 
-class _Seen(NamedTuple):
+class _Record(NamedTuple):
     image: Float[np.ndarray, "h w 3"]
     prediction: Mapping[str, np.ndarray]
     target: Labels
@@ -84,13 +84,13 @@ def look(
     details: dict[str, Details] = {
         name: DETAILS[task.kind](task) for name, task in tasks.items() if task.kind in DETAILS
     }
-    first: dict[str, list[_Seen]] = {name: [] for name in tasks}
-    worst_records: dict[str, list[_Seen]] = {name: [] for name in tasks}
+    first: dict[str, list[_Record]] = {name: [] for name in tasks}
+    worst_records: dict[str, list[_Record]] = {name: [] for name in tasks}
     examples = _examples(predict, variables, batches, tasks)
     for image, predictions, targets, geometry in itertools.islice(examples, MOST_IMAGES):
         for name in tasks:
             judged = details[name].update(predictions[name], targets[name], geometry) if name in details else None
-            record = _Seen(image, predictions[name], targets[name], geometry, judged)
+            record = _Record(image, predictions[name], targets[name], geometry, judged)
             if len(first[name]) < count:
                 first[name].append(record)
             elif judged is not None:
@@ -106,7 +106,7 @@ def look(
     }
 
 
-def _quality(record: _Seen) -> float:
+def _quality(record: _Record) -> float:
     return record.judged.quality if record.judged else np.inf
 
 
@@ -123,7 +123,7 @@ def _examples(
             yield np.asarray(batch.image[index]), by_task, batch.targets[index], batch.geometries[index]
 
 
-def _example_of(task: Task, record: _Seen) -> Shown:
+def _example_of(task: Task, record: _Record) -> Shown:
     image, geometry = record.image, record.geometry
     predicted = picture(task, image, geometry, task.at_original(record.prediction, geometry))
     judgement = record.judged.words if record.judged else ""

@@ -28,19 +28,14 @@ class Area(NamedTuple):
     right: float
     bottom: float
 
-    def meets(self, other: Area) -> bool:
+    def meets(self, area: Area) -> bool:
         """Whether two areas overlap."""
-        return (
-            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
-        )
+        return self.left < area.right and area.left < self.right and self.top < area.bottom and area.top < self.bottom
 
-    def within(self, other: Area) -> bool:
-        """Whether an area lies in another."""
+    def within(self, area: Area) -> bool:
+        """Whether an area is contained in another."""
         return (
-            other.left <= self.left
-            and other.top <= self.top
-            and self.right <= other.right
-            and self.bottom <= other.bottom
+            area.left <= self.left and area.top <= self.top and self.right <= area.right and self.bottom <= area.bottom
         )
 
 
@@ -87,7 +82,7 @@ def place_labels(axes: Any, boxes: Sequence[Framed]) -> Iterator[tuple[Framed, A
         width = (CHARACTER * len(box.text) + 0.6) * LABEL_POINTS * across
         height = LINE * LABEL_POINTS * down
         for area in _places(box, width, height):
-            if area.within(picture) and not any(area.meets(other) for other in occupied):
+            if area.within(picture) and not any(area.meets(label_area) for label_area in occupied):
                 occupied.append(area)
                 yield box, area
                 break

@@ -136,8 +136,8 @@ def least_scores(task: Task) -> Float[np.ndarray, " classes"]:
 
     That chosen for the class, and where there is none that of the kind: 0.3 of a box, 0.5 of a tag.
     """
-    least, chosen = SCORES[task.kind].least, calibration_of(task).thresholds
-    return np.array([chosen.get(name, least) for name in task.classes], np.float64)
+    default, thresholds = SCORES[task.kind].least, calibration_of(task).thresholds
+    return np.array([thresholds.get(name, default) for name in task.classes], np.float64)
 
 
 def tempered(task: Task, predictions: Mapping[str, Any], calibration: Calibration) -> dict[str, Any]:

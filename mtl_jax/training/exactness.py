@@ -15,7 +15,7 @@ from mtl_jax.models.sharing.wiring import Network
 from mtl_jax.training.losses import Objective
 
 # Values of a stage's `old_outputs`; "" says nothing.
-EXACT, OTHERS, MAY_CHANGE = "exact", "others_exact", "may_change"
+EXACT, OTHERS_EXACT, MAY_CHANGE = "exact", "others_exact", "may_change"
 
 
 def kept_exactly(config: RunSettings, index: int) -> dict[str, str]:
@@ -28,9 +28,9 @@ def kept_exactly(config: RunSettings, index: int) -> dict[str, str]:
     stage_by_task: dict[str, str] = {}
     for stage_index, name in enumerate(config.order[:index]):
         wish = config.stages[name].old_outputs
-        if wish in (EXACT, OTHERS):
+        if wish in (EXACT, OTHERS_EXACT):
             stage_by_task |= dict.fromkeys(config.tasks_of(*config.order[:stage_index]), name)
-        if wish == OTHERS:
+        if wish == OTHERS_EXACT:
             stage_by_task = {task: stage for task, stage in stage_by_task.items() if task not in config.tasks_of(name)}
         elif wish == MAY_CHANGE:
             stage_by_task = {}
@@ -59,10 +59,10 @@ def frozen_patterns(config: RunSettings, setup: Experiment, index: int) -> tuple
     """
     name = config.order[index]
     settings, location = config.stages[name], f"config.stages.{name}"
-    if settings.old_outputs not in (EXACT, OTHERS):
+    if settings.old_outputs not in (EXACT, OTHERS_EXACT):
         return ()
     old, new_tasks = config.tasks_of(*config.order[:index]), config.tasks_of(name)
-    if settings.old_outputs == OTHERS:
+    if settings.old_outputs == OTHERS_EXACT:
         old = tuple(task for task in old if task not in new_tasks)
     elif retrained := [task for task in new_tasks if task in old and not setup.tasks[task].classes_of(name)]:
         raise UserError(
@@ -100,7 +100,7 @@ def refuse_moving(config: RunSettings, setup: Experiment, index: int, objectives
     """
     name = config.order[index]
     stage_by_task = kept_exactly(config, index)
-    if config.stages[name].old_outputs == OTHERS:
+    if config.stages[name].old_outputs == OTHERS_EXACT:
         stage_by_task = {task: stage for task, stage in stage_by_task.items() if task not in config.tasks_of(name)}
     if config.stages[name].old_outputs == MAY_CHANGE or not stage_by_task:
         return

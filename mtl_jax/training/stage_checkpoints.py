@@ -31,7 +31,7 @@ class StageClock:
     """How far a stage is."""
 
     state: TrainState
-    done: int  # steps
+    step: int  # finished steps
     saved: int  # the last of them that is on disk
     started: float  # monotonic seconds, moved forward by every pause
 
@@ -159,7 +159,7 @@ def resume(run: Run, stage: StagePlan, course: StageClock) -> dict[str, Any]:
             f"remove {path.parent} to train the stage from its start"
         )
     course.state = _state(path, record, like=course.state)
-    course.done = course.saved = int(course.state.step)
+    course.step = course.saved = int(course.state.step)
     course.started -= record["seconds"]
     return old_digests
 
@@ -177,15 +177,15 @@ def _state(path: Path, record: Mapping[str, Any], *, like: TrainState) -> TrainS
 
 def save_partial(run: Run, stage: StagePlan, course: StageClock) -> None:
     """Saves a stage that is not at its end, unless nothing has happened since it was saved."""
-    if course.done == course.saved:
+    if course.step == course.saved:
         return
     run_record.still_there(run.written)
     run.log.flush()
-    record = {"step": course.done, "seconds": course.seconds, "config": files.without_nan(run.config.to_dict())}
+    record = {"step": course.step, "seconds": course.seconds, "config": files.without_nan(run.config.to_dict())}
     record["data"] = run.data
     folder, keep = _partial(run, stage), run.config.keep_checkpoints
-    checkpoints.save_step(folder, course.done, {"state": course.state}, record, keep=keep)
-    course.saved = course.done
+    checkpoints.save_step(folder, course.step, {"state": course.state}, record, keep=keep)
+    course.saved = course.step
     devices.give_back_memory()
 
 

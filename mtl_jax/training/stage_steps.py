@@ -50,17 +50,17 @@ def take_all(
             stage.name,
             steps=stage.total_steps,
             steps_per_epoch=stage.steps_per_epoch,
-            start_step=course.done,
+            start_step=course.step,
             quiet=not devices.is_primary(),
         ) as progress,
         run.preemption.training(),
     ):
         step_loop = _Steps(run, stage, course, steps, method_inputs, progress, steps_before)
-        for batch, ids in _batches(run, stage, course.done):
+        for batch, ids in _batches(run, stage, course.step):
             step_loop.take(batch, ids)
-            if course.done == stage.total_steps:
+            if course.step == stage.total_steps:
                 break
-            save, leave = _save_and_leave(run, course.done, since=last_save)
+            save, leave = _save_and_leave(run, course.step, since=last_save)
             if save or leave:
                 step_loop.finish()
                 stage_checkpoints.save_partial(run, stage, course)
@@ -68,7 +68,7 @@ def take_all(
                 progress.after_pause()
             if leave:
                 raise Preempted
-            if evaluate_every and course.done % evaluate_every == 0:
+            if evaluate_every and course.step % evaluate_every == 0:
                 step_loop.finish()
                 _evaluate_within(run, stage, course, steps_before)
                 progress.after_pause()
@@ -95,8 +95,8 @@ class _Steps:
         program = self._program(batch)
         self.course.state, metrics = program(self.course.state, self.method_inputs, batch)
         self.finish()
-        self.course.done += 1
-        self.unlogged = (self.course.done, ids, metrics)
+        self.course.step += 1
+        self.unlogged = (self.course.step, ids, metrics)
 
     def finish(self) -> None:
         """Reads the last step, unless it has been read."""
@@ -105,7 +105,7 @@ class _Steps:
         self.unlogged = None
 
     def _program(self, batch: dict[str, Any]) -> Any:
-        phase = max(start for start in self.steps if start <= self.course.done)
+        phase = max(start for start in self.steps if start <= self.course.step)
         key = (phase, tuple(batch))
         if key not in self.compiled:
             self.finish()
@@ -129,7 +129,7 @@ def _evaluate_within(run: Run, stage: StagePlan, course: StageClock, steps_befor
     with course.paused(), run.preemption.paused():
         variables = jax.device_get(stage_setup.evaluated(course.state))
         figures = measurement.tasks(run, variables, stage.learnt_tasks)
-        step_log.log_metrics(run, stage, figures, step=steps_before + course.done, steps_done=course.done)
+        step_log.log_metrics(run, stage, figures, step=steps_before + course.step, steps_done=course.step)
 
 
 def _batches(run: Run, stage: StagePlan, first: int) -> Iterator[tuple[dict[str, Any], dict[str, tuple[str, ...]]]]:

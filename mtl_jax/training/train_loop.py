@@ -164,12 +164,12 @@ def _run_stage(run: Run, index: int, result: StageResult) -> StageResult:
     state, steps, method_inputs = stage_setup.prepare(
         run.setup, stage, result, seed=run.config.seed, skip_not_finite=skip
     )
-    course = StageClock(state, done=0, saved=0, started=start_time)
+    course = StageClock(state, step=0, saved=0, started=start_time)
     with course.paused():
         before = measurement.before(run, stage, result, state)
     resumed = stage_checkpoints.resume(run, stage, course)
-    resumption.report_other_images(run, stage, course.done, old_digests=resumed)
-    run.log.resume_from(result.step + course.done)
+    resumption.report_other_images(run, stage, course.step, old_digests=resumed)
+    run.log.resume_from(result.step + course.step)
     # Copies, because the step gives the state's buffers away, and the teacher's and the anchor's must stay.
     course.state, method_inputs = devices.copy_everywhere((course.state, method_inputs))
     with run.preemption.unsaved(lambda: stage_checkpoints.save_partial(run, stage, course)):

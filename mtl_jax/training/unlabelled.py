@@ -12,7 +12,7 @@ from mtl_jax.models.ownership import owner_of
 from mtl_jax.tasks.base import Task
 
 
-class Way(NamedTuple):
+class Rule(NamedTuple):
     """How a batch without its labels passes a task."""
 
     computes: bool  # the task's outputs, and the loss that is left without a label, which is 0
@@ -22,9 +22,9 @@ class Way(NamedTuple):
 # In each, the parameters, statistics and optimizer state that are the task's own stay as they are, and the others move
 # as if it were not there: the results are equal, to rounding, and "forward" takes the least time.
 UPDATES = {
-    "forward": Way(computes=False, weight=0.0),  # the task is not computed
-    "mask": Way(computes=True, weight=1.0),  # it is computed, and its missing labels mask its loss
-    "weight": Way(computes=True, weight=0.0),  # it is computed, and its loss has the weight 0
+    "forward": Rule(computes=False, weight=0.0),  # the task is not computed
+    "mask": Rule(computes=True, weight=1.0),  # it is computed, and its missing labels mask its loss
+    "weight": Rule(computes=True, weight=0.0),  # it is computed, and its loss has the weight 0
 }
 
 
@@ -34,7 +34,7 @@ def losses(
     raw: Mapping[str, Array],
     image_size: tuple[int, int],
     *,
-    rule: Way,
+    rule: Rule,
 ) -> Iterator[Float[Array, ""]]:
     """Yields the weighted loss of every task that is computed without labels: 0, with a gradient of 0.
 

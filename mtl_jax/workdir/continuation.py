@@ -112,7 +112,7 @@ def _left_out(before: Mapping[str, Any], current: Mapping[str, Any], stages: int
         # The last, where it is not finished, leaves at its end what is asked then, but for what follows it from its
         # start.
         is_begun = partly and number == stages - 1
-        memory_before, memory_now = (_left(config, number, followed=is_begun) for config in (before, current))
+        memory_before, memory_now = (_stored_memory(config, number, followed=is_begun) for config in (before, current))
         if is_begun:
             messages += [
                 f"stage {name} was to leave {noun}, is not to" for noun in memory_before if noun not in memory_now
@@ -121,7 +121,7 @@ def _left_out(before: Mapping[str, Any], current: Mapping[str, Any], stages: int
     return messages
 
 
-def _left(config: Mapping[str, Any], number: int, *, followed: bool) -> list[str]:
+def _stored_memory(config: Mapping[str, Any], number: int, *, followed: bool) -> list[str]:
     """Memory that a stage leaves for the later ones; with `followed` only that which is updated from step to step."""
     keeps = reading.read_order(config)
     methods = reading.in_stage(keeps, number).values()

@@ -8,7 +8,7 @@ from typing import Any
 from mtl_jax.errors import UserError
 from mtl_jax.workdir import files
 
-Digests = Mapping[str, Mapping[str, Mapping[str, Any]]]  # stream -> split -> `data_record.KEPT`
+Digests = Mapping[str, Mapping[str, Mapping[str, Any]]]  # stream -> split -> `data_record.CHECKPOINT_FIELDS`
 
 
 def changed_streams(
@@ -25,7 +25,7 @@ def changed_streams(
     changes = {}
     for stream in current if streams is None else streams:
         old, new = former.get(stream, {}).get(split), current.get(stream, {}).get(split)
-        if old and new and not _same(old, new, "digest"):
+        if old and new and not _is_unchanged(old, new, "digest"):
             has_same_images = old["images"] == new["images"]
             counts = (
                 f"{new['images']}, of which some differ"
@@ -36,7 +36,7 @@ def changed_streams(
     return changes
 
 
-def _same(old: Mapping[str, Any], new: Mapping[str, Any], digest: str) -> bool:
+def _is_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], digest: str) -> bool:
     """Whether two splits have one digest; of other shares of a split, digests say nothing."""
     if old["images"] == new["images"] and old["looked_at"] != new["looked_at"]:
         return True
@@ -59,7 +59,7 @@ def refuse_other_baselines(runs: Mapping[str, str], measuring_streams: Mapping[s
         baseline_data = (judged.get("stages") or [{}])[-1].get("data", {})
         splits = [split["val"] for split in baseline_data.values() if task in split["val"]["tasks"]]
         own_split = current[measuring_streams[task]]["val"] if splits else {}
-        if splits and not any(_same(_of(split, task), _of(own_split, task), "task") for split in splits):
+        if splits and not any(_is_unchanged(_of(split, task), _of(own_split, task), "task") for split in splits):
             raise UserError(
                 f"contract.baseline_from.{task}: expected a figure of the {own_split['images']} validation images of "
                 "stream "

@@ -24,8 +24,8 @@ from mtl_jax.workdir import files
 FILE = "data.json"
 SMOKE_IMAGES = 256  # of each split that a smoke run looks at
 # In a checkpoint: numbers, digests of all and for each task, and the scale of greyscale of 16-bit files.
-KEPT = ("images", "looked_at", "digest", "tasks", "grey_bits")
-TOLD = 12  # warnings in the log; the file has them all
+CHECKPOINT_FIELDS = ("images", "looked_at", "digest", "tasks", "grey_bits")
+MAX_WARNINGS = 12  # warnings in the log; the file has them all
 TOLD_SECONDS = 10.0  # between two lines while the images of a split are looked at
 SPLITS = {"train": True, "val": False}  # -> whether it is for training
 
@@ -55,14 +55,14 @@ class DataRecord(NamedTuple):
             for stream, splits in self.streams.items()
             for split, figures in splits.items()
         ]
-        warning_lines += [f"warning: {warning}" for warning in self.warnings[:TOLD]]
-        remainder = len(self.warnings) - TOLD
+        warning_lines += [f"warning: {warning}" for warning in self.warnings[:MAX_WARNINGS]]
+        remainder = len(self.warnings) - MAX_WARNINGS
         return [*warning_lines, f"{remainder} more warnings are in {FILE}"] if remainder > 0 else warning_lines
 
     def digests(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Returns stream -> split -> `KEPT`, which a checkpoint keeps."""
+        """Returns stream -> split -> `CHECKPOINT_FIELDS`, which a checkpoint keeps."""
         return {
-            stream: {split: {name: figures[name] for name in KEPT} for split, figures in splits.items()}
+            stream: {split: {name: figures[name] for name in CHECKPOINT_FIELDS} for split, figures in splits.items()}
             for stream, splits in self.streams.items()
         }
 
@@ -137,7 +137,7 @@ def validation_digests(
     settings: _Settings = {"most": most, "cache": cache, "on_progress": lambda completed, total: None}
     survey_by_name: dict[str, Survey] = {}
     digests = {stream: _look(setup, stream, False, survey_by_name, settings).figures for stream in streams}
-    return {stream: {"val": {name: figures[name] for name in KEPT}} for stream, figures in digests.items()}
+    return {stream: {"val": {name: figures[name] for name in CHECKPOINT_FIELDS}} for stream, figures in digests.items()}
 
 
 def validation_images(setup: Experiment, streams: Iterable[str], *, cache: Path | None = None) -> set[str]:
@@ -151,7 +151,7 @@ def validation_images(setup: Experiment, streams: Iterable[str], *, cache: Path 
     Raises:
         UserError: a dataset that is not there.
     """
-    settings: _Settings = {"most": 0, "cache": cache, "on_progress": lambda done, total: None}
+    settings: _Settings = {"most": 0, "cache": cache, "on_progress": lambda count, total: None}
     looked: dict[str, Survey] = {}
     surveys = [_look(setup, stream, False, looked, settings).survey for stream in streams]
     return {sample.pixels for survey in surveys for sample in survey.samples}

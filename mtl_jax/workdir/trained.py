@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     setup: experiment.Experiment
     names: tuple[str, ...]  # of the tasks asked for
     variables: PyTree
-    data: Mapping[str, Any] = MappingProxyType({})  # stream -> split -> what its stages saw of it (`data_record.KEPT`)
+    data: Mapping[str, Any] = MappingProxyType({})  # stream -> split -> `data_record.CHECKPOINT_FIELDS`
     stages: tuple[str, ...] = ()  # names of the finished ones, in their order
     calibration: Mapping[str, Calibration] = MappingProxyType({})  # task -> temperature and thresholds, where chosen
 

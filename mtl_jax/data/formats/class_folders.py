@@ -16,7 +16,7 @@ def is_class_folders(place: Place) -> bool:
     return not place.is_file and len({name for image in place.below_images if (name := _class(image, place))}) > 1
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads the classes that folders name; images outside the folders have none and are left out."""
     del kind
     classes = {image: _class(image, place) for image in place.below_images}

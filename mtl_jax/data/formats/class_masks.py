@@ -20,7 +20,7 @@ from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split
 from mtl_jax.data.images import read_image
 from mtl_jax.data.sources.base import missing
 
-Parts = dict[Path, dict[str, Path]]  # image -> class -> file
+ClassFiles = dict[Path, dict[str, Path]]  # image -> class -> file
 
 
 def is_class_masks(place: Place) -> bool:
@@ -28,7 +28,7 @@ def is_class_masks(place: Place) -> bool:
     return not place.is_file and bool(_masks_by_image(place))
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads which files belong to which image; what no class covers is background."""
     del kind
     masks_by_image = _masks_by_image(place)
@@ -45,7 +45,7 @@ def read(place: Place, kind: str | None) -> Annotations:
     return Annotations(entries, mask_names=names)
 
 
-def _masks_by_image(place: Place) -> Parts:
+def _masks_by_image(place: Place) -> ClassFiles:
     files = place.below_images
     groups = [group for group in groups_of(files) if any(is_binary(file) for _, file in sample(group.files))]
     binary = [file for group in groups for _, file in group.files if is_binary(file)]
@@ -58,7 +58,7 @@ def _masks_by_image(place: Place) -> Parts:
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for image in sorted(images):
         by_stem[image.stem].append(image)
-    masks_by_image: Parts = defaultdict(dict)
+    masks_by_image: ClassFiles = defaultdict(dict)
     for file in binary:
         for image, name in _owner(file, by_stem, place, named_by_folder=file.parent not in mixed):
             masks_by_image[image].setdefault(name, file)

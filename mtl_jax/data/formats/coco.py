@@ -26,7 +26,7 @@ def is_coco(place: Place) -> bool:
     return any(_fits(content) for content in place.first_json())
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads all files; categories of the same name are one class.
 
     Raises:

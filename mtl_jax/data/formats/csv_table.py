@@ -48,7 +48,7 @@ def is_csv(place: Place) -> bool:
     )
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads the tables that have a column of images.
 
     Raises:

@@ -26,7 +26,7 @@ def is_cvat(place: Place) -> bool:
     return any(tree.tag == "annotations" and tree.find("image") is not None for tree in place.first_xml())
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads all files; classes are in the order of the project's labels.
 
     Raises:
@@ -63,8 +63,8 @@ def _entry(element: Element, location: str, split: str, counts: Counter[str]) ->
     shapes = []
     for index, child in enumerate(element, 1):
         place = f"{location}, {child.tag} {index}"
-        if child.tag in _DRAWN:
-            shapes.append(_DRAWN[child.tag](child, text(child.get("label"), place), (width, height), place))
+        if child.tag in _SHAPES:
+            shapes.append(_SHAPES[child.tag](child, text(child.get("label"), place), (width, height), place))
         elif child.tag in NOT_READ:
             counts[f"objects not read: {child.tag}"] += 1
     tags = {text(tag.get("label"), f"{location}, tag"): True for tag in element.findall("tag")}
@@ -113,7 +113,7 @@ def _mask(element: Element, label: str, size: tuple[int, int], location: str) ->
     return RawShape(label, runs=painting.runs_of(pixels))
 
 
-_DRAWN = {"box": _box, "polygon": _polygon, "ellipse": _ellipse, "mask": _mask}
+_SHAPES = {"box": _box, "polygon": _polygon, "ellipse": _ellipse, "mask": _mask}
 
 
 def write(dataset: Dataset, out: Out) -> None:

@@ -22,7 +22,7 @@ def is_depth(place: Place) -> bool:
     return bool(pairs_of(place, depth=True))
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads which depth belongs to which image; 16 bits are millimetres, and 255 of 8 bits is 10 m."""
     del kind
     pairs = pairs_of(place, depth=True)

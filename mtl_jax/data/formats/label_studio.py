@@ -29,7 +29,7 @@ def is_label_studio(place: Place) -> bool:
     return any(_fits(content) for content in place.first_json())
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads the first annotation of each task that was not cancelled; choices are tags.
 
     Raises:
@@ -92,14 +92,14 @@ def _add(entry: Entry, result: Mapping[str, Any], location: str, counts: Counter
         }
     elif form in ("number", "rating"):
         entry.value = coordinate(value.get(form), location)
-    elif form.removesuffix("labels") in _DRAWN:
+    elif form.removesuffix("labels") in _SHAPES:
         labels = items(value.get(form) or [], f"{location}: {form}")
         if not labels:
             counts["objects without class, left out"] += 1
             return
         label = text(labels[0], location)
         assert entry.shapes is not None
-        entry.shapes.append(_DRAWN[form.removesuffix("labels")](value, label, entry.size, location))
+        entry.shapes.append(_SHAPES[form.removesuffix("labels")](value, label, entry.size, location))
     else:
         counts["results not read"] += 1
 
@@ -143,7 +143,7 @@ def _brush(value: Mapping[str, Any], label: str, size: tuple[int, int] | None, l
     return RawShape(label, runs=painting.runs_of(alpha_of(bytes(packed), size, location) > 0))
 
 
-_DRAWN = {"rectangle": _rectangle, "polygon": _polygon, "ellipse": _ellipse, "brush": _brush}
+_SHAPES = {"rectangle": _rectangle, "polygon": _polygon, "ellipse": _ellipse, "brush": _brush}
 
 
 def write(dataset: Dataset, out: Out) -> None:

@@ -28,7 +28,7 @@ def is_labelme(place: Place) -> bool:
     return any(_fits(content) for content in place.first_json())
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads all files; shapes of one class and group are one object. Flags are tags.
 
     Raises:

@@ -26,7 +26,7 @@ class NumberMask(NamedTuple):
     class_count: int
     binary: bool = False  # 0 and another value
 
-    def read(self, image: Decoded, *, stored: bool) -> Mask:
+    def read_pixels(self, image: Decoded, *, stored: bool) -> Mask:
         """Returns the upright mask; see `records.MaskFiles`."""
         if self.binary:
             mask = (mask_values(self.file) > 0).astype(np.uint8)
@@ -41,7 +41,7 @@ class ColourMask(NamedTuple):
     values: Mapping[Colour, int]  # -1 is void
     class_count: int
 
-    def read(self, image: Decoded, *, stored: bool) -> Mask:
+    def read_pixels(self, image: Decoded, *, stored: bool) -> Mask:
         """Returns the upright mask; see `records.MaskFiles`."""
         codes = colour_codes(self.file)
         mask = np.zeros(codes.shape, mask_dtype(self.class_count))
@@ -70,7 +70,7 @@ class ClassMasks(NamedTuple):
         """The first file."""
         return self.files[0][0]
 
-    def read(self, image: Decoded, *, stored: bool) -> Mask:
+    def read_pixels(self, image: Decoded, *, stored: bool) -> Mask:
         """Returns the upright mask, smaller classes over larger ones; see `records.MaskFiles`."""
         width, height = image.header.upright_size
         mask = np.zeros((height, width), mask_dtype(self.class_count))

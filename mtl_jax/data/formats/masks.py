@@ -39,7 +39,7 @@ def is_masks(place: Place) -> bool:
     return bool(pairs_of(place, depth=False))
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads which mask belongs to which image, and what the values are; looks at every mask.
 
     Raises:

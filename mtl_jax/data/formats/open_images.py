@@ -26,7 +26,7 @@ def is_open_images(place: Place) -> bool:
     return any(set(BOX_COLUMNS) <= set(header) for _, header in place.first_tables())
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads all tables; images are those that a table names. Groups are crowds.
 
     Raises:

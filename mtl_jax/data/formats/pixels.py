@@ -27,7 +27,7 @@ def mask_of(record: Record, values: Mapping[str, int], image: Decoded) -> Intege
         UserError: the mask is unreadable or of another size.
     """
     if record.mask is not None:
-        return record.mask.read(image, stored=record.stored)
+        return record.mask.read_pixels(image, stored=record.stored)
     if record.shapes is None:
         return None
     return painting.paint(record.shapes, record.size, values)
@@ -54,7 +54,7 @@ def with_objects(dataset: Dataset, *, outlines: str, counts: Counter[str]) -> Da
 def _with_objects(record: Record, names: Sequence[str], counts: Counter[str]) -> Record:
     if record.mask is None:
         return record
-    mask = record.mask.read(read_image(record.image), stored=record.stored)
+    mask = record.mask.read_pixels(read_image(record.image), stored=record.stored)
     counts["images with unlabelled pixels, now background"] += bool((mask == missing(mask)).any())
     shapes = []
     for value, name in enumerate(names):

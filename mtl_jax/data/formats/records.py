@@ -55,7 +55,7 @@ class MaskFiles(Protocol):
         """The first file of the mask."""
         ...
 
-    def read(self, image: Decoded, *, stored: bool) -> Integer[np.ndarray, "height width"]:
+    def read_pixels(self, image: Decoded, *, stored: bool) -> Integer[np.ndarray, "height width"]:
         """Returns the upright mask: indices of the dataset's classes of masks, `base.missing` where void.
 
         Args:

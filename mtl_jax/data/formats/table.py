@@ -37,7 +37,7 @@ class Format(NamedTuple):
     written: tuple[str, ...]  # of label that can be written
     matches: Callable[[Place], bool]
     outlines: str  # of the objects that it can hold: "runs", "polygons", "" for none; "masks" of files of masks
-    read: Callable[[Place, str | None], Annotations]
+    read_labels: Callable[[Place, str | None], Annotations]
     write: Callable[[Dataset, Out], None]
 
 
@@ -51,7 +51,7 @@ FORMATS: dict[str, Format] = {
         OBJECTS,
         coco.is_coco,
         "runs",
-        coco.read,
+        coco.read_labels,
         coco.write,
     ),
     "labelme": Format(
@@ -60,7 +60,7 @@ FORMATS: dict[str, Format] = {
         TAGGED,
         labelme.is_labelme,
         "polygons",
-        labelme.read,
+        labelme.read_labels,
         labelme.write,
     ),
     "label_studio": Format(
@@ -69,7 +69,7 @@ FORMATS: dict[str, Format] = {
         (*TAGGED, "values"),
         label_studio.is_label_studio,
         "polygons",
-        label_studio.read,
+        label_studio.read_labels,
         label_studio.write,
     ),
     "via": Format(
@@ -78,7 +78,7 @@ FORMATS: dict[str, Format] = {
         TAGGED,
         via.is_via,
         "polygons",
-        via.read,
+        via.read_labels,
         via.write,
     ),
     "cvat": Format(
@@ -87,7 +87,7 @@ FORMATS: dict[str, Format] = {
         TAGGED,
         cvat.is_cvat,
         "runs",
-        cvat.read,
+        cvat.read_labels,
         cvat.write,
     ),
     "voc": Format(
@@ -96,7 +96,7 @@ FORMATS: dict[str, Format] = {
         ("boxes",),
         voc.is_voc,
         "",
-        voc.read,
+        voc.read_labels,
         voc.write,
     ),
     "yolo": Format(
@@ -105,7 +105,7 @@ FORMATS: dict[str, Format] = {
         OBJECTS,
         yolo.is_yolo,
         "polygons",
-        yolo.read,
+        yolo.read_labels,
         yolo.write,
     ),
     "open_images": Format(
@@ -114,7 +114,7 @@ FORMATS: dict[str, Format] = {
         ("boxes", "tags"),
         open_images.is_open_images,
         "",
-        open_images.read,
+        open_images.read_labels,
         open_images.write,
     ),
     "class_masks": Format(
@@ -123,7 +123,7 @@ FORMATS: dict[str, Format] = {
         ("masks",),
         class_masks.is_class_masks,
         "masks",
-        class_masks.read,
+        class_masks.read_labels,
         class_masks.write,
     ),
     "masks": Format(
@@ -132,7 +132,7 @@ FORMATS: dict[str, Format] = {
         ("masks",),
         masks.is_masks,
         "masks",
-        masks.read,
+        masks.read_labels,
         masks.write,
     ),
     "depth": Format(
@@ -141,7 +141,7 @@ FORMATS: dict[str, Format] = {
         ("depth",),
         depth.is_depth,
         "",
-        depth.read,
+        depth.read_labels,
         depth.write,
     ),
     "class_folders": Format(
@@ -150,7 +150,7 @@ FORMATS: dict[str, Format] = {
         ("classes",),
         class_folders.is_class_folders,
         "",
-        class_folders.read,
+        class_folders.read_labels,
         class_folders.write,
     ),
     "csv": Format(
@@ -159,7 +159,7 @@ FORMATS: dict[str, Format] = {
         ("boxes", "classes", "tags", "values"),
         csv_table.is_csv,
         "",
-        csv_table.read,
+        csv_table.read_labels,
         csv_table.write,
     ),
 }
@@ -203,7 +203,7 @@ def read(
     if format != "auto" and format not in FORMATS:
         raise UserError(f"expected a format among auto, {', '.join(FORMATS)}, found {format!r}; choose one of them")
     name = _detect(place, _check_kind(kind)) if format == "auto" else format
-    annotations = FORMATS[name].read(place, kind)
+    annotations = FORMATS[name].read_labels(place, kind)
     if not annotations.entries:
         raise UserError(f"{place.path}: expected labels in the format {name}, found none; correct the path")
     dataset = assemble(name, place, annotations, kind=kind, annotated_on=annotated_on)

@@ -28,7 +28,7 @@ def is_via(place: Place) -> bool:
     return any(_images(content) is not None for content in place.first_json())
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads all files; an attribute of the file that is called "class" or "tags" is a tag.
 
     Raises:

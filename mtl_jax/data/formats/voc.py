@@ -23,7 +23,7 @@ def is_voc(place: Place) -> bool:
     return any(tree.tag == "annotation" and tree.find("filename") is not None for tree in place.first_xml())
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads all files; difficult objects are crowds. Splits are those of ImageSets, or of the folders.
 
     Raises:

@@ -34,7 +34,7 @@ def is_yolo(place: Place) -> bool:
     return any(_is_labels(file) for file in texts[:LOOKED_AT])
 
 
-def read(place: Place, kind: str | None) -> Annotations:
+def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads the label files of all images; an image without one has no objects.
 
     Raises:

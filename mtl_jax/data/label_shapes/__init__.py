@@ -19,7 +19,7 @@ SHAPES: dict[str, LabelShape] = {
 }
 # The field by which a shape is known, the first that a label has. A label that is a row is of several classes.
 FIELDS = {"mask": "mask", "boxes_xyxy": "boxes", "value": "value", "depth": "depth", "label": "class"}
-_OTHER = LabelShape()
+_DEFAULT_SHAPE = LabelShape()
 
 
 def name_of(fields: Label) -> str:
@@ -35,4 +35,4 @@ def shape_of(fields: Label) -> LabelShape:
 
 def shape_named(name: str) -> LabelShape:
     """Returns one of `SHAPES`, or a shape of which nothing is known."""
-    return SHAPES.get(name, _OTHER)
+    return SHAPES.get(name, _DEFAULT_SHAPE)

@@ -23,9 +23,9 @@ class DividedBackbone(nn.Module):
         """Makes the parts."""
         undivided = self.stride in (1, max(OUTPUT_STRIDES))
         stages = ({},) if undivided else ({"until": self.stride}, {"after": self.stride})
-        self.parts = [self.make_backbone(**span) for span in stages]
-        for part in self.parts:
-            nn.share_scope(self, part)
+        self.sections = [self.make_backbone(**span) for span in stages]
+        for section in self.sections:
+            nn.share_scope(self, section)
 
     def __call__(self, image: Float[Array, "batch height width 3"], *, train_batch_norm: ByBatch) -> Levels:
         """Returns {stride in px: features} of the whole, for all tasks."""
@@ -33,11 +33,11 @@ class DividedBackbone(nn.Module):
 
     def lower(self, image: Float[Array, "batch height width 3"], *, train_batch_norm: ByBatch) -> Levels:
         """Returns {stride in px: features} up to the division; at 1 px it is the image itself."""
-        return {1: image} if self.stride == 1 else self.parts[0](image, train_batch_norm=train_batch_norm)
+        return {1: image} if self.stride == 1 else self.sections[0](image, train_batch_norm=train_batch_norm)
 
     def upper(self, shared: Mapping[int, Float[Array, "batch _ _ _"]], *, train_batch_norm: Norming) -> Levels:
         """Returns {stride in px: features} of all levels, from those up to the division."""
         if self.stride == max(OUTPUT_STRIDES):
             return dict(shared)
-        task_levels = self.parts[-1](shared[max(shared)], train_batch_norm=train_batch_norm)
+        task_levels = self.sections[-1](shared[max(shared)], train_batch_norm=train_batch_norm)
         return {stride: x for stride, x in shared.items() if stride in OUTPUT_STRIDES} | task_levels

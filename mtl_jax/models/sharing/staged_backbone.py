@@ -20,15 +20,15 @@ class StagedBackbone(nn.Module):
 
     def setup(self) -> None:
         """Makes the stages."""
-        self.parts = [self.make_backbone(after=2**number, until=2 ** (number + 1)) for number in range(STAGES)]
-        for part in self.parts:
-            nn.share_scope(self, part)
+        self.sections = [self.make_backbone(after=2**number, until=2 ** (number + 1)) for number in range(STAGES)]
+        for section in self.sections:
+            nn.share_scope(self, section)
 
     def __call__(
         self, x: Float[Array, "batch height width channels"], number: int, *, train_batch_norm: Norming
     ) -> Float[Array, "batch _ _ _"]:
         """Applies the stage of a number to the features of the one before, or the first to normalised images."""
-        return self.parts[number](x, train_batch_norm=train_batch_norm)[2 ** (number + 1)]
+        return self.sections[number](x, train_batch_norm=train_batch_norm)[2 ** (number + 1)]
 
 
 def taps(outputs: list[Array]) -> dict[int, Float[Array, "batch _ _ _"]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 
-from mtl_jax.config.model_settings import PARTS, SHARE_ALL, ModelSettings
+from mtl_jax.config.model_settings import COMPONENTS, SHARE_ALL, ModelSettings
 from mtl_jax.errors import UserError
 from mtl_jax.models.backbones.backbone import BackboneMaker
 from mtl_jax.models.head import Head
@@ -118,7 +118,7 @@ def _hard(
 def _patches(settings: ModelSettings) -> PartPatches:
     ranks, depthwise = settings.patches, settings.depthwise_patches
     return PartPatches(
-        **{component: Patches(ranks.get(component, 0), depthwise.get(component, False)) for component in PARTS}
+        **{component: Patches(ranks.get(component, 0), depthwise.get(component, False)) for component in COMPONENTS}
     )
 
 
