@@ -1,4 +1,4 @@
-"""Label formats in and out: recognised by content, read into one common form, written again."""
+"""Label formats: detection by content, readers into a common form, and writers."""
 
 from mtl_jax.data.formats.convert import Converted, convert
 from mtl_jax.data.formats.records import LABELS, Dataset, Record, Shape

@@ -1,4 +1,4 @@
-"""Assembles a dataset from a format's entries: finds images, brings objects to upright pixels and cleans them."""
+"""Assembles a dataset from a format's entries: finds images, converts objects to upright pixels and cleans them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from mtl_jax.data.orientation import Header
 from mtl_jax.data.sources.base import Reading, counted
 from mtl_jax.errors import UserError
 
-# Within what is counted: what is to be reported, as labels were lost or read otherwise than they stand.
-ODD = (
+# Words in the names of counts that are reported as warnings: labels were dropped or changed.
+REPORTED_WORDS = (
     *("dropped", "left out", "not read", "without image", "without the image", "another order", "contradiction"),
     *("called object", "clipped", "without annotation"),
 )
 
 
 class _Located(NamedTuple):
-    """An entry whose image is there."""
+    """An entry with its image."""
 
     entry: Entry
     image: Path
@@ -36,20 +36,20 @@ class _Located(NamedTuple):
 def assemble(
     name: str, place: Place, annotations: Annotations, *, kind: str | None = None, annotated_on: str = "auto"
 ) -> Dataset:
-    """Returns the dataset.
+    """Assembles a dataset.
 
     Args:
-        name: of the format.
-        place: that was read.
-        annotations: by the format's reader.
-        kind: of label that is wanted; with "masks", objects without an outline fill their box.
+        name: name of the format.
+        place: location of the labels.
+        annotations: output of the format's reader.
+        kind: requested kind of label; with "masks", objects without an outline fill their box.
         annotated_on: one of `orientation.ANNOTATED_ON`.
 
     Raises:
-        UserError: no image is there, one has another size than its labels, or nothing decides how EXIF turns them.
+        UserError: images are missing, one has another size than its labels, or the EXIF convention is ambiguous.
     """
     located = _merge(_locate(place, annotations), annotations)
-    _complete([item.entry for item in located], annotations)
+    _complete_tags([item.entry for item in located], annotations)
     convention = orientation.judge(
         ((str(item.image), item.header, _annotated_size(item)) for item in located if item.header.is_turned),
         annotated_on=orientation.check(annotated_on),
@@ -67,13 +67,13 @@ def assemble(
         stored = _is_stored(item, convention)
         shapes = None
         if item.entry.shapes is not None:
-            drawn_in = scale(
+            pixel_shapes = scale(
                 item.entry, (item.header.width, item.header.height) if stored else item.header.upright_size
             )
-            shapes = cleaner.clean(number, drawn_in, item.header, stored=stored, location=item.entry.location)
+            shapes = cleaner.clean(number, pixel_shapes, item.header, stored=stored, location=item.entry.location)
         records.append(_record(place, item, names[number], shapes, stored))
     counts = {"images": len(records), **annotations.counts, **cleaner.counts()}
-    annotations.notes += [*_left_out(place, counts), *_box_fill_warnings(place, records, kind)]
+    annotations.notes += [*_loss_notes(place, counts), *_box_fill_warnings(place, records, kind)]
     return Dataset(
         format=name,
         path=place.path,
@@ -86,10 +86,12 @@ def assemble(
     )
 
 
-def _left_out(place: Place, counts: Mapping[str, int]) -> Iterator[str]:
-    odd = [counted(count, name) for name, count in counts.items() if count and any(word in name for word in ODD)]
-    if odd:
-        yield f"{place.path}: {', '.join(odd)}."
+def _loss_notes(place: Place, counts: Mapping[str, int]) -> Iterator[str]:
+    losses = [
+        counted(count, name) for name, count in counts.items() if count and any(word in name for word in REPORTED_WORDS)
+    ]
+    if losses:
+        yield f"{place.path}: {', '.join(losses)}."
 
 
 def _box_fill_warnings(place: Place, records: Sequence[Record], kind: str | None) -> Iterator[str]:
@@ -125,8 +127,8 @@ def _locate(place: Place, annotations: Annotations) -> list[_Located]:
     return located
 
 
-def _complete(entries: Sequence[Entry], annotations: Annotations) -> None:
-    """Tags that are not listed are false where the format says so; where each image has one tag, it is its class."""
+def _complete_tags(entries: Sequence[Entry], annotations: Annotations) -> None:
+    """Marks unlisted tags as false where the format implies it; a single tag per image becomes its class."""
     tagged = [entry for entry in entries if entry.tags is not None]
     names = {tag for entry in tagged for tag in entry.tags or ()} | set(annotations.tag_names or () if tagged else ())
     if annotations.tags_are_complete:
@@ -146,7 +148,7 @@ def _image(entry: Entry, finder: Finder, place: Place) -> Path | None:
 
 
 def _merge(located: Sequence[_Located], annotations: Annotations) -> list[_Located]:
-    """One image that is named several times has the labels of all."""
+    """Merges the labels of entries with the same image."""
     by_image: dict[Path, _Located] = {}
     repeated: list[_Located] = []
     for item in located:
@@ -165,7 +167,7 @@ def _merge(located: Sequence[_Located], annotations: Annotations) -> list[_Locat
 
 
 def _merge_pair(first: Entry, second: Entry, annotations: Annotations) -> Entry:
-    """Merges two descriptions; where they contradict each other, the first counts, and this is counted."""
+    """Merges two entries; contradictions are counted, and the first entry wins."""
     if first.size and second.size and first.size != second.size:
         raise UserError(
             f"{second.location}: expected one size of {first.image}, found {first.size[0]} x {first.size[1]} and "
@@ -197,10 +199,10 @@ def _annotated_size(item: _Located) -> tuple[int, int] | None:
 
 
 def _is_stored(item: _Located, convention: orientation.Convention) -> bool:
-    """Whether the labels of an image are of its stored pixels.
+    """Returns whether labels refer to the stored pixels, before the EXIF orientation is applied.
 
     Raises:
-        UserError: they are of another size than the image, or nothing decides.
+        UserError: the labels have another size than the image, or the convention is ambiguous.
     """
     entry, header = item.entry, item.header
     size = _annotated_size(item) if header.is_turned else entry.size
@@ -235,7 +237,7 @@ def _record(place: Place, item: _Located, name: str, shapes: tuple[Shape, ...] |
 
 
 def _names(place: Place, images: Sequence[Path]) -> list[str]:
-    """File names, or paths from the dataset's folder where two images have one name."""
+    """Returns file names, or paths relative to the dataset if two images have the same name."""
     if max(Counter(image.name for image in images).values()) == 1:
         return [image.name for image in images]
     return [
@@ -246,7 +248,7 @@ def _names(place: Place, images: Sequence[Path]) -> list[str]:
 
 
 def _classes(annotations: Annotations, records: Sequence[Record], kind: str | None) -> dict[str, tuple[str, ...]]:
-    """Names by label; sorted where the format has no order of its own."""
+    """Returns class names by label; sorted if the format defines no order."""
     objects = _table(annotations.names, (shape.label for record in records for shape in record.shapes or ()))
     tags = _table(annotations.tag_names, (tag for record in records for tag in record.tags or ()))
     classes = _table(annotations.tag_names, (record.class_name for record in records if record.class_name is not None))
@@ -257,22 +259,22 @@ def _classes(annotations: Annotations, records: Sequence[Record], kind: str | No
         "classification": any(record.class_name is not None for record in records),
         "multi_label": any(record.tags is not None for record in records),
     }
-    found_classes: dict[str, tuple[str, ...]] = {}
+    classes_by_label: dict[str, tuple[str, ...]] = {}
     if label_kinds["detection"]:
-        found_classes["detection"] = objects
+        classes_by_label["detection"] = objects
     if label_kinds["mask"]:
-        found_classes["segmentation"] = tuple(annotations.mask_names)
+        classes_by_label["segmentation"] = tuple(annotations.mask_names)
     elif label_kinds["detection"] and (has_outlines or kind == "masks"):
-        found_classes["segmentation"] = (BACKGROUND, *objects)
+        classes_by_label["segmentation"] = (BACKGROUND, *objects)
     if label_kinds["classification"]:
-        found_classes["classification"] = classes
+        classes_by_label["classification"] = classes
     if label_kinds["multi_label"] or label_kinds["detection"]:
-        found_classes["multi_label"] = tags if label_kinds["multi_label"] else objects
+        classes_by_label["multi_label"] = tags if label_kinds["multi_label"] else objects
     if any(record.value is not None for record in records):
-        found_classes["value"] = ()
+        classes_by_label["value"] = ()
     if any(record.depth is not None for record in records):
-        found_classes["depth"] = ()
-    return found_classes
+        classes_by_label["depth"] = ()
+    return classes_by_label
 
 
 def _table(names: Sequence[str] | None, labels: Iterator[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Unpacks the strokes of Label Studio's brush: bits of run lengths over the four channels of an image."""
+"""Decoder for Label Studio brush strokes: bit-packed run lengths over the four channels of an image."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class _Bits:
         self._position = 0
 
     def take(self, count: int) -> int:
-        """Returns the next number of so many bits.
+        """Reads the next integer of `count` bits.
 
         Raises:
-            EOFError: there are fewer.
+            EOFError: too few bits remain.
         """
         bits = self._bits[self._position : self._position + count]
         if len(bits) < count:
@@ -31,16 +31,16 @@ class _Bits:
 def alpha_of(packed: bytes, size: tuple[int, int], location: str) -> UInt8[np.ndarray, "height width"]:
     """Returns the opacity of the strokes.
 
-    The packing is that of thi.ng/rle-pack: the count of values, the bits of a value, four sizes of run lengths, and
-    then runs of one value or of several.
+    The encoding is that of thi.ng/rle-pack: the number of values, the bits per value, four sizes of run lengths, then
+    runs of one repeated value or of several literal values.
 
     Args:
-        packed: bytes of the file.
+        packed: packed bytes.
         size: width and height of the image, px.
-        location: file and place, as the error names them.
+        location: file and position, for errors.
 
     Raises:
-        UserError: the bytes end too early or are of another size.
+        UserError: the bytes are truncated, or have another size.
     """
     width, height = size
     bits = _Bits(packed)

@@ -1,4 +1,4 @@
-"""Masks as one file of two values for each class: {class}/{image}.png, {image}_{class}.png or {image}/{class}.png."""
+"""Binary masks, one file for each class: {class}/{image}.png, {image}_{class}.png or {image}/{class}.png."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ ClassFiles = dict[Path, dict[str, Path]]  # image -> class -> file
 
 
 def is_class_masks(place: Place) -> bool:
-    """Whether several files of two values belong to one image."""
+    """Returns whether several binary masks belong to one image."""
     return not place.is_file and bool(_masks_by_image(place))
 
 
 def read_labels(place: Place, kind: str | None) -> Annotations:
-    """Reads which files belong to which image; what no class covers is background."""
+    """Assigns mask files to images; pixels without a class are background."""
     del kind
     masks_by_image = _masks_by_image(place)
-    names = (BACKGROUND, *sorted({name for of_image in masks_by_image.values() for name in of_image}))
+    names = (BACKGROUND, *sorted({name for class_files in masks_by_image.values() for name in class_files}))
     entries = [
         Entry(
             image,
-            str(next(iter(of_image.values()))),
-            split=place.split_of(image) or place.split_of(next(iter(of_image.values()))),
-            mask=ClassMasks(tuple((file, names.index(name)) for name, file in sorted(of_image.items())), len(names)),
+            str(next(iter(class_files.values()))),
+            split=place.split_of(image) or place.split_of(next(iter(class_files.values()))),
+            mask=ClassMasks(tuple((file, names.index(name)) for name, file in sorted(class_files.items())), len(names)),
         )
-        for image, of_image in sorted(masks_by_image.items())
+        for image, class_files in sorted(masks_by_image.items())
     ]
     return Annotations(entries, mask_names=names)
 
@@ -53,7 +53,7 @@ def _masks_by_image(place: Place) -> ClassFiles:
         file.parent for file in set(files) - set(binary)
     }
     images = set(files) - set(binary)
-    if binary and not images:  # masks alone, next to the folder of the images
+    if binary and not images:  # a folder of masks next to the folder of images
         images = {path for path in walk(place.images_root or place.root.parent) if is_image(path)} - set(files)
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for image in sorted(images):
@@ -62,15 +62,15 @@ def _masks_by_image(place: Place) -> ClassFiles:
     for file in binary:
         for image, name in _owner(file, by_stem, place, named_by_folder=file.parent not in mixed):
             masks_by_image[image].setdefault(name, file)
-    names = {name for of_image in masks_by_image.values() for name in of_image}
-    several = len(names) > 1 or (len(names) == 1 and not _is_general(next(iter(names))))
-    return dict(masks_by_image) if several else {}
+    names = {name for class_files in masks_by_image.values() for name in class_files}
+    has_classes = len(names) > 1 or (len(names) == 1 and not _is_general(next(iter(names))))
+    return dict(masks_by_image) if has_classes else {}
 
 
 def _owner(
     file: Path, by_stem: dict[str, list[Path]], place: Place, *, named_by_folder: bool
 ) -> Iterator[tuple[Path, str]]:
-    """Yields the image of a file, and its class; a folder names one or the other where it holds nothing else."""
+    """Yields image and class of a mask file; a folder with masks only may name either of them."""
     if named_by_folder and file.parent.name in by_stem:
         yield _nearest(by_stem[file.parent.name], file, place), file.stem
     elif file.stem in by_stem:
@@ -85,18 +85,18 @@ def _owner(
 
 
 def _nearest(images: Sequence[Path], file: Path, place: Place) -> Path:
-    """The image of a mask; of several with one name in different splits, that of the mask's split."""
+    """Returns the image of a mask; prefers one of the same split among images of equal name."""
     same_split = [image for image in images if place.split_of(image) == place.split_of(file)]
     return (same_split or images)[0]
 
 
 def _is_general(name: str) -> bool:
-    """Whether a name is that of masks in general, or of a split."""
+    """Returns whether a name means masks in general, or a split."""
     return name.lower() in SPLIT_WORDS or any(word in name.lower() for word in MAP_WORDS)
 
 
 def write(dataset: Dataset, out: Out) -> None:
-    """Writes {split}/images and {split}/masks/{class}; what nobody labelled becomes background."""
+    """Writes {split}/images and {split}/masks/{class}; unlabelled pixels become background."""
     names = dataset.classes["segmentation"]
     for split, records in by_split(dataset):
         folder = split or NO_SPLIT if dataset.splits else "."

@@ -1,4 +1,4 @@
-"""Brings objects into the upright image: scaled, turned, clipped, each once; what is dropped is counted."""
+"""Cleans objects: scales, rotates and clips them to the upright image, and counts what is dropped."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from mtl_jax.data.sources.base import counted
 from mtl_jax.data.sources.coco_boxes import LARGEST_SHARE, Boxes
 from mtl_jax.errors import UserError
 
-DECIMALS = (
-    2  # of coordinates, px: no annotation is finer, and numbers that were written as shares become the same again
-)
-MOST_CORNERS = 100_000  # of one polygon
+DECIMALS = 2  # of coordinates in px; makes a round trip through relative coordinates exact
+MAX_CORNERS = 100_000  # of a polygon
 
 Size = tuple[int, int]  # width, height, px
 Scale = Callable[[Entry, Size], list[RawShape]]
 
 
 def scale_of(entries: Sequence[Entry]) -> tuple[Scale, str | None]:
-    """Judges by all objects whether coordinates are pixels or shares of the image, as exporters differ.
+    """Decides from all objects whether coordinates are pixels or relative to the image, because exporters differ.
 
     Args:
-        entries: with the objects; `shares` is what the format says.
+        entries: entries with objects; `shares` is the convention of the format.
 
     Returns:
-        What brings an entry's objects to pixels, given its size; and a warning where the numbers contradict the format.
+        A function that converts the objects of an entry to pixels, and a warning if the numbers contradict the format.
     """
     by_kind: dict[bool, list[float]] = {True: [], False: []}
     for entry in entries:
@@ -58,7 +56,7 @@ def scale_of(entries: Sequence[Entry]) -> tuple[Scale, str | None]:
 
     def scale(entry: Entry, size: Size) -> list[RawShape]:
         is_share = not are_pixels if entry.shares else are_shares
-        return [_scaled(raw_shape, size) if is_share else raw_shape for raw_shape in entry.shapes or ()]
+        return [_to_pixels(raw_shape, size) if is_share else raw_shape for raw_shape in entry.shapes or ()]
 
     return scale, note
 
@@ -70,7 +68,7 @@ def _largest(raw_shape: RawShape) -> float:
     return max(map(abs, numbers), default=math.nan)
 
 
-def _scaled(raw_shape: RawShape, size: Size) -> RawShape:
+def _to_pixels(raw_shape: RawShape, size: Size) -> RawShape:
     width, height = size
     polygons = tuple(tuple((x * width, y * height) for x, y in polygon) for polygon in raw_shape.polygons)
     box = raw_shape.xyxy
@@ -79,10 +77,10 @@ def _scaled(raw_shape: RawShape, size: Size) -> RawShape:
 
 
 class Cleaner:
-    """Cleans the objects of images, and counts what happens to them.
+    """Cleans the objects of images, and counts dropped and changed ones.
 
     Args:
-        image_count: how many images there are.
+        image_count: number of images.
     """
 
     def __init__(self, image_count: int) -> None:
@@ -94,17 +92,17 @@ class Cleaner:
     def clean(
         self, image: int, raw_shapes: Sequence[RawShape], header: Header, *, stored: bool, location: str
     ) -> tuple[Shape, ...]:
-        """Returns the objects that are left of an image's.
+        """Returns the valid objects of an image.
 
         Args:
-            image: its number.
+            image: index of the image.
             raw_shapes: its objects, in pixels.
-            header: of the image.
-            stored: they are of the pixels as stored.
-            location: file and place of the objects, as errors name them.
+            header: header of the image.
+            stored: whether coordinates refer to the stored pixels.
+            location: file and position of the objects, for errors.
 
         Raises:
-            UserError: an outline is longer or run lengths are of another size than any of this image.
+            UserError: an outline is too long, or run lengths have another size than the image.
         """
         self._labelled.append(image)
         boxes = self._boxes.of_image[image]
@@ -114,21 +112,21 @@ class Cleaner:
             if xyxy is None:
                 self._boxes.dropped["degenerate"] += 1
                 continue
-            before = len(boxes)
+            box_count = len(boxes)
             left, top, right, bottom = xyxy
             annotation = {"bbox": [left, top, right - left, bottom - top], "iscrowd": int(raw_shape.crowd)}
             annotation |= {} if raw_shape.area is None else {"area": raw_shape.area}
             label = self._numbers.setdefault(raw_shape.label, len(self._numbers))
             self._boxes.add(annotation, image=image, label=label, size=header.upright_size, location=location)
-            if len(boxes) > before:
+            if len(boxes) > box_count:
                 box = boxes[-1]
-                shapes.append(Shape(raw_shape.label, _rounded(box.xyxy), polygons, runs, box.crowd, box.area))
+                shapes.append(Shape(raw_shape.label, _round_box(box.xyxy), polygons, runs, box.crowd, box.area))
         return tuple(shapes)
 
     def _upright(
         self, raw_shape: RawShape, header: Header, stored: bool, location: str
     ) -> tuple[tuple[Polygon, ...], painting.Runs | None, Corners | None]:
-        """Returns outlines and box in the upright image; no box where there is nothing."""
+        """Returns outlines and box in the upright image; None as box of an empty object."""
         runs = None
         if raw_shape.runs is not None:
             size = (header.width, header.height) if stored else header.upright_size
@@ -139,48 +137,48 @@ class Cleaner:
             pixels = painting.pixels_of(raw_shape.runs)
             upright = turn_upright(pixels, header.orientation) if stored else pixels
             runs = painting.runs_of(upright) if stored else raw_shape.runs
-            around = painting.bounds(upright)
-            if around is None:
+            bounds = painting.bounds(upright)
+            if bounds is None:
                 return (), None, None
         else:
-            around = None
+            bounds = None
         upright_polygons = [_turn(polygon, header) if stored else polygon for polygon in raw_shape.polygons]
-        polygons = tuple(self._sound(upright_polygons, header.upright_size, location))
+        polygons = tuple(self._valid_polygons(upright_polygons, header.upright_size, location))
         if raw_shape.xyxy is not None:
             xyxy = _turn_box(raw_shape.xyxy, header) if stored else raw_shape.xyxy
         else:
-            xyxy = around or _around(polygons)
-        return polygons, runs, None if xyxy is None else _rounded(xyxy)
+            xyxy = bounds or _bounding_box(polygons)
+        return polygons, runs, None if xyxy is None else _round_box(xyxy)
 
-    def _sound(self, polygons: Sequence[Polygon], size: Size, location: str) -> Iterator[Polygon]:
+    def _valid_polygons(self, polygons: Sequence[Polygon], size: Size, location: str) -> Iterator[Polygon]:
         for polygon in polygons:
-            if len(polygon) > MOST_CORNERS:
+            if len(polygon) > MAX_CORNERS:
                 raise UserError(
-                    f"{location}: expected at most {MOST_CORNERS} corners of a polygon, found {len(polygon)}"
+                    f"{location}: expected at most {MAX_CORNERS} corners of a polygon, found {len(polygon)}"
                 )
-            clipped = _clipped(polygon, size)
+            clipped = _clip(polygon, size)
             if len(clipped) < 3:
                 self._outlines["polygons dropped"] += 1
                 continue
-            rounded = _rounded_points(clipped)
-            self._outlines["polygons clipped"] += clipped is not polygon and rounded != _rounded_points(polygon)
+            rounded = _round_points(clipped)
+            self._outlines["polygons clipped"] += clipped is not polygon and rounded != _round_points(polygon)
             yield rounded
 
     def counts(self) -> dict[str, int]:
-        """Returns what was counted, by name."""
+        """Returns the counts by name."""
         return {**self._boxes.counts(self._labelled), **self._outlines} if self._labelled else {}
 
     def notes(self, path: Path) -> list[str]:
         """Returns warnings.
 
         Args:
-            path: of the dataset.
+            path: path of the dataset.
         """
         return list(self._boxes.notes(path)) if self._labelled else []
 
 
-def _clipped(polygon: Polygon, size: Size) -> Polygon:
-    """The part of a polygon inside the image; empty where a corner is not finite."""
+def _clip(polygon: Polygon, size: Size) -> Polygon:
+    """Clips a polygon to the image; returns an empty one if a corner is not finite."""
     corners = np.array(polygon, float).reshape(-1, 2)
     if not np.isfinite(corners).all():
         return ()
@@ -189,16 +187,16 @@ def _clipped(polygon: Polygon, size: Size) -> Polygon:
     return painting.clip_polygon(polygon, size)
 
 
-def _rounded_points(polygon: Polygon) -> Polygon:
+def _round_points(polygon: Polygon) -> Polygon:
     return tuple(map(tuple, np.round(np.array(polygon, float), DECIMALS).tolist()))
 
 
-def _rounded(xyxy: Corners) -> Corners:
+def _round_box(xyxy: Corners) -> Corners:
     left, top, right, bottom = (round(side, DECIMALS) for side in xyxy)
     return left, top, right, bottom
 
 
-def _around(polygons: Sequence[Polygon]) -> Corners | None:
+def _bounding_box(polygons: Sequence[Polygon]) -> Corners | None:
     corners = [point for polygon in polygons for point in polygon]
     if not corners:
         return None

@@ -18,11 +18,11 @@ from mtl_jax.data.sources import coco_file
 from mtl_jax.errors import UserError
 
 SECTIONS = ("images", "annotations", "categories")
-MAIN = "instances"  # what COCO's own files of objects begin with, as opposed to those of captions and keypoints
+MAIN = "instances"  # prefix of COCO's object files, unlike those of captions and keypoints
 
 
 def is_coco(place: Place) -> bool:
-    """Whether a JSON file has COCO's three lists."""
+    """Returns whether a JSON file has COCO's three lists."""
     return any(_fits(content) for content in place.first_json())
 
 
@@ -98,15 +98,15 @@ def _outlines(segmentation: Any, size: tuple[int, int], location: str) -> tuple[
         return (), _runs(segmentation, size, location)
     polygons = (
         segmentation if isinstance(items(segmentation, location)[0], list) else [segmentation]
-    )  # some write the only one bare
+    )  # some exporters omit the outer list of a single polygon
     return tuple(points_of(items(polygon, location), location) for polygon in polygons), None
 
 
 def points_of(numbers: Sequence[Any], location: str) -> Polygon:
-    """Returns the corners of x, y, x, y, ….
+    """Returns the corners of a flat list x, y, x, y, ….
 
     Raises:
-        UserError: no numbers, or an odd count of them.
+        UserError: the values are not numbers, or their count is odd.
     """
     if len(numbers) % 2:
         raise UserError(

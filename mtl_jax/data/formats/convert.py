@@ -1,4 +1,4 @@
-"""Writes a dataset in another format: all of it or nothing."""
+"""Conversion of a dataset to another format, completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mtl_jax.errors import UserError
 
 
 class Converted(NamedTuple):
-    """Result of a conversion: the dataset as read, and its new place and labels.
+    """Result of a conversion.
 
     Attributes:
-        source: as read; its `reading` says what was left out on reading.
-        path: that was written.
-        kinds: of label that were written.
-        counts: of what the new format cannot hold, by name.
+        source: dataset as read; its `reading` counts dropped labels.
+        path: output folder.
+        kinds: written kinds of label.
+        counts: counts by name of labels that the new format cannot represent.
     """
 
     source: Dataset
@@ -44,19 +44,19 @@ def convert(
     images: str | Path | None = None,
     annotated_on: str = "auto",
 ) -> Converted:
-    """Writes the images and labels of one dataset in another format.
+    """Converts the images and labels of a dataset to another format.
 
     Args:
         src: folder or file of the labels.
-        dst: folder to write, which must be empty or not be there.
+        dst: output folder, which has to be empty or absent.
         to: a key of `FORMATS`.
-        kind: of label to write, a key of `LABELS`; None writes all that the format holds.
-        format: of the source, a key of `FORMATS`, or "auto".
-        images: the folder of the source's images, where they lie apart.
+        kind: kind of label to write, a key of `LABELS`; None writes all that the format supports.
+        format: format of the source, a key of `FORMATS`, or "auto".
+        images: folder of the source's images, if it is separate.
         annotated_on: as for `read`.
 
     Raises:
-        UserError: the source cannot be read, the new format holds none of its labels, or something is in the way.
+        UserError: the source cannot be read, the format supports none of its labels, or the output folder is not empty.
     """
     if to not in FORMATS:
         raise UserError(f"expected a format among {', '.join(FORMATS)}, found {to!r}; choose one of them")
@@ -73,16 +73,16 @@ def convert(
         )
     with _staged(target) as folder:
         out = Out(folder, source)
-        FORMATS[to].write(_brought_to(source, kinds, FORMATS[to].outlines, out), out)
+        FORMATS[to].write(_adapt_labels(source, kinds, FORMATS[to].outlines, out), out)
     return Converted(source, target, kinds, {name: count for name, count in out.counts.items() if count})
 
 
-def _brought_to(source: Dataset, kinds: tuple[str, ...], outlines: str, out: Out) -> Dataset:
-    """The labels in the form that a format holds."""
+def _adapt_labels(source: Dataset, kinds: tuple[str, ...], outlines: str, out: Out) -> Dataset:
+    """Converts labels to the forms that a format supports."""
     labels = {LABELS[kind] for kind in kinds} | ({"detection"} if "masks" in kinds else set())
     classes = {label: names for label, names in source.classes.items() if label in labels}
     records = source.records
-    if "classes" in kinds:  # which are tags in formats that know no other
+    if "classes" in kinds:  # written as tags in formats without classes
         classes.setdefault("multi_label", source.classes["classification"])
         records = tuple(map(_with_class_as_tag, records))
     source = dataclasses.replace(source, classes=classes, records=records)
@@ -108,7 +108,7 @@ def _check_free(target: Path) -> None:
 
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
-    """Yields a folder that becomes the target where nothing fails, and is removed otherwise."""
+    """Yields a temporary folder that becomes the target on success, and is removed otherwise."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

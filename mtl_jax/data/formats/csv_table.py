@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mtl_jax.data.files import SUFFIXES
 from mtl_jax.data.formats.entries import SPLIT_WORDS, Annotations, Entry, RawShape, split_of
 from mtl_jax.data.formats.parsing import coordinate, integer, rows_of
-from mtl_jax.data.formats.place import LOOKED_AT, Place
+from mtl_jax.data.formats.place import DETECTION_FILES, Place
 from mtl_jax.data.formats.records import Dataset, Record, tags_of
 from mtl_jax.data.formats.writing import Out, by_split, number, simple
 from mtl_jax.errors import UserError
@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 
 def is_csv(place: Place) -> bool:
-    """Whether a table has a column of images."""
+    """Returns whether a table has a column of images."""
     return any(
         _image_column([cell.lower() for cell in header], [row for _, row in _first_rows(file)], place) is not None
         for file, header in place.first_tables()
@@ -52,7 +52,7 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
     """Reads the tables that have a column of images.
 
     Raises:
-        UserError: a table is broken, or leaves open which column is wanted.
+        UserError: a table is broken, or its label column is ambiguous.
     """
     entries: list[Entry] = []
     columns: list[str] = []
@@ -90,7 +90,7 @@ def _merge_by_image(entries: Sequence[Entry]) -> list[Entry]:
 
 def _first_rows(file: Path) -> list[tuple[int, list[str]]]:
     try:
-        return [row for _, row in zip(range(LOOKED_AT + 1), rows_of(file), strict=False)][1:]
+        return [row for _, row in zip(range(DETECTION_FILES + 1), rows_of(file), strict=False)][1:]
     except UserError:
         return []
 
@@ -114,7 +114,7 @@ def _table(file: Path, place: Place) -> Table | None:
         return None
     column_names = numbered[0][1]
     header, rows = [cell.lower() for cell in column_names], numbered[1:]
-    image = _image_column(header, [row for _, row in rows[:LOOKED_AT]], place)
+    image = _image_column(header, [row for _, row in rows[:DETECTION_FILES]], place)
     if image is None:
         return None
     for line, row in rows:

@@ -1,4 +1,4 @@
-"""Ellipses and turned boxes as polygons."""
+"""Ellipses and rotated boxes as polygons."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import math
 
 from mtl_jax.data.formats.records import Polygon
 
-CORNERS = 64  # of a polygon that stands for an ellipse: 0.1 % of the radius away from it
+CORNERS = 64  # of the polygon of an ellipse; its error is 0.1 % of the radius
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0.0) -> Polygon:
-    """Returns a polygon along an ellipse.
+    """Returns the polygon of an ellipse.
 
     Args:
-        x: of the centre.
-        y: of the centre.
-        radius_x: along the axis that is turned.
-        radius_y: across it.
-        degrees: by which it is turned clockwise.
+        x: x of the centre.
+        y: y of the centre.
+        radius_x: radius along the rotated axis.
+        radius_y: radius across it.
+        degrees: clockwise rotation.
     """
     angles = [2 * math.pi * i / CORNERS for i in range(CORNERS)]
-    return rotated(
+    return rotate(
         tuple((x + radius_x * math.cos(angle), y + radius_y * math.sin(angle)) for angle in angles), degrees, (x, y)
     )
 
 
-def rotated(polygon: Polygon, degrees: float, around: tuple[float, float] | None = None) -> Polygon:
-    """Returns a polygon turned clockwise, by default around the middle of its corners."""
+def rotate(polygon: Polygon, degrees: float, around: tuple[float, float] | None = None) -> Polygon:
+    """Rotates a polygon clockwise, by default around the mean of its corners."""
     if not degrees:
         return polygon
     if around is None:

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from mtl_jax.data.formats import painting
-from mtl_jax.data.formats.curves import ellipse, rotated
+from mtl_jax.data.formats.curves import ellipse, rotate
 from mtl_jax.data.formats.entries import Annotations, Entry, RawShape, split_of
 from mtl_jax.data.formats.parsing import coordinate, integer, read_xml, text
 from mtl_jax.data.formats.place import Place
@@ -22,7 +22,7 @@ NOT_READ = ("polyline", "points", "cuboid", "skeleton")
 
 
 def is_cvat(place: Place) -> bool:
-    """Whether an XML file lists annotated images."""
+    """Returns whether an XML file lists annotated images."""
     return any(tree.tag == "annotations" and tree.find("image") is not None for tree in place.first_xml())
 
 
@@ -50,7 +50,7 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
     tags = {tag for entry in entries for tag in entry.tags or ()}
     shape_labels = {shape.label for entry in entries for shape in entry.shapes or ()}
     is_tag = {name: kind == "tag" or (name in tags and name not in shape_labels) for name, kind in labels.items()}
-    if tags and not shape_labels:  # tags alone
+    if tags and not shape_labels:  # tags only
         for entry in entries:
             entry.shapes = None
     names = [name for name in labels if not is_tag[name]]
@@ -77,7 +77,7 @@ def _box(element: Element, label: str, size: tuple[int, int], location: str) -> 
     x0, y0, x1, y1 = (coordinate(element.get(side), f"{location}: {side}") for side in SIDES)
     angle = coordinate(element.get("rotation") or 0, location)
     if angle:
-        return RawShape(label, polygons=(rotated(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), angle),))
+        return RawShape(label, polygons=(rotate(((x0, y0), (x1, y0), (x1, y1), (x0, y1)), angle),))
     return RawShape(label, (x0, y0, x1, y1))
 
 
@@ -100,7 +100,7 @@ def _ellipse(element: Element, label: str, size: tuple[int, int], location: str)
 
 
 def _mask(element: Element, label: str, size: tuple[int, int], location: str) -> RawShape:
-    """Runs along the rows of the part of the image that a box cuts out."""
+    """Decodes row-wise run lengths of the image section inside a box."""
     left, top, width, height = (
         integer(element.get(name), f"{location}: {name}") for name in ("left", "top", "width", "height")
     )

@@ -1,4 +1,4 @@
-"""Depth from pairs of images: a photograph, and a greyscale file of the same name whose levels are distances."""
+"""Depth maps: photographs with greyscale files of the same name, whose levels are distances."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split
 from mtl_jax.data.images import is_of_16_bits, read_image
 from mtl_jax.data.pixel_labels import decode_depth
 
-MILLIMETRES = 1000.0  # levels per metre of files of 16 bits
-EIGHT_BIT = 25.5  # of files of 8 bits, whose 255 is then 10 m
+MILLIMETRES = 1000.0  # levels per metre of 16-bit files
+EIGHT_BIT = 25.5  # levels per metre of 8-bit files, so that 255 is 10 m
 
 
 def is_depth(place: Place) -> bool:
-    """Whether images have greyscale files of many levels of the same name."""
+    """Returns whether images have greyscale files of many levels and the same name."""
     return bool(pairs_of(place, depth=True))
 
 
 def read_labels(place: Place, kind: str | None) -> Annotations:
-    """Reads which depth belongs to which image; 16 bits are millimetres, and 255 of 8 bits is 10 m."""
+    """Assigns depth maps to images; 16-bit levels are millimetres, level 255 of 8 bits is 10 m."""
     del kind
     pairs = pairs_of(place, depth=True)
     entries, eight_bit = [], 0
@@ -44,7 +44,7 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
 
 
 def write(dataset: Dataset, out: Out) -> None:
-    """Writes {split}/images and {split}/depth, of 16 bits in millimetres; what is beyond 65 m is missing."""
+    """Writes {split}/images and {split}/depth, in 16-bit millimetres; depths beyond 65 m become missing."""
     for split, records in by_split(dataset):
         folder = split or NO_SPLIT if dataset.splits else "."
         for record in records:

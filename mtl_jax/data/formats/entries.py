@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtl_jax.data.formats.records import Corners, DepthFile, MaskFiles, Polygon, Runs
 
-# Names of folders and files that stand for a split.
+# Folder and file names of splits.
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -28,7 +28,7 @@ SPLIT_ORDER = ("train", "val", "test")
 
 @dataclasses.dataclass
 class RawShape:
-    """An object as a file has it: a box, polygons or runs; the box may be left to be found from the others."""
+    """An object as read from a file: a box, polygons or runs; without a box, it is computed from the outline."""
 
     label: str
     xyxy: Corners | None = None
@@ -40,15 +40,15 @@ class RawShape:
 
 @dataclasses.dataclass
 class Entry:
-    """An image as a file names it.
+    """An image and its labels as read from a file.
 
     Attributes:
-        image: the file, or a name to look for.
-        location: file and place that name it, as errors name them.
-        near: folder of that file; None for the dataset's.
-        other_name: of the image, where that is not found.
-        size: width and height that the labels were made for, px; None where the file does not say.
-        shares: coordinates are shares of the image's sides.
+        image: the file, or a name to search for.
+        location: file and position of the entry, for errors.
+        near: folder of the label file; None means the folder of the dataset.
+        other_name: alternative name of the image.
+        size: width and height of the labelled image, px; None if unknown.
+        shares: whether coordinates are relative to the image size.
     """
 
     image: Path | str
@@ -68,15 +68,15 @@ class Entry:
 
 @dataclasses.dataclass
 class Annotations:
-    """All that a format's reader found.
+    """Output of a format's reader.
 
     Attributes:
-        entries: in the files' order.
-        names: of the classes of objects, in the format's order; None where it has none.
-        tag_names: of the classes and tags of whole images, likewise.
-        tags_are_complete: a tag that an image with tags does not list is false, not unknown.
-        mask_names: of the values of masks, from 0.
-        counts: by name, to be reported.
+        entries: entries in file order.
+        names: class names of objects in the order of the format; None without an order.
+        tag_names: class and tag names of whole images in the order of the format; None without an order.
+        tags_are_complete: whether an unlisted tag is false instead of unknown.
+        mask_names: class names of mask values, from 0.
+        counts: counts by name, for the report.
         notes: warnings.
     """
 
@@ -90,5 +90,5 @@ class Annotations:
 
 
 def split_of(*words: str) -> str:
-    """Returns the split that the first of some names of folders and files stands for; "" where none does."""
+    """Returns the split of the first folder or file name that denotes one; "" if none does."""
     return next((SPLIT_WORDS[word.lower()] for word in words if word.lower() in SPLIT_WORDS), "")

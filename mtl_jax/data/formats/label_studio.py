@@ -11,7 +11,7 @@ from typing import Any
 
 from mtl_jax.data.formats import painting
 from mtl_jax.data.formats.brush import alpha_of
-from mtl_jax.data.formats.curves import ellipse, rotated
+from mtl_jax.data.formats.curves import ellipse, rotate
 from mtl_jax.data.formats.entries import Annotations, Entry, RawShape, split_of
 from mtl_jax.data.formats.parsing import coordinate, integer, items, table, text
 from mtl_jax.data.formats.place import Place
@@ -20,12 +20,12 @@ from mtl_jax.data.formats.writing import Out, by_split, simple
 from mtl_jax.errors import UserError
 
 PERCENT = 100.0
-IMAGE_KEYS = ("image", "img", "photo", "picture", "url")  # asked first; else the first text among a task's data
-UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what an upload puts before a file's name
+IMAGE_KEYS = ("image", "img", "photo", "picture", "url")  # preferred keys; otherwise the first text of a task's data
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix of uploaded files
 
 
 def is_label_studio(place: Place) -> bool:
-    """Whether a JSON file lists tasks with data and annotations."""
+    """Returns whether a JSON file lists tasks with data and annotations."""
     return any(_fits(content) for content in place.first_json())
 
 
@@ -45,7 +45,7 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
                 location = f"{file}: task {task.get('id', index) if isinstance(task, dict) else index}"
                 entries += _entries(table(task, location), file, location, counts)
     if not any(entry.shapes for entry in entries) and any(entry.tags or entry.value is not None for entry in entries):
-        for entry in entries:  # choices or numbers alone
+        for entry in entries:  # choices or numbers only
             entry.shapes = None
     return Annotations(entries, counts=counts)
 
@@ -115,7 +115,7 @@ def _rectangle(value: Mapping[str, Any], label: str, size: tuple[int, int] | Non
         corners = ((x, y), (x + width, y), (x + width, y + height), (x, y + height))
         pixels = tuple((a * size[0], b * size[1]) for a, b in corners)
         return RawShape(
-            label, polygons=(tuple((a / size[0], b / size[1]) for a, b in rotated(pixels, angle, pixels[0])),)
+            label, polygons=(tuple((a / size[0], b / size[1]) for a, b in rotate(pixels, angle, pixels[0])),)
         )
     return RawShape(label, (x, y, x + width, y + height))
 

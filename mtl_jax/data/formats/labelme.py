@@ -24,7 +24,7 @@ from mtl_jax.errors import UserError
 
 
 def is_labelme(place: Place) -> bool:
-    """Whether a JSON file has the shapes of one image."""
+    """Returns whether a JSON file has the shapes of an image."""
     return any(_fits(content) for content in place.first_json())
 
 
@@ -39,7 +39,7 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
     files = [file for file in place.by_suffix(".json") if _fits(place.json(file))]
     entries = [_entry(table(place.json(file), str(file)), file, place.split_of(file), counts) for file in files]
     if not any(entry.shapes for entry in entries) and any(entry.tags for entry in entries):
-        for entry in entries:  # flags alone
+        for entry in entries:  # flags only
             entry.shapes = None
     return Annotations(entries, counts=counts)
 
@@ -104,7 +104,7 @@ def _points(point_list: Any, location: str) -> Polygon:
 
 
 def _runs(packed: Any, corner: tuple[float, float], size: tuple[int, int], location: str) -> painting.Runs:
-    """A mask is an image, whose first pixel is at a corner."""
+    """Decodes a mask, an image whose first pixel is at `corner`."""
     try:
         content = base64.b64decode(packed, validate=True)
     except (binascii.Error, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The three forms of masks in files: class numbers, colours, and one file for each class."""
+"""Mask files in three encodings: class indices, colours, and one file for each class."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Mask = Integer[np.ndarray, "height width"]
 
 
 class NumberMask(NamedTuple):
-    """A file whose values are class numbers."""
+    """A mask file of class indices."""
 
     file: Path
     class_count: int
-    binary: bool = False  # 0 and another value
+    binary: bool = False  # values are 0 and another one
 
     def read_pixels(self, image: Decoded, *, stored: bool) -> Mask:
         """Returns the upright mask; see `records.MaskFiles`."""
@@ -35,7 +35,7 @@ class NumberMask(NamedTuple):
 
 
 class ColourMask(NamedTuple):
-    """A file whose colours are classes."""
+    """A mask file whose colours denote classes."""
 
     file: Path
     values: Mapping[Colour, int]  # -1 is void
@@ -51,7 +51,7 @@ class ColourMask(NamedTuple):
             mask[pixels] = value if value >= 0 else missing(mask)
             is_listed |= pixels
         if not is_listed.all():
-            y, x = (int(places[0]) for places in np.nonzero(~is_listed))
+            y, x = (int(indices[0]) for indices in np.nonzero(~is_listed))
             raise UserError(
                 f"{self.file}, pixel ({x}, {y}): expected a colour of the palette, found "
                 f"{colour_of(int(codes[y, x]))}; add it to the palette's file"
@@ -60,9 +60,9 @@ class ColourMask(NamedTuple):
 
 
 class ClassMasks(NamedTuple):
-    """A file for each class, which is where a pixel is not 0."""
+    """Binary mask files, one for each class; nonzero pixels belong to the class."""
 
-    files: tuple[tuple[Path, int], ...]  # file, class number
+    files: tuple[tuple[Path, int], ...]  # file, class index
     class_count: int
 
     @property
@@ -84,16 +84,16 @@ class ClassMasks(NamedTuple):
 
 
 def colour_codes(file: Path) -> Integer[np.ndarray, "height width"]:
-    """Returns the colour of each pixel as one number, as stored."""
+    """Returns the colour of each stored pixel as an integer."""
     rgb = read_image(file).stored.astype(np.int32)
     return (rgb[..., 0] << 16) + (rgb[..., 1] << 8) + rgb[..., 2]
 
 
 def colour_of(code: int) -> Colour:
-    """Returns the colour of a number."""
+    """Returns the colour of a code."""
     return code >> 16, (code >> 8) & 255, code & 255
 
 
 def colours_in(file: Path) -> set[Colour]:
-    """Returns the colours that a file shows."""
+    """Returns the colours of a file."""
     return {colour_of(code) for code in distinct(colour_codes(file)).tolist()}

@@ -1,4 +1,4 @@
-"""Masks in separate files, next to images of the same name: class numbers, or colours with a palette's file."""
+"""Mask files with the names of images: class indices, or colours with a palette file."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from mtl_jax.data.pixel_labels import mask_values
 from mtl_jax.data.sources.base import VOID, missing
 from mtl_jax.errors import UserError
 
-FOREGROUND = "foreground"  # the other class of masks of two values without names
+FOREGROUND = "foreground"  # second class of unnamed binary masks
 THREADS = min(16, 2 * (os.cpu_count() or 1))
-MOST_COLOURS = 256  # of masks without a palette's file
-VOID_COLOUR = (224, 224, 192)  # PASCAL VOC's, of pixels that nobody labelled
+MAX_COLOURS = 256  # of masks without a palette file
+VOID_COLOUR = (224, 224, 192)  # of unlabelled pixels, as in PASCAL VOC
 
 
 def is_masks(place: Place) -> bool:
-    """Whether images have files of few values of the same name."""
+    """Returns whether images have mask files of the same name."""
     return bool(pairs_of(place, depth=False))
 
 
 def read_labels(place: Place, kind: str | None) -> Annotations:
-    """Reads which mask belongs to which image, and what the values are; looks at every mask.
+    """Assigns masks to images and determines the classes of their values; reads every mask.
 
     Raises:
         UserError: a mask cannot be read or has a colour that the palette lacks.
@@ -69,7 +69,7 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
 
 
 def _masks(pairs: Sequence[Pair], palette: Palette | None) -> tuple[tuple[str, ...], list[MaskFiles], list[str]]:
-    """Returns the names of the classes, each mask, and what was decided."""
+    """Returns class names, masks, and notes on how values were interpreted."""
     if palette is not None and palette.colours:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="masks") as pool:
             by_colour = pool.map(lambda pair: _is_coloured(pair.map, palette), pairs)
@@ -108,19 +108,19 @@ def _masks(pairs: Sequence[Pair], palette: Palette | None) -> tuple[tuple[str, .
 
 
 def _is_coloured(file: Path, palette: Palette) -> bool:
-    """Whether a file's colours are meant: it has no numbers, or all its colours are in the palette.
+    """Returns whether a file encodes classes by colour: it has no indices, or all its colours are in the palette.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     return _numbers(file) is None or colours_in(file) <= palette.colours.keys() | {BLACK}
 
 
 def _numbers(file: Path) -> frozenset[int] | None:
-    """The values of a greyscale or palette file; None of one in colour.
+    """Returns the values of a greyscale or palette file; None for a colour file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     return _numbers_once(file, file.stat().st_mtime_ns)
 
@@ -131,7 +131,7 @@ def _numbers_once(file: Path, changed_ns: int) -> frozenset[int] | None:
     try:
         return frozenset(distinct(mask_values(file)).tolist())
     except UserError:
-        read_image(file)  # which refuses what cannot be read at all
+        read_image(file)  # raises if the file cannot be read at all
         return None
 
 
@@ -139,9 +139,9 @@ def _colours_without_palette(
     pairs: Sequence[Pair],
 ) -> tuple[tuple[str, ...], list[MaskFiles], list[str]]:
     colours = Counter(colour for pair in pairs for colour in colours_in(pair.map))
-    if len(colours) > MOST_COLOURS:
+    if len(colours) > MAX_COLOURS:
         raise UserError(
-            f"{pairs[0].map}: expected masks of at most {MOST_COLOURS} colours, found {len(colours)}; save them "
+            f"{pairs[0].map}: expected masks of at most {MAX_COLOURS} colours, found {len(colours)}; save them "
             "without smoothing or loss, or add the palette's file (palette.csv: name,r,g,b)"
         )
     ordered = sorted(colours)
@@ -179,7 +179,7 @@ def write(dataset: Dataset, out: Out) -> None:
 
 
 def _colour(value: int) -> tuple[int, int, int]:
-    """PASCAL VOC's: the bits of the number in turn, the lowest in the highest bit of red, green and blue."""
+    """Returns the PASCAL VOC colour of a class: its bits are distributed to red, green and blue in turn."""
     channels = [0, 0, 0]
     for bit in range(24):
         channels[bit % 3] |= ((value >> bit) & 1) << (7 - bit // 3)

@@ -1,4 +1,4 @@
-"""Gives names to classes that a dataset calls by number."""
+"""Naming of classes that a dataset only numbers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from mtl_jax.data.formats.records import Dataset, Record
 
 
 def is_by_number(names: Sequence[str]) -> bool:
-    """Whether classes are called "0", "1", … as no file names them."""
+    """Returns whether classes have the default names "0", "1", …"""
     return len(names) > 0 and tuple(names) == tuple(map(str, range(len(names))))
 
 
 def with_names(dataset: Dataset, label: str, names: Sequence[str]) -> Dataset:
-    """Returns a dataset whose classes have names by their number; unchanged where they have names of their own.
+    """Replaces class numbers of a dataset by names; classes with names are unchanged.
 
     Args:
-        dataset: as read.
-        label: that the names are for, a key of its `classes`.
-        names: in the order of the numbers; they may be more.
+        dataset: dataset as read.
+        label: label of the classes, a key of its `classes`.
+        names: names in the order of the numbers; more names than classes are allowed.
     """
-    names_before = dataset.classes.get(label, ())
-    if not is_by_number(names_before) or len(names) < len(names_before):
+    numbers = dataset.classes.get(label, ())
+    if not is_by_number(numbers) or len(names) < len(numbers):
         return dataset
-    renamed = dict(zip(names_before, names, strict=False))
+    renamed = dict(zip(numbers, names, strict=False))
     classes = {**dataset.classes, label: tuple(renamed.values())}
     records = dataset.records
     if label == "detection":

@@ -1,4 +1,4 @@
-"""Open Images: tables of boxes and of verified labels of whole images, as shares of the image."""
+"""Open Images: tables of boxes in relative coordinates, and of verified image-level labels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mtl_jax.errors import UserError
 
 IMAGE, LABEL, CONFIDENCE = "ImageID", "LabelName", "Confidence"
 BOX_COLUMNS = (IMAGE, LABEL, *tables.CORNERS)
-BEGINNING = "/"  # of a machine id, such as /m/01g317
+ID_PREFIX = "/"  # of a machine id, such as /m/01g317
 FILE_SPLITS = {"": NO_SPLIT, "train": "train", "val": "validation", "test": "test"}
 
 
 def is_open_images(place: Place) -> bool:
-    """Whether a table has Open Images' columns of boxes."""
+    """Returns whether a table has the box columns of Open Images."""
     return any(set(BOX_COLUMNS) <= set(header) for _, header in place.first_tables())
 
 
@@ -49,10 +49,12 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
             entry.shapes.append(RawShape(table[box.label], (left, top, right, bottom), crowd=box.crowd))
     for file in presences:
         for image, label, is_there in tables.read_presences(file, labels, _always):
-            key = next(((of, image) for of in boxes if _split(of) == _split(file)), (file, image))
+            key = next(
+                ((table_file, image) for table_file in boxes if _split(table_file) == _split(file)), (file, image)
+            )
             entry = entries.setdefault(key, _entry(image, file))
             entry.tags = {**(entry.tags or {}), table[label]: is_there}
-    if not any(entry.shapes for entry in entries.values()):  # labels of whole images alone
+    if not any(entry.shapes for entry in entries.values()):  # image-level labels only
         for entry in entries.values():
             entry.shapes = None
     class_names = tuple(dict.fromkeys(table))
@@ -74,7 +76,7 @@ def _tables(place: Place) -> tuple[list[Path], list[Path], dict[str, str]]:
             boxes.append(file)
         elif {IMAGE, LABEL, CONFIDENCE} <= set(header):
             presences.append(file)
-        elif len(header) == 2 and (header == list(tables.CLASS_COLUMNS) or header[0].startswith(BEGINNING)):
+        elif len(header) == 2 and (header == list(tables.CLASS_COLUMNS) or header[0].startswith(ID_PREFIX)):
             names |= tables.read_classes(file)
     return boxes, presences, names
 

@@ -103,12 +103,12 @@ def pixels_covered_by(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "
 def paint(
     shapes: Sequence[Shape], size: tuple[int, int], values: Mapping[str, int]
 ) -> Integer[np.ndarray, "height width"]:
-    """Draws objects over each other, the largest first.
+    """Rasterises objects into a mask, largest first.
 
     Args:
         shapes: objects.
         size: width and height of the image, px.
-        values: label -> value of its pixels; objects of other labels are left out. The rest is 0.
+        values: label -> value of its pixels; objects of other labels are skipped. Remaining pixels are 0.
     """
     width, height = size
     mask = np.zeros((height, width), mask_dtype(max(values.values(), default=0) + 1))
@@ -125,7 +125,7 @@ def box_area(shape: Shape) -> float:
 
 
 def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> Polygon:
-    """Returns the part of a polygon inside the image; empty where there is none.
+    """Clips a polygon to the image; returns an empty one if nothing remains.
 
     References:
         Sutherland, Hodgman, "Reentrant Polygon Clipping", 1974.
@@ -137,7 +137,7 @@ def clip_polygon(polygon: Polygon, size: tuple[int, int]) -> Polygon:
 
 
 def _clip_at(polygon: Polygon, axis: int, sign: int, limit: float) -> Polygon:
-    """Keeps what lies beyond a limit in the direction of an axis, or before it with sign -1."""
+    """Clips a polygon at a limit along an axis; keeps the side above it, or below it with sign -1."""
     is_in = functools.partial(_is_beyond, axis=axis, sign=sign, limit=limit)
     if all(map(is_in, polygon)):
         return polygon

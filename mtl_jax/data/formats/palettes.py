@@ -1,4 +1,4 @@
-"""Files that say which class a colour or a number of a mask is: CSV, text, JSON, and CVAT's labelmap.txt."""
+"""Palette files, which map colours or indices of masks to classes: CSV, text, JSON, and CVAT's labelmap.txt."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _HEX = re.compile(r"^#?([0-9a-fA-F]{6})$")
 
 
 class Palette(NamedTuple):
-    """Classes of masks.
+    """Class names and colours of masks.
 
     Attributes:
-        file: that says so.
-        names: in order; those that stand for void are left out.
-        colours: number of each class in `names`, -1 for void; empty where the file has names alone.
+        file: the palette file.
+        names: class names in order, without void.
+        colours: colour -> index in `names`, -1 for void; empty if the file has names only.
     """
 
     file: Path
@@ -37,10 +37,10 @@ class Palette(NamedTuple):
 
 
 def palette_of(place: Place, roots: Sequence[Path]) -> Palette | None:
-    """Returns the first file near the masks that names their classes, best with colours.
+    """Returns the first palette near the masks, preferably with colours.
 
     Raises:
-        UserError: a file has the form of a palette, but a colour or name twice.
+        UserError: a palette has a repeated colour or name.
     """
     files = [
         file
@@ -56,7 +56,7 @@ def palette_of(place: Place, roots: Sequence[Path]) -> Palette | None:
 def _read_palette(file: Path) -> Palette | None:
     try:
         rows = _READERS[file.suffix.lower()](file)
-    except UserError:  # of another kind
+    except UserError:  # not a palette
         return None
     if not rows:
         return None

@@ -1,4 +1,4 @@
-"""Reads numbers, XML and YAML of label files: finite numbers, no entities, no objects; refusals name file and place."""
+"""Safe parsers for label files: finite numbers, XML without entities, plain YAML; errors name file and position."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import yaml
 from mtl_jax.data.sources.base import read_bytes, read_text
 from mtl_jax.errors import UserError
 
-FAR_PX = 1e9  # no image is so large
-MAX_YAML_CHARACTERS = 1_000_000  # of a description of a dataset
+MAX_COORDINATE = 1e9  # px; larger than any image
+MAX_YAML_CHARACTERS = 1_000_000  # of a dataset description
 
 
 def coordinate(value: Any, location: str) -> float:
-    """Returns a number; NaN where it is not finite or beyond all images, for its object to be dropped and counted.
+    """Parses a coordinate; NaN if it is not finite or too large, so that its object is dropped and counted.
 
     Args:
-        value: a number, or text that is one.
-        location: file and place, as the error names them.
+        value: a number or its text.
+        location: file and position, for errors.
 
     Raises:
-        UserError: it is no number.
+        UserError: the value is not a number.
     """
     try:
         number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else None
@@ -37,29 +37,29 @@ def coordinate(value: Any, location: str) -> float:
         number = math.inf if isinstance(value, int) else None
     if number is None:
         raise UserError(f"{location}: expected a number, found {_short(value)}; correct the file")
-    return number if abs(number) < FAR_PX else math.nan
+    return number if abs(number) < MAX_COORDINATE else math.nan
 
 
 def coordinates(values: Sequence[Any], location: str) -> list[float]:
-    """Returns several numbers, each as `coordinate` does.
+    """Parses several coordinates, as `coordinate`.
 
     Raises:
-        UserError: one is no number.
+        UserError: a value is not a number.
     """
     try:
         if {*map(type, values)} <= {int, float}:
             numbers = np.array(values, float)
-            return np.where(np.abs(numbers) < FAR_PX, numbers, np.nan).tolist()
-    except OverflowError:  # of a whole number of hundreds of digits
+            return np.where(np.abs(numbers) < MAX_COORDINATE, numbers, np.nan).tolist()
+    except OverflowError:  # an integer of hundreds of digits
         pass
     return [coordinate(value, location) for value in values]
 
 
 def integer(value: Any, location: str, *, least: int = 0, most: int = 2**31) -> int:
-    """Returns a whole number within bounds.
+    """Parses an integer within bounds.
 
     Raises:
-        UserError: it is none.
+        UserError: the value is not such an integer.
     """
     number = coordinate(value, location)
     if not number.is_integer() or not least <= number < most:
@@ -68,10 +68,10 @@ def integer(value: Any, location: str, *, least: int = 0, most: int = 2**31) -> 
 
 
 def text(value: Any, location: str) -> str:
-    """Returns a name without the blanks around it; a number becomes its text.
+    """Parses a name and strips it; a number becomes text.
 
     Raises:
-        UserError: it is none, or empty.
+        UserError: the value is not a name, or empty.
     """
     string = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     name = string.strip()
@@ -81,10 +81,10 @@ def text(value: Any, location: str) -> str:
 
 
 def table(value: Any, location: str) -> dict[str, Any]:
-    """Returns a JSON object.
+    """Checks that a value is a JSON object.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is not.
     """
     if not isinstance(value, dict):
         raise UserError(f"{location}: expected an object of names and values, found {_short(value)}; correct the file")
@@ -92,10 +92,10 @@ def table(value: Any, location: str) -> dict[str, Any]:
 
 
 def items(value: Any, location: str) -> list[Any]:
-    """Returns a JSON list.
+    """Checks that a value is a JSON list.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is not.
     """
     if not isinstance(value, list):
         raise UserError(f"{location}: expected a list, found {_short(value)}; correct the file")
@@ -103,10 +103,10 @@ def items(value: Any, location: str) -> list[Any]:
 
 
 def read_xml(file: Path) -> ElementTree.Element:
-    """Reads an XML file; one that declares entities, by which a few bytes could stand for gigabytes, is refused.
+    """Parses an XML file; entity declarations are rejected, because they can expand to gigabytes.
 
     Raises:
-        UserError: it cannot be read, is broken, or declares entities.
+        UserError: the file cannot be read, is malformed, or declares entities.
     """
     content = read_bytes(file, noun="an XML file")
 
@@ -129,10 +129,10 @@ def read_xml(file: Path) -> ElementTree.Element:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Reads a YAML file of plain values.
+    """Parses a YAML file of plain values.
 
     Raises:
-        UserError: it cannot be read or is no table.
+        UserError: the file cannot be read, or is not a mapping.
     """
     content = read_text(file)
     if len(content) > MAX_YAML_CHARACTERS:
@@ -146,10 +146,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
 
 
 def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields line number and cells of each row of a table that commas, semicolons or tabs divide; blank lines are none.
+    """Yields line number and cells of each row of a table separated by commas, semicolons or tabs; skips blank lines.
 
     Raises:
-        UserError: it cannot be read, or a row is broken.
+        UserError: the file cannot be read, or a row is malformed.
     """
     content = read_text(file)
     first = content.partition("\n")[0]
@@ -164,19 +164,19 @@ def rows_of(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def header_of(file: Path) -> list[str]:
-    """Returns the first row of a table; empty where there is none.
+    """Returns the first row of a table; empty without rows.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     return next(rows_of(file), (0, []))[1]
 
 
 def lines_of(file: Path) -> Iterator[tuple[int, str]]:
-    """Yields number and text of each line that is not blank.
+    """Yields number and text of each nonblank line.
 
     Raises:
-        UserError: it cannot be read, or is no text.
+        UserError: the file cannot be read, or is not text.
     """
     for number, line in enumerate(read_text(file).splitlines(), start=1):
         if line.strip():
@@ -186,6 +186,6 @@ def lines_of(file: Path) -> Iterator[tuple[int, str]]:
 def _short(value: Any) -> str:
     try:
         description = repr(value)
-    except (ValueError, RecursionError):  # more digits or levels than Python writes
+    except (ValueError, RecursionError):  # too many digits or nested levels
         description = type(value).__name__
     return description if len(description) <= 80 else f"{description[:80]}…"

@@ -1,4 +1,4 @@
-"""Conversion between forms of a label: masks to objects, and objects to masks."""
+"""Conversion between masks and objects."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mtl_jax.data.sources.base import missing
 
 
 def mask_of(record: Record, values: Mapping[str, int], image: Decoded) -> Integer[np.ndarray, "height width"] | None:
-    """Returns the class of every pixel; None where an image has neither a mask nor objects.
+    """Returns the mask of an image; None if it has neither a mask nor objects.
 
     Args:
-        record: of the image.
-        values: name -> value; of objects, others are left out, and a mask keeps the dataset's own values.
-        image: that the mask must fit.
+        record: record of the image.
+        values: class name -> value for objects, others are skipped; a mask keeps the values of the dataset.
+        image: the image, whose size the mask must have.
 
     Raises:
         UserError: the mask is unreadable or of another size.
@@ -34,18 +34,18 @@ def mask_of(record: Record, values: Mapping[str, int], image: Decoded) -> Intege
 
 
 def with_objects(dataset: Dataset, *, outlines: str, counts: Counter[str]) -> Dataset:
-    """Returns a dataset whose masks have become one object for each class of an image.
+    """Converts masks to objects, one for each class of an image.
 
     Args:
-        dataset: with masks or objects.
-        outlines: what objects may have: "runs" or "polygons".
-        counts: of what is lost.
+        dataset: dataset with masks or objects.
+        outlines: outlines of the objects: "runs" or "polygons".
+        counts: receives the counts of lost labels.
     """
     records = tuple(
         _with_objects(record, dataset.classes.get("segmentation", ()), counts) for record in dataset.records
     )
     if outlines == "polygons":
-        records = tuple(_traced(record) for record in records)
+        records = tuple(_trace_polygons(record) for record in records)
     names = tuple(name for name in dataset.classes.get("segmentation", ()) if name != BACKGROUND)
     classes = {"detection": names, **dataset.classes}
     return dataclasses.replace(dataset, records=records, classes=classes)
@@ -59,17 +59,17 @@ def _with_objects(record: Record, names: Sequence[str], counts: Counter[str]) ->
     shapes = []
     for value, name in enumerate(names):
         pixels = mask == value
-        around = painting.bounds(pixels) if name != BACKGROUND else None
-        if around is not None:
-            shapes.append(Shape(name, around, runs=painting.runs_of(pixels), area=float(pixels.sum())))
+        bounds = painting.bounds(pixels) if name != BACKGROUND else None
+        if bounds is not None:
+            shapes.append(Shape(name, bounds, runs=painting.runs_of(pixels), area=float(pixels.sum())))
     return dataclasses.replace(record, shapes=tuple(shapes), mask=None)
 
 
-def _traced(record: Record) -> Record:
-    """An object's pixels become one object for each of their parts."""
+def _trace_polygons(record: Record) -> Record:
+    """Converts pixels of objects to polygons; each connected component becomes an object."""
     shapes: list[Shape] = []
     for shape in record.shapes or ():
-        if shape.runs is None or shape.crowd:  # formats of polygons leave crowds out, and count each as one
+        if shape.runs is None or shape.crowd:  # polygon formats drop crowds, and count each as one
             shapes.append(shape)
             continue
         for polygon in tracing.polygons_of(painting.pixels_of(shape.runs)):
@@ -80,7 +80,7 @@ def _traced(record: Record) -> Record:
 
 
 def without_outlines(dataset: Dataset) -> Dataset:
-    """Returns a dataset whose objects are boxes alone."""
+    """Removes the outlines of objects, so that boxes remain."""
     records = tuple(
         record
         if record.shapes is None

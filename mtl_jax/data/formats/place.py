@@ -18,23 +18,23 @@ from mtl_jax.data.formats.parsing import header_of, lines_of, read_xml
 from mtl_jax.data.sources.base import read_json
 from mtl_jax.errors import UserError
 
-LOOKED_AT = 8  # files of a kind, to recognise the format by
+DETECTION_FILES = 8  # files of a suffix that format detection reads
 
 
 class Place:
-    """A dataset's folder, or one file in it.
+    """Location of a dataset: a folder, or one file.
 
     Args:
         path: the folder or file; "table.csv:column" names a column of a table.
-        images: folder of the images, where they lie apart.
+        images: folder of the images, if it is separate.
 
     Raises:
-        UserError: there is no such path.
+        UserError: the path does not exist.
     """
 
     def __init__(self, path: str | Path, *, images: str | Path | None = None) -> None:
         self._json: dict[Path, Any] = {}
-        self.broken: list[UserError] = []  # what files that were looked at said
+        self.broken: list[UserError] = []  # errors of files that format detection read
         self.path, self.column = _with_column(Path(path).expanduser())
         self.is_file = self.path.is_file()
         self.root = self.path.parent if self.is_file else self.path
@@ -44,27 +44,27 @@ class Place:
 
     @functools.cached_property
     def files(self) -> list[Path]:
-        """All files below the folder, sorted, without systems' own; or the file alone."""
+        """All files below the folder, sorted, without system files; or the single file."""
         if self.is_file:
             return [self.path]
         return [path for path in walk(self.root) if not is_system(path)]
 
     def by_suffix(self, *suffixes: str) -> list[Path]:
-        """Returns the files with one of some suffixes, in any case."""
+        """Returns the files with one of the suffixes, ignoring case."""
         return [path for path in self.files if path.suffix.lower() in suffixes]
 
     def split_of(self, file: Path) -> str:
-        """Returns the split that the folders between the dataset's and a file stand for, the nearest first."""
+        """Returns the split that the folders of a file denote; the nearest folder has priority."""
         folders = file.relative_to(self.root).parts[:-1] if self.root in file.parents else file.parts[:-1]
         return split_of(*reversed(folders))
 
     def listed_split_of(self, image: Path) -> str:
-        """Returns the split whose list, such as train.txt, names an image; "" where none does."""
+        """Returns the split whose list, such as train.txt, contains an image; "" if none does."""
         return self._index.get(image.stem, "")
 
     @functools.cached_property
     def _index(self) -> dict[str, str]:
-        """Name of an image without folders and suffix -> split."""
+        """Image stem -> split, from the list files."""
         stems = {image.stem for image in self.images}
         splits: dict[str, str] = {}
         for file in (file for file in self.below if file.suffix.lower() == ".txt" and split_of(file.stem)):
@@ -82,7 +82,7 @@ class Place:
 
     @functools.cached_property
     def images(self) -> list[Path]:
-        """The images: of the folder that is named for them, or of the labels' or else the one above."""
+        """The images: of the separate image folder, otherwise of the label folder or its parent."""
         if self.images_root is not None:
             return [path for path in walk(self.images_root) if is_image(path)]
         return [path for path in self.below if is_image(path)] or [
@@ -95,29 +95,29 @@ class Place:
         return [path for path in self.below if is_image(path)]
 
     def json(self, file: Path) -> Any:
-        """Returns the content of a JSON file, which is read once.
+        """Returns the content of a JSON file, which is cached.
 
         Raises:
-            UserError: it cannot be read or is not JSON.
+            UserError: the file cannot be read, or is not JSON.
         """
         if file not in self._json:
             self._json[file] = read_json(file)
         return self._json[file]
 
     def first_json(self) -> Iterator[Any]:
-        """Yields the content of the first JSON files that can be read, to recognise their format; see `broken`."""
+        """Yields the content of the first readable JSON files, for format detection; errors are added to `broken`."""
         yield from self._first(self.by_suffix(".json"), self.json)
 
     def first_xml(self) -> Iterator[ElementTree.Element]:
-        """Yields the first XML files that can be read, likewise."""
+        """Yields the first readable XML files, for format detection."""
         yield from self._first(self.by_suffix(".xml"), read_xml)
 
     def first_tables(self) -> Iterator[tuple[Path, list[str]]]:
-        """Yields the first CSV files with their header, likewise."""
+        """Yields the first readable tables with their headers, for format detection."""
         yield from self._first(self.by_suffix(".csv", ".tsv"), lambda file: (file, header_of(file)))
 
     def _first(self, files: list[Path], reader: Callable[[Path], Any]) -> Iterator[Any]:
-        for file in files[:LOOKED_AT]:
+        for file in files[:DETECTION_FILES]:
             try:
                 yield reader(file)
             except UserError as error:
@@ -125,13 +125,13 @@ class Place:
 
 
 class Finder:
-    """Finds the images that label files name, among those that were listed: a name opens no other file.
+    """Resolves image names of label files among the indexed images; no other file is ever opened.
 
     Args:
-        place: of the dataset.
+        place: location of the dataset.
 
     Attributes:
-        by_name_alone: how many were found in another folder than the one named.
+        by_name_alone: number of images found in another folder than the named one.
     """
 
     def __init__(self, place: Place) -> None:
@@ -149,14 +149,14 @@ class Finder:
                 self._by_name[name].append(path)
 
     def find(self, name: str, near: Path) -> Path | None:
-        """Returns the image that a label file means; None where there is none, or several.
+        """Returns the image of a name in a label file; None if there is none, or several.
 
         Args:
-            name: as the file writes it: a path from the file, from the dataset's folder or of another machine.
-            near: the folder of the file.
+            name: name in the file: a path relative to the file or the dataset, or of another machine.
+            near: folder of the label file.
         """
         image = self._find(name, near)
-        if image is None and self._above is not None:  # a file of labels next to the folder of its images
+        if image is None and self._above is not None:  # a label file next to the image folder
             above, self._above = self._above, None
             self._add([path for path in walk(above) if is_image(path)])
             image = self._find(name, near)
@@ -178,7 +178,7 @@ class Finder:
         return None
 
     def _ends_with(self, name: str) -> list[Path]:
-        """The images whose path shares the longest end with a name."""
+        """Returns the images whose path shares the longest trailing part with a name."""
         components = PurePosixPath(name).parts
         best, length = self._by_name.get(components[-1], []) if components else [], 1
         while len(best) > 1 and length < len(components):
@@ -193,12 +193,12 @@ class Finder:
 def _lines(file: Path) -> list[str]:
     try:
         return [line for _, line in lines_of(file)]
-    except UserError:  # no text: no list
+    except UserError:  # not a text file
         return []
 
 
 def _key(path: str) -> str:
-    """One spelling of a name: systems differ in case and in how they write accents."""
+    """Normalises a name: systems differ in case and in the encoding of accents."""
     return unicodedata.normalize("NFC", path).casefold()
 
 
@@ -206,9 +206,9 @@ def _with_column(path: Path) -> tuple[Path, str | None]:
     try:
         if path.exists():
             return path, None
-        before, colon, column = path.name.rpartition(":")
-        if colon and before and path.with_name(before).is_file():
-            return path.with_name(before), column
-    except (OSError, ValueError):  # a name that no file can have
+        file_name, colon, column = path.name.rpartition(":")
+        if colon and file_name and path.with_name(file_name).is_file():
+            return path.with_name(file_name), column
+    except (OSError, ValueError):  # not a valid file name
         pass
     raise UserError(f"{path}: expected a folder or file of labels, found none; correct the path")

@@ -13,7 +13,7 @@ from jaxtyping import Integer
 from mtl_jax.data.images import Decoded
 from mtl_jax.data.sources.base import Reading
 
-# What a user calls a kind of label -> what a source calls it.
+# Kind of label on the command line -> label name in sources.
 LABELS = {
     "boxes": "detection",
     "masks": "segmentation",
@@ -22,33 +22,33 @@ LABELS = {
     "values": "value",
     "depth": "depth",
 }
-BACKGROUND = "background"  # class 0 of masks that are painted from objects
+BACKGROUND = "background"  # class 0 of masks rasterised from objects
 
 Corners = tuple[float, float, float, float]  # left, top, right, bottom, px
 Polygon = tuple[tuple[float, float], ...]  # x, y of each corner, px
 
 
 class Runs(NamedTuple):
-    """An object's pixels as run lengths, COCO's way: down the columns, the first run outside."""
+    """Pixels of an object as COCO run lengths: column-wise, starting with a run of background."""
 
     counts: tuple[int, ...]
     size: tuple[int, int]  # width, height, px
 
 
 class Shape(NamedTuple):
-    """One object. What it covers: its polygons or its runs, or else its box."""
+    """An object; it covers its polygons or runs, or without them its box."""
 
     label: str
     xyxy: Corners
     polygons: tuple[Polygon, ...] = ()
     runs: Runs | None = None
-    crowd: bool = False  # a group, which is neither learnt nor counted
-    area: float = 0.0  # px²; of the outline where the file says it
+    crowd: bool = False  # a group, which is neither trained nor evaluated
+    area: float = 0.0  # px², of the outline if the file has it
 
 
 @runtime_checkable
 class MaskFiles(Protocol):
-    """Files of the class of every pixel of an image."""
+    """Mask files of an image."""
 
     @property
     def file(self) -> Path:
@@ -56,20 +56,20 @@ class MaskFiles(Protocol):
         ...
 
     def read_pixels(self, image: Decoded, *, stored: bool) -> Integer[np.ndarray, "height width"]:
-        """Returns the upright mask: indices of the dataset's classes of masks, `base.missing` where void.
+        """Returns the upright mask of class indices, `base.missing` where void.
 
         Args:
-            image: that it belongs to.
-            stored: where both sizes fit, the mask is of the pixels as stored.
+            image: image of the mask.
+            stored: whether the mask refers to the stored pixels, if its size fits both orientations.
 
         Raises:
-            UserError: unreadable, of another size, or with a value that is no class; names the file.
+            UserError: the file is unreadable, has another size, or an invalid value.
         """
         ...
 
 
 class DepthFile(NamedTuple):
-    """A depth map: grey of 8 or 16 bits, 0 where missing."""
+    """A depth map in 8-bit or 16-bit grey, 0 where missing."""
 
     file: Path
     levels_per_metre: float
@@ -77,20 +77,20 @@ class DepthFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image and its labels. What is None is not labelled, which is not the same as empty.
+    """An image and its labels; None means unlabelled, which differs from empty.
 
     Attributes:
-        image: the file.
-        name: unique within the dataset; the file's name, or its path where two images have one name.
+        image: the image file.
+        name: unique name in the dataset: the file name, or a path if file names are repeated.
         size: width and height of the upright image, px.
-        split: "train", "val", "test", or "" where the dataset has no splits.
+        split: "train", "val", "test", or "" without splits.
         shapes: objects, inside the image.
-        mask: the class of every pixel.
-        class_name: of the whole image.
-        tags: whether each is true of the image; one that is not listed is unknown.
+        mask: class of every pixel.
+        class_name: class of the whole image.
+        tags: tag -> whether it is true; unlisted tags are unknown.
         value: a number.
-        depth: of every pixel.
-        stored: masks and depths whose size fits both are of the pixels as stored, not as EXIF turns them.
+        depth: depth of every pixel.
+        stored: whether masks and depths refer to the stored pixels, if their size fits both orientations.
     """
 
     image: Path
@@ -107,9 +107,9 @@ class Record:
 
 
 def tags_of(record: Record) -> Mapping[str, bool] | None:
-    """Returns which tags are true of an image: its own, or the classes of its objects; None where nobody looked.
+    """Returns the tags of an image, or without them the classes of its objects; None if unlabelled.
 
-    Classes that its objects do not have are not listed.
+    Classes without objects are not listed.
     """
     if record.tags is not None or record.shapes is None:
         return record.tags
@@ -118,16 +118,16 @@ def tags_of(record: Record) -> Mapping[str, bool] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A dataset as read.
+    """A dataset in the common form.
 
     Attributes:
         format: a key of `FORMATS`.
-        path: that was read.
-        records: ordered by file name.
-        classes: of each label that the dataset can give, by a source's name for it ("detection", "segmentation",
-            "classification", "multi_label", "value", "depth"); an empty tuple for numbers and depths.
-        splits: those found, in the order train, val, test; empty where the dataset has none.
-        reading: what was counted, and warnings.
+        path: path of the labels.
+        records: records ordered by file name.
+        classes: label -> class names, for each available label ("detection", "segmentation", "classification",
+            "multi_label", "value", "depth"); an empty tuple for numbers and depths.
+        splits: available splits in the order train, val, test; empty without splits.
+        reading: counts and warnings of the reader.
     """
 
     format: str
@@ -139,5 +139,5 @@ class Dataset:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of label that the dataset can give: keys of `LABELS`."""
+        """Available kinds of label: keys of `LABELS`."""
         return tuple(kind for kind, label in LABELS.items() if label in self.classes)

@@ -1,4 +1,4 @@
-"""Training and validation splits of a dataset: its own, or else a split by the content of the images."""
+"""Training and validation splits of a dataset: its own, or a split by image content."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ VAL_SHARE = 0.2  # of the images
 def of_split(
     dataset: Dataset, split: str, *, val_share: float = VAL_SHARE
 ) -> tuple[tuple[Record, ...], tuple[str, ...]]:
-    """Returns the images of a split, and what is to be reported about how they were chosen.
+    """Returns the images of a split, and notes about its origin.
 
     Args:
-        dataset: with splits of its own, or without.
+        dataset: dataset with or without splits.
         split: "train" or "val".
-        val_share: of the images that validate, where the dataset does not say.
+        val_share: share of validation images, if the dataset has no splits.
 
     Raises:
-        UserError: the share is none, or no image is left for the split.
+        UserError: the share is invalid, or the split would be empty.
     """
     if not 0 < val_share < 1:
         raise UserError(f"options.val_share: expected a share between 0 and 1, such as {VAL_SHARE}, found {val_share}")
@@ -52,27 +52,27 @@ def of_split(
 
 
 def by_content(records: Sequence[Record], *, val_share: float) -> dict[str, tuple[Record, ...]]:
-    """Returns the images of both splits: copies are in one, and an image stays in its split when others come.
+    """Splits images by a digest of their content: copies share a split, and later additions change no assignment.
 
     Args:
         records: images.
-        val_share: of the images that validate; of few images it is at least one, and not all.
+        val_share: share of validation images; at least one image is in each split.
 
     Raises:
         UserError: an image cannot be read.
     """
-    places = [(_place(record), record) for record in records]
-    different = sorted({place for place, _ in places})
-    if len(different) < 2:
+    positions = [(_content_position(record), record) for record in records]
+    distinct = sorted({position for position, _ in positions})
+    if len(distinct) < 2:
         return {"train": tuple(records), "val": ()}
-    limit = min(max(val_share, different[0]), different[-2])
+    limit = min(max(val_share, distinct[0]), distinct[-2])
     return {
-        "train": tuple(record for place, record in places if place > limit),
-        "val": tuple(record for place, record in places if place <= limit),
+        "train": tuple(record for position, record in positions if position > limit),
+        "val": tuple(record for position, record in positions if position <= limit),
     }
 
 
-def _place(record: Record) -> float:
-    """A number from 0 to 1 that the content of the file decides."""
+def _content_position(record: Record) -> float:
+    """Returns a number from 0 to 1 from the digest of the file."""
     content = read_bytes(record.image, noun="an image file")
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2**64

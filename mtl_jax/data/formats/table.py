@@ -1,4 +1,4 @@
-"""The formats of labels, by name, each recognised by the content of its files."""
+"""Table of label formats, and format detection by file content."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from mtl_jax.errors import UserError
 
 
 class Format(NamedTuple):
-    """How labels are kept."""
+    """A label format: its detection, reader and writer."""
 
-    looked_for: str  # what identifies it, as the refusal names it
-    kinds: tuple[str, ...]  # of label that can be read of it
-    written: tuple[str, ...]  # of label that can be written
+    signature: str  # identifying content, for errors
+    kinds: tuple[str, ...]  # kinds of label that can be read
+    written: tuple[str, ...]  # kinds of label that can be written
     matches: Callable[[Place], bool]
-    outlines: str  # of the objects that it can hold: "runs", "polygons", "" for none; "masks" of files of masks
+    outlines: str  # object outlines it supports: "runs", "polygons", "" for none; "masks" for mask files
     read_labels: Callable[[Place, str | None], Annotations]
     write: Callable[[Dataset, Out], None]
 
 
 OBJECTS = ("boxes", "masks")
 TAGGED = (*OBJECTS, "tags", "classes")
-# Asked in this order: what says more of itself comes first. Formats of objects have tags too: the classes they show.
+# In the order of detection: the most specific formats come first. Formats of objects provide tags too: their classes.
 FORMATS: dict[str, Format] = {
     "coco": Format(
         "JSON with images, annotations and categories",
@@ -166,14 +166,14 @@ FORMATS: dict[str, Format] = {
 
 
 def detect(path: str | Path, *, kind: str | None = None) -> str:
-    """Returns the format of a folder or file, recognised by its content.
+    """Detects the format of a folder or file from its content.
 
     Args:
         path: the folder or file; "table.csv:column" names a column.
-        kind: of label that is wanted, a key of `LABELS`: only formats that can hold it are asked.
+        kind: requested kind of label, a key of `LABELS`: only formats that support it are considered.
 
     Raises:
-        UserError: no format fits; lists what was looked for.
+        UserError: no format matches.
     """
     return _detect(Place(path), _check_kind(kind))
 
@@ -186,18 +186,18 @@ def read(
     images: str | Path | None = None,
     annotated_on: str = "auto",
 ) -> Dataset:
-    """Reads the labels below a path, in any format.
+    """Reads labels in any format.
 
     Args:
         path: the folder or file; "table.csv:column" names a column.
-        kind: of label that is wanted, a key of `LABELS`; None takes whatever is there.
-        format: a key of `FORMATS`, or "auto" to recognise it by content.
-        images: the folder of the images, where they lie apart from the labels.
-        annotated_on: labels of images that EXIF turns are of the "upright" or the "stored" pixels; "auto" follows the
-            sizes in the files.
+        kind: requested kind of label, a key of `LABELS`; None reads all.
+        format: a key of `FORMATS`, or "auto" for detection by content.
+        images: folder of the images, if it is separate from the labels.
+        annotated_on: whether labels of images with an EXIF orientation refer to "upright" or "stored" pixels; "auto"
+            decides by the sizes in the files.
 
     Raises:
-        UserError: no format fits, a file is broken (names file and place), or no image is there.
+        UserError: no format matches, a file is malformed, or images are missing.
     """
     place = Place(path, images=images)
     if format != "auto" and format not in FORMATS:
@@ -225,7 +225,7 @@ def _detect(place: Place, kind: str | None) -> str:
             return name
     if place.broken:
         raise place.broken[0]
-    descriptions = "; ".join(f"{name}: {candidate.looked_for}" for name, candidate in candidates.items())
+    descriptions = "; ".join(f"{name}: {candidate.signature}" for name, candidate in candidates.items())
     raise UserError(
         f"{place.path}: expected labels{f' ({kind})' if kind else ''} in a known format, found none among "
         f"{len(place.files)} files; looked for {descriptions}"

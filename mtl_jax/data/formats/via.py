@@ -17,14 +17,14 @@ from mtl_jax.data.formats.records import Dataset, Record, tags_of
 from mtl_jax.data.formats.writing import Out, by_split, number, simple
 from mtl_jax.errors import UserError
 
-PROJECT = "_via_img_metadata"  # of a whole project, with its settings
-CLASS_KEYS = ("label", "class", "name", "type", "category", "object")  # of the attributes; else the first
-ONLY_CLASS = "object"  # of regions without attributes
+PROJECT = "_via_img_metadata"  # key of a complete project file
+CLASS_KEYS = ("label", "class", "name", "type", "category", "object")  # preferred attributes; otherwise the first
+ONLY_CLASS = "object"  # class of regions without attributes
 NOT_READ = ("point", "polyline", "line")
 
 
 def is_via(place: Place) -> bool:
-    """Whether a JSON file lists images with their regions."""
+    """Returns whether a JSON file lists images with their regions."""
     return any(_images(content) is not None for content in place.first_json())
 
 
@@ -42,7 +42,7 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
         for name, content in (_images(place.json(file)) or {}).items():
             entries.append(_entry(content, file, split, f"{file}: {name!r}", counts))
     if not any(entry.shapes for entry in entries) and any(entry.tags for entry in entries):
-        for entry in entries:  # attributes alone
+        for entry in entries:  # attributes only
             entry.shapes = None
     return Annotations(entries, counts=counts)
 
@@ -58,7 +58,7 @@ def _images(content: Any) -> dict[str, Any] | None:
 def _entry(content: Any, file: Path, split: str, location: str, counts: Counter[str]) -> Entry:
     record = table(content, location)
     regions = record.get("regions") or []
-    if isinstance(regions, dict):  # of version 1, by number
+    if isinstance(regions, dict):  # version 1: regions by number
         regions = list(regions.values())
     shapes = []
     for index, region in enumerate(items(regions, f"{location}: regions")):

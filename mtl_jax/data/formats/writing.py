@@ -63,7 +63,7 @@ class Out:
 
 
 def _unique_names(records: Sequence[Record]) -> dict[str, str]:
-    """Name in the dataset -> file name without folders, of which no two share a stem."""
+    """Returns name in the dataset -> file name without folders, with unique stems."""
     flat = {record.name: record.name.replace("/", "__") for record in records}
     stems = Counter(PurePosixPath(name).stem for name in flat.values())
     return {
@@ -73,7 +73,7 @@ def _unique_names(records: Sequence[Record]) -> dict[str, str]:
 
 
 def by_split(dataset: Dataset) -> Iterator[tuple[str, list[Record]]]:
-    """Yields each split with its records; "" where the dataset has none."""
+    """Yields each split with its records; "" without splits."""
     for split in dataset.splits or ("",):
         yield split, [record for record in dataset.records if record.split == split]
     unassigned = [record for record in dataset.records if not record.split] if dataset.splits else []
@@ -82,16 +82,16 @@ def by_split(dataset: Dataset) -> Iterator[tuple[str, list[Record]]]:
 
 
 def object_names(dataset: Dataset) -> tuple[str, ...]:
-    """Returns the classes of a dataset's objects; none where it has no objects."""
+    """Returns the classes of a dataset's objects; empty without objects."""
     return dataset.classes.get("detection", ())
 
 
 def simple(shapes: Sequence[Shape] | None, counts: Counter[str]) -> Iterator[Shape]:
-    """Yields the objects that a format of boxes and single polygons can hold: without crowds, one for each part.
+    """Yields objects for formats of boxes and single polygons: without crowds, one object for each polygon.
 
     Args:
-        shapes: of an image.
-        counts: of what is lost.
+        shapes: objects of an image.
+        counts: receives the counts of lost labels.
     """
     for shape in shapes or ():
         if shape.crowd:
@@ -107,10 +107,10 @@ def simple(shapes: Sequence[Shape] | None, counts: Counter[str]) -> Iterator[Sha
 
 
 def short(value: float) -> str:
-    """Returns a number without needless digits, exact to a millionth of a millionth."""
+    """Formats a number with up to 12 decimals, without trailing zeros."""
     return f"{value:.12f}".rstrip("0").rstrip(".") or "0"
 
 
 def number(value: float) -> int | float:
-    """Returns a whole number as one, for JSON."""
+    """Converts an integral float to an integer, for JSON."""
     return int(value) if float(value).is_integer() else value

@@ -1,4 +1,4 @@
-"""YOLO: one text file for each image with boxes or polygons as shares of its sides, and data.yaml."""
+"""YOLO: a text file for each image with boxes or polygons in relative coordinates, and data.yaml."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtl_jax.data.files import is_image, walk
 from mtl_jax.data.formats.coco import points_of
 from mtl_jax.data.formats.entries import SPLIT_ORDER, Annotations, Entry, RawShape
 from mtl_jax.data.formats.parsing import coordinates, integer, lines_of, read_yaml, text
-from mtl_jax.data.formats.place import LOOKED_AT, Place
+from mtl_jax.data.formats.place import DETECTION_FILES, Place
 from mtl_jax.data.formats.records import Dataset, Shape
 from mtl_jax.data.formats.writing import NO_SPLIT, Out, by_split, object_names, short, simple
 from mtl_jax.errors import UserError
@@ -22,16 +22,16 @@ from mtl_jax.errors import UserError
 YAML = (".yaml", ".yml")
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "names.txt", "labels.txt")
 NO_LABELS = (*NAME_FILES, "readme.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt")
-MOST_CLASSES = 10_000  # where no file names them
+MAX_CLASSES = 10_000  # without a file of names
 KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 
 def is_yolo(place: Place) -> bool:
-    """Whether a YAML file names classes, or text files hold numbers as YOLO's do."""
+    """Returns whether a YAML file names classes, or text files have rows of YOLO labels."""
     if _description(place) is not None:
         return True
     texts = [file for file in place.by_suffix(".txt") if file.name.lower() not in NO_LABELS]
-    return any(_is_labels(file) for file in texts[:LOOKED_AT])
+    return any(_is_labels(file) for file in texts[:DETECTION_FILES])
 
 
 def read_labels(place: Place, kind: str | None) -> Annotations:
@@ -77,8 +77,8 @@ Row = tuple[int, list[float], str]  # class, numbers, file and line
 
 
 def _description(place: Place) -> tuple[Path, dict[str, Any]] | None:
-    """The YAML file that names classes, with its content."""
-    for file in _files_near(place, *YAML)[:LOOKED_AT]:
+    """Returns the YAML file that names classes, with its content."""
+    for file in _files_near(place, *YAML)[:DETECTION_FILES]:
         try:
             content = read_yaml(file)
         except UserError as error:
@@ -90,7 +90,7 @@ def _description(place: Place) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _files_near(place: Place, *suffixes: str) -> list[Path]:
-    """Files of the dataset; of a folder of labels alone also those above it."""
+    """Returns files of the dataset, and of its parent folder if it has labels only."""
     above = [] if place.is_file or place.below_images else sorted(place.root.parent.iterdir())
     return [
         *place.by_suffix(*suffixes),
@@ -99,7 +99,7 @@ def _files_near(place: Place, *suffixes: str) -> list[Path]:
 
 
 def _names(place: Place, description: tuple[Path, dict[str, Any]] | None) -> dict[int, str]:
-    """Name of each number of a class; none where no file says."""
+    """Returns class number -> name; empty without a file of names."""
     if description is None:
         files = [
             file for file in (*place.below, *_files_near(place, ".txt", ".names")) if file.name.lower() in NAME_FILES
@@ -116,7 +116,7 @@ def _names(place: Place, description: tuple[Path, dict[str, Any]] | None) -> dic
 
 
 def _images(place: Place, description: tuple[Path, dict[str, Any]] | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Returns each image with its split, as the YAML file or a list says, or else its folders; and warnings."""
+    """Returns images with their splits, from the YAML file, a list file or the folders; and warnings."""
     if description is not None:
         images, missing = _named_images(place, description)
         if images and not missing:
@@ -129,14 +129,14 @@ def _images(place: Place, description: tuple[Path, dict[str, Any]] | None) -> tu
 
 
 def _named_images(place: Place, description: tuple[Path, dict[str, Any]]) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Returns the images of the folders and lists that a YAML file names, and the names of those that are not there."""
+    """Returns the images of the folders and lists in a YAML file, and the names of missing ones."""
     file, content = description
     bases = [file.parent / str(content.get("path") or "."), file.parent]
     images: dict[Path, str] = {}
     missing: list[str] = []
     for split in SPLIT_ORDER:
-        places = next((content[key] for key in KEYS[split] if content.get(key)), [])
-        for entry in places if isinstance(places, list) else [places]:
+        entries = next((content[key] for key in KEYS[split] if content.get(key)), [])
+        for entry in entries if isinstance(entries, list) else [entries]:
             source = _folder(text(entry, f"{file}: {split}"), bases)
             if source is None:
                 missing.append(str(entry))
@@ -148,12 +148,12 @@ def _named_images(place: Place, description: tuple[Path, dict[str, Any]]) -> tup
 
 
 def _folder(name: str, bases: Sequence[Path]) -> Path | None:
-    """Exporters write "../train/images" for what lies next to the YAML file."""
+    """Resolves a path of a YAML file; exporters write "../train/images" for a folder next to it."""
     path = name.replace("\\", "/")
     spellings = (path, path.removeprefix("../"), "/".join(Path(path).parts[-2:]))
     try:
         return next((base / spelling for spelling in spellings for base in bases if (base / spelling).exists()), None)
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         return None
 
 
@@ -168,12 +168,12 @@ def _listed_images(file: Path, place: Place) -> Iterator[Path]:
 
 
 def _labels_of(image: Path, labels: set[Path], by_stem: dict[str, list[Path]]) -> Path | None:
-    """The label file of an image: below "labels" in place of "images", next to it, or the only one of its name."""
+    """Returns the label file of an image: in "labels" instead of "images", next to it, or the only one of its name."""
     components = list(image.parts)
     swapped = [i for i, component in enumerate(components[:-1]) if component.lower() == "images"]
     if swapped:
         file = Path(*components[: swapped[-1]], "labels", *components[swapped[-1] + 1 :]).with_suffix(".txt")
-        if file in labels or file.is_file():  # images may lie elsewhere, as the YAML file says
+        if file in labels or file.is_file():  # the YAML file may name other image folders
             return file
     same_folder = image.with_suffix(".txt")
     if same_folder in labels:
@@ -183,7 +183,7 @@ def _labels_of(image: Path, labels: set[Path], by_stem: dict[str, list[Path]]) -
 
 
 def _key(name: str) -> str:
-    """One spelling of accents, which systems write in two ways."""
+    """Normalises accents, which systems encode in two ways."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -216,22 +216,22 @@ def _numbers(words: Sequence[str], location: str) -> list[float]:
     try:
         return coordinates([float(word) for word in words], location)
     except ValueError:
-        return coordinates(words, location)  # which names the word
+        return coordinates(words, location)  # raises with the word
 
 
 def _first_class(rows: Mapping[Path, Sequence[Row]], names: Mapping[int, str]) -> int:
-    """0 or 1: by how much all classes are beyond their names.
+    """Returns the first class number, 0 or 1.
 
     Raises:
-        UserError: a class has no name, or is of a number that no dataset has.
+        UserError: a class has no name, or its number is too large.
     """
-    all_rows = [row for of_file in rows.values() for row in of_file]
+    all_rows = [row for file_rows in rows.values() for row in file_rows]
     numbers = {row[0] for row in all_rows}
-    if numbers <= names.keys() and len(names) <= MOST_CLASSES:
+    if numbers <= names.keys() and len(names) <= MAX_CLASSES:
         return 0
     if {number - 1 for number in numbers} <= names.keys() and max(numbers) == len(names):
         return 1
-    row = next(row for row in all_rows if row[0] not in names or len(names) > MOST_CLASSES)
+    row = next(row for row in all_rows if row[0] not in names or len(names) > MAX_CLASSES)
     raise UserError(
         f"{row[2]}: expected a class among the {len(names)} of {min(names)} to {max(names)}, found {row[0]}; "
         "correct it or the names"
@@ -239,7 +239,7 @@ def _first_class(rows: Mapping[Path, Sequence[Row]], names: Mapping[int, str]) -
 
 
 def _largest(rows: Mapping[Path, Sequence[Row]]) -> int:
-    return min(max((row[0] for of_file in rows.values() for row in of_file), default=0), MOST_CLASSES)
+    return min(max((row[0] for file_rows in rows.values() for row in file_rows), default=0), MAX_CLASSES)
 
 
 def _raw_shape(row: Row, label: str) -> RawShape:
