@@ -77,7 +77,7 @@ def rows(
         size: bytes of them.
         batch_size: images of a device.
         bytes_per_second: as for `exchange_seconds`.
-        latency: likewise.
+        latency: as for `exchange_seconds`.
         learning_rate: for one device's batch.
         devices: numbers of them.
     """

@@ -215,14 +215,14 @@ def roofline(options: Options) -> Rows:
 
 
 def gpu(options: Options) -> Rows:
-    """Everything to know of one GPU in --minutes: correctness, step and inference beside PyTorch, balancing."""
+    """Everything to know of one GPU in --minutes: correctness, step and inference compared with PyTorch, balancing."""
     from benchmarks import gpu
 
     return gpu.measure(minutes=options.minutes, quick=options.quick, on_rows=options.on_rows)
 
 
 def export(options: Options) -> Rows:
-    """Times the ONNX file of the flagship's network at batch 1 and 8 beside JAX, and beside torch.onnx's (--peer)."""
+    """Times the ONNX file of the flagship's network at batch 1 and 8, compared with JAX and torch.onnx (--peer)."""
     from benchmarks import exported
 
     return exported.measure(image_size=options.image_size, repeats=options.repeats, peer=options.peer)

@@ -1,4 +1,4 @@
-"""What the training loop costs beside its steps: input, logging, checkpoints."""
+"""Overhead of the training loop: input, logging, checkpoints."""
 
 from __future__ import annotations
 

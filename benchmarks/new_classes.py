@@ -1,4 +1,4 @@
-"""A detector that gets classes later, beside one that learns all from the start: `configs/new_classes.py` over seeds.
+"""A detector with classes added later, compared with one trained on all: `configs/new_classes.py` over seeds.
 
 python -m benchmarks.new_classes --out runs/new_classes --seeds 0 1 2 --data_root data
 """
@@ -82,7 +82,7 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Trains, measures, and writes new_classes.json beside the runs."""
+    """Trains, measures, and writes new_classes.json into the folder of the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/new_classes"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

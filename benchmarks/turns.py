@@ -82,7 +82,7 @@ def together(
         problems: to be compared.
         repeats: timed computations of each.
         seconds: until what is not done is ended; what was timed by then counts.
-        environment: variables of the sides' processes, besides this one's.
+        environment: additional environment variables of the sides' processes.
 
     Returns:
         The timing of each problem, or why there is none.

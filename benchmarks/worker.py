@@ -15,7 +15,7 @@ WARM_UP = 3
 
 
 def main(specification: str) -> int:
-    """Builds the problem, then answers "go" with the seconds of one computation, and the end with the peak memory."""
+    """Builds the problem; replies to "go" with the seconds of a computation, and at the end with the peak memory."""
     start_time = time.perf_counter()
     problem = Problem(**json.loads(specification))
     if problem.side == "jax":

@@ -153,7 +153,7 @@ def run_batch(
 
 
 def by_view(network: trained.Trained) -> dict[experiment.View, list[str]]:
-    """Returns the tasks that are shown images alike, and so share a pass, by what they are shown."""
+    """Returns input view -> tasks, which share a forward pass."""
     views: dict[experiment.View, list[str]] = {}
     for name in network.names:
         views.setdefault(experiment.task_view(network.setup, name), []).append(name)

@@ -102,7 +102,7 @@ def gradnorm_objective(
     """How far the weighted gradients' lengths are from the lengths that the tasks' rates of training ask for.
 
     In units of the mean weighted length, so that its gradient does not depend on the scale of the losses; that mean,
-    and the lengths asked for, count as constants.
+    and the requested lengths, count as constants.
 
     Args:
         weights: of the tasks.

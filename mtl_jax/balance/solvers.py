@@ -1,7 +1,7 @@
 """The small optimisation problems behind the balancing methods, solved inside jit at a fixed number of iterations.
 
 They are written in the Gramian of the task gradients, so their size is the number of tasks. Every solver returns its
-residual: how far its answer is from satisfying the conditions of the optimum, relative to the problem's own scale.
+residual: how far its solution is from satisfying the optimality conditions, relative to the problem's own scale.
 """
 
 from __future__ import annotations

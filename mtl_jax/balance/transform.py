@@ -48,7 +48,7 @@ def gramian(task_grads: PyTree, other_grads: PyTree | None = None) -> Float[Arra
 
     Args:
         task_grads: pytree, each leaf [tasks, *param_shape].
-        other_grads: the gradients to multiply them with, likewise; their own if None.
+        other_grads: gradients of the second factor, of the same form; `task_grads` if None.
 
     Returns:
         The Gramian.

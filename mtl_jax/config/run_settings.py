@@ -24,7 +24,7 @@ RESERVED_BEGINNINGS = ("branch_", "conv_", "norm_")
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings(Section):
-    """All that a run is asked to do."""
+    """All settings of a run."""
 
     name: str = setting("experiment", "of the run")
     seed: int = setting(0, "of initialisation, data order, augmentation and dropout", least=0, most=MAX_SEED)

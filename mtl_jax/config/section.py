@@ -18,7 +18,7 @@ REQUIRED: Any = object()  # in a default's place: the setting has none
 
 
 class Rule(NamedTuple):
-    """Description of a setting besides its type and default."""
+    """Description and limits of a setting."""
 
     reason: str
     unit: str = ""
@@ -127,7 +127,7 @@ def require_known(section: type[Section], location: str, name: Any, *, extra_fie
     """Checks that a section has a setting.
 
     Args:
-        section: that is asked for it.
+        section: class of the section.
         location: the section, for the error.
         name: of the setting.
         extra_fields: fields that come from elsewhere; those without a rule are no settings.

@@ -19,7 +19,7 @@ class SampleFacts(NamedTuple):
     id: str
     height: int  # px
     width: int
-    one_colour: bool  # all pixels alike
+    one_colour: bool  # all pixels equal
     content: str  # digest of the image's file, or of what the source makes it of; "" where that is not known
     pixels: str  # digest of the decoded image
     labels: dict[str, dict[str, Any]]  # label name -> "kind", "digest", and what its shape observes
@@ -51,7 +51,7 @@ def facts_of(sample: Sample, *, files: Sequence[Opened] = (), origin: Path | byt
 
 
 def image_digest(image: np.ndarray) -> str:
-    """Returns what two images share only if all their pixels are alike."""
+    """Returns a digest that two images share only if all their pixels are equal."""
     return _array_digest(image)
 
 

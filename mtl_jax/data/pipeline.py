@@ -221,7 +221,7 @@ def prefetch(
     Args:
         dataset: from `train_batches` or `eval_batches`.
         start: the first element; a resumed run continues at its step.
-        threads: that prepare elements; 0 prepares each when it is asked for.
+        threads: that prepare elements; 0 prepares each on request.
         processes: that prepare elements in the place of this one, each with so many threads and a cache of its own.
         buffer: elements ready or in work at a time. A batch of 8 at 512 px takes 25 MB.
 

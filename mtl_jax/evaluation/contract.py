@@ -55,8 +55,8 @@ def build(
     """Judges a run.
 
     Args:
-        stages: in the order they were trained: {"name": …, "metrics": {task: {metric: value}}}; also "before" the
-            stage, likewise, and "constant", of the tasks that the stage teaches, which say what there is to beat.
+        stages: in the order of training: {"name": …, "metrics": {task: {metric: value}}}; optionally "before", the
+            metrics before the stage, and "constant", those of constant outputs, as references for its new tasks.
         judged: by task, the metric that counts and whether higher is better.
         budgets: by name, {"value": … or None, "limit": … or None, and more to keep, as "image_size"}. Without
             a limit it passes; with one but no finite value it was not measured, which breaks the contract.

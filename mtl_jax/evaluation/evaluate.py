@@ -108,9 +108,9 @@ def filled(
 
     Args:
         predict: as for `evaluate`.
-        variables: likewise.
-        batches: likewise.
-        tasks: likewise.
+        variables: as for `evaluate`.
+        batches: as for `evaluate`.
+        tasks: as for `evaluate`.
         before: task -> a metric that has seen other streams, and goes on with this one.
     """
     metrics = {name: before[name] if name in before else task.new_metric() for name, task in tasks.items()}
@@ -135,7 +135,7 @@ def gigaflops(model: Any, variables: PyTree, tasks: Iterable[str], *, image_size
     Args:
         model: from `multi_task.build`.
         variables: of the network; only their shapes matter.
-        tasks: names of the tasks asked for; decoding is left out.
+        tasks: names of the requested tasks; their outputs are not decoded.
         image_size: px, both sides.
     """
     names = tuple(tasks)
@@ -154,7 +154,7 @@ def latency_ms(
     Args:
         predict: from `make_predict`.
         variables: of the network.
-        tasks: names of the tasks asked for.
+        tasks: names of the requested tasks.
         image_size: px, both sides.
         repeats: timed calls.
     """

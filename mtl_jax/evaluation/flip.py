@@ -21,7 +21,7 @@ def outputs(
         model: from `multi_task.build`.
         variables: of the network.
         image: a batch.
-        tasks: those asked for.
+        tasks: requested tasks.
     """
     width = image.shape[2]
     both_outputs = [

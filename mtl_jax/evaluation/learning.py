@@ -25,7 +25,7 @@ def to_beat(
 
     Args:
         untrained: the task's metric before its own stage; one that is missing or not finite is left out.
-        constant: that of the best output that is the same for every image, likewise.
+        constant: metric of the best constant output; ignored if missing or not finite.
         standard_error: of the constant output's figure.
         higher_is_better: False for errors.
 

@@ -35,8 +35,8 @@ def check_weights(experiment: Experiment, *, pretrained_path: str, offline: bool
 
     Args:
         experiment: from `build`.
-        pretrained_path: as `init_variables` takes it.
-        offline: likewise.
+        pretrained_path: as for `init_variables`.
+        offline: as for `init_variables`.
 
     Raises:
         UserError: as `init_variables`.

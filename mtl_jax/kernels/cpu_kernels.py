@@ -199,7 +199,7 @@ def _call_kernel(kernel: Kernel, *operands: Array) -> Array:
 
 @functools.cache
 def _partitioned(batched: tuple[bool, ...], ranks: tuple[int, ...], result_rank: int) -> Callable[..., Array]:
-    """Tells XLA's partitioner that examples are independent: sharded ones stay where they are."""
+    """Registers with XLA's partitioner that examples are independent, so that sharded ones are not moved."""
 
     @functools.partial(custom_partitioning, static_argnums=(0,))
     def call(kernel: Kernel, *operands: Array) -> Array:

@@ -31,7 +31,7 @@ class CrossTaskAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width _"], task_names: tuple[str, ...]
     ) -> dict[str, Float[Array, "batch height width channels"]]:
-        """Returns {task: features} of one level for the asked tasks."""
+        """Returns {task: features} of one level for the requested tasks."""
         names = [task.name for task in self.tasks]
         projections = {name: jax.nn.relu(self._dense(f"own_{name}")(x)) for name in names}
         attended = {}
@@ -48,9 +48,9 @@ class CrossTaskAttention(nn.Module):
 
 
 class Refinement(nn.Module):
-    """A task's answer in each cell, corrected by what the other tasks answer there; the correction is zero at first.
+    """Corrects a task's outputs in each cell by those of the other tasks there; the correction is zero at first.
 
-    The others learn nothing from it.
+    No gradient reaches the other tasks.
     """
 
     channels: int
@@ -60,7 +60,7 @@ class Refinement(nn.Module):
     def __call__(
         self, raw: Float[Array, "batch height width channels"], other_outputs: Mapping[str, Array]
     ) -> Float[Array, "batch height width channels"]:
-        """Returns the corrected answer."""
+        """Returns the corrected outputs."""
         if not other_outputs:
             return raw
         outputs = jnp.concatenate([jax.lax.stop_gradient(output) for output in other_outputs.values()], axis=-1)

@@ -22,7 +22,7 @@ CONVOLUTIONS = {"dense": _dense, "separable": SeparableConv}
 
 
 class Head(nn.Module):
-    """Emits every asked task's raw outputs, computing no level and no slice that none of them reads.
+    """Computes the raw outputs of the requested tasks, without levels and slices that none of them uses.
 
     The convolutions of the branch are the same on every level; each level has its own batch norm, as levels
     differ in their statistics and tasks in the levels that they read, so that shared running statistics would
@@ -52,7 +52,7 @@ class Head(nn.Module):
         train_batch_norm: Norming,
         exchange: Callable[[dict[int, Array]], dict[int, Array]] = dict,
     ) -> dict[str, Float[Array, "batch ..."]]:
-        """Returns {task: raw outputs} for the asked tasks.
+        """Returns {task: raw outputs} for the requested tasks.
 
         Args:
             levels: {stride in px: features} from the neck.
@@ -88,7 +88,7 @@ class Head(nn.Module):
         return readout(task.channels, self.dtype, name=task.name)
 
     def _raw_outputs(self, task: Task, features: Mapping[int, Array], norming: Norming) -> Array:
-        if task.readout == "pooled":  # the mean of the cells' answers, for less
+        if task.readout == "pooled":  # the mean of the cells' outputs, at lower cost
             features = {stride: jnp.mean(features[stride], axis=(1, 2)) for stride in task.levels}
         if task.additions:
             raw = GrownReadout(task, self.dtype, name=task.name)(features, norming=norming)
@@ -109,7 +109,7 @@ class Head(nn.Module):
 
 
 def _arranged(task: Task, raw: Mapping[int, Array]) -> Array:
-    """Puts a task's answers of every cell of its levels into the form of its readout."""
+    """Arranges a task's outputs of all cells and levels in the form of its readout."""
     first = raw[task.strides[0]]
     if task.readout == "dense":
         return first

@@ -47,7 +47,7 @@ def apply_train(
         {task: outputs}, in the order of `tasks`, and the running statistics after this batch.
 
     Raises:
-        UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
+        UserError: An unknown task is requested, or the image's size is not a multiple of 32.
     """
     train_output = train_raw(model, params, batch_stats, image, tasks=tasks, key=key, train_batch_norm=train_batch_norm)
     return _finish_outputs(model, train_output.raw, image), train_output.batch_stats
@@ -114,7 +114,7 @@ def apply_eval(
         {task: outputs}, in the order of `tasks`.
 
     Raises:
-        UserError: An unknown task is asked for, or the image's size is not a multiple of 32.
+        UserError: An unknown task is requested, or the image's size is not a multiple of 32.
     """
     return _finish_outputs(model, eval_raw(model, variables, image, tasks=tasks)[0], image)
 

@@ -1,4 +1,4 @@
-"""Labels in the form of predictions, so that both are drawn alike."""
+"""Labels in the form of predictions, so that both are drawn in the same way."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def everywhere() -> NamedSharding:
 
 
 def copy_everywhere(tree: PyTree) -> PyTree:
-    """Copies arrays that every process holds alike to every device of the run."""
+    """Replicates arrays that are equal in all processes to every device of the run."""
     if jax.process_count() == 1:
         return jax.device_put(jax.tree.map(jax.numpy.array, tree), everywhere())
     return jax.jit(lambda tree: tree, out_shardings=everywhere())(tree)
@@ -117,7 +117,7 @@ def _sharding(spec: PartitionSpec) -> Any:
 def peak_memory_mb() -> float | None:
     """Returns the most memory, in MB, that this process has held: of the first accelerator, or else of the machine.
 
-    A resumed run reports the process that ended it. None where neither can be asked.
+    A resumed run reports the process that ended it. None if neither is available.
     """
     statistics = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
@@ -138,7 +138,7 @@ def give_back_memory() -> None:
 
 
 def memory_mb() -> float | None:
-    """Returns how much of the machine's memory this process holds now, in MB; None where that cannot be asked."""
+    """Returns how much of the machine's memory this process holds now, in MB; None if unavailable."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -15,11 +15,11 @@ SAVED = "stopped by SIGTERM, with everything saved; the same command resumes fro
 
 
 class Preempted(Exception):
-    """The run was asked to end, and has saved. Not a mistake."""
+    """The run received a stop request and has saved; this is no error."""
 
 
 class Preemption:
-    """Whether a run was asked to end. As a context manager it listens to SIGTERM; else nobody asks.
+    """Stop request of a run. As a context manager it listens to SIGTERM; otherwise there is no request.
 
     While steps are taken (`training`), the loop asks `requested` after each, saves and raises `Preempted`. Anything
     else (compiling, evaluating, reading) is left at once, whatever it is doing, after `unsaved` work is saved. That
@@ -56,7 +56,7 @@ class Preemption:
 
     @property
     def requested(self) -> bool:
-        """Whether the run was asked to end."""
+        """Whether the run received a stop request."""
         return self._requested.is_set()
 
     @contextlib.contextmanager

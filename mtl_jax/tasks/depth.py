@@ -108,7 +108,7 @@ class Depth(Task):
     )
     center: float = setting(2.5, "of the labels: what an untrained network says", unit="m")
     min_depth: float = setting(0.1, "labels below it count as missing, and no output is below it", unit="m")
-    max_depth: float = setting(10.0, "likewise above", unit="m")
+    max_depth: float = setting(10.0, "labels above it count as missing, and no output is above it", unit="m")
     loss_stride: int = setting(
         4,
         "between the pixels that the loss compares; the cost falls with its square; divides the level's stride",

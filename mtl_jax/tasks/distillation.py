@@ -37,7 +37,7 @@ def softened_divergence(
 
 
 def by_class(teacher_raw: Float[Array, "*cells classes"]) -> Float[Array, "*cells"]:
-    """Weighs cells so that every class that the teacher sees in the batch counts alike, however few its cells.
+    """Weighs cells so that every class that the teacher predicts in the batch has equal weight.
 
     References:
         Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a Common Multi-Scale Convolutional

@@ -45,7 +45,7 @@ def after(run: Run, variables: PyTree, names: tuple[str, ...], stages: Sequence[
         stages: that are finished.
 
     Returns:
-        "metrics" -> task -> figures by name; "added" -> `contract.addition` -> likewise, where tasks have got classes.
+        "metrics" -> task -> metrics by name; "added" -> `contract.addition` -> the same for added classes.
     """
     added_metrics = {name: metric.compute() for name, metric in additions(run, variables, stages).items()}
     return {"metrics": tasks(run, variables, names), **({"added": added_metrics} if added_metrics else {})}

@@ -41,7 +41,7 @@ def take_all(
 
     Raises:
         UserError: a loss or gradient that is not finite.
-        Preempted: the run was asked to end, and has saved.
+        Preempted: the run received a stop request, and has saved.
     """
     last_save = time.monotonic()
     evaluate_every = round(stage.settings.eval_every_epochs * stage.steps_per_epoch)
@@ -116,7 +116,7 @@ class _Steps:
 
 
 def _save_and_leave(run: Run, steps_done: int, *, since: float) -> tuple[bool, bool]:
-    """Whether it is time to save, and whether the run is asked to end: the same in every process."""
+    """Returns whether to save and whether to end, with equal results in every process."""
     save, leave = time.monotonic() - since > run.config.checkpoint_every_seconds, run.preemption.requested
     if jax.process_count() > 1:  # clocks and signals differ, and asking at every step would slow them all
         ask = steps_done % run.config.log_every_steps == 0

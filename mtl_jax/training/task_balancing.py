@@ -53,7 +53,7 @@ def backward(
         location: the settings' place, for errors.
 
     Raises:
-        UserError: gradients at the features are asked for where there are none to balance.
+        UserError: gradients at the features are requested, but there are none to balance.
     """
     one_image_many_tasks = any(len(objective.carried(group)) > 1 for group in objective.groups)
     if settings.gradient_space == "features":

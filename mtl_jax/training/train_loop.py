@@ -59,7 +59,7 @@ def train_and_evaluate(
         config: from a page of `configs/`.
         workdir: where the run's files go; a run that is there already is continued.
         command: for the record in `config.json`.
-        preemption: asked after every step whether to save and end; None never ends early.
+        preemption: checked after every step; None never ends early.
         track: keys of `workdir.tracking.TRACKERS`, which get all figures, the configuration and the report.
 
     Returns:
@@ -68,7 +68,7 @@ def train_and_evaluate(
     Raises:
         UserError: a setting, a dataset or a work directory that does not fit, or files that cannot be written.
         CheckpointError: a checkpoint that cannot be read or written.
-        Preempted: the run was asked to end, and has saved.
+        Preempted: the run received a stop request, and has saved.
     """
     try:
         return _train_and_evaluate(config, Path(workdir).expanduser(), command, preemption or Preemption(), track)

@@ -57,8 +57,8 @@ def init_state(
     """Returns the state at step 0 of a stage.
 
     Args:
-        params: of the network.
-        batch_stats: likewise.
+        params: parameters of the network.
+        batch_stats: batch statistics of the network.
         balance: the balancing method.
         tx: gradient -> update.
         ema: keep an average of the parameters.

@@ -84,8 +84,8 @@ def differences(before: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     """Returns "name was old, is new" for each setting that differs.
 
     Args:
-        before: name -> value, as `learnt_from` returns them.
-        current: likewise.
+        before: name -> value, as returned by `learnt_from`.
+        current: name -> value, as returned by `learnt_from`.
     """
     names = sorted(name for name in before.keys() | current.keys() if before.get(name) != current.get(name))
     return [f"{name} was {before.get(name)!r}, is {current.get(name)!r}" for name in names]
@@ -109,8 +109,8 @@ def _left_out(before: Mapping[str, Any], current: Mapping[str, Any], stages: int
     """Memory that later stages now need of finished ones, which did not keep it."""
     messages = []
     for number, name in enumerate(list(current["order"])[:stages]):
-        # The last, where it is not finished, leaves at its end what is asked then, but for what follows it from its
-        # start.
+        # An unfinished last stage stores at its end what the current settings need, except for memory that is collected
+        # from its start.
         is_begun = partly and number == stages - 1
         memory_before, memory_now = (_stored_memory(config, number, followed=is_begun) for config in (before, current))
         if is_begun:

@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replaces a file's text at once: whoever reads finds the old text or the new.
+    """Replaces the text of a file atomically: readers get the old or the new text.
 
     What is no text, as in file names that are not UTF-8, is written as JSON escapes it.
     """

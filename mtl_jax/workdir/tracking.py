@@ -123,7 +123,7 @@ class MLflow:
     """A run of MLflow; MLFLOW_TRACKING_URI, by default the folder ./mlruns, and MLFLOW_EXPERIMENT_NAME are followed."""
 
     def __init__(self, start: Start) -> None:
-        # MLflow takes a folder only where it is asked for one: it prefers a database.
+        # MLflow uses a folder only on request: it prefers a database.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._mlflow = _package("mlflow")
         self._mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI") or Path("mlruns").absolute().as_uri())

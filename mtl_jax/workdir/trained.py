@@ -35,7 +35,7 @@ class Trained(NamedTuple):
     stage: str
     config: RunSettings  # as it was trained with; what has come since has its default
     setup: experiment.Experiment
-    names: tuple[str, ...]  # of the tasks asked for
+    names: tuple[str, ...]  # of the requested tasks
     variables: PyTree
     data: Mapping[str, Any] = MappingProxyType({})  # stream -> split -> `data_record.CHECKPOINT_FIELDS`
     stages: tuple[str, ...] = ()  # names of the finished ones, in their order
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """The tasks asked for, with the temperatures and thresholds that were chosen for them."""
+        """The requested tasks, with their calibrated temperatures and thresholds."""
         return {name: calibrated(self.setup.tasks[name], self.calibration.get(name)) for name in self.names}
 
 

@@ -82,7 +82,7 @@ class Boxes(LabelShape):
         return outlined
 
     def restrict(self, fields: Fields, region: Bool[np.ndarray, "height width"]) -> Fields:
-        """Adds a crowd over the whole image: what it shows besides the objects is not labelled."""
+        """Adds a crowd over the whole image: its other objects are unlabelled."""
         height, width = region.shape
         crowd_fields = {
             "boxes_xyxy": np.array([[0, 0, width, height]], np.float32),

@@ -204,7 +204,7 @@ def _read_chunk(response: http.client.HTTPResponse) -> bytes:
 
 
 def _check_room(partial_file: Path, needed: int) -> None:
-    # Asked before the first byte: two gigabytes later is a bad moment to learn it.
+    # Checked before the first byte, instead of after two gigabytes.
     free_bytes = shutil.disk_usage(partial_file.parent).free
     if free_bytes < needed:
         raise UserError(

@@ -68,7 +68,7 @@ class Source(Protocol):
     """Random access to samples.
 
     A source may also have an attribute `reading` (see `Reading` and `reading_of`), which may look at every file when it
-    is first asked for, a method `image_origin(index)`, the file of an image, and an attribute `labelled_classes`, which
+    is first accessed, a method `image_origin(index)`, the file of an image, and an attribute `labelled_classes`, which
     of a label's classes were looked for in its images, by label name.
     """
 

@@ -37,7 +37,7 @@ class ListedImages:
         self._maps = {kind: ImageFolderIndex(folder) for kind, folder in maps.items()}
         self._map_nouns = " and ".join(f"{kind}s" for kind in maps)
         self._annotated_on = orientation.check(annotated_on)
-        self.is_read = False  # whether somebody has asked for `reading`; until then doubts are logged as they are met
+        self.is_read = False  # whether `reading` was accessed; until then warnings are logged immediately
 
     def __len__(self) -> int:
         return len(self.names)

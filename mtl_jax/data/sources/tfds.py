@@ -87,7 +87,7 @@ class Tfds:
             if training is not None and split != SPLITS[0]
             else None
         )
-        self._is_read = False  # whether somebody has asked for `reading`
+        self._is_read = False  # whether `reading` was accessed
 
     def __len__(self) -> int:
         return len(self._data)

@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         return functools.partial(ConvNorm, epsilon=self.epsilon, momentum=self.batch_norm_momentum, dtype=self.dtype)
 
     def refuse_dilation(self, name: str) -> None:
-        """Raises `UserError` where an output stride other than 32 px is asked of the backbone of this name."""
+        """Raises `UserError` if an output stride other than 32 px is requested from the backbone of this name."""
         if self.output_stride != 32:
             stride_asked = self.output_stride
             raise UserError(f"model.output_stride: expected 32 with backbone {name}, found {stride_asked}; set 32")

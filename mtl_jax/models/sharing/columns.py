@@ -62,7 +62,7 @@ class Column(nn.Module):
 
 
 class ColumnsNetwork(nn.Module):
-    """Independent networks: a column for each task, of which only those asked for are computed."""
+    """Independent networks: a column for each task; only the requested ones are computed."""
 
     make_backbone: Callable[..., nn.Module]
     make_neck: Callable[[Task], nn.Module]
@@ -180,7 +180,7 @@ class ProgressiveNetwork(ColumnsNetwork):
 
     @nn.nowrap
     def needed(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        """The tasks asked for and all before them."""
+        """Returns the requested tasks and all before them."""
         names = [task.name for task in self.tasks]
         return tuple(names[: 1 + max(names.index(task) for task in tasks)])
 
