@@ -38,8 +38,8 @@ def test_a_variant_switches_on_what_it_names_and_nothing_else(page, data):
         config_lib.resolve(config)
         last = config.stages[config.order[-1]]
         assert set(last.keep) == set(variant.split("+")) - {"none"}
-        left = config.stages[config.order[0]].keep.to_dict()
-        assert left == ({"replay": {"images": 10}} if "replay" in variant else {})
+        remaining = config.stages[config.order[0]].keep.to_dict()
+        assert remaining == ({"replay": {"images": 10}} if "replay" in variant else {})
 
 
 def test_projected_updates_and_balanced_distillation_join_the_others(page):
@@ -78,11 +78,11 @@ def test_without_mitigation_the_first_task_falls_and_with_the_default_it_keeps_i
         config.stages.seg.update({"epochs": 2.0})
         return train_loop.train_and_evaluate(config, workdir)["tasks"]["cls"]
 
-    kept = trained(page.METHODS, tmp_path / "all")
+    retained = trained(page.METHODS, tmp_path / "all")
     # Of what is shared, all is the same.
     monkeypatch.setattr(continuation, "refuse_another", lambda *configs, **stages: None)
     shutil.copytree(tmp_path / "all" / "checkpoints" / "0-cls", tmp_path / "none" / "checkpoints" / "0-cls")
     free = trained((), tmp_path / "none")
-    assert free["baseline"] == kept["baseline"] > 0.4
+    assert free["baseline"] == retained["baseline"] > 0.4
     assert free["drop_percent"] > 30
-    assert kept["drop_percent"] <= 5
+    assert retained["drop_percent"] <= 5

@@ -21,8 +21,8 @@ print(os.environ.get("GLIBC_TUNABLES"), sys.argv[1:])
 def run(**environment):
     plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     command = [sys.executable, "-c", PROGRAM, "a b", "--c"]
-    done = subprocess.run(command, env={**plain, **environment}, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
+    process = subprocess.run(command, env={**plain, **environment}, capture_output=True, text=True, check=True)
+    return process.stdout.splitlines()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
@@ -31,5 +31,5 @@ def test_it_starts_anew_once_with_the_same_arguments():
 
 
 def test_it_leaves_the_user_s_own_setting_alone():
-    own = "glibc.malloc.check=0"
-    assert run(GLIBC_TUNABLES=own) == ["start", f"{own} ['a b', '--c']"]
+    custom = "glibc.malloc.check=0"
+    assert run(GLIBC_TUNABLES=custom) == ["start", f"{custom} ['a b', '--c']"]

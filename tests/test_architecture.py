@@ -69,13 +69,13 @@ def test_every_module_has_its_layer():
 
 @pytest.mark.parametrize("path", module_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_one_way(path: Path):
-    own = part(path)
+    custom = part(path)
     for name in imported(path):
-        if not name.startswith("mtl_jax.") or own == "__init__":
+        if not name.startswith("mtl_jax.") or custom == "__init__":
             continue
-        other = name.split(".")[1]
-        if any(other in names for names in LAYERS) and other != own:
-            assert layer(other) <= layer(own), f"{own} imports {other}"
+        another = name.split(".")[1]
+        if any(another in names for names in LAYERS) and another != custom:
+            assert layer(another) <= layer(custom), f"{custom} imports {another}"
 
 
 @pytest.mark.parametrize("place", ["balance", "workdir/checkpoints.py"])

@@ -43,9 +43,9 @@ def test_a_backbone_has_its_levels_and_parameters(name, channels, count):
 @pytest.mark.parametrize(("name", "stride"), [("efficientnet_b0", 16), ("yolov8n", 8), ("fast_scnn", 8)])
 def test_stages_make_up_the_whole_and_every_parameter_has_a_gradient(name, stride):
     make = multi_task.BACKBONES[name]
-    whole, lower, upper = (make(0.1, **part) for part in ({}, {"until": stride}, {"after": stride}))
+    full, lower, upper = (make(0.1, **section) for section in ({}, {"until": stride}, {"after": stride}))
     image = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
-    variables = jax.eval_shape(lambda: whole.init(jax.random.key(0), image, train_batch_norm=False))
+    variables = jax.eval_shape(lambda: full.init(jax.random.key(0), image, train_batch_norm=False))
 
     @jax.jit
     def compare(key):
@@ -61,7 +61,7 @@ def test_stages_make_up_the_whole_and_every_parameter_has_a_gradient(name, strid
             return sum(jnp.sum(jnp.cos(3 * x) * x) for x in levels.values()), levels
 
         grads, levels = jax.grad(loss, has_aux=True)(params)
-        return grads, levels, run(whole, params, image)
+        return grads, levels, run(full, params, image)
 
     grads, levels, expected = compare(jax.random.key(1))  # with key 0 a pooled layer starts dead
     for level, features in expected.items():

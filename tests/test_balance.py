@@ -107,11 +107,11 @@ def test_the_state_tells_the_weights_that_made_the_update(name):
 
 @pytest.mark.parametrize("name", ["sum", "mgda", "moco", "modo", "db_mtl", "excess_mtl"])  # one of each way to the tree
 def test_the_gradient_may_be_split_into_leaves_of_any_shape(name):
-    whole = random_gradients(0)
-    split = {"a": whole[:, :6].reshape(3, 2, 1, 3), "b": [whole[:, 6], whole[:, 7:]]}
+    full = random_gradients(0)
+    split = {"a": full[:, :6].reshape(3, 2, 1, 3), "b": [full[:, 6], full[:, 7:]]}
     update = update_of(name, split, {"a": jnp.zeros((2, 1, 3)), "b": [jnp.zeros(()), jnp.zeros(1)]})
     joined = jnp.concatenate([update["a"].ravel(), update["b"][0][None], update["b"][1]])
-    np.testing.assert_allclose(joined, update_of(name, whole), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(joined, update_of(name, full), rtol=1e-4, atol=1e-5)
 
 
 @EVERY_METHOD
@@ -234,8 +234,8 @@ def test_mgda_by_losses_refuses_missing_ones():
 @EVERY_METHOD
 def test_unknown_extra_arguments_are_ignored(name):
     tx = balance.METHODS[name]()
-    found, _ = jax.eval_shape(lambda: tx.update(CONFLICT, tx.init(jnp.zeros(3)), task_losses=LOSSES, value=3.0))
-    assert found.shape == (3,)
+    result, _ = jax.eval_shape(lambda: tx.update(CONFLICT, tx.init(jnp.zeros(3)), task_losses=LOSSES, value=3.0))
+    assert result.shape == (3,)
 
 
 @EVERY_METHOD
@@ -279,10 +279,10 @@ def project_one_by_one(gradients, orders):
     total = np.zeros(gradients.shape[1])
     for task, order in enumerate(orders):
         projected = gradients[task].copy()
-        for other in order:
-            inner = projected @ gradients[other]
-            if other != task and inner < 0:
-                projected -= inner / (gradients[other] @ gradients[other]) * gradients[other]
+        for another in order:
+            inner = projected @ gradients[another]
+            if another != task and inner < 0:
+                projected -= inner / (gradients[another] @ gradients[another]) * gradients[another]
         total += projected
     return total
 
@@ -292,9 +292,9 @@ def test_pcgrad_equals_the_projection_of_the_gradients_in_some_order(seed):
     gradients = random_gradients(seed, rank=2)  # a plane: three gradients there conflict often
     update = update_of("pcgrad", gradients, seed=seed)
     matrix = np.asarray(gradients, np.float64)
-    others = [list(itertools.permutations([other for other in range(3) if other != task])) for task in range(3)]
-    possible = [project_one_by_one(matrix, orders) for orders in itertools.product(*others)]
-    assert min(np.abs(update - one).max() for one in possible) < 1e-4
+    peers = [list(itertools.permutations([second for second in range(3) if second != task])) for task in range(3)]
+    possible = [project_one_by_one(matrix, orders) for orders in itertools.product(*peers)]
+    assert min(np.abs(update - first).max() for first in possible) < 1e-4
 
 
 def test_pcgrad_draws_a_new_order_at_every_step_and_repeats_with_its_seed():
@@ -346,8 +346,8 @@ def test_the_update_opposes_no_task(name, tasks, size):
 @pytest.mark.parametrize("name", [name for name in balance.METHODS if name not in DRAWN])
 def test_the_order_of_the_tasks_does_not_matter(name):
     gradients, losses, order = random_gradients(4), jnp.array([0.3, 1.0, 2.0]), jnp.array([2, 0, 1])
-    here, there = update_of(name, gradients, losses=losses), update_of(name, gradients[order], losses=losses[order])
-    np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4 * float(jnp.linalg.norm(here)))
+    local, present = update_of(name, gradients, losses=losses), update_of(name, gradients[order], losses=losses[order])
+    np.testing.assert_allclose(present, local, rtol=1e-3, atol=1e-4 * float(jnp.linalg.norm(local)))
 
 
 @pytest.mark.parametrize("name", SCALING)
@@ -372,9 +372,9 @@ def test_cagrad_leaves_no_direction_of_the_ball_in_which_the_worst_task_gains_mo
         assert np.linalg.norm(update - mean) <= 1.001 * radius + 1e-6
         gain, longest = (wide @ update).min(), np.square(wide).sum(1).max()
         # Weights of sum 1 bound what any direction of the ball can give the worst task: those found, or of the pair.
-        found = np.maximum(np.asarray(state.task_weights[:tasks], np.float64) - 1 / tasks, 1e-12)
+        result = np.maximum(np.asarray(state.task_weights[:tasks], np.float64) - 1 / tasks, 1e-12)
         pair = np.eye(2, tasks).sum(0) if opposite else np.ones(tasks)
-        combined = [weights / weights.sum() @ wide for weights in (found, pair)]
+        combined = [weights / weights.sum() @ wide for weights in (result, pair)]
         bound = min(gradient @ mean + radius * np.linalg.norm(gradient) for gradient in combined)
         assert gain >= bound - 1e-4 * longest
 
@@ -408,10 +408,10 @@ def test_gradnorm_s_weights_follow_the_finite_differences_of_its_definition():
     # Chen et al., equation 2: the distance of the weighted lengths from their mean times the relative inverse rates,
     # the right side held constant; in units of that mean.
     mean = (before * lengths).mean()
-    asked = mean * (ratios / ratios.mean()) ** 0.7
+    requested = mean * (ratios / ratios.mean()) ** 0.7
 
     def distance(weights):
-        return np.abs(weights * lengths - asked).sum() / mean
+        return np.abs(weights * lengths - requested).sum() / mean
 
     steps = 1e-6 * np.eye(3)
     slope = np.array([(distance(before + step) - distance(before - step)) / 2e-6 for step in steps])

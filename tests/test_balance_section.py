@@ -16,8 +16,8 @@ OTHERS = [event(1, "cosine/seg/cls", 0.1), event(1, "task_weight", 0.4, task="se
 
 
 def test_a_conflict_is_a_negative_cosine():
-    found = balance_section.conflicts([*COSINES, *OTHERS])
-    assert found == {("seg", "depth_a"): Conflict(0.5, -0.125, -0.5, 4), ("seg", "cls"): Conflict(0.0, 0.1, None, 1)}
+    result = balance_section.conflicts([*COSINES, *OTHERS])
+    assert result == {("seg", "depth_a"): Conflict(0.5, -0.125, -0.5, 4), ("seg", "cls"): Conflict(0.0, 0.1, None, 1)}
 
 
 def test_a_stream_called_cosine_is_no_pair_of_tasks():

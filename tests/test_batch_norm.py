@@ -23,7 +23,7 @@ def wide(channels, x):
 
 
 def define(x, scale, bias, mean, variance, activation):
-    scale, bias, mean, variance = (wide(each, x) for each in (scale, bias, mean, variance))
+    scale, bias, mean, variance = (wide(entry, x) for entry in (scale, bias, mean, variance))
     z = (x - mean) / jnp.sqrt(variance + 1e-3) * scale + bias
     values = {
         "identity": z,
@@ -57,8 +57,8 @@ def test_by_batch_is_its_definition_with_gradients(kernels, activation):
         return jnp.sum(weight * y), (y, mean, variance)
 
     (_, values), gradients = jax.value_and_grad(found, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
-    (_, others), other_gradients = jax.value_and_grad(expected, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
-    for a, b in zip((*values, *gradients), (*others, *other_gradients), strict=True):
+    (_, peers), other_gradients = jax.value_and_grad(expected, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
+    for a, b in zip((*values, *gradients), (*peers, *other_gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
 
 
@@ -85,9 +85,9 @@ def test_per_example_gradients_by_vmap(kernels):
         y = batch_norm.by_statistics(x[None], scale, *channels[1:], epsilon=1e-3, activation="relu")
         return jnp.sum(y**2)
 
-    found = jax.vmap(jax.grad(loss), in_axes=(None, 0))(channels[0], x)
-    expected = jnp.stack([jax.grad(loss)(channels[0], one) for one in x])
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = jax.vmap(jax.grad(loss), in_axes=(None, 0))(channels[0], x)
+    expected = jnp.stack([jax.grad(loss)(channels[0], single) for single in x])
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_statistics_are_of_the_whole_batch_when_it_is_split_over_devices(kernels):
@@ -114,5 +114,5 @@ def test_bfloat16_stays_bfloat16_with_float32_statistics():
 def test_what_is_not_a_number_stays_none(kernels, activation):
     x, *channels = arrays((2, 3, 3, 16))
     x = x.at[0, 0, 0, 0].set(jnp.nan)
-    found = batch_norm.by_statistics(x, *channels, epsilon=1e-3, activation=activation)
-    np.testing.assert_array_equal(jnp.isnan(found), jnp.isnan(x))
+    result = batch_norm.by_statistics(x, *channels, epsilon=1e-3, activation=activation)
+    np.testing.assert_array_equal(jnp.isnan(result), jnp.isnan(x))

@@ -27,12 +27,12 @@ SMALL = Problem("jax", "step", batch_size=2, image_size=64)
 
 def test_a_bfloat16_step_stays_within_2_percent_of_float32_s_loss(monkeypatch):
     small_networks(monkeypatch)
-    found, expected = (
+    actual, expected = (
         jax_side.build(dataclasses.replace(SMALL, dtype=dtype)).compute()["all/loss"]
         for dtype in ("bfloat16", "float32")
     )
-    assert found != expected
-    np.testing.assert_allclose(found, expected, rtol=0.02)
+    assert actual != expected
+    np.testing.assert_allclose(actual, expected, rtol=0.02)
 
 
 def test_the_torch_peer_has_the_same_parameters_outputs_and_joint_loss():
@@ -58,13 +58,15 @@ def test_the_torch_peer_has_the_same_parameters_outputs_and_joint_loss():
     assert sum(parameter.numel() for parameter in network.parameters()) == sum(sizes.values())
     with torch.inference_mode():
         outputs = network(torch.from_numpy(image).permute(0, 3, 1, 2))
-        given = {task: {name: torch.from_numpy(value) for name, value in each.items()} for task, each in labels.items()}
-        found = torch_losses.joint_loss(outputs, given, 64)
+        inputs = {
+            task: {name: torch.from_numpy(value) for name, value in label.items()} for task, label in labels.items()
+        }
+        actual = torch_losses.joint_loss(outputs, inputs, 64)
     for ours, theirs in zip(
         (raw[name] for name in records), (outputs[0].permute(0, 2, 3, 1), *outputs[1:]), strict=True
     ):
         np.testing.assert_allclose(theirs.numpy(), ours, atol=1e-4)
-    np.testing.assert_allclose(float(found), float(expected), rtol=1e-3)
+    np.testing.assert_allclose(float(actual), float(expected), rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -82,16 +84,16 @@ def test_a_comparison_has_the_peers_as_they_come_and_with_memory_kept(monkeypatc
     took = {("jax", True): 0.2, ("torch", False): 0.5, ("torch_compile", False): 0.4, ("torch", True): 0.25}
 
     def run(problems, *, repeats):
-        seconds = (took.get((each.side, each.keeps_memory), 1.0) for each in problems)
-        return [turns.Timing(each, 1.0, (found,), 1.0) for each, found in zip(problems, seconds, strict=True)]
+        seconds = (took.get((entry.side, entry.keeps_memory), 1.0) for entry in problems)
+        return [turns.Timing(entry, 1.0, (second,), 1.0) for entry, second in zip(problems, seconds, strict=True)]
 
     monkeypatch.setattr(turns, "run", run)
-    first, *others = commands.step(commands.Options(peer="torch"))
+    first, *peers = commands.step(commands.Options(peer="torch"))
     assert (first["ratio_of_medians"], first["ratio_of_medians_memory_kept"]) == (
         pytest.approx(0.5),
         pytest.approx(0.8),
     )
-    assert [(row["side"], row["memory_kept"]) for row in others[::2]] == [("torch", False), ("torch", True)]
+    assert [(row["side"], row["memory_kept"]) for row in peers[::2]] == [("torch", False), ("torch", True)]
 
 
 def test_the_allocator_s_settings_reach_only_the_sides_that_ask_for_them(monkeypatch):
@@ -127,9 +129,9 @@ def small_networks(monkeypatch):
 def test_balancing_methods_are_set_beside_the_sum(monkeypatch):
     from benchmarks import balance_costs, commands
 
-    found = balance_costs.settings(SMALL, ("sum", "moco", "pcgrad"))
-    assert found[0][2] == ("sum", "moco", "pcgrad")
-    assert found[2][2] == found[-1][2] == ("sum", "pcgrad")
+    result = balance_costs.settings(SMALL, ("sum", "moco", "pcgrad"))
+    assert result[0][2] == ("sum", "moco", "pcgrad")
+    assert result[2][2] == result[-1][2] == ("sum", "pcgrad")
     two = [("two tasks", dataclasses.replace(SMALL, image_size=32, classifiers=2), ("sum", "pcgrad"))]
     monkeypatch.setattr(balance_costs, "settings", lambda plain, methods: two)
     small_networks(monkeypatch)
@@ -148,21 +150,21 @@ def test_a_body_with_heads_holds_fewer_parameters_than_as_many_networks(monkeypa
 
     monkeypatch.setattr(hydra, "HEADS", (1, 2))
     small_networks(monkeypatch)
-    one, two = hydra.measure(image_size=64, repeats=1)
-    assert one["body_params"] == one["stacked_params"]
-    assert two["stacked_params"] == 2 * one["body_params"] > two["body_params"]
+    single, two = hydra.measure(image_size=64, repeats=1)
+    assert single["body_params"] == single["stacked_params"]
+    assert two["stacked_params"] == 2 * single["body_params"] > two["body_params"]
     assert two["body_memory_mb"] < two["stacked_memory_mb"]
-    assert one["times_one_head"] == 1
+    assert single["times_one_head"] == 1
 
 
 def test_every_backbone_is_counted_and_timed(monkeypatch):
     from benchmarks import commands
 
-    asked = []
+    requested = []
 
     def run(problems, *, repeats):
-        asked.extend(problems)
-        return [turns.Timing(each, 1.0, (0.002, 0.004, 0.003), 1.0) for each in problems]
+        requested.extend(problems)
+        return [turns.Timing(entry, 1.0, (0.002, 0.004, 0.003), 1.0) for entry in problems]
 
     monkeypatch.setattr(turns, "run", run)
     backbones = {name: multi_task.BACKBONES[name] for name in ("yolov8n", "plain_cnn")}
@@ -170,7 +172,7 @@ def test_every_backbone_is_counted_and_timed(monkeypatch):
     first, second = commands.backbones(commands.Options(image_size=128))
     assert (first["backbone"], first["params"], second["params"]) == ("yolov8n", 1_272_656, 310_160)
     assert (first["infer_ms"], first["step_min_ms"]) == (3, 2)
-    assert [(each.what, each.backbone, each.batch_size, each.image_size) for each in asked[1:3]] == [
+    assert [(entry.what, entry.backbone, entry.batch_size, entry.image_size) for entry in requested[1:3]] == [
         ("infer", "plain_cnn", 1, 128),
         ("step", "yolov8n", 8, 64),
     ]
@@ -238,13 +240,13 @@ builtins.__import__ = bare
 def test_the_gpu_command_runs_on_a_bare_machine_and_says_where_there_is_no_gpu(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BARE)  # which every process of the command runs first
     root, path = Path(__file__).parents[1], tmp_path / "gpu.json"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, root / "scripts" / "benchmark.py", "gpu", "--quick", "--minutes", "60", "--json", path],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     rows = json.loads(path.read_text())["rows"]
     by_section = {name: [row for row in rows if row["section"] == name] for name in {row["section"] for row in rows}}
     assert set(by_section) == {"machine", "correctness", "depthwise", "step", "infer", "balance"}
@@ -256,29 +258,29 @@ def test_the_gpu_command_runs_on_a_bare_machine_and_says_where_there_is_no_gpu(t
     assert [row["balance"] for row in by_section["balance"]] == ["sum", "pcgrad"]
     assert by_section["balance"][0]["ratio_to_sum"] == 1.0
     assert by_section["balance"][1]["bar"] == "<= 1.10"
-    assert "## correctness" in done.stdout
-    assert "| jax | float32 | 2 | 64 |" in done.stdout
+    assert "## correctness" in process.stdout
+    assert "| jax | float32 | 2 | 64 |" in process.stdout
 
 
 def gpu_times(monkeypatch, outcomes):
     """Lets `turns.together` return, for each problem, seconds of a computation or words; returns what was asked."""
     from benchmarks import gpu
 
-    asked = []
+    requested = []
 
     def together(problems, *, repeats, seconds, environment):
-        asked.append(list(problems))
-        found = [outcomes(problem, alone=len(problems) == 1) for problem in problems]
+        requested.append(list(problems))
+        result = [outcomes(problem, alone=len(problems) == 1) for problem in problems]
         return [
-            each if isinstance(each, str) else turns.Timing(problem, 1.0, (each,), 1.0)
-            for problem, each in zip(problems, found, strict=True)
+            entry if isinstance(entry, str) else turns.Timing(problem, 1.0, (entry,), 1.0)
+            for problem, entry in zip(problems, result, strict=True)
         ]
 
     facts = {"backend": "gpu", "gflop_an_image": 10.0, "tflops": {"bfloat16": 100.0, "float32": 50.0}}
     monkeypatch.setattr(gpu, "_checks", lambda *arguments, **options: facts)
     monkeypatch.setattr(gpu, "_has_torch", lambda: True)
     monkeypatch.setattr(turns, "together", together)
-    return gpu, asked
+    return gpu, requested
 
 
 def test_a_gpu_s_rows_hold_ratios_bars_and_the_share_of_its_peak(monkeypatch):
@@ -287,7 +289,7 @@ def test_a_gpu_s_rows_hold_ratios_bars_and_the_share_of_its_peak(monkeypatch):
     def outcomes(problem, *, alone):
         return seconds[problem.side] * (1.2 if problem.balance == "pcgrad" else 1.0)
 
-    gpu, asked = gpu_times(monkeypatch, outcomes)
+    gpu, requested = gpu_times(monkeypatch, outcomes)
     written = []
     rows = gpu.measure(minutes=1.0, quick=False, on_rows=lambda rows: written.append(len(rows)))
     assert written == list(range(1, len(rows) + 1))
@@ -299,7 +301,7 @@ def test_a_gpu_s_rows_hold_ratios_bars_and_the_share_of_its_peak(monkeypatch):
     pcgrad = [row for row in rows if row.get("balance") == "pcgrad"]
     assert [(row["setting"], row["met"]) for row in pcgrad] == [(name, "no") for name in gpu.SETTINGS]
     assert pcgrad[0]["images_per_second"] == pytest.approx(3 * 32 / 0.12)
-    assert any(problem.depthwise == "shifted" for problem in asked[0])
+    assert any(problem.depthwise == "shifted" for problem in requested[0])
     assert {(row["dtype"], row["batch_size"]) for row in rows if row["section"] == "infer"} == {
         (dtype, batch) for dtype in ("bfloat16", "float32") for batch in (8, 64, 256)
     }
@@ -311,10 +313,10 @@ def test_a_side_without_memory_is_tried_alone_and_what_comes_too_late_is_one_row
             return 0.5 if alone else f"ended early: {turns.OUT_OF_MEMORY}"
         return f"ended early: {turns.OUT_OF_MEMORY}" if problem.batch_size == 256 else 0.1
 
-    gpu, asked = gpu_times(monkeypatch, outcomes)
+    gpu, requested = gpu_times(monkeypatch, outcomes)
     rows = gpu.measure(minutes=1.0, quick=False, on_rows=lambda rows: None)
     assert next(row for row in rows if row["side"] == "torch" and row["batch_size"] == 64)["median_ms"] == 500
-    assert [len(problems) for problems in asked[:2]] == [7, 1]
+    assert [len(problems) for problems in requested[:2]] == [7, 1]
     large = [row for row in rows if row["batch_size"] == 256]
     assert len(large) == 12
     assert all(turns.OUT_OF_MEMORY in row["message"] for row in large)
@@ -373,9 +375,9 @@ def test_sums_over_devices_are_counted_in_a_program_and_their_time_grows_with_de
     assert at_scale.all_reduces(program) == (2, 4 * (12 + 2 + 1))
     two = at_scale.exchange_seconds(2, 3, 1000, bytes_per_second=1000.0, latency=0.5)
     assert two == pytest.approx(1.0 + 2 * 3 * 0.5)
-    given = {"batch_size": 8, "bytes_per_second": 1e9, "latency": 1e-5, "learning_rate": 1e-3}
-    one, many = at_scale.rows(0.1, 10, 1_000_000, devices=(1, 64), **given)
-    assert (one["efficiency"], one["images_per_second"]) == (1, pytest.approx(80))
+    inputs = {"batch_size": 8, "bytes_per_second": 1e9, "latency": 1e-5, "learning_rate": 1e-3}
+    single, many = at_scale.rows(0.1, 10, 1_000_000, devices=(1, 64), **inputs)
+    assert (single["efficiency"], single["images_per_second"]) == (1, pytest.approx(80))
     assert many["learning_rate"] == pytest.approx(8e-3)
     assert many["images_per_second_of_a_host"] == pytest.approx(many["images_per_second"] / 8)
     assert many["efficiency"] < 1

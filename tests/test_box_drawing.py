@@ -28,7 +28,7 @@ def test_labels_of_crowded_boxes_are_apart_and_within_the_picture():
     areas = [area for _, area in place_labels(picture(), boxes)]
     assert len(areas) >= 3
     assert all(area.within(Area(-0.5, -0.5, 63.5, 63.5)) for area in areas)
-    assert not any(one.meets(other) for one, other in itertools.combinations(areas, 2))
+    assert not any(first.meets(second) for first, second in itertools.combinations(areas, 2))
 
 
 def test_many_boxes_have_thinner_lines_and_few_labels():

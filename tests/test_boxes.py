@@ -44,7 +44,7 @@ def numpy_iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    ("other", "expected", "expected_generalised"),
+    ("another", "expected", "expected_generalised"),
     [
         (UNIT, 1.0, 1.0),
         ([1.0, 0.0, 3.0, 2.0], 1 / 3, 1 / 3),  # half shifted; the hull is filled
@@ -53,8 +53,8 @@ def numpy_iou(a: np.ndarray, b: np.ndarray) -> float:
         ([0.5, 0.5, 1.5, 1.5], 0.25, 0.25),  # contained
     ],
 )
-def test_overlaps_equal_hand_computed_values(other, expected, expected_generalised):
-    a, b = array(UNIT), array(other)
+def test_overlaps_equal_hand_computed_values(another, expected, expected_generalised):
+    a, b = array(UNIT), array(another)
     np.testing.assert_allclose(iou(a, b)[0], expected, rtol=1e-6)
     np.testing.assert_allclose(iou_matrix(a, b)[0, 0], expected, rtol=1e-6)
     np.testing.assert_allclose(generalised_iou(a, b)[0], expected_generalised, rtol=1e-6, atol=1e-7)
@@ -143,44 +143,44 @@ def test_suppression_equals_the_greedy_loop(seed, threshold):
     numbers = np.random.default_rng(seed)
     corners = random_boxes(seed, 60)
     label, valid = numbers.integers(0, 2, 60), numbers.random(60) < 0.8
-    kept = suppress(jnp.array(corners), jnp.array(label, jnp.int32), jnp.array(valid), iou_threshold=threshold)
+    retained = suppress(jnp.array(corners), jnp.array(label, jnp.int32), jnp.array(valid), iou_threshold=threshold)
     expected = greedy_suppression(corners, label, valid, threshold)
     assert 0 < expected.sum() < valid.sum()
-    np.testing.assert_array_equal(kept, expected)
+    np.testing.assert_array_equal(retained, expected)
 
 
 def test_suppression_follows_a_long_chain_of_overlaps():
     # Each box overlaps only its neighbours (IoU 1/3), so that every second one stays.
-    left = np.arange(30, dtype=np.float32)
-    chain = np.stack([left, 0 * left, left + 2, 0 * left + 1], axis=1)
-    kept = suppress(jnp.array(chain), jnp.zeros(30, jnp.int32), jnp.ones(30, bool), iou_threshold=0.3)
-    np.testing.assert_array_equal(kept, np.arange(30) % 2 == 0)
+    remaining = np.arange(30, dtype=np.float32)
+    chain = np.stack([remaining, 0 * remaining, remaining + 2, 0 * remaining + 1], axis=1)
+    retained = suppress(jnp.array(chain), jnp.zeros(30, jnp.int32), jnp.ones(30, bool), iou_threshold=0.3)
+    np.testing.assert_array_equal(retained, np.arange(30) % 2 == 0)
 
 
 def test_boxes_of_a_class_that_overlap_are_averaged_by_their_scores():
     pair = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0]]
-    found = jnp.array([*pair, pair[1], pair[1], [50.0, 50.0, 60.0, 60.0]])
+    result = jnp.array([*pair, pair[1], pair[1], [50.0, 50.0, 60.0, 60.0]])
     label, valid = jnp.array([0, 0, 1, 0, 0]), jnp.array([True, True, True, False, True])
-    voted = boxes.vote(found, jnp.array([0.9, 0.3, 0.9, 0.9, 0.5]), label, valid, iou_threshold=0.6)
+    voted = boxes.vote(result, jnp.array([0.9, 0.3, 0.9, 0.9, 0.5]), label, valid, iou_threshold=0.6)
     mean = [0.0, 0.0, 10.0, (0.9 * 10 + 0.3 * 8) / 1.2]
     np.testing.assert_allclose(voted[:2], [mean, mean], rtol=1e-5)  # not those of another class, or not valid
-    np.testing.assert_allclose(voted[2], found[2], rtol=1e-5)
-    np.testing.assert_allclose(voted[4], found[4], rtol=1e-5)
+    np.testing.assert_allclose(voted[2], result[2], rtol=1e-5)
+    np.testing.assert_allclose(voted[4], result[4], rtol=1e-5)
 
 
 def test_some_boxes_are_moved_as_all_of_them_would_be():
     generator = np.random.default_rng(0)
     corner, size = generator.uniform(0, 30, (40, 2)), generator.uniform(5, 20, (40, 2))
-    found, score = jnp.array(np.concatenate([corner, corner + size], axis=1)), jnp.array(generator.uniform(0.1, 1, 40))
+    result, score = jnp.array(np.concatenate([corner, corner + size], axis=1)), jnp.array(generator.uniform(0.1, 1, 40))
     label, valid = jnp.array(generator.integers(0, 2, 40)), jnp.array(generator.random(40) > 0.2)
     some = jnp.array([3, 0, 17, 39])
-    voted = boxes.vote(found, score, label, valid, iou_threshold=0.3)
-    moved = boxes.vote(found, score, label, valid, iou_threshold=0.3, shifted_boxes=(found[some], label[some]))
+    voted = boxes.vote(result, score, label, valid, iou_threshold=0.3)
+    moved = boxes.vote(result, score, label, valid, iou_threshold=0.3, shifted_boxes=(result[some], label[some]))
     np.testing.assert_allclose(moved, voted[some], rtol=1e-6)
-    assert float(jnp.abs(moved - found[some]).max()) > 1
+    assert float(jnp.abs(moved - result[some]).max()) > 1
 
 
 def test_a_vote_above_every_overlap_changes_nothing():
-    found = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [1.0, 1.0, 1.0, 1.0]])
-    voted = boxes.vote(found, jnp.full(3, 0.5), jnp.zeros(3, jnp.int32), jnp.ones(3, bool), iou_threshold=1.0)
-    np.testing.assert_allclose(voted, found, rtol=1e-6)
+    result = jnp.array([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [1.0, 1.0, 1.0, 1.0]])
+    voted = boxes.vote(result, jnp.full(3, 0.5), jnp.zeros(3, jnp.int32), jnp.ones(3, bool), iou_threshold=1.0)
+    np.testing.assert_allclose(voted, result, rtol=1e-6)

@@ -38,14 +38,14 @@ def test_predictions_say_what_the_answers_say(key, thresholds):
 
     task = calibrated(RECORDS["det"], Calibration(0.5, thresholds))
     outputs = jax.random.normal(key, (1, 80, 7)).at[..., 2:4].add(20.0) * 4
-    found = jax.device_get(task.decode(outputs))
-    told = {name: value[0] for name, value in found.items()}
-    assert len(task.to_json(told, None)["label"]) == told["accepted"].sum() > 0
-    assert not told["accepted"][~told["valid"]].any()
+    result = jax.device_get(task.decode(outputs))
+    message = {name: value[0] for name, value in result.items()}
+    assert len(task.to_json(message, None)["label"]) == message["accepted"].sum() > 0
+    assert not message["accepted"][~message["valid"]].any()
     plain = RECORDS["det"].decode(outputs)
     odds = np.asarray(plain["score"]) / (1 - np.asarray(plain["score"]))
-    assert found["score"] == pytest.approx(odds**2 / (1 + odds**2), rel=1e-4)
-    assert (found["label"] == plain["label"]).all()  # in the same order
+    assert result["score"] == pytest.approx(odds**2 / (1 + odds**2), rel=1e-4)
+    assert (result["label"] == plain["label"]).all()  # in the same order
 
 
 def test_a_temperature_keeps_the_best_class():
@@ -61,6 +61,6 @@ def test_what_has_no_scores_stays_as_it_is():
 
 
 def test_what_is_written_is_read_again():
-    chosen = {"det": Calibration(1.5, {"cup": 0.25, "ball": 0.5})}
-    assert calibration.from_tree(calibration.to_tree(chosen)) == chosen
+    selected = {"det": Calibration(1.5, {"cup": 0.25, "ball": 0.5})}
+    assert calibration.from_tree(calibration.to_tree(selected)) == selected
     assert calibration.from_tree({}) == {}

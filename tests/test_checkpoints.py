@@ -24,9 +24,9 @@ def saved(tmp_path):
 
 
 def test_what_was_saved_comes_back_with_keys_and_metadata(tmp_path):
-    parts = {"state": {**PARTS["state"], "key": jax.random.key(3)}}
-    checkpoints.save(tmp_path / "a", parts, {"step": 7})
-    loaded = checkpoints.load(tmp_path / "a", parts)["state"]
+    sections = {"state": {**PARTS["state"], "key": jax.random.key(3)}}
+    checkpoints.save(tmp_path / "a", sections, {"step": 7})
+    loaded = checkpoints.load(tmp_path / "a", sections)["state"]
     np.testing.assert_array_equal(loaded["weights"], PARTS["state"]["weights"])
     assert jax.random.key_data(loaded["key"]).tolist() == jax.random.key_data(jax.random.key(3)).tolist()
     assert checkpoints.read_metadata(tmp_path / "a") == {"step": 7}

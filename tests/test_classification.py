@@ -20,9 +20,9 @@ loss_and_gradient = jax.jit(jax.value_and_grad(lambda raw, label: task.loss(raw,
 
 def test_loss_equals_hand_computed_value():
     raw = jnp.array([[0.0, np.log(2), np.log(5)]])  # probabilities 1/8, 2/8, 5/8
-    value, parts = task.loss(raw, {"label": jnp.array([1])}, image_size=SIZE)
+    value, components = task.loss(raw, {"label": jnp.array([1])}, image_size=SIZE)
     np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
-    assert parts["cross_entropy"] == value
+    assert components["cross_entropy"] == value
 
 
 def test_label_smoothing_spreads_the_target_over_all_classes():

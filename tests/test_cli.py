@@ -53,10 +53,10 @@ def train(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_names_the_flags(run):
-    done = run(cli.module("train").main, "--help")
-    assert done.returncode == 0
-    assert "--config" in done.stdout
-    assert "--enforce_contract" in done.stdout
+    process = run(cli.module("train").main, "--help")
+    assert process.returncode == 0
+    assert "--config" in process.stdout
+    assert "--enforce_contract" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,10 @@ def test_a_mistake_is_one_line_and_status_two(run, flags, words, tmp_path):
 
 
 def test_a_process_of_its_own_ends_with_a_mistake_s_line_and_status(tmp_path):
-    done = train("--config", "configs/quickstart.py", "--config.model.neck=three", "--workdir", str(tmp_path / "run"))
-    told_in_one_line(done, "neck", tmp_path)
+    process = train(
+        "--config", "configs/quickstart.py", "--config.model.neck=three", "--workdir", str(tmp_path / "run")
+    )
+    told_in_one_line(process, "neck", tmp_path)
 
 
 def told_in_one_line(done, words, tmp_path) -> None:
@@ -126,17 +128,17 @@ def test_a_smoke_run_of_one_stage_writes_every_file_and_a_broken_contract_can_be
     page.write_text(SMALL_PAGE)
     flags = ("--config", str(page), "--config.smoke=True", "--config.order=seg,")
     small = ("--config.contract.latency_image_size=96", "--config.contract.max_latency_ms=0.0")
-    done = train(*flags, *small, "--enforce_contract", "--workdir", str(workdir))
-    assert done.returncode == 3, done.stderr
-    assert "contract BROKEN" in done.stdout
+    process = train(*flags, *small, "--enforce_contract", "--workdir", str(workdir))
+    assert process.returncode == 3, process.stderr
+    assert "contract BROKEN" in process.stdout
     assert json.loads((workdir / "contract.json").read_text())["budgets"]["latency_ms"]["passed"] is False
     for name in ("config.json", "metrics.jsonl", "report.html", "checkpoints/0-seg", "tensorboard"):
         assert (workdir / name).exists()
-    chosen = json.loads((workdir / "contract.json").read_text())["calibration"]["seg"]
-    assert chosen["temperature"] > 0
-    assert chosen["calibration_error"] >= 0
+    selected = json.loads((workdir / "contract.json").read_text())["calibration"]["seg"]
+    assert selected["temperature"] > 0
+    assert selected["calibration_error"] >= 0
     saved = json.loads((workdir / "checkpoints" / "0-seg" / "metadata.json").read_text())["calibration"]
-    assert saved["seg"]["temperature"] == chosen["temperature"]
+    assert saved["seg"]["temperature"] == selected["temperature"]
 
 
 def test_a_mistake_with_a_name_that_is_no_text_is_printed_by_every_command(monkeypatch):
@@ -157,10 +159,10 @@ def test_a_data_folder_whose_name_is_no_text_is_told_in_one_line(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", "configs/single.py"]
     flags = [os.fsencode(f"--config.data_root={tmp_path}/") + b"caf\xe9", "--workdir", str(tmp_path / "run")]
     env = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run([*command, *flags], capture_output=True, cwd=ROOT, env=env, check=False)
-    assert done.returncode == 2
-    assert b"caf\\udce9" in done.stderr
-    assert b"Traceback" not in done.stderr
+    process = subprocess.run([*command, *flags], capture_output=True, cwd=ROOT, env=env, check=False)
+    assert process.returncode == 2
+    assert b"caf\\udce9" in process.stderr
+    assert b"Traceback" not in process.stderr
 
 
 def mtl_jax(*arguments: str, **settings) -> subprocess.CompletedProcess[str]:
@@ -176,7 +178,7 @@ def test_the_program_is_installed_by_its_name():
 
 def test_help_names_every_command_and_flag(run):
     printed = run(cli.main, "--help").stdout
-    assert all(f"  {name}" in printed and what in printed for name, what in cli.COMMANDS.items())
+    assert all(f"  {name}" in printed and subject in printed for name, subject in cli.COMMANDS.items())
     for name in cli.COMMANDS:
         assert cli.module(name).parser().format_help().startswith(f"usage: mtl-jax {name}")
 
@@ -189,8 +191,8 @@ def test_help_waits_for_nothing_heavy(arguments):
         "print(*{'jax', 'numpy', 'flax', 'absl', 'ml_collections', 'rich'} & set(sys.modules), 'end')"
     )
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.splitlines()[-1] == "end"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert process.stdout.splitlines()[-1] == "end"
     assert time.monotonic() - started < 2  # 0.07 s on an idle machine
 
 
@@ -210,11 +212,11 @@ def test_help_waits_for_nothing_heavy(arguments):
     ],
 )
 def test_a_mistake_in_any_command_is_one_line_and_status_two(run, arguments, words):
-    done = run(cli.main, *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert words in done.stderr
+    process = run(cli.main, *arguments)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
+    assert words in process.stderr
 
 
 def test_the_version_is_printed():
@@ -224,7 +226,7 @@ def test_the_version_is_printed():
 
 
 @pytest.mark.parametrize(
-    ("written", "read"),
+    ("written", "loaded"),
     [
         ((), False),
         (("--quick",), True),
@@ -234,18 +236,18 @@ def test_the_version_is_printed():
         (("--quick", "--noquick"), False),
     ],
 )
-def test_a_switch_is_written_in_several_ways_and_takes_no_word_after_it(written, read):
+def test_a_switch_is_written_in_several_ways_and_takes_no_word_after_it(written, loaded):
     parser = flags.Parser("test", None)
     flags.add_switch(parser, "quick", "hurries")
     parser.add_argument("places", nargs="*")
     options = parser.parse_args([*written, "masks=photos"])
-    assert (options.quick, options.places) == (read, ["masks=photos"])
+    assert (options.quick, options.places) == (loaded, ["masks=photos"])
 
 
 def completed(*words: str) -> set[str]:
     program = f'{completion.bash()}\nCOMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mtl_jax; echo "${{COMPREPLY[@]}}"'
-    done = subprocess.run(["bash", "-c", program, "bash", *words], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    process = subprocess.run(["bash", "-c", program, "bash", *words], capture_output=True, text=True, check=True)
+    return set(process.stdout.split())
 
 
 def test_bash_completes_commands_flags_and_choices():

@@ -59,10 +59,10 @@ def test_images_are_chosen_by_what_they_show_and_other_objects_are_left_unlabell
         tmp_path, [annotation([1, 2, 3, 4]), annotation([5, 6, 7, 8], 88), annotation([1, 2, 3, 4], 88, 9)]
     )
     people = opened(tmp_path, classes=("person",), other_categories="ignore", images_with=("person",))
-    rest = opened(tmp_path, classes=("teddy bear",), other_categories="ignore", images_without=("person",))
+    remainder = opened(tmp_path, classes=("teddy bear",), other_categories="ignore", images_without=("person",))
     assert [sample["id"] for sample in people] == ["7.jpg"]
     assert people[0]["labels"]["detection"]["boxes_xyxy"].tolist() == [[1, 2, 4, 6]]
-    assert [sample["id"] for sample in rest] == ["9.jpg"]
+    assert [sample["id"] for sample in remainder] == ["9.jpg"]
     with pytest.raises(UserError, match=f"{folder}.*expected images with .'person',., without .'person',., found none"):
         opened(tmp_path, images_with=("person",), images_without=("person",))
     with pytest.raises(UserError, match=r"expected the classes among the file's categories, found no \['cat'\]"):
@@ -188,9 +188,9 @@ def test_real_coco_has_its_known_boxes_and_crowds(data_root, split, images, boxe
     names = source.class_names["detection"]
     assert len(source) == images
     assert (len(names), names[0], names[9]) == (10, "person", "teddy bear")
-    assert sum(len(each["label"]) for each in fields) + sum(source.dropped_boxes.values()) == boxes
-    assert sum(int(each["crowd"].sum()) for each in fields) == crowds
-    labels = np.concatenate([each["label"] for each in fields])
+    assert sum(len(field["label"]) for field in fields) + sum(source.dropped_boxes.values()) == boxes
+    assert sum(int(field["crowd"].sum()) for field in fields) == crowds
+    labels = np.concatenate([field["label"] for field in fields])
     assert set(labels.tolist()) <= set(range(10))
 
 
@@ -360,9 +360,9 @@ def test_ids_may_be_numbers_in_quotes_and_names(tmp_path):
 
 
 def test_categories_of_the_splits_are_the_same_by_name(tmp_path):
-    other = [{"id": 1, "name": "teddy bear"}, {"id": 2, "name": "person"}]
+    another = [{"id": 1, "name": "teddy bear"}, {"id": 2, "name": "person"}]
     make_coco(tmp_path, [annotation([1, 2, 3, 4])])
-    make_coco(tmp_path, [annotation([1, 2, 3, 4])], split="val", categories=other)
+    make_coco(tmp_path, [annotation([1, 2, 3, 4])], split="val", categories=another)
     train, val = opened(tmp_path), opened(tmp_path, "val")
     assert train.class_names == val.class_names == dict.fromkeys(train.class_names, ("person", "teddy bear"))
     assert val[0]["labels"]["detection"]["label"].tolist() == [1]

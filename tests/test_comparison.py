@@ -18,12 +18,12 @@ def result(variant, seed, miou, *, drop=1.0, passed=True, latency=30.0, step_ms=
         {"name": "cls", "metrics": {"seg": {"miou": miou}, "cls": {"top1": 0.9}}},
     ]
     task = {"metric": "miou", "higher_is_better": True, "final": miou, "drop_percent": drop}
-    other = {"metric": "top1", "higher_is_better": True, "final": 0.9, "drop_percent": 0.0}
+    another = {"metric": "top1", "higher_is_better": True, "final": 0.9, "drop_percent": 0.0}
     budgets = {name: {"value": value} for name, value in (("params", 1000), ("latency_ms", latency))}
     contract = {
         "passed": passed,
         "max_drop_percent": 5.0,
-        "tasks": {"seg": task, "cls": other},
+        "tasks": {"seg": task, "cls": another},
         "budgets": budgets,
         "stages": stages,
     }
@@ -101,7 +101,7 @@ def test_the_heatmaps_hold_every_variant_s_figures_and_are_red_where_the_contrac
     red, green = comparison.heatmaps_svg([RESULTS[0]]), comparison.heatmaps_svg([RESULTS[2]])
     assert red.count("fill: #") >= 4
     fills = [set(re.findall(r"fill: (#\w{6})", text)) for text in (red, green)]
-    reddish = [{c for c in found if int(c[1:3], 16) > int(c[3:5], 16) + 40} for found in fills]
+    reddish = [{c for c in fill if int(c[1:3], 16) > int(c[3:5], 16) + 40} for fill in fills]
     assert reddish[0]
     assert not reddish[1]
 
@@ -125,9 +125,9 @@ def test_the_history_holds_losses_weights_norms_and_validation_figures_by_name()
 
     events = [event("coco/loss", 3.0, 1), event("coco/loss", 2.0, 10), event("task_weight", 0.5, 10)]
     events += [event("gradient_norm", 1.5, 10, task=None), event("map", 0.2, 10, split="val"), event("box", 1.0, 10)]
-    found = comparison.history(events)
-    assert found["both/train/det/coco/loss"] == {"step": [1, 10], "value": [3.0, 2.0]}
-    assert set(found) == {
+    returned = comparison.history(events)
+    assert returned["both/train/det/coco/loss"] == {"step": [1, 10], "value": [3.0, 2.0]}
+    assert set(returned) == {
         "both/train/det/coco/loss", "both/train/det/task_weight", "both/train/all/gradient_norm", "both/val/det/map",
     }  # fmt: skip
     tree = json.loads(comparison.as_history(RESULTS))
@@ -136,8 +136,8 @@ def test_the_history_holds_losses_weights_norms_and_validation_figures_by_name()
 
 
 def test_a_dozen_variants_look_different_each():
-    found = [tuple(look.values()) for look in itertools.islice(comparison_figures.looks(), 12)]
-    assert len(set(found)) == 12
+    returned = [tuple(look.values()) for look in itertools.islice(comparison_figures.looks(), 12)]
+    assert len(set(returned)) == 12
 
 
 def test_the_tradeoffs_stand_alone_with_every_variant_and_axis():

@@ -40,16 +40,16 @@ def test_the_second_process_compiles_nothing_anew(tmp_path):
 def test_jax_own_settings_win(tmp_path):
     assert run(MTL_JAX_CACHE=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="false").stdout.strip() == "None"
     assert not list(tmp_path.iterdir())
-    own = tmp_path / "own"
-    assert run(JAX_COMPILATION_CACHE_DIR=str(own)).stdout.strip() == str(own)
+    custom = tmp_path / "own"
+    assert run(JAX_COMPILATION_CACHE_DIR=str(custom)).stdout.strip() == str(custom)
 
 
 def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    done = run(MTL_JAX_CACHE=str(blocked))
-    assert done.stdout.strip() == "None"
-    assert f"No compilation cache in {blocked}" in done.stderr
+    process = run(MTL_JAX_CACHE=str(blocked))
+    assert process.stdout.strip() == "None"
+    assert f"No compilation cache in {blocked}" in process.stderr
 
 
 def test_ahead_of_time_gives_the_same_result_and_keeps_to_its_shapes():

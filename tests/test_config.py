@@ -91,7 +91,7 @@ def test_a_config_whose_parts_name_each_other_is_valid(config):
 def test_a_mistake_is_told_by_field_and_value(config, field, value, words):
     *above, name = field.split(".")
     with config.ignore_type(), config.unlocked():
-        section = functools.reduce(lambda part, each: part[each], above, config)
+        section = functools.reduce(lambda component, entry: component[entry], above, config)
         section[name] = value
     with pytest.raises(UserError, match=re.escape(words)) as error:
         config_lib.resolve(config)
@@ -160,7 +160,7 @@ def test_what_was_saved_before_a_setting_came_has_its_default(config):
     saved = config_lib.resolve(config).to_dict()
     older = {name: value for name, value in saved.items() if name != "on_nan"}
     older["streams"] = {
-        name: {key: value for key, value in each.items() if key != "crop"} for name, each in saved["streams"].items()
+        name: {key: value for key, value in entry.items() if key != "crop"} for name, entry in saved["streams"].items()
     }
     assert config_lib.completed(older) == config_lib.completed(saved) == saved
     assert config_lib.completed({"streams": "not a section"})["streams"] == "not a section"

@@ -13,7 +13,7 @@ BOXES = np.array([[6.0, 4.0, 30.0, 24.0], [8.0, 4.0, 30.0, 26.0], [6.0, 6.0, 33.
 
 def labels(kind: str, count: int = 12) -> list[dict[str, np.ndarray]]:
     draw = np.random.default_rng(0)
-    made = {
+    created = {
         "classification": lambda: {"label": draw.choice([-1, 0, 1, 1, 2])},
         "segmentation": lambda: {"mask": draw.choice([0, 0, 2, 255], (40, 60))},
         "regression": lambda: {"value": draw.exponential()},
@@ -21,7 +21,7 @@ def labels(kind: str, count: int = 12) -> list[dict[str, np.ndarray]]:
         "multi_label": lambda: {"label": draw.choice([0.0, 0.0, 1.0, np.nan], 3)},
         "detection": lambda: {"boxes_xyxy": BOXES[draw.integers(0, 4, 2)], "label": np.array([0, 0])},
     }
-    return [made[kind]() for _ in range(count)]
+    return [created[kind]() for _ in range(count)]
 
 
 def answers(kind: str) -> list[dict[str, np.ndarray]]:
@@ -41,10 +41,10 @@ def metric_of(kind: str):
     return task, task.new_metric()
 
 
-def reached(kind: str, answer: dict[str, np.ndarray]) -> float:
+def reached(kind: str, output: dict[str, np.ndarray]) -> float:
     task, metric = metric_of(kind)
     for target in labels(kind):
-        metric.update(answer, target, GEOMETRY)
+        metric.update(output, target, GEOMETRY)
     return metric.compute()[task.main_metric]
 
 
@@ -53,12 +53,12 @@ def test_no_answer_that_is_the_same_for_every_image_is_better(kind):
     task, metric = metric_of(kind)
     for target in labels(kind):
         metric.update(answers(kind)[0], target, GEOMETRY)
-    figures = [reached(kind, answer) for answer in answers(kind)]
+    figures = [reached(kind, output) for output in answers(kind)]
     best = max(figures) if task.higher_is_better else min(figures)
-    found = metric.constant()
-    assert found.figure == pytest.approx(best, abs=2e-2 if kind == "depth" else 2e-3)
-    assert 0 < found.standard_error < 1
-    assert 0 < found.count <= 12
+    result = metric.constant()
+    assert result.figure == pytest.approx(best, abs=2e-2 if kind == "depth" else 2e-3)
+    assert 0 < result.standard_error < 1
+    assert 0 < result.count <= 12
 
 
 def test_detection_s_constant_answer_is_the_median_box_of_each_class():
@@ -69,20 +69,20 @@ def test_detection_s_constant_answer_is_the_median_box_of_each_class():
     boxes = np.concatenate([target["boxes_xyxy"] for target in labels("detection")])
     x, y, width, height = np.median(np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), axis=0)
     box = np.array([[x, y, x + width, y + height]])  # in px of the image; the input has half as many
-    same = {"boxes_xyxy": box * 0.5, "valid": np.ones(1), "score": np.ones(1), "label": np.zeros(1)}
-    found = metric.constant()
-    assert found.figure == pytest.approx(reached("detection", same), abs=1e-6)
-    assert found.figure > 0.1
-    assert (found.count, found.counted) == (24, "object")
+    matches = {"boxes_xyxy": box * 0.5, "valid": np.ones(1), "score": np.ones(1), "label": np.zeros(1)}
+    result = metric.constant()
+    assert result.figure == pytest.approx(reached("detection", matches), abs=1e-6)
+    assert result.figure > 0.1
+    assert (result.count, result.counted) == (24, "object")
     assert metric.compute()["map_50_95"] == 0.0
 
 
 @pytest.mark.parametrize("kind", tasks.KINDS)
 def test_without_labels_there_is_no_figure(kind):
     _, metric = metric_of(kind)
-    found = metric.constant()
-    assert np.isnan(found.figure)
-    assert found.count == 0
+    result = metric.constant()
+    assert np.isnan(result.figure)
+    assert result.count == 0
 
 
 def test_the_error_of_a_share_falls_with_the_count_and_is_never_zero():

@@ -83,8 +83,8 @@ def test_a_stage_is_measured_as_it_says_or_else_as_the_next_one_that_holds():
     assert reading.in_stage(keeps, 1) == {"ewc": EWC(mode="separate")}
     assert reading.in_stage(keeps, 2) == {"si": SI(strength=2.0)}
     assert reading.in_stage(order({}, {"si": {}}), 0) == {}
-    (told,) = reading.in_stage(keeps, 1)["ewc"].leaves(keeps, 1)
-    assert told == "importance of parameters by ewc(mode='separate') (a strength of a later stage)"
+    (message,) = reading.in_stage(keeps, 1)["ewc"].leaves(keeps, 1)
+    assert message == "importance of parameters by ewc(mode='separate') (a strength of a later stage)"
 
 
 def test_what_holds_a_space_acts_in_every_later_stage_and_stored_outputs_where_they_are_asked():
@@ -129,9 +129,9 @@ def test_a_method_is_added_by_its_class_and_a_line_of_the_table(monkeypatch):
     assert continuation.learnt_from(reading.completed(config))["stages.b.keep.l2_sp.strength"] == 2.0
     keep = reading.in_stage(reading.read_order(config), 1)
     start = {"kernel": jnp.zeros(3)}
-    given = {"l2_sp": keep["l2_sp"].before(StageTasks(old=("seg",)), {}, {"params": start})}
+    inputs = {"l2_sp": keep["l2_sp"].before(StageTasks(old=("seg",)), {}, {"params": start})}
     params = {"kernel": jnp.full(3, 0.5)}
-    grads, penalties = train_step._with_penalties(keep, {"kernel": jnp.ones(3)}, params, given)
+    grads, penalties = train_step._with_penalties(keep, {"kernel": jnp.ones(3)}, params, inputs)
     np.testing.assert_allclose(penalties["all/l2_sp_penalty"], 0.75)
     np.testing.assert_allclose(grads["kernel"], 2.0)
     assert keep["l2_sp"].before(StageTasks(own=("seg",)), {}, SimpleNamespace()) is None
@@ -140,6 +140,6 @@ def test_a_method_is_added_by_its_class_and_a_line_of_the_table(monkeypatch):
 def test_the_documented_example_is_the_tested_one():
     text = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text()
     shown = text.split("# mtl_jax/continual/l2_sp.py\n")[1].split("\n\n# mtl_jax")[0].splitlines()
-    own = Path(__file__).read_text()
+    custom = Path(__file__).read_text()
     assert shown[0] == "@dataclasses.dataclass(frozen=True)"
-    assert all(line in own for line in shown if "Parameters are drawn" not in line)
+    assert all(line in custom for line in shown if "Parameters are drawn" not in line)

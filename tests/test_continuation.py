@@ -26,8 +26,8 @@ def changed(config: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
     config = copy.deepcopy(config)
     *above, name = field.split(".")
     section = config
-    for part in above:
-        section = section[part]
+    for component in above:
+        section = section[component]
     section[name] = value
     return config
 
@@ -51,8 +51,8 @@ def go_on(field: str, value: Any, **options: Any) -> list[str]:
     ],
 )
 def test_what_follows_a_finished_stage_may_change_and_is_told(field, value):
-    (told,) = go_on(field, value)
-    assert told.startswith(f"{field} was " if "freeze" not in field else "stages.b.freeze.neck was None, is [0.0, ")
+    (message,) = go_on(field, value)
+    assert message.startswith(f"{field} was " if "freeze" not in field else "stages.b.freeze.neck was None, is [0.0, ")
 
 
 def test_a_task_more_is_refused_with_what_can_be_done():

@@ -341,9 +341,9 @@ def test_delta_m_is_the_mean_gain_over_networks_of_the_tasks_own_and_told_where_
     tree = contract.build(stages, judged, {}, max_drop_percent=5.0, baselines=alone)
     assert tree["delta_m_percent"] == pytest.approx(20.0)
     assert "delta_m +20.00 % against single-task networks" in contract.as_text(tree)
-    one = contract.build(stages, judged, {}, max_drop_percent=5.0, baselines={"a": alone["a"]})
-    assert one["delta_m_percent"] is None
-    assert "delta_m" not in contract.as_text(one)
+    single = contract.build(stages, judged, {}, max_drop_percent=5.0, baselines={"a": alone["a"]})
+    assert single["delta_m_percent"] is None
+    assert "delta_m" not in contract.as_text(single)
 
 
 def test_classes_that_came_later_are_judged_by_themselves():

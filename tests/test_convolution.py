@@ -39,8 +39,8 @@ def arrays(x_shape, kernel_shape, seed=0):
     return jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
 
 
-def assert_same(found, expected, *, tolerance=2e-5):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_same(actual, expected, *, tolerance=2e-5):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
 
@@ -70,8 +70,8 @@ def test_second_derivatives_agree(kernels):
     def penalty(convolve):
         return lambda x, k: jnp.sum(jax.grad(lambda x, k: jnp.sum(convolve(x, k) ** 3), argnums=1)(x, k) ** 2)
 
-    found = jax.grad(penalty(dense_conv), argnums=(0, 1))(x, kernel)
-    assert_same(found, jax.grad(penalty(plain), argnums=(0, 1))(x, kernel), tolerance=1e-4)
+    result = jax.grad(penalty(dense_conv), argnums=(0, 1))(x, kernel)
+    assert_same(result, jax.grad(penalty(plain), argnums=(0, 1))(x, kernel), tolerance=1e-4)
 
 
 def test_per_example_gradients_by_vmap(kernels):
@@ -95,15 +95,15 @@ def test_examples_split_over_devices_stay_there(kernels):
     spec = jax.sharding.PartitionSpec
     x, kernel = arrays((4, 8, 8, 16), (3, 3, 16, 16))
     split = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec("data")))
-    whole = jax.device_put(kernel, jax.sharding.NamedSharding(mesh, spec()))
+    full = jax.device_put(kernel, jax.sharding.NamedSharding(mesh, spec()))
     step = jax.jit(jax.value_and_grad(lambda k, x: jnp.sum(dense_conv(x, k) ** 2)))
     if kernels == "compiled":
-        assert "all-gather" not in step.lower(whole, split).compile().as_text()
-    assert_same(step(whole, split), jax.value_and_grad(lambda k: jnp.sum(plain(x, k) ** 2))(kernel))
+        assert "all-gather" not in step.lower(full, split).compile().as_text()
+    assert_same(step(full, split), jax.value_and_grad(lambda k: jnp.sum(plain(x, k) ** 2))(kernel))
 
 
 @pytest.mark.parametrize(("stride", "dilation", "channels"), [(2, 1, 16), (1, 2, 16), (1, 1, 3)])
 def test_other_geometries_are_plain_sums(stride, dilation, channels):
     x, kernel = arrays((1, 8, 8, channels), (3, 3, channels, 8))
-    found = dense_conv(x, kernel, stride=stride, dilation=dilation)
-    assert_same(found, plain(x, kernel, stride, dilation), tolerance=1e-5)
+    result = dense_conv(x, kernel, stride=stride, dilation=dilation)
+    assert_same(result, plain(x, kernel, stride, dilation), tolerance=1e-5)

@@ -19,8 +19,8 @@ def test_each_cell_has_the_largest_value_around_it_and_sends_its_gradient_there(
         expected[0, row, column, channel] = window.max()
         at = np.unravel_index(window.argmax(), window.shape)
         sent[0, top + at[0], left + at[1], channel] += g[0, row, column, channel]
-    found, back = jax.jit(lambda x, g: (max_pool_5x5(x), jax.vjp(max_pool_5x5, x)[1](g)[0]))(x, g)
-    np.testing.assert_array_equal(found, expected)
+    actual, back = jax.jit(lambda x, g: (max_pool_5x5(x), jax.vjp(max_pool_5x5, x)[1](g)[0]))(x, g)
+    np.testing.assert_array_equal(actual, expected)
     np.testing.assert_allclose(back, sent, atol=1e-5)
 
 

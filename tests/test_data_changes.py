@@ -23,11 +23,11 @@ def test_nothing_has_changed_where_digests_are_the_same_or_were_not_kept():
 
 
 @pytest.mark.parametrize(
-    ("images", "said"), [((4, 2), "stream one: 2, of which some differ"), ((4, 3), "stream one: 3 then, 2 now")]
+    ("images", "output"), [((4, 2), "stream one: 2, of which some differ"), ((4, 3), "stream one: 3 then, 2 now")]
 )
-def test_a_change_says_how_many_images_there_were(images, said):
+def test_a_change_says_how_many_images_there_were(images, output):
     then = {**NOW, "one": splits(val="x", images=images)}
-    assert data_changes.changed_streams(then, NOW, "val") == {"one": said}
+    assert data_changes.changed_streams(then, NOW, "val") == {"one": output}
     assert data_changes.changed_streams(then, NOW, "train") == {}
     assert data_changes.changed_streams(then, NOW, "val", ["two"]) == {}
 
@@ -36,8 +36,8 @@ def test_a_stage_is_told_by_its_own_streams_alone():
     then = {**NOW, "one": splits(train="x")}
     stages = [{"name": "first", "data": then}, {"name": "second", "data": then}, {"name": "old"}]
     streams = {"first": ("one",), "second": ("two",), "old": ("one",)}
-    (said,) = data_changes.trained_on_others(stages, streams, NOW)
-    assert said.startswith("stage first was trained on other images")
+    (output,) = data_changes.trained_on_others(stages, streams, NOW)
+    assert output.startswith("stage first was trained on other images")
 
 
 def test_measured_again_a_stage_has_the_validation_images_of_now_and_the_training_images_of_then():

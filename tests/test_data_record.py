@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_the_files(tmp_path):
     boxes(tmp_path, train=[[0, 1, 1], []], val=[[0]])
     record = examine(tmp_path, "classes", "masks", "boxes")
     train = {stream: splits["train"] for stream, splits in record.streams.items()}
-    assert {stream: each["images"] for stream, each in train.items()} == {"classes": 6, "masks": 2, "boxes": 2}
+    assert {stream: entry["images"] for stream, entry in train.items()} == {"classes": 6, "masks": 2, "boxes": 2}
     assert train["masks"]["labels"]["segmentation"]["classes"] == {
         "blue": {"images": 1, "pixels": 2},
         "red": {"images": 2, "pixels": 5},
@@ -136,15 +136,15 @@ def test_twenty_are_named_and_the_others_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stream", "train", "said"),
+    ("stream", "train", "output"),
     [
         ("masks", [[0, 255, 0]], "task seg: no training mask shows 1 of 2 classes (red), which cannot be learnt"),
         ("boxes", [[1], []], "task det: no training box shows 1 of 2 classes (blue), which cannot be learnt"),
     ],
 )
-def test_a_class_that_no_training_label_shows_is_named(tmp_path, stream, train, said):
+def test_a_class_that_no_training_label_shows_is_named(tmp_path, stream, train, output):
     {"masks": masks, "boxes": boxes}[stream](tmp_path, train=train, val=[[0, 1]])
-    assert any(warning.startswith(said) for warning in examine(tmp_path, stream).warnings)
+    assert any(warning.startswith(output) for warning in examine(tmp_path, stream).warnings)
 
 
 def test_a_class_folder_without_images_is_named(tmp_path):
@@ -156,29 +156,29 @@ def test_a_class_folder_without_images_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stream", "train", "said"),
+    ("stream", "train", "output"),
     [
         ("masks", [[255, 255]], "stream masks: expected labels to learn task seg from, found none in the 1 training"),
         ("boxes", [[], []], "stream boxes: expected labels to learn task det from, found none in the 2 training"),
     ],
 )
-def test_a_stream_that_teaches_nothing_is_refused(tmp_path, stream, train, said):
+def test_a_stream_that_teaches_nothing_is_refused(tmp_path, stream, train, output):
     {"masks": masks, "boxes": boxes}[stream](tmp_path, train=train, val=[[0, 1]])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         examine(tmp_path, stream)
 
 
 @pytest.mark.parametrize(
-    ("stream", "val", "said"),
+    ("stream", "val", "output"),
     [
         ("masks", [[255, 255]], "stream masks: task seg: none of the 1 validation images has a label"),
         ("masks", [[0, 255]], "stream masks: task seg: no validation mask shows anything but blue"),
         ("boxes", [[], []], "stream boxes: task det: none of the 2 validation images has a label"),
     ],
 )
-def test_validation_that_measures_nothing_is_named(tmp_path, stream, val, said):
+def test_validation_that_measures_nothing_is_named(tmp_path, stream, val, output):
     {"masks": masks, "boxes": boxes}[stream](tmp_path, train=[[0, 1]], val=val)
-    assert any(warning.startswith(said) for warning in examine(tmp_path, stream).warnings)
+    assert any(warning.startswith(output) for warning in examine(tmp_path, stream).warnings)
 
 
 def test_an_image_of_both_splits_is_refused_in_a_smoke_run_too_wherever_it_is(tmp_path):

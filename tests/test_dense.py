@@ -19,11 +19,11 @@ def test_logits_are_enlarged_and_differentiated_alike_with_and_without_the_kerne
         value, backward = jax.vjp(lambda cells: dense.enlarge(cells, factor), cells)
         return dense.enlarge(cells, factor), backward(jnp.cos(value))[0]
 
-    found = jax.jit(run)(cells)
+    actual = jax.jit(run)(cells)
     with cpu_kernels.left_out():
         expected = jax.jit(lambda cells: run(cells))(cells)
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    for first, second in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "factor"), [((2, 7, 5, 21), 8), ((1, 3, 4, 2), 16)])
@@ -32,7 +32,7 @@ def test_the_best_class_of_a_pixel_is_that_of_the_enlarged_logits(shape, factor,
     cells = np.random.default_rng(0).normal(size=shape)
     cells = {"noise": cells, "smooth": cells.cumsum(1).cumsum(2), "equal": cells.round()}[kind]
     cells = jnp.asarray(cells, jnp.float32)
-    found = dense.enlarged_argmax(cells, factor)
+    actual = dense.enlarged_argmax(cells, factor)
     with cpu_kernels.left_out():
         expected = jax.jit(lambda cells: dense.enlarged_argmax(cells, factor))(cells)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)

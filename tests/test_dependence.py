@@ -17,22 +17,22 @@ from mtl_jax.models.patterns import path_of
 
 
 @functools.cache
-def built(way):
+def built(scheme):
     changes: dict = {
         "shared": SETTINGS | PATCHES,
         "plain": SETTINGS | {"norms_from": 0},
         "branched": SETTINGS | {"norms_from": 0, "share_until": 8},
         "cross_stitch": SETTINGS | {"norms_from": 0, "sharing": "cross_stitch"},
-    }[way]
+    }[scheme]
     return multi_task.build(changes, TASKS)
 
 
-@pytest.mark.parametrize("way", ["shared", "plain", "branched", "cross_stitch"])
-def test_a_parameter_lies_where_the_one_task_that_reads_it_has_its_own(way):
-    readers = dependence.readers_of(built(way))
+@pytest.mark.parametrize("scheme", ["shared", "plain", "branched", "cross_stitch"])
+def test_a_parameter_lies_where_the_one_task_that_reads_it_has_its_own(scheme):
+    readers = dependence.readers_of(built(scheme))
     owners = {path: owner_of(tuple(path_of(path).split("/")), NAMES) for path in readers}
-    own = {path_of(path): (readers[path], owner) for path, owner in owners.items() if owner}
-    assert not [path for path, (tasks, owner) in own.items() if tasks not in ((owner,), ())]
+    custom = {path_of(path): (readers[path], owner) for path, owner in owners.items() if owner}
+    assert not [path for path, (tasks, owner) in custom.items() if tasks not in ((owner,), ())]
     assert any(owner is None and len(readers[path]) == 2 for path, owner in owners.items())
 
 

@@ -22,7 +22,7 @@ DISTRIBUTIONS = {  # of packages that are installed under another name than they
     "yaml": "PyYAML",
 }
 BEHIND = {"jax.export": "flatbuffers"}  # what a package imports in one of its parts, without declaring it
-LAST_WORDS = {part.rpartition(".")[2] for part in BEHIND}
+LAST_WORDS = {section.rpartition(".")[2] for section in BEHIND}
 EXTRAS = {  # of what may import more than the dependencies
     "mtl_jax/export": ("export",),
     "mtl_jax/serve": ("serve",),
@@ -58,7 +58,7 @@ def imported(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             modules = [node.module]
         elif isinstance(node, ast.Attribute) and node.attr in LAST_WORDS:  # the others need not be written out
-            yield from (BEHIND[part] for part in [ast.unparse(node)] if part in BEHIND)
+            yield from (BEHIND[section] for section in [ast.unparse(node)] if section in BEHIND)
         for package in (module.partition(".")[0] for module in modules):
             if package not in sys.stdlib_module_names and package not in OURS:
                 yield DISTRIBUTIONS.get(package, package).lower()
@@ -73,10 +73,10 @@ def imported_by(path: Path) -> frozenset[str]:
 def test_every_import_is_declared(path: Path):
     place = path.relative_to(ROOT)
     extras = [extra for prefix, names in EXTRAS.items() if place.is_relative_to(prefix) for extra in names]
-    known = declared(PROJECT["dependencies"])
+    reference = declared(PROJECT["dependencies"])
     for extra in extras:
-        known |= declared(PROJECT["optional-dependencies"][extra])
-    assert imported_by(path) <= known
+        reference |= declared(PROJECT["optional-dependencies"][extra])
+    assert imported_by(path) <= reference
 
 
 def test_a_package_behind_another_is_found():

@@ -53,9 +53,9 @@ def four_pixels(*depths):
 )
 def test_loss_equals_hand_computed_value(cost, expected):
     raw, labels = four_pixels(1.0, 2.1, NAN, 7.0)
-    value, parts = make(cost=cost, loss_stride=8).loss(raw, labels, image_size=(8, 16))
+    value, components = make(cost=cost, loss_stride=8).loss(raw, labels, image_size=(8, 16))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    assert parts == {cost: value}
+    assert components == {cost: value}
 
 
 def test_depths_outside_the_range_count_as_missing():
@@ -93,8 +93,8 @@ def test_gradients_equal_finite_differences(cost, key):
 
 
 def test_the_reverse_huber_cost_pulls_harder_where_the_error_is_large_and_holds_its_threshold_still():
-    said, truth = jnp.array([[[2.0, 5.0]]]), jnp.array([[[2.1, 2.0]]])
-    gradient = jax.grad(depth.berhu)(said, truth, jnp.ones(said.shape, bool))
+    output, truth = jnp.array([[[2.0, 5.0]]]), jnp.array([[[2.1, 2.0]]])
+    gradient = jax.grad(depth.berhu)(output, truth, jnp.ones(output.shape, bool))
     np.testing.assert_allclose(gradient[0, 0], [-1 / 2, 3 / 0.6 / 2], rtol=1e-5)
 
 
@@ -119,21 +119,21 @@ def test_depth_drawn_from_the_prediction_pulls_it_nowhere_on_average(key):
     for cost in COSTS:
         task = make(cost=cost)
         gradient = jax.vmap(jax.grad(lambda raw, key, task=task: task.sampled_loss(raw, SIZE, key)), in_axes=(None, 0))
-        drawn = jax.jit(gradient)(raw, jax.random.split(key, 1000))
-        assert jnp.abs(drawn).max() > 0
-        assert jnp.abs(drawn.mean(axis=0) / drawn.std(axis=0)).max() * np.sqrt(1000) < 5.5
+        rendered = jax.jit(gradient)(raw, jax.random.split(key, 1000))
+        assert jnp.abs(rendered).max() > 0
+        assert jnp.abs(rendered.mean(axis=0) / rendered.std(axis=0)).max() * np.sqrt(1000) < 5.5
 
 
 def test_outputs_are_positive_within_their_range_and_interpolated_between_cells():
     task = make(min_depth=0.5, max_depth=8.0)
-    said = task.finish(jnp.array([-50.0, 0.0, 200.0]).reshape(1, 1, 3, 1), (7, 20))
-    assert said.shape == (1, 7, 20)
-    assert said.min() == 0.5
-    assert said.max() == 8.0
-    said = task.finish(jnp.array([0.0, np.log(2.0)]).reshape(1, 1, 2, 1), (8, 16))
+    output = task.finish(jnp.array([-50.0, 0.0, 200.0]).reshape(1, 1, 3, 1), (7, 20))
+    assert output.shape == (1, 7, 20)
+    assert output.min() == 0.5
+    assert output.max() == 8.0
+    output = task.finish(jnp.array([0.0, np.log(2.0)]).reshape(1, 1, 2, 1), (8, 16))
     # Cells' centres lie at 4 and 12 px; in between, equal steps are equal factors.
-    np.testing.assert_allclose(said[0, 3, [0, 7, 8, 15]], [2.0, 2 * 2 ** (7 / 16), 2 * 2 ** (9 / 16), 4.0], rtol=1e-5)
-    np.testing.assert_array_equal(task.decode(said)["depth"], said)
+    np.testing.assert_allclose(output[0, 3, [0, 7, 8, 15]], [2.0, 2 * 2 ** (7 / 16), 2 * 2 ** (9 / 16), 4.0], rtol=1e-5)
+    np.testing.assert_array_equal(task.decode(output)["depth"], output)
 
 
 def identity(height, width):
@@ -143,8 +143,8 @@ def identity(height, width):
 def test_errors_equal_hand_computed_values_over_all_pixels():
     metric = make().new_metric()
     assert all(np.isnan(value) for value in metric.compute().values())
-    said = np.array([[1.0, 2.0, 3.0, 9.0]])
-    metric.update({"depth": said}, {"depth": np.array([[1.0, 2.6, NAN, 12.0]])}, identity(1, 4))
+    output = np.array([[1.0, 2.0, 3.0, 9.0]])
+    metric.update({"depth": output}, {"depth": np.array([[1.0, 2.6, NAN, 12.0]])}, identity(1, 4))
     metric.update({"depth": np.array([[6.0]])}, {"depth": np.array([[3.0]])}, identity(1, 1))
     expected = {
         "abs_error": (0.0 + 0.6 + 3.0) / 3,
@@ -161,14 +161,14 @@ def test_errors_equal_hand_computed_values_over_all_pixels():
 
 def test_the_metric_looks_predictions_up_through_the_letterbox():
     # Original 4 x 8, halved to 2 x 4, placed 1 px from the top of a 4 x 4 input.
-    said = np.array([[9.0] * 4, [1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0] * 4])
+    output = np.array([[9.0] * 4, [1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [9.0] * 4])
     metric = make().new_metric()
-    truth = said[1:3].repeat(2, axis=0).repeat(2, axis=1)
-    metric.update({"depth": said}, {"depth": truth}, Geometry(0.5, 0.5, 0.0, 1.0, 4, 8))
+    truth = output[1:3].repeat(2, axis=0).repeat(2, axis=1)
+    metric.update({"depth": output}, {"depth": truth}, Geometry(0.5, 0.5, 0.0, 1.0, 4, 8))
     assert metric.compute()["abs_error"] == 0
     assert metric.compute()["delta_1"] == 1
     with pytest.raises(UserError, match=r"'depth': expected a depth map of 4 x 8 px .* found \(8, 4\)"):
-        metric.update({"depth": said}, {"depth": truth.T}, Geometry(0.5, 0.5, 0.0, 1.0, 4, 8))
+        metric.update({"depth": output}, {"depth": truth.T}, Geometry(0.5, 0.5, 0.0, 1.0, 4, 8))
 
 
 def test_the_map_is_drawn_with_a_caption_in_metres():

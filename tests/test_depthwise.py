@@ -73,9 +73,9 @@ def test_value_and_both_gradients_are_the_sum_over_taps(form, geometry):
     x, kernel, cotangent = random_arrays(
         (batch, height, width, channels), (size, size, 1, channels), (batch, *outputs, channels)
     )
-    found = value_and_gradients(x, kernel, cotangent, stride=stride, dilation=dilation)
+    actual = value_and_gradients(x, kernel, cotangent, stride=stride, dilation=dilation)
     expected = reference(x, kernel, cotangent, stride, dilation)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         scale = max(1.0, float(np.abs(b).max()))
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
 
@@ -83,17 +83,17 @@ def test_value_and_both_gradients_are_the_sum_over_taps(form, geometry):
 def test_padding_is_symmetric_where_same_padding_is_not(form):
     x = jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1)
     kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)  # picks the pixel above and to the left
-    found = depthwise_conv(x, kernel, stride=2)
-    np.testing.assert_array_equal(found[0, :, :, 0], [[0.0, 0.0], [0.0, 6.0]])
+    result = depthwise_conv(x, kernel, stride=2)
+    np.testing.assert_array_equal(result[0, :, :, 0], [[0.0, 0.0], [0.0, 6.0]])
 
 
 def test_bfloat16_stays_bfloat16_and_is_accurate(form):
     x, kernel, cotangent = random_arrays((2, 32, 32, 8), (3, 3, 1, 8), (2, 32, 32, 8))
     low = [jnp.asarray(array, jnp.bfloat16) for array in (x, kernel, cotangent)]
-    found = value_and_gradients(*low)
+    actual = value_and_gradients(*low)
     x, kernel, cotangent = (np.asarray(array, np.float32) for array in low)
     expected = reference(x, kernel, cotangent, 1, 1)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         assert a.dtype == jnp.bfloat16
         # bfloat16 has 8 significant bits; a form that adds in bfloat16 itself is off by several of the last
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-6, atol=2**-6 * np.abs(b).max())
@@ -105,16 +105,16 @@ def test_per_example_gradients_by_vmap_are_those_of_each_example(form):
     def loss(kernel, x):
         return jnp.sum(depthwise_conv(x, kernel, stride=2) ** 2)
 
-    found = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(kernel, x)
+    actual = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(kernel, x)
     expected = jnp.stack([jax.jit(jax.grad(loss))(kernel, example) for example in x])
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_vmap_over_kernels_is_a_loop_over_kernels(form):
     x, kernels, cotangent = random_arrays((2, 6, 6, 8), (3, 3, 3, 1, 8), (2, 6, 6, 8))
-    found = jax.jit(jax.vmap(value_and_gradients, in_axes=(None, 0, None)))(x, kernels, cotangent)
+    result = jax.jit(jax.vmap(value_and_gradients, in_axes=(None, 0, None)))(x, kernels, cotangent)
     for n, kernel in enumerate(kernels):
-        for a, b in zip(found, reference(x, kernel, cotangent, 1, 1), strict=True):
+        for a, b in zip(result, reference(x, kernel, cotangent, 1, 1), strict=True):
             np.testing.assert_allclose(a[n], b, rtol=1e-5, atol=1e-4)
 
 
@@ -137,8 +137,8 @@ def test_a_checkpointed_layer_has_the_same_gradient(form):
     def loss(kernel):
         return jnp.sum(jnp.sin(depthwise_conv(x, kernel)))
 
-    found = jax.jit(jax.grad(jax.checkpoint(loss)))(kernel)
-    np.testing.assert_allclose(found, jax.jit(jax.grad(loss))(kernel), rtol=1e-6)
+    result = jax.jit(jax.grad(jax.checkpoint(loss)))(kernel)
+    np.testing.assert_allclose(result, jax.jit(jax.grad(loss))(kernel), rtol=1e-6)
 
 
 def test_a_sharded_batch_stays_sharded_and_gives_the_unsharded_result(form):
@@ -148,12 +148,12 @@ def test_a_sharded_batch_stays_sharded_and_gives_the_unsharded_result(form):
 
     by_example, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     x, cotangent = jax.device_put((x, cotangent), by_example)
-    found = value_and_gradients(x, jax.device_put(kernel, everywhere), cotangent, stride=2)
-    for a, b in zip(found, expected, strict=True):
+    actual = value_and_gradients(x, jax.device_put(kernel, everywhere), cotangent, stride=2)
+    for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     if form != "grouped":  # XLA's partitioner may gather the batch of a grouped convolution's gradient
-        assert found[0].sharding.is_equivalent_to(by_example, 4)
-        assert found[1].sharding.is_equivalent_to(by_example, 4)
+        assert actual[0].sharding.is_equivalent_to(by_example, 4)
+        assert actual[1].sharding.is_equivalent_to(by_example, 4)
 
 
 def test_the_compiled_form_keeps_each_device_to_its_share_of_the_batch(monkeypatch):
@@ -212,10 +212,10 @@ def test_without_a_compiler_one_log_line_and_the_shifted_sums(no_compiler, monke
     monkeypatch.delenv("MTL_JAX_DEPTHWISE", raising=False)
     x, kernel, cotangent = random_arrays((1, 4, 4, 8), (3, 3, 1, 8), (1, 4, 4, 8))
     with caplog.at_level(logging.INFO, logger=cpu_kernels.__name__):
-        found = value_and_gradients(x, kernel, cotangent)
+        result = value_and_gradients(x, kernel, cotangent)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "found no g++, c++ or clang++" in caplog.text
-    np.testing.assert_allclose(found[0], reference(x, kernel, cotangent, 1, 1)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result[0], reference(x, kernel, cotangent, 1, 1)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_the_compiled_form_forced_without_a_compiler_is_a_readable_error(no_compiler, monkeypatch):

@@ -27,18 +27,18 @@ def details(name):
 
 
 def test_masks_are_counted_pixel_by_pixel_and_void_is_left_out():
-    seen = details("seg")
+    observed = details("seg")
     truth = np.array([[0, 0, 1, 255]] * 4, np.uint8)
     predicted = np.array([[0, 1, 1, 2]] * 4)
-    judged = seen.update({"mask": predicted}, {"mask": truth}, PLAIN)
+    judged = observed.update({"mask": predicted}, {"mask": truth}, PLAIN)
     assert judged.quality == pytest.approx((0.5 + 0.5) / 2)
-    figures = seen.by_class()
+    figures = observed.by_class()
     np.testing.assert_array_equal(figures.confusion, [[4, 4, 0], [0, 4, 0], [0, 0, 0]])
     assert figures.rows == [
         ("background", "0.667", "0.500", "1.000", "0.500"),
         ("cat", "0.333", "0.500", "0.500", "1.000"),
     ]
-    assert seen.update({"mask": predicted}, {"mask": np.full((4, 4), 255, np.uint8)}, PLAIN) is None
+    assert observed.update({"mask": predicted}, {"mask": np.full((4, 4), 255, np.uint8)}, PLAIN) is None
 
 
 def test_each_object_is_found_once_and_crowds_forgive():
@@ -47,20 +47,20 @@ def test_each_object_is_found_once_and_crowds_forgive():
         "label": np.array([0, 1]),
         "crowd": np.array([False, True]),
     }
-    found = {
+    result = {
         "boxes_xyxy": np.array([[0, 0, 2, 2], [0, 0, 2, 2], [2, 2, 3, 3], [0, 2, 1, 3]], np.float32),
         "label": np.array([0, 0, 1, 0]),
         "score": np.array([0.6, 0.9, 0.8, 0.4]),
         "valid": np.array([True, True, True, True]),
     }
-    matched = matching.detections(found, objects, PLAIN, 2)
+    matched = matching.detections(result, objects, PLAIN, 2)
     assert matched.score.tolist() == [0.9, 0.6, 0.4]  # what lies on the crowd is left out
     assert matched.correct.tolist() == [True, False, False]
     assert matched.objects.tolist() == [1, 0]
-    judged = (seen := details("det")).update(found, objects, PLAIN)
+    judged = (observed := details("det")).update(result, objects, PLAIN)
     assert judged.words == "F1 0.50"
-    assert seen.by_class().rows == [("cat", "1", "0.333", "1.000", "1.000")]
-    assert matching.detections(found, objects | {"boxes_xyxy": np.full((2, 4), np.nan)}, PLAIN, 2) is None
+    assert observed.by_class().rows == [("cat", "1", "0.333", "1.000", "1.000")]
+    assert matching.detections(result, objects | {"boxes_xyxy": np.full((2, 4), np.nan)}, PLAIN, 2) is None
 
 
 def test_objects_are_counted_by_the_class_of_the_box_that_finds_them():
@@ -69,7 +69,7 @@ def test_objects_are_counted_by_the_class_of_the_box_that_finds_them():
         "label": np.array([0, 0, 1, 1]),
         "crowd": np.array([False, False, False, True]),
     }
-    found = {
+    result = {
         # A dog on the first cat, which a worse box names rightly; dogs on the second and on the crowd; two on nothing.
         "boxes_xyxy": np.array(
             [[0, 0, 2, 2], [0, 0, 2, 2], [2, 0, 4, 2], [2, 2, 4, 4], [0, 0, 4, 4], [1, 1, 3, 3]], np.float32
@@ -78,15 +78,15 @@ def test_objects_are_counted_by_the_class_of_the_box_that_finds_them():
         "score": np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.1]),  # the last is not shown
         "valid": np.ones(6, bool),
     }
-    seen = details("det")
-    seen.update(found, objects, PLAIN)
+    observed = details("det")
+    observed.update(result, objects, PLAIN)
     # The dog on the first cat is left with nothing, and the real dog is found by none.
-    assert seen.by_class().confusion.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
-    of_dogs = matching.pairs(found, objects | {"labelled": np.array([False, True])}, PLAIN, 2)
+    assert observed.by_class().confusion.tolist() == [[1, 1, 0], [0, 0, 1], [1, 1, 0]]
+    of_dogs = matching.pairs(result, objects | {"labelled": np.array([False, True])}, PLAIN, 2)
     assert matching.confusion(of_dogs, np.full(2, 0.3)).tolist() == [[0, 0, 0], [0, 0, 1], [0, 2, 0]]
-    seen = details("det")
-    assert seen.update(found, objects | {"boxes_xyxy": np.full((4, 4), np.nan)}, PLAIN) is None
-    assert seen.by_class() is None
+    observed = details("det")
+    assert observed.update(result, objects | {"boxes_xyxy": np.full((4, 4), np.nan)}, PLAIN) is None
+    assert observed.by_class() is None
 
 
 def test_overlaps_are_computed_once_an_image(monkeypatch):
@@ -106,40 +106,41 @@ def test_precision_over_recall_has_the_area_of_average_precision():
 
 
 def test_images_are_judged_by_the_probability_of_their_class():
-    seen = details("cls")
+    observed = details("cls")
     judged = [
-        seen.update({"probability": np.array([0.9, 0.1])}, {"label": np.array(label)}, PLAIN) for label in (0, 1, -1)
+        observed.update({"probability": np.array([0.9, 0.1])}, {"label": np.array(label)}, PLAIN)
+        for label in (0, 1, -1)
     ]
-    assert [each and each.quality for each in judged] == [0.9, pytest.approx(0.1), None]
-    assert seen.by_class().confusion.tolist() == [[1, 0], [1, 0]]
+    assert [entry and entry.quality for entry in judged] == [0.9, pytest.approx(0.1), None]
+    assert observed.by_class().confusion.tolist() == [[1, 0], [1, 0]]
 
 
 def test_unknown_tags_count_nowhere():
-    seen = details("tags")
-    seen.update({"probability": np.array([0.9, 0.9])}, {"label": np.array([1.0, np.nan])}, PLAIN)
-    assert seen.by_class().rows == [("cat", "1", "1.000", "1.000", "1.000")]
+    observed = details("tags")
+    observed.update({"probability": np.array([0.9, 0.9])}, {"label": np.array([1.0, np.nan])}, PLAIN)
+    assert observed.by_class().rows == [("cat", "1", "1.000", "1.000", "1.000")]
 
 
 def test_what_counts_as_shown_reaches_the_threshold_chosen_for_its_class():
     task = calibrated(TASKS["tags"], Calibration(1.0, {"cat": 0.3, "dog": 0.95}))
     judged = {}
-    for name, each in (("default", TASKS["tags"]), ("chosen", task)):
-        seen = DETAILS["multi_label"](each)
-        judged[name] = seen.update({"probability": np.array([0.4, 0.9])}, {"label": np.array([1.0, 0.0])}, PLAIN)
-        judged[name] = judged[name].words, [row[2:4] for row in seen.by_class().rows]
+    for name, entry in (("default", TASKS["tags"]), ("chosen", task)):
+        observed = DETAILS["multi_label"](entry)
+        judged[name] = observed.update({"probability": np.array([0.4, 0.9])}, {"label": np.array([1.0, 0.0])}, PLAIN)
+        judged[name] = judged[name].words, [row[2:4] for row in observed.by_class().rows]
     assert judged["default"] == ("F1 0.00", [("-", "0.000")])
     assert judged["chosen"] == ("F1 1.00", [("1.000", "1.000")])
 
 
 @pytest.mark.parametrize(("name", "field"), [("age", "value"), ("depth", "depth")])
 def test_errors_are_worse_the_larger_they_are(name, field):
-    seen = details(name)
+    observed = details(name)
     truth = np.array(3.0) if name == "age" else np.full((4, 4), 3.0)
-    small, large = (seen.update({field: np.asarray(truth + step)}, {field: truth}, PLAIN) for step in (1.0, 2.0))
+    small, large = (observed.update({field: np.asarray(truth + step)}, {field: truth}, PLAIN) for step in (1.0, 2.0))
     assert small.quality > large.quality
     assert large.words == "off by 2"
-    assert seen.update({field: truth}, {field: truth * np.nan}, PLAIN) is None
-    assert seen.by_class() is None
+    assert observed.update({field: truth}, {field: truth * np.nan}, PLAIN) is None
+    assert observed.by_class() is None
 
 
 def test_every_kind_has_details():

@@ -70,10 +70,10 @@ def assign(corners, label=None, valid=None, raw=None):
 
 def test_a_box_is_assigned_to_cells_around_its_centre_that_fit_its_size():
     owner = assign([[16, 16, 48, 48]])  # 32 px: the prior of stride 8
-    chosen = np.flatnonzero(owner == 0)
-    assert 1 < len(chosen) <= assignment.MAX_CELLS_PER_BOX
-    assert (np.abs(CENTRES[chosen] - 32) < 2.5 * CELL_STRIDES[chosen, None]).all()
-    assert {(28, 28), (36, 28), (28, 36), (36, 36)} <= {tuple(centre) for centre in CENTRES[chosen].tolist()}
+    selected = np.flatnonzero(owner == 0)
+    assert 1 < len(selected) <= assignment.MAX_CELLS_PER_BOX
+    assert (np.abs(CENTRES[selected] - 32) < 2.5 * CELL_STRIDES[selected, None]).all()
+    assert {(28, 28), (36, 28), (28, 36), (36, 36)} <= {tuple(centre) for centre in CENTRES[selected].tolist()}
 
 
 @pytest.mark.parametrize("size", [0.5, 3.0, 9.0])
@@ -99,8 +99,8 @@ def test_every_valid_box_gets_a_cell_in_a_crowded_image():
 
 def test_more_boxes_than_cells_share_what_there_is():
     owner = assign(np.tile([[46.0, 30.0, 50.0, 34.0]], (100, 1)))
-    taken = owner[owner < 100]
-    assert len(np.unique(taken)) == len(taken) == 25 + 20 + 6  # the windows of the three levels on the grid
+    occupied = owner[owner < 100]
+    assert len(np.unique(occupied)) == len(occupied) == 25 + 20 + 6  # the windows of the three levels on the grid
 
 
 def test_a_box_far_outside_the_image_is_left_alone():
@@ -119,21 +119,21 @@ def test_loss_of_one_assigned_cell_equals_hand_computed_value():
     single = detection.Detection("det", CLASSES, strides=(8,))
     labels = labels_of([(-12, -12, 20, 4, 1)])
     raw = jnp.zeros((1, 1, CHANNELS))
-    _, parts = jax.jit(lambda raw: single.loss(raw, labels, image_size=(8, 8)))(raw)
+    _, components = jax.jit(lambda raw: single.loss(raw, labels, image_size=(8, 8)))(raw)
     v = 4 / np.pi**2 * (np.arctan(1) - np.arctan(2)) ** 2
     complete = 0.5 - 8**2 / (2 * 32**2) - v**2 / (0.5 + v)
-    np.testing.assert_allclose(parts["box"], 5 * (1 - complete), rtol=1e-5)
+    np.testing.assert_allclose(components["box"], 5 * (1 - complete), rtol=1e-5)
     prior = detection_cells.OBJECTNESS_PRIOR
     entropy = -0.5 * np.log(prior) - 0.5 * np.log(1 - prior)
-    np.testing.assert_allclose(parts["objectness"], (0.5 - prior) ** 2 * entropy, rtol=1e-5)
-    np.testing.assert_allclose(parts["class"], 3 * np.log(2), rtol=1e-5)  # logits 0, whatever the target
+    np.testing.assert_allclose(components["objectness"], (0.5 - prior) ** 2 * entropy, rtol=1e-5)
+    np.testing.assert_allclose(components["class"], 3 * np.log(2), rtol=1e-5)  # logits 0, whatever the target
 
 
 def test_loss_of_an_image_without_objects_is_that_of_its_objectness():
-    (value, parts), gradient = loss_and_gradient(jnp.zeros((1, CELLS, CHANNELS)), labels_of([]))
+    (value, components), gradient = loss_and_gradient(jnp.zeros((1, CELLS, CHANNELS)), labels_of([]))
     prior = detection_cells.OBJECTNESS_PRIOR
     np.testing.assert_allclose(value, -CELLS * prior**2 * np.log(1 - prior), rtol=1e-4)
-    assert parts["box"] == parts["class"] == 0
+    assert components["box"] == components["class"] == 0
     assert (gradient[..., 4] > 0).all()
     assert not np.any(gradient[..., :4])
 
@@ -157,15 +157,15 @@ def test_missing_labels_add_neither_loss_nor_gradient(key):
 def test_a_crowd_excuses_the_cells_inside_it(key):
     raw = raw_of(key, 1)
     people = (30, 30, 90, 60, 0)
-    (_, parts), gradient = loss_and_gradient(raw, labels_of([*TWO, people], crowd=[(0, 2)]))
+    (_, components), gradient = loss_and_gradient(raw, labels_of([*TWO, people], crowd=[(0, 2)]))
     (_, without), _ = loss_and_gradient(raw, labels_of(TWO))
     inside = ((people[:2] <= CENTRES) & (people[2:4] >= CENTRES)).all(axis=1)
     excused = gradient[0, :, 4] == 0
     assert inside.sum() > 10
     assert not excused[~inside].any()
     assert excused[inside].sum() >= inside.sum() - 1  # the dog's box is in it too
-    assert parts["objectness"] < without["objectness"]
-    np.testing.assert_allclose(parts["box"], without["box"], rtol=1e-6)
+    assert components["objectness"] < without["objectness"]
+    np.testing.assert_allclose(components["box"], without["box"], rtol=1e-6)
 
 
 def test_loss_does_not_depend_on_the_order_of_images_or_boxes(key):

@@ -53,7 +53,7 @@ def finish(*processes: subprocess.Popen) -> list[str]:
             process.kill()  # SIGTERM would be taken for a pre-emption and ignored
     for process, (_, errors) in zip(processes, spoken, strict=True):
         assert process.returncode == 0, errors[-3000:]
-    return [said for said, _ in spoken]
+    return [output for output, _ in spoken]
 
 
 def parameters(workdir: Path) -> list[np.ndarray]:
@@ -70,8 +70,8 @@ def alone(tmp_path_factory):
     return parameters(workdir / "run")
 
 
-def assert_same(found, expected):
-    for a, b in zip(found, expected, strict=True):
+def assert_same(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -81,9 +81,9 @@ def test_two_processes_train_what_one_trains_and_write_once(alone, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
-    said = finish(*(start(tmp_path / "run", *common, f"--process_id={number}") for number in (0, 1)))
+    output = finish(*(start(tmp_path / "run", *common, f"--process_id={number}") for number in (0, 1)))
     assert_same(parameters(tmp_path / "run"), alone)
-    assert ["contract PASSED" in each or "contract BROKEN" in each for each in said] == [True, False]
+    assert ["contract PASSED" in entry or "contract BROKEN" in entry for entry in output] == [True, False]
     events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = [(event["step"], event["split"], event["task"], event["name"]) for event in events]
     assert len(logged) == len(set(logged))

@@ -12,12 +12,12 @@ ALL_BUT_CLASS = ("segmentation", "detection")
 @pytest.mark.parametrize("labels", ["segmentation", "detection", "classification"])
 def test_a_scene_depends_on_split_and_index_alone(labels):
     first, again = (digits.DigitScenes(split="train", labels=labels) for _ in range(2))
-    other = digits.DigitScenes(split="val", labels=labels)
+    another = digits.DigitScenes(split="val", labels=labels)
     np.testing.assert_array_equal(first[5]["image"], again[5]["image"])
     for field, value in first[5]["labels"][labels].items():
         np.testing.assert_array_equal(value, again[5]["labels"][labels][field])
     assert (first[5]["image"] != first[6]["image"]).any()
-    assert (first[5]["image"] != other[5]["image"]).any()
+    assert (first[5]["image"] != another[5]["image"]).any()
     assert first[5]["id"] == "train-00005"
 
 
@@ -72,11 +72,11 @@ def test_masks_count_from_background():
 def test_classification_scenes_hold_one_digit():
     source = digits.DigitScenes(split="val", labels=("classification", "detection", "segmentation"))
     labels = [source[index]["labels"] for index in range(60)]
-    for each in labels:
-        digit = int(each["classification"]["label"])
-        assert each["detection"]["label"].tolist() == [digit]
-        assert set(np.unique(each["segmentation"]["mask"])) == {0, digit + 1}
-    assert len({int(each["classification"]["label"]) for each in labels}) == 10
+    for label in labels:
+        digit = int(label["classification"]["label"])
+        assert label["detection"]["label"].tolist() == [digit]
+        assert set(np.unique(label["segmentation"]["mask"])) == {0, digit + 1}
+    assert len({int(label["classification"]["label"]) for label in labels}) == 10
 
 
 def test_digits_stand_out_from_the_background():

@@ -25,9 +25,9 @@ def logits(label, sharpness=3.0):
     return sharpness * jax.nn.one_hot(jnp.asarray(label, jnp.int32), 2)
 
 
-def detected(found, label):
+def detected(result, label):
     """Sixteen cells whose box is that of an untrained head; `found` says where the teacher sees an object."""
-    objectness = jnp.where(jnp.asarray(found), 4.0, -4.0) - detection_cells.PRIOR_LOGIT
+    objectness = jnp.where(jnp.asarray(result), 4.0, -4.0) - detection_cells.PRIOR_LOGIT
     return jnp.concatenate([jnp.zeros((1, 16, 4)), objectness[None, :, None], logits(label)[None]], axis=-1)
 
 
@@ -47,8 +47,8 @@ RARE = {
 
 
 def both(name, teacher, student):
-    task, given = TASKS[name], (student, teacher, SIZE)
-    return task.distillation_loss(*given), task.distillation_loss(*given, balanced=True)
+    task, inputs = TASKS[name], (student, teacher, SIZE)
+    return task.distillation_loss(*inputs), task.distillation_loss(*inputs, balanced=True)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -82,9 +82,9 @@ def test_the_background_of_detection_costs_no_more_than_the_objects():
         ]
 
     plain, balanced = gradient(0.01)
-    rest = np.arange(16) != 3
-    assert plain[rest].sum() > 5 * plain[3]
-    assert 0.5 * balanced[3] < balanced[rest].sum() < 2 * balanced[3]
+    remainder = np.arange(16) != 3
+    assert plain[remainder].sum() > 5 * plain[3]
+    assert 0.5 * balanced[3] < balanced[remainder].sum() < 2 * balanced[3]
 
 
 def test_cells_at_borders_weigh_more_than_their_like():

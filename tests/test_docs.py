@@ -18,9 +18,9 @@ FIELDS = ("Formula", "Reference", "Cost", "Use")
 def entries() -> dict[str, str]:
     """The text below each heading of a method in docs/methods.md, by its name."""
     text = (ROOT / "docs" / "methods.md").read_text()
-    found = re.findall(r"^#### `(\w+)`\n(.*?)(?=^#|\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    assert len(found) == len(dict(found)), "a method is described twice"
-    return dict(found)
+    result = re.findall(r"^#### `(\w+)`\n(.*?)(?=^#|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(result) == len(dict(result)), "a method is described twice"
+    return dict(result)
 
 
 def titles(documented: object) -> list[str]:

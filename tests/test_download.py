@@ -42,12 +42,12 @@ def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 def test_a_file_arrives_whole_and_reports_its_progress(server: LocalServer, tmp_path: Path) -> None:
-    seen = []
-    target = fetch(server, tmp_path / "new", on_bytes=lambda done, total: seen.append((done, total)))
+    observed = []
+    target = fetch(server, tmp_path / "new", on_bytes=lambda completed, total: observed.append((completed, total)))
     assert target.read_bytes() == CONTENT
     assert names(target.parent) == ["archive.tar"]
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert observed[-1] == (len(CONTENT), len(CONTENT))
+    assert [completed for completed, _ in observed] == sorted({completed for completed, _ in observed})
 
 
 def test_a_file_that_is_there_and_matches_is_not_asked_for(server: LocalServer, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_file_that_is_there_and_differs_is_fetched_anew(server: LocalServer, t
 def test_a_cut_connection_is_resumed_where_it_broke(server: LocalServer, tmp_path: Path) -> None:
     server.cut_after = [300_000, 100_000]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [None, "bytes=300000-", "bytes=400000-"]
+    assert [requested for _, requested in server.requests] == [None, "bytes=300000-", "bytes=400000-"]
 
 
 def test_cuts_without_end_are_an_error_and_the_next_call_goes_on(server: LocalServer, tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_cuts_without_end_are_an_error_and_the_next_call_goes_on(server: LocalSe
 def test_a_server_that_ignores_range_starts_over(server: LocalServer, tmp_path: Path) -> None:
     server.cut_after, server.ignore_range = [300_000], True
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [None, "bytes=300000-"]
+    assert [requested for _, requested in server.requests] == [None, "bytes=300000-"]
 
 
 def test_a_server_that_sends_another_range_is_asked_for_the_whole(server: LocalServer, tmp_path: Path) -> None:
     server.cut_after, server.wrong_range = [300_000], True
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [None, "bytes=300000-", None]
+    assert [requested for _, requested in server.requests] == [None, "bytes=300000-", None]
 
 
 def test_a_part_that_is_complete_only_needs_its_name(server: LocalServer, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_part_that_is_complete_only_needs_its_name(server: LocalServer, tmp_pa
 def test_a_server_that_tells_no_length_is_believed(server: LocalServer, tmp_path: Path) -> None:
     server.without_length = True
     totals = set()
-    assert fetch(server, tmp_path, on_bytes=lambda done, total: totals.add(total)).read_bytes() == CONTENT
+    assert fetch(server, tmp_path, on_bytes=lambda completed, total: totals.add(total)).read_bytes() == CONTENT
     assert totals == {None}
 
 
@@ -111,10 +111,10 @@ def test_a_length_that_is_none_counts_as_not_told(server: LocalServer, tmp_path:
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("part", [b"", b"of another file"])
-def test_a_wrong_checksum_removes_the_download(server: LocalServer, tmp_path: Path, part: bytes) -> None:
-    (tmp_path / "archive.tar.part").write_bytes(part)
-    if not part:
+@pytest.mark.parametrize("section", [b"", b"of another file"])
+def test_a_wrong_checksum_removes_the_download(server: LocalServer, tmp_path: Path, section: bytes) -> None:
+    (tmp_path / "archive.tar.part").write_bytes(section)
+    if not section:
         server.files["archive.tar"] = CONTENT[:-1] + b"?"
     with pytest.raises(UserError, match=f"expected SHA-256 {SHA256}, found ") as error:
         fetch(server, tmp_path)

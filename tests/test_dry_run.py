@@ -38,8 +38,8 @@ def rehearse(first: dict[str, Any], second: dict[str, Any], *, norms_from: int =
 
 @pytest.mark.usefixtures("tiny_backbone")
 def test_what_fits_passes():
-    kept = {"replay": {"batch_size": 2}, "der": {}, "lwf": {}, "agem": {}, "ewc": {"strength": 1.0}}
-    rehearse(KEPT, {"keep": kept})
+    retained = {"replay": {"batch_size": 2}, "der": {}, "lwf": {}, "agem": {}, "ewc": {"strength": 1.0}}
+    rehearse(KEPT, {"keep": retained})
     rehearse(HELD, {"train_batch_norm": "new_levels"})  # a level that the first stage did not read
     rehearse(HELD, {}, norms_from=1)
 
@@ -114,8 +114,8 @@ def test_arguments_have_the_types_of_their_functions(field, value, words):
     *above, name = field.split(".")
     with config.ignore_type(), config.unlocked():
         section = config
-        for part in above:
-            section = section[part]
+        for component in above:
+            section = section[component]
         section[name] = value
     with pytest.raises(UserError) as raised:
         check()

@@ -41,8 +41,8 @@ def test_streams_take_turns_and_each_step_logs_its_own(tiny_backbone, tmp_path):
     config = joint_config("sum", sampling_temperature=1.0, update="weight", rates={"head/seg": 0.5, "backbone": 0.1})
     config.streams.masks.options.length = 48  # against 16: three steps of four
     train_loop.train_and_evaluate(config, tmp_path)
-    read = metrics_log.read(tmp_path / "metrics.jsonl")
-    losses = [event for event in read if event["name"] in ("masks/loss", "single/loss")]
+    loaded = metrics_log.read(tmp_path / "metrics.jsonl")
+    losses = [event for event in loaded if event["name"] in ("masks/loss", "single/loss")]
     assert len(losses) == len({event["step"] for event in losses}) == 32  # 2 epochs of 12 batches, at 3/4 of the steps
     position = checkpoints.read_metadata(tmp_path / "checkpoints" / "0-both")["data_position"]
     assert sum(position.values()) == 32

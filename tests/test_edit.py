@@ -22,8 +22,8 @@ from mtl_jax.workdir import checkpoints, files, lineage, trained
 def parent(tiny_backbone, tmp_path_factory):
     """An untrained run that counts as finished, and that was calibrated after its training."""
     run = untrained(tmp_path_factory.mktemp("parent"), page(FIRST, stage="first", first=True, tasks=("cls",)))
-    chosen = {"cls": calibration.Calibration(1.5, {"0": 0.25, "1": 0.75})}
-    files.write_json(run.path / trained.CALIBRATION, calibration.to_tree(chosen))
+    selected = {"cls": calibration.Calibration(1.5, {"0": 0.25, "1": 0.75})}
+    files.write_json(run.path / trained.CALIBRATION, calibration.to_tree(selected))
     return run
 
 
@@ -60,7 +60,7 @@ def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(p
     assert network.tasks["cls"].classes == ("zero", "1", "2", "3")
     assert network.tasks["cls"].to_json({"probability": np.array([0.9, 0.1, 0.0, 0.0])})["label"] == "zero"
     assert network.calibration == {"cls": calibration.Calibration(1.5, {"zero": 0.25, "1": 0.75})}
-    stored = [checkpoints.load(each.path, {"variables": None})["variables"] for each in (parent, network)]
+    stored = [checkpoints.load(entry.path, {"variables": None})["variables"] for entry in (parent, network)]
     assert json.dumps(stored[0], default=_listed) == json.dumps(stored[1], default=_listed)
     version = contract["lineage"]["versions"][-1]
     assert version["edited"] == {"cls": {"renamed": {"0": "zero"}, "removed": ["3"]}}

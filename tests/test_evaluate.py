@@ -14,9 +14,9 @@ def test_operations_are_those_of_the_published_network_and_grow_with_the_image()
     records = tasks.build({"cls": {"kind": "classification", "classes": ("a", "b")}})
     model = multi_task.build({"neck_channels": 8, "head_channels": 8, "head_layers": 1}, records)
     variables = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
-    found = {size: evaluate.gigaflops(model, variables, ("cls",), image_size=size) for size in (224, 448)}
-    assert found[224] == pytest.approx(2 * 0.056, rel=0.15)
-    assert found[448] == pytest.approx(4 * found[224], rel=0.02)
+    result = {size: evaluate.gigaflops(model, variables, ("cls",), image_size=size) for size in (224, 448)}
+    assert result[224] == pytest.approx(2 * 0.056, rel=0.15)
+    assert result[448] == pytest.approx(4 * result[224], rel=0.02)
 
 
 def test_kernels_are_left_out_for_as_long_as_asked():

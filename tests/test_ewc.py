@@ -59,10 +59,10 @@ def closed_form(params, data, label_weights):
     return {"kernel": np.einsum("ef,ec->fc", x**2, per_example) / len(x), "bias": per_example.mean(0)}
 
 
-def assert_trees_close(found, expected, **tolerance):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(leaf, other, **tolerance)
+def assert_trees_close(actual, expected, **tolerance):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for leaf, leave in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, leave, **tolerance)
 
 
 def test_the_exact_estimator_is_the_closed_form_of_softmax_regression(params, data):
@@ -77,22 +77,22 @@ def test_the_empirical_estimator_squares_the_gradient_at_the_examples_own_label(
 
 def test_the_sampled_estimator_tends_to_the_exact_one(params, data, key):
     repeated = {name: np.tile(leaf, (1000, *[1] * (leaf.ndim - 1))) for name, leaf in data.items()}
-    found = fisher_of("sampled", params, [repeated], key)
+    result = fisher_of("sampled", params, [repeated], key)
     # 37000 draws: the standard error is a few percent of the rarest entries.
-    assert_trees_close(found, closed_form(params, data, None), rtol=0.1)
+    assert_trees_close(result, closed_form(params, data, None), rtol=0.1)
 
 
 def test_the_sampled_estimator_follows_its_key(params, data, key):
-    first, again, other = (fisher_of("sampled", params, [data], one) for one in (key, key, jax.random.key(1)))
+    first, again, second = (fisher_of("sampled", params, [data], single) for single in (key, key, jax.random.key(1)))
     assert_trees_close(first, again, rtol=0)
-    assert not np.allclose(first["kernel"], other["kernel"], rtol=1e-3)
+    assert not np.allclose(first["kernel"], second["kernel"], rtol=1e-3)
 
 
 @EVERY_ESTIMATOR
 @pytest.mark.parametrize("size", [1, 4, 32])
 def test_batching_does_not_change_it(params, data, key, estimator, size):
-    whole = fisher_of(estimator, params, [data], key)
-    assert_trees_close(fisher_of(estimator, params, batches_of(data, size), key), whole, rtol=1e-5)
+    full = fisher_of(estimator, params, [data], key)
+    assert_trees_close(fisher_of(estimator, params, batches_of(data, size), key), full, rtol=1e-5)
 
 
 def test_it_is_not_the_square_of_the_mean_gradient(params, data):

@@ -38,19 +38,19 @@ def answers(lines: str, word: str) -> np.ndarray:
     return np.array([[float(n) for n in line.split()[-5:]] for line in lines.splitlines() if line.startswith(word)])
 
 
-def python_example(folder: Path, drawn: Path) -> str:
+def python_example(folder: Path, rendered: Path) -> str:
     script = ROOT / "examples" / "onnx_predict.py"
-    words = [sys.executable, script, folder / "exported", folder / "photo.png", drawn, "0"]
+    words = [sys.executable, script, folder / "exported", folder / "photo.png", rendered, "0"]
     return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout
 
 
 def test_the_python_example_prints_and_draws(exported, tmp_path):
-    said = python_example(exported, tmp_path / "drawn.png")
-    assert answers(said, "det").shape[1] == 5
-    assert "cls " in said
-    drawn, given = (np.asarray(Image.open(path)) for path in (tmp_path / "drawn.png", exported / "photo.png"))
-    assert drawn.shape == given.shape
-    assert (drawn != given).any()
+    output = python_example(exported, tmp_path / "drawn.png")
+    assert answers(output, "det").shape[1] == 5
+    assert "cls " in output
+    rendered, inputs = (np.asarray(Image.open(path)) for path in (tmp_path / "drawn.png", exported / "photo.png"))
+    assert rendered.shape == inputs.shape
+    assert (rendered != inputs).any()
 
 
 def test_the_cpp_example_finds_what_the_python_example_finds(exported, tmp_path):
@@ -66,12 +66,12 @@ def test_the_cpp_example_finds_what_the_python_example_finds(exported, tmp_path)
     linked.symlink_to(library)  # the name that the library gives itself, which the wheel lacks
     built = ["g++", "-std=c++17", "-O1", "-Wall", ROOT / "examples" / "onnx_predict.cpp", "-isystem", headers[0]]
     built += [linked, f"-Wl,-rpath,{tmp_path}", "-o", program]
-    done = subprocess.run(list(map(str, built)), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
+    process = subprocess.run(list(map(str, built)), capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "warning" not in process.stderr
     words = [program, exported / "exported" / "model.onnx", exported / "photo.ppm", tmp_path / "drawn.ppm", "0"]
-    said = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout
-    ours, theirs = answers(said, "det"), answers(python_example(exported, tmp_path / "drawn.png"), "det")
+    output = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True).stdout
+    ours, theirs = answers(output, "det"), answers(python_example(exported, tmp_path / "drawn.png"), "det")
     assert len(ours) > 0
     # Pillow rounds where the image goes to whole pixels, and resizes otherwise: boxes agree to a few pixels.
     apart = np.abs(ours[:5, None, 1:] - theirs[None, :, 1:]).max(axis=-1).min(axis=1)

@@ -54,14 +54,14 @@ def test_refinement_is_a_task_s_own_and_teaches_the_others_nothing():
     assert_close(
         outputs(model, variables), outputs(plain[0], {**variables, "params": {**variables["params"], "head": head}})
     )
-    told = functools.partial(jax.tree.map, lambda leaf: 3 * leaf)
-    loud = {**variables["params"]["head"], "seg": told(variables["params"]["head"]["seg"])}
+    message = functools.partial(jax.tree.map, lambda leaf: 3 * leaf)
+    loud = {**variables["params"]["head"], "seg": message(variables["params"]["head"]["seg"])}
     loud["branch_det"] = jax.tree.map(jnp.ones_like, loud["branch_det"])
     quiet = {**loud, "seg": variables["params"]["head"]["seg"]}
-    one, other = (
+    first, second = (
         outputs(model, {**variables, "params": {**variables["params"], "head": head}})["det"] for head in (loud, quiet)
     )
-    assert not np.allclose(one, other)
+    assert not np.allclose(first, second)
 
 
 def test_an_exchange_needs_a_layer_whose_place_it_takes():

@@ -70,10 +70,10 @@ def two_streams(order: tuple[str, ...]) -> experiment.Experiment:
     ("order", "streams"), [(("new",), ("site",)), (("new", "old"), ("site", "archive")), (("old",), ("archive",))]
 )
 def test_a_task_is_measured_and_shown_as_the_first_stream_of_the_order_that_labels_it(tiny_backbone, order, streams):
-    parts = two_streams(order)
-    assert experiment.labelling_streams(parts, "cls") == streams
-    assert list(experiment.measured_streams(parts, ("cls",))) == [streams[0]]
-    assert experiment.task_view(parts, "cls") == experiment.view(parts, streams[0])
+    setup = two_streams(order)
+    assert experiment.labelling_streams(setup, "cls") == streams
+    assert list(experiment.measured_streams(setup, ("cls",))) == [streams[0]]
+    assert experiment.task_view(setup, "cls") == experiment.view(setup, streams[0])
 
 
 def test_each_task_is_measured_on_one_stream(tiny_backbone):
@@ -100,27 +100,27 @@ def masked(root: Path, classes: tuple[str, ...], value: int, **task: Any) -> exp
 
 @pytest.mark.parametrize("value", [255, 7])
 def test_what_files_and_task_call_void_reaches_the_metric_as_the_task_s_void(tiny_backbone, tmp_path, value):
-    parts = masked(tmp_path, ("ground", "thing"), value, ignore_label=7)
-    target = experiment.eval_batches(parts, "photos")[0].targets[0]["seg"]["mask"]
+    setup = masked(tmp_path, ("ground", "thing"), value, ignore_label=7)
+    target = experiment.eval_batches(setup, "photos")[0].targets[0]["seg"]["mask"]
     assert target.tolist() == [[0, 1, 7]]
 
 
 def test_other_names_of_classes_are_refused_with_both_ways_out(tiny_backbone, tmp_path):
-    parts = masked(tmp_path, ("earth", "thing"), 255)
+    setup = masked(tmp_path, ("earth", "thing"), 255)
     with pytest.raises(
         UserError, match=r"set config\.streams\.photos\.options\.classes .* or set config\.tasks\.seg\."
     ):
-        experiment.source(parts, "photos", training=False)
+        experiment.source(setup, "photos", training=False)
 
 
 def test_a_split_is_opened_once_and_its_files_are_noted_each_time(tiny_backbone, tmp_path):
-    parts = masked(tmp_path, ("ground", "thing"), 255)
+    setup = masked(tmp_path, ("ground", "thing"), 255)
     with opened.recording() as first:
-        found = experiment.source(parts, "photos", training=False)
+        result = experiment.source(setup, "photos", training=False)
     with opened.recording() as again:
-        assert experiment.source(parts, "photos", training=False) is found
+        assert experiment.source(setup, "photos", training=False) is result
     assert [file.path for file in first] == [file.path for file in again]
     assert any(file.path.endswith("val.txt") for file in first)
-    elsewhere = dataclasses.replace(parts, data_root=tmp_path / "nowhere")
+    elsewhere = dataclasses.replace(setup, data_root=tmp_path / "nowhere")
     with pytest.raises(UserError, match="nowhere"):
         experiment.source(elsewhere, "photos", training=False)

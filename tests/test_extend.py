@@ -57,13 +57,13 @@ def addition(**stage) -> ConfigDict:
 def outputs(weights, ask=("seg", "cls")) -> dict:
     """Every raw output and every prediction of the old tasks on all validation images."""
     network = trained.load(weights)
-    predict, found = evaluate.make_predict(network.setup.model, network.setup.tasks), {}
+    predict, result = evaluate.make_predict(network.setup.model, network.setup.tasks), {}
     raw = jax.jit(lambda variables, image: multi_task.eval_raw(network.setup.model, variables, image, tasks=ask)[0])
     for stream in ("masks", "single"):
         for number, batch in enumerate(experiment.eval_batches(network.setup, stream)):
-            given, seen = raw(network.variables, batch.image), predict(network.variables, batch.image, names=ask)
-            found[stream, number] = jax.device_get({name: (given[name], seen[name]) for name in ("seg", "cls")})
-    return found
+            inputs, observed = raw(network.variables, batch.image), predict(network.variables, batch.image, names=ask)
+            result[stream, number] = jax.device_get({name: (inputs[name], observed[name]) for name in ("seg", "cls")})
+    return result
 
 
 def untrained(folder, config) -> trained.Trained:
@@ -149,9 +149,9 @@ def test_a_version_says_what_it_grew_from(grown):
 
 def test_the_checkpoint_says_what_every_task_depends_on(grown):
     folder, _ = grown
-    found = checkpoints.read_metadata(folder / "new" / "checkpoints" / "2-det")["depends_on"]
-    assert list(found) == ["seg", "cls", "det"]
-    assert not any("det" in pattern.split("/")[-1] for pattern in found["seg"])
+    result = checkpoints.read_metadata(folder / "new" / "checkpoints" / "2-det")["depends_on"]
+    assert list(result) == ["seg", "cls", "det"]
+    assert not any("det" in pattern.split("/")[-1] for pattern in result["seg"])
 
 
 def test_a_second_call_goes_on_and_another_parent_is_refused(grown, no_report):
@@ -160,10 +160,10 @@ def test_a_second_call_goes_on_and_another_parent_is_refused(grown, no_report):
     assert extend(folder / "old", folder / "new", addition())["tasks"] == contract["tasks"]
     with pytest.raises(UserError, match=r"expected a run that grew from .*0-seg, found one from .*1-cls"):
         extend(folder / "old" / "checkpoints" / "0-seg", folder / "new", addition())
-    found = lineage.read(folder / "new")
-    assert found is not None
+    result = lineage.read(folder / "new")
+    assert result is not None
     with pytest.raises(UserError, match="is newer than"):
-        lineage.require_same_parent(folder / "new", {**found, "digest": "0"}, folder / "old" / "checkpoints" / "1-cls")
+        lineage.require_same_parent(folder / "new", {**result, "digest": "0"}, folder / "old" / "checkpoints" / "1-cls")
     with pytest.raises(UserError, match="holds a run already"):
         extend(folder / "old", folder / "old", addition())
 
@@ -175,9 +175,9 @@ def finished(tiny_backbone, tmp_path_factory):
 
 
 def planned(old, config, index) -> stage_plan.StagePlan:
-    parts = parts_of(old, config)
-    learnt = stage_plan.StageResult(experiment.abstract_variables(parts), memory.nothing(), [], 0.0, 0)
-    return stage_plan.plan(config_lib.resolve(config), parts, index, learnt)
+    setup = parts_of(old, config)
+    learnt = stage_plan.StageResult(experiment.abstract_variables(setup), memory.nothing(), [], 0.0, 0)
+    return stage_plan.plan(config_lib.resolve(config), setup, index, learnt)
 
 
 def joined(old, page, limit=None):
@@ -205,12 +205,12 @@ def test_a_later_stage_that_would_move_an_old_task_is_refused_unless_it_says_so(
 
 def test_statistics_alone_break_the_guarantee_too(finished):
     config = joined(finished, addition())
-    parts = parts_of(finished, config)
-    config = followed(config, "later", old_outputs="", freeze=exactness.frozen_patterns(config, parts, 2))
+    setup = parts_of(finished, config)
+    config = followed(config, "later", old_outputs="", freeze=exactness.frozen_patterns(config, setup, 2))
     plan = planned(finished, config, 3)
-    moving = [dataclasses.replace(each, train_batch_norm=True) for each in plan.objectives.values()]
+    moving = [dataclasses.replace(objective, train_batch_norm=True) for objective in plan.objectives.values()]
     with pytest.raises(UserError, match=r"would change batch_stats/backbone/norm_\d+/mean, which task seg"):
-        exactness.refuse_moving(config, parts, 3, moving)
+        exactness.refuse_moving(config, setup, 3, moving)
 
 
 def parts_of(old, config) -> experiment.Experiment:
@@ -234,18 +234,18 @@ def test_networks_in_which_old_tasks_read_the_new_one_are_refused(finished, tmp_
 
 @pytest.mark.parametrize(
     "model",
-    [{}, *({"backbone": "plain_cnn", "sharing": way} for way in ("independent", "mmoe"))],
+    [{}, *({"backbone": "plain_cnn", "sharing": scheme} for scheme in ("independent", "mmoe"))],
     ids=str,
 )
 def test_other_ways_of_sharing_have_room(finished, tmp_path, model):
     old = untrained(tmp_path, parent_config(**model))
     config = joined(old, addition())
-    parts = parts_of(old, config)
-    growth.require_compatible(old, parts, exact=True)
-    held = exactness.frozen_patterns(config, parts, 2)
-    free = [path for path in growth.dependence.paths_of(parts.model) if not exactness._is_held(path, held)]
+    setup = parts_of(old, config)
+    growth.require_compatible(old, setup, exact=True)
+    held = exactness.frozen_patterns(config, setup, 2)
+    free = [path for path in growth.dependence.paths_of(setup.model) if not exactness._is_held(path, held)]
     assert free
-    assert not {path for task in old.names for path in growth.dependence.reads_of(parts.model)[task]} & set(free)
+    assert not {path for task in old.names for path in growth.dependence.reads_of(setup.model)[task]} & set(free)
 
 
 def changed(change) -> ConfigDict:
@@ -340,8 +340,8 @@ def test_a_task_that_joins_the_flagship_costs_less_than_a_tenth_of_it():
     tasks = tasks_lib.build(config.tasks.to_dict())
     new = sum(parameters(multi_task.build(config.model, tasks)))
     for name in tasks:
-        others = {other: task for other, task in tasks.items() if other != name}
-        old = sum(parameters(multi_task.build(config.model, others)))
+        peers = {another: task for another, task in tasks.items() if another != name}
+        old = sum(parameters(multi_task.build(config.model, peers)))
         assert new - old < 0.1 * old
 
 

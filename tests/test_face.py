@@ -13,8 +13,8 @@ from mtl_jax.training import run
 
 def test_importing_the_package_imports_neither_jax_nor_numpy() -> None:
     program = "import sys, mtl_jax; print(sorted({'jax', 'numpy', 'flax'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 def test_every_public_name_is_there() -> None:

@@ -21,11 +21,11 @@ def test_pooling_means_over_windows_of_whole_cells():
     np.testing.assert_allclose(adaptive_mean_pool(x, 3)[0, 0, :, 0], [1, 1.5, 2])
 
 
-@pytest.mark.parametrize("part", [{"until": 16}, {"after": 16}])
-def test_a_division_after_the_branches_part_is_refused(part):
+@pytest.mark.parametrize("section", [{"until": 16}, {"after": 16}])
+def test_a_division_after_the_branches_part_is_refused(section):
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     with pytest.raises(UserError, match=r"expected at most 8 px with backbone fast_scnn.*, found 16 px"):
-        jax.eval_shape(lambda x: FastSCNN(**part).init(jax.random.key(0), x, train_batch_norm=False), x)
+        jax.eval_shape(lambda x: FastSCNN(**section).init(jax.random.key(0), x, train_batch_norm=False), x)
 
 
 def test_tasks_share_it_up_to_8_px_and_no_further():

@@ -29,8 +29,8 @@ def test_a_name_means_its_file_or_the_one_image_of_that_stem(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     index = files.ImageFolderIndex(tmp_path)
-    found = [index.find(name).relative_to(tmp_path).as_posix() for name in ("a.b", "a.b.png", "sub/c", "d.bmp")]
-    assert found == ["a.b.png", "a.b.png", "sub/c.JPG", "d.bmp"]
+    result = [index.find(name).relative_to(tmp_path).as_posix() for name in ("a.b", "a.b.png", "sub/c", "d.bmp")]
+    assert result == ["a.b.png", "a.b.png", "sub/c.JPG", "d.bmp"]
     for name, words in (("d", r"found d\.bmp, d\.jpg"), ("e", "found none"), ("f", "found none"), ("../a", "outside")):
         with pytest.raises(UserError, match=words):
             index.find(name)

@@ -18,7 +18,7 @@ def test_outputs_of_both_ways_follow_the_image(key):
     variables = multi_task.init_variables(model, key=key, image_size=64)
     image = jax.random.uniform(key, (1, 64, 64, 3))
     plain, mirrored = (
-        jax.device_get(flip.outputs(model, variables, each, records)) for each in (image, image[:, :, ::-1])
+        jax.device_get(flip.outputs(model, variables, entry, records)) for entry in (image, image[:, :, ::-1])
     )
     assert mirrored["seg"][:, :, ::-1] == pytest.approx(plain["seg"], abs=1e-5)
     assert mirrored["age"] == pytest.approx(plain["age"], abs=1e-5)
@@ -26,5 +26,5 @@ def test_outputs_of_both_ways_follow_the_image(key):
     turned = np.concatenate([mirrored["det"][:, cells:], mirrored["det"][:, :cells]], axis=1)
     assert 64 - turned[..., 0] == pytest.approx(plain["det"][..., 0], abs=1e-3)
     assert turned[..., 1:] == pytest.approx(plain["det"][..., 1:], abs=1e-3)
-    found = evaluate.make_predict(model, records, flip=True)(variables, image, names=("seg", "det"))
-    assert set(found) == {"seg", "det"}
+    result = evaluate.make_predict(model, records, flip=True)(variables, image, names=("seg", "det"))
+    assert set(result) == {"seg", "det"}

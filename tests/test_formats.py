@@ -30,12 +30,14 @@ from mtl_jax.errors import UserError
 
 GROUPS = {"boxes": BOXES, "masks": MASKS, "classes": CLASS_LABELS, "tags": TAGS}
 LABELLED = [(kind, name) for kind, group in GROUPS.items() for name in group]
-BY_SPLIT = {split: {each.name: each for each in PICTURES if each.split == split} for split in ("train", "val")}
+BY_SPLIT = {
+    split: {picture.name: picture for picture in PICTURES if picture.split == split} for split in ("train", "val")
+}
 
 
 def batches(root: Path, kind: str) -> list[str]:
     """Returns digests of the first training batches, with augmentation, and of what validates."""
-    labels, found = {"task": formats.LABELS[kind]}, []
+    labels, result = {"task": formats.LABELS[kind]}, []
     for split in ("train", "val"):
         source = registry.build("labels", data_root=root, split=split, path=".", read_as=kind)
         assert source.class_names[labels["task"]] == ((*CLASSES,) if kind != "masks" else ("background", *CLASSES))
@@ -43,10 +45,10 @@ def batches(root: Path, kind: str) -> list[str]:
             source, labels=labels, image_size=48, batch_size=2, augment=Augment(flip_probability=0.5), seed=7
         )
         validation = pipeline.eval_batches(source, labels=labels, image_size=48, batch_size=9)[0]
-        for each in (*jax.tree.leaves([train[0], train[1]]), validation.image, str(validation.ids)):
-            content = each.tobytes() if isinstance(each, np.ndarray) else str(each).encode()
-            found.append(hashlib.sha256(content).hexdigest())
-    return found
+        for entry in (*jax.tree.leaves([train[0], train[1]]), validation.image, str(validation.ids)):
+            content = entry.tobytes() if isinstance(entry, np.ndarray) else str(entry).encode()
+            result.append(hashlib.sha256(content).hexdigest())
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +87,18 @@ def test_conversion_there_and_back_gives_the_same_batches(tmp_path, expected, ki
 def test_labels_are_those_that_were_drawn(tmp_path):
     BOXES["yolo"][1](tmp_path / "boxes")
     colour_masks(tmp_path / "masks")
-    for split, drawn in BY_SPLIT.items():
+    for split, rendered in BY_SPLIT.items():
         boxes = registry.build("labels", data_root=tmp_path, split=split, path="boxes")
         masks = registry.build("labels", data_root=tmp_path, split=split, path="masks")
-        assert {boxes[i]["id"] for i in range(len(boxes))} == {masks[i]["id"] for i in range(len(masks))} == set(drawn)
-        for i in range(len(drawn)):
-            label, objects = boxes[i]["labels"]["detection"], drawn[boxes[i]["id"]].objects
-            assert label["boxes_xyxy"].tolist() == [list(map(float, each.box)) for each in objects]
-            assert label["label"].tolist() == [CLASSES.index(each.label) for each in objects]
+        assert (
+            {boxes[i]["id"] for i in range(len(boxes))} == {masks[i]["id"] for i in range(len(masks))} == set(rendered)
+        )
+        for i in range(len(rendered)):
+            label, objects = boxes[i]["labels"]["detection"], rendered[boxes[i]["id"]].objects
+            assert label["boxes_xyxy"].tolist() == [list(map(float, entry.box)) for entry in objects]
+            assert label["label"].tolist() == [CLASSES.index(entry.label) for entry in objects]
             mask = masks[i]["labels"]["segmentation"]["mask"]
-            assert np.array_equal(mask, drawn[masks[i]["id"]].mask)
+            assert np.array_equal(mask, rendered[masks[i]["id"]].mask)
 
 
 @pytest.mark.parametrize("written", [csv_values, BOXES["csv"][1], CLASS_LABELS["label studio"][1]])
@@ -108,7 +112,9 @@ def test_numbers_are_read_and_written(tmp_path, written):
     formats.convert(path, tmp_path / "b", to="csv", kind="values")
     for place in (path, tmp_path / "b"):
         dataset = formats.read(place, kind="values")
-        assert {record.name: record.value for record in dataset.records} == {each.name: each.value for each in PICTURES}
+        assert {record.name: record.value for record in dataset.records} == {
+            picture.name: picture.value for picture in PICTURES
+        }
 
 
 def test_depths_are_read_in_metres_and_written(tmp_path):
@@ -134,16 +140,16 @@ def test_a_folder_of_something_else_is_refused_with_what_was_looked_for(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("to", "kind", "said"),
+    ("to", "kind", "output"),
     [
         ("png", None, "expected a format among coco"),
         ("yolo", "colours", "expected a kind of label among boxes"),
         ("class_folders", None, "expected classes for the format class_folders, found boxes, tags"),
     ],
 )
-def test_what_cannot_be_converted_is_refused(tmp_path, to, kind, said):
+def test_what_cannot_be_converted_is_refused(tmp_path, to, kind, output):
     BOXES["voc"][1](tmp_path / "a")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         formats.convert(tmp_path / "a", tmp_path / "b", to=to, kind=kind)
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
 
@@ -159,16 +165,16 @@ def test_nothing_is_written_over(tmp_path):
 def test_without_splits_content_decides_and_copies_stay_together(tmp_path):
     for number in range(12):
         put(tmp_path / ("ant" if number % 2 else "bee") / f"{number}.png", PICTURES[0]._replace(name=str(number % 6)))
-    found = {
+    result = {
         split: registry.build("labels", data_root=tmp_path, split=split, path=".", val_share=0.3)
         for split in ("train", "val")
     }
-    ids = {split: {source[i]["id"] for i in range(len(source))} for split, source in found.items()}
+    ids = {split: {source[i]["id"] for i in range(len(source))} for split, source in result.items()}
     assert len(ids["train"] | ids["val"]) == 12
     assert all(ids.values())
     for split in ids.values():
         assert {f"{(int(name.removesuffix('.png')) + 6) % 12}.png" for name in split} == split
-    assert any("chosen by their content" in note for note in found["train"].reading.notes)
+    assert any("chosen by their content" in note for note in result["train"].reading.notes)
     put(tmp_path / "ant/more.png", PICTURES[1])
     more = registry.build("labels", data_root=tmp_path, split="train", path=".", val_share=0.3)
     assert ids["train"] <= {more[i]["id"] for i in range(len(more))} <= ids["train"] | {"more.png"}
@@ -187,16 +193,16 @@ def test_the_stream_names_and_orders_classes(tmp_path):
     boxes = source("boxes", "wasp", "fly", "moth")
     assert boxes.class_names["detection"] == ("wasp", "fly", "moth")
     labels = {boxes[i]["id"]: boxes[i]["labels"]["detection"]["label"].tolist() for i in range(len(boxes))}
-    drawn = BY_SPLIT["train"]
-    assert labels == {name: [CLASSES.index(each.label) for each in drawn[name].objects] for name in drawn}
+    rendered = BY_SPLIT["train"]
+    assert labels == {name: [CLASSES.index(entry.label) for entry in rendered[name].objects] for name in rendered}
     for path, order in (("masks", ("background", "ant", "bee")), ("colours", ("bee", "background", "ant"))):
         masks = source(path, *order)
         for sample in (masks[i] for i in range(len(masks))):
-            meant = np.array([order.index(name) for name in ("background", *CLASSES)])[drawn[sample["id"]].mask]
+            meant = np.array([order.index(name) for name in ("background", *CLASSES)])[rendered[sample["id"]].mask]
             assert np.array_equal(sample["labels"]["segmentation"]["mask"], meant)
     with pytest.raises(UserError, match="for segmentation, found 'bee'"):
         source("colours", "background", "ant")
     some = source("colours", "background", "ant", other_classes="ignore")
     for sample in (some[i] for i in range(len(some))):
-        mask = drawn[sample["id"]].mask
+        mask = rendered[sample["id"]].mask
         assert np.array_equal(sample["labels"]["segmentation"]["mask"], np.where(mask == 2, 255, mask))

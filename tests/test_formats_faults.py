@@ -80,7 +80,7 @@ def yolo_rows(row: Callable[..., str], *, end: str = "\n", mark: bytes = b"") ->
     def written(root: Path) -> None:
         yolo(root)
         for picture in PICTURES:
-            rows = [row(CLASSES.index(each.label), *each.box, *picture.size) for each in picture.objects]
+            rows = [row(CLASSES.index(entry.label), *entry.box, *picture.size) for entry in picture.objects]
             file = root / "labels" / picture.split / f"{picture.name.removesuffix('.png')}.txt"
             file.write_bytes(mark + end.join(rows).encode())
 
@@ -99,8 +99,10 @@ def from_one(label: int, left: int, top: int, right: int, bottom: int, width: in
 
 def as_shares(content: Any) -> None:
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    for each in content["annotations"]:
-        each["bbox"] = [side / length for side, length in zip(each["bbox"], sizes[each["image_id"]] * 2, strict=True)]
+    for entry in content["annotations"]:
+        entry["bbox"] = [
+            side / length for side, length in zip(entry["bbox"], sizes[entry["image_id"]] * 2, strict=True)
+        ]
 
 
 def both_as_shares(root: Path) -> None:
@@ -168,18 +170,18 @@ def found(dataset: formats.Dataset) -> dict[str, list]:
 
 
 EXPECTED = {
-    picture.name: [(each.label, tuple(map(float, each.box))) for each in picture.objects] for picture in PICTURES
+    picture.name: [(entry.label, tuple(map(float, entry.box))) for entry in picture.objects] for picture in PICTURES
 }
 
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_what_is_meant_is_read_and_told(tmp_path, name):
-    write, told = ALIKE[name]
+    write, message = ALIKE[name]
     write(tmp_path)
     dataset = formats.read(tmp_path)
     assert found(dataset) == EXPECTED
     assert dataset.splits == ("train", "val")
-    assert any(told in note for note in dataset.reading.notes) or not told
+    assert any(message in note for note in dataset.reading.notes) or not message
 
 
 LEFT_OUT: dict[str, tuple[Write, str]] = {
@@ -198,11 +200,11 @@ LEFT_OUT: dict[str, tuple[Write, str]] = {
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_what_is_missing_is_left_out_and_told(tmp_path, name):
-    write, told = LEFT_OUT[name]
+    write, message = LEFT_OUT[name]
     write(tmp_path)
     dataset = formats.read(tmp_path)
     assert {record.name for record in dataset.records} == {picture.name for picture in PICTURES} - {"b c.png"}
-    assert any(told in note for note in dataset.reading.notes)
+    assert any(message in note for note in dataset.reading.notes)
 
 
 REFUSED: dict[str, tuple[Write, str]] = {
@@ -262,11 +264,11 @@ REFUSED: dict[str, tuple[Write, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_broken_is_refused_by_file_and_place(tmp_path, name):
-    write, said = REFUSED[name]
+    write, output = REFUSED[name]
     write(tmp_path)
     with pytest.raises(UserError) as caught:
         formats.read(tmp_path)
-    assert said in str(caught.value)
+    assert output in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -292,18 +294,18 @@ def test_masks_without_names_are_told_to_be_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "said"),
+    ("path", "kind", "output"),
     [
         ("faces.csv", None, "expected one column among age, other, found 2; name it, as in faces.csv:age"),
         ("faces.csv:size", None, "expected a column 'size' among age, other"),
         ("faces.csv:other", "values", "line 2: expected a number, found 'x'"),
     ],
 )
-def test_columns_that_are_not_there_are_refused(tmp_path, path, kind, said):
+def test_columns_that_are_not_there_are_refused(tmp_path, path, kind, output):
     csv_values(tmp_path)
     with pytest.raises(UserError) as caught:
         formats.read(tmp_path / path, kind=kind)
-    assert said in str(caught.value)
+    assert output in str(caught.value)
 
 
 @pytest.mark.parametrize("tag", [3, 6])

@@ -48,7 +48,9 @@ def mask_of(record: formats.Record, dataset: formats.Dataset) -> np.ndarray:
     return mask
 
 
-BOXES = {picture.name: [(each.label, tuple(map(float, each.box))) for each in picture.objects] for picture in PICTURES}
+BOXES = {
+    picture.name: [(entry.label, tuple(map(float, entry.box))) for entry in picture.objects] for picture in PICTURES
+}
 
 
 def roboflow_coco(root: Path) -> Path:
@@ -122,9 +124,9 @@ def packed_coco(root: Path) -> Path:
     coco(root, outlines="runs")
     for file in (root / "annotations").glob("*.json"):
         content = json.loads(file.read_text())
-        for each in content["annotations"]:
-            runs = coco_mask.frPyObjects(each["segmentation"], *each["segmentation"]["size"])
-            each["segmentation"] = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
+        for entry in content["annotations"]:
+            runs = coco_mask.frPyObjects(entry["segmentation"], *entry["segmentation"]["size"])
+            entry["segmentation"] = {"size": list(runs["size"]), "counts": runs["counts"].decode()}
         file.write_text(json.dumps(content))
     return root
 
@@ -134,9 +136,9 @@ def labelme_masks(root: Path) -> Path:
     for picture in PICTURES:
         file = root / picture.split / f"{picture.name.removesuffix('.png')}.json"
         content = json.loads(file.read_text())
-        for shape, each in zip(content["shapes"], picture.objects, strict=True):
-            left, top, right, bottom = each.box
-            inside = picture._replace(objects=(each,)).mask[top:bottom, left:right] > 0
+        for shape, entry in zip(content["shapes"], picture.objects, strict=True):
+            left, top, right, bottom = entry.box
+            inside = picture._replace(objects=(entry,)).mask[top:bottom, left:right] > 0
             packed = io.BytesIO()
             Image.fromarray(inside).save(packed, "PNG")
             shape |= {"shape_type": "mask", "points": [[left, top], [right, bottom]]}
@@ -149,10 +151,10 @@ def brush(root: Path) -> Path:
     label_studio(root)
     content = json.loads((root / "project-1.json").read_text())
     for task, picture in zip(content, PICTURES, strict=True):
-        for result, each in zip(task["annotations"][0]["result"], picture.objects, strict=True):
-            inside = picture._replace(objects=(each,)).mask > 0
+        for result, entry in zip(task["annotations"][0]["result"], picture.objects, strict=True):
+            inside = picture._replace(objects=(entry,)).mask > 0
             result["type"] = "brushlabels"
-            result["value"] = {"format": "rle", "rle": list(strokes(inside)), "brushlabels": [each.label]}
+            result["value"] = {"format": "rle", "rle": list(strokes(inside)), "brushlabels": [entry.label]}
     (root / "project-1.json").write_text(json.dumps(content))
     return root
 
@@ -218,10 +220,10 @@ MASKS: dict[str, Callable[[Path], Path]] = {
 def test_masks_of_other_programs(tmp_path, name):
     dataset = formats.read(MASKS[name](tmp_path), kind="masks")
     assert dataset.classes["segmentation"] == ("background", "ant", "bee")
-    drawn: dict[str, Picture] = {picture.name.removesuffix(".png"): picture for picture in PICTURES}
-    assert {Path(record.name).stem for record in dataset.records} == set(drawn)
+    rendered: dict[str, Picture] = {picture.name.removesuffix(".png"): picture for picture in PICTURES}
+    assert {Path(record.name).stem for record in dataset.records} == set(rendered)
     for record in dataset.records:
-        assert np.array_equal(mask_of(record, dataset), drawn[Path(record.name).stem].mask)
+        assert np.array_equal(mask_of(record, dataset), rendered[Path(record.name).stem].mask)
 
 
 def test_curves_and_turned_boxes_become_polygons(tmp_path):
@@ -229,11 +231,11 @@ def test_curves_and_turned_boxes_become_polygons(tmp_path):
     file = tmp_path / "annotations.xml"
     content = file.read_text()
     first = content[content.index("<box") : content.index("</box>") + len("</box>")]
-    drawn = (
+    rendered = (
         '<ellipse label="ant" cx="16" cy="12" rx="8" ry="4"></ellipse>'
         '<box label="bee" xtl="10" ytl="10" xbr="20" ybr="14" rotation="90"></box>'
     )
-    file.write_text(content.replace(first, drawn, 1))
+    file.write_text(content.replace(first, rendered, 1))
     dataset = formats.read(tmp_path)
     record = next(record for record in dataset.records if record.name == PICTURES[0].name)
     ellipse, turned = (record.shapes or ())[:2]
@@ -246,11 +248,11 @@ def test_curves_and_turned_boxes_become_polygons(tmp_path):
 def test_outlines_of_pixels_cover_the_same_pixels(density):
     numbers = np.random.default_rng(0)
     for _ in range(20):
-        drawn = numbers.random(tuple(numbers.integers(1, 16, 2))) < density
-        flat = [[side for corner in polygon for side in corner] for polygon in tracing.polygons_of(drawn)]
-        covered = outline(flat, *drawn.shape) if flat else np.zeros_like(drawn)
-        assert np.array_equal(covered, drawn)
-        assert np.array_equal(painting.pixels_of(painting.runs_of(drawn)), drawn)
+        rendered = numbers.random(tuple(numbers.integers(1, 16, 2))) < density
+        flat = [[side for corner in polygon for side in corner] for polygon in tracing.polygons_of(rendered)]
+        covered = outline(flat, *rendered.shape) if flat else np.zeros_like(rendered)
+        assert np.array_equal(covered, rendered)
+        assert np.array_equal(painting.pixels_of(painting.runs_of(rendered)), rendered)
 
 
 def test_masks_become_polygons_and_masks_again(tmp_path):
@@ -260,14 +262,14 @@ def test_masks_become_polygons_and_masks_again(tmp_path):
     for folder in ("a", "b", "c"):
         dataset = formats.read(tmp_path / folder, kind="masks")
         for record in dataset.records:
-            drawn = next(picture for picture in PICTURES if picture.name == record.name)
-            assert np.array_equal(mask_of(record, dataset), drawn.mask)
+            rendered = next(picture for picture in PICTURES if picture.name == record.name)
+            assert np.array_equal(mask_of(record, dataset), rendered.mask)
 
 
 def test_a_crowd_of_several_parts_is_left_out_as_one():
-    parts = np.zeros((8, 8), bool)
-    parts[1:3, 1:3] = parts[5:7, 5:7] = True
-    runs = painting.runs_of(parts)
+    sections = np.zeros((8, 8), bool)
+    sections[1:3, 1:3] = sections[5:7, 5:7] = True
+    runs = painting.runs_of(sections)
     shapes = (Shape("cat", (1, 1, 7, 7), runs=runs, crowd=True), Shape("dog", (1, 1, 7, 7), runs=runs))
     record = Record(Path("a.png"), "a.png", (8, 8), "", shapes=shapes)
     dataset = Dataset("coco", Path("labels.json"), (record,), {"detection": ("cat", "dog")}, (), Reading())

@@ -11,12 +11,12 @@ from mtl_jax.errors import UserError
 from mtl_jax.training import freezing
 
 
-def frozen(given: Any) -> Any:
-    return read(StageSettings, {"freeze": given}, "config.stages.seg").freeze
+def frozen(inputs: Any) -> Any:
+    return read(StageSettings, {"freeze": inputs}, "config.stages.seg").freeze
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("inputs", "expected"),
     [
         (("backbone", "neck,head"), dict.fromkeys(("backbone", "neck", "head"), ALWAYS)),
         (
@@ -27,8 +27,8 @@ def frozen(given: Any) -> Any:
         ((), {}),
     ],
 )
-def test_what_is_frozen_is_read_as_patterns_with_epochs(given, expected):
-    assert frozen(given) == expected
+def test_what_is_frozen_is_read_as_patterns_with_epochs(inputs, expected):
+    assert frozen(inputs) == expected
 
 
 @pytest.mark.parametrize("epochs", [5, (3, 1), (-1, 2), ("a", "b"), (0, 1, 2), (float("nan"), 3), "5:"])

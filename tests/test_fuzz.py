@@ -378,7 +378,7 @@ def test_logs_of_metrics(tmp_path_factory, tree, steps, in_bytes):
 
 @pytest.mark.skipif(CASES == DEFAULT_CASES, reason="takes ten seconds: make fuzz runs it")
 def test_what_is_made_to_cost_memory_or_time_costs_neither():
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(ROOT / "tests/worst_inputs.py")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])},
         capture_output=True,
@@ -386,7 +386,7 @@ def test_what_is_made_to_cost_memory_or_time_costs_neither():
         check=False,
         timeout=200,
     )
-    assert done.returncode == 0, done.stderr
-    outcomes = [line.rpartition(": ")[2] for line in done.stdout.splitlines()]
-    assert len(outcomes) == 9, done.stdout
-    assert set(outcomes) == {"read", "refused"}, done.stdout
+    assert process.returncode == 0, process.stderr
+    outcomes = [line.rpartition(": ")[2] for line in process.stdout.splitlines()]
+    assert len(outcomes) == 9, process.stdout
+    assert set(outcomes) == {"read", "refused"}, process.stdout

@@ -61,11 +61,11 @@ def check(root, kind, count, meant, alike):
     for split in SPLITS:
         source = experiment.source(run, "stream", training=split == "train")
         samples = [source[index] for index in range(len(source))]
-        same = len(samples) == len(meant[split]) and all(
+        matches = len(samples) == len(meant[split]) and all(
             np.array_equal(sample["image"], image) and alike(sample["labels"][kind], label)
             for sample, (image, label) in zip(samples, _in_order(samples, meant[split]), strict=True)
         )
-        if not same:
+        if not matches:
             assert record.warnings, f"{split}: training sees something else than was meant, and nothing is said"
             return _verdict("told")
     return _verdict("seen as meant")
@@ -120,8 +120,8 @@ STEMS = ("{}", "photo {} of a cat", "a.b.{}", "été {}")
 
 @cases(8)
 @given(ONE_WAY, st.sampled_from(STEMS), st.integers(0, 9), NUMBERS)
-def test_masks(tmp_path_factory, way, stem, mixed, seed):
-    written, listed = way
+def test_masks(tmp_path_factory, scheme, stem, mixed, seed):
+    written, listed = scheme
     root, numbers = tmp_path_factory.mktemp("masks"), random.Random(seed)
     count = numbers.choice((2, 3))
     meant = {split: {} for split in SPLITS}
@@ -138,8 +138,8 @@ def test_masks(tmp_path_factory, way, stem, mixed, seed):
         file = root / f"set/ImageSets/Segmentation/{split}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(LISTS[listed](names), newline="")
-    verdict = check(root, "segmentation", count, meant, lambda found, mask: np.array_equal(found["mask"], mask))
-    if way == (AS_THEY_ARE, AS_THEY_ARE) and mixed != 9:
+    verdict = check(root, "segmentation", count, meant, lambda result, mask: np.array_equal(result["mask"], mask))
+    if scheme == (AS_THEY_ARE, AS_THEY_ARE) and mixed != 9:
         assert verdict == "seen as meant"
 
 
@@ -223,11 +223,13 @@ def _annotations(meant, write):
     return tree
 
 
-def _same_boxes(found, boxes):
+def _same_boxes(result, boxes):
     corners = [(label, x, y, x + width, y + height) for label, (x, y, width, height) in boxes]
-    seen = [(label, *box) for label, box in zip(found["label"].tolist(), found["boxes_xyxy"].tolist(), strict=True)]
-    alike = len(seen) == len(corners) and np.allclose(sorted(seen), sorted(corners), atol=0.5)
-    return alike and not found["crowd"].any()
+    observed = [
+        (label, *box) for label, box in zip(result["label"].tolist(), result["boxes_xyxy"].tolist(), strict=True)
+    ]
+    alike = len(observed) == len(corners) and np.allclose(sorted(observed), sorted(corners), atol=0.5)
+    return alike and not result["crowd"].any()
 
 
 @cases(8)
@@ -270,6 +272,6 @@ def test_class_folders(tmp_path_factory, place, stem, there_twice, seed):
     if there_twice:
         image, _ = meant["train"][f"{NAMES[0]} 0"]
         save(root / "set" / ("train" if there_twice == "both classes" else "val") / NAMES[1] / "again.png", image)
-    verdict = check(root, "classification", len(NAMES), meant, lambda found, label: found["label"] == label)
+    verdict = check(root, "classification", len(NAMES), meant, lambda result, label: result["label"] == label)
     if "{name}." in place and place[0] != "." and not there_twice:
         assert verdict == "seen as meant"

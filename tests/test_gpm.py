@@ -26,31 +26,31 @@ def covariance(seed=0, *, groups=1, inputs=12, rank=12, rows=40):
     return np.einsum("gni,gnj->gij", x, x), x
 
 
-def held_share(basis, seen):
-    inside = np.einsum("gih,gij,gjh->g", basis, seen, basis, dtype=np.float64)
-    return inside / np.trace(seen, axis1=1, axis2=2)
+def held_share(basis, observed):
+    inside = np.einsum("gih,gij,gjh->g", basis, observed, basis, dtype=np.float64)
+    return inside / np.trace(observed, axis1=1, axis2=2)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_basis_is_orthonormal_and_holds_its_share_with_the_fewest_directions(groups):
-    seen, _ = covariance(groups=groups)
-    basis = held_space.extend(None, seen, energy=0.9)
+    observed, _ = covariance(groups=groups)
+    basis = held_space.extend(None, observed, energy=0.9)
     for group in basis:
-        own = group[:, group.any(axis=0)]
-        np.testing.assert_allclose(own.T @ own, np.eye(own.shape[1]), atol=1e-6)
-    share = held_share(basis, seen)
+        custom = group[:, group.any(axis=0)]
+        np.testing.assert_allclose(custom.T @ custom, np.eye(custom.shape[1]), atol=1e-6)
+    share = held_share(basis, observed)
     assert (share >= 0.9 - 1e-6).all()
-    eigenvalues = np.linalg.eigvalsh(seen)[:, ::-1]
+    eigenvalues = np.linalg.eigvalsh(observed)[:, ::-1]
     fewest = (np.cumsum(eigenvalues, 1) / eigenvalues.sum(1, keepdims=True) < 0.9).sum(1) + 1
     np.testing.assert_array_equal(basis.any(axis=1).sum(axis=1), fewest)
 
 
 def test_more_energy_holds_more_and_all_of_it_what_was_seen():
-    seen, x = covariance(rank=5)
-    sizes = [held_space.extend(None, seen, energy=energy).shape[-1] for energy in (0.3, 0.6, 0.9, 0.99, 1.0)]
+    observed, x = covariance(rank=5)
+    sizes = [held_space.extend(None, observed, energy=energy).shape[-1] for energy in (0.3, 0.6, 0.9, 0.99, 1.0)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
-    basis = held_space.extend(None, seen, energy=1.0)[0]
+    basis = held_space.extend(None, observed, energy=1.0)[0]
     np.testing.assert_allclose(x[0] @ basis @ basis.T, x[0], atol=1e-5)
 
 
@@ -72,9 +72,9 @@ def test_a_kernel_that_read_nothing_but_zeros_is_free():
 @pytest.mark.parametrize(("shape", "groups"), [((12, 5), 1), ((2, 2, 3, 5), 1), ((2, 2, 1, 5), 5)])
 def test_projected_updates_leave_what_held_inputs_give_and_projecting_again_changes_nothing(key, shape, groups):
     inputs = 4 if groups > 1 else 12
-    seen, x = covariance(groups=groups, inputs=inputs, rank=3)
+    observed, x = covariance(groups=groups, inputs=inputs, rank=3)
     updates = {"layer": {"kernel": jax.random.normal(key, shape), "bias": jnp.ones(5)}}
-    bases = {"layer/kernel": held_space.extend(None, seen, energy=1.0)}
+    bases = {"layer/kernel": held_space.extend(None, observed, energy=1.0)}
     once = held_space.project(updates, bases)
     np.testing.assert_array_equal(once["layer"]["bias"], updates["layer"]["bias"])
     np.testing.assert_allclose(held_space.project(once, bases)["layer"]["kernel"], once["layer"]["kernel"], atol=1e-6)
@@ -105,10 +105,10 @@ def held_config(**later):
     return config
 
 
-def training_images(parts):
+def training_images(sections):
     """All four of the first stage, as they are."""
-    source = experiment.source(parts, "masks", training=True)
-    return jnp.stack([example["image"] for example in experiment.examples(parts, "masks", source)])
+    source = experiment.source(sections, "masks", training=True)
+    return jnp.stack([example["image"] for example in experiment.examples(sections, "masks", source)])
 
 
 @pytest.mark.usefixtures("no_report", "tiny_backbone")
@@ -151,14 +151,16 @@ def network(tiny_backbone):
     ],
 )
 def test_what_would_not_hold_is_refused(network, first, later, words):
-    config, (parts, variables) = held_config(**later), network
+    config, (sections, variables) = held_config(**later), network
     config.stages.seg.keep.gpm.update(first)
     config = config_lib.resolve(config)
 
     def plan():
-        view = StageView(config, parts, 0)
-        kept = view.keep["gpm"].expected(view, memory.nothing(), variables)
-        return kept["gpm"], stage_plan.plan(config, parts, 1, stage_plan.StageResult(variables, kept, [], 0.0, 0))
+        view = StageView(config, sections, 0)
+        retained = view.keep["gpm"].expected(view, memory.nothing(), variables)
+        return retained["gpm"], stage_plan.plan(
+            config, sections, 1, stage_plan.StageResult(variables, retained, [], 0.0, 0)
+        )
 
     if words:
         with pytest.raises(UserError, match=words):

@@ -61,8 +61,8 @@ def test_what_was_seen_tells_the_bits_and_is_not_reused_for_other_ones(tmp_path,
     folder(tmp_path, train_1=900, val_1=100)
 
     def look():
-        seen = survey.look(build(tmp_path, "val"), cache=tmp_path / "cache")
-        return findings.figures(seen, {"classification": ("thing",)})["grey_bits"], seen.samples[0].pixels
+        observed = survey.look(build(tmp_path, "val"), cache=tmp_path / "cache")
+        return findings.figures(observed, {"classification": ("thing",)})["grey_bits"], observed.samples[0].pixels
 
     first = look()
     assert first[0] == 10
@@ -77,7 +77,7 @@ def test_evaluation_and_prediction_take_the_bits_that_training_saw():
         name: {"source": source, "labels": {"cls": "class"}}
         for name, source in (("a", "image_folder"), ("b", "utkface"))
     }
-    seen = {"a": {"train": {"grey_bits": 12}}, "b": {"train": {"grey_bits": None}}}
-    scaled = trained.as_scaled(config_lib.read_settings({"streams": streams}), seen)
+    observed = {"a": {"train": {"grey_bits": 12}}, "b": {"train": {"grey_bits": None}}}
+    scaled = trained.as_scaled(config_lib.read_settings({"streams": streams}), observed)
     assert scaled.streams["a"].options == {"grey_bits": 12}
     assert scaled.streams["b"].options == {}

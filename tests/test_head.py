@@ -63,8 +63,8 @@ def test_the_readouts_are_the_shared_branch_times_the_tasks_slices(raw, variable
 def test_only_the_asked_tasks_slice_and_levels_are_computed(name, strides, variables, levels):
     """The rest of the parameters is not even there."""
     norms = {f"norm_0_stride_{stride}" for stride in strides}
-    params = {part: tree for part, tree in variables["params"].items() if part in norms | {"conv_0", name}}
-    stats = {part: tree for part, tree in variables["batch_stats"].items() if part in norms}
+    params = {section: tree for section, tree in variables["params"].items() if section in norms | {"conv_0", name}}
+    stats = {section: tree for section, tree in variables["batch_stats"].items() if section in norms}
     needed = {stride: x for stride, x in levels.items() if stride in strides}
     outputs = jax.eval_shape(
         lambda: head().apply(
@@ -96,11 +96,11 @@ def test_a_tasks_loss_moves_neither_the_other_slices_nor_their_statistics(variab
         return jax.grad(loss, has_aux=True)(params)
 
     gradient, stats = step(variables["params"])
-    moved = {part for part, tree in gradient.items() if any(leaf.any() for leaf in jax.tree.leaves(tree))}
+    moved = {section for section, tree in gradient.items() if any(leaf.any() for leaf in jax.tree.leaves(tree))}
     assert moved == {"conv_0", "norm_0_stride_32", "cls"}
     assert set(stats) == set(variables["batch_stats"])
-    for part, old in variables["batch_stats"].items():
-        assert np.array_equal(stats[part]["mean"], old["mean"]) == (part != "norm_0_stride_32")
+    for section, old in variables["batch_stats"].items():
+        assert np.array_equal(stats[section]["mean"], old["mean"]) == (section != "norm_0_stride_32")
 
 
 def test_dropout_zeroes_whole_channels_by_its_key(levels):
@@ -125,14 +125,14 @@ def test_dropout_zeroes_whole_channels_by_its_key(levels):
             rngs={"dropout": key},
         )["seg"]
 
-    first, again, other = apply(jax.random.key(0)), apply(jax.random.key(0)), apply(jax.random.key(1))
+    first, again, another = apply(jax.random.key(0)), apply(jax.random.key(0)), apply(jax.random.key(1))
     np.testing.assert_array_equal(first, again)
-    assert (np.asarray(first) != np.asarray(other)).any()
+    assert (np.asarray(first) != np.asarray(another)).any()
     dropped = np.asarray(first == 0).reshape(64, -1)
     assert (dropped.all(axis=1) == dropped.any(axis=1)).all()
     assert 16 < dropped.all(axis=1).sum() < 48
-    kept = np.asarray(first)[~dropped.all(axis=1)]
-    np.testing.assert_allclose(kept, 2 * 24 / np.sqrt(1 + 1e-5), rtol=1e-5)
+    retained = np.asarray(first)[~dropped.all(axis=1)]
+    np.testing.assert_allclose(retained, 2 * 24 / np.sqrt(1 + 1e-5), rtol=1e-5)
 
 
 def test_outputs_are_float32_when_the_branch_is_bfloat16(levels):

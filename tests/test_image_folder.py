@@ -118,9 +118,9 @@ def test_what_is_not_read_is_counted_and_said(tmp_path):
         "files skipped: .txt": 2,
         "files skipped: no suffix": 1,
     }
-    stray, others, empty = source.reading.notes
+    stray, peers, empty = source.reading.notes
     assert "1 image outside the class folders" in stray
-    assert "4 files not read" in others
+    assert "4 files not read" in peers
     assert "1 class without images (first: dog)" in empty
 
 

@@ -196,9 +196,9 @@ def test_a_jpeg_of_endless_scans_is_refused_unread(rgb):
 
 def png(*chunks: tuple[bytes, bytes], size=(4, 4)) -> bytes:
     header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
-    whole = ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
+    full = ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in whole
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in full
     )
 
 

@@ -39,28 +39,28 @@ def first(examples):
 
 
 def test_the_labelled_loss_is_that_of_a_batch_of_one(network):
-    model, variables, answer = network
+    model, variables, output = network
     example = first(batch())
     raw = multi_task.eval_raw(model, variables, example["image"][None], tasks=("cls",))[0]
     expected = TASKS["cls"].loss(raw["cls"], {"label": example["labels"]["cls"]["label"][None]}, (SIZE, SIZE))[0]
-    np.testing.assert_allclose(importance.labelled_loss(answer, CLS)(variables["params"], example), expected, rtol=1e-5)
+    np.testing.assert_allclose(importance.labelled_loss(output, CLS)(variables["params"], example), expected, rtol=1e-5)
 
 
 def test_outputs_are_all_that_the_head_emits_for_the_tasks(network):
-    _, variables, answer = network
-    vector = importance.outputs(answer, TASKS)(variables["params"], first(batch()))
+    _, variables, output = network
+    vector = importance.outputs(output, TASKS)(variables["params"], first(batch()))
     assert vector.shape == (3 * (SIZE // 8) ** 2 + 3,)
 
 
 def test_the_sampled_fisher_of_a_class_comes_near_the_exact_one(network):
-    _, variables, answer = network
+    _, variables, output = network
     # Many draws for each of few images: the mean over draws is what the exact estimator computes.
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 100, axis=0), batch(3))
     sampled = ewc.fisher_diagonal(
-        importance.sampled_loss(answer, CLS), variables["params"], [repeated], "sampled", key=jax.random.key(0)
+        importance.sampled_loss(output, CLS), variables["params"], [repeated], "sampled", key=jax.random.key(0)
     )
     exact = ewc.fisher_diagonal(
-        importance.log_probabilities(answer, TASKS["cls"]), variables["params"], [batch(3)], "exact"
+        importance.log_probabilities(output, TASKS["cls"]), variables["params"], [batch(3)], "exact"
     )
     total, expected = (sum(leaf.sum() for leaf in jax.tree.leaves(tree)) for tree in (sampled, exact))
     np.testing.assert_allclose(total, expected, rtol=0.15)

@@ -26,14 +26,14 @@ def both(function, *arrays):
         value = function(*arrays)
         return value, jax.grad(lambda *arrays: jnp.sum(jnp.cos(function(*arrays))), tuple(range(len(arrays))))(*arrays)
 
-    found = jax.jit(run)(*arrays)
+    result = jax.jit(run)(*arrays)
     with cpu_kernels.left_out():
-        return found, jax.jit(lambda *arrays: run(*arrays))(*arrays)
+        return result, jax.jit(lambda *arrays: run(*arrays))(*arrays)
 
 
-def assert_same(found, expected, tolerance=3e-5):
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, atol=tolerance * max(1.0, float(jnp.abs(other).max())))
+def assert_same(actual, expected, tolerance=3e-5):
+    for leave, second in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leave, second, atol=tolerance * max(1.0, float(jnp.abs(second).max())))
 
 
 @pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
@@ -83,7 +83,7 @@ def test_a_mapped_factor_gives_each_element_its_own():
     def normalised(factor, shift):
         return Convolution(x, kernel).normalised(factor, shift, activation="relu")
 
-    expected = [normalised(*each) for each in zip(factor, shift, strict=True)]
+    expected = [normalised(*entry) for entry in zip(factor, shift, strict=True)]
     assert_same(jax.vmap(normalised)(factor, shift), jnp.stack(expected))
 
 

@@ -29,8 +29,8 @@ def test_patches_times_the_kernel_are_the_convolution(key, depthwise, size, stri
     expected = layer.apply({"params": {"kernel": kernel}}, x).outputs()
     rows = kernel_inputs.rows(x, size, stride=stride, dilation=dilation, depthwise=depthwise)
     matrices = kernel_inputs.by_group(kernel, rows.shape[0])
-    found = jnp.einsum("gni,gio->ngo", rows, matrices).reshape(expected.shape)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    actual = jnp.einsum("gni,gio->ngo", rows, matrices).reshape(expected.shape)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(kernel_inputs.from_groups(matrices, kernel.shape), kernel)
 
 
@@ -45,16 +45,16 @@ def test_a_pass_tells_what_its_tasks_read_of_the_chosen_parameters(tiny_backbone
     def read(*names):
         return kernel_inputs.covariances(model, variables, image, tasks=names, selects=chosen)
 
-    found = read("seg")
-    assert "head/norm_0_stride_8/scale" in found.other_params
-    assert "head/norm_0_stride_32/scale" not in found.other_params
-    assert "backbone/conv_8/kernel" in found.other_params  # a convolution of Flax's own
-    assert set(found.covariances) == {
+    result = read("seg")
+    assert "head/norm_0_stride_8/scale" in result.other_params
+    assert "head/norm_0_stride_32/scale" not in result.other_params
+    assert "backbone/conv_8/kernel" in result.other_params  # a convolution of Flax's own
+    assert set(result.covariances) == {
         f"neck/{name}/kernel" for name in ("context", "lateral_8", "lateral_16", "lateral_32")
     } | {"head/conv_0/kernel"}
-    assert found.covariances["head/conv_0/kernel"].shape == (1, 1, 9 * 16, 9 * 16)
+    assert result.covariances["head/conv_0/kernel"].shape == (1, 1, 9 * 16, 9 * 16)
     # Each level is a use of the kernel by itself.
     assert read("seg", "cls").covariances["head/conv_0/kernel"].shape[0] == 2
     features = jax.jit(lambda: multi_task.eval_raw(model, variables, image, tasks=("seg",)))()[1]["stride_8"]
     rows = np.asarray(kernel_inputs.rows(features, 3))[0]
-    np.testing.assert_allclose(found.covariances["head/conv_0/kernel"][0, 0], rows.T @ rows, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(result.covariances["head/conv_0/kernel"][0, 0], rows.T @ rows, rtol=1e-4, atol=1e-4)

@@ -92,10 +92,10 @@ class Training:
         while not list((self.workdir / "partial").glob("0-both/*/metadata.json")):
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.01)
-        asked = time.monotonic()
+        requested = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         self.finish()
-        return time.monotonic() - asked
+        return time.monotonic() - requested
 
 
 def logged(workdir: Path) -> int:
@@ -133,10 +133,10 @@ def whole(page) -> dict:
 
 
 def assert_the_same(workdir: Path, whole: dict) -> None:
-    found = left_by(workdir)
-    jax.tree.map(np.testing.assert_array_equal, found["arrays"], whole["arrays"])
-    assert found["events"] == whole["events"]
-    assert found["contract"] == whole["contract"]
+    result = left_by(workdir)
+    jax.tree.map(np.testing.assert_array_equal, result["arrays"], whole["arrays"])
+    assert result["events"] == whole["events"]
+    assert result["contract"] == whole["contract"]
     assert not list((workdir / "partial").glob("*/*"))
 
 

@@ -54,7 +54,7 @@ def test_totals_are_what_was_written(kind):
 
 @pytest.mark.parametrize(("kind", "fields"), [("value", {"value": NAN}), ("depth", {"depth": np.full((2, 2), NAN)})])
 def test_a_split_without_any_number_has_no_range(kind, fields):
-    total = SHAPES[kind].total([SHAPES[kind].observe({name: np.asarray(each) for name, each in fields.items()})], ())
+    total = SHAPES[kind].total([SHAPES[kind].observe({name: np.asarray(field) for name, field in fields.items()})], ())
     assert total["labelled"] == 0
     assert "min" not in total
 

@@ -55,10 +55,10 @@ def boxes(*labels):
     }
 
 
-def raw_boxes(*parts):
+def raw_boxes(*sections):
     count = sum((64 // stride) ** 2 for stride in (8, 16, 32))
     key = jax.random.key(0)
-    return [jax.random.normal(jax.random.fold_in(key, len(each)), (1, count, 5 + len(each))) for each in parts]
+    return [jax.random.normal(jax.random.fold_in(key, len(entry)), (1, count, 5 + len(entry))) for entry in sections]
 
 
 def test_a_detector_s_first_boxes_and_scores_are_those_it_had():
@@ -70,31 +70,31 @@ def test_a_detector_s_first_boxes_and_scores_are_those_it_had():
     assert (after[:, cells:, 5:8] < -1000).all()
     assert (after[:, :cells, 8] < -1000).all()
     decode = jax.jit(grown.decode)
-    found = decode(after)
-    assert set(np.asarray(found["label"])[np.asarray(found["valid"])]) <= {0, 1, 2, 3}
-    kept = decode(after[:, :cells])
+    result = decode(after)
+    assert set(np.asarray(result["label"])[np.asarray(result["valid"])]) <= {0, 1, 2, 3}
+    retained = decode(after[:, :cells])
     was = jax.jit(alone.decode)(before)
     for name in ("boxes_xyxy", "score", "label"):
-        np.testing.assert_array_equal(kept[name], was[name])
+        np.testing.assert_array_equal(retained[name], was[name])
 
 
 def test_a_detector_s_parts_learn_their_own_boxes():
     first, later = raw_boxes(CLASSES[:3], CLASSES[3:])
     grown, raw = task("detection", added=(("more", 1),)), jnp.concatenate([first, later], axis=-1)
-    own = [task("detection", CLASSES[:3]), task("detection", CLASSES[3:])]
+    custom = [task("detection", CLASSES[:3]), task("detection", CLASSES[3:])]
     # Where only the later class is labelled, the first ones have no part in the loss.
     labelled = {**boxes(3), "labelled": jnp.asarray([[False, False, False, True]])}
 
     @jax.jit
     def computed(raw):
-        value, parts = grown.loss(raw, boxes(1, 3), SIZE)
-        expected = own[0].loss(first, _with(boxes(1, 1), valid=[[True, False]]), SIZE)[0]
-        expected += own[1].loss(later, _with(boxes(0, 0), valid=[[False, True]]), SIZE)[0]
-        return value, parts, expected, jax.grad(lambda raw: grown.loss(raw, labelled, SIZE)[0])(raw)
+        value, sections = grown.loss(raw, boxes(1, 3), SIZE)
+        expected = custom[0].loss(first, _with(boxes(1, 1), valid=[[True, False]]), SIZE)[0]
+        expected += custom[1].loss(later, _with(boxes(0, 0), valid=[[False, True]]), SIZE)[0]
+        return value, sections, expected, jax.grad(lambda raw: grown.loss(raw, labelled, SIZE)[0])(raw)
 
-    value, parts, expected, gradient = computed(raw)
+    value, sections, expected, gradient = computed(raw)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(sum(parts.values()), value, rtol=1e-5)
+    np.testing.assert_allclose(sum(sections.values()), value, rtol=1e-5)
     assert not np.asarray(gradient)[..., : first.shape[-1]].any()
     assert np.asarray(gradient)[..., first.shape[-1] :].any()
 
@@ -159,11 +159,11 @@ def test_a_removed_class_is_never_an_answer(kind):
     it = task(kind, EDITED, removed=("cup",))
     assert it.removed == ("cup",)
     assert it.classes == EDITED
-    found = it.predictions(RAW[kind], SIZE)
+    result = it.predictions(RAW[kind], SIZE)
     if kind == "segmentation":
-        assert (np.asarray(found["mask"]) == 2).all()
+        assert (np.asarray(result["mask"]) == 2).all()
     else:
-        assert float(found["probability"][0, 1]) < 1e-6
+        assert float(result["probability"][0, 1]) < 1e-6
 
 
 def test_a_removed_class_of_a_detector_scores_nothing():

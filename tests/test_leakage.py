@@ -91,9 +91,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_embedded_scenes_are_told_apart_by_what_they_are_drawn_from(labels):
     train, val = (registry.build("digits", data_root=None, split=split, labels=labels) for split in ("train", "val"))
     leakage.refuse({"a": train}, {"a": val})
-    other = registry.build("digits", data_root=None, split="train", labels=("detection", labels), length=3)
-    assert len(leakage.find({"a": train}, {"a": other})) == 3
-    np.testing.assert_array_equal(train[2]["image"], other[2]["image"])
+    another = registry.build("digits", data_root=None, split="train", labels=("detection", labels), length=3)
+    assert len(leakage.find({"a": train}, {"a": another})) == 3
+    np.testing.assert_array_equal(train[2]["image"], another[2]["image"])
 
 
 def test_up_to_the_tolerated_share_leaks_are_logged(tmp_path, caplog):

@@ -39,14 +39,14 @@ def build(*stages, metric="top1", higher=True):
     ],
 )
 def test_what_there_is_to_beat(untrained, constant, error, higher, expected):
-    found = learning.to_beat(untrained, constant, standard_error=error, higher_is_better=higher)
-    assert found == (None if expected is None else pytest.approx(expected))
+    actual = learning.to_beat(untrained, constant, standard_error=error, higher_is_better=higher)
+    assert actual == (None if expected is None else pytest.approx(expected))
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_a_perfect_score_beats_whatever_there_is_and_the_better_of_the_two_does_not(untrained, constant, error):
-    found = learning.to_beat(untrained, constant, standard_error=error, higher_is_better=True)
-    assert max(untrained, constant) <= found <= 1.0
+    result = learning.to_beat(untrained, constant, standard_error=error, higher_is_better=True)
+    assert max(untrained, constant) <= result <= 1.0
 
 
 def test_a_task_at_chance_breaks_the_contract_and_says_so():

@@ -82,8 +82,8 @@ def test_a_page_of_today_goes_on_with_a_run_of_then(run, config):
     }
     then = checkpoints.read_metadata(run / "partial" / "1-cls" / "2")["config"]
     assert continuation.refuse_another(run, then, config.to_dict(), stages=2, partly=True) == []
-    kept = files.without_nan(config_lib.completed(config.to_dict()))
-    assert kept["stages"]["cls"]["keep"]["si"] == {"strength": 1e-3}
+    retained = files.without_nan(config_lib.completed(config.to_dict()))
+    assert retained["stages"]["cls"]["keep"]["si"] == {"strength": 1e-3}
 
 
 def test_checkpoints_of_then_give_back_what_a_stage_left_and_where_the_next_one_was(run, config):
@@ -97,8 +97,8 @@ def test_checkpoints_of_then_give_back_what_a_stage_left_and_where_the_next_one_
     assert "head/conv_0/kernel" in held.bases
 
     stage = stage_plan.plan(config, setup, 1, learnt)
-    state, _, given = stage_setup.prepare(setup, stage, learnt, seed=config.seed)
-    assert set(given) == {"si", "lwf", "gpm"}
+    state, _, inputs = stage_setup.prepare(setup, stage, learnt, seed=config.seed)
+    assert set(inputs) == {"si", "lwf", "gpm"}
     clock = StageClock(state, step=0, saved=0, started=0.0)
     nobody = dict.fromkeys(("predict", "log", "preemption"))
     stage_checkpoints.resume(Run(config=config, setup=setup, workdir=run, written=run, data={}, **nobody), stage, clock)

@@ -28,23 +28,23 @@ WEIGHTS = {"seg": 1.0, "det": 10.0, "cls": 5.0}
 
 
 def test_the_term_is_the_weighted_sum_over_the_tasks_of_the_teacher():
-    total, parts = lwf.distillation(TASKS, RAW, TEACHER_RAW, image_size=IMAGE_SIZE, weights=WEIGHTS)
-    assert {name: float(part) for name, part in parts.items()} == {"seg": 2.0, "det": 0.5}
+    total, sections = lwf.distillation(TASKS, RAW, TEACHER_RAW, image_size=IMAGE_SIZE, weights=WEIGHTS)
+    assert {name: float(section) for name, section in sections.items()} == {"seg": 2.0, "det": 0.5}
     assert float(total) == 7.0
 
 
 def test_balanced_distillation_is_taken_where_a_kind_has_it():
     def terms(**settings):
-        parts = lwf.distillation(TASKS, RAW, TEACHER_RAW, image_size=IMAGE_SIZE, weights=WEIGHTS, **settings)[1]
-        return {name: float(part) for name, part in parts.items()}
+        sections = lwf.distillation(TASKS, RAW, TEACHER_RAW, image_size=IMAGE_SIZE, weights=WEIGHTS, **settings)[1]
+        return {name: float(section) for name, section in sections.items()}
 
     assert terms(balance="classes") == {"seg": 9.0, "det": 0.5}
     assert terms() == {"seg": 2.0, "det": 0.5}
 
 
 def test_without_old_tasks_the_term_is_zero():
-    total, parts = lwf.distillation(TASKS, RAW, {}, image_size=IMAGE_SIZE, weights={})
-    assert (float(total), parts) == (0.0, {})
+    total, sections = lwf.distillation(TASKS, RAW, {}, image_size=IMAGE_SIZE, weights={})
+    assert (float(total), sections) == (0.0, {})
 
 
 def test_no_gradient_flows_into_the_teacher_but_one_into_the_student():
@@ -69,7 +69,7 @@ def test_no_gradient_flows_into_the_teacher_but_one_into_the_student():
     ],
 )
 def test_an_old_task_without_its_parts_is_refused(change, words):
-    given = {
+    inputs = {
         "tasks": TASKS,
         "raw": RAW,
         "teacher_raw": TEACHER_RAW,
@@ -77,7 +77,7 @@ def test_an_old_task_without_its_parts_is_refused(change, words):
         "weights": WEIGHTS,
     }
     with pytest.raises(UserError, match=words):
-        lwf.distillation(**{**given, **change})
+        lwf.distillation(**{**inputs, **change})
 
 
 def test_the_distance_of_features_is_their_relative_squared_way():

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 def commands(*arguments: str) -> str:
     """What make would run, started from a plain shell: under `make test`, MAKEFLAGS hands that one's PYTHON on."""
     plain = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "PYTHON")}
-    done = subprocess.run(
+    process = subprocess.run(
         ["make", "--dry-run", "test", *arguments], cwd=ROOT, env=plain, check=True, capture_output=True, text=True
     )
-    return done.stdout
+    return process.stdout
 
 
 def test_the_environment_of_a_chosen_python_stands_beside_the_usual_one():

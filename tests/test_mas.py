@@ -21,10 +21,10 @@ def batches(size):
 
 
 def test_it_is_the_mean_size_of_the_gradient_of_the_outputs_norm():
-    found = mas.importance(outputs, PARAMS, batches(8))
+    actual = mas.importance(outputs, PARAMS, batches(8))
     kernel = np.asarray(PARAMS["kernel"])
     expected = np.mean([np.abs(2 * np.outer(x, x @ kernel)) for x in X], axis=0)
-    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5)
+    np.testing.assert_allclose(actual["kernel"], expected, rtol=1e-5)
 
 
 def test_it_does_not_depend_on_the_batches():

@@ -49,7 +49,7 @@ def test_a_value_that_is_no_class_is_never_void():
     ],
 )
 def test_a_dataset_counts_0_and_255_where_two_classes_show_nothing_else(values, class_count, expected):
-    assert masks.is_binary([np.array([each]) for each in values], class_count) == expected
+    assert masks.is_binary([np.array([value]) for value in values], class_count) == expected
 
 
 def test_0_and_255_become_the_two_classes():

@@ -23,7 +23,7 @@ def scalars(folder):
     """(step, tag, value) of every scalar in a folder of event files, and the step each file purges from."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found, purged = [], []
+    result, purged = [], []
     for path in sorted(folder.iterdir()):
         content, at = path.read_bytes(), 0
         while at < len(content):
@@ -32,8 +32,8 @@ def scalars(folder):
             at += 16 + length  # length, its checksum, the event, its checksum
             if event.HasField("session_log"):
                 purged.append(event.step)
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-    return found, purged
+            result += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return result, purged
 
 
 def test_an_event_is_one_line_with_the_promised_keys(tmp_path):
@@ -74,8 +74,8 @@ def test_logging_outside_the_with_block_is_refused(tmp_path):
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("torn", [b"", b'{"step": 6, "ep', b"\0\0\0"])
 def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path, inside, torn):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    with plain_log(whole) as log:
+    full, cut = tmp_path / "whole", tmp_path / "cut"
+    with plain_log(full) as log:
         log_steps(log, range(8))
     with plain_log(cut) as log:
         log_steps(log, range(6))
@@ -88,7 +88,7 @@ def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path, inside, torn):
         if inside:
             log.resume_from(3)
         log_steps(log, range(4, 8))
-    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert (cut / "metrics.jsonl").read_bytes() == (full / "metrics.jsonl").read_bytes()
 
 
 def test_resuming_before_the_first_step_forgets_everything(tmp_path):
@@ -157,8 +157,8 @@ def test_event_files_hold_the_same_values(tmp_path):
         log.log(3, 0, "seg", "train", "seg", "loss", 0.25)
         log.log(4, 0, "seg", "train", None, "learning_rate", 0.5)
         log.log(5, 0, "seg", "train", "seg", "loss", math.nan)
-    found, purged = scalars(tmp_path / "tensorboard")
-    assert found == [(3, "train/seg/loss", 0.25), (4, "train/all/learning_rate", 0.5)]
+    result, purged = scalars(tmp_path / "tensorboard")
+    assert result == [(3, "train/seg/loss", 0.25), (4, "train/all/learning_rate", 0.5)]
     assert purged == []
 
 

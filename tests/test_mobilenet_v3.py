@@ -124,19 +124,19 @@ def test_drawn_kernels_have_the_spread_that_their_layers_ask_for(key):
         "a": {"kernel": jnp.full((64, 64), 0.5), "bias": jnp.zeros(64)},
         "b": {"kernel": jnp.full((64, 32), 2.0), "scale": jnp.ones(3)},
     }
-    drawn = layers.draw_kernels(params, key=key)
-    assert abs(drawn["a"]["kernel"].std() - 0.5) < 0.02
-    assert abs(drawn["b"]["kernel"].std() - 2.0) < 0.1
-    assert abs(np.corrcoef(drawn["a"]["kernel"].ravel()[:2048], drawn["b"]["kernel"].ravel())[0, 1]) < 0.1
-    assert (drawn["a"]["bias"] == 0).all()
-    assert (drawn["b"]["scale"] == 1).all()
+    rendered = layers.draw_kernels(params, key=key)
+    assert abs(rendered["a"]["kernel"].std() - 0.5) < 0.02
+    assert abs(rendered["b"]["kernel"].std() - 2.0) < 0.1
+    assert abs(np.corrcoef(rendered["a"]["kernel"].ravel()[:2048], rendered["b"]["kernel"].ravel())[0, 1]) < 0.1
+    assert (rendered["a"]["bias"] == 0).all()
+    assert (rendered["b"]["scale"] == 1).all()
 
 
 def test_a_kernels_noise_is_its_own_whatever_lies_beside_it(key):
     kernel = {"kernel": jnp.ones((64, 40))}
     alone = layers.draw_kernels({"b": kernel}, key=key)["b"]["kernel"]
-    beside = layers.draw_kernels({"a": {"kernel": jnp.ones((7, 100))}, "b": kernel, "c": kernel}, key=key)
-    np.testing.assert_array_equal(beside["b"]["kernel"], alone)
-    assert (beside["c"]["kernel"] != alone).all()
+    adjacent = layers.draw_kernels({"a": {"kernel": jnp.ones((7, 100))}, "b": kernel, "c": kernel}, key=key)
+    np.testing.assert_array_equal(adjacent["b"]["kernel"], alone)
+    assert (adjacent["c"]["kernel"] != alone).all()
     blocks = alone.reshape(-1, layers.BLOCK)
     assert len(np.unique(blocks, axis=0)) == len(blocks)

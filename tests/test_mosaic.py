@@ -36,13 +36,13 @@ def scene(colour, box=(10, 12, 50, 40)):
 def test_every_box_lies_on_its_own_object(scale, flip):
     augment = Augment(scale_min=scale, scale_max=scale, flip_probability=flip, min_visible=0.0)
     samples = [scene(colour) for colour in (150, 180, 210, 240)]
-    seen = 0
+    observed = 0
     for seed in range(10):
-        made = mosaic(samples, np.random.default_rng(seed), size=(80, 96), augment=augment)
-        mask, detection = made["labels"]["segmentation"]["mask"], made["labels"]["detection"]
-        assert made["image"].shape == (80, 96, 3)
+        created = mosaic(samples, np.random.default_rng(seed), size=(80, 96), augment=augment)
+        mask, detection = created["labels"]["segmentation"]["mask"], created["labels"]["detection"]
+        assert created["image"].shape == (80, 96, 3)
         assert mask.shape == (80, 96)
-        np.testing.assert_array_equal(made["labels"]["depth"]["depth"], np.where(mask == 255, np.nan, mask))
+        np.testing.assert_array_equal(created["labels"]["depth"]["depth"], np.where(mask == 255, np.nan, mask))
         for corners, label in zip(detection["boxes_xyxy"], detection["label"], strict=True):
             rows, columns = np.nonzero(mask == label)
             if len(rows) == 0:
@@ -50,18 +50,18 @@ def test_every_box_lies_on_its_own_object(scale, flip):
                 continue
             expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             np.testing.assert_allclose(corners, expected, atol=1.01)
-            seen += 1
+            observed += 1
         assert set(np.unique(mask)) - {0, 255} <= set(detection["label"].tolist())
-    assert seen >= 20
+    assert observed >= 20
 
 
 def test_small_images_touch_the_middle():
     augment = Augment(scale_min=0.2, scale_max=0.2)
-    made = mosaic([scene(200)] * 4, np.random.default_rng(0), size=(100, 100), augment=augment)
-    rows, columns = np.nonzero(made["labels"]["segmentation"]["mask"] != 255)
+    created = mosaic([scene(200)] * 4, np.random.default_rng(0), size=(100, 100), augment=augment)
+    rows, columns = np.nonzero(created["labels"]["segmentation"]["mask"] != 255)
     assert rows.max() - rows.min() + 1 <= 2 * 18
     assert columns.max() - columns.min() + 1 <= 2 * 21
-    assert made["id"] == "200+200+200+200"
+    assert created["id"] == "200+200+200+200"
 
 
 def test_the_classes_of_four_images_are_united():

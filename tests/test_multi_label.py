@@ -27,9 +27,9 @@ def logit(probability):
 def test_loss_equals_hand_computed_value(weight):
     weighted = multi_label.MultiLabel("tags", CLASSES, positive_weight=weight)
     labels = {"label": jnp.array([[1.0, 0.0, jnp.nan]])}
-    value, parts = weighted.loss(logit([[0.25, 0.5, 0.9]]), labels, image_size=SIZE)
+    value, components = weighted.loss(logit([[0.25, 0.5, 0.9]]), labels, image_size=SIZE)
     np.testing.assert_allclose(value, (weight * np.log(4) + np.log(2)) / 2, rtol=1e-6)
-    assert parts["cross_entropy"] == value
+    assert components["cross_entropy"] == value
 
 
 def test_what_is_unknown_adds_neither_loss_nor_gradient(key):
@@ -37,9 +37,9 @@ def test_what_is_unknown_adds_neither_loss_nor_gradient(key):
     value, gradient = loss_and_gradient(raw, jnp.full((2, 3), jnp.nan))
     assert value == 0
     assert not np.any(gradient)
-    known = jnp.array([[jnp.nan, 1.0, jnp.nan], [0.0, jnp.nan, jnp.nan]])
-    _, gradient = loss_and_gradient(raw, known)
-    np.testing.assert_array_equal(gradient != 0, np.isfinite(known))
+    reference = jnp.array([[jnp.nan, 1.0, jnp.nan], [0.0, jnp.nan, jnp.nan]])
+    _, gradient = loss_and_gradient(raw, reference)
+    np.testing.assert_array_equal(gradient != 0, np.isfinite(reference))
 
 
 def test_an_empty_batch_gives_exactly_zero():
@@ -92,11 +92,13 @@ def test_figures_equal_scikit_learn_s_with_ties_and_unknown_entries(seed):
     probabilities = generator.integers(0, 8, (40, 4)) / 8  # many are equal
     labels = generator.choice([0.0, 1.0, np.nan], (40, 4), p=[0.5, 0.3, 0.2])
     labels[:, 3] = 0.0  # of no image: left out of the mean
-    known = np.isfinite(labels)
+    reference = np.isfinite(labels)
     figures = measured(probabilities, labels)
-    expected = [average_precision_score(labels[known[:, c], c], probabilities[known[:, c], c]) for c in range(3)]
+    expected = [
+        average_precision_score(labels[reference[:, c], c], probabilities[reference[:, c], c]) for c in range(3)
+    ]
     assert figures["map"] == pytest.approx(np.mean(expected), rel=1e-12)
-    assert figures["f1"] == pytest.approx(f1_score(labels[known], probabilities[known] > 0.5), rel=1e-12)
+    assert figures["f1"] == pytest.approx(f1_score(labels[reference], probabilities[reference] > 0.5), rel=1e-12)
 
 
 def test_without_labels_the_figures_are_nan():

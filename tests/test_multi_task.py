@@ -136,17 +136,17 @@ def test_unknown_tasks_are_refused(model, variables, names):
 
 
 def test_fresh_weights_depend_on_the_key_alone(model, variables):
-    again, other = (multi_task.init_variables(model, key=jax.random.key(n), image_size=512) for n in (0, 1))
+    again, second = (multi_task.init_variables(model, key=jax.random.key(n), image_size=512) for n in (0, 1))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), variables, again))
-    drawn = [
+    rendered = [
         [
             leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree["params"]["backbone"])
             if path[-1].key == "kernel"
         ]
-        for tree in (variables, other)
+        for tree in (variables, second)
     ]
-    assert all((one != another).all() for one, another in zip(*drawn, strict=True))
+    assert all((first != another).all() for first, another in zip(*rendered, strict=True))
 
 
 def test_another_task_changes_no_other_parameters_start(variables):
@@ -177,15 +177,15 @@ def test_training_moves_the_statistics_of_what_it_ran(trained, variables):
     assert list(outputs) == ["cls", "seg"]
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), stats, variables["batch_stats"])
     assert jax.tree.all(changed["backbone"])
-    moved = {name for name, part in changed["head"].items() if part["mean"]}
+    moved = {name for name, section in changed["head"].items() if section["mean"]}
     assert moved == {"norm_0_stride_8", "norm_0_stride_32"}
 
 
 def test_dropout_follows_the_key(trained):
-    first, again, other = trained(jax.random.key(0)), trained(jax.random.key(0)), trained(jax.random.key(1))
+    first, again, another = trained(jax.random.key(0)), trained(jax.random.key(0)), trained(jax.random.key(1))
     np.testing.assert_array_equal(first[0]["seg"], again[0]["seg"])
-    assert (first[0]["seg"] != other[0]["seg"]).any()
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first[1], other[1]))
+    assert (first[0]["seg"] != another[0]["seg"]).any()
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first[1], another[1]))
 
 
 def test_frozen_batch_norm_trains_on_the_running_statistics(variables, evaluated):
@@ -213,7 +213,11 @@ def test_frozen_batch_norm_trains_on_the_running_statistics(variables, evaluated
 @pytest.mark.parametrize("name", TASKS)
 def test_the_other_tasks_parameters_are_not_needed(model, variables, name):
     params = variables["params"] | {
-        "head": {part: tree for part, tree in variables["params"]["head"].items() if part not in TASKS or part == name}
+        "head": {
+            section: tree
+            for section, tree in variables["params"]["head"].items()
+            if section not in TASKS or section == name
+        }
     }
     outputs = jax.eval_shape(lambda: multi_task.apply_eval(model, variables | {"params": params}, IMAGE, tasks=(name,)))
     assert list(outputs) == [name]

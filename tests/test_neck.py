@@ -73,8 +73,8 @@ def test_two_convolutions_keep_the_coarsest_level_alone(features):
 @pytest.mark.parametrize(("name", "output_stride"), [(n, s) for n in NECKS for s in (8, 16, 32)])
 def test_the_announced_strides_are_those_given(name, output_stride, features):
     neck = NECKS[name]
-    given = {stride: x for stride, x in features.items() if stride <= output_stride}
-    levels, _ = jax.eval_shape(lambda x: neck(6).init_with_output(jax.random.key(0), x, train_batch_norm=False), given)
+    inputs = {stride: x for stride, x in features.items() if stride <= output_stride}
+    levels, _ = jax.eval_shape(lambda x: neck(6).init_with_output(jax.random.key(0), x, train_batch_norm=False), inputs)
     assert set(levels) == set(neck.strides(output_stride))
 
 

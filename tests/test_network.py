@@ -37,7 +37,7 @@ def count(share):
 
 def test_the_more_is_shared_the_fewer_parameters_there_are():
     counts = {share: count(share) for share in (*SHARES, "all")}
-    totals = [sum(parts.values()) for parts in counts.values()]
+    totals = [sum(sections.values()) for sections in counts.values()]
     assert totals == sorted(totals, reverse=True)
     assert len(set(totals)) == len(totals)
     for share in SHARES:
@@ -64,17 +64,19 @@ def test_a_task_sends_its_gradient_to_the_shared_stages_and_its_own_branch_alone
         return jnp.square(outputs["det"]).sum(), stats
 
     grads, stats = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-    touched = {part for part, tree in grads.items() if any(leaf.any() for leaf in jax.tree.leaves(tree))}
+    touched = {section for section, tree in grads.items() if any(leaf.any() for leaf in jax.tree.leaves(tree))}
     assert touched == {"backbone", "branch_det"}
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), stats, variables["batch_stats"])
-    assert {part for part, tree in changed.items() if any(jax.tree.leaves(tree))} == {"backbone", "branch_det"}
+    assert {section for section, tree in changed.items() if any(jax.tree.leaves(tree))} == {"backbone", "branch_det"}
 
 
 def test_a_task_needs_no_other_branch(model, variables):
-    alone = {kind: {part: tree[part] for part in ("backbone", "branch_cls")} for kind, tree in variables.items()}
+    alone = {
+        kind: {section: tree[section] for section in ("backbone", "branch_cls")} for kind, tree in variables.items()
+    }
     cut = multi_task.apply_eval(model, alone, IMAGE, tasks=("cls",))
-    whole = multi_task.apply_eval(model, variables, IMAGE, tasks=("seg", "cls"))
-    np.testing.assert_allclose(cut["cls"], whole["cls"], rtol=1e-5)
+    full = multi_task.apply_eval(model, variables, IMAGE, tasks=("seg", "cls"))
+    np.testing.assert_allclose(cut["cls"], full["cls"], rtol=1e-5)
 
 
 WHOLE = {}  # backbone -> its levels and variables, in shapes
@@ -85,8 +87,8 @@ WHOLE = {}  # backbone -> its levels and variables, in shapes
     [*itertools.product((PlainCNN, MobileNetV3Small), (2, 4, 8, 16)), (MobileNetV3Large, 2), (MobileNetV3Large, 16)],
 )
 def test_the_lower_and_the_upper_stages_together_hold_the_whole_backbone(backbone, stride):
-    def abstract(x, **part):
-        module = backbone(0.25, **part)
+    def abstract(x, **section):
+        module = backbone(0.25, **section)
         return jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, train_batch_norm=False), x)
 
     if backbone not in WHOLE:
@@ -101,15 +103,15 @@ def test_the_lower_and_the_upper_stages_together_hold_the_whole_backbone(backbon
 
 
 def test_split_stages_compute_what_the_whole_computes():
-    whole, lower, upper = (PlainCNN(0.25, **part) for part in ({}, {"until": 8}, {"after": 8}))
-    variables = whole.init(jax.random.key(0), IMAGE, train_batch_norm=False)
+    full, lower, upper = (PlainCNN(0.25, **section) for section in ({}, {"until": 8}, {"after": 8}))
+    variables = full.init(jax.random.key(0), IMAGE, train_batch_norm=False)
 
     def layers(numbers):
         return {kind: {f"layer_{n}": tree[f"layer_{n}"] for n in numbers} for kind, tree in variables.items()}
 
     below = lower.apply(layers(range(4)), IMAGE, train_batch_norm=False)
     above = upper.apply(layers(range(4, 7)), below[8], train_batch_norm=False)
-    for stride, features in whole.apply(variables, IMAGE, train_batch_norm=False).items():
+    for stride, features in full.apply(variables, IMAGE, train_batch_norm=False).items():
         np.testing.assert_allclose(above[stride], features, rtol=1e-5, atol=1e-6)
 
 
@@ -125,8 +127,8 @@ def test_an_unknown_stage_is_refused():
 
 
 def test_a_branch_may_have_its_own_width_and_depth(model, variables):
-    own = {"branches": {"det": {"head_channels": 24, "neck_channels": 24, "head_layers": 3}}}
-    wider = multi_task.build(SMALL | {"share_until": 8} | own, TASKS)
+    custom = {"branches": {"det": {"head_channels": 24, "neck_channels": 24, "head_layers": 3}}}
+    wider = multi_task.build(SMALL | {"share_until": 8} | custom, TASKS)
     shapes = jax.eval_shape(lambda key: multi_task.init_variables(wider, key=key), jax.random.key(0))["params"]
     assert shapes["branch_det"]["head"]["conv_1"]["kernel"].shape == (3, 3, 24, 24)
     before, after = (

@@ -55,11 +55,11 @@ def raw_outputs(network: trained.Trained) -> dict[str, np.ndarray]:
     raw = jax.jit(
         lambda variables, image: multi_task.eval_raw(network.setup.model, variables, image, tasks=tuple(LABELS))[0]
     )
-    found: dict[str, list] = {task: [] for task in LABELS}
+    result: dict[str, list] = {task: [] for task in LABELS}
     for task in LABELS:
         for batch in experiment.eval_batches(network.setup, f"first_{task}"):
-            found[task].append(jax.device_get(raw(network.variables, batch.image))[task])
-    return {task: np.concatenate(each) for task, each in found.items()}
+            result[task].append(jax.device_get(raw(network.variables, batch.image))[task])
+    return {task: np.concatenate(entry) for task, entry in result.items()}
 
 
 SESSIONS = (("more", ("4", "5")), ("third", ("6",)), ("last", ("7", "8")))
@@ -76,10 +76,10 @@ def joined(old, config, limit=None):
 
 
 def test_new_classes_come_after_the_old_ones_however_a_page_names_them(parent):
-    alone, whole = page(("4", "5"), stage="more"), page(("4", "5"), stage="more")
+    alone, full = page(("4", "5"), stage="more"), page(("4", "5"), stage="more")
     for task in LABELS:
-        whole.tasks[task].classes = (*page(FIRST, stage="first").tasks[task].classes, "4", "5")
-    for config in (alone, whole):
+        full.tasks[task].classes = (*page(FIRST, stage="first").tasks[task].classes, "4", "5")
+    for config in (alone, full):
         tasks = joined(parent, config).tasks
         assert tasks["cls"]["classes"] == (*FIRST, "4", "5")
         assert tasks["seg"]["classes"] == ("background", *FIRST, "4", "5")
@@ -93,11 +93,11 @@ def test_a_stage_moves_nothing_that_the_old_classes_read(parent):
         stages = (*stages, stage)
     setup = experiment.build(config, data_root=parent.setup.data_root)
     growth.require_compatible(parent, setup, exact=True)
-    known = dependence.reads_of(parent.setup.model)
+    reference = dependence.reads_of(parent.setup.model)
     for index in range(1, len(stages)):
         held = exactness.frozen_patterns(config, setup, index)
         free = [path for path in dependence.paths_of(setup.model) if not exactness._is_held(path, held)]
-        assert not set(free) & {path for task in LABELS for path in known[task]}
+        assert not set(free) & {path for task in LABELS for path in reference[task]}
         later = tuple(f"/added_{stage}/" for stage in stages[index:])
         assert all(any(rows in path for rows in later) for path in free)
         assert any(later[0] in path for path in free)
@@ -184,18 +184,18 @@ def test_weights_of_classes_grow_with_them(tiny_backbone, tmp_path):
     with config.unlocked():
         config.tasks.seg.class_weights = (0.3, 1.0, 1.0, 1.0, 1.0)
     old = untrained(tmp_path, config)
-    found = joined(old, page(("4",), stage="more", tasks=("seg",))).tasks["seg"]
-    assert found["class_weights"] == (0.3, 1.0, 1.0, 1.0, 1.0, 1.0)
+    result = joined(old, page(("4",), stage="more", tasks=("seg",))).tasks["seg"]
+    assert result["class_weights"] == (0.3, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
-    given = config_lib.read_settings(page(("4", "5"), stage="more"))
-    config = additions.join(parent, given, limit=None, per_class=2)
+    inputs = config_lib.read_settings(page(("4", "5"), stage="more"))
+    config = additions.join(parent, inputs, limit=None, per_class=2)
     assert config.stages["first"].keep["replay"]["images"] == 2 * (len(FIRST) + 1)
     assert config.stages["more"].keep["replay"]["batch_size"] == 2
-    found = exemplars.choose(config.to_dict(), parent, tuple(LABELS))
-    assert set(found) == {"first_seg", "first_cls"}
-    buffer = replay.from_tree(found["first_cls"])
+    result = exemplars.choose(config.to_dict(), parent, tuple(LABELS))
+    assert set(result) == {"first_seg", "first_cls"}
+    buffer = replay.from_tree(result["first_cls"])
     assert len(buffer) == 8  # all that there are
     assert buffer.class_names["classification"] == FIRST
     boxes = config_lib.read_settings(page(("4", "5"), stage="more", tasks=("det",)))

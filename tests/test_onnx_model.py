@@ -51,8 +51,8 @@ def converted(function, *shape: int, dtype=jnp.float32, kinds: list[str] | None 
 
     from mtl_jax.export import onnx_model
 
-    given = jax.ShapeDtypeStruct(shape, dtype)
-    model, _ = onnx_model.convert_any_batch(lambda x: {"y": function(x)}, given, input_name="x")
+    inputs = jax.ShapeDtypeStruct(shape, dtype)
+    model, _ = onnx_model.convert_any_batch(lambda x: {"y": function(x)}, inputs, input_name="x")
     if kinds is not None:
         kinds.extend(node.op_type for node in model.graph.node)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -81,10 +81,10 @@ def converted(function, *shape: int, dtype=jnp.float32, kinds: list[str] | None 
     ],
 )
 def test_operations_are_translated_exactly(function):
-    found, expected = converted(function, 2, 6)
-    assert found.dtype == expected.dtype
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual, expected = converted(function, 2, 6)
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 MAP = (2, 4, 6, 3)
@@ -111,10 +111,10 @@ MAP = (2, 4, 6, 3)
 )
 def test_what_runtimes_have_an_operator_for_becomes_it(function, shape, kinds):
     nodes = []
-    found, expected = converted(function, *shape, kinds=nodes)
+    actual, expected = converted(function, *shape, kinds=nodes)
     assert nodes == kinds
-    assert found.dtype == expected.dtype
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_factors_of_channels_before_and_behind_a_convolution_become_part_of_it():
@@ -126,9 +126,9 @@ def test_factors_of_channels_before_and_behind_a_convolution_become_part_of_it()
         return 2.0 * (y * channels[None, None, None]) + 1.0
 
     nodes = []
-    found, expected = converted(function, *MAP, kinds=nodes)
+    actual, expected = converted(function, *MAP, kinds=nodes)
     assert nodes == ["Transpose", "Conv", "Transpose"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_best_class_of_each_pixel_is_found_among_those_that_can_be_best():
@@ -140,9 +140,9 @@ def test_the_best_class_of_each_pixel_is_found_among_those_that_can_be_best():
         return jnp.argmax(larger, axis=-1).astype(jnp.int32)
 
     nodes = []
-    found, expected = converted(function, 2, 3, 5, 5, kinds=nodes)
+    actual, expected = converted(function, 2, 3, 5, 5, kinds=nodes)
     assert "TopK" in nodes
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
     assert set(np.unique(expected)) == {0, 2, 4}
     np.testing.assert_array_equal(*converted(lambda x: function(0 * x), 2, 3, 5, 5))  # equals
 
@@ -152,13 +152,13 @@ def test_non_maximum_suppression_keeps_the_boxes_that_the_network_keeps():
         corner = 2 * x[..., :2]
         box = jnp.concatenate([corner, corner + 6 + x[..., 2:4]], axis=-1)
         label, valid = jnp.floor(x[..., 4]).astype(jnp.int32) % 3, x[..., 5] > -2
-        return jax.vmap(lambda *each: boxes.suppress(*each, iou_threshold=0.3))(box, label, valid)
+        return jax.vmap(lambda *entry: boxes.suppress(*entry, iou_threshold=0.3))(box, label, valid)
 
     nodes = []
-    found, expected = converted(function, 3, 60, 6, kinds=nodes)
+    actual, expected = converted(function, 3, 60, 6, kinds=nodes)
     assert "NonMaxSuppression" in nodes
     assert "Loop" not in nodes
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
     assert 0.1 < expected.mean() < 0.7
 
 
@@ -206,9 +206,9 @@ def test_images_may_have_any_size(function, monkeypatch):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for shape in ((2, 32, 64, 3), (1, 96, 32, 3)):
         x = np.random.default_rng(0).uniform(-3, 3, shape).astype(np.float32)
-        found, expected = session.run(["y"], {"x": x})[0], np.asarray(function(jnp.asarray(x)))
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        actual, expected = session.run(["y"], {"x": x})[0], np.asarray(function(jnp.asarray(x)))
+        assert actual.shape == expected.shape
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_translated_is_refused():

@@ -61,10 +61,10 @@ def test_every_second_image_has_masks(tmp_path):
 
 
 def test_an_outline_holds_the_pixels_of_all_its_polygons():
-    drawn = outline([SQUARE, [0.0, 0.0, 1.0, 0.0, 1.0, 4.0, 0.0, 4.0]], 4, 8)
+    rendered = outline([SQUARE, [0.0, 0.0, 1.0, 0.0, 1.0, 4.0, 0.0, 4.0]], 4, 8)
     expected = np.zeros((4, 8), bool)
     expected[1:3, 2:6] = expected[:, 0] = True
-    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_equal(rendered, expected)
 
 
 def test_an_outline_on_an_absurd_canvas_is_refused():
@@ -112,12 +112,12 @@ def test_the_real_set_has_coco_s_boxes_and_the_page_s_classes(data_root, tmp_pat
         assert len(source) == len(official)
         order = [image["file_name"] for image in json.loads(official.file.read_text())["images"]]
         for index in range(0, len(source), 20):
-            found = source[index]
-            expected = official[order.index(f"{found['id']}.jpg")]["labels"]["detection"]
-            fields = found["labels"]["detection"]
+            actual = source[index]
+            expected = official[order.index(f"{actual['id']}.jpg")]["labels"]["detection"]
+            fields = actual["labels"]["detection"]
             np.testing.assert_allclose(fields["boxes_xyxy"], expected["boxes_xyxy"], atol=2e-3)
             for name in ("label", "crowd"):
                 np.testing.assert_array_equal(fields[name], expected[name])
-            shown = np.flatnonzero(found["labels"]["multi_label"]["label"])
+            shown = np.flatnonzero(actual["labels"]["multi_label"]["label"])
             assert set(shown) == set(expected["label"].tolist())
-            assert set(np.unique(found["labels"]["segmentation"]["mask"])) - {0} <= {label + 1 for label in shown}
+            assert set(np.unique(actual["labels"]["segmentation"]["mask"])) - {0} <= {label + 1 for label in shown}

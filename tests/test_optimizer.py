@@ -13,8 +13,8 @@ PARAMS = {"backbone": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones(
 
 
 def rate(schedule: str, step: int) -> float:
-    made = optimizer.learning_rate_schedule(schedule, learning_rate=0.1, total_steps=110, warmup_fraction=10 / 110)
-    return float(made(step))
+    created = optimizer.learning_rate_schedule(schedule, learning_rate=0.1, total_steps=110, warmup_fraction=10 / 110)
+    return float(created(step))
 
 
 @pytest.mark.parametrize("schedule", optimizer.SCHEDULES)
@@ -62,11 +62,11 @@ def test_rates_scale_the_parts_that_their_patterns_name():
 
 
 def test_clipping_bounds_the_norm_of_all_parts_together():
-    parts = [{"w": jnp.array([3.0])}, {"w": jnp.array([4.0])}]
-    clipped = optimizer.clip(parts, 1.0)
-    np.testing.assert_allclose([part["w"][0] for part in clipped], [0.6, 0.8], rtol=1e-5)
-    assert optimizer.clip(parts, 0.0) == parts
-    np.testing.assert_allclose(optimizer.clip(parts, 6.0)[1]["w"], [4.0])
+    sections = [{"w": jnp.array([3.0])}, {"w": jnp.array([4.0])}]
+    clipped = optimizer.clip(sections, 1.0)
+    np.testing.assert_allclose([section["w"][0] for section in clipped], [0.6, 0.8], rtol=1e-5)
+    assert optimizer.clip(sections, 0.0) == sections
+    np.testing.assert_allclose(optimizer.clip(sections, 6.0)[1]["w"], [4.0])
 
 
 def test_weight_decay_spares_biases():

@@ -74,8 +74,8 @@ def compiled(name, **options):
 
 def ours(name, matrix):
     state, update = compiled(name, **METHODS[name][1])
-    found, state = update(jnp.asarray(matrix), state)
-    return np.asarray(found, np.float64), float(state.residual)
+    result, state = update(jnp.asarray(matrix), state)
+    return np.asarray(result, np.float64), float(state.residual)
 
 
 def theirs(name, matrix):

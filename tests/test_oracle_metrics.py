@@ -96,16 +96,16 @@ def test_mean_average_precision_from_a_coco_file_equals_that_of_pycocotools_own_
     most = 0
     for sample_index, image in enumerate(content["images"]):
         Image.new("RGB", (200, 120)).save(folder / "val" / image["file_name"])
-        found = [entry for entry in detections if entry["image_id"] == image["id"]]
-        boxes = np.array([entry["bbox"] for entry in found]).reshape(-1, 4)
+        actual = [entry for entry in detections if entry["image_id"] == image["id"]]
+        boxes = np.array([entry["bbox"] for entry in actual]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         prediction = {
             "boxes_xyxy": boxes,
-            "score": np.array([entry["score"] for entry in found]),
-            "label": np.array([labels[entry["category_id"]] for entry in found], int),
-            "valid": np.ones(len(found), bool),
+            "score": np.array([entry["score"] for entry in actual]),
+            "label": np.array([labels[entry["category_id"]] for entry in actual], int),
+            "valid": np.ones(len(actual), bool),
         }
-        most = max(most, len(found))
+        most = max(most, len(actual))
         metric.update(prediction, source[sample_index]["labels"]["detection"], Geometry(1.0, 1.0, 0.0, 0.0, 120, 200))
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(file))

@@ -14,8 +14,8 @@ STORED, UPRIGHT = ("s", TURNED, (6, 4)), ("u", TURNED, (4, 6))
 UNCLEAR = [("m", MIRRORED, (6, 4)), ("q", SQUARE, (4, 4)), ("p", Header(6, 4, 1), (6, 4))]
 
 
-def judged(found, annotated_on="auto"):
-    return orientation.judge(found, annotated_on=annotated_on, noun="boxes", location="x.json")
+def judged(result, annotated_on="auto"):
+    return orientation.judge(result, annotated_on=annotated_on, noun="boxes", location="x.json")
 
 
 def test_the_size_tells_only_of_images_on_their_side():
@@ -26,7 +26,7 @@ def test_the_size_tells_only_of_images_on_their_side():
 
 
 @pytest.mark.parametrize(
-    ("found", "stored", "words"),
+    ("result", "stored", "words"),
     [
         ([STORED, *UNCLEAR], True, ["EXIF turns 2 images (first: m)", "taken as stored, like 1 whose", "annotated_on"]),
         ([UPRIGHT, *UNCLEAR], False, ["taken upright, like 1 whose size"]),
@@ -37,8 +37,8 @@ def test_the_size_tells_only_of_images_on_their_side():
         (UNCLEAR[2:], None, []),
     ],
 )  # fmt: skip
-def test_the_majority_decides_what_the_size_does_not_tell_and_says_so(found, stored, words):
-    convention = judged(found)
+def test_the_majority_decides_what_the_size_does_not_tell_and_says_so(result, stored, words):
+    convention = judged(result)
     assert convention.stored == stored
     assert bool(convention.notes) == bool(words)
     for word in words:

@@ -32,8 +32,8 @@ def page(tmp_path) -> Path:
 
 
 def load(page: Path, *arguments: str) -> Any:
-    _, changes, rest = overrides.split(arguments)
-    assert rest == []
+    _, changes, remainder = overrides.split(arguments)
+    assert remainder == []
     return overrides.load(str(page), changes)
 
 
@@ -109,11 +109,11 @@ def test_a_wrong_name_or_value_is_told_with_what_was_expected(page, argument, wo
 
 
 def test_the_page_and_its_settings_are_taken_out_of_a_command_line():
-    given = ("--config", "p.py:x", "--workdir=w", "--config.seed", "3", "-config.smoke", "--noconfig.resume", "stray")
-    page, changes, rest = overrides.split(given)
+    inputs = ("--config", "p.py:x", "--workdir=w", "--config.seed", "3", "-config.smoke", "--noconfig.resume", "stray")
+    page, changes, remainder = overrides.split(inputs)
     assert page == "p.py:x"
-    assert [str(each) for each in changes] == ["--config.seed=3", "--config.smoke", "--config.resume=false"]
-    assert rest == ["--workdir=w", "stray"]
+    assert [str(change) for change in changes] == ["--config.seed=3", "--config.smoke", "--config.resume=false"]
+    assert remainder == ["--workdir=w", "stray"]
 
 
 def test_a_page_takes_an_argument(page):

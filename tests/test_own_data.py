@@ -32,7 +32,7 @@ LAPTOP = Machine("cpu", 2, False, image_seconds=0.07, start_seconds=25.0, stage_
 
 def found(kind: str = "boxes", name: str = "", **changes) -> DatasetSummary:
     """A dataset of 200 photographs."""
-    given = DatasetSummary(
+    inputs = DatasetSummary(
         request=Request(kind, name or kind, f"/photos/{kind}"),
         format="coco",
         classes=("cat", "dog"),
@@ -42,11 +42,11 @@ def found(kind: str = "boxes", name: str = "", **changes) -> DatasetSummary:
         sizes=((640, 480),) * 160,
         counts={"cat": 300, "dog": 20},
     )
-    return dataclasses.replace(given, **changes)
+    return dataclasses.replace(inputs, **changes)
 
 
-def choose(*each: DatasetSummary, minutes: float = 4.0, machine: Machine = LAPTOP):
-    return choices_lib.choose(each, machine, minutes=minutes)
+def choose(*entry: DatasetSummary, minutes: float = 4.0, machine: Machine = LAPTOP):
+    return choices_lib.choose(entry, machine, minutes=minutes)
 
 
 def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_learnt(tmp_path, monkeypatch):
@@ -61,7 +61,7 @@ def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_lear
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["photos"], "expected a kind of label and where it is"),
         (["masks="], "found the argument masks="),
@@ -71,8 +71,8 @@ def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_lear
         (["boxes.x=a", "masks.x=b"], "expected each name once, found x twice"),
     ],
 )
-def test_a_word_that_asks_nothing_is_refused(words, told):
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_a_word_that_asks_nothing_is_refused(words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         request_lib.parse(words)
 
 
@@ -85,11 +85,11 @@ def boxes(tmp_path_factory) -> DatasetSummary:
 
 def test_a_dataset_is_found_with_its_classes_splits_sizes_and_boxes(boxes):
     train = [picture for picture in label_files.PICTURES if picture.split == "train"]
-    drawn = [each for picture in train for each in picture.objects]
+    rendered = [entry for picture in train for entry in picture.objects]
     assert (boxes.format, boxes.classes, boxes.splits) == ("coco", label_files.CLASSES, "as the dataset has them")
     assert (boxes.train, boxes.val) == (len(train), len(label_files.PICTURES) - len(train))
     assert sorted(boxes.sizes) == sorted(picture.size for picture in train)
-    assert sum(boxes.counts.values()) == len(boxes.box_shares) == len(drawn)
+    assert sum(boxes.counts.values()) == len(boxes.box_shares) == len(rendered)
     assert boxes.most_boxes == max(len(picture.objects) for picture in train)
     assert boxes.label == "detection"
 
@@ -106,37 +106,37 @@ def test_a_dataset_is_found_with_its_classes_splits_sizes_and_boxes(boxes):
 )
 def test_every_kind_of_label_is_found_chosen_for_and_inspected(tmp_path, kind, write, place, holds):
     write(tmp_path)
-    seen = summary_lib.summarise(Request(kind, kind, str(tmp_path / place)))
-    assert holds in table.holds(seen)
-    assert seen.train + seen.val == len(label_files.PICTURES)
-    (chosen,) = choose(seen)
-    page_lib.write(tmp_path / "page.py", [chosen], name="one", made_from="[]")
+    observed = summary_lib.summarise(Request(kind, kind, str(tmp_path / place)))
+    assert holds in table.holds(observed)
+    assert observed.train + observed.val == len(label_files.PICTURES)
+    (selected,) = choose(observed)
+    page_lib.write(tmp_path / "page.py", [selected], name="one", made_from="[]")
     config = overrides.load(str(tmp_path / "page.py"), [])
     config_lib.resolve(config)
     experiment.build(config.to_dict(), data_root=tmp_path)
-    html = contact_sheet.render([inspect(seen)], [], images=3)
-    assert all(name in html for name in seen.classes)
+    html = contact_sheet.render([inspect(observed)], [], images=3)
+    assert all(name in html for name in observed.classes)
 
 
 def test_without_splits_a_share_of_the_images_validates(tmp_path):
     label_files.coco(tmp_path)
     (tmp_path / "annotations" / "instances_val.json").unlink()
     shutil.rmtree(tmp_path / "val")
-    seen = summary_lib.summarise(Request("boxes", "boxes", str(tmp_path), val_share=0.4))
-    assert seen.splits == "40% by content"
-    assert seen.val > 0
-    assert seen.train + seen.val == sum(picture.split == "train" for picture in label_files.PICTURES)
+    observed = summary_lib.summarise(Request("boxes", "boxes", str(tmp_path), val_share=0.4))
+    assert observed.splits == "40% by content"
+    assert observed.val > 0
+    assert observed.train + observed.val == sum(picture.split == "train" for picture in label_files.PICTURES)
 
 
 def test_more_time_buys_larger_images_and_more_epochs_up_to_what_is_of_use():
-    chosen = [
+    selected = [
         choose(found("masks", classes=("sky", "tree"), counts={"sky": 1, "tree": 1}), minutes=m)[0] for m in MINUTES
     ]
-    assert [each.image_size for each in chosen] == sorted(each.image_size for each in chosen)
-    assert chosen[0].image_size < chosen[-1].image_size == 512
-    assert chosen[0].epochs < chosen[-1].epochs == choices_lib.EPOCHS["masks"]
-    assert all(each.seconds <= 60 * minutes for each, minutes in zip(chosen[1:], MINUTES[1:], strict=True))
-    assert chosen[0].steps >= choices_lib.MIN_STEPS - 1
+    assert [entry.image_size for entry in selected] == sorted(entry.image_size for entry in selected)
+    assert selected[0].image_size < selected[-1].image_size == 512
+    assert selected[0].epochs < selected[-1].epochs == choices_lib.EPOCHS["masks"]
+    assert all(entry.seconds <= 60 * minutes for entry, minutes in zip(selected[1:], MINUTES[1:], strict=True))
+    assert selected[0].steps >= choices_lib.MIN_STEPS - 1
 
 
 MINUTES = (0.1, 4.0, 10.0, 1000.0)
@@ -145,22 +145,22 @@ MINUTES = (0.1, 4.0, 10.0, 1000.0)
 def test_boxes_take_most_of_the_time_and_what_a_task_cannot_use_goes_to_the_others():
     masks, boxes = choose(found("masks"), found(), minutes=4.0)
     assert 2 * masks.seconds < boxes.seconds
-    few, rest = choose(found("classes", train=20, sizes=((96, 96),) * 20), found("masks"), minutes=4.0)
+    few, remainder = choose(found("classes", train=20, sizes=((96, 96),) * 20), found("masks"), minutes=4.0)
     available = 4 * 60 - LAPTOP.start_seconds - 2 * LAPTOP.stage_seconds
     assert few.seconds < 0.3 * available
-    assert rest.seconds > 0.5 * available
+    assert remainder.seconds > 0.5 * available
 
 
 def test_a_stage_that_holds_older_tasks_takes_longer():
     stages = choose(found("masks", "a"), found("masks", "b"), found("masks", "c"), minutes=1000.0)
-    first, held, locked = (each.seconds / (each.epochs * each.train_image_size**2) for each in stages)
+    first, held, locked = (stage.seconds / (stage.epochs * stage.train_image_size**2) for stage in stages)
     assert held > 1.3 * first
     assert locked == pytest.approx(first, rel=0.1)
 
 
 def test_boxes_are_looked_for_at_the_size_of_their_training_images():
-    (chosen,) = choose(found(), minutes=1000.0)
-    assert chosen.train_image_size == chosen.image_size == 512
+    (selected,) = choose(found(), minutes=1000.0)
+    assert selected.train_image_size == selected.image_size == 512
 
 
 def test_short_detection_stages_train_without_mosaics_and_at_a_higher_rate():
@@ -236,24 +236,24 @@ def page(tmp_path):
         found("values", "age", classes=(), counts={}),
     )
     reading = {"val_share": 0.3, "annotated_on": "stored"}
-    sets = tuple(dataclasses.replace(each, request=each.request._replace(**reading)) for each in sets)
+    sets = tuple(dataclasses.replace(entry, request=entry.request._replace(**reading)) for entry in sets)
     path = tmp_path / "a run" / "page.py"
-    chosen = choose(*sets)
-    page_lib.write(path, chosen, name="mine", made_from='["a"]', baselines={"masks": "/elsewhere"})
-    return path, sets, chosen
+    selected = choose(*sets)
+    page_lib.write(path, selected, name="mine", made_from='["a"]', baselines={"masks": "/elsewhere"})
+    return path, sets, selected
 
 
 def test_the_page_holds_what_was_found_and_chosen(page):
-    path, sets, chosen = page
+    path, sets, selected = page
     config = overrides.load(str(path), [])
     config_lib.resolve(config)
     experiment.build(config.to_dict(), data_root=path.parent)
     assert config.order == ("masks", "people", "age")
-    for each, choice in zip(sets, chosen, strict=True):
-        name = each.request.name
+    for entry, choice in zip(sets, selected, strict=True):
+        name = entry.request.name
         stream = config.streams[name]
-        assert tuple(config.tasks[name].get("classes", ())) == each.classes
-        assert stream.options.path == each.request.path
+        assert tuple(config.tasks[name].get("classes", ())) == entry.classes
+        assert stream.options.path == entry.request.path
         assert (stream.options.val_share, stream.options.annotated_on) == (0.3, "stored")
         assert (stream.image_size, stream.batch_size) == (choice.image_size, choice.batch_size)
         assert config.stages[name].epochs == choice.epochs
@@ -275,13 +275,13 @@ def test_the_page_s_variants_train_together_or_alone(page, variant, order):
 
 
 def test_without_published_features_the_first_task_learns_the_kernels(page):
-    path, sets, chosen = page
+    path, sets, selected = page
     frozen = {}
     for pretrained in ("", "features.npz"):
-        page_lib.write(path, chosen, name="mine", made_from="[]", pretrained=pretrained)
+        page_lib.write(path, selected, name="mine", made_from="[]", pretrained=pretrained)
         config = overrides.load(str(path), [])
         assert config.pretrained == pretrained
-        frozen[pretrained] = [bool(config.stages[each.request.name].freeze) for each in sets]
+        frozen[pretrained] = [bool(config.stages[entry.request.name].freeze) for entry in sets]
     assert frozen == {"": [False, True, True], "features.npz": [True, True, True]}
 
 
@@ -303,43 +303,43 @@ def test_the_table_says_what_was_found_and_chosen(boxes, capsys):
     assert "strides" in printed
 
 
-def inspect(each: DatasetSummary) -> inspection.Inspected:
-    return inspection.inspect(each, cache=None, on_progress=lambda done, total: None)
+def inspect(entry: DatasetSummary) -> inspection.Inspected:
+    return inspection.inspect(entry, cache=None, on_progress=lambda completed, total: None)
 
 
 def test_copies_leaks_and_empty_images_are_suspicious(tmp_path):
     label_files.coco(tmp_path)
     first, validated = (
-        next(each for each in label_files.PICTURES if each.split == split) for split in ("train", "val")
+        next(entry for entry in label_files.PICTURES if entry.split == split) for split in ("train", "val")
     )
     listed = tmp_path / "annotations" / "instances_val.json"
     content = json.loads(listed.read_text())
     content["images"][0] |= dict(zip(("width", "height"), first.size, strict=True))
     listed.write_text(json.dumps(content))
     shutil.copy(tmp_path / "train" / first.name, tmp_path / "val" / validated.name)
-    seen = inspect(summary_lib.summarise(Request("boxes", "bees", str(tmp_path))))
-    assert inspection.leaks([seen]) == [
-        f"bees: 1 validation image of {seen.dataset.val} in training too (first: {validated.name}, which bees trains "
-        f"on as {first.name}); take them out of one of the two"
+    observed = inspect(summary_lib.summarise(Request("boxes", "bees", str(tmp_path))))
+    assert inspection.leaks([observed]) == [
+        f"bees: 1 validation image of {observed.dataset.val} in training too (first: {validated.name}, which bees "
+        f"trains on as {first.name}); take them out of one of the two"
     ]
     empty = [picture.name for picture in label_files.PICTURES if picture.split == "train" and not picture.objects]
-    assert any("without boxes" in line and name in line for line in seen.suspicious for name in empty)
-    assert any("hardly enough" in line for line in seen.suspicious)
+    assert any("without boxes" in line and name in line for line in observed.suspicious for name in empty)
+    assert any("hardly enough" in line for line in observed.suspicious)
 
 
 def test_how_files_were_read_is_a_note_and_nothing_suspicious(tmp_path):
     label_files.coco(tmp_path)
-    seen = inspect(
+    observed = inspect(
         summary_lib.summarise(Request("boxes", "bees", str(tmp_path / "annotations" / "instances_train.json")))
     )
-    assert any("without splits" in note for note in seen.notes)
-    assert not any("without splits" in line for line in seen.suspicious)
+    assert any("without splits" in note for note in observed.notes)
+    assert not any("without splits" in line for line in observed.suspicious)
 
 
 def test_the_number_zero_is_a_number(tmp_path):
     label_files.csv_values(tmp_path)
-    seen = inspect(summary_lib.summarise(Request("values", "age", f"{tmp_path}/faces.csv:age")))
-    assert not any("without a number" in line for line in seen.suspicious)
+    observed = inspect(summary_lib.summarise(Request("values", "age", f"{tmp_path}/faces.csv:age")))
+    assert not any("without a number" in line for line in observed.suspicious)
 
 
 def test_a_healthy_dataset_has_no_leak(boxes):

@@ -43,10 +43,10 @@ GIVEN = """(async () => {{
 def weights(tmp_path_factory) -> Path:
     """The quickstart's network as it was drawn, whose masks have many classes; larger kernels spread the scores."""
     workdir = tmp_path_factory.mktemp("run") / "quick"
-    drawn = untrained(workdir, config_lib.load_page(ROOT / "configs" / "quickstart.py").get_config())
+    rendered = untrained(workdir, config_lib.load_page(ROOT / "configs" / "quickstart.py").get_config())
     for name, factor in {"det": 8, "cls": 3}.items():
-        drawn.variables["params"]["head"][name]["kernel"] *= factor
-    checkpoints.save(drawn.path, {"variables": drawn.variables}, checkpoints.read_metadata(drawn.path))
+        rendered.variables["params"]["head"][name]["kernel"] *= factor
+    checkpoints.save(rendered.path, {"variables": rendered.variables}, checkpoints.read_metadata(rendered.path))
     return workdir
 
 
@@ -69,10 +69,10 @@ def folder(weights, tmp_path_factory):
     command = [sys.executable, "-m", "mtl_jax", "export", "--weights", str(weights), "--web", str(out)]
     subprocess.run(command + (["--ort_web", ORT] if ORT else []), check=True)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(out))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as given:
-        threading.Thread(target=given.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{given.server_port}/index.html"
-        given.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as inputs:
+        threading.Thread(target=inputs.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{inputs.server_port}/index.html"
+        inputs.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +119,13 @@ def test_photographs_are_answered_and_thresholds_tasks_and_opacity_change_what_i
     assert tab.run("document.documentElement.scrollWidth <= innerWidth")  # nothing to be pushed aside
     tab.give("#files", *photos)
     answered(tab, 2)
-    seen = tab.picture()
-    assert np.ptp(seen, axis=(0, 1)).min() > 100  # the photograph, not a blank page
+    observed = tab.picture()
+    assert np.ptp(observed, axis=(0, 1)).min() > 100  # the photograph, not a blank page
     slide(tab, "#level-det", 0.02)
-    most, drawn = boxes(tab), tab.canvas("#picture")
+    most, rendered = boxes(tab), tab.canvas("#picture")
     slide(tab, "#level-det", 0.98)
     assert boxes(tab) < most
-    assert (tab.canvas("#picture") != drawn).any()
+    assert (tab.canvas("#picture") != rendered).any()
     for name in ("seg", "det", "cls"):
         tab.click(f"#ask-{name}")
     bare = tab.canvas("#picture")  # of 640 px: the photograph, enlarged
@@ -138,24 +138,24 @@ def test_photographs_are_answered_and_thresholds_tasks_and_opacity_change_what_i
     shares = tab.run(SHARES)
     for name, (colour, percent) in shares.items():
         if name != "background" and percent > 1:
-            rgb = [int(part) for part in re.findall(r"\d+", colour)[:3]]
-            same = (np.abs(covered.astype(int) - rgb) <= 1).all(axis=-1).mean()
-            assert 100 * same == pytest.approx(percent, abs=2)
+            rgb = [int(section) for section in re.findall(r"\d+", colour)[:3]]
+            matches = (np.abs(covered.astype(int) - rgb) <= 1).all(axis=-1).mean()
+            assert 100 * matches == pytest.approx(percent, abs=2)
     tab.click("#strip button:nth-child(2)")
     assert tab.canvas("#picture").shape[0] == tab.canvas("#picture").shape[1]
 
 
 def test_the_folder_says_in_the_browser_what_the_server_says(tab, server, folder, photos):
-    said = []
+    output = []
     for url in (server, folder):
         tab.open(url)
         tab.give("#files", photos[1])
         answered(tab, 1)
-        said.append(dict(tab.run(FOUND)))
-    one, other = said
-    assert len(one) > 3
-    for name in one | other:  # percents, and scores of boxes
-        assert one.get(name, 0) == pytest.approx(other.get(name, 0), abs=2), name
+        output.append(dict(tab.run(FOUND)))
+    first, second = output
+    assert len(first) > 3
+    for name in first | second:  # percents, and scores of boxes
+        assert first.get(name, 0) == pytest.approx(second.get(name, 0), abs=2), name
 
 
 def test_pasted_and_dropped_pictures_and_the_camera_are_taken(tab, server):
@@ -182,8 +182,8 @@ def test_downloads_hold_what_is_shown(tab, server, photos, tmp_path):
             if (tmp_path / name).is_file():
                 break
             tab.run("new Promise((done) => setTimeout(done, 100))")
-    kept = json.loads((tmp_path / "halves.json").read_text())
-    assert (kept["image"], kept["width"], kept["height"], set(kept["tasks"])) == (
+    retained = json.loads((tmp_path / "halves.json").read_text())
+    assert (retained["image"], retained["width"], retained["height"], set(retained["tasks"])) == (
         "halves.png",
         120,
         80,

@@ -30,9 +30,9 @@ def test_another_word_is_refused(name):
         page.get_config("no such")
 
 
-@pytest.mark.parametrize("way", config_lib.load_page(CONFIGS / "sharing.py").VARIANTS)
-def test_each_way_of_the_page_on_sharing_is_a_network(way):
-    config = config_lib.load_page(CONFIGS / "sharing.py").get_config(way)
+@pytest.mark.parametrize("scheme", config_lib.load_page(CONFIGS / "sharing.py").VARIANTS)
+def test_each_way_of_the_page_on_sharing_is_a_network(scheme):
+    config = config_lib.load_page(CONFIGS / "sharing.py").get_config(scheme)
     config.model.backbone = "plain_cnn"  # some ways have one for each task, and each is followed layer by layer
     multi_task.build(config.model, tasks.build(config.tasks.to_dict()))
 
@@ -40,7 +40,9 @@ def test_each_way_of_the_page_on_sharing_is_a_network(way):
 SEQ = config_lib.load_page(CONFIGS / "seq.py")
 
 
-@pytest.mark.parametrize("variant", [*SEQ.NETWORKS, *(f"small-no_{part}" for part in SEQ.WITHOUT), "branched-small"])
+@pytest.mark.parametrize(
+    "variant", [*SEQ.NETWORKS, *(f"small-no_{section}" for section in SEQ.WITHOUT), "branched-small"]
+)
 def test_each_network_of_the_flagship_and_each_part_left_out_is_valid_and_differs(variant):
     config = SEQ.get_config(variant)
     config_lib.resolve(config)

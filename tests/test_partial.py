@@ -45,17 +45,17 @@ def raw_of(kind, rng):
 
 
 def labels_of(kind, rng, *, classes=(0, 1, 2, 3)):
-    drawn = rng.choice(classes, size=(2, *SIZE)).astype(np.int32)
+    rendered = rng.choice(classes, size=(2, *SIZE)).astype(np.int32)
     if kind == "segmentation":
-        return {"mask": jnp.asarray(drawn)}
+        return {"mask": jnp.asarray(rendered)}
     if kind == "classification":
-        return {"label": drawn[:, 0, 0]}
+        return {"label": rendered[:, 0, 0]}
     if kind == "multi_label":
         return {"label": np.isin(np.arange(4), classes)[None].repeat(2, 0).astype(np.float32)}
     boxes = np.array([[[2, 2, 14, 14], [16, 4, 30, 30]]] * 2, np.float32)
     return {
         "boxes_xyxy": boxes,
-        "label": drawn[:, 0, :2],
+        "label": rendered[:, 0, :2],
         "valid": np.ones((2, 2), bool),
         "crowd": np.zeros((2, 2), bool),
     }
@@ -90,9 +90,9 @@ def test_unlabelled_classes_have_neither_loss_nor_gradient(kind, rng):
     assert np.all(by_class[..., 2:] == 0)
     assert np.any(by_class[..., :2] != 0)
     assert np.all(np.isfinite(gradient))
-    others = np.asarray(raw).copy()
-    others[..., channels(kind)][..., 2:] += rng.normal(size=(*by_class.shape[:-1], 2)) * 50
-    np.testing.assert_allclose(loss_and_gradient(kind)(jnp.asarray(others), labels)[0], value, rtol=1e-6)
+    peers = np.asarray(raw).copy()
+    peers[..., channels(kind)][..., 2:] += rng.normal(size=(*by_class.shape[:-1], 2)) * 50
+    np.testing.assert_allclose(loss_and_gradient(kind)(jnp.asarray(peers), labels)[0], value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +101,7 @@ def test_labels_of_unlabelled_classes_are_passed_over(kind, rng):
     labels = among(kind, labels_of(kind, rng, classes=(2, 3)), np.array([True, True, False, False]))
     if kind in ("detection", "multi_label"):  # they say that the others are absent
         empty = {**labels, "valid": labels["valid"] & False} if kind == "detection" else labels
-        values = [loss_and_gradient(kind)(raw, each)[0] for each in (labels, empty)]
+        values = [loss_and_gradient(kind)(raw, entry)[0] for entry in (labels, empty)]
         np.testing.assert_allclose(*values, rtol=1e-6)
     else:
         value, gradient = loss_and_gradient(kind)(raw, labels)
@@ -144,18 +144,18 @@ SEEN = Classes(numbers=(0, 2), labelled=(True, False, True, False))  # of backgr
 
 
 def test_masks_are_renumbered_and_what_counts_as_unlabelled_is_void():
-    found = in_task_terms({"mask": MASK}, SEEN)
-    np.testing.assert_array_equal(found["mask"], [[0, 2, 255]])
-    np.testing.assert_array_equal(found["labelled"], SEEN.labelled)
+    result = in_task_terms({"mask": MASK}, SEEN)
+    np.testing.assert_array_equal(result["mask"], [[0, 2, 255]])
+    np.testing.assert_array_equal(result["labelled"], SEEN.labelled)
     hidden = in_task_terms({"mask": MASK}, SEEN._replace(labelled=(True, True, False, True)))
     np.testing.assert_array_equal(hidden["mask"], [[0, 255, 255]])
 
 
 def test_masks_of_more_classes_than_their_type_holds_are_widened():
     classes = Classes(numbers=(0, 299), labelled=(True,) * 300)
-    found = in_task_terms({"mask": MASK}, classes)
-    np.testing.assert_array_equal(found["mask"], [[0, 299, -1]])
-    assert "labelled" not in found
+    result = in_task_terms({"mask": MASK}, classes)
+    np.testing.assert_array_equal(result["mask"], [[0, 299, -1]])
+    assert "labelled" not in result
 
 
 def test_boxes_of_other_classes_are_dropped_with_all_that_belongs_to_them():
@@ -165,9 +165,9 @@ def test_boxes_of_other_classes_are_dropped_with_all_that_belongs_to_them():
         "crowd": np.array([False, True]),
         "area": np.array([1.0, 2.0], np.float32),
     }
-    found = in_task_terms(fields, SEEN._replace(labelled=(False, True, True, True)))
-    assert found["label"].tolist() == [2]
-    assert (found["boxes_xyxy"].tolist(), found["crowd"].tolist(), found["area"].tolist()) == (
+    result = in_task_terms(fields, SEEN._replace(labelled=(False, True, True, True)))
+    assert result["label"].tolist() == [2]
+    assert (result["boxes_xyxy"].tolist(), result["crowd"].tolist(), result["area"].tolist()) == (
         [[0, 1, 2, 3]],
         [False],
         [1],
@@ -178,8 +178,8 @@ def test_boxes_of_other_classes_are_dropped_with_all_that_belongs_to_them():
 
 @pytest.mark.parametrize(("label", "expected"), [(0, 0), (1, 2), (-1, -1)])
 def test_a_class_of_the_whole_image_is_renumbered(label, expected):
-    found = in_task_terms({"label": np.array(label, np.int32)}, SEEN)
-    assert found["label"] == expected
+    actual = in_task_terms({"label": np.array(label, np.int32)}, SEEN)
+    assert actual["label"] == expected
     assert (
         in_task_terms({"label": np.array(1, np.int32)}, SEEN._replace(labelled=(True, True, False, True)))["label"]
         == -1
@@ -188,8 +188,8 @@ def test_a_class_of_the_whole_image_is_renumbered(label, expected):
 
 def test_several_classes_of_the_whole_image_are_unknown_where_not_labelled():
     label = np.array([1, np.nan], np.float32)
-    found = in_task_terms({"label": label}, Classes((0, 2), (True, False, True, True)))
-    np.testing.assert_array_equal(found["label"], [1, np.nan, np.nan, 0])  # "cup" was looked for, and is nowhere
+    result = in_task_terms({"label": label}, Classes((0, 2), (True, False, True, True)))
+    np.testing.assert_array_equal(result["label"], [1, np.nan, np.nan, 0])  # "cup" was looked for, and is nowhere
 
 
 def test_what_was_looked_for_may_differ_from_image_to_image():
@@ -212,13 +212,13 @@ def metric_of(kind):
 
 def test_boxes_of_unlabelled_classes_count_nowhere():
     boxes = np.array([[0, 0, 2, 1], [2, 0, 4, 1]], np.float32)
-    found = {"boxes_xyxy": boxes, "score": np.array([0.9, 0.8]), "label": np.array([1, 2]), "valid": np.ones(2, bool)}
+    result = {"boxes_xyxy": boxes, "score": np.array([0.9, 0.8]), "label": np.array([1, 2]), "valid": np.ones(2, bool)}
     figures = {}
     for labelled in (LABELLED, np.ones(4, bool)):
         metric = metric_of("detection")
         truth = {"boxes_xyxy": boxes[:1], "label": np.array([1]), "labelled": labelled}
         for _ in range(2):  # of which the second shows the other class, and says so
-            metric.update(found, truth, GEOMETRY)
+            metric.update(result, truth, GEOMETRY)
             truth = {"boxes_xyxy": boxes[1:], "label": np.array([2]), "labelled": np.ones(4, bool)}
         figures[bool(labelled.all())] = metric.compute()["map_50"]
     # Where nobody looked for class 2, the first image's box of it is not wrong; the second image's box of class 1 is.
@@ -250,17 +250,17 @@ def test_an_image_s_class_is_ranked_among_the_labelled_ones():
 
 def test_tags_are_filled_in_where_the_other_network_is_sure():
     labels = {"label": jnp.array([[jnp.nan, jnp.nan, jnp.nan, 1.0]])}
-    found = task_of("multi_label").fill_in(labels, jnp.array([[5.0, -5.0, 0.1, -5.0]]), SIZE, 0.9)
-    np.testing.assert_array_equal(found["label"], [[1, 0, np.nan, 1]])
+    result = task_of("multi_label").fill_in(labels, jnp.array([[5.0, -5.0, 0.1, -5.0]]), SIZE, 0.9)
+    np.testing.assert_array_equal(result["label"], [[1, 0, np.nan, 1]])
 
 
 def test_classes_are_filled_in_where_nobody_looked_for_them():
     labels = {"label": jnp.array([-1, -1, -1, 1]), "labelled": jnp.array([LABELLED] * 4)}
     raw = jnp.array([[0.0, 0, 9, 0], [0, 9, 0, 0], [0, 0, 1, 0], [0, 0, 9, 0]])  # sure, but labelled; unsure; known
-    found = task_of("classification").fill_in(labels, raw, SIZE, 0.9)
-    assert found["label"].tolist() == [2, -1, -1, 1]
-    np.testing.assert_array_equal(found["labelled"][0], np.ones(4, bool))
-    np.testing.assert_array_equal(found["labelled"][1:], [LABELLED] * 3)
+    result = task_of("classification").fill_in(labels, raw, SIZE, 0.9)
+    assert result["label"].tolist() == [2, -1, -1, 1]
+    np.testing.assert_array_equal(result["labelled"][0], np.ones(4, bool))
+    np.testing.assert_array_equal(result["labelled"][1:], [LABELLED] * 3)
 
 
 def test_pixels_of_background_are_filled_in_and_learnt_among_all_classes():
@@ -349,8 +349,8 @@ def test_a_source_s_classes_may_be_some_of_the_task_s_by_name(tiny_backbone):
 @pytest.mark.usefixtures("tiny_backbone", "no_report")
 def test_streams_that_label_different_classes_train_and_measure_one_task(tmp_path, capsys):
     contract = train_loop.train_and_evaluate(two_halves(), tmp_path / "run")
-    told = capsys.readouterr().err
-    assert "low does not label 5 of the 11 classes of seg (5, 6, " in told
+    printed = capsys.readouterr().err
+    assert "low does not label 5 of the 11 classes of seg (5, 6, " in printed
     assert (contract["tasks"]["seg"]["stream"], contract["tasks"]["seg"]["streams_not_measured"]) == ("low", [])
     assert contract["tasks"]["seg"]["streams_measured_too"] == ["high"]
     figures = contract["stages"][0]["metrics"]["seg"]
@@ -402,10 +402,10 @@ def test_what_was_looked_for_stays_with_an_image_that_is_moved():
 
 def test_in_a_mosaic_only_what_was_looked_for_in_all_four_images_was():
     masks = {"mask": np.zeros((8, 8), np.uint8)}
-    parts = [
+    sections = [
         sample(det=boxes_seen(True, last, False), seg={**masks, "labelled": np.array([True, last])})
         for last in (True, True, False, True)
     ]
-    joined = mosaic(parts, np.random.default_rng(0), size=(8, 8), augment=Augment())["labels"]
+    joined = mosaic(sections, np.random.default_rng(0), size=(8, 8), augment=Augment())["labels"]
     assert joined["det"]["labelled"].tolist() == [True, False, False]
     assert joined["seg"]["labelled"].tolist() == [True, False]

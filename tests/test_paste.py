@@ -41,16 +41,16 @@ SCENE = np.zeros((12, 10, 3), np.uint8)
 @pytest.mark.parametrize("label", ["segmentation", "detection"])
 def test_the_object_alone_is_laid_onto_the_scene(label):
     pasted = paste(sample(label), SCENE, NAMES, generator=np.random.default_rng(3))
-    there = pasted["image"][..., 0] == 255
+    present = pasted["image"][..., 0] == 255
     assert pasted["image"].shape == SCENE.shape
-    assert there.sum() == 6
+    assert present.sum() == 6
     assert ((pasted["image"] == 255) | (pasted["image"] == 0)).all()
     fields = pasted["labels"][label]
     if label == "segmentation":
-        np.testing.assert_array_equal(fields["mask"], np.where(there, 1, 255))
+        np.testing.assert_array_equal(fields["mask"], np.where(present, 1, 255))
     else:
         left, top, right, bottom = fields["boxes_xyxy"][0].astype(int)
-        assert there[top:bottom, left:right].all()
+        assert present[top:bottom, left:right].all()
         np.testing.assert_array_equal(fields["boxes_xyxy"][-1], [0, 0, 10, 12])
         assert fields["crowd"].tolist() == [False, True, True]
 
@@ -62,8 +62,8 @@ def test_an_object_larger_than_the_scene_is_scaled_down_with_its_box():
 
 
 def test_labels_of_whole_images_and_images_without_objects_stay_as_they_are():
-    whole = sample("segmentation", "classification")
-    assert paste(whole, SCENE, NAMES, generator=np.random.default_rng(0)) is whole
+    full = sample("segmentation", "classification")
+    assert paste(full, SCENE, NAMES, generator=np.random.default_rng(0)) is full
     empty = sample("segmentation")
     empty["labels"]["segmentation"]["mask"] = np.zeros((6, 8), np.uint8)
     assert paste(empty, SCENE, NAMES, generator=np.random.default_rng(0)) is empty
@@ -86,8 +86,8 @@ def test_a_stage_replays_pasted_objects_where_it_says_so_but_no_stored_outputs_o
     config = tiny_config()
     setup = experiment.build(config.to_dict(), data_root=Path())
     masks = experiment.source(setup, "masks", training=True)
-    kept = {**memory.nothing(), "replay": {"masks": ReplayBuffer((masks[0],), dict(masks.class_names))}}
-    learnt = stage_plan.StageResult(experiment.abstract_variables(setup), kept, [], 0.0, 0)
+    retained = {**memory.nothing(), "replay": {"masks": ReplayBuffer((masks[0],), dict(masks.class_names))}}
+    learnt = stage_plan.StageResult(experiment.abstract_variables(setup), retained, [], 0.0, 0)
     config.stages.cls.keep.paste = {"share": 1.0}
     plan = stage_plan.plan(config_lib.resolve(config), setup, 1, learnt)
     labels = plan.data["masks_replay"][0]["labels"]["seg"]["mask"]

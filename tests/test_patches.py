@@ -57,13 +57,13 @@ def where(predicate, change, tree):
 
 def test_fresh_patches_change_nothing():
     model, variables = build(patched=True)
-    plain, others = build()
+    plain, peers = build()
     flat = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])}
-    shared = jax.tree_util.tree_map_with_path(lambda path, _: flat[path_of(path)], others["params"])
+    shared = jax.tree_util.tree_map_with_path(lambda path, _: flat[path_of(path)], peers["params"])
     assert sum(matches(path, ("patches",)) for path in flat) > 10
     run = functools.partial(multi_task.apply_eval, image=IMAGE, tasks=NAMES)
     with_patches = jax.jit(lambda variables: run(model, variables))(variables)
-    without = jax.jit(lambda variables: run(plain, variables))({**others, "params": shared})
+    without = jax.jit(lambda variables: run(plain, variables))({**peers, "params": shared})
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), with_patches, without)
 
 
@@ -145,7 +145,7 @@ def test_what_is_frozen_takes_no_backward_pass():
     stages = multi_task.backbone_stages(model)
 
     def operations(*frozen, differentiated=True):
-        patterns = tuple(each for pattern in frozen for each in expanded(pattern, stages))
+        patterns = tuple(entry for pattern in frozen for entry in expanded(pattern, stages))
 
         def loss(params):
             params = change_where(jax.lax.stop_gradient, params, patterns)
@@ -158,15 +158,15 @@ def test_what_is_frozen_takes_no_backward_pass():
                 key=jax.random.key(0),
                 train_batch_norm=lambda path: not matches(path, patterns),
             )
-            return sum(jnp.square(each).sum() for each in passed.raw.values())
+            return sum(jnp.square(entry).sum() for entry in passed.raw.values())
 
         program = jax.grad(loss) if differentiated else loss
         text = jax.jit(program).lower(variables["params"]).as_text()
         return sum(text.count(name) for name in ("stablehlo.convolution", "stablehlo.dot_general", "custom_call"))
 
     everything = ("backbone", "neck", "kernels", "norms")
-    whole, lower, kernels = operations(), operations("backbone/until_8"), operations("backbone/until_8", "kernels")
-    assert whole > lower > kernels
+    full, lower, kernels = operations(), operations("backbone/until_8"), operations("backbone/until_8", "kernels")
+    assert full > lower > kernels
     # Left are the gradients of the two slices' kernels.
     assert operations(*everything) == operations(*everything, differentiated=False) + len(NAMES)
 

@@ -41,7 +41,7 @@ def test_stages_become_their_layers():
     ],
 )
 def test_a_kind_of_parameter_has_a_name(pattern, expected):
-    given = {
+    inputs = {
         "stem": "backbone/stem/conv/kernel",
         "excite": "backbone/block_1/squeeze_excite/reduce/bias",
         "norm": "backbone/block_1/expand/norm/seg/scale",
@@ -52,7 +52,7 @@ def test_a_kind_of_parameter_has_a_name(pattern, expected):
         "head_norm": "head/norm_0_stride_8/seg/scale",
         "readout": "head/seg/kernel",
     }
-    assert {name for name, path in given.items() if patterns.matches(path, (pattern,))} == expected
+    assert {name for name, path in inputs.items() if patterns.matches(path, (pattern,))} == expected
 
 
 def test_stages_up_to_a_stride_have_a_name():
@@ -65,7 +65,7 @@ def test_the_stages_of_a_backbone_hold_every_layer_once():
     for changes in ({}, {"share_until": 8}, {"backbone": "plain_cnn"}):
         model = multi_task.build(changes, records)
         stages = multi_task.backbone_stages(model)
-        layers = [layer for own in stages.values() for layer in own]
+        layers = [layer for stage in stages.values() for layer in stage]
         params = jax.eval_shape(lambda key, model=model: multi_task.init_variables(model, key=key), jax.random.key(0))[
             "params"
         ]

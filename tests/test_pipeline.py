@@ -116,10 +116,10 @@ def test_white_is_exactly_one_and_black_zero():
 
 
 def test_element_depends_on_seed_and_index_alone():
-    first, again, other = batches(digits(), 3), batches(digits(), 3), batches(digits(), 4)
+    first, again, another = batches(digits(), 3), batches(digits(), 3), batches(digits(), 4)
     for step in (7, 0, 123456):
         assert same(first[step], again[step])
-        assert (first[step]["image"] != other[step]["image"]).any()
+        assert (first[step]["image"] != another[step]["image"]).any()
     assert (first[0]["image"] != first[1]["image"]).any()
 
 
@@ -189,17 +189,17 @@ def test_a_broken_file_reaches_the_user_from_the_loader(tmp_path, threads):
 
 
 def test_evaluation_covers_every_sample_once_and_fills_the_last_batch():
-    found = pipeline.eval_batches(Levels(5), labels={"cls": "classification"}, image_size=16, batch_size=2)
-    assert len(found) == 3
-    assert [name for batch in found for name in batch.ids] == ["0", "1", "2", "3", "4"]
-    assert [int(target["cls"]["label"]) for batch in found for target in batch.targets] == [0, 1, 2, 3, 4]
-    assert found[2].image.shape == (2, 16, 16, 3)
-    np.testing.assert_array_equal(found[2].image[0], found[2].image[1])
-    assert len(found[2].ids) == len(found[2].targets) == len(found[2].geometries) == 1
-    assert [batch.ids for batch in found[1:]] == [["2", "3"], ["4"]]
-    assert found[-1].ids == ["4"]
+    result = pipeline.eval_batches(Levels(5), labels={"cls": "classification"}, image_size=16, batch_size=2)
+    assert len(result) == 3
+    assert [name for batch in result for name in batch.ids] == ["0", "1", "2", "3", "4"]
+    assert [int(target["cls"]["label"]) for batch in result for target in batch.targets] == [0, 1, 2, 3, 4]
+    assert result[2].image.shape == (2, 16, 16, 3)
+    np.testing.assert_array_equal(result[2].image[0], result[2].image[1])
+    assert len(result[2].ids) == len(result[2].targets) == len(result[2].geometries) == 1
+    assert [batch.ids for batch in result[1:]] == [["2", "3"], ["4"]]
+    assert result[-1].ids == ["4"]
     with pytest.raises(IndexError):
-        found[3]
+        result[3]
 
 
 def test_geometry_leads_from_the_original_into_the_input():
@@ -229,8 +229,8 @@ def test_what_is_cropped_looks_alike_in_training_evaluation_and_examples():
 
 
 def test_evaluation_batches_can_be_prefetched():
-    found = pipeline.eval_batches(Levels(5), labels={"cls": "classification"}, image_size=16, batch_size=2)
-    iterator = pipeline.prefetch(found, threads=2)
+    result = pipeline.eval_batches(Levels(5), labels={"cls": "classification"}, image_size=16, batch_size=2)
+    iterator = pipeline.prefetch(result, threads=2)
     assert [batch.ids for batch in iterator] == [["0", "1"], ["2", "3"], ["4"]]
     iterator.close()
 
@@ -274,12 +274,12 @@ class Masked:
 )
 def test_void_is_what_the_task_calls_it_from_the_file_and_beside_the_image(dtype, void, values):
     mask = np.tile(np.array([values[0], values[1], void, void]), (4, 2)).astype(dtype)
-    labels, told = {"seg": "segmentation"}, {"seg": 1000}
-    (example,) = pipeline.examples(Masked(mask), labels=labels, image_size=8, ignore_labels=told)
+    labels, message = {"seg": "segmentation"}, {"seg": 1000}
+    (example,) = pipeline.examples(Masked(mask), labels=labels, image_size=8, ignore_labels=message)
     for augment in (Augment(), Augment(mosaic_probability=1.0)):
-        batch = batches(Masked(mask), labels=labels, augment=augment, ignore_labels=told, image_size=8)[0]
+        batch = batches(Masked(mask), labels=labels, augment=augment, ignore_labels=message, image_size=8)[0]
         assert set(np.unique(batch["labels"]["seg"]["mask"])) == {*values, 1000}
-    target = pipeline.eval_batches(Masked(mask), labels=labels, image_size=8, batch_size=1, ignore_labels=told)
+    target = pipeline.eval_batches(Masked(mask), labels=labels, image_size=8, batch_size=1, ignore_labels=message)
     expected = np.where(mask == void, np.int32(1000), mask)
     np.testing.assert_array_equal(target[0].targets[0]["seg"]["mask"], expected)
     padded = np.full((8, 8), 1000)

@@ -50,14 +50,14 @@ def answer(name: str, prediction: dict, threshold: float | None = None) -> dict:
 def test_masks_come_back_at_original_size_with_each_class_s_pixels():
     mask = np.zeros((64, 64), np.int32)
     mask[16:24, :32] = 2
-    found = answer("seg", {"mask": mask})
-    assert found["classes"] == {
+    result = answer("seg", {"mask": mask})
+    assert result["classes"] == {
         "background": {"pixels": 128 * 64 - 16 * 64, "share": 0.875},
         "dog": {"pixels": 16 * 64, "share": 0.125},
     }
-    assert found["mask"].shape == (64, 128)
-    assert found["mask"].dtype == np.uint8
-    assert (found["mask"][:16, :64] == 2).all()
+    assert result["mask"].shape == (64, 128)
+    assert result["mask"].dtype == np.uint8
+    assert (result["mask"][:16, :64] == 2).all()
 
 
 def test_boxes_come_back_in_original_pixels_without_those_below_the_threshold():
@@ -86,11 +86,11 @@ def test_answers_for_a_whole_image_have_names():
 def test_depth_is_told_in_millimetres():
     depth = np.full((64, 64), 1.2344, np.float32)
     depth[20, 0] = 100.0
-    found = answer("depth", {"depth": depth})
-    assert found["depth_mm"].dtype == np.uint16
-    assert found["depth_mm"].shape == (64, 128)
-    assert (found["min_m"], found["median_m"], found["max_m"]) == (1.2344, 1.2344, 100.0)
-    assert sorted(set(found["depth_mm"].ravel().tolist())) == [1234, 65535]
+    result = answer("depth", {"depth": depth})
+    assert result["depth_mm"].dtype == np.uint16
+    assert result["depth_mm"].shape == (64, 128)
+    assert (result["min_m"], result["median_m"], result["max_m"]) == (1.2344, 1.2344, 100.0)
+    assert sorted(set(result["depth_mm"].ravel().tolist())) == [1234, 65535]
 
 
 def test_words_about_the_whole_image_are_one_caption():
@@ -126,16 +126,16 @@ def test_every_image_gets_its_own_files_and_an_unreadable_one_is_told(weights, p
 
 
 def test_tasks_see_images_as_they_were_validated(weights, photos):
-    (found,) = predict.predict(weights, [photos / "a" / "x.jpg"], tasks="cls,age")
-    assert list(found.outputs) == ["cls", "age"]
-    assert found.geometries["cls"].scale_x == pytest.approx(32 / 40)  # the largest square of 40 x 90 px
-    assert found.geometries["age"].scale_x == pytest.approx(64 / 90)
+    (result,) = predict.predict(weights, [photos / "a" / "x.jpg"], tasks="cls,age")
+    assert list(result.outputs) == ["cls", "age"]
+    assert result.geometries["cls"].scale_x == pytest.approx(32 / 40)  # the largest square of 40 x 90 px
+    assert result.geometries["age"].scale_x == pytest.approx(64 / 90)
 
 
 def test_what_an_image_is_told_does_not_depend_on_its_neighbours(weights, photos):
     paths = [photos / "a" / "x.jpg", photos / "b" / "x.png", photos / "b" / "y.png"]
     together = list(predict.predict(weights, paths, tasks="age", batch_size=2))
-    assert [found.path for found in together] == paths
+    assert [result.path for result in together] == paths
     (alone,) = predict.predict(weights, paths[-1:], tasks="age")
     assert together[-1].outputs["age"]["value"] == pytest.approx(alone.outputs["age"]["value"], rel=1e-6)
 
@@ -146,8 +146,8 @@ def test_without_a_listener_an_unreadable_image_raises(weights, photos):
 
 
 def test_images_are_found_once_in_order_and_nothing_found_is_told(photos):
-    found = predict.find_images([str(photos / "b"), str(photos / "b" / "y.png"), str(photos / "*" / "x.*")])
-    assert [str(path.relative_to(photos)) for path in found] == ["b/broken.jpg", "b/x.png", "b/y.png", "a/x.jpg"]
+    result = predict.find_images([str(photos / "b"), str(photos / "b" / "y.png"), str(photos / "*" / "x.*")])
+    assert [str(path.relative_to(photos)) for path in result] == ["b/broken.jpg", "b/x.png", "b/y.png", "a/x.jpg"]
     for nothing in (photos, photos / "*.gif"):
         with pytest.raises(UserError, match=r"expected images .* found none"):
             predict.find_images([str(nothing)])

@@ -37,41 +37,41 @@ def _asked_to_end(preemption: Preemption) -> None:
 
 
 def test_outside_of_training_the_run_is_left_at_once():
-    left = Left()
-    with Preemption(left) as preemption:
+    remaining = Left()
+    with Preemption(remaining) as preemption:
         assert not preemption.requested
         terminate()
-        assert left.event.wait(5)
+        assert remaining.event.wait(5)
         assert preemption.requested
-    assert left.at == ["left"]
+    assert remaining.at == ["left"]
 
 
 def test_unsaved_work_is_saved_before():
-    left = Left()
-    with Preemption(left) as preemption, preemption.unsaved(left.save):
+    remaining = Left()
+    with Preemption(remaining) as preemption, preemption.unsaved(remaining.save):
         terminate()
-        assert left.event.wait(5)
-    assert left.at == ["saved", "left"]
+        assert remaining.event.wait(5)
+    assert remaining.at == ["saved", "left"]
 
 
 def test_in_training_the_loop_ends_itself():
-    left = Left()
-    with Preemption(left) as preemption:
-        with pytest.raises(Preempted), preemption.unsaved(left.save), preemption.training():
+    remaining = Left()
+    with Preemption(remaining) as preemption:
+        with pytest.raises(Preempted), preemption.unsaved(remaining.save), preemption.training():
             _asked_to_end(preemption)
-        assert not left.event.wait(0.05)
+        assert not remaining.event.wait(0.05)
 
 
 def test_a_pause_in_training_is_left_after_saving():
-    left = Left()
-    with Preemption(left) as preemption, preemption.unsaved(left.save), preemption.training():
+    remaining = Left()
+    with Preemption(remaining) as preemption, preemption.unsaved(remaining.save), preemption.training():
         terminate()
         while not preemption.requested:
             time.sleep(0.001)
-        assert not left.event.wait(0.05)
+        assert not remaining.event.wait(0.05)
         with preemption.paused():
-            assert left.event.wait(5)
-    assert left.at == ["saved", "left"]
+            assert remaining.event.wait(5)
+    assert remaining.at == ["saved", "left"]
 
 
 def test_other_errors_and_signals_go_their_way():

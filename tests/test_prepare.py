@@ -75,9 +75,9 @@ def test_archives_on_disk_become_exactly_the_listed_files(name: str, tmp_path: P
     archives, id_list = SYNTHETIC[name]()
     from_dir = write_archives(tmp_path / "archives", archives)
     root = tmp_path / "data"
-    done = prepare_set(name, data_root=root, from_dir=from_dir, id_list=id_list)
+    completed = prepare_set(name, data_root=root, from_dir=from_dir, id_list=id_list)
     target = root / SETS[name].folder
-    assert done == f"{target}: laid out and verified ({len(id_list['sha256'])} files)"
+    assert completed == f"{target}: laid out and verified ({len(id_list['sha256'])} files)"
     assert find_problems(target, id_list["sha256"]) == []
     assert [path.name for path in root.iterdir()] == [target.name]
 
@@ -108,7 +108,7 @@ def test_sets_are_downloaded_and_laid_out(name: str, server: LocalServer, pinned
     bars = []
 
     def record(description: str, unit: str) -> Callable[[int, int | None], None]:
-        return lambda done, total: bars.append((description, unit, done, total))
+        return lambda completed, total: bars.append((description, unit, completed, total))
 
     prepare_set(name, data_root=tmp_path, base_url=server.url, id_list=id_list, bars=record)
     target = tmp_path / SETS[name].folder
@@ -211,9 +211,9 @@ def test_a_failed_repair_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None
 
 def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
     archives, id_list = synthetic_voc()
-    left = tmp_path / "data" / ".mini-voc-seg.partial"
-    left.mkdir(parents=True)
-    (left / "half.jpg").write_bytes(b"half")
+    remaining = tmp_path / "data" / ".mini-voc-seg.partial"
+    remaining.mkdir(parents=True)
+    (remaining / "half.jpg").write_bytes(b"half")
     from_dir = write_archives(tmp_path / "archives", archives)
     prepare_set("voc", data_root=tmp_path / "data", from_dir=from_dir, id_list=id_list)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mini-voc-seg"]
@@ -368,11 +368,11 @@ def test_official_archives_become_the_real_sets_byte_for_byte(data_root: Path, t
     lines = list(prepare(list(SETS), data_root=tmp_path / "data", from_dir=from_dir))
     assert [line.endswith("laid out and verified (603 files)") for line in lines] == [True, False, False]
     for mini in SETS.values():
-        expected, found = data_root / mini.folder, tmp_path / "data" / mini.folder
+        expected, actual = data_root / mini.folder, tmp_path / "data" / mini.folder
         files = files_below(expected)
-        assert files_below(found) == files
-        same, different, unreadable = filecmp.cmpfiles(expected, found, files, shallow=False)
-        assert (len(same), different, unreadable) == (len(files), [], [])
+        assert files_below(actual) == files
+        matches, different, unreadable = filecmp.cmpfiles(expected, actual, files, shallow=False)
+        assert (len(matches), different, unreadable) == (len(files), [], [])
 
 
 @pytest.fixture(scope="module")
@@ -429,6 +429,6 @@ def test_the_command_downloads_from_a_mirror_and_says_what_it_did(
     )
     mirror = f"imagenette={server.url}/"
     assert command(["--data_root", str(tmp_path), "--sets", "imagenette", "--base_url", mirror]) == 0
-    done, seen = capfd.readouterr().out.splitlines()
-    assert done == f"{tmp_path}/imagenette-160: laid out and verified (4 files)"
-    assert seen == f"  imagenette in {tmp_path} was seen"
+    completed, observed = capfd.readouterr().out.splitlines()
+    assert completed == f"{tmp_path}/imagenette-160: laid out and verified (4 files)"
+    assert observed == f"  imagenette in {tmp_path} was seen"

@@ -17,8 +17,8 @@ def test_every_set_has_its_source():
 
 def test_each_split_has_a_line_and_a_broken_file_is_named(tmp_path):
     root = make_coco(tmp_path)
-    said = list(prepared.describe("coco", data_root=root))
-    train, val = (line for line in said if not line.startswith("warning: coco, "))
+    output = list(prepared.describe("coco", data_root=root))
+    train, val = (line for line in output if not line.startswith("warning: coco, "))
     assert train.startswith("coco train: ")
     assert val.startswith("coco val: ")
     assert "boxes" in train
@@ -29,8 +29,8 @@ def test_each_split_has_a_line_and_a_broken_file_is_named(tmp_path):
 
 
 def test_the_real_sets_are_described_by_their_numbers(data_root):
-    said = " ".join(prepared.describe("coco", data_root=data_root))
-    assert "240 images" in said
-    assert "780 boxes, 13 crowds, 10 of 10 classes" in said
-    assert "166 boxes, 1 crowd, 10 of 10 classes" in said
-    assert "warning" not in said
+    output = " ".join(prepared.describe("coco", data_root=data_root))
+    assert "240 images" in output
+    assert "780 boxes, 13 crowds, 10 of 10 classes" in output
+    assert "166 boxes, 1 crowd, 10 of 10 classes" in output
+    assert "warning" not in output

@@ -35,7 +35,7 @@ def zeros_like_init(module, **kwargs):
 def variables():
     """Of a multi-task network: the backbone, and a head that no file holds."""
     tree = zeros_like_init(MobileNetV3Small(), train_batch_norm=False)
-    return {name: {"backbone": part, "head": {"bias": np.ones(3)}} for name, part in tree.items()}
+    return {name: {"backbone": section, "head": {"bias": np.ones(3)}} for name, section in tree.items()}
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def published(name):
 @pytest.fixture(scope="module")
 def state():
     """That of MobileNetV3-Small without its classifier."""
-    whole = published("mobilenet_v3_small")
-    return {name: value for name, value in whole.items() if not name.startswith("classifier.")}
+    full = published("mobilenet_v3_small")
+    return {name: value for name, value in full.items() if not name.startswith("classifier.")}
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def file(tmp_path, state):
 
 def test_every_backbone_tensor_is_replaced_and_nothing_else(variables, file, state):
     loaded = pretrained.load(variables, file)
-    assert all(leaf.any() for part in loaded.values() for leaf in jax.tree.leaves(part["backbone"]))
+    assert all(leaf.any() for section in loaded.values() for leaf in jax.tree.leaves(section["backbone"]))
     assert loaded["params"]["head"]["bias"].tolist() == [1, 1, 1]
-    total = sum(leaf.size for part in loaded.values() for leaf in jax.tree.leaves(part["backbone"]))
+    total = sum(leaf.size for section in loaded.values() for leaf in jax.tree.leaves(section["backbone"]))
     assert total == sum(value.size for name, value in state.items() if "num_batches" not in name)
 
 
@@ -95,15 +95,15 @@ def test_every_branch_gets_its_stages_and_shared_ones_are_given_once(file, state
     np.testing.assert_array_equal(blocks["last"]["norm"]["scale"], state["features.12.1.weight"])
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "hard"])
-def test_every_way_to_share_takes_the_features_into_all_its_backbones(way, file):
+@pytest.mark.parametrize("scheme", [scheme for scheme in WAYS if scheme != "hard"])
+def test_every_way_to_share_takes_the_features_into_all_its_backbones(scheme, file):
     records = tasks.build({name: {"kind": "classification", "classes": ("a", "b")} for name in ("one", "two")})
-    model = multi_task.build({"sharing": way}, records)
+    model = multi_task.build({"sharing": scheme}, records)
     shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
     loaded = pretrained.load(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), file)
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(loaded["params"])}
     stems = [path for path in leaves if "['backbone']['stem']['conv']" in path]
-    assert len(stems) == (2 if has_branches(ModelSettings(sharing=way)) else 1)
+    assert len(stems) == (2 if has_branches(ModelSettings(sharing=scheme)) else 1)
     assert all(leaves[path].any() for path in stems)
 
 
@@ -158,8 +158,8 @@ def test_the_classifier_of_a_published_file_is_left_out_or_loaded(variables, sta
         "classifier.3.bias": np.full(1000, 5.0),
     }
     pretrained.merge(variables, state | classifier, source="published")
-    whole = zeros_like_init(MobileNetV3SmallClassifier(), train=False)
-    loaded = pretrained.merge(whole, state | classifier, source="published")["params"]
+    full = zeros_like_init(MobileNetV3SmallClassifier(), train=False)
+    loaded = pretrained.merge(full, state | classifier, source="published")["params"]
     assert loaded["hidden"]["kernel"].shape == (576, 1024)
     assert [float(loaded[a][b].mean()) for a in ("hidden", "logits") for b in ("kernel", "bias")] == [
         2,
@@ -168,7 +168,7 @@ def test_the_classifier_of_a_published_file_is_left_out_or_loaded(variables, sta
         5,
     ]
     with pytest.raises(UserError, match=r"missing: classifier\.0\.bias, classifier\.0\.weight"):
-        pretrained.merge(whole, state, source="features only")
+        pretrained.merge(full, state, source="features only")
 
 
 @pytest.mark.parametrize(
@@ -184,19 +184,19 @@ def test_every_tensor_of_a_published_network_finds_its_place(name, classifier, c
     np.savez(tmp_path / "whole.npz", **state)
     loaded = pretrained.load(zeros_like_init(classifier, train=False), tmp_path / "whole.npz", backbone=name)
     assert sum(leaf.size for leaf in jax.tree.leaves(loaded["params"])) == count
-    given = {tensor: value for tensor, value in state.items() if "num_batches_tracked" not in tensor}
+    inputs = {tensor: value for tensor, value in state.items() if "num_batches_tracked" not in tensor}
     paths, _ = jax.tree_util.tree_flatten_with_path(loaded)
     values = {tuple(step.key for step in path): np.asarray(leaf) for path, leaf in paths}
     names = pretrained._torchvision_names(list(values), pretrained.ARCHITECTURES[name])
-    assert sorted(names.values()) == sorted(given)
+    assert sorted(names.values()) == sorted(inputs)
     for path, tensor in names.items():  # the same numbers, in whatever layout
-        np.testing.assert_array_equal(np.sort(values[path], axis=None), np.sort(given[tensor], axis=None))
+        np.testing.assert_array_equal(np.sort(values[path], axis=None), np.sort(inputs[tensor], axis=None))
 
 
 def test_blocks_of_efficientnet_are_counted_by_stage(tmp_path):
-    whole = zeros_like_init(EfficientNetB0Classifier(), train=False)
+    full = zeros_like_init(EfficientNetB0Classifier(), train=False)
     state = published("efficientnet_b0")
-    loaded = pretrained.merge(whole, state, source="published", backbone="efficientnet_b0")["params"]
+    loaded = pretrained.merge(full, state, source="published", backbone="efficientnet_b0")["params"]
     blocks = loaded["features"]
     np.testing.assert_array_equal(
         blocks["block_3"]["project"]["conv"]["kernel"], state["features.2.1.block.3.0.weight"][:, :, 0, 0].T
@@ -209,10 +209,10 @@ def test_blocks_of_efficientnet_are_counted_by_stage(tmp_path):
 
 
 def test_a_file_of_another_architecture_is_refused_by_title(variables):
-    whole = zeros_like_init(EfficientNetB0Classifier(), train=False)
+    full = zeros_like_init(EfficientNetB0Classifier(), train=False)
     large = published("mobilenet_v3_large")
     with pytest.raises(UserError, match=r"expected EfficientNet-B0 weights .* found missing: classifier\.1\.bias"):
-        pretrained.merge(whole, large, source="large", backbone="efficientnet_b0")
+        pretrained.merge(full, large, source="large", backbone="efficientnet_b0")
     with pytest.raises(UserError, match=r"expected MobileNetV3-Small weights .* unexpected: features\.1\.block\.1\.0"):
         pretrained.merge(variables, large, source="large")
 
@@ -223,7 +223,7 @@ def test_a_backbone_without_published_weights_is_refused_by_name(variables, stat
 
 
 def without(state, name):
-    return {other: value for other, value in state.items() if other != name}
+    return {another: value for another, value in state.items() if another != name}
 
 
 @pytest.mark.parametrize(

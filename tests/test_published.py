@@ -95,6 +95,6 @@ def test_a_path_is_looked_for_in_the_data_folder_and_beside_it(folder: str, tmp_
 
 def test_every_backbone_with_torchvisions_names_has_a_published_file() -> None:
     assert PUBLISHED.keys() == pretrained.ARCHITECTURES.keys()
-    for name, each in PUBLISHED.items():
-        assert re.fullmatch(rf"{name}[a-z_]*-{each.sha256}\.pth", each.file)
-        assert re.fullmatch("[0-9a-f]{8}", each.sha256)
+    for name, entry in PUBLISHED.items():
+        assert re.fullmatch(rf"{name}[a-z_]*-{entry.sha256}\.pth", entry.file)
+        assert re.fullmatch("[0-9a-f]{8}", entry.sha256)

@@ -40,10 +40,10 @@ def layout(request, rng):
     return annotated_on, str(rng.choice([".png", ".jpg", ".JPG", ".tiff"])), (rng.permutation(8) + 1).tolist()
 
 
-def assert_map(found, upright, missing, *, flip):
+def assert_map(actual, upright, missing, *, flip):
     expected, sure = shown_map(upright, missing, flip=flip)
     assert sure.mean() > 0.4
-    np.testing.assert_array_equal(found[sure], expected[sure])
+    np.testing.assert_array_equal(actual[sure], expected[sure])
 
 
 @BOTH_WAYS
@@ -77,11 +77,11 @@ def test_every_pixel_of_voc_masks_has_its_class(tmp_path, rng, layout, flip):
 @BOTH_WAYS
 def test_every_pixel_of_nyuv2_has_its_class_and_depth(tmp_path, rng, layout, flip):
     annotated_on, suffix, tags = layout
-    known = {}
+    reference = {}
     for name, tag in zip(NAMES, tags, strict=True):
         shape = size(rng)
         maps = rng.integers(0, 40, shape, np.uint8), rng.integers(0, 256, shape, np.uint8)
-        known[name] = maps
+        reference[name] = maps
         write_photo(tmp_path / f"nyuv2/nyu_images/{name}{suffix}", rng.integers(0, 256, (*shape, 3), np.uint8), tag)
         for kind, values in zip(("labels40", "depths"), maps, strict=True):
             written = values if annotated_on == "upright" else stored(values, tag)
@@ -89,7 +89,7 @@ def test_every_pixel_of_nyuv2_has_its_class_and_depth(tmp_path, rng, layout, fli
     (tmp_path / "nyuv2/val.txt").write_text("\n".join(NAMES), encoding="utf-8")
     source = registry.build("nyuv2", data_root=tmp_path, split="val", annotated_on=annotated_on)
     for name, sample in seen(source, {"seg": "segmentation", "depth": "depth"}, flip=flip).items():
-        mask, levels = known[name]
+        mask, levels = reference[name]
         assert_map(sample["seg"]["mask"], np.where(mask == 39, 255, mask), 255, flip=flip)
         metres = np.where(levels == 0, np.nan, levels / np.float32(25.5)).astype(np.float32)
         assert_map(sample["depth"]["depth"], metres, np.nan, flip=flip)
@@ -105,13 +105,13 @@ def photo_of(rng, boxes, shape):
 
 def assert_boxes(sample, boxes, labels, shape, *, flip):
     """The boxes are where they must be to half a pixel of the photo, and each holds its own colour."""
-    found, valid = sample["det"]["boxes_xyxy"], sample["det"]["valid"]
+    actual, valid = sample["det"]["boxes_xyxy"], sample["det"]["valid"]
     expected = shown_boxes(boxes, shape, flip=flip)
     half_px = 0.5 * INPUT_PX / max(shape)
-    order = [int(abs(found[valid] - box).max(axis=1).argmin()) for box in expected]
+    order = [int(abs(actual[valid] - box).max(axis=1).argmin()) for box in expected]
     assert sorted(order) == list(range(int(valid.sum())))
     for number, (index, box) in enumerate(zip(order, expected, strict=True)):
-        assert abs(found[valid][index] - box).max() < half_px
+        assert abs(actual[valid][index] - box).max() < half_px
         assert sample["det"]["label"][valid][index] == labels[number]
         column, row = ((box[:2] + box[2:]) / 2).astype(int)
         if min(box[2:] - box[:2]) * max(shape) / INPUT_PX > 3:  # a colour that its neighbours do not blend into
@@ -122,16 +122,18 @@ def assert_boxes(sample, boxes, labels, shape, *, flip):
 def test_every_coco_box_lies_on_its_object(tmp_path, rng, layout, flip):
     annotated_on, suffix, tags = layout
     categories = [{"id": int(7 * k + 3), "name": f"thing {k}"} for k in rng.permutation(3)]
-    images, annotations, known = [], [], {}
+    images, annotations, reference = [], [], {}
     for number, (name, tag) in enumerate(zip(NAMES, tags, strict=True)):
         shape, file_name = size(rng), f"{name}{suffix}"
         boxes = rectangles(rng, *shape, int(rng.integers(0, 4)))
-        chosen = [categories[int(k)] for k in rng.integers(0, 3, len(boxes))]
-        known[file_name] = shape, boxes, [(category["id"] - 3) // 7 for category in chosen]
+        selected = [categories[int(k)] for k in rng.integers(0, 3, len(boxes))]
+        reference[file_name] = shape, boxes, [(category["id"] - 3) // 7 for category in selected]
         write_photo(tmp_path / f"c/train/{file_name}", photo_of(rng, boxes, shape), tag)
-        drawn = np.zeros(shape, np.uint8) if annotated_on == "upright" else stored(np.zeros(shape, np.uint8), tag)
-        images.append({"id": f"i{number}", "file_name": file_name, "height": drawn.shape[0], "width": drawn.shape[1]})
-        for box, category in zip(boxes, chosen, strict=True):
+        rendered = np.zeros(shape, np.uint8) if annotated_on == "upright" else stored(np.zeros(shape, np.uint8), tag)
+        images.append(
+            {"id": f"i{number}", "file_name": file_name, "height": rendered.shape[0], "width": rendered.shape[1]}
+        )
+        for box, category in zip(boxes, selected, strict=True):
             left, top, right, bottom = box if annotated_on == "upright" else stored_box(box, shape, tag)
             bbox = [left, top, right - left, bottom - top]
             annotations.append({"image_id": f"i{number}", "category_id": category["id"], "bbox": bbox})
@@ -145,7 +147,7 @@ def test_every_coco_box_lies_on_its_object(tmp_path, rng, layout, flip):
     assert counts.get("boxes dropped: listed twice", 0) == min(3, len(annotations))
     assert source.class_names["detection"] == ("thing 0", "thing 1", "thing 2")
     for name, sample in seen(source, {"det": "detection", "tags": "multi_label"}, flip=flip).items():
-        shape, boxes, labels = known[name]
+        shape, boxes, labels = reference[name]
         assert_boxes(sample, boxes, labels, shape, flip=flip)
         assert sample["tags"]["label"].tolist() == [k in labels for k in range(3)]
 
@@ -153,14 +155,14 @@ def test_every_coco_box_lies_on_its_object(tmp_path, rng, layout, flip):
 @BOTH_WAYS
 def test_every_open_images_box_lies_on_its_object_and_fills_the_mask(tmp_path, rng, layout, flip):
     annotated_on, suffix, tags = layout
-    rows, known, folder = [], {}, tmp_path / "open-images-mini"
+    rows, reference, folder = [], {}, tmp_path / "open-images-mini"
     for name, tag in zip(NAMES, tags, strict=True):
         shape = size(rng)
         boxes = rectangles(rng, *shape, int(rng.integers(1, 4)))
-        known[name] = shape, boxes, [int(k) for k in rng.integers(0, 3, len(boxes))]
+        reference[name] = shape, boxes, [int(k) for k in rng.integers(0, 3, len(boxes))]
         write_photo(folder / f"train/{name}{suffix}", photo_of(rng, boxes, shape), tag)
         frame = shape if annotated_on == "upright" else stored(np.zeros(shape, np.uint8), tag).shape
-        for box, label in zip(boxes, known[name][2], strict=True):
+        for box, label in zip(boxes, reference[name][2], strict=True):
             left, top, right, bottom = box if annotated_on == "upright" else stored_box(box, shape, tag)
             rows.append([name, f"/m/{label}", left / frame[1], right / frame[1], top / frame[0], bottom / frame[0], 0])
     with (folder / "train-annotations-bbox.csv").open("w", newline="", encoding="utf-8") as file:
@@ -169,7 +171,7 @@ def test_every_open_images_box_lies_on_its_object_and_fills_the_mask(tmp_path, r
     source = registry.build("open_images", data_root=tmp_path, split="train", annotated_on=annotated_on)
     assert source.reading.counts["boxes"] == len(rows)
     for name, sample in seen(source, {"det": "detection", "seg": "segmentation"}, flip=flip).items():
-        shape, boxes, labels = known[name]
+        shape, boxes, labels = reference[name]
         assert_boxes(sample, boxes, labels, shape, flip=flip)
         mask = np.zeros(shape, np.uint8)
         for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
@@ -178,11 +180,11 @@ def test_every_open_images_box_lies_on_its_object_and_fills_the_mask(tmp_path, r
 
 
 def test_every_image_of_a_class_folder_has_its_class(tmp_path, rng):
-    known = {}
+    reference = {}
     for number in range(10):
         label, deeper = int(rng.integers(0, 3)), rng.choice(["", "part 1/", "a/b/"])
         name = f"class {label}/{deeper}{number}{rng.choice(['.png', '.JPEG', '.jfif', '.ppm'])}"
-        known[name] = label
+        reference[name] = label
         write_photo(
             tmp_path / f"f/train/{name}", np.full((*size(rng), 3), 25 * number, np.uint8), int(rng.integers(1, 9))
         )
@@ -191,25 +193,25 @@ def test_every_image_of_a_class_folder_has_its_class(tmp_path, rng):
     source = registry.build("image_folder", data_root=tmp_path, split="train", folder="f")
     assert source.class_names["classification"] == ("class 0", "class 1", "class 2")
     assert source.reading.counts["images"] == 10
-    found = seen(source, {"cls": "classification"}, flip=False)
-    assert {name: int(sample["cls"]["label"]) for name, sample in found.items()} == known
-    levels = {name: round(float(sample["image"][24, 24, 0]) * 255) for name, sample in found.items()}
-    assert levels == {name: 25 * int(name.rsplit("/", 1)[-1].split(".")[0]) for name in known}
+    result = seen(source, {"cls": "classification"}, flip=False)
+    assert {name: int(sample["cls"]["label"]) for name, sample in result.items()} == reference
+    levels = {name: round(float(sample["image"][24, 24, 0]) * 255) for name, sample in result.items()}
+    assert levels == {name: 25 * int(name.rsplit("/", 1)[-1].split(".")[0]) for name in reference}
 
 
 def test_every_face_has_its_age_gender_and_ethnicity(tmp_path, rng):
-    known = {}
+    reference = {}
     for number in range(6):
         truth = tuple(int(rng.integers(0, most)) for most in (117, 2, 5))
         name = "_".join(map(str, (*truth, f"face {number}.jpg.chip.jpg")))
-        known[name] = truth
+        reference[name] = truth
         write_photo(tmp_path / f"utkface/UTKFace/{name}", np.full((9, 7, 3), number, np.uint8), 1)
-    (tmp_path / "utkface/train.txt").write_text("\n".join([*known, *known]))
+    (tmp_path / "utkface/train.txt").write_text("\n".join([*reference, *reference]))
     source = registry.build("utkface", data_root=tmp_path, split="train")
     assert source.reading.counts == {"images": 6, "names listed twice": 6}
     labels = {"age": "age", "gender": "gender", "origin": "ethnicity"}
     for name, sample in seen(source, labels, flip=False).items():
-        assert (sample["age"]["value"], sample["gender"]["label"], sample["origin"]["label"]) == known[name]
+        assert (sample["age"]["value"], sample["gender"]["label"], sample["origin"]["label"]) == reference[name]
 
 
 def perfect(pixels, names):
@@ -219,8 +221,13 @@ def perfect(pixels, names):
     for image in np.asarray(pixels)[..., 1]:
         rows, columns = np.nonzero(image > 0.75)
         corners.append([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]])
-    one = np.ones((len(grey), 1))
-    boxes = {"boxes_xyxy": np.array(corners, np.float32), "label": one.astype(np.int32), "score": one, "valid": one > 0}
+    single = np.ones((len(grey), 1))
+    boxes = {
+        "boxes_xyxy": np.array(corners, np.float32),
+        "label": single.astype(np.int32),
+        "score": single,
+        "valid": single > 0,
+    }
     return {name: {"seg": {"mask": 250 + grey // 10}, "det": boxes}[name] for name in names}
 
 
@@ -237,7 +244,7 @@ def test_predicted_masks_and_boxes_lie_on_the_photo_as_viewers_show_it(tmp_path,
     monkeypatch.setattr(
         predict.evaluate, "make_predict", lambda *_, **__: lambda _, pixels, names: perfect(pixels, names)
     )
-    known = {}
+    reference = {}
     for number in range(6):
         height, width = size(rng)
         pixels = np.zeros((height, width, 3), np.uint8)
@@ -246,9 +253,9 @@ def test_predicted_masks_and_boxes_lie_on_the_photo_as_viewers_show_it(tmp_path,
         pixels[top:bottom, left:right, 1] = 255
         file = tmp_path / f"{number}.png"
         write_photo(file, pixels, int(rng.integers(1, 9)))
-        known[file] = pixels, (left, top, right, bottom)
-    for predicted in predict.predict(tmp_path, list(known), threshold=0.0):
-        pixels, box = known[predicted.path]
+        reference[file] = pixels, (left, top, right, bottom)
+    for predicted in predict.predict(tmp_path, list(reference), threshold=0.0):
+        pixels, box = reference[predicted.path]
         np.testing.assert_array_equal(predicted.image, pixels)
         assert predicted.outputs["det"]["label"] == ["light"]
         np.testing.assert_allclose(predicted.outputs["det"]["boxes_xyxy"], [box], atol=0.5)

@@ -37,9 +37,9 @@ def test_three_additions_in_a_row_change_no_bit_of_what_was_there(tiny_backbone)
         built = network(SESSIONS[:number], SHARED)
         # As if trained: every parameter of its own at random, those of the version before as they were.
         noise = random_variables(built, seed=number)
-        known = leaves(versions[-1][1]) if versions else {}
-        variables = jax.tree_util.tree_map_with_path(lambda path, leaf, k=known: k.get(path_of(path), leaf), noise)
-        assert known.keys() <= leaves(variables).keys()
+        reference = leaves(versions[-1][1]) if versions else {}
+        variables = jax.tree_util.tree_map_with_path(lambda path, leaf, k=reference: k.get(path_of(path), leaf), noise)
+        assert reference.keys() <= leaves(variables).keys()
         apply = jax.jit(lambda variables, b=built: multi_task.eval_raw(b, variables, image, tasks=KINDS)[0])
         versions.append((built, variables, apply(variables)))
     for (_, _, before), (_, variables, after) in itertools.pairwise(versions):
@@ -59,8 +59,8 @@ def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone):
     first = built.tasks[0].channels
 
     def boxes(params):
-        given = {**variables, "params": params}
-        raw = multi_task.eval_raw(built, given, image, tasks=("detection",))[0]["detection"]
+        inputs = {**variables, "params": params}
+        raw = multi_task.eval_raw(built, inputs, image, tasks=("detection",))[0]["detection"]
         return raw[..., first : first + 4].sum(), (raw[..., :4], raw[..., first : first + 4])
 
     (_, (old, new)), moved = jax.jit(jax.value_and_grad(boxes, has_aux=True))(variables["params"])

@@ -30,9 +30,9 @@ def test_one_stage_leaves_nothing():
 def test_every_stage_before_one_that_moves_kernels_leaves_exemplars(count):
     order = tuple("abcde"[:count])
     stages = recipes.one_after_another(order)
-    kept = {name: own.get("keep", {}) for name, own in stages.items()}
-    assert [name for name, keep in kept.items() if "images" in keep.get("replay", {})] == list(order[:-2])
-    assert [name for name, keep in kept.items() if "lwf" in keep] == list(order[1:-1])
+    retained = {name: stage.get("keep", {}) for name, stage in stages.items()}
+    assert [name for name, keep in retained.items() if "images" in keep.get("replay", {})] == list(order[:-2])
+    assert [name for name, keep in retained.items() if "lwf" in keep] == list(order[1:-1])
     assert stages[order[-1]]["freeze"] == LOCKED
 
 

@@ -52,16 +52,16 @@ def test_new_classes_and_unknown_tasks_are_no_refinement(parent):
 
 
 def test_a_page_of_one_task_may_stand_for_any_of_the_run(parent):
-    given = page(("4", "5"), stage="more", tasks=("cls",))
-    with given.unlocked():
-        given.tasks.images = {**given.tasks.cls.to_dict(), "label_smoothing": 0.1}
-        del given.tasks["cls"]
-        given.streams.more_cls.labels = {"images": "classification"}
-    settings = config_lib.read_settings(given)
-    found = new_classes.rename_task(settings, "cls", parent.config.tasks, location="runs/old")
-    assert found.tasks == {"cls": {"kind": "classification", "classes": ("4", "5")}}
-    assert found.streams["more_cls"].labels == {"cls": "classification"}
-    assert joined(parent, found).tasks["cls"]["added"] == (("more", 2),)
+    inputs = page(("4", "5"), stage="more", tasks=("cls",))
+    with inputs.unlocked():
+        inputs.tasks.images = {**inputs.tasks.cls.to_dict(), "label_smoothing": 0.1}
+        del inputs.tasks["cls"]
+        inputs.streams.more_cls.labels = {"images": "classification"}
+    settings = config_lib.read_settings(inputs)
+    result = new_classes.rename_task(settings, "cls", parent.config.tasks, location="runs/old")
+    assert result.tasks == {"cls": {"kind": "classification", "classes": ("4", "5")}}
+    assert result.streams["more_cls"].labels == {"cls": "classification"}
+    assert joined(parent, result).tasks["cls"]["added"] == (("more", 2),)
     with pytest.raises(UserError, match="did you mean cls"):
         new_classes.rename_task(settings, "clz", parent.config.tasks, location="runs/old")
     with pytest.raises(UserError, match="task seg of runs/old is a segmentation task"):
@@ -75,12 +75,12 @@ def entry(final, **more):
 def test_a_fall_by_more_than_the_bound_is_said():
     before = {"cls": {"top1": 0.8}, "age": {"mae": 10.0}, "seg": {"miou": None}}
     age = {"metric": "mae", "higher_is_better": False, "final": 10.4}
-    kept = {"tasks": {"cls": entry(0.76), "age": age, "seg": {**entry(None), "metric": "miou"}}}
-    assert refinement.describe_drops(kept, before, limit=5.0) == ""
+    retained = {"tasks": {"cls": entry(0.76), "age": age, "seg": {**entry(None), "metric": "miou"}}}
+    assert refinement.describe_drops(retained, before, limit=5.0) == ""
     lost = {"tasks": {"cls": entry(0.75), "age": {**age, "final": 10.6}}}
-    said = refinement.describe_drops(lost, before, limit=5.0)
-    assert "cls top1" in said
-    assert "age mae" in said
+    output = refinement.describe_drops(lost, before, limit=5.0)
+    assert "cls top1" in output
+    assert "age mae" in output
     assert "cls" in refinement.describe_drops({"tasks": {"cls": entry(None)}}, before, limit=5.0)
 
 
@@ -91,15 +91,15 @@ def test_a_version_that_is_not_kept_leaves_the_old_one(parent, tmp_path):
     versions = [{"stages": ["first"]}, {"stages": ["again"]}]
     lineage.write(new, parent.path, versions)
     contract = {"passed": True, "tasks": {}}
-    found = refinement.reject(new, parent.path, contract, "cls top1 from 0.8 to 0.7", limit=5.0)
-    assert not found["passed"]
-    assert "more than 5 % were lost (cls top1" in found["refused"]
+    result = refinement.reject(new, parent.path, contract, "cls top1 from 0.8 to 0.7", limit=5.0)
+    assert not result["passed"]
+    assert "more than 5 % were lost (cls top1" in result["refused"]
     assert [stage.name for stage in (new / "checkpoints").iterdir()] == ["0-first"]
     assert (new / "refused" / "1-again").is_dir()
-    assert files.contract_of_run(str(new)) == found
+    assert files.contract_of_run(str(new)) == result
     grown = lineage.read(new)
     assert grown is not None
-    assert found["refused"] in lineage.sentence(grown)
+    assert result["refused"] in lineage.sentence(grown)
     # Called again, it says so again.
     again = page(("0", "1"), stage="again", tasks=("cls",))
-    assert extend(parent.path, new, again, refine=True) == found
+    assert extend(parent.path, new, again, refine=True) == result

@@ -16,8 +16,8 @@ def test_missing_dataset_says_where_it_looked_and_how_to_set_the_folder(tmp_path
     with pytest.raises(UserError) as caught:
         registry.build(kind, data_root=tmp_path, split="train", folder="nowhere")
     message = str(caught.value)
-    for part in (str(tmp_path / "nowhere"), "--config.data_root=DIR", "MTL_JAX_DATA"):
-        assert part in message
+    for section in (str(tmp_path / "nowhere"), "--config.data_root=DIR", "MTL_JAX_DATA"):
+        assert section in message
     assert "\n" not in message
 
 
@@ -41,7 +41,7 @@ def test_unknown_source_and_option_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "said"),
+    ("kind", "options", "output"),
     [
         ("coco_detection", {"folder": 3}, "options.folder: expected text, such as 'mini-coco-det'"),
         ("nyuv2", {"folder": None}, "options.folder: expected text"),
@@ -59,13 +59,13 @@ def test_unknown_source_and_option_are_refused():
         ),
     ],
 )
-def test_an_option_of_another_type_is_refused_before_anything_is_read(tmp_path, kind, options, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_an_option_of_another_type_is_refused_before_anything_is_read(tmp_path, kind, options, output):
+    with pytest.raises(UserError, match=re.escape(output)):
         registry.build(kind, data_root=tmp_path, split="train", **options)
 
 
 @pytest.mark.parametrize(
-    ("count", "what", "said"),
+    ("count", "subject", "output"),
     [
         (1, "images turned", "1 image turned"),
         (2, "images turned", "2 images turned"),
@@ -75,5 +75,5 @@ def test_an_option_of_another_type_is_refused_before_anything_is_read(tmp_path, 
         (1, "answers", "1 answer"),
     ],
 )
-def test_one_of_a_kind_is_counted_in_the_singular(count, what, said):
-    assert counted(count, what) == said
+def test_one_of_a_kind_is_counted_in_the_singular(count, subject, output):
+    assert counted(count, subject) == output

@@ -20,9 +20,9 @@ SQUARED = regression.Regression("age", cost="l2", center=30.0, scale=10.0)
 @pytest.mark.parametrize(("task", "expected"), [(AGE, (0.5 + 2.0) / 2), (SQUARED, (0.25 + 4.0) / 2)])
 def test_loss_equals_hand_computed_value(task, expected):
     raw, labels = jnp.array([[0.5], [-1.0]]), {"value": jnp.array([40.0, 40.0])}  # 35 and 20 years
-    value, parts = task.loss(raw, labels, image_size=SIZE)
+    value, components = task.loss(raw, labels, image_size=SIZE)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    assert list(parts.values()) == [value]
+    assert list(components.values()) == [value]
 
 
 def test_missing_labels_add_neither_loss_nor_gradient():
@@ -50,8 +50,8 @@ def test_an_untrained_network_says_the_center_and_outputs_are_in_the_labels_unit
 def test_errors_are_in_the_labels_unit_and_leave_unlabelled_images_out():
     metric = AGE.new_metric()
     assert np.isnan(metric.compute()["mae"])
-    for said, truth in ((30.0, 27.0), (50.0, 51.0), (10.0, np.nan)):
-        metric.update({"value": np.array(said)}, {"value": np.array(truth)}, GEOMETRY)
+    for output, truth in ((30.0, 27.0), (50.0, 51.0), (10.0, np.nan)):
+        metric.update({"value": np.array(output)}, {"value": np.array(truth)}, GEOMETRY)
     figures = metric.compute()
     assert figures["mae"] == pytest.approx(2.0)
     assert figures["rmse"] == pytest.approx(np.sqrt(5.0))

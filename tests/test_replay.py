@@ -20,9 +20,9 @@ def make_sample(number, *, height=12, width=20, labels=None):
 
 def boxes(label, *, crowd=None, boxes_xyxy=None):
     count = len(label)
-    found = np.tile(np.array([2.0, 3.0, 10.0, 9.0], np.float32), (count, 1)) if boxes_xyxy is None else boxes_xyxy
+    result = np.tile(np.array([2.0, 3.0, 10.0, 9.0], np.float32), (count, 1)) if boxes_xyxy is None else boxes_xyxy
     return {
-        "boxes_xyxy": np.asarray(found, np.float32).reshape(count, 4),
+        "boxes_xyxy": np.asarray(result, np.float32).reshape(count, 4),
         "label": np.array(label, np.int32),
         "crowd": np.array([False] * count if crowd is None else crowd, dtype=bool),
         "area": np.full(count, 30.0, np.float32),
@@ -75,8 +75,8 @@ def test_the_classes_of_a_mask_are_its_values_without_void():
 def test_numbers_and_depths_show_no_class():
     labels = {"age": {"value": np.array(30.0)}, "depth": {"depth": np.ones((2, 2))}}
     assert exemplars.sample_classes({"labels": labels}) == set()
-    chosen = exemplars.class_balanced([set()] * 4, 2, generator=np.random.default_rng(0))
-    assert len(set(chosen.tolist())) == 2
+    selected = exemplars.class_balanced([set()] * 4, 2, generator=np.random.default_rng(0))
+    assert len(set(selected.tolist())) == 2
 
 
 def test_the_classes_of_boxes_leave_out_crowds_and_missing_labels():
@@ -106,17 +106,17 @@ def test_every_sample_is_as_likely_to_be_chosen_as_any_other(choose):
     one_generator, rounds = generator(), 3000
     counts = np.zeros(6)
     for _ in range(rounds):
-        chosen = choose(6, 2, generator=one_generator)
-        assert len(set(chosen.tolist())) == 2
-        counts[chosen] += 1
+        selected = choose(6, 2, generator=one_generator)
+        assert len(set(selected.tolist())) == 2
+        counts[selected] += 1
     # Each count has mean 1000 and standard deviation 26.
     assert np.abs(counts - rounds / 3).max() < 5 * 26
 
 
 def test_a_reservoir_needs_no_length():
-    chosen = exemplars.reservoir(itertools.islice(itertools.count(100), 50), 5, generator=generator())
-    assert len(chosen) == 5
-    assert set(chosen.tolist()) <= set(range(100, 150))
+    selected = exemplars.reservoir(itertools.islice(itertools.count(100), 50), 5, generator=generator())
+    assert len(selected) == 5
+    assert set(selected.tolist()) <= set(range(100, 150))
 
 
 @pytest.mark.parametrize("count", [3, 10])
@@ -131,8 +131,8 @@ def test_ten_images_show_all_twenty_classes_where_they_can():
     # Ten images with two classes each cover everything; a hundred others show only the three common classes.
     pairs = [{0, 2 * i + 1, 2 * i + 2} for i in range(10)]
     common = [{0, 1, 2, 3} for _ in range(100)]
-    chosen = exemplars.class_balanced(common + pairs, 10, generator=generator())
-    shown = set().union(*((common + pairs)[index] for index in chosen))
+    selected = exemplars.class_balanced(common + pairs, 10, generator=generator())
+    shown = set().union(*((common + pairs)[index] for index in selected))
     assert len(shown) >= 20
 
 
@@ -141,37 +141,37 @@ def test_the_cover_is_within_the_greedy_bound_of_the_best(seed):
     draw = generator(seed)
     classes = [set(draw.choice(12, size=draw.integers(1, 4), replace=False).tolist()) for _ in range(12)]
     best = max(len(set().union(*some)) for some in itertools.combinations(classes, 4))
-    chosen = exemplars.class_balanced(classes, 4, generator=generator(seed))
-    assert len(set().union(*(classes[index] for index in chosen))) >= (1 - 1 / np.e) * best
+    selected = exemplars.class_balanced(classes, 4, generator=generator(seed))
+    assert len(set().union(*(classes[index] for index in selected))) >= (1 - 1 / np.e) * best
 
 
 def test_single_class_images_are_chosen_evenly():
     labels = [0] * 50 + [1] * 5 + [2] * 20
-    chosen = exemplars.class_balanced([{label} for label in labels], 12, generator=generator())
-    assert np.bincount([labels[index] for index in chosen]).tolist() == [4, 4, 4]
+    selected = exemplars.class_balanced([{label} for label in labels], 12, generator=generator())
+    assert np.bincount([labels[index] for index in selected]).tolist() == [4, 4, 4]
 
 
 def test_evenness_holds_after_hundreds_of_choices_and_an_exhausted_class():
     labels = [0] * 400 + [1] * 400 + [2]
-    chosen = exemplars.class_balanced([{label} for label in labels], 701, generator=generator())
-    assert np.bincount([labels[index] for index in chosen]).tolist() == [350, 350, 1]
+    selected = exemplars.class_balanced([{label} for label in labels], 701, generator=generator())
+    assert np.bincount([labels[index] for index in selected]).tolist() == [350, 350, 1]
 
 
 def test_ties_are_broken_by_the_generator_alone():
     classes = [{index % 3} for index in range(30)]
-    first, again, other = (
+    first, again, another = (
         exemplars.class_balanced(classes, 6, generator=generator(seed)).tolist() for seed in (0, 0, 1)
     )
     assert first == again
-    assert first != other
+    assert first != another
 
 
 def test_herding_keeps_the_mean_closer_than_chance_does():
     features = generator(0).normal(size=(200, 16)) + 1.0
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
 
-    def distance(chosen):
-        return np.linalg.norm(unit[chosen].mean(0) - unit.mean(0))
+    def distance(selected):
+        return np.linalg.norm(unit[selected].mean(0) - unit.mean(0))
 
     by_chance = [distance(exemplars.random(200, 10, generator=generator(seed))) for seed in range(20)]
     assert distance(exemplars.herding(features, 10)) < 0.5 * min(by_chance)
@@ -179,14 +179,14 @@ def test_herding_keeps_the_mean_closer_than_chance_does():
 
 def test_herded_groups_take_turns():
     groups = [0] * 5 + [1] * 5 + [2]
-    chosen = exemplars.herding(generator(0).normal(size=(11, 4)), 7, groups=groups)
-    assert [groups[index] for index in chosen] == [0, 1, 2, 0, 1, 0, 1]
+    selected = exemplars.herding(generator(0).normal(size=(11, 4)), 7, groups=groups)
+    assert [groups[index] for index in selected] == [0, 1, 2, 0, 1, 0, 1]
 
 
 def test_diverse_samples_cover_every_cluster():
     centres = np.repeat(10.0 * np.eye(5), 20, axis=0)
-    chosen = exemplars.diverse(centres + generator(0).normal(size=centres.shape), 5)
-    assert sorted(index // 20 for index in chosen) == [0, 1, 2, 3, 4]
+    selected = exemplars.diverse(centres + generator(0).normal(size=centres.shape), 5)
+    assert sorted(index // 20 for index in selected) == [0, 1, 2, 3, 4]
 
 
 def test_equal_samples_are_not_chosen_twice():
@@ -232,11 +232,11 @@ def test_exemplars_do_not_change_when_the_source_does():
 
 def test_the_byte_limit_holds():
     source = class_source([0, 1] * 5)
-    one = replay.sample_bytes(source.samples[0])
-    assert one == 12 * 20 * 3 + 4
-    buffer = replay.fill(source, count=10, selection="random", generator=generator(), max_bytes=int(3.5 * one))
+    single = replay.sample_bytes(source.samples[0])
+    assert single == 12 * 20 * 3 + 4
+    buffer = replay.fill(source, count=10, selection="random", generator=generator(), max_bytes=int(3.5 * single))
     assert len(buffer) == 3
-    assert buffer.size_bytes == 3 * one
+    assert buffer.size_bytes == 3 * single
 
 
 @pytest.mark.parametrize(
@@ -286,10 +286,10 @@ def test_downscaling_by_an_odd_ratio_keeps_the_mean_and_the_dtypes():
 @pytest.mark.parametrize("max_side_px", [None, 20, 500])
 def test_a_small_image_is_not_resized(max_side_px):
     sample = make_sample(0, labels={"detection": boxes([1])})
-    same = replay.downscale(sample, max_side_px)
-    np.testing.assert_array_equal(same["image"], sample["image"])
+    matches = replay.downscale(sample, max_side_px)
+    np.testing.assert_array_equal(matches["image"], sample["image"])
     np.testing.assert_array_equal(
-        same["labels"]["detection"]["boxes_xyxy"], sample["labels"]["detection"]["boxes_xyxy"]
+        matches["labels"]["detection"]["boxes_xyxy"], sample["labels"]["detection"]["boxes_xyxy"]
     )
 
 

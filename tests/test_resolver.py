@@ -134,7 +134,7 @@ MISTAKES: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({f"{LATER}.keep": {"ewc": {}, "si": {}}}, "name one of them: they share anchors"),
     ],
 }  # fmt: skip
-CASES = [(section, changes, words) for section, each in MISTAKES.items() for changes, words in each]
+CASES = [(section, changes, words) for section, mistake in MISTAKES.items() for changes, words in mistake]
 
 
 def page() -> Any:
@@ -177,7 +177,7 @@ def test_a_mistake_is_refused_before_data_is_opened(network, section, changes, w
     config = page()
     for field, value in changes.items():
         *above, name = field.split(".")
-        functools.reduce(lambda part, each: part[each], above, config)[name] = value
+        functools.reduce(lambda component, each: component[each], above, config)[name] = value
     with pytest.raises(UserError, match=re.escape(words)) as error:
         plan(config, network)
     if ": expected" in words:
@@ -187,6 +187,6 @@ def test_a_mistake_is_refused_before_data_is_opened(network, section, changes, w
 def test_what_is_right_passes_and_opens_nothing(network):
     config = page()
     config.stages.seg.keep = {"replay": {"images": 3}}
-    kept = {"replay": {"batch_size": 2}, "der": {}, "lwf": {}, "ewc": {"strength": 1.0}}
-    config.stages.cls.update({"keep": kept, "freeze": ("backbone",)})
+    retained = {"replay": {"batch_size": 2}, "der": {}, "lwf": {}, "ewc": {"strength": 1.0}}
+    config.stages.cls.update({"keep": retained, "freeze": ("backbone",)})
     plan(config, network)  # there is no such folder of data

@@ -43,9 +43,9 @@ def test_after_a_change_all_figures_are_of_the_images_that_are_there_now(tmp_pat
     assert [stage["data"] for stage in before["stages"]] == [before["stages"][0]["data"]] * 2
     folders(tmp_path, train=3, val=4, folder="first")  # two more of each class to validate with
     assert folder_run()["stages"] == before["stages"]
-    said = capfd.readouterr().err
-    assert "every stage is finished already: nothing was trained" in said
-    assert "stream first: 4 then, 8 now)): all figures are those of the old images" in said
+    printed = capfd.readouterr().err
+    assert "every stage is finished already: nothing was trained" in printed
+    assert "stream first: 4 then, 8 now)): all figures are those of the old images" in printed
 
     shutil.rmtree(tmp_path / "run/checkpoints/1-second")  # as if the run had been stopped before
     measured = []
@@ -77,8 +77,10 @@ def test_other_training_images_are_told_of_a_stage_in_training_and_of_a_finished
     shutil.rmtree(tmp_path / "run/checkpoints/1-second")  # as if the run had been stopped before
     folders(tmp_path, train=4, folder="first")
     after = folder_run()
-    said = capfd.readouterr().err
-    assert "stage first was trained on other images than are there now (stream first: 6 then, 8 now); it stays" in said
-    assert "measured again" not in said
+    printed = capfd.readouterr().err
+    assert (
+        "stage first was trained on other images than are there now (stream first: 6 then, 8 now); it stays" in printed
+    )
+    assert "measured again" not in printed
     assert after["stages"][0] == before["stages"][0]
     assert after["stages"][1]["data"]["first"]["train"]["images"] == 8

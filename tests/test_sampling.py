@@ -16,14 +16,14 @@ SIZES = {"large": 900, "small": 100}
 @pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.9), (2.0, 0.75), (math.inf, 0.5)])
 def test_shares_follow_size_to_the_power_of_one_over_the_temperature(temperature, share):
     assert sampling.shares(SIZES, temperature)["large"] == pytest.approx(share)
-    drawn = sampling.draw(SIZES, temperature, steps=4000, seed=0)
-    assert collections.Counter(drawn)["large"] / 4000 == pytest.approx(share, abs=0.03)
+    rendered = sampling.draw(SIZES, temperature, steps=4000, seed=0)
+    assert collections.Counter(rendered)["large"] / 4000 == pytest.approx(share, abs=0.03)
 
 
 def test_turns_are_a_function_of_the_seed():
-    one, same, other = (sampling.draw(SIZES, 1.0, steps=50, seed=seed) for seed in (1, 1, 2))
-    assert one == same
-    assert one != other
+    first, matches, second = (sampling.draw(SIZES, 1.0, steps=50, seed=seed) for seed in (1, 1, 2))
+    assert first == matches
+    assert first != second
 
 
 class Numbers:
@@ -43,10 +43,10 @@ class Numbers:
 
 @pytest.mark.parametrize(("count", "percent", "held"), [(100, 10.0, 10), (7, 1.0, 1), (240, 33.0, 79)])
 def test_held_out_images_lie_at_even_distances_and_are_nobody_else_s(count, percent, held):
-    out, rest = sampling.held_out(Numbers(count), percent)
-    ids, others = [out[i]["id"] for i in range(len(out))], [rest[i]["id"] for i in range(len(rest))]
+    out, remainder = sampling.held_out(Numbers(count), percent)
+    ids, peers = [out[i]["id"] for i in range(len(out))], [remainder[i]["id"] for i in range(len(remainder))]
     assert len(ids) == held
-    assert sorted(ids + others) == list(range(count))
+    assert sorted(ids + peers) == list(range(count))
     assert np.ptp(np.diff([*ids, ids[0] + count])) <= 1
 
 

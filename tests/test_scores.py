@@ -17,8 +17,8 @@ def test_cells_are_compared_with_the_pixel_at_their_centre():
     mask = np.zeros((16, 32), np.uint8)
     mask[:, 16:], mask[:8] = 1, 255
     geometry = Geometry(1.0, 1.0, 0.0, 8.0, 16, 32)  # in the middle of 32 x 32 px
-    found = scores.of_pixels({"cells": cells, "stride": np.array(8)}, {"mask": mask}, geometry, 2)
-    assert found.label.tolist() == [0, 0, 1, 1]  # one row of cells lies on labelled pixels
+    result = scores.of_pixels({"cells": cells, "stride": np.array(8)}, {"mask": mask}, geometry, 2)
+    assert result.label.tolist() == [0, 0, 1, 1]  # one row of cells lies on labelled pixels
 
 
 def test_a_temperature_undoes_a_factor_on_the_logits():
@@ -38,14 +38,16 @@ def test_yes_and_no_have_a_temperature_too():
     rng = np.random.default_rng(0)
     score = rng.uniform(0.05, 0.95, 20000)
     correct = rng.random(20000) < score
-    seen = YesNo(score, np.zeros(20000, int), correct, np.array([correct.sum()]))
-    assert scores.temperature(scores.at_temperature(seen, 0.5)) == pytest.approx(2.0, abs=0.1)
-    assert scores.calibration_error(seen) < 0.02
+    observed = YesNo(score, np.zeros(20000, int), correct, np.array([correct.sum()]))
+    assert scores.temperature(scores.at_temperature(observed, 0.5)) == pytest.approx(2.0, abs=0.1)
+    assert scores.calibration_error(observed) < 0.02
 
 
 def test_the_calibration_error_is_the_weighed_gap_of_the_bins():
-    seen = YesNo(np.array([0.9, 0.9, 0.3, 0.3]), np.zeros(4, int), np.array([True, False, False, False]), np.array([1]))
-    assert scores.calibration_error(seen) == pytest.approx((abs(1.8 - 1) + 0.6) / 4)
+    observed = YesNo(
+        np.array([0.9, 0.9, 0.3, 0.3]), np.zeros(4, int), np.array([True, False, False, False]), np.array([1])
+    )
+    assert scores.calibration_error(observed) == pytest.approx((abs(1.8 - 1) + 0.6) / 4)
     assert scores.calibration_error(YesNo(*(np.zeros(0, kind) for kind in (float, int, bool)), np.array([0]))) is None
 
 
@@ -53,12 +55,12 @@ def test_thresholds_divide_right_from_wrong_in_each_class():
     score = np.append(np.tile([0.8, 0.6, 0.4, 0.2], 50), np.tile([0.95, 0.85, 0.65, 0.55], 50))
     correct = np.tile([True, True, False, False], 100)
     label = np.repeat([0, 1], 200)
-    seen = YesNo(score, label, correct, np.array([100, 100]))
-    levels = scores.thresholds(seen)
+    observed = YesNo(score, label, correct, np.array([100, 100]))
+    levels = scores.thresholds(observed)
     # Of the ranges that divide each class, 0.4 to 0.6 and 0.65 to 0.85, the part that is best for both together.
     assert levels == pytest.approx([0.58, 0.725], abs=0.011)
-    assert scores.f1(seen, levels) == 1.0
-    assert scores.f1(seen, np.array([0.5, 0.6])) == pytest.approx(2 * 200 / (250 + 200))
+    assert scores.f1(observed, levels) == 1.0
+    assert scores.f1(observed, np.array([0.5, 0.6])) == pytest.approx(2 * 200 / (250 + 200))
 
 
 def test_a_class_with_few_objects_follows_the_others():
@@ -72,8 +74,8 @@ def test_a_class_with_few_objects_follows_the_others():
 def test_nothing_seen_is_nothing_joined():
     nothing = YesNo(*(np.zeros(0, kind) for kind in (float, int, bool)), np.array([2]))
     assert scores.joined([None, nothing]) is None
-    one = YesNo(np.array([0.5]), np.array([0]), np.array([True]), np.array([1]))
-    assert scores.joined([one, None, nothing]).objects.tolist() == [3]
+    single = YesNo(np.array([0.5]), np.array([0]), np.array([True]), np.array([1]))
+    assert scores.joined([single, None, nothing]).objects.tolist() == [3]
 
 
 def test_too_few_answers_choose_nothing():
@@ -84,9 +86,9 @@ def test_too_few_answers_choose_nothing():
 
 def test_few_objects_keep_the_thresholds_of_their_kind():
     task = tasks.build({"det": {"kind": "detection", "classes": ("cup",)}})["det"]
-    for objects, chosen in ((19, {}), (20, {"cup": 0.49})):
-        seen = YesNo(np.array([0.9, 0.1] * 20), np.zeros(40, int), np.arange(40) % 2 == 0, np.array([objects]))
-        found = calibrate.choose({"det": task}, {"det": seen}, unseen=False)["det"]
-        assert found.thresholds.keys() == chosen.keys()
-        assert found.temperature == 1.0
-        assert calibrate.judge({"det": task}, {"det": seen}, {"det": found})["det"]["f1"] > 0.6
+    for objects, selected in ((19, {}), (20, {"cup": 0.49})):
+        observed = YesNo(np.array([0.9, 0.1] * 20), np.zeros(40, int), np.arange(40) % 2 == 0, np.array([objects]))
+        result = calibrate.choose({"det": task}, {"det": observed}, unseen=False)["det"]
+        assert result.thresholds.keys() == selected.keys()
+        assert result.temperature == 1.0
+        assert calibrate.judge({"det": task}, {"det": observed}, {"det": result})["det"]["f1"] > 0.6

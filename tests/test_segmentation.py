@@ -105,9 +105,9 @@ def test_the_dice_loss_is_one_less_overlap_over_size_averaged_over_the_classes_s
     raw = jnp.asarray(rng.normal(size=(2, 4, 6, 3)), jnp.float32)
     mask = jnp.asarray(rng.choice([0, 2, 255], size=(2, 32, 48)), jnp.int32)  # class 1 is nowhere
     terms = make(loss_stride=8, dice_weight=0.5).loss(raw, {"mask": mask}, image_size=(32, 48))
-    seen = np.asarray(mask)[:, 4::8, 4::8]
-    p = np.asarray(jax.nn.softmax(raw)) * (seen != 255)[..., None]
-    shares = [1 - 2 * p[seen == c][:, c].sum() / ((seen == c).sum() + p[..., c].sum()) for c in (0, 2)]
+    observed = np.asarray(mask)[:, 4::8, 4::8]
+    p = np.asarray(jax.nn.softmax(raw)) * (observed != 255)[..., None]
+    shares = [1 - 2 * p[observed == c][:, c].sum() / ((observed == c).sum() + p[..., c].sum()) for c in (0, 2)]
     assert float(terms[1]["dice"]) == pytest.approx(np.mean(shares), rel=1e-5)
     assert float(terms[0]) == pytest.approx(float(terms[1]["cross_entropy"]) + 0.5 * np.mean(shares), rel=1e-5)
 

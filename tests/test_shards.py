@@ -40,10 +40,10 @@ def batches(source):
     )
 
 
-def assert_alike(one, other):
-    assert one["ids"] == other["ids"]
-    np.testing.assert_array_equal(one["image"], other["image"])
-    np.testing.assert_array_equal(one["labels"]["cls"]["label"], other["labels"]["cls"]["label"])
+def assert_alike(first, second):
+    assert first["ids"] == second["ids"]
+    np.testing.assert_array_equal(first["image"], second["image"])
+    np.testing.assert_array_equal(first["labels"]["cls"]["label"], second["labels"]["cls"]["label"])
 
 
 def test_batches_are_those_of_the_folder(folder):
@@ -85,9 +85,9 @@ def test_a_missing_or_shortened_shard_is_told_on_opening(folder):
 
 
 def test_a_damaged_record_is_told_with_its_place(folder):
-    whole = records.encode(photos(folder)[0])
+    full = records.encode(photos(folder)[0])
     with pytest.raises(UserError, match=r"^there: expected a record as it was written, found a damaged one"):
-        records.decode(whole[:-1] + b"?", location="there")
+        records.decode(full[:-1] + b"?", location="there")
     shard = sorted((folder / "shards").glob("*.array_record"))[0]
     content = np.frombuffer(bytearray(shard.read_bytes()), np.uint8)
     used = np.flatnonzero(content)  # the rest fills blocks
@@ -115,15 +115,15 @@ def test_an_unfinished_split_is_none_and_a_finished_one_is_not_replaced(folder):
 def test_the_datasets_of_a_page_are_packed(tmp_path, capsys):
     page = ["--config", "configs/quickstart.py", "--config.smoke=True", "--data_root", str(tmp_path)]
     assert prepare.main([*page, "--shards", "packed"]) == 0
-    told = capsys.readouterr().out
-    assert "config.streams.scenes_boxes.options = 'shards', {'folder': 'packed/scenes_boxes'}" in told
+    printed = capsys.readouterr().out
+    assert "config.streams.scenes_boxes.options = 'shards', {'folder': 'packed/scenes_boxes'}" in printed
     options = {"data_root": tmp_path, "split": "val"}
     packed = registry.build("shards", folder="packed/scenes_boxes", **options)
-    drawn = registry.build("digits", labels="detection", size=96, **options)
-    assert 0 < len(packed) < len(drawn)  # as many as a smoke run trains on
+    rendered = registry.build("digits", labels="detection", size=96, **options)
+    assert 0 < len(packed) < len(rendered)  # as many as a smoke run trains on
     for index in range(len(packed)):
-        for name, field in drawn[index]["labels"]["detection"].items():
+        for name, field in rendered[index]["labels"]["detection"].items():
             np.testing.assert_array_equal(packed[index]["labels"]["detection"][name], field)
-        np.testing.assert_array_equal(packed[index]["image"], drawn[index]["image"])
+        np.testing.assert_array_equal(packed[index]["image"], rendered[index]["image"])
     assert prepare.main(page) == 2
     assert "--config PAGE and --shards NAME together" in capsys.readouterr().err

@@ -29,21 +29,23 @@ def look(root, **settings):
 
 def test_ids_sizes_and_labels_are_those_of_the_files_in_order(root):
     write(root / "set/train/b/5.png", 5, size=(3, 4))
-    seen = look(root)
-    assert (seen.images, seen.errors, seen.complete) == (5, (), True)
-    assert [sample.id for sample in seen.samples] == ["a/0.png", "a/2.png", "b/1.png", "b/3.png", "b/5.png"]
-    assert (seen.samples[-1].width, seen.samples[-1].height) == (3, 4)
-    assert [sample.labels["classification"]["class"] for sample in seen.samples] == [0, 0, 1, 1, 1]
+    observed = look(root)
+    assert (observed.images, observed.errors, observed.complete) == (5, (), True)
+    assert [sample.id for sample in observed.samples] == ["a/0.png", "a/2.png", "b/1.png", "b/3.png", "b/5.png"]
+    assert (observed.samples[-1].width, observed.samples[-1].height) == (3, 4)
+    assert [sample.labels["classification"]["class"] for sample in observed.samples] == [0, 0, 1, 1, 1]
 
 
 def test_every_file_that_cannot_be_read_is_told(root):
     for name in ("a/0", "b/3"):
         file = root / f"set/train/{name}.png"
         file.write_bytes(file.read_bytes()[:60])
-    seen = look(root)
-    assert [error.split(":")[0] for error in seen.errors] == [str(root / f"set/train/{n}.png") for n in ("a/0", "b/3")]
-    assert len(seen.samples) == 2
-    assert seen.complete
+    observed = look(root)
+    assert [error.split(":")[0] for error in observed.errors] == [
+        str(root / f"set/train/{n}.png") for n in ("a/0", "b/3")
+    ]
+    assert len(observed.samples) == 2
+    assert observed.complete
 
 
 @pytest.fixture
@@ -56,8 +58,8 @@ def decodes(monkeypatch):
     """Counts the samples that are decoded."""
     from mtl_jax.data.sources.image_folder import ImageFolder
 
-    counted, read = [], ImageFolder.__getitem__
-    monkeypatch.setattr(ImageFolder, "__getitem__", lambda self, index: counted.append(index) or read(self, index))
+    counted, loaded = [], ImageFolder.__getitem__
+    monkeypatch.setattr(ImageFolder, "__getitem__", lambda self, index: counted.append(index) or loaded(self, index))
     return counted
 
 
@@ -102,24 +104,24 @@ def test_another_version_of_the_readers_looks_again(root, tmp_path, worth_keepin
 
 
 def test_of_many_images_a_few_are_spread_over_the_split(root):
-    seen = look(root, most=2)
-    assert [sample.id for sample in seen.samples] == ["a/0.png", "b/1.png"]
-    assert (seen.images, seen.complete) == (4, False)
+    observed = look(root, most=2)
+    assert [sample.id for sample in observed.samples] == ["a/0.png", "b/1.png"]
+    assert (observed.images, observed.complete) == (4, False)
 
 
 def test_the_digest_is_of_ids_pixels_and_the_labels_that_count(root):
-    seen = look(root)
-    first, *rest = seen.samples
+    observed = look(root)
+    first, *remainder = observed.samples
     for changed in (
         first._replace(id="other"),
         first._replace(pixels="other"),
         first._replace(labels={"classification": {**first.labels["classification"], "digest": "other"}}),
     ):
-        other = seen._replace(samples=(changed, *rest))
-        assert other.digest(["classification"]) != seen.digest(["classification"])
-    assert other.digest([]) == seen.digest([])
-    again = seen._replace(samples=(first._replace(content="another file of the same pixels"), *rest))
-    assert again.digest(["classification"]) == seen.digest(["classification"])
+        another = observed._replace(samples=(changed, *remainder))
+        assert another.digest(["classification"]) != observed.digest(["classification"])
+    assert another.digest([]) == observed.digest([])
+    again = observed._replace(samples=(first._replace(content="another file of the same pixels"), *remainder))
+    assert again.digest(["classification"]) == observed.digest(["classification"])
 
 
 def test_embedded_scenes_are_kept_and_sources_without_files_are_not(tmp_path, worth_keeping):

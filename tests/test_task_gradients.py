@@ -48,9 +48,9 @@ def take(network, aim, method, backward, micro_batches=1):
     """The balanced gradient of DATA."""
     tx = balance.METHODS[method]()
     problem = StepSpec(network[0], TASKS, aim, tx, backward, micro_batches)
-    given = given_to(network)
-    state = tx.init(split_private(given.params, NAMES)[0])
-    return jax.jit(functools.partial(task_gradients.balanced, problem))(given, state)
+    inputs = given_to(network)
+    state = tx.init(split_private(inputs.params, NAMES)[0])
+    return jax.jit(functools.partial(task_gradients.balanced, problem))(inputs, state)
 
 
 @pytest.fixture(scope="module")
@@ -69,47 +69,47 @@ def weighted_by_hand(by_task, weights):
 
 @pytest.mark.parametrize("method", ["uncertainty", "fixed"])  # learnt from losses, and given
 def test_methods_on_losses_need_one_way_back_for_all_tasks(network, by_task, method):
-    found = take(network, SHARED_IMAGES, method, "weighted")
-    weights = jnp.stack([found.metrics[f"{name}/task_weight"] for name in NAMES])
-    assert_close(found.grads, weighted_by_hand(by_task, weights))
+    result = take(network, SHARED_IMAGES, method, "weighted")
+    weights = jnp.stack([result.metrics[f"{name}/task_weight"] for name in NAMES])
+    assert_close(result.grads, weighted_by_hand(by_task, weights))
     stacked = take(network, SHARED_IMAGES, method, "stacked")
-    assert_close(found.grads, stacked.grads)
-    assert_close(found.balance_state, stacked.balance_state)
+    assert_close(result.grads, stacked.grads)
+    assert_close(result.balance_state, stacked.balance_state)
 
 
 @pytest.mark.parametrize("streams", [OWN_IMAGES.streams, {"both": NAMES, "masks": ("seg",)}])
 def test_they_weigh_streams_of_one_task_or_of_several_alike(network, streams):
     aim = objective(streams=streams)
-    found, stacked = (take(network, aim, "uncertainty", backward) for backward in ("weighted", "stacked"))
-    assert_close(found.grads, stacked.grads)
-    assert_close(found.balance_state, stacked.balance_state)
+    result, stacked = (take(network, aim, "uncertainty", backward) for backward in ("weighted", "stacked"))
+    assert_close(result.grads, stacked.grads)
+    assert_close(result.balance_state, stacked.balance_state)
 
 
 def test_a_weight_of_zero_leaves_the_tasks_own_parameters_alone(network):
     tx = balance.fixed((1.0, 0.0))
     problem = StepSpec(network[0], TASKS, SHARED_IMAGES, tx, "weighted")
-    found = jax.jit(functools.partial(task_gradients.balanced, problem))(given_to(network), tx.init(jnp.zeros(())))
-    assert not np.any(found.grads["head"]["cls"]["kernel"])
-    assert np.any(found.grads["head"]["seg"]["kernel"])
+    result = jax.jit(functools.partial(task_gradients.balanced, problem))(given_to(network), tx.init(jnp.zeros(())))
+    assert not np.any(result.grads["head"]["cls"]["kernel"])
+    assert np.any(result.grads["head"]["seg"]["kernel"])
 
 
 @pytest.mark.parametrize("method", ["sum", "mgda"])
 def test_at_the_features_weights_meet_before_one_way_back_through_what_is_shared(network, by_task, method):
-    found = take(network, SHARED_IMAGES, method, "features")
-    weights = jnp.stack([found.metrics[f"{name}/task_weight"] for name in NAMES])
-    assert_close(found.grads, weighted_by_hand(by_task, weights), tolerance=1e-4)
+    result = take(network, SHARED_IMAGES, method, "features")
+    weights = jnp.stack([result.metrics[f"{name}/task_weight"] for name in NAMES])
+    assert_close(result.grads, weighted_by_hand(by_task, weights), tolerance=1e-4)
     by_params = take(network, SHARED_IMAGES, method, "stacked")
-    assert_close(found.losses, by_params.losses)
+    assert_close(result.losses, by_params.losses)
     if method == "sum":
-        assert_close(found.grads, take(network, SHARED_IMAGES, "sum", "summed").grads, tolerance=1e-4)
+        assert_close(result.grads, take(network, SHARED_IMAGES, "sum", "summed").grads, tolerance=1e-4)
     else:  # the angles there are others than at the parameters
-        assert abs(found.metrics["all/cosine/seg/cls"] - by_params.metrics["all/cosine/seg/cls"]) > 1e-3
+        assert abs(result.metrics["all/cosine/seg/cls"] - by_params.metrics["all/cosine/seg/cls"]) > 1e-3
 
 
 def test_the_features_of_a_branched_network_are_those_before_its_branches(tiny_branches):
-    found = take(tiny_branches, SHARED_IMAGES, "sum", "features")
-    assert_close(found.grads, take(tiny_branches, SHARED_IMAGES, "sum", "summed").grads, tolerance=1e-4)
-    assert np.any(found.grads["branch_cls"]["head"]["cls"]["kernel"])
+    result = take(tiny_branches, SHARED_IMAGES, "sum", "features")
+    assert_close(result.grads, take(tiny_branches, SHARED_IMAGES, "sum", "summed").grads, tolerance=1e-4)
+    assert np.any(result.grads["branch_cls"]["head"]["cls"]["kernel"])
 
 
 @pytest.fixture(scope="module")
@@ -121,29 +121,29 @@ def tiny_branches(tiny_backbone):
 def test_micro_batches_give_the_gradient_of_the_whole_where_no_statistic_spans_it(network, method):
     aim = objective(streams=OWN_IMAGES.streams, train_batch_norm=False)
     backward = "summed" if method == "sum" else "stacked"
-    whole, parts = (take(network, aim, method, backward, micro_batches=count) for count in (1, 2))
-    assert_close(parts.grads, whole.grads)
-    assert_close(parts.losses, whole.losses)
-    assert_close(parts.metrics, whole.metrics)
+    full, sections = (take(network, aim, method, backward, micro_batches=count) for count in (1, 2))
+    assert_close(sections.grads, full.grads)
+    assert_close(sections.losses, full.losses)
+    assert_close(sections.metrics, full.metrics)
 
 
 def test_micro_batches_follow_one_another_through_the_running_statistics(network):
-    found = take(network, OWN_IMAGES, "sum", "summed", micro_batches=2)
+    result = take(network, OWN_IMAGES, "sum", "summed", micro_batches=2)
     plain = take(network, OWN_IMAGES, "sum", "summed")
     start = network[1]["batch_stats"]
-    moved = [optax.tree.norm(jax.tree.map(jnp.subtract, after.batch_stats, start)) for after in (found, plain)]
+    moved = [optax.tree.norm(jax.tree.map(jnp.subtract, after.batch_stats, start)) for after in (result, plain)]
     assert moved[0] > 1.5 * moved[1]  # two updates instead of one
 
 
 def test_gradients_are_float32_when_the_network_computes_in_bfloat16(tiny_backbone, by_task):
     network = build(compute_dtype="bfloat16")
-    found = take(network, SHARED_IMAGES, "pcgrad", "stacked", micro_batches=2)
-    assert {leaf.dtype for leaf in jax.tree.leaves(found.grads)} == {jnp.dtype("float32")}
+    result = take(network, SHARED_IMAGES, "pcgrad", "stacked", micro_batches=2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(result.grads)} == {jnp.dtype("float32")}
     for backward in ("stacked", "features"):
-        found = take(network, SHARED_IMAGES, "sum", backward)
+        result = take(network, SHARED_IMAGES, "sum", backward)
         exact = weighted_by_hand(by_task, jnp.ones(2))
-        product = optax.tree.vdot(found.grads, exact)
-        assert product > 0.99 * optax.tree.norm(found.grads) * optax.tree.norm(exact)
+        product = optax.tree.vdot(result.grads, exact)
+        assert product > 0.99 * optax.tree.norm(result.grads) * optax.tree.norm(exact)
 
 
 def chosen(aim, *, features_are_shared=True, **changes):

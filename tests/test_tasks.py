@@ -100,12 +100,12 @@ def test_a_student_equal_to_its_teacher_has_no_distillation_loss(kind, balanced,
     task = tasks.build(CONFIG)[kind]
     loss = functools.partial(task.distillation_loss, balanced=balanced)
     raw = raw_of(task, 2, key)
-    other = raw_of(task, 2, jax.random.fold_in(key, 1))
+    another = raw_of(task, 2, jax.random.fold_in(key, 1))
     distil = jax.jit(jax.value_and_grad(lambda raw, teacher: loss(raw, teacher, SIZE)))
     value, gradient = distil(raw, raw)
     np.testing.assert_allclose(value, 0, atol=1e-5)
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
-    assert distil(raw, other)[0] > 0.01
+    assert distil(raw, another)[0] > 0.01
 
 
 @pytest.mark.parametrize("kind", tasks.KINDS)

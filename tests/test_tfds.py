@@ -138,8 +138,8 @@ def test_masks_of_0_and_255_are_two_classes_unless_255_is_named_void(prepared, s
     fields = {"image": "image", "segmentation": "outline"}
     source = opened(prepared, split, fields=fields, classes={"segmentation": ("out", "in")}, void=void)
     assert [source.class_names["segmentation"][0] in note for note in source.reading.notes] == [True] * (void is None)
-    found = [np.unique(sample["labels"]["segmentation"]["mask"]).tolist() for sample in by_level(source)]
-    assert found == [[value if level % 2 else 0] for level in range(len(source))]
+    result = [np.unique(sample["labels"]["segmentation"]["mask"]).tolist() for sample in by_level(source)]
+    assert result == [[value if level % 2 else 0] for level in range(len(source))]
 
 
 def test_a_class_outside_the_given_table_is_refused(prepared):
@@ -197,8 +197,8 @@ def test_boxes_in_pixels_are_refused_instead_of_clipped_to_the_whole_image():
 
 
 def test_a_box_that_is_listed_twice_is_one():
-    kept, dropped = boxes_of((0, 0, 0.5, 0.5), (0, 0, 0.5, 0.5), (0, 0, 1.0, 0.5), (0.5, 0.5, 0.5, 0.6))
-    assert kept["boxes_xyxy"].tolist() == [[0, 0, 10, 5], [0, 0, 10, 10]]
+    retained, dropped = boxes_of((0, 0, 0.5, 0.5), (0, 0, 0.5, 0.5), (0, 0, 1.0, 0.5), (0.5, 0.5, 0.5, 0.6))
+    assert retained["boxes_xyxy"].tolist() == [[0, 0, 10, 5], [0, 0, 10, 10]]
     assert dropped == {"boxes dropped: degenerate": 1, "boxes dropped: listed twice": 1}
 
 

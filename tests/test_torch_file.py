@@ -28,12 +28,12 @@ ARRAYS = {
     ids=["zip", "legacy", "protocol_4", "big_endian"],
 )
 def test_tensors_arrive_to_the_bit(write, tmp_path):
-    path = write(tmp_path / "w.pth", collections.OrderedDict((name, Tensor(each)) for name, each in ARRAYS.items()))
-    found = torch_file.read(path)
-    assert list(found) == list(ARRAYS)
+    path = write(tmp_path / "w.pth", collections.OrderedDict((name, Tensor(entry)) for name, entry in ARRAYS.items()))
+    result = torch_file.read(path)
+    assert list(result) == list(ARRAYS)
     for name, array in ARRAYS.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
-        assert found[name].tobytes() == array.tobytes()
+        assert (result[name].dtype, result[name].shape) == (array.dtype, array.shape)
+        assert result[name].tobytes() == array.tobytes()
 
 
 def test_views_look_at_the_numbers_as_the_tensors_did(tmp_path):
@@ -43,10 +43,10 @@ def test_views_look_at_the_numbers_as_the_tensors_did(tmp_path):
         "end": Tensor(numbers, offset=8, shape=(4,), strides=(1,)),
         "spread": Tensor(numbers[:1], shape=(2, 5), strides=(0, 0)),
     }
-    found = torch_file.read(save(tmp_path / "w.pth", views))
-    np.testing.assert_array_equal(found["turned"], numbers.reshape(3, 4).T)
-    np.testing.assert_array_equal(found["end"], numbers[8:])
-    np.testing.assert_array_equal(found["spread"], np.zeros((2, 5)))
+    result = torch_file.read(save(tmp_path / "w.pth", views))
+    np.testing.assert_array_equal(result["turned"], numbers.reshape(3, 4).T)
+    np.testing.assert_array_equal(result["end"], numbers[8:])
+    np.testing.assert_array_equal(result["spread"], np.zeros((2, 5)))
 
 
 def test_versions_of_layers_beside_the_tensors_are_passed_over(tmp_path):
@@ -66,9 +66,9 @@ class Call:
 
 
 def looped():
-    whole = {}
-    whole["a"] = whole
-    return whole
+    full = {}
+    full["a"] = full
+    return full
 
 
 ONE = np.ones(1, np.float32)
@@ -98,9 +98,9 @@ HOSTILE = {
 def test_what_describes_no_tensors_is_refused_in_a_line(name, write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tree = HOSTILE[name]
-    whole = tree if isinstance(tree, dict) else {}
-    write(tmp_path / "w.pth", whole)
-    if whole is not tree:  # no table, which `write` would number
+    full = tree if isinstance(tree, dict) else {}
+    write(tmp_path / "w.pth", full)
+    if full is not tree:  # no table, which `write` would number
         with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
             archive.writestr("weights/data.pkl", described(tree))
     started = time.monotonic()

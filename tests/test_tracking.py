@@ -50,9 +50,9 @@ def test_a_tracker_gets_name_configuration_figures_and_artifacts(tmp_path, kept)
         log.log(4, 0.5, "seg", "train", None, "loss", float("nan"))
         log.flush()
         log.artifact(tmp_path / "report.html")
-    (one,) = kept
-    assert one.start == Start(tmp_path, "mine", CONFIG, None)
-    assert one.told == [(3, "train/seg/loss", 0.25), "flushed", "report.html", "finished"]
+    (single,) = kept
+    assert single.start == Start(tmp_path, "mine", CONFIG, None)
+    assert single.told == [(3, "train/seg/loss", 0.25), "flushed", "report.html", "finished"]
 
 
 def test_a_run_that_fails_is_told_as_failed(tmp_path, kept):
@@ -67,7 +67,7 @@ def test_a_resumed_run_says_from_where_it_is_logged_again(tmp_path, kept):
         log.log(1, 0.5, "seg", "train", None, "loss", 1.0)
         log.resume_from(1)
         log.log(2, 0.5, "seg", "train", None, "loss", 1.0)
-    assert [each.start.purge_step for each in kept] == [None, 2]
+    assert [entry.start.purge_step for entry in kept] == [None, 2]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_mlflow_keeps_a_run_in_a_local_folder_and_goes_on_with_it(tmp_path, monk
     assert run.info.status == "FINISHED"
     assert run.data.params["model.patches.head"] == "16"
     history = client.get_metric_history(run.info.run_id, "val/seg/miou")
-    assert [(each.step, each.value) for each in history] == [(0, 0.0), (1, 0.25), (2, 0.5)]
-    assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["report.html"]
+    assert [(entry.step, entry.value) for entry in history] == [(0, 0.0), (1, 0.25), (2, 0.5)]
+    assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["report.html"]
 
 
 @pytest.mark.filterwarnings("default")

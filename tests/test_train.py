@@ -120,9 +120,9 @@ def test_forward_transfer_compares_right_before_a_task_s_stage_with_the_untraine
     untrained, before = (stage["before"] for stage in contract["stages"])
     assert set(untrained) == set(before) == {"seg", "cls"}
     assert before["seg"] == contract["stages"][0]["metrics"]["seg"]
-    told = contract["forward_transfer"]["tasks"]
-    assert told["seg"] is None
-    assert told["cls"] == pytest.approx(before["cls"]["top1"] - untrained["cls"]["top1"])
+    message = contract["forward_transfer"]["tasks"]
+    assert message["seg"] is None
+    assert message["cls"] == pytest.approx(before["cls"]["top1"] - untrained["cls"]["top1"])
 
 
 @pytest.mark.usefixtures("no_report")
@@ -165,11 +165,13 @@ def test_exemplars_that_the_network_chose_come_back_with_the_outputs_they_had(ti
     config = tiny_config()
     # There is room for two of the three images.
     config.stages.seg.keep.replay.update({"selection": "herding", "max_mb": 0.04})
-    kept = {"replay": {"batch_size": 2}, "der": {"weight": 0.5}, "lwf": {"weight": 0.0, "feature_weight": 0.5}}
-    config.stages.cls = config_lib.stage(("single",), epochs=1.0, keep=kept)
+    retained = {"replay": {"batch_size": 2}, "der": {"weight": 0.5}, "lwf": {"weight": 0.0, "feature_weight": 0.5}}
+    config.stages.cls = config_lib.stage(("single",), epochs=1.0, keep=retained)
     train_loop.train_and_evaluate(config, tmp_path / "run")
-    kept = checkpoints.load(tmp_path / "run" / "checkpoints" / "0-seg", {"memory": None})["memory"]["replay"]["masks"]
-    buffer = replay.from_tree(kept)
+    retained = checkpoints.load(tmp_path / "run" / "checkpoints" / "0-seg", {"memory": None})["memory"]["replay"][
+        "masks"
+    ]
+    buffer = replay.from_tree(retained)
     assert len(buffer) == 2
     assert buffer[0]["labels"]["seg/outputs"]["outputs"].shape == (8, 8, 11)
     distances = values(tmp_path / "run", "masks_replay/output_distance")
@@ -186,9 +188,11 @@ def test_the_hardest_exemplars_are_those_of_the_largest_loss(tiny_backbone, tmp_
     setup = experiment.build(settings, data_root=tmp_path)
     variables = experiment.init_variables(setup, key=jax.random.key(0), pretrained_path="")
     stage = StageView(settings, setup, 0)
-    kept = stage.keep["replay"].after(stage, Finished(variables, variables, None), memory.nothing())["replay"]["masks"]
+    retained = stage.keep["replay"].after(stage, Finished(variables, variables, None), memory.nothing())["replay"][
+        "masks"
+    ]
     losses = NetworkView(stage, "masks", variables).losses
-    assert sorted(losses(kept)) == pytest.approx(sorted(losses(stage.source("masks")))[-3:], rel=1e-5)
+    assert sorted(losses(retained)) == pytest.approx(sorted(losses(stage.source("masks")))[-3:], rel=1e-5)
 
 
 @pytest.mark.usefixtures("no_report")
@@ -197,7 +201,7 @@ def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path, monke
     config.order = ("seg",)
     settings = {"epochs": 2.0, "schedule": "constant", "warmup_fraction": 0.0}
     config.stages.seg = config_lib.stage(("masks",), freeze={"backbone": (0, 1)}, **settings)
-    compiled, seen = compilation.ahead_of_time, []
+    compiled, observed = compilation.ahead_of_time, []
 
     def part_of(state):
         return jax.device_get(
@@ -207,17 +211,17 @@ def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path, monke
     def watched(*arguments):
         program = compiled(*arguments)
 
-        def step(state, *others):
+        def step(state, *peers):
             before = part_of(state)
-            state, metrics = program(state, *others)
-            seen.append((before, part_of(state)))
+            state, metrics = program(state, *peers)
+            observed.append((before, part_of(state)))
             return state, metrics
 
         return step
 
     monkeypatch.setattr(compilation, "ahead_of_time", watched)
     train_loop.train_and_evaluate(config, tmp_path / "run")
-    moves = [[not np.array_equal(*pair) for pair in zip(before, after, strict=True)] for before, after in seen]
+    moves = [[not np.array_equal(*pair) for pair in zip(before, after, strict=True)] for before, after in observed]
     assert moves == [[False, False]] * 4 + [[True, True]] * 4
 
 
@@ -268,20 +272,20 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_
 ):
     config = tiny_config()
     config.order, config.checkpoint_every_seconds = ("seg",), 0.0
-    finish_step, seen = step_log.log_step, []
+    finish_step, observed = step_log.log_step, []
 
-    def killed_at_step_six(run, stage, progress, done, images, metrics, **others):
-        if done == 6:
+    def killed_at_step_six(run, stage, progress, completed, images, metrics, **peers):
+        if completed == 6:
             raise KeyboardInterrupt
-        seen.append(done)
-        finish_step(run, stage, progress, done, images, metrics, **others)
+        observed.append(completed)
+        finish_step(run, stage, progress, completed, images, metrics, **peers)
 
     workdir = tmp_path / "cut"
     with monkeypatch.context() as patch:
         patch.setattr(step_log, "log_step", killed_at_step_six)
         with pytest.raises(KeyboardInterrupt):
             train_loop.train_and_evaluate(config, workdir)
-    assert seen == [1, 2, 3, 4, 5]
+    assert observed == [1, 2, 3, 4, 5]
     newest, older = checkpoints.steps(workdir / "partial" / "0-seg")
     assert (newest.name, older.name) == ("5", "4")
     (newest / checkpoints.DIGESTS).write_text("{")
@@ -331,22 +335,22 @@ def test_evaluating_the_checkpoint_gives_the_contract_s_figures(finished):
     assert figures["tasks"]["seg"]["miou"] == pytest.approx(contract["tasks"]["seg"]["final"], abs=1e-6)
     assert figures["params"] == contract["budgets"]["params"]["value"]
     assert figures["latency_ms"] > 0
-    assert [each["as_trained"] for each in figures["measured_on"].values()] == [True, True]
+    assert [figure["as_trained"] for figure in figures["measured_on"].values()] == [True, True]
     first = evaluate_checkpoint.run(finished / "checkpoints" / "0-seg")
     assert list(first["tasks"]) == ["seg"]
     assert first["tasks"]["seg"]["miou"] == pytest.approx(contract["tasks"]["seg"]["baseline"], abs=1e-6)
 
 
 def test_figures_of_other_images_than_training_validated_with_are_told(finished, monkeypatch, capsys):
-    other = {"val": {"images": 2, "looked_at": 2, "digest": "of others", "tasks": {}}}
-    kept = evaluate_checkpoint.trained.load(finished)
-    stream = next(iter(kept.data))
-    changed = kept._replace(data={stream: other})
+    another = {"val": {"images": 2, "looked_at": 2, "digest": "of others", "tasks": {}}}
+    retained = evaluate_checkpoint.trained.load(finished)
+    stream = next(iter(retained.data))
+    changed = retained._replace(data={stream: another})
     monkeypatch.setattr(evaluate_checkpoint.trained, "load", lambda *arguments, **settings: changed)
     figures = evaluate_checkpoint.run(finished)
     measured = figures["measured_on"].values()
-    assert [each["as_trained"] for each in measured] == [
-        None if each["stream"] != stream else False for each in measured
+    assert [entry["as_trained"] for entry in measured] == [
+        None if entry["stream"] != stream else False for entry in measured
     ]
     evaluate_checkpoint.show(figures)
     assert "not the images that training validated with" in capsys.readouterr().out

@@ -108,11 +108,11 @@ def take_steps(
     )
     backward = backward or ("summed" if method == "sum" else "stacked")
     problem = StepSpec(model, TASKS, aim, balance.METHODS[method](), backward, micro_batches)
-    made = train_step.make_train_step(
+    created = train_step.make_train_step(
         problem, tx=tx, schedule=schedule, ema_decay=ema_decay, skip_not_finite=skip_not_finite
     )
     settings = (aim, method, backward, micro_batches, weight_decay, ema_decay, skip_not_finite)
-    step = compiled.setdefault(repr(settings), jax.jit(made))
+    step = compiled.setdefault(repr(settings), jax.jit(created))
     state, metrics = start, {}
     for _ in range(steps):
         state, metrics = step(state, memory or {}, batches)
@@ -129,8 +129,8 @@ def moved(before, after):
     }
 
 
-def assert_close(one, other, tolerance=1e-5):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), one, other)
+def assert_close(first, second, tolerance=1e-5):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), first, second)
 
 
 def test_a_step_that_is_not_finite_can_be_left_out_and_counted(run):
@@ -140,12 +140,12 @@ def test_a_step_that_is_not_finite_can_be_left_out_and_counted(run):
     before, after, metrics = run(objective(), {"masks": bad}, **settings)
     assert not np.isfinite(metrics["all/loss"])
     assert metrics["all/skipped_steps"] == after.skipped_steps == after.step == 1
-    untouched = [(each.params, each.batch_stats, each.opt_state, each.ema) for each in (before, after)]
+    untouched = [(entry.params, entry.batch_stats, entry.opt_state, entry.ema) for entry in (before, after)]
     jax.tree.map(np.testing.assert_array_equal, *untouched)
     _, plain, _ = run(objective(), {"masks": good}, ema_decay=0.9)
-    _, kept, metrics = run(objective(), {"masks": good}, **settings)
+    _, retained, metrics = run(objective(), {"masks": good}, **settings)
     assert metrics["all/skipped_steps"] == 0
-    assert_close(kept.params, plain.params)
+    assert_close(retained.params, plain.params)
 
 
 def test_training_lowers_the_loss(run):
@@ -168,23 +168,23 @@ def test_a_batch_leaves_the_heads_that_it_does_not_label_alone_however_they_are_
     tx = optimizer.build("adamw", learning_rate=schedule, weight_decay=0.1, momentum=0.0)
     streams = {"masks": ("seg",), "names": ("cls",)}
     after = {}
-    for way in UPDATES:
-        aim = objective(streams=streams, stage=StageTasks(own=("seg", "cls")), update=way)
+    for scheme in UPDATES:
+        aim = objective(streams=streams, stage=StageTasks(own=("seg", "cls")), update=scheme)
         state = train_step.init_state(
             variables["params"], variables["batch_stats"], balance=plain, tx=tx, ema=False, tasks=tuple(TASKS),
             trained_tasks=aim.tasks, key=jax.random.key(1),
         )  # fmt: skip
         problem = StepSpec(model, TASKS, aim, plain, "summed")
         step = jax.jit(train_step.make_train_step(problem, tx=tx, schedule=schedule, clip_norm=1.0))
-        after[way], metrics = step(state, {}, {"names": batch("names")})
+        after[scheme], metrics = step(state, {}, {"names": batch("names")})
         np.testing.assert_allclose(metrics["all/loss"], metrics["cls/names/loss"])
-        changed = moved(state.params, after[way].params)
+        changed = moved(state.params, after[scheme].params)
         assert not any(name.startswith("head/seg") for name in changed)
         assert {"head/cls/kernel", "neck/lateral_32/kernel"} <= changed
-        jax.tree.map(np.testing.assert_array_equal, after[way].opt_state["seg"], state.opt_state["seg"])
-        assert [int(after[way].opt_state[owner][0].count) for owner in ("seg", "cls", "shared")] == [0, 1, 1]
-    for way in ("mask", "weight"):
-        assert_close(after[way].params, after["forward"].params)
+        jax.tree.map(np.testing.assert_array_equal, after[scheme].opt_state["seg"], state.opt_state["seg"])
+        assert [int(after[scheme].opt_state[owner][0].count) for owner in ("seg", "cls", "shared")] == [0, 1, 1]
+    for scheme in ("mask", "weight"):
+        assert_close(after[scheme].params, after["forward"].params)
 
 
 def test_a_gem_projects_the_new_gradient_against_the_replayed_one(run):
@@ -201,9 +201,9 @@ def test_a_gem_projects_the_new_gradient_against_the_replayed_one(run):
     # The old task's loss is turned round: its gradient then opposes whatever the two have in common.
     for weight in (1.0, -1.0):
         old = jax.tree.map(lambda leaf, weight=weight: weight * leaf, reference)
-        found = gradient(streams=both, **opposed, stream_weights={"masks": 1.0, "names": weight})
-        assert_close(found, agem.project(new, old), tolerance=1e-3)
-        assert optax.tree.vdot(found, old) >= -1e-3
+        result = gradient(streams=both, **opposed, stream_weights={"masks": 1.0, "names": weight})
+        assert_close(result, agem.project(new, old), tolerance=1e-3)
+        assert optax.tree.vdot(result, old) >= -1e-3
 
 
 def test_frozen_parameters_stay_as_they_are_even_under_weight_decay(run):
@@ -296,8 +296,8 @@ def test_distillation_is_zero_against_oneself_and_draws_the_network_to_another_t
 
     def distance(teacher, steps, **settings):
         taught = dataclasses.replace(aim, keep={"lwf": lwf.LwF(**settings)})
-        given = {"memory": {"lwf": teacher}}
-        return run(taught, {"names": batch("names")}, steps=steps, **given)[2]["seg/names/distillation"]
+        inputs = {"memory": {"lwf": teacher}}
+        return run(taught, {"names": batch("names")}, steps=steps, **inputs)[2]["seg/names/distillation"]
 
     np.testing.assert_allclose(distance(variables, 1), 0.0, atol=1e-6)
     louder = jax.tree_util.tree_map_with_path(
@@ -355,8 +355,8 @@ def test_separate_anchors_add_their_penalties(run, variables):
     anchor = ewc.Anchor(jax.tree.map(lambda leaf: leaf + 0.1, params), jax.tree.map(jnp.ones_like, params))
 
     def penalty(*anchors):
-        aim, given = objective(keep={"ewc": ewc.EWC(strength=1.0)}), {"ewc": anchors}
-        return run(aim, {"masks": batch("masks")}, memory=given)[2]["all/ewc_penalty"]
+        aim, inputs = objective(keep={"ewc": ewc.EWC(strength=1.0)}), {"ewc": anchors}
+        return run(aim, {"masks": batch("masks")}, memory=inputs)[2]["all/ewc_penalty"]
 
     np.testing.assert_allclose(penalty(anchor, anchor), 2 * penalty(anchor), rtol=1e-5)
 
@@ -364,9 +364,9 @@ def test_separate_anchors_add_their_penalties(run, variables):
 def test_the_path_integral_is_the_gradient_times_the_way(run, variables):
     start = {"si": jax.tree.map(jnp.zeros_like, variables["params"])}
     before, after, _ = run(objective(keep={"si": si.SI()}), {"masks": batch("masks")}, keep_state=start)
-    way = jax.tree.map(jnp.subtract, after.params, before.params)
+    scheme = jax.tree.map(jnp.subtract, after.params, before.params)
     # One step of plain descent: way = -RATE * gradient.
-    assert_close(after.si_path_integral, jax.tree.map(lambda step: step**2 / RATE, way))
+    assert_close(after.si_path_integral, jax.tree.map(lambda step: step**2 / RATE, scheme))
 
 
 def test_the_average_lags_behind_the_parameters(run):

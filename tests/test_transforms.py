@@ -59,11 +59,11 @@ def test_nothing_changes_by_default_but_the_letterbox():
 
 def test_the_generator_decides_alone_and_the_sample_is_left_as_it_was():
     sample, untouched = scene(), scene()
-    first, again, other = (
+    first, again, another = (
         transforms.apply(sample, np.random.default_rng(seed), size=(64, 64), augment=EVERYTHING) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first["image"], again["image"])
-    assert (first["image"] != other["image"]).any()
+    assert (first["image"] != another["image"]).any()
     np.testing.assert_array_equal(sample["image"], untouched["image"])
     np.testing.assert_array_equal(sample["labels"]["segmentation"]["mask"], untouched["labels"]["segmentation"]["mask"])
 
@@ -72,11 +72,11 @@ def test_the_generator_decides_alone_and_the_sample_is_left_as_it_was():
 def test_image_mask_and_box_stay_together(seed):
     moved = transforms.apply(scene(), np.random.default_rng(seed), size=(64, 64), augment=EVERYTHING)
     mask, detection = moved["labels"]["segmentation"]["mask"], moved["labels"]["detection"]
-    seen = (mask == 1) & (np.arange(64) >= 0)
+    observed = (mask == 1) & (np.arange(64) >= 0)
     if len(detection["boxes_xyxy"]) == 0:
-        assert seen.sum() == 0
+        assert observed.sum() == 0
         return
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    rows, columns = np.flatnonzero(observed.any(axis=1)), np.flatnonzero(observed.any(axis=0))
     expected = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     np.testing.assert_allclose(detection["boxes_xyxy"][0], expected, atol=1.01)
     inner = moved["image"][rows[0] + 2 : rows[-1] - 1, columns[0] + 2 : columns[-1] - 1]
@@ -87,15 +87,15 @@ def test_image_mask_and_box_stay_together(seed):
 def test_scale_and_position_vary_within_their_range():
     augment = Augment(scale_min=0.5, scale_max=2.0, random_position=True)
     rng = np.random.default_rng(0)
-    drawn = [transforms.random_placement(100, 100, rng, size=(50, 50), augment=augment) for _ in range(200)]
-    scales = np.array([each.scale_x for each in drawn]) / 0.5
+    rendered = [transforms.random_placement(100, 100, rng, size=(50, 50), augment=augment) for _ in range(200)]
+    scales = np.array([entry.scale_x for entry in rendered]) / 0.5
     assert 0.5 <= scales.min() < 0.6
     assert 1.9 < scales.max() <= 2.0
-    for each in drawn:
-        ends = sorted((each.offset_x, each.offset_x + 100 * each.scale_x))
+    for entry in rendered:
+        ends = sorted((entry.offset_x, entry.offset_x + 100 * entry.scale_x))
         covers, inside = ends[0] <= 1e-9 and ends[1] >= 50 - 1e-9, ends[0] >= -1e-9 and ends[1] <= 50 + 1e-9
         assert covers or inside
-    assert np.std([each.offset_x for each in drawn]) > 3
+    assert np.std([entry.offset_x for entry in rendered]) > 3
 
 
 def test_flip_happens_as_often_as_asked():
@@ -165,10 +165,10 @@ def test_each_colour_change_does_what_its_name_says(name):
         transforms.change_colours(image, np.random.default_rng(seed), augment=Augment(**{name: 0.3})).astype(float)
         for seed in range(20)
     ]
-    means = np.array([each.mean() for each in changed]) / image.mean()
-    spreads = np.array([each.std() for each in changed]) / image.std()
-    chroma = np.array([np.ptp(each, axis=2).mean() for each in changed]) / np.ptp(image.astype(float), axis=2).mean()
-    assert sum((each != image).any() for each in changed) >= 15
+    means = np.array([entry.mean() for entry in changed]) / image.mean()
+    spreads = np.array([entry.std() for entry in changed]) / image.std()
+    chroma = np.array([np.ptp(entry, axis=2).mean() for entry in changed]) / np.ptp(image.astype(float), axis=2).mean()
+    assert sum((entry != image).any() for entry in changed) >= 15
     assert (np.ptp(means) > 0.3) == (name == "brightness")
     assert (np.ptp(spreads) > 0.3) == (name in ("brightness", "contrast", "saturation"))
     assert (np.ptp(chroma) > 0.3) == (name in ("brightness", "contrast", "saturation"))

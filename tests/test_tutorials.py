@@ -21,9 +21,9 @@ def folder(tmp_path, monkeypatch):
     for table in (balance.METHODS, continual.METHODS, tasks.KINDS):
         for name in list(table):
             monkeypatch.setitem(table, name, table[name])
-    known = [dict(table) for table in (balance.METHODS, continual.METHODS, tasks.KINDS)]
+    reference = [dict(table) for table in (balance.METHODS, continual.METHODS, tasks.KINDS)]
     yield tmp_path
-    for table, before in zip((balance.METHODS, continual.METHODS, tasks.KINDS), known, strict=True):
+    for table, before in zip((balance.METHODS, continual.METHODS, tasks.KINDS), reference, strict=True):
         for name in set(table) - set(before):
             del table[name]
 

@@ -153,5 +153,5 @@ def test_a_lost_host_costs_nothing(hosts: tuple[Host, Host], page: Path, tmp_pat
     resumed.finish()
     assert "epoch 4/12" not in resumed.said()
     assert "epoch 12/12" in resumed.said()
-    for found, expected in zip(learnt(tmp_path / "cut"), learnt(tmp_path / "whole"), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(learnt(tmp_path / "cut"), learnt(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(actual, expected)

@@ -52,19 +52,19 @@ class Passed(NamedTuple):
     losses: dict[str, tuple[Any, Any]]  # before and after a small step against the gradient
 
 
-@pytest.fixture(scope="module", params=[way for way in WAYS if way != "hard"])
+@pytest.fixture(scope="module", params=[scheme for scheme in WAYS if scheme != "hard"])
 def gradients(request):
     """Outputs, and gradients of each task's squared outputs."""
     model = multi_task.build(SETTINGS | {"sharing": request.param}, TASKS)
     variables = random_variables(model)
 
     @functools.partial(jax.jit, static_argnums=1)
-    def function(params, asked):
+    def function(params, requested):
         def losses(params):
             raw = multi_task.train_raw(
-                model, params, variables["batch_stats"], image(), tasks=asked, key=jax.random.key(2)
+                model, params, variables["batch_stats"], image(), tasks=requested, key=jax.random.key(2)
             )
-            return jnp.square(raw.raw[asked[0]]).mean(), raw
+            return jnp.square(raw.raw[requested[0]]).mean(), raw
 
         return jax.value_and_grad(losses, has_aux=True)(params)
 
@@ -77,14 +77,14 @@ def gradients(request):
     return Passed(
         request.param,
         variables,
-        {name: parts for name, ((_, parts), _) in passed.items()},
+        {name: sections for name, ((_, sections), _) in passed.items()},
         {name: grads for name, (_, grads) in passed.items()},
         {name: (passed[name][0][0], stepped[name][0][0]) for name in TRAINED},
     )
 
 
 def test_each_way_emits_every_task_and_trains_what_is_its_own_and_no_other_task_s(gradients):
-    way, _, passed, grads, _ = gradients
+    scheme, _, passed, grads, _ = gradients
     shapes = {"det": (2, 84, 8), "cls": (2, 3)}
     for name in TRAINED:
         assert passed[name].raw[name].shape == shapes[name]
@@ -92,9 +92,9 @@ def test_each_way_emits_every_task_and_trains_what_is_its_own_and_no_other_task_
         still = [path for path, leaf in jax.tree_util.tree_leaves_with_path(private[name]) if not np.any(leaf)]
         # Dead units, and layers of levels that the task does not read.
         assert len(still) < 0.5 * len(jax.tree.leaves(private[name])), still
-        for other in set(NAMES) - {name}:
-            assert not any(np.any(leaf) for leaf in jax.tree.leaves(private[other]))
-        if way not in ("independent", "progressive"):
+        for another in set(NAMES) - {name}:
+            assert not any(np.any(leaf) for leaf in jax.tree.leaves(private[another]))
+        if scheme not in ("independent", "progressive"):
             assert any(np.any(leaf) for leaf in jax.tree.leaves(shared))
         else:
             assert not shared
@@ -106,15 +106,15 @@ def test_a_step_against_its_gradient_brings_each_task_nearer_to_its_aim(gradient
 
 
 def test_a_pass_for_one_task_leaves_the_statistics_of_the_others_alone(gradients):
-    way, variables, passed, _, _ = gradients
-    if way == "cross_stitch":  # one network, whose columns all see every image
+    scheme, variables, passed, _, _ = gradients
+    if scheme == "cross_stitch":  # one network, whose columns all see every image
         return
     before, after = (split_private(tree, NAMES)[1] for tree in (variables["batch_stats"], passed["det"].batch_stats))
     assert any(
         not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (before["det"], after["det"])), strict=True)
     )
-    for other in ("seg", "cls"):
-        jax.tree.map(np.testing.assert_array_equal, before[other], after[other])
+    for another in ("seg", "cls"):
+        jax.tree.map(np.testing.assert_array_equal, before[another], after[another])
 
 
 @functools.cache
@@ -126,24 +126,26 @@ def outputs(model, variables):
     return compiled(model)(variables)
 
 
-def assert_close(one, other):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, other)
+def assert_close(first, second):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), first, second)
 
 
 def test_fresh_adapters_change_nothing():
     adapted, plain = build(sharing="adapters"), build(norms_from=1)  # their former name
-    shared = {name: part for name, part in adapted[1]["params"].items() if name in plain[1]["params"]}
+    shared = {name: section for name, section in adapted[1]["params"].items() if name in plain[1]["params"]}
     assert_close(outputs(*adapted), outputs(plain[0], {**plain[1], "params": shared}))
 
 
 def test_cross_stitches_without_exchange_are_independent_networks():
-    stitched, apart = (multi_task.build(SETTINGS | {"sharing": way}, TASKS) for way in ("cross_stitch", "independent"))
-    own = random_variables(apart)
-    columns = {f"column_{name}": own["params"][branch_name(name)] for name in NAMES}
+    stitched, apart = (
+        multi_task.build(SETTINGS | {"sharing": scheme}, TASKS) for scheme in ("cross_stitch", "independent")
+    )
+    custom = random_variables(apart)
+    columns = {f"column_{name}": custom["params"][branch_name(name)] for name in NAMES}
     stitches = {f"stitch_{number}": jnp.eye(len(NAMES)) for number in range(5)}
-    statistics = {f"column_{name}": own["batch_stats"][branch_name(name)] for name in NAMES}
+    statistics = {f"column_{name}": custom["batch_stats"][branch_name(name)] for name in NAMES}
     variables = {"params": columns | stitches, "batch_stats": statistics}
-    assert_close(outputs(stitched, variables), outputs(apart, own))
+    assert_close(outputs(stitched, variables), outputs(apart, custom))
 
 
 def test_a_progressive_network_reads_earlier_columns_only():
@@ -175,9 +177,9 @@ def test_soft_sharing_takes_the_proximal_step_of_the_sum_over_pairs():
 
     def objective(w):  # what a proximal step minimises
         pairs = sum(jnp.sum((w[i] - w[j]) ** 2) for i, j in ((0, 1), (0, 2), (1, 2)))
-        return 0.5 * jnp.sum((w - jnp.stack([part["w"] for part in PARTS])) ** 2) + 0.5 * 0.5 * pairs
+        return 0.5 * jnp.sum((w - jnp.stack([section["w"] for section in PARTS])) ** 2) + 0.5 * 0.5 * pairs
 
-    gradient = jax.grad(objective)(jnp.stack([part["w"] for part in moved]))
+    gradient = jax.grad(objective)(jnp.stack([section["w"] for section in moved]))
     np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
     np.testing.assert_array_equal(moved[0]["own"], PARTS[0]["own"])  # it has no counterpart
 
@@ -185,8 +187,8 @@ def test_soft_sharing_takes_the_proximal_step_of_the_sum_over_pairs():
 def test_at_strength_0_networks_stay_apart_and_at_infinity_they_are_one():
     for before, after in zip(PARTS, soft_sharing.draw_near(PARTS, 0.0), strict=True):
         assert_close(before, after)
-    for part in soft_sharing.draw_near(PARTS, jnp.inf):
-        np.testing.assert_allclose(part["w"], [2.0, 4.0])
+    for section in soft_sharing.draw_near(PARTS, jnp.inf):
+        np.testing.assert_allclose(section["w"], [2.0, 4.0])
 
 
 def step(model, variables, *, method, soft_sharing_strength=0.0):
@@ -201,12 +203,12 @@ def step(model, variables, *, method, soft_sharing_strength=0.0):
     names = {"tasks": tuple(TWO), "trained_tasks": tuple(TWO)}
     start = train_step.init_state(**variables, balance=balancing, tx=tx, ema=False, **names, key=jax.random.key(0))
     problem = StepSpec(model, TWO, aim, balancing, "summed" if method == "sum" else "stacked")
-    made = train_step.make_train_step(problem, tx=tx, schedule=schedule, soft_sharing_strength=soft_sharing_strength)
+    created = train_step.make_train_step(problem, tx=tx, schedule=schedule, soft_sharing_strength=soft_sharing_strength)
     data = {
         stream: {"image": image()[number, None], "labels": {task: {"label": jnp.array([number])}}}
         for number, (stream, (task,)) in enumerate(streams.items())
     }
-    return jax.jit(made)(start, {}, data)[0].params
+    return jax.jit(created)(start, {}, data)[0].params
 
 
 TWO = tasks.build({name: {"kind": "classification", "classes": CLASSES} for name in ("first", "second")})
@@ -218,7 +220,7 @@ def test_infinitely_strong_soft_sharing_is_hard_sharing_and_none_is_independence
     variables = random_variables(hard)
 
     def column(tree, task):
-        head = {name: part for name, part in tree["head"].items() if name == task or name not in TWO}
+        head = {name: section for name, section in tree["head"].items() if name == task or name not in TWO}
         return {**tree, "head": head}
 
     columns = {name: {branch_name(task): column(tree, task) for task in TWO} for name, tree in variables.items()}

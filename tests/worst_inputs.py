@@ -96,10 +96,10 @@ def main() -> None:
     }
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, hard))
-    for name, read in cases.items():
+    for name, loaded in cases.items():
         started = time.process_time()
         try:
-            read()
+            loaded()
             outcome = "read"
         except UserError:
             outcome = "refused"

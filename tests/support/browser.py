@@ -51,9 +51,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """Returns what an expression is, waited for."""
-        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in done, done["exceptionDetails"]
-        return done["result"].get("value")
+        completed = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in completed, completed["exceptionDetails"]
+        return completed["result"].get("value")
 
     def open(self, url: str, size: str = "desktop") -> None:
         width, height = SIZES[size]
@@ -118,7 +118,7 @@ def chromium() -> Iterator[Page]:
                 time.sleep(0.1)
             number = port.read_text().splitlines()[0]
             with urllib.request.urlopen(f"http://127.0.0.1:{number}/json/list") as listed:
-                tab = next(each for each in json.load(listed) if each["type"] == "page")
+                tab = next(entry for entry in json.load(listed) if entry["type"] == "page")
             with connect(tab["webSocketDebuggerUrl"], max_size=None) as socket:
                 yield Page(socket)
         finally:

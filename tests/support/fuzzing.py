@@ -46,8 +46,8 @@ Change = tuple[str, int, int, bytes]  # kind, place, length, new bytes
 def changes(most: int = 4) -> st.SearchStrategy[list[Change]]:
     """Draws changes that `changed` makes."""
     kind = st.sampled_from(("flip", "cut", "insert", "splice", "zero", "set"))
-    one = st.tuples(kind, st.integers(0, 2**20), st.integers(1, 64), st.binary(min_size=1, max_size=8))
-    return st.lists(one, min_size=1, max_size=most)
+    single = st.tuples(kind, st.integers(0, 2**20), st.integers(1, 64), st.binary(min_size=1, max_size=8))
+    return st.lists(single, min_size=1, max_size=most)
 
 
 def changed(content: bytes, steps: list[Change]) -> bytes:
@@ -85,17 +85,17 @@ def _rewritten(draw: Callable[..., Any], tree: Any) -> Any:
         return draw(hostile())
     copy = dict(tree) if isinstance(tree, dict) else list(tree)
     key = draw(st.sampled_from(sorted(tree)) if isinstance(tree, dict) else st.integers(0, len(tree) - 1))
-    what = draw(st.sampled_from(("within", "within", "within", "within", "delete", "double")))
-    if what == "delete":
+    subject = draw(st.sampled_from(("within", "within", "within", "within", "delete", "double")))
+    if subject == "delete":
         del copy[key]
-    elif what == "double" and isinstance(copy, list):
+    elif subject == "double" and isinstance(copy, list):
         copy.append(copy[key])
     else:
         copy[key] = _rewritten(draw, copy[key])
     return copy
 
 
-def verdict(read: Callable[[], Any], *names: str) -> str:
+def verdict(loaded: Callable[[], Any], *names: str) -> str:
     """Reads something hostile, which must give a result or one line that names the file or field.
 
     Args:
@@ -107,7 +107,7 @@ def verdict(read: Callable[[], Any], *names: str) -> str:
     """
     try:
         with _limited():
-            read()
+            loaded()
     except (UserError, CheckpointError) as error:
         message = str(error)
         assert message.isprintable(), message

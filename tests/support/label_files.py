@@ -43,11 +43,11 @@ class Picture(NamedTuple):
     def mask(self) -> np.ndarray:
         """Class of each pixel: no object lies over another, and every side runs along an axis."""
         mask = np.zeros(self.size[::-1], np.uint8)
-        for each in self.objects:
+        for entry in self.objects:
             for y in range(mask.shape[0]):
                 for x in range(mask.shape[1]):
-                    if _inside(each.corners, x + 0.5, y + 0.5):
-                        mask[y, x] = CLASSES.index(each.label) + 1
+                    if _inside(entry.corners, x + 0.5, y + 0.5):
+                        mask[y, x] = CLASSES.index(entry.label) + 1
         return mask
 
 
@@ -82,19 +82,19 @@ def text(file: Path, content: str) -> None:
 def coco(root: Path, *, outlines: str = "") -> None:
     for split in ("train", "val"):
         images, annotations = [], []
-        for number, picture in enumerate(each for each in PICTURES if each.split == split):
+        for number, picture in enumerate(entry for entry in PICTURES if entry.split == split):
             put(root / split / picture.name, picture)
             width, height = picture.size
             images.append({"id": number + 5, "file_name": picture.name, "width": width, "height": height})
-            for each in picture.objects:
-                left, top, right, bottom = each.box
+            for entry in picture.objects:
+                left, top, right, bottom = entry.box
                 annotation = {"id": len(annotations), "image_id": number + 5, "iscrowd": 0}
-                annotation |= {"category_id": 3 + 4 * CLASSES.index(each.label)}
+                annotation |= {"category_id": 3 + 4 * CLASSES.index(entry.label)}
                 annotation |= {"bbox": [left, top, right - left, bottom - top]}
                 if outlines == "polygons":
-                    annotation["segmentation"] = [[side for corner in each.corners for side in corner]]
+                    annotation["segmentation"] = [[side for corner in entry.corners for side in corner]]
                 if outlines == "runs":
-                    alone = picture._replace(objects=(each,)).mask > 0
+                    alone = picture._replace(objects=(entry,)).mask > 0
                     annotation["segmentation"] = {"size": [height, width], "counts": runs(alone)}
                 annotations.append(annotation)
         categories = [{"id": 3, "name": "ant"}, {"id": 7, "name": "bee"}]
@@ -117,10 +117,10 @@ def voc(root: Path) -> None:
         put(root / "JPEGImages" / picture.name, picture)
         width, height = picture.size
         objects = "".join(
-            f"<object><name>{each.label}</name><difficult>0</difficult><bndbox><xmin>{left}</xmin><ymin>{top}</ymin>"
+            f"<object><name>{entry.label}</name><difficult>0</difficult><bndbox><xmin>{left}</xmin><ymin>{top}</ymin>"
             f"<xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
-            for each in picture.objects
-            for left, top, right, bottom in [each.box]
+            for entry in picture.objects
+            for left, top, right, bottom in [entry.box]
         )
         text(
             root / "Annotations" / f"{picture.name.removesuffix('.png')}.xml",
@@ -137,13 +137,13 @@ def yolo(root: Path, *, outlines: str = "") -> None:
         put(root / "images" / picture.split / picture.name, picture)
         width, height = picture.size
         lines = []
-        for each in picture.objects:
-            left, top, right, bottom = each.box
+        for entry in picture.objects:
+            left, top, right, bottom = entry.box
             box = ((left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width)
             numbers = [*box, (bottom - top) / height]
             if outlines:
-                numbers = [side for x, y in each.corners for side in (x / width, y / height)]
-            lines.append(f"{CLASSES.index(each.label)} " + " ".join(f"{number:.6f}" for number in numbers))
+                numbers = [side for x, y in entry.corners for side in (x / width, y / height)]
+            lines.append(f"{CLASSES.index(entry.label)} " + " ".join(f"{number:.6f}" for number in numbers))
         if lines:
             text(root / "labels" / picture.split / f"{picture.name.removesuffix('.png')}.txt", "\n".join(lines))
     text(root / "data.yaml", "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: ant\n  1: bee\n")
@@ -153,32 +153,32 @@ def cvat(root: Path, *, outlines: str = "") -> None:
     images = []
     for number, picture in enumerate(PICTURES):
         put(root / "images" / picture.split / picture.name, picture)
-        drawn = ""
-        for each in picture.objects:
-            left, top, right, bottom = each.box
-            points = ";".join(f"{x}.00,{y}.00" for x, y in each.corners)
-            drawn += {
-                "": f'<box label="{each.label}" occluded="0" xtl="{left}.00" ytl="{top}.00" xbr="{right}.00" '
+        rendered = ""
+        for entry in picture.objects:
+            left, top, right, bottom = entry.box
+            points = ";".join(f"{x}.00,{y}.00" for x, y in entry.corners)
+            rendered += {
+                "": f'<box label="{entry.label}" occluded="0" xtl="{left}.00" ytl="{top}.00" xbr="{right}.00" '
                 f'ybr="{bottom}.00" z_order="0"></box>',
-                "polygons": f'<polygon label="{each.label}" points="{points}"></polygon>',
-                "runs": _cvat_mask(each, picture),
+                "polygons": f'<polygon label="{entry.label}" points="{points}"></polygon>',
+                "runs": _cvat_mask(entry, picture),
             }[outlines]
         width, height = picture.size
         images.append(
             f'<image id="{number}" name="{picture.name}" subset="{picture.split}" width="{width}" height="{height}">'
-            f"{drawn}</image>"
+            f"{rendered}</image>"
         )
     labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in CLASSES)
     head = f"<version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"
     text(root / "annotations.xml", f'<?xml version="1.0"?><annotations>{head}{"".join(images)}</annotations>')
 
 
-def _cvat_mask(each: Object, picture: Picture) -> str:
-    left, top, right, bottom = each.box
-    inside = picture._replace(objects=(each,)).mask[top:bottom, left:right] > 0
+def _cvat_mask(entry: Object, picture: Picture) -> str:
+    left, top, right, bottom = entry.box
+    inside = picture._replace(objects=(entry,)).mask[top:bottom, left:right] > 0
     rle = ", ".join(map(str, runs(inside.T)))
     return (
-        f'<mask label="{each.label}" rle="{rle}" left="{left}" top="{top}" width="{right - left}" '
+        f'<mask label="{entry.label}" rle="{rle}" left="{left}" top="{top}" width="{right - left}" '
         f'height="{bottom - top}"></mask>'
     )
 
@@ -187,12 +187,12 @@ def labelme(root: Path, *, outlines: str = "") -> None:
     for picture in PICTURES:
         put(root / picture.split / picture.name, picture)
         shapes = []
-        for each in picture.objects:
-            left, top, right, bottom = each.box  # dragged from the lower right
+        for entry in picture.objects:
+            left, top, right, bottom = entry.box  # dragged from the lower right
             points, form = [[right, bottom], [left, top]], "rectangle"
             if outlines:
-                points, form = [list(corner) for corner in each.corners], "polygon"
-            shapes.append({"label": each.label, "points": points, "group_id": None, "shape_type": form, "flags": {}})
+                points, form = [list(corner) for corner in entry.corners], "polygon"
+            shapes.append({"label": entry.label, "points": points, "group_id": None, "shape_type": form, "flags": {}})
         content = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": picture.name, "imageData": None}
         content |= {"imageWidth": picture.size[0], "imageHeight": picture.size[1]}
         text(root / picture.split / f"{picture.name.removesuffix('.png')}.json", json.dumps(content))
@@ -204,15 +204,15 @@ def label_studio(root: Path, *, outlines: str = "") -> None:
         put(root / picture.split / picture.name, picture)
         width, height = picture.size
         results = []
-        for each in picture.objects:
-            left, top, right, bottom = each.box
+        for entry in picture.objects:
+            left, top, right, bottom = entry.box
             value: dict = {"x": 100 * left / width, "y": 100 * top / height, "rotation": 0}
             value |= {"width": 100 * (right - left) / width, "height": 100 * (bottom - top) / height}
             form = "rectanglelabels"
             if outlines:
-                value = {"points": [[100 * x / width, 100 * y / height] for x, y in each.corners]}
+                value = {"points": [[100 * x / width, 100 * y / height] for x, y in entry.corners]}
                 form = "polygonlabels"
-            result = {"type": form, "value": value | {form: [each.label]}, "from_name": "label", "to_name": "image"}
+            result = {"type": form, "value": value | {form: [entry.label]}, "from_name": "label", "to_name": "image"}
             results.append(result | {"original_width": width, "original_height": height, "image_rotation": 0})
         address = f"/data/upload/1/0a1b2c3d-{quote(picture.name)}"
         data = {"image": address, "split": picture.split}
@@ -223,16 +223,16 @@ def label_studio(root: Path, *, outlines: str = "") -> None:
 def via(root: Path, *, outlines: str = "") -> None:
     for split in ("train", "val"):
         content = {}
-        for picture in (each for each in PICTURES if each.split == split):
+        for picture in (entry for entry in PICTURES if entry.split == split):
             put(root / split / picture.name, picture)
             regions = []
-            for each in picture.objects:
-                left, top, right, bottom = each.box
-                drawn: dict = {"name": "rect", "x": left, "y": top, "width": right - left, "height": bottom - top}
+            for entry in picture.objects:
+                left, top, right, bottom = entry.box
+                rendered: dict = {"name": "rect", "x": left, "y": top, "width": right - left, "height": bottom - top}
                 if outlines:
-                    xs, ys = map(list, zip(*each.corners, strict=True))
-                    drawn = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
-                regions.append({"shape_attributes": drawn, "region_attributes": {"class": each.label}})
+                    xs, ys = map(list, zip(*entry.corners, strict=True))
+                    rendered = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+                regions.append({"shape_attributes": rendered, "region_attributes": {"class": entry.label}})
             content[f"{picture.name}999"] = {"filename": picture.name, "size": 999, "regions": regions}
             content[f"{picture.name}999"]["file_attributes"] = {"caption": "", "public_domain": "no"}
         text(root / split / "via_region_data.json", json.dumps(content))
@@ -243,15 +243,15 @@ def open_images(root: Path) -> None:
     for split, folder in (("train", "train"), ("val", "validation")):
         boxes = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"]
         presences = ["ImageID,Source,LabelName,Confidence"]
-        for picture in (each for each in PICTURES if each.split == split):
+        for picture in (entry for entry in PICTURES if entry.split == split):
             put(root / folder / picture.name, picture)
             name, (width, height) = picture.name.removesuffix(".png"), picture.size
-            for each in picture.objects:
-                left, top, right, bottom = each.box
+            for entry in picture.objects:
+                left, top, right, bottom = entry.box
                 sides = (left / width, right / width, top / height, bottom / height)
                 row = ",".join(f"{side:.6f}" for side in sides)
-                boxes.append(f"{name},xclick,/m/0{each.label[0]},1,{row},0,0,0")
-            shown = {each.label for each in picture.objects}
+                boxes.append(f"{name},xclick,/m/0{entry.label[0]},1,{row},0,0,0")
+            shown = {entry.label for entry in picture.objects}
             presences += [f"{name},verification,/m/0{label[0]},{int(label in shown)}" for label in CLASSES]
         text(root / f"{folder}-annotations-bbox.csv", "\n".join(boxes))
         text(root / f"{folder}-annotations-human-imagelabels-boxable.csv", "\n".join(presences))
@@ -260,10 +260,10 @@ def open_images(root: Path) -> None:
 def csv_boxes(root: Path) -> None:
     for split in ("train", "val"):
         rows = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
-        for picture in (each for each in PICTURES if each.split == split):
+        for picture in (entry for entry in PICTURES if entry.split == split):
             put(root / split / picture.name, picture)
             start = f"{picture.name},{picture.size[0]},{picture.size[1]}"
-            rows += [f"{start},{each.label},{','.join(map(str, each.box))}" for each in picture.objects]
+            rows += [f"{start},{entry.label},{','.join(map(str, entry.box))}" for entry in picture.objects]
             rows += [] if picture.objects else [f"{start},,,,,"]
         text(root / f"{split}.csv", "\r\n".join(rows))
 
@@ -376,7 +376,7 @@ def csv_flags(root: Path) -> None:
     rows = ["image," + ",".join(CLASSES)]
     for picture in PICTURES:
         put(root / picture.split / picture.name, picture)
-        shown = {each.label for each in picture.objects}
+        shown = {entry.label for entry in picture.objects}
         rows.append(f"{picture.name}," + ",".join(str(int(name in shown)) for name in CLASSES))
     text(root / "tags.csv", "\n".join(rows))
 
@@ -385,7 +385,7 @@ def csv_tags(root: Path) -> None:
     rows = ["image,tags"]
     for picture in PICTURES:
         put(root / picture.split / picture.name, picture)
-        rows.append(f"{picture.name},{'|'.join(sorted({each.label for each in picture.objects}))}")
+        rows.append(f"{picture.name},{'|'.join(sorted({entry.label for entry in picture.objects}))}")
     text(root / "tags.csv", "\n".join(rows))
 
 

@@ -47,13 +47,13 @@ def serve() -> Iterator[LocalServer]:
 
 
 def _answer(handler: BaseHTTPRequestHandler, state: LocalServer) -> None:
-    asked = handler.headers.get("Range")
-    state.requests.append((handler.path, asked))
+    requested = handler.headers.get("Range")
+    state.requests.append((handler.path, requested))
     content = state.files.get(handler.path.lstrip("/"))
     if state.statuses or content is None:
         handler.send_error(state.statuses.pop(0) if state.statuses else 404)
         return
-    start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and not state.ignore_range else 0
+    start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1]) if requested and not state.ignore_range else 0
     if start >= len(content) > 0:
         handler.send_error(416)
         return

@@ -88,8 +88,8 @@ def _efficientnet(stages):
     blocks = {}
     for number, (expansion, kernel, stride, inputs, outputs, repeats) in enumerate(stages, start=1):
         for repeat in range(repeats):
-            read, step = (outputs, 1) if repeat else (inputs, stride)
-            blocks[f"{number}.{repeat}"] = Block(read, kernel, expansion * read, outputs, read // 4, "SiLU", step)
+            loaded, step = (outputs, 1) if repeat else (inputs, stride)
+            blocks[f"{number}.{repeat}"] = Block(loaded, kernel, expansion * loaded, outputs, loaded // 4, "SiLU", step)
     return Published(32, blocks, len(stages) + 1, 1280, {"1": (1280, 1000)}, "SiLU", 1e-5)
 
 
@@ -102,19 +102,19 @@ NETWORKS = {
 
 def shapes(network: Published) -> dict[str, tuple[int, ...]]:
     """Returns {name: shape in PyTorch's layout} of a whole state dict."""
-    found, outputs = _conv_norm("features.0", 3, network.stem, 3), network.stem
+    result, outputs = _conv_norm("features.0", 3, network.stem, 3), network.stem
     for name, block in network.blocks.items():
         wide, squeeze, outputs = block.expanded, block.squeeze, block.outputs
-        parts = [(_conv_norm, block.inputs, wide, 1)] if wide != block.inputs else []
-        parts.append((_conv_norm, 1, wide, block.kernel))
-        parts += [(_squeeze_excite, wide, squeeze, 1)] if squeeze else []
-        parts.append((_conv_norm, wide, outputs, 1))
-        for number, (make, *sizes) in enumerate(parts):
-            found |= make(f"features.{name}.block.{number}", *sizes)
-    found |= _conv_norm(f"features.{network.last}", outputs, network.channels, 1)
+        sections = [(_conv_norm, block.inputs, wide, 1)] if wide != block.inputs else []
+        sections.append((_conv_norm, 1, wide, block.kernel))
+        sections += [(_squeeze_excite, wide, squeeze, 1)] if squeeze else []
+        sections.append((_conv_norm, wide, outputs, 1))
+        for number, (make, *sizes) in enumerate(sections):
+            result |= make(f"features.{name}.block.{number}", *sizes)
+    result |= _conv_norm(f"features.{network.last}", outputs, network.channels, 1)
     for number, (inputs, outputs) in network.classifier.items():
-        found |= {f"classifier.{number}.weight": (outputs, inputs), f"classifier.{number}.bias": (outputs,)}
-    return found
+        result |= {f"classifier.{number}.weight": (outputs, inputs), f"classifier.{number}.bias": (outputs,)}
+    return result
 
 
 def _conv_norm(name, inputs, outputs, kernel):

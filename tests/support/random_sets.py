@@ -58,12 +58,12 @@ def write_map(file: Path, values: np.ndarray) -> None:
 
 def rectangles(rng: np.random.Generator, height: int, width: int, count: int) -> list[tuple[int, int, int, int]]:
     """Draws boxes (left, top, right, bottom) that do not overlap: one in each of `count` bands, px."""
-    found = []
+    result = []
     for top, bottom in zip(*(np.linspace(0, height, count + 1).astype(int)[i:][:count] for i in (0, 1)), strict=True):
         first, last = np.sort(rng.choice(bottom - top + 1, 2, replace=False)) + top
         left, right = np.sort(rng.choice(width + 1, 2, replace=False))
-        found.append((int(left), int(first), int(right), int(last)))
-    return found
+        result.append((int(left), int(first), int(right), int(last)))
+    return result
 
 
 def stored_box(box: tuple[int, int, int, int], shape: tuple[int, int], tag: int) -> tuple[int, int, int, int]:
@@ -105,8 +105,8 @@ def shown_map(upright: np.ndarray, missing: float, *, flip: bool) -> tuple[np.nd
     rows, columns = (
         np.clip(place, 0, side - 1).astype(int) for place, side in zip(places, (height, width), strict=True)
     )
-    found = np.where(inside[0][:, None] & inside[1], upright[np.ix_(rows, columns)], missing)
-    return found, sure[0][:, None] & sure[1]
+    result = np.where(inside[0][:, None] & inside[1], upright[np.ix_(rows, columns)], missing)
+    return result, sure[0][:, None] & sure[1]
 
 
 def shown_boxes(boxes: Any, shape: tuple[int, int], *, flip: bool) -> np.ndarray:

@@ -143,11 +143,11 @@ def official_archives(data_root: Path, folder: Path) -> Path:
     """Archives in the official layouts, made of the real sets and of things that are to be left out."""
     folder.mkdir()
     with tarfile.open(folder / VOC, "w") as archive:
-        for part in ("ImageSets", "SegmentationClass", "JPEGImages"):
-            archive.add(data_root / "mini-voc-seg" / part, f"VOCdevkit/VOC2012/{part}")
+        for section in ("ImageSets", "SegmentationClass", "JPEGImages"):
+            archive.add(data_root / "mini-voc-seg" / section, f"VOCdevkit/VOC2012/{section}")
     with tarfile.open(folder / IMAGENETTE, "w:gz", compresslevel=1) as archive:
-        for part in ("val", "train"):
-            archive.add(data_root / "imagenette-160" / part, f"imagenette2-160/{part}")
+        for section in ("val", "train"):
+            archive.add(data_root / "imagenette-160" / section, f"imagenette2-160/{section}")
     official = coco_official([1, 2])
     with zipfile.ZipFile(folder / "val2017.zip", "w") as archive:
         archive.writestr("val2017/000000000001.jpg", b"not needed")
