@@ -61,12 +61,12 @@ def _version_numbers(version: str) -> tuple[int, ...]:
 
 
 def join(
-    old: Trained, page: RunSettings, *, limit: float | None, refine: bool = False, per_class: int = 0
+    parent: Trained, page: RunSettings, *, limit: float | None, refine: bool = False, per_class: int = 0
 ) -> RunSettings:
     """Returns the settings of the new run: those of the old run and the additions of a page.
 
     Args:
-        old: the finished run.
+        parent: the finished run.
         page: tasks, streams and stages to add; it may repeat those of the old run unchanged.
         limit: largest drop of an old task in percent; None means that nothing may change.
         refine: whether the page has more data for existing classes.
@@ -75,93 +75,96 @@ def join(
     Raises:
         UserError: the page contradicts the old run, or adds nothing that can be learnt.
     """
-    config, page_config = old.config.to_dict(), page.to_dict()
-    config["order"] = config["order"][: len(old.stages)]  # without stages that are not trained yet
-    _require_same_network(old, config, page_config)
+    config, page_config = parent.config.to_dict(), page.to_dict()
+    config["order"] = config["order"][: len(parent.stages)]  # without stages that are not trained yet
+    _require_same_network(parent, config, page_config)
     if refine:
-        _require_existing_tasks(old, config, page_config)
+        _require_existing_tasks(parent, config, page_config)
         new_tasks, extended_tasks = list(page_config["tasks"]), {}
     else:
-        extended_tasks = _join_tasks(old, config, page_config)
-        new_tasks = [task for task in page_config["tasks"] if task not in old.names or task in extended_tasks]
-    _join_streams(old, config, page_config)
-    new = _join_stages(old, config, page_config, new_tasks)
-    new_classes.join(config, page_config, extended_tasks, new, location=str(old.path), exact=limit is None)
+        extended_tasks = _join_tasks(parent, config, page_config)
+        new_tasks = [task for task in page_config["tasks"] if task not in parent.names or task in extended_tasks]
+    _join_streams(parent, config, page_config)
+    new_stages = _join_stages(parent, config, page_config, new_tasks)
+    new_classes.join(config, page_config, extended_tasks, new_stages, location=str(parent.path), exact=limit is None)
     _apply_page_settings(config, page_config)
-    for name in new:
+    for name in new_stages:
         stage = config["stages"][name]
-        stage |= _keep_settings(old, stage, config["streams"], limit, refine=refine)
-        stage["warm_start"] = stage["warm_start"] or _warm_start(old, config, stage)
+        stage |= _keep_settings(parent, stage, config["streams"], limit, refine=refine)
+        stage["warm_start"] = stage["warm_start"] or _warm_start(parent, config, stage)
     if per_class:
-        exemplars.configure(config, old, extended_tasks, new, per_class=per_class)
+        exemplars.configure(config, parent, extended_tasks, new_stages, per_class=per_class)
     if limit is not None:
         config["contract"]["max_drop_percent"] = limit
     if limit is not None or refine:
-        config["contract"]["baseline_from"] |= _baselines_of(old)
+        config["contract"]["baseline_from"] |= _baselines_of(parent)
     return read_settings(config)
 
 
-def _baselines_of(old: Trained) -> dict[str, str]:
+def _baselines_of(parent: Trained) -> dict[str, str]:
     """Returns the baselines of the old tasks: the old run, if it is finished."""
-    folder = old.path.absolute().parent.parent
+    folder = parent.path.absolute().parent.parent
     contract = files.read_json(folder / "contract.json") or {}
-    is_finished = [stage["name"] for stage in contract.get("stages", ())] == list(old.stages)
-    return dict.fromkeys(old.names, str(folder)) if is_finished else {}
+    is_finished = [stage["name"] for stage in contract.get("stages", ())] == list(parent.stages)
+    return dict.fromkeys(parent.names, str(folder)) if is_finished else {}
 
 
-def _require_existing_tasks(old: Trained, config: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
+def _require_existing_tasks(parent: Trained, config: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
     """Rejects tasks and classes that the parent does not have."""
     for name, task in page_config["tasks"].items():
-        if name not in old.names:
+        if name not in parent.names:
             raise UserError(
-                f"expected tasks of {old.path}, found {name!r}; {suggestion(name, old.names)}, or leave --refine out"
+                f"expected tasks of {parent.path}, found {name!r}; {suggestion(name, parent.names)}, or leave "
+                "--refine out"
             )
-        refinement.require_existing_classes(name, config["tasks"][name], task, location=str(old.path))
+        refinement.require_existing_classes(name, config["tasks"][name], task, location=str(parent.path))
 
 
-def _require_same_network(old: Trained, before: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
+def _require_same_network(parent: Trained, parent_settings: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
     """Rejects network settings that are neither the parent's nor the defaults."""
     for name, value in page_config["model"].items():
         is_allowed = name in ("branches", "max_params") or value in (
             defaults(ModelSettings)[name],
-            before["model"][name],
+            parent_settings["model"][name],
         )
         if not is_allowed:
             raise UserError(
-                f"model.{name}: expected {before['model'][name]!r}, as {old.path} was trained and keeps its layers, "
-                f"found {value!r}; leave the setting out, or train all tasks from the start"
+                f"model.{name}: expected {parent_settings['model'][name]!r}, as {parent.path} was trained and keeps "
+                f"its layers, found {value!r}; leave the setting out, or train all tasks from the start"
             )
 
 
-def _join_tasks(old: Trained, config: dict[str, Any], page_config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _join_tasks(parent: Trained, config: dict[str, Any], page_config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Adds new tasks to the configuration; returns the new classes of old tasks."""
     extended_tasks = {}
     for name, task in page_config["tasks"].items():
         if name not in config["tasks"]:
             config["tasks"][name] = task
-        elif classes := new_classes.classes_to_add(name, config["tasks"][name], task, location=str(old.path)):
+        elif classes := new_classes.classes_to_add(name, config["tasks"][name], task, location=str(parent.path)):
             extended_tasks[name] = classes
         else:
-            _require_same_task(old, name, config["tasks"][name], task)
+            _require_same_task(parent, name, config["tasks"][name], task)
     config["model"]["branches"] = {**dict(config["model"]["branches"]), **dict(page_config["model"]["branches"])}
     return extended_tasks
 
 
-def _require_same_task(old: Trained, name: str, before: Mapping[str, Any], page_config: Mapping[str, Any]) -> None:
-    if _as_lists(before) != _as_lists(page_config):
-        differences = continuation.differences(_as_lists(before), _as_lists(page_config))
+def _require_same_task(
+    parent: Trained, name: str, parent_settings: Mapping[str, Any], page_config: Mapping[str, Any]
+) -> None:
+    if _as_lists(parent_settings) != _as_lists(page_config):
+        differences = continuation.differences(_as_lists(parent_settings), _as_lists(page_config))
         raise UserError(
-            f"task {name} is in {old.path} already, with other settings ({differences[0]}); give the new task "
+            f"task {name} is in {parent.path} already, with other settings ({differences[0]}); give the new task "
             "another name"
         )
 
 
-def _join_streams(old: Trained, config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
+def _join_streams(parent: Trained, config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
     for name, stream in page_config["streams"].items():
         if name in config["streams"]:
             if config["streams"][name] != stream:
                 raise UserError(
-                    f"stream {name} is in {old.path} already, with other settings; give the new stream another name"
+                    f"stream {name} is in {parent.path} already, with other settings; give the new stream another name"
                 )
             continue
         if page_config["image_size"] != config["image_size"] and not stream["image_size"]:
@@ -170,17 +173,17 @@ def _join_streams(old: Trained, config: dict[str, Any], page_config: Mapping[str
 
 
 def _join_stages(
-    old: Trained, config: dict[str, Any], page_config: Mapping[str, Any], new_tasks: Sequence[str]
+    parent: Trained, config: dict[str, Any], page_config: Mapping[str, Any], new_tasks: Sequence[str]
 ) -> list[str]:
     """Adds new stages, which have to train the new tasks; returns the names of the stages."""
-    new = [name for name in page_config["order"] if name not in config["order"]]
-    used_streams = {stream for name in new for stream in page_config["stages"][name]["streams"]}
+    new_stages = [name for name in page_config["order"] if name not in config["order"]]
+    used_streams = {stream for name in new_stages for stream in page_config["stages"][name]["streams"]}
     for stream in page_config["streams"]:
-        if stream in old.config.streams:
+        if stream in parent.config.streams:
             continue
         if stream not in used_streams:
             raise UserError(
-                f"stream {stream} is in no new stage ({', '.join(new) or 'there is none'}); add it to one, or "
+                f"stream {stream} is in no new stage ({', '.join(new_stages) or 'there is none'}); add it to one, or "
                 "leave it out"
             )
         if not set(page_config["streams"][stream]["labels"]) & set(new_tasks):
@@ -191,16 +194,16 @@ def _join_stages(
     new_labels = {task for stream in used_streams for task in config["streams"][stream]["labels"]}
     if idle := [task for task in new_tasks if task not in new_labels]:
         raise UserError(f"task {idle[0]} is new and no new stage labels it; add a stream and a stage for it")
-    if not new or not new_tasks:
+    if not new_stages or not new_tasks:
         raise UserError(
-            f"expected a task or classes that {old.path} has not, with a stream and a stage, found nothing to add"
+            f"expected a task or classes that {parent.path} has not, with a stream and a stage, found nothing to add"
         )
-    for name in new:
-        if name in config["stages"] and name in old.stages:
-            raise UserError(f"stage {name} is in {old.path} already; give the new stage another name")
+    for name in new_stages:
+        if name in config["stages"] and name in parent.stages:
+            raise UserError(f"stage {name} is in {parent.path} already; give the new stage another name")
         config["stages"][name] = page_config["stages"][name]
-    config["order"] = (*config["order"], *new)
-    return new
+    config["order"] = (*config["order"], *new_stages)
+    return new_stages
 
 
 def _apply_page_settings(config: dict[str, Any], page_config: Mapping[str, Any]) -> None:
@@ -216,16 +219,16 @@ def _apply_page_settings(config: dict[str, Any], page_config: Mapping[str, Any])
 
 
 def _keep_settings(
-    old: Trained, stage: Mapping[str, Any], labels: Mapping[str, Any], limit: float | None, *, refine: bool
+    parent: Trained, stage: Mapping[str, Any], labels: Mapping[str, Any], limit: float | None, *, refine: bool
 ) -> dict[str, Any]:
     """Returns the settings of a new stage that keep old tasks: exact outputs, or the default continual methods."""
     if limit is None:
         return {"old_outputs": exactness.OTHERS_EXACT if refine else exactness.EXACT}
     # The last stage of a run stores no exemplars, because no stage was to follow.
-    has_exemplars = any(old.config.stages[name].keep.get("replay", {}).get("images") for name in old.stages[:-1])
+    has_exemplars = any(parent.config.stages[name].keep.get("replay", {}).get("images") for name in parent.stages[:-1])
     stage_labels = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
     has_other_tasks = (
-        not set(old.names) <= stage_labels
+        not set(parent.names) <= stage_labels
     )  # otherwise nothing is distilled, and exemplars alone retain old tasks
     usual = {
         name: dict(method_settings)
@@ -236,31 +239,31 @@ def _keep_settings(
     return {"old_outputs": exactness.MAY_CHANGE, "keep": stage["keep"] or usual, **norm_settings}
 
 
-def _warm_start(old: Trained, config: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
+def _warm_start(parent: Trained, config: Mapping[str, Any], stage: Mapping[str, Any]) -> str:
     """Returns the old task whose branch, norms and patches initialise a new one: of its kind, or the latest."""
     labelled = {task for stream in stage["streams"] for task in config["streams"][stream]["labels"]}
-    new_labels = labelled - set(old.names)
+    new_labels = labelled - set(parent.names)
     if not new_labels:  # classes of old tasks, which have them already
         return ""
     kinds = {config["tasks"][task]["kind"] for task in new_labels}
     variable_paths = [
-        path.split("/")[1:] for path in dependence.paths_of(old.setup.model) if path.startswith("params/")
+        path.split("/")[1:] for path in dependence.paths_of(parent.setup.model) if path.startswith("params/")
     ]
-    owners = {owner_of(tuple(path), old.names) for path in variable_paths if path[-3:-2] != ["head"]}
-    candidates = [task for task in old.names if task in owners]
+    owners = {owner_of(tuple(path), parent.names) for path in variable_paths if path[-3:-2] != ["head"]}
+    candidates = [task for task in parent.names if task in owners]
     return next(
         (task for task in candidates if config["tasks"][task]["kind"] in kinds), candidates[-1] if candidates else ""
     )
 
 
-def copy_metrics(before: Path, workdir: Path) -> None:
+def copy_metrics(parent_workdir: Path, workdir: Path) -> None:
     """Copies the metrics log of the old run, which the new run continues.
 
     Args:
-        before: work directory of the old run.
+        parent_workdir: work directory of the old run.
         workdir: work directory of the new run.
     """
-    log = before / metrics_log.FILE_NAME
+    log = parent_workdir / metrics_log.FILE_NAME
     if log.is_file():
         files.replace_text(workdir / metrics_log.FILE_NAME, log.read_text(encoding="utf-8"))
 

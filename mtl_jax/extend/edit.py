@@ -52,23 +52,23 @@ def edit(
     location, workdir = checkpoints.find(Path(parent).expanduser()), Path(workdir).expanduser()
     checkpoints.verify(location)
     additions.refuse_newer(location)
-    old = trained.load(location)
-    config = config_lib.resolve(change_settings(old, task, dict(rename or {}), tuple(remove)))
+    parent_network = trained.load(location)
+    config = config_lib.resolve(change_settings(parent_network, task, dict(rename or {}), tuple(remove)))
     history = lineage.read(workdir)
     if history is not None:
-        lineage.require_same_parent(workdir, history, old.path)
+        lineage.require_same_parent(workdir, history, parent_network.path)
     elif (workdir / run_record.RECORD).exists():
         raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
     else:
-        _create_workdir(old, workdir, config, task, dict(rename or {}), tuple(remove))
+        _create_workdir(parent_network, workdir, config, task, dict(rename or {}), tuple(remove))
     return train_and_evaluate(config, workdir, command=command or "mtl_jax.edit")
 
 
-def change_settings(old: Trained, task: str, rename: Mapping[str, str], remove: Sequence[str]) -> RunSettings:
+def change_settings(parent: Trained, task: str, rename: Mapping[str, str], remove: Sequence[str]) -> RunSettings:
     """Returns the settings of the new version.
 
     Args:
-        old: the finished run.
+        parent: the finished run.
         task: task of the classes.
         rename: name -> new name.
         remove: names of classes to remove.
@@ -76,16 +76,16 @@ def change_settings(old: Trained, task: str, rename: Mapping[str, str], remove: 
     Raises:
         UserError: a task or class is unknown, or a name exists already.
     """
-    if task not in old.names:
-        raise UserError(f"--task: expected a task of {old.path}, found {task!r}; {suggestion(task, old.names)}")
-    section = dict(old.config.tasks[task])
+    if task not in parent.names:
+        raise UserError(f"--task: expected a task of {parent.path}, found {task!r}; {suggestion(task, parent.names)}")
+    section = dict(parent.config.tasks[task])
     removed_before = tuple(section.get("removed") or ())
     classes = tuple(section.get("classes") or ())
     visible_classes = [name for name in classes if name not in removed_before]
     for name in (*rename, *remove):
         if name not in visible_classes:
             raise UserError(
-                f"expected classes of task {task} of {old.path}, found {name!r}; {suggestion(name, visible_classes)}"
+                f"expected classes of task {task} of {parent.path}, found {name!r}; {suggestion(name, visible_classes)}"
             )
     if not rename and not remove:
         raise UserError("expected --rename OLD=NEW or --remove NAME, found neither of them")
@@ -98,27 +98,27 @@ def change_settings(old: Trained, task: str, rename: Mapping[str, str], remove: 
     )
     removed_classes = tuple(rename.get(name, name) for name in (*removed_before, *remove))
     section |= {"classes": tuple(names), "renamed": renamed, "removed": removed_classes}
-    order = old.config.order[: len(old.stages)]
-    return dataclasses.replace(old.config, tasks={**old.config.tasks, task: section}, order=order)
+    order = parent.config.order[: len(parent.stages)]
+    return dataclasses.replace(parent.config, tasks={**parent.config.tasks, task: section}, order=order)
 
 
 def _create_workdir(
-    old: Trained, workdir: Path, config: RunSettings, task: str, rename: Mapping[str, str], remove: Sequence[str]
+    parent: Trained, workdir: Path, config: RunSettings, task: str, rename: Mapping[str, str], remove: Sequence[str]
 ) -> None:
     """Creates the work directory: the stages of the old run under the new settings, then the lineage."""
-    setup = experiment.build(config, data_root=old.setup.data_root)
-    metrics = _measure(old, setup, task) if remove else {}
+    setup = experiment.build(config, data_root=parent.setup.data_root)
+    metrics = _measure(parent, setup, task) if remove else {}
     with run_record.locked(workdir):
-        growth.copy_stages(old, workdir, old.variables, config, metrics=metrics)
-        additions.copy_metrics(old.path.parent.parent, workdir)
-        history = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
+        growth.copy_stages(parent, workdir, parent.variables, config, metrics=metrics)
+        additions.copy_metrics(parent.path.parent.parent, workdir)
+        history = lineage.of_checkpoint(parent.path) or {"versions": [lineage.first(parent)]}
         changes = {task: {"renamed": dict(rename), "removed": list(remove)}}
         version = lineage.entry(workdir, (), lineage.classes_of(setup.tasks), edited=changes)
-        lineage.write(workdir, old.path, [*history["versions"], version])
+        lineage.write(workdir, parent.path, [*history["versions"], version])
 
 
-def _measure(old: Trained, setup: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
+def _measure(parent: Trained, setup: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
     """Returns the metrics of the task over the remaining classes."""
     predict = evaluate.make_predict(setup.model, setup.tasks)
-    metrics = evaluate.measured(setup, predict, old.variables, (task,))
+    metrics = evaluate.measured(setup, predict, parent.variables, (task,))
     return {name: metric.compute() for name, metric in metrics.items()}

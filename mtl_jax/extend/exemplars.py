@@ -21,33 +21,33 @@ SELECTION = Replay().selection
 
 
 def configure(
-    config: dict[str, Any], old: Trained, extended_tasks: Iterable[str], new: Iterable[str], *, per_class: int
+    config: dict[str, Any], parent: Trained, extended_tasks: Iterable[str], new_stages: Iterable[str], *, per_class: int
 ) -> None:
     """Configures exemplars: old stages store them, new stages replay them.
 
     Args:
         config: settings of the new run.
-        old: the finished run.
+        parent: the finished run.
         extended_tasks: tasks with new classes.
-        new: new stages.
+        new_stages: new stages.
         per_class: largest number of images of an old class.
 
     Raises:
         UserError: no extended task has competing classes.
     """
-    competing = [name for name in extended_tasks if old.tasks[name].kind in COMPETING]
+    competing = [name for name in extended_tasks if parent.tasks[name].kind in COMPETING]
     if not competing:
         raise UserError(
-            f"--exemplars is for new classes of a {' or '.join(COMPETING)} task of {old.path}, which compete with the "
-            "old ones; leave it out"
+            f"--exemplars is for new classes of a {' or '.join(COMPETING)} task of {parent.path}, which compete with "
+            "the old ones; leave it out"
         )
     images: dict[str, int] = {}
-    for stream, stage in _stages_of_streams(config, old, competing).items():
+    for stream, stage in _stages_of_streams(config, parent, competing).items():
         tasks = [task for task in competing if task in config["streams"][stream]["labels"]]
-        images[stage] = max(images.get(stage, 0), per_class * max(len(old.tasks[task].classes) for task in tasks))
+        images[stage] = max(images.get(stage, 0), per_class * max(len(parent.tasks[task].classes) for task in tasks))
     for stage, count in images.items():
         _set_default(config["stages"][stage], "images", count)
-    for stage in new:
+    for stage in new_stages:
         _set_default(config["stages"][stage], "batch_size", BATCH_SIZE)
 
 
@@ -58,23 +58,23 @@ def _set_default(stage: dict[str, Any], name: str, value: int) -> None:
     stage["keep"] = keep
 
 
-def _stages_of_streams(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str]) -> dict[str, str]:
+def _stages_of_streams(config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str]) -> dict[str, str]:
     """Returns the old streams that label some tasks, with the last stage that trained on each."""
-    tasks = {name for name in extended_tasks if old.tasks[name].kind in COMPETING}
+    tasks = {name for name in extended_tasks if parent.tasks[name].kind in COMPETING}
     return {
         stream: stage
-        for stage in old.stages
+        for stage in parent.stages
         for stream in config["stages"][stage]["streams"]
         if tasks & set(config["streams"][stream]["labels"])
     }
 
 
-def choose(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
+def choose(config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Selects the exemplars of old stages, as configured.
 
     Args:
         config: settings of the new run, as plain values.
-        old: the finished run, with its training images.
+        parent: the finished run, with its training images.
         extended_tasks: tasks with new classes.
 
     Returns:
@@ -84,11 +84,11 @@ def choose(config: Mapping[str, Any], old: Trained, extended_tasks: Iterable[str
         UserError: the old data is missing.
     """
     by_stream = {}
-    for number, (stream, stage) in enumerate(_stages_of_streams(config, old, extended_tasks).items()):
+    for number, (stream, stage) in enumerate(_stages_of_streams(config, parent, extended_tasks).items()):
         count = config["stages"][stage]["keep"].get("replay", {}).get("images", 0)
         if not count:
             continue
-        source = experiment.source(old.setup, stream, training=True)
+        source = experiment.source(parent.setup, stream, training=True)
         generator = np.random.default_rng([config["seed"], number])
         candidates = generator.permutation(len(source))[: replay.CANDIDATES]
         buffer = replay.fill(

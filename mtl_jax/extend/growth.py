@@ -61,8 +61,10 @@ def grow_variables(variables: PyTree, new_variables: PyTree) -> PyTree:
         variables: variables of the smaller network.
         new_variables: untrained variables of the larger network.
     """
-    old = {path_of(path): leaf for path, leaf in _leaves(variables)}
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: old.get(path_of(path), np.asarray(leaf)), new_variables)
+    old_leaves = {path_of(path): leaf for path, leaf in _leaves(variables)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: old_leaves.get(path_of(path), np.asarray(leaf)), new_variables
+    )
 
 
 def init_variables(parent: Trained, setup: experiment.Experiment, config: RunSettings) -> PyTree:
@@ -76,9 +78,9 @@ def init_variables(parent: Trained, setup: experiment.Experiment, config: RunSet
     Raises:
         UserError: the file of features is missing.
     """
-    old = {path_of(path) for path, _ in _leaves(parent.variables)}
+    old_paths = {path_of(path) for path, _ in _leaves(parent.variables)}
     added_paths = [
-        path_of(path) for path, _ in _leaves(experiment.abstract_variables(setup)) if path_of(path) not in old
+        path_of(path) for path, _ in _leaves(experiment.abstract_variables(setup)) if path_of(path) not in old_paths
     ]
     features = config.pretrained if any("backbone" in path.split("/") for path in added_paths) else ""
     # Another key than the run's: it initialised the old tasks, and would give the new ones equal weights.
@@ -130,13 +132,13 @@ def copy_stages(
 
 
 def _rename_classes(
-    calibrations: Mapping[str, Calibration], before: RunSettings, config: RunSettings
+    calibrations: Mapping[str, Calibration], parent_config: RunSettings, config: RunSettings
 ) -> dict[str, Calibration]:
     """Renames the classes of calibrations; the order of classes is unchanged."""
     renamed = {}
     for task, calibration in calibrations.items():
         new_names = dict(
-            zip(*(settings.tasks[task].get("classes") or () for settings in (before, config)), strict=False)
+            zip(*(settings.tasks[task].get("classes") or () for settings in (parent_config, config)), strict=False)
         )
         renamed[task] = calibration._replace(
             thresholds={new_names.get(name, name): threshold for name, threshold in calibration.thresholds.items()}

@@ -60,29 +60,29 @@ def rename_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *,
 
 
 def classes_to_add(
-    name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
+    name: str, parent_task: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
 ) -> tuple[str, ...]:
     """Returns the classes that a page adds to a task of the parent; none if the classes are equal.
 
     Args:
         name: name of the task.
-        before: its settings in the parent.
+        parent_task: its settings in the parent.
         page_task: its settings in the page; its classes are the new ones, or the old ones followed by the new ones.
         location: path of the parent, for errors.
 
     Raises:
         UserError: the order of old classes differs, a new class exists already, or other settings differ.
     """
-    old_classes, new_classes = tuple(before.get("classes") or ()), tuple(page_task.get("classes") or ())
+    old_classes, new_classes = tuple(parent_task.get("classes") or ()), tuple(page_task.get("classes") or ())
     if new_classes == old_classes:
         return ()
     if new_classes[: len(old_classes)] == old_classes:
-        new = new_classes[len(old_classes) :]
+        added_classes = new_classes[len(old_classes) :]
     else:
-        new = tuple(
+        added_classes = tuple(
             class_name for class_name in new_classes if class_name != BACKGROUND or BACKGROUND not in old_classes
         )
-    repeated_names = [class_name for class_name in new if class_name in old_classes]
+    repeated_names = [class_name for class_name in added_classes if class_name in old_classes]
     if repeated_names and len(repeated_names) == len(old_classes):
         raise UserError(
             f"task {name}: expected the classes of {location} in their order, {_listing(old_classes)}, then what is "
@@ -91,12 +91,12 @@ def classes_to_add(
     if repeated_names:
         raise UserError(
             f"class {repeated_names[0]} is in task {name} of {location} already; name new classes alone "
-            f"({_listing(set(new) - {*old_classes})}), and use --refine for more data of known ones"
+            f"({_listing(set(added_classes) - {*old_classes})}), and use --refine for more data of known ones"
         )
-    if len(set(new)) < len(new):
-        raise UserError(f"task {name} would get a class twice ({_listing(new)}); name each once")
-    _require_same_settings(name, before, page_task, location=location)
-    return new
+    if len(set(added_classes)) < len(added_classes):
+        raise UserError(f"task {name} would get a class twice ({_listing(added_classes)}); name each once")
+    _require_same_settings(name, parent_task, page_task, location=location)
+    return added_classes
 
 
 def _listing(names: Any) -> str:
@@ -104,16 +104,18 @@ def _listing(names: Any) -> str:
 
 
 def _require_same_settings(
-    name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
+    name: str, parent_task: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
 ) -> None:
     for key, value in page_task.items():
-        if key not in (*BY_CLASS, *later.SETTINGS) and _as_lists(value) != _as_lists(before.get(key)):
+        if key not in (*BY_CLASS, *later.SETTINGS) and _as_lists(value) != _as_lists(parent_task.get(key)):
             raise UserError(
-                f"task {name} is in {location} already, with other settings ({key} was {before.get(key)!r}, is "
+                f"task {name} is in {location} already, with other settings ({key} was {parent_task.get(key)!r}, is "
                 f"{value!r}); leave the setting out, or give a new task another name"
             )
-    if before.get("kind") not in later.KINDS:
-        raise UserError(f"task {name} of {location} is a {before.get('kind')} task, which has no classes to add to")
+    if parent_task.get("kind") not in later.KINDS:
+        raise UserError(
+            f"task {name} of {location} is a {parent_task.get('kind')} task, which has no classes to add to"
+        )
 
 
 def _as_lists(value: Any) -> Any:

@@ -15,43 +15,45 @@ REFUSED = "refused"  # folder of the stage of a rejected version
 
 
 def require_existing_classes(
-    name: str, before: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
+    name: str, parent_task: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
 ) -> None:
     """Checks that a page has data for existing classes of a task only.
 
     Args:
         name: name of the task.
-        before: its settings in the parent.
+        parent_task: its settings in the parent.
         page_task: its settings in the page.
         location: path of the parent, for errors.
 
     Raises:
         UserError: a class is new, or the kind differs.
     """
-    old_classes, page_classes = tuple(before.get("classes") or ()), tuple(page_task.get("classes") or ())
+    old_classes, page_classes = tuple(parent_task.get("classes") or ()), tuple(page_task.get("classes") or ())
     if unknown := [class_name for class_name in page_classes if class_name not in old_classes]:
         raise UserError(
             f"task {name}: expected classes of {location} ({', '.join(map(str, old_classes))}), found {unknown[0]!r}; "
             "leave --refine out to add classes"
         )
-    if page_task.get("kind") != before.get("kind"):
+    if page_task.get("kind") != parent_task.get("kind"):
         raise UserError(
-            f"task {name} of {location} is a {before.get('kind')} task, and the new data is for "
+            f"task {name} of {location} is a {parent_task.get('kind')} task, and the new data is for "
             f"{page_task.get('kind')}; give data of its kind"
         )
 
 
-def describe_drops(contract: Mapping[str, Any], before: Mapping[str, Mapping[str, float]], *, limit: float) -> str:
+def describe_drops(
+    contract: Mapping[str, Any], parent_metrics: Mapping[str, Mapping[str, float]], *, limit: float
+) -> str:
     """Lists the tasks that drop by more than a limit; an empty string if none does.
 
     Args:
         contract: contract of the new version.
-        before: task -> metrics of the parent.
+        parent_metrics: task -> metrics of the parent.
         limit: largest drop in percent.
     """
     messages = []
     for name, entry in contract["tasks"].items():
-        previous, final_value = before.get(name, {}).get(entry["metric"]), entry["final"]
+        previous, final_value = parent_metrics.get(name, {}).get(entry["metric"]), entry["final"]
         if previous is None:  # not measured before
             continue
         drop = relative_drop_percent(previous, final_value, entry["higher_is_better"])

@@ -69,30 +69,34 @@ def extend(
     location, workdir = checkpoints.find(Path(parent).expanduser()), Path(workdir).expanduser()
     checkpoints.verify(location)
     additions.refuse_newer(location)
-    old = trained.load(location)
+    parent_network = trained.load(location)
     page_settings = read_page(page, settings or {})
     if task:
-        page_settings = new_classes.rename_task(page_settings, task, old.config.tasks, location=str(old.path))
+        page_settings = new_classes.rename_task(
+            page_settings, task, parent_network.config.tasks, location=str(parent_network.path)
+        )
     limit = additions.limit_percent(keep)
-    config = config_lib.resolve(additions.join(old, page_settings, limit=limit, refine=refine, per_class=per_class))
+    config = config_lib.resolve(
+        additions.join(parent_network, page_settings, limit=limit, refine=refine, per_class=per_class)
+    )
     history = lineage.read(workdir)
     if history is not None:
-        lineage.require_same_parent(workdir, history, old.path)
+        lineage.require_same_parent(workdir, history, parent_network.path)
         if refinement.REFUSED in history:
             return files.contract_of_run(str(workdir))
     else:
-        _create_workdir(old, workdir, config, keep, exact=limit is None, per_class=per_class)
+        _create_workdir(parent_network, workdir, config, keep, exact=limit is None, per_class=per_class)
     contract = train_and_evaluate(config, workdir, command=command or "mtl_jax.extend", preemption=preemption)
-    return _accept_or_reject(old, workdir, config, contract) if refine else contract
+    return _accept_or_reject(parent_network, workdir, config, contract) if refine else contract
 
 
 def _accept_or_reject(
-    old: trained.Trained, workdir: Path, config: RunSettings, contract: dict[str, Any]
+    parent: trained.Trained, workdir: Path, config: RunSettings, contract: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the contract of a refined version, which is rejected if a task drops too much."""
-    limit, previous = config.contract.max_drop_percent, checkpoints.read_metadata(old.path)["stages"][-1]["metrics"]
+    limit, previous = config.contract.max_drop_percent, checkpoints.read_metadata(parent.path)["stages"][-1]["metrics"]
     drops = refinement.describe_drops(contract, previous, limit=limit)
-    return refinement.reject(workdir, old.path, contract, drops, limit=limit) if drops else contract
+    return refinement.reject(workdir, parent.path, contract, drops, limit=limit) if drops else contract
 
 
 def read_page(page: Any, settings: Mapping[str, Any]) -> RunSettings:
@@ -117,21 +121,25 @@ def read_page(page: Any, settings: Mapping[str, Any]) -> RunSettings:
 
 
 def _create_workdir(
-    old: trained.Trained, workdir: Path, config: RunSettings, keep: str, *, exact: bool, per_class: int
+    parent: trained.Trained, workdir: Path, config: RunSettings, keep: str, *, exact: bool, per_class: int
 ) -> None:
     """Creates the work directory: the stages of the old run, then the lineage, which marks them as complete."""
     if (workdir / run_record.RECORD).exists():
         raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
-    setup = experiment.build(config, data_root=old.setup.data_root)
-    growth.require_compatible(old, setup, exact=exact)
+    setup = experiment.build(config, data_root=parent.setup.data_root)
+    growth.require_compatible(parent, setup, exact=exact)
     with run_record.locked(workdir):
         extended_tasks = [
-            name for name, task in old.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)
+            name for name, task in parent.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)
         ]
-        exemplar_choice = exemplars.choose(config.to_dict(), old, extended_tasks) if per_class else {}
-        growth.copy_stages(old, workdir, growth.init_variables(old, setup, config), config, exemplars=exemplar_choice)
-        additions.copy_metrics(old.path.parent.parent, workdir)
-        new_stages = config.order[len(old.stages) :]
+        exemplar_choice = exemplars.choose(config.to_dict(), parent, extended_tasks) if per_class else {}
+        growth.copy_stages(
+            parent, workdir, growth.init_variables(parent, setup, config), config, exemplars=exemplar_choice
+        )
+        additions.copy_metrics(parent.path.parent.parent, workdir)
+        new_stages = config.order[len(parent.stages) :]
         classes = lineage.classes_of(setup.tasks)
-        history = lineage.of_checkpoint(old.path) or {"versions": [lineage.first(old)]}
-        lineage.write(workdir, old.path, [*history["versions"], lineage.entry(workdir, new_stages, classes, keep=keep)])
+        history = lineage.of_checkpoint(parent.path) or {"versions": [lineage.first(parent)]}
+        lineage.write(
+            workdir, parent.path, [*history["versions"], lineage.entry(workdir, new_stages, classes, keep=keep)]
+        )
