@@ -149,8 +149,8 @@ def train(workdir: Path, arguments: tuple[str, ...]) -> str:
     if existing.changed:
         backup = _set_aside(workdir)
         print(f"  trained again ({'; '.join(existing.changed[:3])}); the old run is kept in {backup}", flush=True)
-    if existing.is_done and not existing.changed:
-        if existing.other_code:
+    if existing.is_finished and not existing.changed:
+        if existing.code_changed:
             print(f"  was trained with other code of the package; remove {workdir} to train it again", flush=True)
         return ""
     log = workdir.with_name(f"{workdir.name}.log")
@@ -182,9 +182,9 @@ def resolve_arguments(arguments: tuple[str, ...]) -> Any:
 class FormerRun(NamedTuple):
     """State of a work directory, compared with the requested run."""
 
-    is_done: bool  # finished, and judged by the requested limits
+    is_finished: bool  # finished, and judged by the requested limits
     changed: list[str]  # differences of settings or data since the training
-    other_code: bool
+    code_changed: bool
     data: str  # digest of the current data
 
 
@@ -202,14 +202,14 @@ def inspect_run(workdir: Path, arguments: tuple[str, ...]) -> FormerRun:
     requested_config, data = without_nan(config.to_dict()), data_digest(config)
     training_record = read_json(workdir / run_record.RECORD)
     if training_record is None:
-        return FormerRun(is_done=False, changed=[], other_code=False, data=data)
+        return FormerRun(is_finished=False, changed=[], code_changed=False, data=data)
     before = without_nan(config_lib.completed(training_record.get("config", {})))
     changed = continuation.differences(continuation.learnt_from(before), continuation.learnt_from(requested_config))
     record = json.loads(_record(workdir).read_text()) if _record(workdir).is_file() else {}
     if isinstance(record, dict) and record.get("data", data) != data:
         changed.append("files of its datasets have changed")
-    is_done = (workdir / "contract.json").is_file() and before["contract"] == requested_config["contract"]
-    return FormerRun(is_done, changed, training_record.get("code") != run_record.code_digest(), data)
+    is_finished = (workdir / "contract.json").is_file() and before["contract"] == requested_config["contract"]
+    return FormerRun(is_finished, changed, training_record.get("code") != run_record.code_digest(), data)
 
 
 def data_digest(config: Any) -> str:

@@ -121,10 +121,10 @@ def _pretrained(setting: str | None) -> str:
         except UserError:
             continue
         return name if name == BACKBONE else str(weights_path.absolute())
-    return BACKBONE if _is_download_wanted() else ""
+    return BACKBONE if _confirm_download() else ""
 
 
-def _is_download_wanted() -> bool:
+def _confirm_download() -> bool:
     """Asks the user, only in a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False

@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[Any], argparse.Namespace]
     from mtl_jax.config import overrides
 
     page, changes, flag_words = overrides.split(arguments)
-    options = parser().parse_args([f"-{word}" if _has_one_dash(word) else word for word in flag_words])
+    options = parser().parse_args([f"-{word}" if _has_single_dash(word) else word for word in flag_words])
     if page and options.labels:
         raise UserError(f"unexpected argument {options.labels[0]} with --config; {USAGE}")
     if not page and not options.labels:
@@ -110,7 +110,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[Any], argparse.Namespace]
     return page, changes, options
 
 
-def _has_one_dash(word: str) -> bool:
+def _has_single_dash(word: str) -> bool:
     """Returns whether a flag has one dash, as -workdir, which is accepted too."""
     return len(word) > 2 and word[0] == "-" and word[1].isalpha()
 
@@ -140,7 +140,7 @@ def train(config: Any, workdir: Path, options: argparse.Namespace, *, command: s
 
     track = tracking.parse(options.track)
     logging.set_verbosity(logging.ERROR)  # silences Orbax
-    is_distributed = is_one_of_several(options)
+    is_distributed = is_distributed_run(options)
     compilation.enable_cache()
     try:
         if is_distributed:
@@ -164,6 +164,6 @@ def train(config: Any, workdir: Path, options: argparse.Namespace, *, command: s
     return EXIT_CONTRACT_BROKEN if options.enforce_contract and not contract["passed"] else 0
 
 
-def is_one_of_several(options: argparse.Namespace) -> bool:
+def is_distributed_run(options: argparse.Namespace) -> bool:
     """Returns whether several processes train together."""
     return bool(options.distributed or options.coordinator or options.num_processes or options.process_id >= 0)

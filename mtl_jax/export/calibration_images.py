@@ -21,7 +21,7 @@ from mtl_jax.workdir import data_record
 from mtl_jax.workdir.trained import Trained
 
 IMAGES = 32  # ranges are measured on them
-NONE_LEFT = "expected training images that are no validation images of the run, found none"
+NO_TRAINING_IMAGES = "expected training images that are no validation images of the run, found none"
 
 
 def training_images(network: Trained, view: View, *, count: int = IMAGES) -> list[np.ndarray]:
@@ -48,7 +48,7 @@ def training_images(network: Trained, view: View, *, count: int = IMAGES) -> lis
         by_stream.append([_fit(image, view) for image in images if image_digest(image) not in excluded])
     interleaved = [image for row in itertools.zip_longest(*by_stream) for image in row if image is not None]
     if not interleaved:
-        raise UserError(f"{network.path}: {NONE_LEFT}; name images with --calibrate")
+        raise UserError(f"{network.path}: {NO_TRAINING_IMAGES}; name images with --calibrate")
     return interleaved
 
 
@@ -104,7 +104,7 @@ class TrainingBatches(Sequence[np.ndarray]):
             if image_digest(image) not in self._excluded:
                 row, column = generator.integers(0, self._view.image_size - self._crop, 2, endpoint=True)
                 return _fit(image, self._view)[:, row : row + self._crop, column : column + self._crop]
-        raise UserError(f"{self._path}: {NONE_LEFT}; leave --qat out")
+        raise UserError(f"{self._path}: {NO_TRAINING_IMAGES}; leave --qat out")
 
 
 def load_images(network: Trained, paths: Sequence[Path], view: View, *, count: int = IMAGES) -> list[np.ndarray]:

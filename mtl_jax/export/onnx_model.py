@@ -91,9 +91,9 @@ def convert_any_batch(
 
 def _model(graph: Graph, image_input: Tensor, outputs: Sequence[Tensor]) -> Any:
     names = [output.name for output in outputs]
-    nodes, names_read = onnx_folding.required_nodes(graph.nodes, names)
+    nodes, input_names = onnx_folding.required_nodes(graph.nodes, names)
     nodes = onnx_folding.remove_identities(nodes, {image_input.name, *graph.initializers})
-    initializers = {name: array for name, array in graph.initializers.items() if name in names_read}
+    initializers = {name: array for name, array in graph.initializers.items() if name in input_names}
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in initializers.items()]
     declared = [graph.value_info(output) for output in outputs]
     body = graph.helper.make_graph(nodes, "network", [graph.value_info(image_input)], declared, weights)
@@ -111,8 +111,8 @@ def remove_outputs(model: Any, is_removed: Callable[[str], bool]) -> Any:
     for output in [output for output in graph.output if is_removed(output.name)]:
         graph.output.remove(output)
     output_names = [output.name for output in graph.output]
-    nodes, names_read = onnx_folding.required_nodes(result.graph.node, output_names)
-    weights = [value for value in model.graph.initializer if value.name in names_read]
+    nodes, input_names = onnx_folding.required_nodes(result.graph.node, output_names)
+    weights = [value for value in model.graph.initializer if value.name in input_names]
     reserved = {*output_names, *(value.name for value in (*graph.input, *graph.initializer))}
     nodes = onnx_folding.remove_identities([_copy(node) for node in nodes], reserved)
     del graph.node[:], graph.initializer[:]

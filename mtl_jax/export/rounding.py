@@ -147,11 +147,11 @@ class _Draft:
         """Returns the model, without unused nodes and initializers."""
         model = onnx.ModelProto()
         model.CopyFrom(source)
-        nodes, names_read = required_nodes(self.nodes, [value.name for value in source.graph.output])
+        nodes, input_names = required_nodes(self.nodes, [value.name for value in source.graph.output])
         originals = [
-            value for value in source.graph.initializer if value.name in names_read and value.name not in self.arrays
+            value for value in source.graph.initializer if value.name in input_names and value.name not in self.arrays
         ]
-        added = {name: array for name, array in self.arrays.items() if name in names_read}
+        added = {name: array for name, array in self.arrays.items() if name in input_names}
         initializers = [*originals, *(onnx.numpy_helper.from_array(array, name) for name, array in added.items())]
         del model.graph.node[:], model.graph.initializer[:]
         model.graph.node.extend(nodes)
