@@ -1,4 +1,4 @@
-"""Classes as folders: the images of each class in a folder of its own, with or without folders for the splits."""
+"""Class folders: a folder of images for each class, with or without split folders."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mtl_jax.data.sources.image_folder import readable
 
 
 def is_class_folders(place: Place) -> bool:
-    """Whether images lie in two or more folders that are no splits."""
+    """Returns whether images are in two or more folders other than splits."""
     return not place.is_file and len({name for image in place.below_images if (name := _class(image, place))}) > 1
 
 
 def read_labels(place: Place, kind: str | None) -> Annotations:
-    """Reads the classes that folders name; images outside the folders have none and are left out."""
+    """Reads classes from folder names; images outside class folders are dropped."""
     del kind
     classes = {image: _class(image, place) for image in place.below_images}
     folders = tuple(sorted({name for name in classes.values() if name}))
@@ -33,14 +33,14 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
 
 
 def _class(image: Path, place: Place) -> str:
-    """The outermost folder that stands for no split."""
+    """Returns the outermost folder that is no split."""
     return next(
         (folder for folder in image.relative_to(place.root).parts[:-1] if folder.lower() not in SPLIT_WORDS), ""
     )
 
 
 def write(dataset: Dataset, out: Out) -> None:
-    """Writes {split}/{class}; images without class are left out."""
+    """Writes {split}/{class}; images without class are dropped."""
     for split, records in by_split(dataset):
         for record in records:
             if record.class_name is None:

@@ -56,11 +56,11 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
     """
     entries: list[Entry] = []
     columns: list[str] = []
-    complete, left_out = True, 0
+    complete, skipped = True, 0
     for file in place.by_suffix(".csv", ".tsv"):
         table = _table(file, place)
         if table is None:
-            left_out += 1
+            skipped += 1
             continue
         fill, kind_names, is_complete = _filler(table, place.column, kind)
         columns += [name for name in kind_names if name not in columns]
@@ -70,12 +70,12 @@ def read_labels(place: Place, kind: str | None) -> Annotations:
             entry = Entry(cells[table.image], location, file.parent, split=_split(cells, table, file))
             fill(entry, cells)
             entries.append(entry)
-    counts = Counter({"tables without a column of images, not read": left_out})
+    counts = Counter({"tables without a column of images, not read": skipped})
     return Annotations(_merge_by_image(entries), tag_names=columns or None, tags_are_complete=complete, counts=counts)
 
 
 def _merge_by_image(entries: Sequence[Entry]) -> list[Entry]:
-    """The boxes of an image stand in several rows."""
+    """Merges rows of boxes of the same image."""
     merged_entries: list[Entry] = []
     by_image: dict[object, Entry] = {}
     for entry in entries:
@@ -96,7 +96,7 @@ def _first_rows(file: Path) -> list[tuple[int, list[str]]]:
 
 
 def _image_column(header: Sequence[str], rows: Sequence[Sequence[str]], place: Place) -> int | None:
-    """The column whose cells are names of images, or else of images without suffix."""
+    """Returns the column of image names, with or without suffix."""
     for index in range(len(header)):
         cells = [row[index] for row in rows if index < len(row)]
         if 2 * sum(PurePosixPath(cell.replace("\\", "/")).suffix.lower() in SUFFIXES for cell in cells) > len(cells):
@@ -134,7 +134,7 @@ Fill = Callable[[Entry, Sequence[str]], None]
 
 
 def _filler(table: Table, column: str | None, kind: str | None) -> tuple[Fill, list[str], bool]:
-    """Returns what puts a row's labels into an entry, the classes in order, and whether tags not listed are false."""
+    """Returns a function that fills an entry from a row, the classes in order, and whether unlisted tags are false."""
     if column is None and kind in (None, "boxes", "tags") and set(CORNERS) <= set(table.header):
         return _boxes(table), [], True
     candidates = [i for i in range(len(table.header)) if i not in (table.image, table.split)]
@@ -143,9 +143,9 @@ def _filler(table: Table, column: str | None, kind: str | None) -> tuple[Fill, l
             i for i in candidates if table.header[i] == column.lower()
         ]
     by_kind = {i: _kind_of(_cells(table, i)) for i in candidates}
-    ones = [i for i in candidates if by_kind[i] == "flags"]
-    if column is None and kind in (None, "tags") and len(ones) > 1 and len(ones) == len(candidates):
-        return _flags(table, ones), [table.column_names[i] for i in ones], False
+    flags = [i for i in candidates if by_kind[i] == "flags"]
+    if column is None and kind in (None, "tags") and len(flags) > 1 and len(flags) == len(candidates):
+        return _flags(table, flags), [table.column_names[i] for i in flags], False
     if len(candidates) > 1 and kind is not None:
         candidates = [i for i in candidates if _can_be(by_kind[i], kind)]
     if len(candidates) != 1:
@@ -156,8 +156,8 @@ def _filler(table: Table, column: str | None, kind: str | None) -> tuple[Fill, l
             f"{len(candidates)}; name it, as in {table.file.name}:{(names or 'age').split(', ')[0]}"
         )
     (index,) = candidates
-    wanted_kind = kind or {"numbers": "values", "flags": "values", "lists": "tags"}.get(by_kind[index], "classes")
-    return _FILLERS[wanted_kind](table, index)
+    label_kind = kind or {"numbers": "values", "flags": "values", "lists": "tags"}.get(by_kind[index], "classes")
+    return _FILLERS[label_kind](table, index)
 
 
 def _cells(table: Table, index: int) -> list[str]:

@@ -16,15 +16,15 @@ from mtl_jax.errors import UserError
 
 
 def check_runs(counts: Sequence[int], size: tuple[int, int], location: str) -> Runs:
-    """Returns run lengths that fill an image exactly.
+    """Checks that run lengths fill an image exactly.
 
     Args:
-        counts: lengths down the columns, the first one outside of the object.
+        counts: column-wise lengths, starting with background.
         size: width and height, px.
-        location: file and place, as the error names them.
+        location: file and position, for errors.
 
     Raises:
-        UserError: they do not.
+        UserError: the run lengths do not fill the image.
     """
     width, height = size
     if not 0 < width * height <= MAX_PIXELS or min(size) <= 0:
@@ -38,11 +38,10 @@ def check_runs(counts: Sequence[int], size: tuple[int, int], location: str) -> R
 
 
 def parse_counts(packed: str) -> list[int]:
-    """Returns the run lengths of COCO's packed text: 5 bits a letter, and from the third the change against the last
-    but one.
+    """Decodes COCO's compressed run lengths: 5 bits per letter, delta-coded from the third length on.
 
     Raises:
-        ValueError: it is no such text.
+        ValueError: the text is malformed.
     """
     counts: list[int] = []
     value = shift = 0
@@ -64,14 +63,14 @@ def parse_counts(packed: str) -> list[int]:
 
 
 def pixels_of(runs: Runs) -> Bool[np.ndarray, "height width"]:
-    """Returns the pixels that runs cover."""
+    """Decodes run lengths to pixels."""
     width, height = runs.size
     is_inside = np.arange(len(runs.counts)) % 2 == 1
     return np.repeat(is_inside, runs.counts).reshape(width, height).T
 
 
 def runs_of(pixels: Bool[np.ndarray, "height width"]) -> Runs:
-    """Returns the runs of some pixels."""
+    """Encodes pixels as run lengths."""
     column_by_column = pixels.T.ravel()
     changes = np.flatnonzero(np.diff(column_by_column, prepend=False))
     counts = np.diff(np.concatenate([[0], changes, [column_by_column.size]]))
@@ -79,7 +78,7 @@ def runs_of(pixels: Bool[np.ndarray, "height width"]) -> Runs:
 
 
 def bounds(pixels: Bool[np.ndarray, "height width"]) -> Corners | None:
-    """Returns the box around some pixels; None where there are none."""
+    """Returns the bounding box of pixels; None without pixels."""
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     if not rows.size:
         return None
@@ -87,7 +86,7 @@ def bounds(pixels: Bool[np.ndarray, "height width"]) -> Corners | None:
 
 
 def pixels_covered_by(shape: Shape, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Returns the pixels of an object: of its polygons or its runs, or else of its box."""
+    """Rasterises an object: its runs or polygons, or without them its box."""
     width, height = size
     if shape.runs is not None:
         return pixels_of(shape.runs)

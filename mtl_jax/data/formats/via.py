@@ -86,7 +86,7 @@ def _class(attributes: Mapping[str, Any], location: str) -> str | None:
 
 
 def _selected_values(value: Any) -> list[str]:
-    """A text, or a table of what is ticked."""
+    """Returns a text value, or the selected options of a table."""
     if isinstance(value, dict):
         return [str(name) for name, is_true in value.items() if is_true]
     return [str(value).strip()] if isinstance(value, str | int) and str(value).strip() else []

@@ -15,16 +15,16 @@ from mtl_jax.data.formats.writing import Out, by_split, number
 from mtl_jax.errors import UserError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-OFFICIAL = "VOC20"  # within the name of the database that counts pixels from 1
+OFFICIAL = "VOC20"  # in the name of the database whose pixel coordinates start at 1
 
 
 def is_voc(place: Place) -> bool:
-    """Whether an XML file is one image's annotation."""
+    """Returns whether an XML file is the annotation of an image."""
     return any(tree.tag == "annotation" and tree.find("filename") is not None for tree in place.first_xml())
 
 
 def read_labels(place: Place, kind: str | None) -> Annotations:
-    """Reads all files; difficult objects are crowds. Splits are those of ImageSets, or of the folders.
+    """Reads all files; difficult objects are crowds. Splits come from ImageSets or folders.
 
     Raises:
         UserError: a file is broken; names it and the object.
@@ -71,7 +71,7 @@ def _raw_shape(element: Element, location: str, counts: Counter[str]) -> RawShap
 
 
 def _counts_from_one(trees: list[Element], entries: list[Entry]) -> bool:
-    """PASCAL VOC's own boxes count from 1 with both ends inside; those of most programs are corners from 0."""
+    """Returns whether boxes start at 1 with inclusive ends, as in PASCAL VOC; most programs start at 0."""
     official = any(OFFICIAL in (tree.findtext("source/database") or tree.findtext("folder") or "") for tree in trees)
     starts = [value for entry in entries for raw_shape in entry.shapes or () for value in (raw_shape.xyxy or ())[:2]]
     return official and bool(starts) and min(starts) >= 1

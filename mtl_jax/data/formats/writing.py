@@ -12,18 +12,18 @@ from PIL import Image
 from mtl_jax.data.formats.records import Dataset, Record, Shape
 from mtl_jax.data.images import read_header, read_image
 
-NO_SPLIT = "train"  # folder of what has no split, where a format needs one
+NO_SPLIT = "train"  # folder of images without a split, in formats that need one
 
 
 class Out:
-    """The folder that a dataset is written to.
+    """Output folder of a converted dataset.
 
     Args:
-        folder: to write to.
-        dataset: to be written.
+        folder: output folder.
+        dataset: dataset to write.
 
     Attributes:
-        counts: of what the format cannot hold, by name.
+        counts: counts by name of labels that the format cannot represent.
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
@@ -32,11 +32,11 @@ class Out:
         self._names = _unique_names(dataset.records)
 
     def put_image(self, record: Record, folder: str = ".") -> Path:
-        """Copies an image, and returns the file; one that EXIF turns is stored upright, as PNG.
+        """Copies an image and returns the new file; an image with an EXIF orientation is stored upright, as PNG.
 
         Args:
-            record: of the image.
-            folder: inside the dataset's.
+            record: record of the image.
+            folder: folder relative to the output folder.
         """
         target = self.folder / folder / self._names[record.name]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,14 +49,14 @@ class Out:
         return target
 
     def folder_name(self, name: str) -> str:
-        """Returns a class's name as that of a folder, which cannot hold every letter; what changes is counted."""
+        """Converts a class name to a valid folder name, and counts changed names."""
         safe_name = "".join("_" if letter in '/\\:*?"<>|' or not letter.isprintable() else letter for letter in name)
         safe_name = f"_{safe_name}" if safe_name.startswith(".") else safe_name
         self.counts["classes renamed for the disk"] += safe_name != name
         return safe_name
 
     def file(self, name: str) -> Path:
-        """Returns the place of a file, whose folder is made."""
+        """Returns the path of an output file, and creates its folder."""
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
