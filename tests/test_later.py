@@ -43,6 +43,10 @@ def test_what_is_no_table_of_later_classes_is_refused(kind, added):
         task(kind, added=added)
     with pytest.raises(UserError, match=r"config\.tasks\.age has no setting added"):
         tasks_lib.build({"age": {"kind": "regression", "added": (("more", 1),)}})
+    with pytest.raises(UserError, match=r"reads_backbone: expected stages of added, found 'mor'; did you mean more"):
+        task("detection", added=(("more", 1),), reads_backbone=("mor",))
+    with pytest.raises(UserError, match=r"config\.tasks\.it has no setting reads_backbone"):
+        task("classification", added=(("more", 1),), reads_backbone=("more",))
 
 
 def boxes(*labels):

@@ -4,25 +4,28 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 from test_pages import CONFIGS
 from tiny import MODEL, random_variables
 
 from mtl_jax import config as config_lib
 from mtl_jax import tasks as tasks_lib
-from mtl_jax.models import multi_task
+from mtl_jax.models import dependence, multi_task
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import path_of
 
 NAMES = ("background", "cup", "ball", "tree", "car", "bed")
 KINDS = ("detection", "segmentation", "classification")
 SESSIONS = (("second", 1), ("third", 2), ("fourth", 1))
+READERS = ("third", "fourth")  # sessions whose boxes read the backbone too; runs from before that have such as do not
 SHARED = {"norms_from": 16, "patches": {"neck": 4, "head": 4}, "head_convolution": "separable"}
 
 
-def network(sessions, model):
+def network(sessions, model, readers=READERS):
     """A network whose tasks have got classes so many times."""
     count = 2 + sum(number for _, number in sessions)
     tasks = {kind: {"kind": kind, "classes": NAMES[:count], "added": sessions} for kind in KINDS}
+    tasks["detection"]["reads_backbone"] = tuple(stage for stage, _ in sessions if stage in readers)
     return multi_task.build({**MODEL, **model}, tasks_lib.build(tasks))
 
 
@@ -52,8 +55,9 @@ def test_three_additions_in_a_row_change_no_bit_of_what_was_there(tiny_backbone)
                 assert owner_of(tuple(path.split("/")[1:]), KINDS) in KINDS
 
 
-def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone):
-    built = network(SESSIONS[:1], {})
+@pytest.mark.parametrize("readers", [(), ("second",)])
+def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone, readers):
+    built = network(SESSIONS[:1], {}, readers)
     variables = multi_task.init_variables(built, key=jax.random.key(2), image_size=64)
     image = jax.random.uniform(jax.random.key(1), (1, 64, 64, 3))
     first = built.tasks[0].channels
@@ -69,12 +73,25 @@ def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone):
     assert np.asarray(moved["head"]["detection"]["added_second"]["branch"]["kernel"]).any()
 
 
-def test_a_session_costs_the_flagship_s_detector_a_fiftieth_of_its_parameters():
+@pytest.mark.parametrize("sharing", ["independent", "progressive", "series_adapters", "attention", "cgc"])
+def test_later_boxes_read_the_deepest_features_of_their_task_s_own_pass(sharing):
+    built = network(SESSIONS[:1], {"sharing": sharing, "backbone": "plain_cnn"}, ("second",))
+    reads = dependence.reads_of(built)
+    context = [path for path in dependence.paths_of(built) if "added_second/context" in path]
+    assert len(context) == 2
+    assert set(context) <= set(reads["detection"])
+    assert not any(path in reads[kind] for kind in KINDS[1:] for path in context)
+
+
+@pytest.mark.parametrize("readers", [(), ("more",)])
+def test_a_session_costs_the_flagship_s_detector_a_fiftieth_of_its_parameters(readers):
     config, count = config_lib.load_page(CONFIGS / "seq.py").get_config(), 3
     sizes = []
     for added in ((), (("more", count),)):
         classes = tuple(f"class {number}" for number in range(10 + count * len(added)))
-        sections = {**config.tasks.to_dict(), "det": {"kind": "detection", "classes": classes, "added": added}}
+        detection = {"kind": "detection", "classes": classes, "added": added}
+        detection |= {"reads_backbone": readers} if added else {}
+        sections = {**config.tasks.to_dict(), "det": detection}
         model = multi_task.build(config.model, tasks_lib.build(sections))
         shapes = jax.eval_shape(lambda key, m=model: multi_task.init_variables(m, key=key), jax.random.key(0))
         sizes.append(sum(multi_task.parameter_count(shapes["params"]).values()))

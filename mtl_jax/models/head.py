@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models.exchange import CrossTaskAttention, Refinement
 from mtl_jax.models.layers import BatchNorm, Conv, Dense, Norming, SeparableConv, branch_name
-from mtl_jax.models.readout import GrownReadout, readout
+from mtl_jax.models.readout import GrownReadout, Sources, readout
 from mtl_jax.tasks.base import Task
 
 
@@ -51,6 +51,7 @@ class Head(nn.Module):
         train: bool,
         train_batch_norm: Norming,
         exchange: Callable[[dict[int, Array]], dict[int, Array]] = dict,
+        backbone: Mapping[int, Float[Array, "batch _ _ _"]] | None = None,
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs} for the requested tasks.
 
@@ -60,6 +61,7 @@ class Head(nn.Module):
             train: Turns dropout on; its key is the stream "dropout".
             train_batch_norm: Where to normalise by the batch and update the running statistics.
             exchange: Passes on what the tasks' own slices read, {stride in px: features}.
+            backbone: {stride in px: features} that the neck read, for the rows of classes that came later.
 
         Returns:
             By readout: "dense" [b, h, w, channels], "cells" [b, cells, channels], "pooled" [b, channels].
@@ -82,16 +84,17 @@ class Head(nn.Module):
             attend = CrossTaskAttention(self.tasks, self.channels, self.dtype, name="attention")
             attended = {stride: attend(x, tasks) for stride, x in features.items()}
             by_task = {name: {stride: of_task[name] for stride, of_task in attended.items()} for name in tasks}
-        return {name: self._raw_outputs(requested[name], by_task[name], train_batch_norm) for name in tasks}
+        sources = Sources(levels, backbone or {})
+        return {name: self._raw_outputs(requested[name], by_task[name], sources, train_batch_norm) for name in tasks}
 
     def _readout(self, task: Task) -> Dense:
         return readout(task.channels, self.dtype, name=task.name)
 
-    def _raw_outputs(self, task: Task, features: Mapping[int, Array], norming: Norming) -> Array:
+    def _raw_outputs(self, task: Task, features: Mapping[int, Array], sources: Sources, norming: Norming) -> Array:
         if task.readout == "pooled":  # the mean of the cells' outputs, at lower cost
             features = {stride: jnp.mean(features[stride], axis=(1, 2)) for stride in task.levels}
         if task.additions:
-            raw = GrownReadout(task, self.dtype, name=task.name)(features, norming=norming)
+            raw = GrownReadout(task, self.dtype, name=task.name)(features, sources, norming=norming)
         else:
             readout_module = self._readout(task)
             raw = {stride: readout_module(features[stride]) for stride in task.levels}

@@ -218,10 +218,30 @@ class LaterDetection(Later, Detection):
     later classes compete with those that were there only for the `candidates` and `max_detections` of an image.
     """
 
+    reads_backbone: tuple[str, ...] = setting(
+        (), "stages of `added` whose classes also read the neck and the backbone's deepest features, as new ones do"
+    )
+
+    def check(self) -> None:
+        """Checks the kind's settings, and which stages' classes read the backbone.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        super().check()
+        stages = tuple(stage for stage, _ in self.added)
+        if unknown := [name for name in self.reads_backbone if name not in stages]:
+            raise UserError(
+                f"reads_backbone: expected stages of added, found {unknown[0]!r}; {suggestion(unknown[0], stages)}"
+            )
+
     @property
     def additions(self) -> tuple[Added, ...]:
         """Classes that came later; each has a box and an objectness in addition to its rows."""
-        return tuple(Added(stage, count, BOX_CHANNELS + 1 + count, boxes=True) for stage, count in self.added)
+        return tuple(
+            Added(stage, count, BOX_CHANNELS + 1 + count, boxes=True, reads_backbone=stage in self.reads_backbone)
+            for stage, count in self.added
+        )
 
     def loss(self, raw: Cells, labels: Labels, image_size: ImageSize) -> LossAndParts:
         """Returns the sum of the losses of each part on the boxes of its classes."""
@@ -313,4 +333,4 @@ KINDS: dict[str, type[Any]] = {
     "classification": LaterClassification,
     "multi_label": LaterMultiLabel,
 }
-SETTINGS = tuple(field.name for field in dataclasses.fields(Later))
+SETTINGS = (*(field.name for field in dataclasses.fields(Later)), "reads_backbone")

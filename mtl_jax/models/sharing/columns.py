@@ -56,9 +56,11 @@ class Column(nn.Module):
         self, outputs: Sequence[Array], *, task: str, train: bool, train_batch_norm: ByBatch
     ) -> Float[Array, "batch ..."]:
         """Returns the task's raw outputs, from those of all stages."""
-        levels = self.neck(taps(list(outputs)), train_batch_norm=train_batch_norm)
+        features = taps(list(outputs))
+        levels = self.neck(features, train_batch_norm=train_batch_norm)
         show_features(self, levels)
-        return self.head(levels, tasks=(task,), train=train, train_batch_norm=train_batch_norm)[task]
+        norming = {"train": train, "train_batch_norm": train_batch_norm}
+        return self.head(levels, backbone=features, tasks=(task,), **norming)[task]
 
 
 class ColumnsNetwork(nn.Module):

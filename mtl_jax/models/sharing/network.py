@@ -61,7 +61,8 @@ class MultiTaskNetwork(nn.Module):
             features = self.backbone(normalised(image), train_batch_norm=train_batch_norm)
             levels = self.neck(features, train_batch_norm=train_batch_norm)
             show_features(self, levels)
-            return self.head(levels, tasks=tasks, train=train, train_batch_norm=train_batch_norm, exchange=exchange)
+            norming = {"train": train, "train_batch_norm": train_batch_norm}
+            return self.head(levels, backbone=features, tasks=tasks, exchange=exchange, **norming)
         shared = self.backbone.lower(normalised(image), train_batch_norm=train_batch_norm)
         return {
             task.name: self._task_output(task, shared, train, train_batch_norm) for task in self._tasks_named(tasks)
@@ -84,7 +85,7 @@ class MultiTaskNetwork(nn.Module):
             features = {stride: x for stride, x in features.items() if stride >= min(task.levels)}
         levels = self.neck(features, train_batch_norm=neck)
         show_features(self, levels, prefix=f"{task.name}_")
-        return self.head(levels, tasks=(task.name,), train=train, train_batch_norm=head)[task.name]
+        return self.head(levels, backbone=features, tasks=(task.name,), train=train, train_batch_norm=head)[task.name]
 
 
 class Branch(nn.Module):
@@ -101,9 +102,11 @@ class Branch(nn.Module):
         last = max(shared)
         branch_levels = self.backbone(shared[last], train_batch_norm=train_batch_norm)
         finer = {stride: x for stride, x in shared.items() if stride < last}
-        levels = self.neck(finer | branch_levels, train_batch_norm=train_batch_norm)
+        features = finer | branch_levels
+        levels = self.neck(features, train_batch_norm=train_batch_norm)
         show_features(self, levels)
-        return self.head(levels, tasks=(task,), train=train, train_batch_norm=train_batch_norm)[task]
+        norming = {"train": train, "train_batch_norm": train_batch_norm}
+        return self.head(levels, backbone=features, tasks=(task,), **norming)[task]
 
 
 class BranchedNetwork(nn.Module):

@@ -42,17 +42,20 @@ class TaskwiseNetwork(nn.Module):
     ) -> dict[str, Float[Array, "batch ..."]]:
         """Returns {task: raw outputs of the head} for RGB images in 0..1."""
         head, outputs = self.make_head().clone(parent=self, name="head"), {}
-        for name, levels in self.levels(normalised(image), tasks, train_batch_norm).items():
+        for name, (features, levels) in self.levels(normalised(image), tasks, train_batch_norm).items():
             show_features(self, levels, prefix=f"{name}_")
-            outputs |= head(levels, tasks=(name,), train=train, train_batch_norm=PerTask(name, train_batch_norm))
+            norming = {"train": train, "train_batch_norm": PerTask(name, train_batch_norm)}
+            outputs |= head(levels, backbone=features, tasks=(name,), **norming)
         return outputs
 
-    def levels(self, image: Array, tasks: tuple[str, ...], train_batch_norm: ByBatch) -> dict[str, Levels]:
-        """Features that the head reads for each task, from normalised images."""
+    def levels(
+        self, image: Array, tasks: tuple[str, ...], train_batch_norm: ByBatch
+    ) -> dict[str, tuple[Levels, Levels]]:
+        """Features that neck and head read for each task, from normalised images."""
         neck = self.make_neck().clone(parent=self, name="neck")
         features = self.features(image, tasks, train_batch_norm)
         return {
-            name: neck(task_features, train_batch_norm=PerTask(name, train_batch_norm))
+            name: (task_features, neck(task_features, train_batch_norm=PerTask(name, train_batch_norm)))
             for name, task_features in features.items()
         }
 
@@ -163,10 +166,12 @@ class ExpertsNetwork(TaskwiseNetwork):
     experts: int = 3  # that all tasks share
     own_experts: bool = False
 
-    def levels(self, image: Array, tasks: tuple[str, ...], train_batch_norm: ByBatch) -> dict[str, Levels]:
+    def levels(
+        self, image: Array, tasks: tuple[str, ...], train_batch_norm: ByBatch
+    ) -> dict[str, tuple[Levels, Levels]]:
         """One pass through backbone and shared experts, and the mixture of each task."""
         shared = self.make_backbone(name="backbone")(image, train_batch_norm=train_batch_norm)
         necks = [self.make_neck().clone(parent=self, name=f"expert_{number}") for number in range(self.experts)]
         common = [neck(shared, train_batch_norm=train_batch_norm) for neck in necks]
         gates = {name: Gate(self.make_neck() if self.own_experts else None, name=branch_name(name)) for name in tasks}
-        return {name: gate(shared, common, train_batch_norm=train_batch_norm) for name, gate in gates.items()}
+        return {name: (shared, gate(shared, common, train_batch_norm=train_batch_norm)) for name, gate in gates.items()}
