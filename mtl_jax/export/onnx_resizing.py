@@ -58,35 +58,34 @@ def resized_argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
     channel = _candidates(graph, _possible_winners(graph, array))
     rows_of = graph.node("Unsqueeze", channel, np.array([2]), shape=(batch, 0, 1), dtype=np.int64)
     candidates = graph.node("GatherND", array, rows_of, shape=(batch, 0, rows, columns), dtype=x.dtype, batch_dims=1)
-    # ArgMax is fastest with the channels last. A length of 0 stands for an unknown one.
-    candidates = graph.node("Transpose", candidates, shape=(batch, rows, columns, 0), dtype=x.dtype, perm=[0, 2, 3, 1])
-    columns_matrix, rows_matrix = _interpolation_value(graph, columns, width), _interpolation_value(graph, rows, height)
-    widened = graph.node("MatMul", columns_matrix, candidates, shape=(batch, rows, width, 0), dtype=x.dtype)
-    lines = _reshape_to(graph, widened, (0, 0, -1))
-    enlarged = graph.node("MatMul", rows_matrix, lines, shape=(batch, height, 0), dtype=x.dtype)
-    pixels = _reshape_to(graph, enlarged, (0, height * width, -1))
-    winner = graph.node("ArgMax", pixels, shape=(batch, height * width), dtype=np.int64, axis=2, keepdims=0)
+    # A length of 0 stands for an unknown one. With the channels first, runtimes compare whole rows of pixels at once.
+    shapes = [(batch, 0, rows, width), (batch, 0, height, width)]
+    columns_matrix = _interpolation_value(graph, columns, width, transposed=True)
+    widened = graph.node("MatMul", candidates, columns_matrix, shape=shapes[0], dtype=x.dtype)
+    rows_matrix = _interpolation_value(graph, rows, height)
+    enlarged = graph.node("MatMul", rows_matrix, widened, shape=shapes[1], dtype=x.dtype)
+    winner = graph.node("ArgMax", enlarged, shape=(batch, height, width), dtype=np.int64, axis=1, keepdims=0)
+    winner = graph.reshape(winner, (batch, height * width))
     channel = graph.cast(channel, dtype)
     mask = graph.node("GatherElements", channel, winner, shape=(batch, height * width), dtype=dtype, axis=1)
     return graph.reshape(mask, (batch, height, width))
 
 
 def _candidates(graph: Graph, is_candidate: Tensor) -> Tensor:
-    """Returns the indices of the true channels of each image, padded to the largest count of the batch."""
+    """Returns the indices of the channels that are 1, of each image, padded to the largest count of the batch."""
     batch, channels = is_candidate.shape
-    flags, dtype = graph.cast(is_candidate, np.int32), np.dtype(np.int64)
-    count = graph.node("ReduceSum", flags, np.array([1]), shape=(batch,), dtype=np.int32, keepdims=0)
-    largest_count = graph.node("ReduceMax", count, shape=(1,), dtype=np.int32, axes=[0], keepdims=1)
+    dtype = is_candidate.dtype
+    count = graph.node("ReduceSum", is_candidate, np.array([1]), shape=(batch,), dtype=dtype, keepdims=0)
+    largest_count = graph.node("ReduceMax", count, shape=(1,), dtype=dtype, axes=[0], keepdims=1)
     rank = np.arange(channels, 0, -1, dtype=np.float32)[None]
-    priority = graph.node("Where", is_candidate, rank, rank - channels, shape=is_candidate.shape, dtype=np.float32)
-    values = graph.node(
-        "TopK", priority, graph.cast(largest_count, dtype), shape=(batch, 0), dtype=np.float32, outputs=2
-    )
-    return Tensor(f"{values.name}.1", (batch, 0), dtype)
+    shape, condition = is_candidate.shape, graph.cast(is_candidate, np.bool_)
+    priority = graph.node("Where", condition, rank, rank - channels, shape=shape, dtype=np.float32)
+    values = graph.node("TopK", priority, largest_count, shape=(batch, 0), dtype=np.float32, outputs=2)
+    return Tensor(f"{values.name}.1", (batch, 0), np.dtype(np.int64))
 
 
 def _possible_winners(graph: Graph, x: Tensor) -> Tensor:
-    """Returns which channels can be the argmax somewhere in the upsampled map; `x` has the channels first."""
+    """Returns 1 for channels that can be the argmax somewhere in the upsampled map; `x` has the channels first."""
     batch, channels, rows, columns = x.shape
     cells, single_channel = (batch, channels, rows - 1, columns - 1), (batch, 1, rows - 1, columns - 1)
 
@@ -99,12 +98,8 @@ def _possible_winners(graph: Graph, x: Tensor) -> Tensor:
     minimum = negative(largest(negative(x)))
     bound = graph.node("ReduceMax", minimum, shape=single_channel, dtype=x.dtype, axes=[1], keepdims=1)
     can_win = graph.node("GreaterOrEqual", largest(x), bound, shape=cells, dtype=np.bool_)
-    return graph.any(can_win, (2, 3))
-
-
-def _reshape_to(graph: Graph, x: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Reshapes an array; 0 copies a length, -1 infers it."""
-    return graph.node("Reshape", x, graph.shape_value(lengths), shape=lengths, dtype=x.dtype)
+    flags = graph.cast(can_win, np.int64)
+    return graph.node("ReduceMax", flags, shape=(batch, channels), dtype=np.int64, axes=[2, 3], keepdims=0)
 
 
 def _interpolation_value(graph: Graph, old: int, new: int, *, transposed: bool = False) -> Value:
