@@ -44,12 +44,21 @@ class Tensor(NamedTuple):
         return self._replace(shape=tuple(self.shape[i] for i in order), order=tuple(axes[i] for i in order))
 
 
-class Entry(NamedTuple):
-    """One entry along an axis of a value, of which a slice has been taken."""
+class Range(NamedTuple):
+    """Origin of a tensor: a range of entries along an axis of another."""
 
     value: Tensor
     axis: int
-    index: int
+    start: int
+    stop: int
+
+
+class Concatenation(NamedTuple):
+    """Origin of a tensor: others, one after another along an axis."""
+
+    parts: tuple[Value, ...]
+    axis: int
+    axes: Order
 
 
 Value = np.ndarray | Tensor  # an array is a constant
@@ -190,21 +199,46 @@ class Graph:
         ]
         if not axes:
             return value
+        if len(axes) == 1 and strides[axes[0]] == 1:
+            source = self._source(value, axes[0], start[axes[0]], stop[axes[0]])
+            if source is not None:
+                return source
         bounds = [[bound[axis] for axis in axes] for bound in (start, stop, value.axes, strides)]
         arrays = [self.shape_value(bound) for bound in bounds]
         result = self.node(
             "Slice", value.array, *arrays, shape=layout.stored_shape(shape, value.axes), dtype=value.dtype
         )
-        if len(axes) == 1 and shape[axes[0]] == 1:
-            self.origins[result.name] = Entry(value, axes[0], start[axes[0]])
+        if len(axes) == 1 and strides[axes[0]] == 1:
+            self.origins[result.name] = Range(value, axes[0], start[axes[0]], stop[axes[0]])
         return result.transpose(value.axes)
+
+    def _source(self, value: Tensor, axis: int, start: int, stop: int) -> Value | None:
+        """Returns a slice of what a value was sliced from or concatenated of, where that has all of it."""
+        origin = self.origins.get(value.name)
+        if isinstance(origin, Range) and (origin.axis, origin.value.axes) == (axis, value.axes):
+            parts = ((origin.value, origin.start),)
+        elif isinstance(origin, Concatenation) and (origin.axis, origin.axes) == (axis, value.axes):
+            ends = list(itertools.accumulate(part.shape[axis] for part in origin.parts))
+            parts = [
+                (part, part.shape[axis] - end)
+                for part, end in zip(origin.parts, ends, strict=True)
+                if end - part.shape[axis] <= start and stop <= end
+            ]
+        else:
+            return None
+        for part, offset in parts:
+            lows, highs = [0] * len(part.shape), list(part.shape)
+            lows[axis], highs[axis] = start + offset, stop + offset
+            return self.slice(part, lows, highs, [1] * len(part.shape))
+        return None
 
     def squeeze(self, value: Value, axes: Sequence[int]) -> Value:
         """Removes axes of length 1; a slice of one entry followed by a squeeze becomes a Gather."""
         if isinstance(value, Tensor):
             entry = self.origins.get(value.name)
-            if isinstance(entry, Entry) and tuple(axes) == (entry.axis,) and value.axes == entry.value.axes:
-                return self.take_entry(entry.value, entry.axis, entry.index)
+            key = (tuple(axes), value.axes)
+            if isinstance(entry, Range) and key == ((entry.axis,), entry.value.axes) and entry.stop == entry.start + 1:
+                return self.take_entry(entry.value, entry.axis, entry.start)
         return self.reshape(value, [length for axis, length in enumerate(value.shape) if axis not in axes])
 
     def take_entry(self, value: Tensor, axis: int, index: int) -> Tensor:

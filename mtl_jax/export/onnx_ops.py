@@ -14,7 +14,7 @@ from mtl_jax.export import onnx_layout as layout
 from mtl_jax.export import onnx_reductions as reductions
 from mtl_jax.export import onnx_rows as rows
 from mtl_jax.export.onnx_folding import CHANNELS_FIRST, Convolution
-from mtl_jax.export.onnx_graph import Graph, Tensor, Value, shape_and_dtype, shape_of, untranslated
+from mtl_jax.export.onnx_graph import Concatenation, Graph, Tensor, Value, shape_and_dtype, shape_of, untranslated
 
 # Primitives that are one operator, which broadcasts axes of length 1.
 ARITHMETIC = {
@@ -238,7 +238,9 @@ def _concatenate_stored(graph: Graph, values: Sequence[Value], axis: int, dtype:
     arrays = [graph.stored_in_order(value, order) for value in values]
     stored_axis, shape = order[axis], list(arrays[0].shape)
     shape[stored_axis] = sum(array.shape[stored_axis] for array in arrays)
-    return graph.node("Concat", *arrays, shape=shape, dtype=dtype, axis=stored_axis).transpose(order)
+    result = graph.node("Concat", *arrays, shape=shape, dtype=dtype, axis=stored_axis).transpose(order)
+    graph.origins[result.name] = Concatenation(tuple(values), axis, result.axes)
+    return result
 
 
 def _concatenate(graph: Graph, equation: Any, *values: Value) -> Value:

@@ -49,7 +49,8 @@ def finish(raw: Cells, image_size: ImageSize, strides: tuple[int, ...]) -> Cells
         )
     raw = raw.astype(jnp.float32)
     box = boxes.decode(raw[..., :BOX_CHANNELS], centres, cell_strides)
-    return jnp.concatenate([box, raw[..., OBJECTNESS, None] + PRIOR_LOGIT, raw[..., OBJECTNESS + 1 :]], axis=-1)
+    objectness = raw[..., OBJECTNESS : OBJECTNESS + 1] + PRIOR_LOGIT
+    return jnp.concatenate([box, objectness, raw[..., OBJECTNESS + 1 :]], axis=-1)
 
 
 def decode(outputs: Cells, selection: Selection) -> dict[str, Array]:
@@ -84,8 +85,8 @@ def every_box(outputs: Cells) -> dict[str, Array]:
 
 def scores(outputs: Float[Array, "*cells channels"]) -> Float[Array, "*cells classes"]:
     """Returns the score of every box as each class, 0 to 1."""
-    log_probability = jax.nn.log_sigmoid(outputs[..., OBJECTNESS:])
-    return jnp.exp(0.5 * (log_probability[..., :1] + log_probability[..., 1:]))
+    objectness = jax.nn.sigmoid(outputs[..., OBJECTNESS : OBJECTNESS + 1])
+    return jnp.sqrt(objectness * jax.nn.sigmoid(outputs[..., OBJECTNESS + 1 :]))
 
 
 def _best(score: Float[Array, " n"], count: int) -> tuple[Float[Array, " best"], Int[Array, " best"]]:
@@ -105,8 +106,8 @@ def _decode_one(outputs: Float[Array, "cells channels"], selection: Selection) -
     score = scores(outputs)
     class_count = score.shape[1]
     score, index = _best(score.reshape(-1), selection.candidates)
-    label = index % class_count
-    cells = outputs[:, :BOX_CHANNELS].at[index // class_count]
+    label = jax.lax.rem(index, class_count)
+    cells = outputs[:, :BOX_CHANNELS].at[jax.lax.div(index, class_count)]
     box = boxes.to_corners(cells.get(mode="promise_in_bounds", wrap_negative_indices=False))
     valid = score >= selection.score_threshold
     keep = boxes.suppress(box, label, valid, iou_threshold=selection.nms_iou)
