@@ -101,9 +101,21 @@ def test_a_run_that_was_cut_between_its_stages_ends_alike(learnt, tmp_path):
 
 def test_an_exported_network_answers_alike(learnt, tmp_path):
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed: StableHLO files are not tested")
+    assert_exported_alike(formats.stablehlo, learnt, tmp_path)
+
+
+def test_onnx_files_compute_the_passes_of_all_tasks_as_one(learnt, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: ONNX files are not tested")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: ONNX files are not tested")
+    assert_exported_alike(formats.onnx, learnt, tmp_path)
+    convolutions = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Conv"]
+    assert any(len(TASKS) == attribute.i for node in convolutions for attribute in node.attribute)  # groups
+
+
+def assert_exported_alike(make, learnt, folder) -> None:
     ready = trained.load(learnt)
     image = network.input_shape(image_size=64, batch_size=1)
     pixels = np.random.default_rng(0).random(image.shape, np.float32)
     expected = jax.device_get(jax.jit(network.output_function(ready, with_outputs=True))(pixels))
-    for name, value in formats.stablehlo(ready, tmp_path, image).check(pixels).items():
+    for name, value in make(ready, folder, image).check(pixels).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)

@@ -90,8 +90,8 @@ def export_tuned_int8(
     require_packages("onnx")
     result = fine_tune(computing_in(network, "float32"), pixels, batches, report=report)
     converted = convert_to_onnx(result.network, image, form)
-    model = quantise(converted.check_model, {}, quantised_convolutions(converted.check_model))
-    exported = write_quantised(converted._replace(check_model=model), folder / "model.int8.qat.onnx", form)
+    model = quantise(converted.separate_model, {}, quantised_convolutions(converted.separate_model))
+    exported = write_quantised(converted, model, folder / "model.int8.qat.onnx", form)
     return Quantised(exported, result.candidate_count, result.quantised_count, result.error)
 
 
@@ -113,7 +113,7 @@ def fine_tune(
     """
     ranges = measure_ranges(network, pixels)
     selected, _ = select_layers(network, ranges, np.concatenate(pixels[:SEARCH_IMAGES]))
-    start = nest_by_path({name: ranges[name] for name in selected})
+    start = {name: ranges[name] for name in selected}
     state, loss = train(network, start, batches, report=report)
     variables = {**network.variables, "params": state.params, RANGES: scale_ranges(start, state.factors)}
     result = network._replace(variables=jax.device_get(variables))
@@ -139,28 +139,47 @@ def measure_ranges(network: Trained, pixels: Sequence[np.ndarray]) -> Ranges:
     }
 
 
+def layer_of(name: str) -> str:
+    """Returns the layer's path of "layer/pass"."""
+    return name.rpartition("/")[0]
+
+
+def factor_names(ranges: Ranges) -> dict[str, str]:
+    """Returns the name of each range's factor: passes in which a layer reads the same values keep one range."""
+    first_names: dict[tuple[str, bytes], str] = {}
+    return {
+        name: first_names.setdefault((layer_of(name), np.asarray(limit).tobytes()), name)
+        for name, limit in ranges.items()
+    }
+
+
 def select_layers(
     network: Trained, ranges: Ranges, pixels: np.ndarray, *, tolerance: float = TOLERANCE
 ) -> tuple[list[str], float]:
-    """Selects the layers and passes to quantise; returns them and their error, as `int8.select_layers`."""
+    """Selects the layers to quantise, each in all its passes; returns these and the error, as `int8.select_layers`."""
     expected = raw_outputs(network, pixels)
     run = jax.jit(functools.partial(_raw, network))
 
-    def errors(names: Sequence[str]) -> np.ndarray:
-        limited = {name: limit if name in set(names) else np.zeros_like(limit) for name, limit in ranges.items()}
+    def errors(layers: Sequence[str]) -> np.ndarray:
+        selected = set(layers)
+        limited = {
+            name: limit if layer_of(name) in selected else np.zeros_like(limit) for name, limit in ranges.items()
+        }
         return relative_errors(
             expected, jax.device_get(run({**network.variables, RANGES: nest_by_path(limited)}, pixels))
         )
 
-    return select_within_tolerance(errors, list(ranges), tolerance=tolerance)
+    layers = list(dict.fromkeys(map(layer_of, ranges)))
+    selected, error = select_within_tolerance(errors, layers, tolerance=tolerance)
+    return [name for name in ranges if layer_of(name) in set(selected)], error
 
 
 def train(
-    network: Trained, ranges: PyTree, batches: Sequence[np.ndarray], *, report: Report = _silent
+    network: Trained, ranges: Ranges, batches: Sequence[np.ndarray], *, report: Report = _silent
 ) -> tuple[State, float]:
     """Trains parameters and ranges for one step per batch; returns them and the last losses relative to the first."""
-    fixed, ranges = jax.tree.map(jnp.asarray, (network.variables, ranges))
-    start = State(fixed["params"], jax.tree.map(jnp.zeros_like, ranges))
+    fixed = jax.tree.map(jnp.asarray, network.variables)
+    start = State(fixed["params"], {name: jnp.zeros(2) for name in factor_names(ranges).values()})
     # One flat vector: the optimizer compiles faster for it than for hundreds of arrays.
     vector, unravel = ravel_pytree(start)
     rates, _ = ravel_pytree(
@@ -212,9 +231,10 @@ def _optimizer(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(schedule))
 
 
-def scale_ranges(ranges: PyTree, factors: PyTree) -> PyTree:
-    """Returns ranges multiplied by the exponentials of `factors`."""
-    return jax.tree.map(lambda limit, factor: limit * jnp.exp(factor), ranges, factors)
+def scale_ranges(ranges: Ranges, factors: Mapping[str, Array]) -> PyTree:
+    """Returns the ranges, nested by path, multiplied by the exponentials of their factors."""
+    names = factor_names(ranges)
+    return nest_by_path({name: limit * jnp.exp(factors[names[name]]) for name, limit in ranges.items()})
 
 
 def nest_by_path(ranges: Mapping[str, Any]) -> dict[str, Any]:

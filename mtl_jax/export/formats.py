@@ -74,6 +74,7 @@ class OnnxNetwork(NamedTuple):
     check_model: Any  # the same, with the outputs "<task>/outputs" too
     network: Trained  # in float32, the compute type of the models
     any_batch: bool
+    separate_model: Any  # `check_model` with a pass for each task, where tasks have norms of their own
 
 
 def require_packages(name: str) -> None:
@@ -149,11 +150,24 @@ def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form
 
 def convert_to_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> OnnxNetwork:
     """Converts a network to ONNX; arguments and errors as of `onnx`."""
-    from mtl_jax.export import onnx_model
-
     network = computing_in(network, "float32")
     model, any_batch = _convert_function(output_function(network, form, with_outputs=True), image, form.layout)
-    return OnnxNetwork(onnx_model.remove_outputs(model, raw_output_filter(form)), model, network, any_batch)
+    return served_onnx(model, network, form, any_batch=any_batch)
+
+
+def served_onnx(model: Any, network: Trained, form: Form, *, any_batch: bool) -> OnnxNetwork:
+    """Returns an ONNX network as files have it, with the passes of tasks as one.
+
+    Args:
+        model: with raw outputs, and a pass for each task where tasks have norms of their own.
+        network: the network in float32.
+        form: decoding and layout.
+        any_batch: whether the batch size is dynamic.
+    """
+    from mtl_jax.export import onnx_model, onnx_parallel
+
+    joined = onnx_parallel.with_joined_passes(model)
+    return OnnxNetwork(onnx_model.remove_outputs(joined, raw_output_filter(form)), joined, network, any_batch, model)
 
 
 def raw_output_filter(form: Form) -> Callable[[str], bool]:
@@ -171,8 +185,10 @@ def write_onnx(function: OutputFunction, path: Path, image: jax.ShapeDtypeStruct
     require_packages("onnx")
     import onnx
 
+    from mtl_jax.export import onnx_parallel
+
     model, any_batch = _convert_function(function, image, layout)
-    onnx.save(model, path)
+    onnx.save(onnx_parallel.with_joined_passes(model), path)
     return any_batch
 
 
@@ -180,7 +196,8 @@ def _convert_function(function: OutputFunction, image: jax.ShapeDtypeStruct, lay
     from mtl_jax.export import onnx_model
 
     with cpu_kernels.left_out(), depthwise.traced_in("grouped"), report_fixed_size(image):
-        return onnx_model.convert_any_batch(function, image, input_name=INPUT, layout=layout)
+        model, any_batch = onnx_model.convert_any_batch(function, image, input_name=INPUT, layout=layout)
+    return model, any_batch
 
 
 def open_session(source: Any) -> Run:

@@ -17,11 +17,12 @@ from mtl_jax.export.formats import (
     accept_channels_last,
     convert_to_onnx,
     open_session,
-    raw_output_filter,
     require_packages,
+    served_onnx,
 )
 from mtl_jax.export.network import TO_NCHW, Form
 from mtl_jax.export.onnx_model import remove_outputs
+from mtl_jax.export.onnx_parallel import parallel_convolutions
 from mtl_jax.export.rounding import quantisable_layers, quantise, scale_and_zero_point
 from mtl_jax.workdir.trained import Trained
 
@@ -60,24 +61,25 @@ def export_int8(
     converted = convert_to_onnx(network, image, form)
     is_nhwc = form.layout == "nhwc"
     file_images = [array if is_nhwc else np.ascontiguousarray(array.transpose(TO_NCHW)) for array in pixels]
-    model, samples = equalise(converted.check_model, sample_inputs(converted.check_model, file_images))
+    model, samples = equalise(converted.separate_model, sample_inputs(converted.separate_model, file_images))
     ranges = {name: quantisation_limits(values) for name, values in samples.items()}
     selected, error = select_layers(model, ranges, np.concatenate(file_images[:SEARCH_IMAGES]))
-    converted = converted._replace(check_model=quantise(model, ranges, selected))
-    exported = write_quantised(converted, folder / "model.int8.onnx", form)
+    exported = write_quantised(converted, quantise(model, ranges, selected), folder / "model.int8.onnx", form)
     return Quantised(exported, len(quantisable_layers(model)[0]), len(selected), error)
 
 
-def write_quantised(converted: OnnxNetwork, path: Path, form: Form) -> Exported:
+def write_quantised(converted: OnnxNetwork, model: Any, path: Path, form: Form) -> Exported:
     """Writes a quantised ONNX model with the outputs of the served file.
 
     Args:
-        converted: converted network, whose `check_model` is written.
+        converted: converted network.
+        model: the network in 8 bits, with a pass for each task.
         path: output file.
         form: decoding and layout.
     """
-    onnx.save(remove_outputs(converted.check_model, raw_output_filter(form)), path)
-    sources = (str(path), converted.check_model.SerializeToString())
+    quantised = served_onnx(model, converted.network, form, any_batch=converted.any_batch)
+    onnx.save(quantised.run_model, path)
+    sources = (str(path), quantised.check_model.SerializeToString())
     run, check = (accept_channels_last(open_session(source), form) for source in sources)
     return Exported(path, run, check, converted.network, converted.any_batch)
 
@@ -132,11 +134,16 @@ def select_layers(
     heads = _expose_outputs(model, output_names)
     expected = open_session(heads.SerializeToString())(pixels)
 
-    def errors(selected: Sequence[str]) -> np.ndarray:
+    first_of = parallel_convolutions(model)  # what files compute as one is quantised as one
+    layer_of = {name: first_of.get(name, name) for name in names}
+
+    def errors(layers: Sequence[str]) -> np.ndarray:
+        selected = [name for name in names if layer_of[name] in set(layers)]
         outputs = open_session(quantise(heads, ranges, selected).SerializeToString())(pixels)
         return np.array([_relative_error(expected[name], outputs[name]) for name in output_names])
 
-    return select_within_tolerance(errors, names, tolerance=tolerance)
+    layers, error = select_within_tolerance(errors, list(dict.fromkeys(layer_of.values())), tolerance=tolerance)
+    return [name for name in names if layer_of[name] in set(layers)], error
 
 
 def select_within_tolerance(

@@ -1,0 +1,384 @@
+"""Parallel passes of an ONNX network as one: chains of equal layers become grouped convolutions.
+
+Where tasks share kernels but have batch norms of their own, each task's pass has its own folded kernels, and the graph
+has a chain of small operators for each task. Chains of equal layers that begin at the same tensor are computed as one
+chain: its tensors hold the channels of the first task, then those of the second and so on, and its convolutions have
+one group for each task. Runtimes then compute a third of the operators, each three times as large, for three tasks.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from mtl_jax.export.onnx_folding import required_nodes
+from mtl_jax.export.rounding import scale_and_zero_point
+
+BLOCK = 16  # channels of each task are padded with zeros to a multiple of it: runtimes compute vectors of 16
+QUANTISATION = ("DequantizeLinear", "QuantizeLinear")
+UNARY = ("GlobalAveragePool", "HardSigmoid", "HardSwish", "Relu", "Resize", "Sigmoid")
+BINARY = ("Add", "Mul")
+
+helper: Any = onnx.helper
+Signature = tuple[Any, ...]
+
+
+class Kernel(NamedTuple):
+    """Kernel of a convolution."""
+
+    name: str  # of the initializer
+    array: np.ndarray  # output channels first
+    scale: np.ndarray | None  # of each output channel, where the array has integers
+
+
+class Bundle(NamedTuple):
+    """A tensor that holds tensors of equal shape."""
+
+    name: str
+    members: tuple[str, ...]  # the tensors, in the order in which it holds them
+    channels: int  # of each
+    is_pooled: bool  # whether height and width are 1
+    is_stacked: bool = False  # along the batch; otherwise along the channels
+
+    @property
+    def width(self) -> int:
+        """Channels that each member takes."""
+        return -(-self.channels // BLOCK) * BLOCK
+
+
+def with_joined_passes(model: Any) -> Any:
+    """Returns a model that computes parallel chains of equal layers as one.
+
+    Args:
+        model: ONNX, the channels first.
+    """
+    graph = model.graph
+    weights = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
+    joined = _join(graph, weights)
+    if not joined.bundles:
+        return model
+    outputs = [output.name for output in graph.output]
+    nodes, names_read = required_nodes(_in_order(joined.remaining(graph.node, outputs)), outputs)
+    arrays = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items() if name in names_read]
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:], result.graph.initializer[:]
+    result.graph.node.extend(nodes)
+    result.graph.initializer.extend(arrays)
+    onnx.checker.check_model(result)
+    return result
+
+
+def parallel_convolutions(model: Any) -> dict[str, str]:
+    """Returns the names of convolutions that are computed as one, with the name of the first of each group."""
+    weights = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
+    names = {node.output[0]: node.name for node in model.graph.node if node.op_type == "Conv"}
+    bundles = _join(model.graph, weights).bundles
+    return {name: names[bundles[output].members[0]] for output, name in names.items() if output in bundles}
+
+
+def _join(graph: Any, weights: dict[str, np.ndarray]) -> _Joined:
+    joined = _Joined(graph.node, weights)
+    for nodes in _by_depth(graph.node):
+        for group in joined.groups(nodes):
+            joined.join(group)
+    joined.drop_single_layers()
+    return joined
+
+
+def _by_depth(nodes: Iterable[Any]) -> list[list[Any]]:
+    """Returns nodes by the number of nodes on the longest way from an input: parallel layers are of the same depth."""
+    depths: dict[str, int] = {}
+    levels: dict[int, list[Any]] = collections.defaultdict(list)
+    for node in nodes:
+        depth = 1 + max((depths.get(name, 0) for name in node.input), default=0)
+        depths.update(dict.fromkeys(node.output, depth))
+        levels[depth].append(node)
+    return [levels[depth] for depth in sorted(levels)]
+
+
+def _readers(nodes: Iterable[Any]) -> dict[str, tuple[str, ...]]:
+    """Returns tensor -> the operators that read it."""
+    operators: dict[str, list[str]] = collections.defaultdict(list)
+    for node in nodes:
+        for name in node.input:
+            operators[name].append(node.op_type)
+    return {name: tuple(sorted(names)) for name, names in operators.items()}
+
+
+def _single_scales(nodes: Iterable[Any], operators: dict[str, tuple[str, ...]]) -> set[str]:
+    """Returns the quantised tensors that may not have a scale for each channel.
+
+    onnxruntime makes one operator of a convolution between two quantisations, which takes one scale for each tensor.
+    """
+    quantised = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    rounded = {node.output[0]: quantised.get(node.input[0]) for node in nodes if node.op_type == "DequantizeLinear"}
+    names: set[str] = set()
+    for node in nodes:
+        source = rounded.get(node.input[0]) if node.op_type == "Conv" else None
+        if source is not None and set(operators.get(node.output[0], ())) == {"QuantizeLinear"}:
+            names.update((source, node.output[0]))
+    return names
+
+
+class _Joined:
+    """The joined layers so far."""
+
+    def __init__(self, nodes: Sequence[Any], weights: dict[str, np.ndarray]) -> None:
+        self.weights = weights
+        self.kernels = {name: Kernel(name, array, None) for name, array in weights.items()}
+        for node in nodes:
+            if node.op_type == "DequantizeLinear" and node.input[0] in weights:
+                kernel = Kernel(node.input[0], weights[node.input[0]], weights[node.input[1]])
+                self.kernels[node.output[0]] = kernel
+        self.operators = _readers(nodes)  # tensor -> the operators that read it
+        self.single_scales = _single_scales(nodes, self.operators)
+        self.bundles: dict[str, Bundle] = {}  # member -> the bundle that holds it
+        self.nodes: dict[str, list[Any]] = {}  # name of a bundle -> the nodes that compute it
+        self.readers: collections.Counter[str] = collections.Counter()  # name of a bundle -> joined layers that read it
+        self.parts: dict[Any, str] = {}  # part or form of a bundle -> its tensor
+
+    def groups(self, nodes: Sequence[Any]) -> list[list[Any]]:
+        """Returns the nodes of one depth that can be one node, in groups."""
+        groups: dict[Any, list[Any]] = collections.defaultdict(list)
+        seen: collections.Counter[Any] = collections.Counter()
+        for node in nodes:
+            signature = self._signature(node)
+            if signature is None:
+                continue
+            sources = tuple(node.input[: _source_count(node)])
+            # Of two equal layers that read the same member of a bundle, each is part of another chain.
+            repeat = seen[signature, sources] if sources[0] in self.bundles else 0
+            seen[signature, sources] += 1
+            groups[signature, repeat].append(node)
+        return [group for group in groups.values() if len(group) > 1]
+
+    def _signature(self, node: Any) -> Signature | None:
+        """Returns what parallel layers have in common; None of a node that cannot be joined."""
+        attributes = tuple(sorted(str(attribute) for attribute in node.attribute))
+        sources = [self.bundles[name].name if name in self.bundles else name for name in node.input]
+        if node.op_type == "Conv":
+            kernel, biases = self.kernels.get(node.input[1]), [self.weights.get(name) for name in node.input[2:]]
+            if kernel is None or any(bias is None for bias in biases) or not self._is_joinable(node, kernel.array):
+                return None
+            # Layers that begin at one tensor are told apart by what follows them.
+            following = () if node.input[0] in self.bundles else self.operators.get(node.output[0], ())
+            form = kernel.array.shape, str(kernel.array.dtype), len(biases)
+            return node.op_type, attributes, sources[0], following, form
+        if any(name not in self.bundles for name in node.input[: _source_count(node)]):
+            return None
+        if node.op_type in QUANTISATION:  # each member may have a scale of its own
+            return node.op_type, attributes, sources[0]
+        return (node.op_type, attributes, *sources) if node.op_type in (*UNARY, *BINARY) else None
+
+    def _is_joinable(self, node: Any, kernel: Any) -> bool:
+        groups = _group_count(node)
+        return groups == 1 or (node.input[0] in self.bundles and groups == len(kernel) and kernel.shape[1] == 1)
+
+    def join(self, group: list[Any]) -> None:
+        """Replaces parallel layers by one, if the tensors that they read follow each other in one."""
+        first = group[0]
+        if first.op_type == "Conv" and first.input[0] not in self.bundles:
+            self._convolve(group, None)
+            return
+        group = sorted(group, key=lambda node: self.bundles[node.input[0]].members.index(node.input[0]))
+        sources = [self._bundle([node.input[position] for node in group]) for position in range(_source_count(first))]
+        if any(source is None for source in sources):
+            return
+        if first.op_type == "Conv":
+            self._convolve(group, sources[0])
+        else:
+            self._apply(group, [source for source in sources if source is not None])
+
+    def _apply(self, group: list[Any], sources: list[Bundle]) -> None:
+        """Adds an operator that computes every channel by itself."""
+        first, others = group[0], [tuple(node.input[_source_count(node) :]) for node in group]
+        is_stacked = all(source.is_stacked for source in sources) and len(set(others)) == 1
+        if not is_stacked:
+            sources = [self._in_form(source, is_stacked=False) for source in sources]
+        is_pooled = first.op_type == "GlobalAveragePool" or (
+            first.op_type != "Resize" and all(source.is_pooled for source in sources)
+        )
+        bundle = Bundle(_name(group), _outputs(group), sources[0].channels, is_pooled, is_stacked)
+        names, attributes = list(others[0]), {}
+        if len(set(others)) > 1:
+            names = self._scales(group, bundle, sources[0])
+            attributes = {"axis": 1} if self.weights[names[0]].ndim else {}
+        node = _node(first, [*(source.name for source in sources), *names], bundle.name, **attributes)
+        self._add(bundle, [node], sources)
+
+    def _scales(self, group: list[Any], bundle: Bundle, source: Bundle) -> list[str]:
+        """Adds the scale and the zero point with which the tensors of a bundle are quantised; returns their names."""
+        if group[0].op_type == "DequantizeLinear":
+            return list(self.nodes[source.name][0].input[1:])
+        pairs = [[self.weights[name] for name in node.input[1:]] for node in group]
+        if any(node.input[0] in self.single_scales for node in group):
+            limits = [(-float(zero) * float(scale), (255 - float(zero)) * float(scale)) for scale, zero in pairs]
+            levels = scale_and_zero_point(min(low for low, _ in limits), max(high for _, high in limits))
+        else:
+            levels = [np.repeat(np.array(values), bundle.width) for values in zip(*pairs, strict=True)]
+        names = [f"{bundle.name}.scale", f"{bundle.name}.zero"]
+        self.weights.update({name: np.asarray(array) for name, array in zip(names, levels, strict=True)})
+        return names
+
+    def _convolve(self, group: list[Any], source: Bundle | None) -> None:
+        """Adds a convolution of the tensor that all layers of a group read, or of those that a bundle holds."""
+        first, kernels = group[0], [self.kernels[node.input[1]] for node in group]
+        is_same = len({_identity(*pair) for pair in zip(kernels, group, strict=True)}) == 1
+        is_stacked, is_depthwise = bool(source and source.is_pooled) and is_same, _group_count(first) > 1
+        if source is not None:
+            source = self._in_form(source, is_stacked=is_stacked)
+        is_pooled = bool(source and source.is_pooled)
+        bundle = Bundle(_name(group), _outputs(group), len(kernels[0].array), is_pooled, is_stacked)
+        inputs = source.width if source is not None and not is_depthwise else kernels[0].array.shape[1]
+        used = slice(1 if is_stacked else None)
+        names = [source.name if source is not None else first.input[0]]
+        name, kernel_nodes = self._kernel(f"{bundle.name}.kernel", kernels[used], (bundle.width, inputs))
+        names.append(name)
+        if len(first.input) > 2:
+            names.append(f"{bundle.name}.bias")
+            biases = [_padded(self.weights[node.input[2]], (bundle.width,)) for node in group[used]]
+            self.weights[names[-1]] = np.concatenate(biases)
+        groups = 1 if source is None or is_stacked else len(group)
+        node = _node(first, names, bundle.name, group=groups * (bundle.width if is_depthwise else 1))
+        self._add(bundle, [node, *kernel_nodes], [source] if source else [])
+
+    def _kernel(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> tuple[str, list[Any]]:
+        """Adds the kernel of a grouped convolution; returns its name and the nodes that compute it."""
+        arrays = [_padded(kernel.array, widths) for kernel in kernels]
+        if any(kernel.scale is None for kernel in kernels):
+            self.weights[name] = np.concatenate(arrays)
+            return name, []
+        scales = [np.pad(kernel.scale, (0, widths[0] - len(kernel.scale)), constant_values=1) for kernel in kernels]
+        integers, nodes = f"{name}.integers", []
+        self.weights[f"{name}.scale"] = np.concatenate(scales)
+        if len({kernel.name for kernel in kernels}) == 1 < len(kernels):  # stored once; runtimes repeat it as they load
+            part = f"{kernels[0].name}.{widths[0]}x{widths[1]}"
+            self.weights[part] = arrays[0]
+            nodes = [helper.make_node("Concat", [part] * len(kernels), [integers], integers, axis=0)]
+        else:
+            self.weights[integers] = np.concatenate(arrays)
+        inputs = [integers, f"{name}.scale"]
+        return name, [*nodes, helper.make_node("DequantizeLinear", inputs, [name], name, axis=0)]
+
+    def _add(self, bundle: Bundle, nodes: list[Any], sources: Sequence[Bundle]) -> None:
+        self.nodes[bundle.name] = nodes
+        self.bundles.update(dict.fromkeys(bundle.members, bundle))
+        self.readers.update(source.name for source in sources)
+
+    def _bundle(self, names: Sequence[str]) -> Bundle | None:
+        """Returns the bundle of some tensors, which may be a part of a larger one; None where there is none."""
+        bundle = self.bundles.get(names[0])
+        if bundle is None:
+            return None
+        start = bundle.members.index(names[0])
+        if bundle.members[start : start + len(names)] != tuple(names):
+            return None
+        self.readers[bundle.name] += 1
+        return bundle if len(names) == len(bundle.members) else self._part(bundle, start, len(names))
+
+    def _part(self, bundle: Bundle, start: int, count: int) -> Bundle:
+        """Returns a part of a bundle: some members, one after another."""
+        bundle, members = self._in_form(bundle, is_stacked=False), bundle.members[start : start + count]
+        stop = start * bundle.width + bundle.channels if count == 1 else (start + count) * bundle.width
+        name = members[0] if count == 1 else f"{bundle.name}.{start}-{start + count - 1}"
+        if name not in self.nodes:
+            bounds = {"start": start * bundle.width, "stop": stop, "axis": 1}
+            arrays = {f"{name}.{key}": np.array([value], np.int64) for key, value in bounds.items()}
+            self.weights.update(arrays)
+            self.nodes[name] = [helper.make_node("Slice", [bundle.name, *arrays], [name], name)]
+        return bundle._replace(name=name, members=members)
+
+    def _in_form(self, bundle: Bundle, *, is_stacked: bool) -> Bundle:
+        """Returns a bundle whose members follow each other along the batch or along the channels."""
+        if bundle.is_stacked == is_stacked:
+            return bundle
+        name = f"{bundle.name}.{'batch' if is_stacked else 'channels'}"
+        if name not in self.nodes:
+            channels = bundle.width * (1 if is_stacked else len(bundle.members))
+            shape = f"{name}.shape"
+            self.weights[shape] = np.array([-1, channels, 1, 1], np.int64)
+            self.nodes[name] = [helper.make_node("Reshape", [bundle.name, shape], [name], name)]
+        return bundle._replace(name=name, is_stacked=is_stacked)
+
+    def drop_single_layers(self) -> None:
+        """Leaves layers as they are that begin at one tensor and that no joined layer follows."""
+        for bundle in set(self.bundles.values()):
+            if not self.readers[bundle.name] and self.nodes[bundle.name][0].input[0] not in self.nodes:
+                del self.nodes[bundle.name]
+                for name in bundle.members:
+                    del self.bundles[name]
+
+    def remaining(self, nodes: Iterable[Any], outputs: Sequence[str]) -> list[Any]:
+        """Returns the joined nodes, those that are as they were, and what takes their inputs out of bundles."""
+        kept = [node for node in nodes if not any(name in self.bundles for name in node.output)]
+        for name in [*(name for node in kept for name in _reads(node)), *outputs]:
+            if name in self.bundles:
+                bundle = self.bundles[name]
+                self._part(bundle, bundle.members.index(name), 1)
+        return [*kept, *(node for nodes_of in self.nodes.values() for node in nodes_of)]
+
+
+def _source_count(node: Any) -> int:
+    """Returns how many inputs of a node are no parameters."""
+    return 2 if node.op_type in BINARY else 1
+
+
+def _identity(kernel: Kernel, node: Any) -> tuple[Any, ...]:
+    """Returns what is the same of convolutions with the same weights."""
+    return kernel.name, None if kernel.scale is None else kernel.scale.tobytes(), *node.input[2:]
+
+
+def _group_count(node: Any) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+
+
+def _outputs(group: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(node.output[0] for node in group)
+
+
+def _name(group: Sequence[Any]) -> str:
+    return f"{group[0].output[0]}.x{len(group)}"
+
+
+def _node(model: Any, inputs: Sequence[str], output: str, **attributes: Any) -> Any:
+    """Returns a node as another one, with other inputs, output and attributes."""
+    node = onnx.NodeProto()
+    node.CopyFrom(model)
+    node.name = output
+    node.input[:], node.output[:] = inputs, [output]
+    for attribute in [attribute for attribute in node.attribute if attribute.name in attributes]:
+        node.attribute.remove(attribute)
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    return node
+
+
+def _padded(array: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """Fills the first axes up with zeros."""
+    missing = [(0, width - length) for width, length in zip(widths, array.shape, strict=False)]
+    return np.pad(array, [*missing, *[(0, 0)] * (array.ndim - len(missing))])
+
+
+def _in_order(nodes: Sequence[Any]) -> list[Any]:
+    """Returns nodes so that each follows those that it reads."""
+    makers = {name: node for node in nodes for name in node.output}
+    ordered: dict[int, Any] = {}
+    stack = list(reversed(nodes))
+    while stack:
+        node = stack[-1]
+        missing = [makers[name] for name in _reads(node) if name in makers and id(makers[name]) not in ordered]
+        if missing:
+            stack.extend(missing)
+            continue
+        ordered.setdefault(id(node), stack.pop())
+    return list(ordered.values())
+
+
+def _reads(node: Any) -> list[str]:
+    """Returns what a node reads, its subgraphs included."""
+    inner = [name for attribute in node.attribute for other in attribute.g.node for name in _reads(other)]
+    return [*node.input, *inner]

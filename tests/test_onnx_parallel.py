@@ -1,0 +1,182 @@
+"""Parallel chains of layers in ONNX: joined they compute what they did apart."""
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from mtl_jax.export.formats import open_session  # noqa: E402  (needs onnx)
+from mtl_jax.export.onnx_parallel import parallel_convolutions, with_joined_passes  # noqa: E402
+from mtl_jax.export.rounding import quantise  # noqa: E402
+
+CHANNELS = 4  # of the image
+SIZE = 8  # px
+
+
+class Draft:
+    """A network in the making."""
+
+    def __init__(self) -> None:
+        self.nodes, self.weights = [], {}
+        self.generator = np.random.default_rng(0)
+
+    def node(self, op: str, *inputs: str, **attributes) -> str:
+        name = f"{op}_{len(self.nodes)}"
+        self.nodes.append(onnx.helper.make_node(op, list(inputs), [name], name, **attributes))
+        return name
+
+    def weight(self, *shape: int) -> str:
+        name = f"weight_{len(self.weights)}"
+        self.weights[name] = self.generator.normal(size=shape).astype(np.float32)
+        return name
+
+    def convolution(self, x: str, *shape: int, weights: tuple[str, str] | None = None, **attributes) -> str:
+        return self.node("Conv", x, *(weights or (self.weight(*shape), self.weight(shape[0]))), **attributes)
+
+    def model(self, *outputs: str):
+        helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+        arrays = [onnx.numpy_helper.from_array(array, name) for name, array in self.weights.items()]
+        image = helper.make_tensor_value_info("image", kind, ["batch", CHANNELS, SIZE, SIZE])
+        results = [helper.make_tensor_value_info(name, kind, ["batch", None, None, None]) for name in outputs]
+        graph = helper.make_graph(self.nodes, "network", [image], results, arrays)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def block(draft: Draft, x: str, gate: tuple[tuple[str, str], ...], channels: int = 20) -> str:
+    """An inverted residual with channel weights, whose kernels all blocks share, as a task's pass has it."""
+    wide = draft.node("HardSwish", draft.convolution(x, channels, CHANNELS, 1, 1))
+    deep = draft.node("HardSwish", draft.convolution(wide, channels, 1, 3, 3, group=channels, pads=[1, 1, 1, 1]))
+    pooled = draft.node("GlobalAveragePool", deep)
+    squeezed = draft.node("Relu", draft.node("Conv", pooled, *gate[0]))
+    weights = draft.node("HardSigmoid", draft.node("Conv", squeezed, *gate[1]), alpha=1 / 6)
+    narrow = draft.convolution(draft.node("Mul", deep, weights), 6, channels, 1, 1)
+    return draft.node("Add", narrow, draft.convolution(deep, 6, channels, 1, 1))
+
+
+def gate_of(draft: Draft, channels: int = 20) -> tuple[tuple[str, str], ...]:
+    return (
+        (draft.weight(8, channels, 1, 1), draft.weight(8)),
+        (draft.weight(channels, 8, 1, 1), draft.weight(channels)),
+    )
+
+
+def counts(model) -> dict[str, int]:
+    operators = [node.op_type for node in model.graph.node]
+    return {op: operators.count(op) for op in set(operators)}
+
+
+def assert_equal_outputs(model, joined, batch: int = 2) -> None:
+    pixels = np.random.default_rng(1).normal(size=(batch, CHANNELS, SIZE, SIZE)).astype(np.float32)
+    expected, outputs = (open_session(each.SerializeToString())(pixels) for each in (model, joined))
+    assert list(expected) == list(outputs)
+    for name, value in expected.items():
+        np.testing.assert_allclose(outputs[name], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("tasks", [2, 3])
+def test_passes_of_tasks_become_one(tasks):
+    draft = Draft()
+    gate = gate_of(draft)
+    stem = draft.node("Relu", draft.convolution("image", CHANNELS, CHANNELS, 1, 1))
+    ends = [draft.convolution(block(draft, stem, gate), 3 + task, 6, 1, 1) for task in range(tasks)]
+    model = draft.model(*ends)
+    joined = with_joined_passes(model)
+    assert_equal_outputs(model, joined)
+    assert counts(model)["Conv"] == 1 + 7 * tasks
+    assert counts(joined)["Conv"] == 1 + 6 + tasks  # the last ones have shapes of their own
+    assert counts(joined)["Slice"] == tasks
+    attributes = [attribute for node in joined.graph.node for attribute in node.attribute]
+    groups = max(attribute.i for attribute in attributes if attribute.name == "group")
+    assert groups == tasks * 32  # depthwise, 20 channels of each task padded to 32
+    sizes = {value.name: np.prod(value.dims) for value in joined.graph.initializer}
+    gates = [node for node in joined.graph.node if node.op_type == "Conv" and "batch" in node.input[0]]
+    assert [sizes[node.input[1]] for node in gates] == [16 * 32]  # what all share is held once
+
+
+def test_a_pass_that_ends_early_leaves_the_others_together():
+    draft = Draft()
+    gate = gate_of(draft)
+    features = [block(draft, "image", gate) for _ in range(3)]
+    deeper = [draft.node("Relu", draft.convolution(x, 16, 6, 1, 1)) for x in features[1:]]
+    model = draft.model(features[0], *(draft.convolution(x, 5, 16, 3, 3) for x in deeper))
+    joined = with_joined_passes(model)
+    assert_equal_outputs(model, joined)
+    assert counts(joined)["Conv"] == 6 + 1 + 1
+
+
+def test_equal_layers_of_one_member_stay_in_chains_of_their_own():
+    draft = Draft()
+    features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(2)]
+    pairs = [[draft.convolution(x, 5, 6, 1, 1) for _ in range(2)] for x in features]
+    model = draft.model(*(draft.node("Add", *pair) for pair in pairs))
+    joined = with_joined_passes(model)
+    assert_equal_outputs(model, joined)
+    assert counts(joined) == {"Conv": 3, "Relu": 1, "Add": 1, "Slice": 2}
+
+
+@pytest.mark.parametrize("members", [(0, 2), (1, 0)])
+def test_tensors_that_do_not_follow_each_other_are_not_joined(members):
+    draft = Draft()
+    features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(3)]
+    sums = [draft.node("Add", features[member], features[1 - at]) for at, member in enumerate(members)]
+    model = draft.model(*sums, draft.node("Sigmoid", features[1]))
+    assert_equal_outputs(model, with_joined_passes(model), batch=1)
+
+
+def test_what_has_no_parallel_layers_stays_as_it_is():
+    draft = Draft()
+    first = draft.convolution("image", 6, CHANNELS, 1, 1)
+    other = draft.convolution("image", 6, CHANNELS, 1, 1)  # one layer each, and nothing joined behind them
+    model = draft.model(draft.node("Exp", first), draft.node("Tanh", other))
+    assert with_joined_passes(model) is model
+
+
+def test_strides_and_paddings_tell_layers_apart():
+    draft = Draft()
+    halves = [
+        draft.node("Relu", draft.convolution("image", 6, CHANNELS, 3, 3, strides=[stride] * 2)) for stride in (1, 2)
+    ]
+    model = draft.model(*(draft.node("GlobalAveragePool", x) for x in halves))
+    assert with_joined_passes(model) is model
+
+
+@pytest.mark.parametrize("activation", ["HardSwish", ""])
+def test_quantised_passes_keep_their_ranges(activation):
+    """Without an activation, onnxruntime makes one operator of a convolution between two quantisations."""
+    draft = Draft()
+    stem = draft.node("Relu", draft.convolution("image", CHANNELS, CHANNELS, 1, 1))
+    kernels = [(draft.weight(20, CHANNELS, 1, 1), draft.weight(20)), (draft.weight(6, 20, 1, 1), draft.weight(6))]
+    ends = []
+    for task in range(3):
+        x = draft.node("Conv", stem, *kernels[0])
+        x = draft.node(activation, x) if activation else x
+        scale = draft.weight(20, 1, 1)  # a norm of the task's own, between convolutions
+        x = draft.convolution(x, 20, 1, 1, 1, group=20, weights=(scale_of(draft, scale), draft.weight(20)))
+        x = draft.node(activation, x) if activation else x
+        ends.append(draft.convolution(draft.node("Conv", x, *kernels[1]), 3 + task, 6, 1, 1))
+    model = draft.model(*ends)
+    names = [node.name for node in model.graph.node if node.op_type == "Conv" and node.name not in ends][1:]
+    inputs = {node.input[0] for node in model.graph.node if node.op_type == "Conv"} - {"image"}
+    ranges = {name: (-60.0 - place, 60.0 + 3 * place) for place, name in enumerate(sorted(inputs))}  # wide
+    quantised = quantise(model, ranges, names)
+    joined = with_joined_passes(quantised)
+    assert counts(joined)["Conv"] == 1 + 3 + 3
+    assert counts(joined)["Concat"] >= 1  # a kernel that all share is stored once
+    pixels = np.random.default_rng(1).normal(size=(2, CHANNELS, SIZE, SIZE)).astype(np.float32)
+    expected, outputs = (open_session(each.SerializeToString())(pixels) for each in (quantised, joined))
+    for name, value in expected.items():  # the ranges of one are the widest, where they have to be one
+        assert np.abs(outputs[name] - value).mean() < (1e-5 if activation else 0.1) * np.abs(value).mean(), name
+
+
+def scale_of(draft: Draft, name: str) -> str:
+    """Gives a scale for each channel the shape of a depthwise kernel."""
+    draft.weights[name] = draft.weights[name].reshape(-1, 1, 1, 1)
+    return name
+
+
+def test_convolutions_that_are_computed_as_one_are_named_by_the_first():
+    draft = Draft()
+    features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(2)]
+    model = draft.model(*(draft.convolution(x, 5 + at, 6, 1, 1) for at, x in enumerate(features)))
+    assert parallel_convolutions(model) == {"Conv_0": "Conv_0", "Conv_2": "Conv_0"}
