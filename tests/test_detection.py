@@ -462,3 +462,13 @@ def test_drawing_frames_detections_of_a_fair_score():
     assert [text.get_text() for text in axes.texts] == ["dog 0.80"]
     assert [patch.get_bbox().extents.tolist() for patch in axes.patches] == [A]
     plt.close(figure)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])  # fewer, as many as some, and more than there are candidates
+def test_detections_are_the_first_that_stay_and_zeros(count):
+    keep = np.array([False, True, True, False, True, False, True])
+    index, is_kept = jax.jit(detection_cells._first, static_argnums=1)(keep, count)
+    expected = np.flatnonzero(keep)[:count]
+    np.testing.assert_array_equal(np.asarray(index)[: len(expected)], expected)
+    np.testing.assert_array_equal(is_kept, np.arange(count) < len(expected))
+    assert np.asarray(index).max() < len(keep)

@@ -214,3 +214,46 @@ def test_images_may_have_any_size(function, monkeypatch):
 def test_what_is_not_translated_is_refused():
     with pytest.raises(UserError, match="the network computes sin, which is not translated; export it as stablehlo"):
         converted(jnp.sin, 2)
+
+
+def test_a_range_of_what_was_sliced_or_concatenated_is_taken_from_there():
+    def function(x):
+        left = x[:, 1:7]
+        joined = jnp.concatenate([jnp.exp(left), jnp.tanh(x[:, :2])], axis=1)
+        return joined[:, 6:8] + left[:, 2:4] + joined[:, 1:3]
+
+    kinds: list[str] = []
+    result, expected = converted(function, 3, 8, kinds=kinds)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    assert kinds.count("Concat") == 0
+    assert kinds.count("Slice") == 4  # of 1:7, 3:5, :2 and of the exponentials
+
+
+def test_a_product_with_a_bias_is_one_operator():
+    matrix = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
+    kinds: list[str] = []
+    result, expected = converted(lambda x: x @ matrix + jnp.arange(3.0)[None], 5, 4, kinds=kinds)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+    assert kinds == ["Gemm"]
+
+
+@pytest.mark.parametrize(
+    ("edges", "splits"), [([(0, 2), (2, 5), (5, 6)], 1), ([(0, 2), (2, 5)], 0), ([(0, 3), (2, 6)], 0), ([(0, 6)], 0)]
+)
+def test_slices_that_divide_an_axis_become_one_split(edges, splits):
+    require_onnx()
+    from mtl_jax.export import onnx_folding, onnx_model
+    from mtl_jax.export.formats import open_session
+
+    def function(x):
+        y = jnp.exp(x)
+        return {f"y{at}": jnp.tanh(y[:, start:stop]) for at, (start, stop) in enumerate(edges)}
+
+    model = onnx_model.convert(function, jax.ShapeDtypeStruct((2, 6), jnp.float32), input_name="x")
+    split = onnx_folding.with_splits(model)
+    kinds = [node.op_type for node in split.graph.node]
+    assert kinds.count("Split") == splits
+    x = np.random.default_rng(0).uniform(-3, 3, (2, 6)).astype(np.float32)
+    outputs = open_session(split.SerializeToString())(x)
+    for name, value in function(x).items():
+        np.testing.assert_allclose(outputs[name], value, rtol=1e-5, err_msg=name)

@@ -164,9 +164,9 @@ def served_onnx(model: Any, network: Trained, form: Form, *, any_batch: bool) ->
         form: decoding and layout.
         any_batch: whether the batch size is dynamic.
     """
-    from mtl_jax.export import onnx_model, onnx_parallel
+    from mtl_jax.export import onnx_folding, onnx_model, onnx_parallel
 
-    joined = onnx_parallel.with_joined_passes(model)
+    joined = onnx_folding.with_splits(onnx_parallel.with_joined_passes(model))
     return OnnxNetwork(onnx_model.remove_outputs(joined, raw_output_filter(form)), joined, network, any_batch, model)
 
 
@@ -185,10 +185,10 @@ def write_onnx(function: OutputFunction, path: Path, image: jax.ShapeDtypeStruct
     require_packages("onnx")
     import onnx
 
-    from mtl_jax.export import onnx_parallel
+    from mtl_jax.export import onnx_folding, onnx_parallel
 
     model, any_batch = _convert_function(function, image, layout)
-    onnx.save(onnx_parallel.with_joined_passes(model), path)
+    onnx.save(onnx_folding.with_splits(onnx_parallel.with_joined_passes(model)), path)
     return any_batch
 
 

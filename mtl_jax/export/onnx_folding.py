@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 
 from mtl_jax.export import onnx_layout as layout
 from mtl_jax.export.onnx_graph import Graph, Tensor, Value
@@ -32,6 +33,13 @@ class Scaled(NamedTuple):
 
     x: Tensor
     factors: np.ndarray
+
+
+class Product(NamedTuple):
+    """Rows times a constant matrix."""
+
+    x: Tensor
+    matrix: np.ndarray
 
 
 class Sum(NamedTuple):
@@ -71,7 +79,18 @@ def fold(graph: Graph, name: str, inputs: Sequence[Value]) -> Tensor | None:
     origin = graph.origins.get(x.name)
     if name in ("add", "mul") and isinstance(origin, Convolution):
         return _fold_into_convolution(graph, origin, name, _per_channel(x, constant, origin.kernel.shape[0]))
+    if name == "add" and isinstance(origin, Product) and constant.size == origin.matrix.shape[1] == constant.shape[-1]:
+        bias = constant.reshape(-1)
+        return graph.node("Gemm", origin.x, origin.matrix, bias, shape=x.shape, dtype=x.dtype)
     return None
+
+
+def add_product(graph: Graph, x: Tensor, y: Value, shape: layout.Shape, dtype: Any) -> Tensor:
+    """Adds a matrix product, and records a constant matrix for a bias that may follow."""
+    result = graph.node("MatMul", x, y, shape=shape, dtype=dtype)
+    if isinstance(y, np.ndarray) and len(x.shape) == len(y.shape) == 2:
+        graph.origins[result.name] = Product(x, y)
+    return result
 
 
 def _fold_into_convolution(
@@ -145,16 +164,56 @@ def required_nodes(nodes: Sequence[Any], results: Iterable[str]) -> tuple[list[A
     names, used_nodes = set(results), []
     for node in reversed(nodes):
         if names.intersection(node.output):
-            names |= _input_names(node)
+            names |= input_names(node)
             used_nodes.append(node)
     return used_nodes[::-1], names
 
 
-def _input_names(node: Any) -> set[str]:
+def input_names(node: Any) -> set[str]:
     """Input names of a node, including those of its subgraphs."""
     inner = [child for attribute in node.attribute for child in attribute.g.node]
     subgraph_outputs = [output.name for attribute in node.attribute for output in attribute.g.output]
-    return set(node.input).union(subgraph_outputs, *map(_input_names, inner))
+    return set(node.input).union(subgraph_outputs, *map(input_names, inner))
+
+
+def with_splits(model: Any) -> Any:
+    """Returns a model in which one Split stands for the slices that divide an axis of a tensor."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    values = onnx.shape_inference.infer_shapes(model).graph.value_info
+    shapes = {value.name: [length.dim_value for length in value.type.tensor_type.shape.dim] for value in values}
+    arrays = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
+    nodes = list(graph.node)
+    for (name, axis), parts in _slices(nodes, arrays).items():
+        edges = [0, *(stop for _, stop, _ in parts)]
+        length = shapes.get(name, [])[axis : axis + 1]
+        if len(parts) == 1 or [start for start, _, _ in parts] != edges[:-1] or length != edges[-1:]:
+            continue
+        sizes = onnx.numpy_helper.from_array(np.diff(edges).astype(np.int64), f"{name}.sizes.{axis}")
+        graph.initializer.append(sizes)
+        outputs = [node.output[0] for _, _, node in parts]
+        split = onnx.helper.make_node("Split", [name, sizes.name], outputs, f"{name}.split.{axis}", axis=axis)
+        place = min(nodes.index(node) for _, _, node in parts)
+        nodes[place] = split
+        nodes = [node for node in nodes if not any(node is part for _, _, part in parts)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return result
+
+
+def _slices(
+    nodes: Iterable[Any], arrays: Mapping[str, np.ndarray]
+) -> dict[tuple[str, int], list[tuple[int, int, Any]]]:
+    """Returns the slices of one axis, by tensor and axis, as start, stop and node, in order."""
+    slices: dict[tuple[str, int], list[tuple[int, int, Any]]] = {}
+    for node in nodes:
+        bounds = [arrays.get(name) for name in node.input[1:]] if node.op_type == "Slice" else []
+        numbers = [int(array.item()) for array in bounds if array is not None and array.size == 1]
+        if len(numbers) >= 3 and len(numbers) == len(bounds) and min(numbers) >= 0 and numbers[3:] in ([], [1]):
+            start, stop, axis = numbers[:3]
+            slices.setdefault((node.input[0], axis), []).append((start, stop, node))
+    return {key: sorted(parts, key=lambda part: part[:2]) for key, parts in slices.items()}
 
 
 def remove_identities(nodes: Sequence[Any], reserved: Iterable[str]) -> list[Any]:

@@ -196,7 +196,7 @@ def _dot_general(graph: Graph, equation: Any, x: Value, y: Value) -> Value:
     is_matmul = is_last_axis and tuple(y_axes) == (len(y_batch),) and len(y.shape) == len(y_batch) + 2
     equal_rank = len(y.shape) == len(x.shape) or not x_batch
     if is_matmul and equal_rank and tuple(x_batch) == tuple(y_batch) == leading:
-        return graph.node("MatMul", x, y, shape=shape, dtype=dtype)
+        return folding.add_product(graph, x, y, shape, dtype)
     return graph.node("Einsum", x, y, shape=shape, dtype=dtype, equation=_formula(equation))
 
 

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from mtl_jax.export.onnx_folding import required_nodes
+from mtl_jax.export.onnx_folding import input_names, required_nodes
+from mtl_jax.export.onnx_nodes import BINARY, by_depth, changed, group_count, in_order, readers, source_count
 from mtl_jax.export.rounding import scale_and_zero_point
 
 BLOCK = 16  # channels of each task are padded with zeros to a multiple of it: runtimes compute vectors of 16
 QUANTISATION = ("DequantizeLinear", "QuantizeLinear")
 UNARY = ("GlobalAveragePool", "HardSigmoid", "HardSwish", "Relu", "Resize", "Sigmoid")
-BINARY = ("Add", "Mul")
 
 helper: Any = onnx.helper
 Signature = tuple[Any, ...]
@@ -62,7 +62,7 @@ def with_joined_passes(model: Any) -> Any:
     if not joined.bundles:
         return model
     outputs = [output.name for output in graph.output]
-    nodes, names_read = required_nodes(_in_order(joined.remaining(graph.node, outputs)), outputs)
+    nodes, names_read = required_nodes(in_order(joined.remaining(graph.node, outputs)), outputs)
     arrays = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items() if name in names_read]
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -83,31 +83,11 @@ def parallel_convolutions(model: Any) -> dict[str, str]:
 
 def _join(graph: Any, weights: dict[str, np.ndarray]) -> _Joined:
     joined = _Joined(graph.node, weights)
-    for nodes in _by_depth(graph.node):
+    for nodes in by_depth(graph.node):
         for group in joined.groups(nodes):
             joined.join(group)
     joined.drop_single_layers()
     return joined
-
-
-def _by_depth(nodes: Iterable[Any]) -> list[list[Any]]:
-    """Returns nodes by the number of nodes on the longest way from an input: parallel layers are of the same depth."""
-    depths: dict[str, int] = {}
-    levels: dict[int, list[Any]] = collections.defaultdict(list)
-    for node in nodes:
-        depth = 1 + max((depths.get(name, 0) for name in node.input), default=0)
-        depths.update(dict.fromkeys(node.output, depth))
-        levels[depth].append(node)
-    return [levels[depth] for depth in sorted(levels)]
-
-
-def _readers(nodes: Iterable[Any]) -> dict[str, tuple[str, ...]]:
-    """Returns tensor -> the operators that read it."""
-    operators: dict[str, list[str]] = collections.defaultdict(list)
-    for node in nodes:
-        for name in node.input:
-            operators[name].append(node.op_type)
-    return {name: tuple(sorted(names)) for name, names in operators.items()}
 
 
 def _single_scales(nodes: Iterable[Any], operators: dict[str, tuple[str, ...]]) -> set[str]:
@@ -135,7 +115,7 @@ class _Joined:
             if node.op_type == "DequantizeLinear" and node.input[0] in weights:
                 kernel = Kernel(node.input[0], weights[node.input[0]], weights[node.input[1]])
                 self.kernels[node.output[0]] = kernel
-        self.operators = _readers(nodes)  # tensor -> the operators that read it
+        self.operators = readers(nodes)  # tensor -> the operators that read it
         self.single_scales = _single_scales(nodes, self.operators)
         self.bundles: dict[str, Bundle] = {}  # member -> the bundle that holds it
         self.nodes: dict[str, list[Any]] = {}  # name of a bundle -> the nodes that compute it
@@ -150,7 +130,7 @@ class _Joined:
             signature = self._signature(node)
             if signature is None:
                 continue
-            sources = tuple(node.input[: _source_count(node)])
+            sources = tuple(node.input[: source_count(node)])
             # Of two equal layers that read the same member of a bundle, each is part of another chain.
             repeat = seen[signature, sources] if sources[0] in self.bundles else 0
             seen[signature, sources] += 1
@@ -169,14 +149,14 @@ class _Joined:
             following = () if node.input[0] in self.bundles else self.operators.get(node.output[0], ())
             form = kernel.array.shape, str(kernel.array.dtype), len(biases)
             return node.op_type, attributes, sources[0], following, form
-        if any(name not in self.bundles for name in node.input[: _source_count(node)]):
+        if any(name not in self.bundles for name in node.input[: source_count(node)]):
             return None
         if node.op_type in QUANTISATION:  # each member may have a scale of its own
             return node.op_type, attributes, sources[0]
         return (node.op_type, attributes, *sources) if node.op_type in (*UNARY, *BINARY) else None
 
     def _is_joinable(self, node: Any, kernel: Any) -> bool:
-        groups = _group_count(node)
+        groups = group_count(node)
         return groups == 1 or (node.input[0] in self.bundles and groups == len(kernel) and kernel.shape[1] == 1)
 
     def join(self, group: list[Any]) -> None:
@@ -186,7 +166,7 @@ class _Joined:
             self._convolve(group, None)
             return
         group = sorted(group, key=lambda node: self.bundles[node.input[0]].members.index(node.input[0]))
-        sources = [self._bundle([node.input[position] for node in group]) for position in range(_source_count(first))]
+        sources = [self._bundle([node.input[position] for node in group]) for position in range(source_count(first))]
         if any(source is None for source in sources):
             return
         if first.op_type == "Conv":
@@ -196,7 +176,7 @@ class _Joined:
 
     def _apply(self, group: list[Any], sources: list[Bundle]) -> None:
         """Adds an operator that computes every channel by itself."""
-        first, others = group[0], [tuple(node.input[_source_count(node) :]) for node in group]
+        first, others = group[0], [tuple(node.input[source_count(node) :]) for node in group]
         is_stacked = all(source.is_stacked for source in sources) and len(set(others)) == 1
         if not is_stacked:
             sources = [self._in_form(source, is_stacked=False) for source in sources]
@@ -208,7 +188,7 @@ class _Joined:
         if len(set(others)) > 1:
             names = self._scales(group, bundle, sources[0])
             attributes = {"axis": 1} if self.weights[names[0]].ndim else {}
-        node = _node(first, [*(source.name for source in sources), *names], bundle.name, **attributes)
+        node = changed(first, [*(source.name for source in sources), *names], bundle.name, **attributes)
         self._add(bundle, [node], sources)
 
     def _scales(self, group: list[Any], bundle: Bundle, source: Bundle) -> list[str]:
@@ -229,7 +209,7 @@ class _Joined:
         """Adds a convolution of the tensor that all layers of a group read, or of those that a bundle holds."""
         first, kernels = group[0], [self.kernels[node.input[1]] for node in group]
         is_same = len({_identity(*pair) for pair in zip(kernels, group, strict=True)}) == 1
-        is_stacked, is_depthwise = bool(source and source.is_pooled) and is_same, _group_count(first) > 1
+        is_stacked, is_depthwise = bool(source and source.is_pooled) and is_same, group_count(first) > 1
         if source is not None:
             source = self._in_form(source, is_stacked=is_stacked)
         is_pooled = bool(source and source.is_pooled)
@@ -244,7 +224,7 @@ class _Joined:
             biases = [_padded(self.weights[node.input[2]], (bundle.width,)) for node in group[used]]
             self.weights[names[-1]] = np.concatenate(biases)
         groups = 1 if source is None or is_stacked else len(group)
-        node = _node(first, names, bundle.name, group=groups * (bundle.width if is_depthwise else 1))
+        node = changed(first, names, bundle.name, group=groups * (bundle.width if is_depthwise else 1))
         self._add(bundle, [node, *kernel_nodes], [source] if source else [])
 
     def _kernel(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> tuple[str, list[Any]]:
@@ -316,25 +296,16 @@ class _Joined:
     def remaining(self, nodes: Iterable[Any], outputs: Sequence[str]) -> list[Any]:
         """Returns the joined nodes, those that are as they were, and what takes their inputs out of bundles."""
         kept = [node for node in nodes if not any(name in self.bundles for name in node.output)]
-        for name in [*(name for node in kept for name in _reads(node)), *outputs]:
+        for name in [*(name for node in kept for name in sorted(input_names(node))), *outputs]:
             if name in self.bundles:
                 bundle = self.bundles[name]
                 self._part(bundle, bundle.members.index(name), 1)
         return [*kept, *(node for nodes_of in self.nodes.values() for node in nodes_of)]
 
 
-def _source_count(node: Any) -> int:
-    """Returns how many inputs of a node are no parameters."""
-    return 2 if node.op_type in BINARY else 1
-
-
 def _identity(kernel: Kernel, node: Any) -> tuple[Any, ...]:
     """Returns what is the same of convolutions with the same weights."""
     return kernel.name, None if kernel.scale is None else kernel.scale.tobytes(), *node.input[2:]
-
-
-def _group_count(node: Any) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def _outputs(group: Sequence[Any]) -> tuple[str, ...]:
@@ -345,40 +316,7 @@ def _name(group: Sequence[Any]) -> str:
     return f"{group[0].output[0]}.x{len(group)}"
 
 
-def _node(model: Any, inputs: Sequence[str], output: str, **attributes: Any) -> Any:
-    """Returns a node as another one, with other inputs, output and attributes."""
-    node = onnx.NodeProto()
-    node.CopyFrom(model)
-    node.name = output
-    node.input[:], node.output[:] = inputs, [output]
-    for attribute in [attribute for attribute in node.attribute if attribute.name in attributes]:
-        node.attribute.remove(attribute)
-    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
-    return node
-
-
 def _padded(array: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     """Fills the first axes up with zeros."""
     missing = [(0, width - length) for width, length in zip(widths, array.shape, strict=False)]
     return np.pad(array, [*missing, *[(0, 0)] * (array.ndim - len(missing))])
-
-
-def _in_order(nodes: Sequence[Any]) -> list[Any]:
-    """Returns nodes so that each follows those that it reads."""
-    makers = {name: node for node in nodes for name in node.output}
-    ordered: dict[int, Any] = {}
-    stack = list(reversed(nodes))
-    while stack:
-        node = stack[-1]
-        missing = [makers[name] for name in _reads(node) if name in makers and id(makers[name]) not in ordered]
-        if missing:
-            stack.extend(missing)
-            continue
-        ordered.setdefault(id(node), stack.pop())
-    return list(ordered.values())
-
-
-def _reads(node: Any) -> list[str]:
-    """Returns what a node reads, its subgraphs included."""
-    inner = [name for attribute in node.attribute for other in attribute.g.node for name in _reads(other)]
-    return [*node.input, *inner]

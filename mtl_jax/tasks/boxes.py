@@ -76,10 +76,12 @@ def encode(
     return jnp.concatenate([xy, jnp.log(boxes_cxcywh[..., 2:] / (PRIOR_SIZE_CELLS * stride))], axis=-1)
 
 
+TO_CORNERS = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]], np.float32)
+
+
 def to_corners(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """(cx, cy, w, h) -> (x0, y0, x1, y1)."""
-    centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
-    return jnp.concatenate([centre - half, centre + half], axis=-1)
+    return jnp.matmul(boxes_cxcywh, TO_CORNERS, precision="highest")  # exact: all factors are 1, 1/2 or 0
 
 
 def to_centre_size(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
@@ -169,8 +171,8 @@ def vote(
         Gidaris, Komodakis, "Object detection via a multi-region & semantic segmentation-aware CNN model", 2015.
     """
     corners, classes = (boxes_xyxy, label) if shifted_boxes is None else shifted_boxes
-    same_class = (classes[:, None] == label[None, :]) & valid[None, :]
-    near = same_class & (iou_matrix(corners, boxes_xyxy) > iou_threshold)
+    voting_label = jnp.where(valid, label, -1)
+    near = (classes[:, None] == voting_label[None, :]) & (iou_matrix(corners, boxes_xyxy) > iou_threshold)
     weight = jnp.where(near, score[None, :], 0.0)
     total = weight.sum(axis=1, keepdims=True)
     return jnp.where(total > 0, weight @ boxes_xyxy / jnp.where(total > 0, total, 1.0), corners)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mtl_jax.tasks import boxes
 from mtl_jax.tasks.base import ImageSize
@@ -104,20 +104,31 @@ def _best(score: Float[Array, " n"], count: int) -> tuple[Float[Array, " best"],
 
 def _decode_one(outputs: Float[Array, "cells channels"], selection: Selection) -> dict[str, Array]:
     score = scores(outputs)
-    class_count = score.shape[1]
-    score, index = _best(score.reshape(-1), selection.candidates)
-    label = jax.lax.rem(index, class_count)
-    cells = outputs[:, :BOX_CHANNELS].at[jax.lax.div(index, class_count)]
+    cell_count = score.shape[0]
+    score, index = _best(score.T.reshape(-1), selection.candidates)
+    label = jax.lax.div(index, cell_count)
+    cells = outputs[:, :BOX_CHANNELS].at[jax.lax.rem(index, cell_count)]
     box = boxes.to_corners(cells.get(mode="promise_in_bounds", wrap_negative_indices=False))
     valid = score >= selection.score_threshold
     keep = boxes.suppress(box, label, valid, iou_threshold=selection.nms_iou)
-    rank = jnp.where(keep, jnp.cumsum(keep) - 1, selection.max_detections)  # those past the end are dropped
+    index, is_kept = _first(keep, selection.max_detections)
 
-    def place(values: Array) -> Array:
-        rows = jnp.zeros((selection.max_detections, *values.shape[1:]), values.dtype).at[rank]
-        return rows.set(values, mode="drop", wrap_negative_indices=False)
+    def take(values: Array) -> Array:
+        rows = values.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        return jnp.where(is_kept.reshape(-1, *[1] * (values.ndim - 1)), rows, jnp.zeros((), values.dtype))
 
-    detections = {"boxes_xyxy": place(box), "score": place(score), "label": place(label), "valid": place(keep)}
-    kept_boxes = detections["boxes_xyxy"], detections["label"]
-    voted = boxes.vote(box, score, label, valid, iou_threshold=selection.voting_iou, shifted_boxes=kept_boxes)
-    return detections | {"boxes_xyxy": voted}
+    kept_boxes, kept_label = take(box), take(label)
+    voted = boxes.vote(
+        box, score, label, valid, iou_threshold=selection.voting_iou, shifted_boxes=(kept_boxes, kept_label)
+    )
+    return {"boxes_xyxy": voted, "score": take(score), "label": kept_label, "valid": is_kept}
+
+
+def _first(keep: Bool[Array, " n"], count: int) -> tuple[Int[Array, " count"], Bool[Array, " count"]]:
+    """Returns the places of the first `count` true entries, and which of them there are."""
+    rank, missing = jnp.where(keep, jnp.arange(len(keep), 0, -1, dtype=jnp.float32), 0.0), count - len(keep)
+    if missing <= 0:
+        rank, index = jax.lax.top_k(rank, count)
+        return index, rank > 0
+    rank, index = jax.lax.top_k(jnp.pad(rank, (0, missing)), count)
+    return jnp.minimum(index, len(keep) - 1), rank > 0
