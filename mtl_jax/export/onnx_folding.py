@@ -85,10 +85,10 @@ def fold(graph: Graph, name: str, inputs: Sequence[Value]) -> Tensor | None:
     return None
 
 
-def add_product(graph: Graph, x: Tensor, y: Value, shape: layout.Shape, dtype: Any) -> Tensor:
+def add_product(graph: Graph, x: Value, y: Value, shape: layout.Shape, dtype: Any) -> Tensor:
     """Adds a matrix product, and records a constant matrix for a bias that may follow."""
     result = graph.node("MatMul", x, y, shape=shape, dtype=dtype)
-    if isinstance(y, np.ndarray) and len(x.shape) == len(y.shape) == 2:
+    if isinstance(x, Tensor) and isinstance(y, np.ndarray) and len(x.shape) == len(y.shape) == 2:
         graph.origins[result.name] = Product(x, y)
     return result
 

@@ -230,12 +230,13 @@ class _Joined:
     def _kernel(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> tuple[str, list[Any]]:
         """Adds the kernel of a grouped convolution; returns its name and the nodes that compute it."""
         arrays = [_padded(kernel.array, widths) for kernel in kernels]
-        if any(kernel.scale is None for kernel in kernels):
+        scales = [kernel.scale for kernel in kernels if kernel.scale is not None]
+        if not scales:  # a group is all in 8 bits or all in fp32
             self.weights[name] = np.concatenate(arrays)
             return name, []
-        scales = [np.pad(kernel.scale, (0, widths[0] - len(kernel.scale)), constant_values=1) for kernel in kernels]
         integers, nodes = f"{name}.integers", []
-        self.weights[f"{name}.scale"] = np.concatenate(scales)
+        padded_scales = [np.pad(scale, (0, widths[0] - len(scale)), constant_values=1) for scale in scales]
+        self.weights[f"{name}.scale"] = np.concatenate(padded_scales)
         if len({kernel.name for kernel in kernels}) == 1 < len(kernels):  # stored once; runtimes repeat it as they load
             part = f"{kernels[0].name}.{widths[0]}x{widths[1]}"
             self.weights[part] = arrays[0]
