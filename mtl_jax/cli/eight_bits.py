@@ -52,6 +52,44 @@ class EightBits(NamedTuple):
     exported: Any
 
 
+class TrainingImages(NamedTuple):
+    """Images from which 8-bit files are made."""
+
+    pixels: Any = ()  # to calibrate with
+    batches: Any = None  # to fine-tune with; None without --qat
+
+
+def read_images(options: argparse.Namespace, names: list[str], model: Any, view: Any) -> TrainingImages:
+    """Reads the images that the flags need, before any file is written: a missing dataset is reported at once.
+
+    Args:
+        options: parsed flags.
+        names: format names.
+        model: network to export.
+        view: input size and crop.
+
+    Raises:
+        UserError: a package or the data is missing, or the data holds validation images.
+    """
+    if not options.int8 or ("litert" in names and "onnx" not in names):
+        return TrainingImages()
+    from mtl_jax import predict
+    from mtl_jax.export import calibration_images, formats
+
+    formats.require_packages("onnx")
+    from mtl_jax.export import fine_tuning
+
+    batches = None
+    if options.qat:
+        sizes = {"count": options.qat, "batch_size": fine_tuning.BATCH_SIZE, "crop": fine_tuning.CROP}
+        batches = calibration_images.TrainingBatches(model, view, **sizes)
+    if options.calibrate:
+        return TrainingImages(
+            calibration_images.load_images(model, predict.find_images(options.calibrate), view), batches
+        )
+    return TrainingImages(calibration_images.training_images(model, view), batches)
+
+
 def write_files(
     options: argparse.Namespace,
     names: list[str],
@@ -59,7 +97,7 @@ def write_files(
     folder: Path,
     image: Any,
     form: Any,
-    view: Any,
+    images: TrainingImages,
     checked: Any,
 ) -> list[EightBits]:
     """Writes the 8-bit files that the flags select.
@@ -71,37 +109,26 @@ def write_files(
         folder: output folder.
         image: input shape, channels last.
         form: decoding and layout.
-        view: input size and crop.
+        images: from `read_images`.
         checked: one batch of images for the comparison.
     """
     if not options.int8:
         return []
     quantised_files = []
     if "onnx" in names or "litert" not in names:
-        quantised_files += _write_onnx(options, model, folder, image, form, view)
+        quantised_files += _write_onnx(model, folder, image, form, images)
     if "litert" in names:
         quantised_files.append(_write_litert(model, folder, image, form, checked))
     return quantised_files
 
 
-def _write_onnx(
-    options: argparse.Namespace, model: Any, folder: Path, image: Any, form: Any, view: Any
-) -> list[EightBits]:
-    from mtl_jax import predict
-    from mtl_jax.export import calibration_images, fine_tuning, int8
+def _write_onnx(model: Any, folder: Path, image: Any, form: Any, images: TrainingImages) -> list[EightBits]:
+    from mtl_jax.export import fine_tuning, int8
 
-    batches = None
-    if options.qat:  # first, so that a missing dataset is reported early
-        sizes = {"count": options.qat, "batch_size": fine_tuning.BATCH_SIZE, "crop": fine_tuning.CROP}
-        batches = calibration_images.TrainingBatches(model, view, **sizes)
-    if options.calibrate:
-        pixels = calibration_images.load_images(model, predict.find_images(options.calibrate), view)
-    else:
-        pixels = calibration_images.training_images(model, view)
-    quantised = {"onnx int8": int8.export_int8(model, folder, image, form, pixels)}
-    if batches is not None:
-        export, report = fine_tuning.export_tuned_int8, _progress(options.qat)
-        quantised["onnx int8 qat"] = export(model, folder, image, form, pixels, batches, report=report)
+    quantised = {"onnx int8": int8.export_int8(model, folder, image, form, images.pixels)}
+    if images.batches is not None:
+        export, report = fine_tuning.export_tuned_int8, _progress(len(images.batches))
+        quantised["onnx int8 qat"] = export(model, folder, image, form, images.pixels, images.batches, report=report)
     quantised_files = []
     for label, result in quantised.items():
         share = f"{result.quantised_count} of {result.candidate_count} convolutions"

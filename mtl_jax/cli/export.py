@@ -105,6 +105,7 @@ def _export(options: argparse.Namespace) -> str:
     description = network.describe(model, image, form)
     for name in [*names, *(["litert int8"] if options.int8 and "litert" in names else [])]:
         formats.require_packages(name)
+    training_images = eight_bits.read_images(options, names, model, view)
     out = options.out.expanduser()
     is_new_folder = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,9 @@ def _export(options: argparse.Namespace) -> str:
             rows, failures, runs = _write_files(names, model, Path(drafts), image, batches, form)
             if failures:
                 return failures
-            quantised = eight_bits.write_files(options, names, model, Path(drafts), image, form, view, batches[0])
+            quantised = eight_bits.write_files(
+                options, names, model, Path(drafts), image, form, training_images, batches[0]
+            )
             for file in quantised:
                 rows.append(file.row)
                 runs[file.row[0]] = file.exported.run
