@@ -229,6 +229,11 @@ def test_a_range_of_what_was_sliced_or_concatenated_is_taken_from_there():
     assert kinds.count("Slice") == 4  # of 1:7, 3:5, :2 and of the exponentials
 
 
+def test_rows_of_what_was_concatenated_are_not_taken_from_a_part_of_unknown_length():
+    result, expected = converted(lambda x: jnp.concatenate([x, jnp.ones((2, 3))])[:2], 1, 3)
+    np.testing.assert_array_equal(result, expected)
+
+
 def test_a_product_with_a_bias_is_one_operator():
     matrix = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
     kinds: list[str] = []

@@ -219,6 +219,8 @@ class Graph:
             parts = ((origin.value, origin.start),)
         elif isinstance(origin, Concatenation) and (origin.axis, origin.axes) == (axis, value.axes):
             ends = list(itertools.accumulate(part.shape[axis] for part in origin.parts))
+            if not layout.is_static(*ends):  # where a part ends is known only when the model runs
+                return None
             parts = [
                 (part, part.shape[axis] - end)
                 for part, end in zip(origin.parts, ends, strict=True)
