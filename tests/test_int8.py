@@ -52,16 +52,16 @@ def test_outputs_of_an_8_bit_file_are_close_to_those_of_the_network(weights, pix
 
 
 def test_raw_outputs_are_never_rounded(weights, pixels):
-    converted = formats.convert_to_onnx(trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1), FORM)
-    names, output_names = rounding.quantisable_layers(converted.separate_model)
-    samples = int8.sample_inputs(converted.separate_model, [np.ascontiguousarray(pixels.transpose(network.TO_NCHW))])
+    separate, _, _ = formats.translate(trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1), FORM)
+    names, output_names = rounding.quantisable_layers(separate)
+    samples = int8.sample_inputs(separate, [np.ascontiguousarray(pixels.transpose(network.TO_NCHW))])
     ranges = {name: int8.quantisation_limits(values) for name, values in samples.items()}
-    model = rounding.quantise(converted.separate_model, ranges, names)
+    model = rounding.quantise(separate, ranges, names)
     assert output_names
     assert not set(output_names) & rounded(model.graph.node)
     kinds = {array.name: onnx.numpy_helper.to_array(array).dtype for array in model.graph.initializer}
     assert sum(kind == np.int8 for kind in kinds.values()) > 4
-    assert not rounded(rounding.quantise(converted.separate_model, ranges, []).graph.node)  # only kernels in 8 bits
+    assert not rounded(rounding.quantise(separate, ranges, []).graph.node)  # only kernels in 8 bits
 
 
 def test_limits_are_where_rounding_and_cutting_off_change_least():

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.data import pipeline
-from mtl_jax.export.formats import convert_to_onnx, require_packages
+from mtl_jax.export.formats import require_packages, translate
 from mtl_jax.export.int8 import (
     SEARCH_IMAGES,
     TOLERANCE,
@@ -89,9 +89,9 @@ def export_tuned_int8(
     """
     require_packages("onnx")
     result = fine_tune(computing_in(network, "float32"), pixels, batches, report=report)
-    converted = convert_to_onnx(result.network, image, form)
-    model = quantise(converted.separate_model, {}, quantised_convolutions(converted.separate_model))
-    exported = write_quantised(converted, model, folder / "model.int8.qat.onnx", form)
+    separate, float32_network, any_batch = translate(result.network, image, form)
+    model, path = quantise(separate, {}, quantised_convolutions(separate)), folder / "model.int8.qat.onnx"
+    exported = write_quantised(model, float32_network, path, form, any_batch=any_batch)
     return Quantised(exported, result.candidate_count, result.quantised_count, result.error)
 
 

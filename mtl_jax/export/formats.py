@@ -74,7 +74,6 @@ class OnnxNetwork(NamedTuple):
     check_model: Any  # the same, with the outputs "<task>/outputs" too
     network: Trained  # in float32, the compute type of the models
     any_batch: bool
-    separate_model: Any  # `check_model` with a pass for each task, where tasks have norms of their own
 
 
 def require_packages(name: str) -> None:
@@ -150,16 +149,26 @@ def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form
 
 def convert_to_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> OnnxNetwork:
     """Converts a network to ONNX; arguments and errors as of `onnx`."""
+    model, network, any_batch = translate(network, image, form)
+    return served_onnx(model, network, form, any_batch=any_batch)
+
+
+def translate(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> tuple[Any, Trained, bool]:
+    """Translates a network to ONNX with raw outputs, and a pass for each task where tasks have norms of their own.
+
+    Returns:
+        The model, the network in float32, and whether the batch size is dynamic.
+    """
     network = computing_in(network, "float32")
     model, any_batch = _convert_function(output_function(network, form, with_outputs=True), image, form.layout)
-    return served_onnx(model, network, form, any_batch=any_batch)
+    return model, network, any_batch
 
 
 def served_onnx(model: Any, network: Trained, form: Form, *, any_batch: bool) -> OnnxNetwork:
     """Returns an ONNX network as files have it, with the passes of tasks as one.
 
     Args:
-        model: with raw outputs, and a pass for each task where tasks have norms of their own.
+        model: from `translate`, or the same in 8 bits.
         network: the network in float32.
         form: decoding and layout.
         any_batch: whether the batch size is dynamic.
@@ -167,7 +176,7 @@ def served_onnx(model: Any, network: Trained, form: Form, *, any_batch: bool) ->
     from mtl_jax.export import onnx_folding, onnx_model, onnx_parallel
 
     joined = onnx_folding.with_splits(onnx_parallel.with_joined_passes(model))
-    return OnnxNetwork(onnx_model.remove_outputs(joined, raw_output_filter(form)), joined, network, any_batch, model)
+    return OnnxNetwork(onnx_model.remove_outputs(joined, raw_output_filter(form)), joined, network, any_batch)
 
 
 def raw_output_filter(form: Form) -> Callable[[str], bool]:

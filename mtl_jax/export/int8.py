@@ -13,12 +13,11 @@ import onnx
 from mtl_jax.export.equalising import Samples, equalise
 from mtl_jax.export.formats import (
     Exported,
-    OnnxNetwork,
     accept_channels_last,
-    convert_to_onnx,
     open_session,
     require_packages,
     served_onnx,
+    translate,
 )
 from mtl_jax.export.network import TO_NCHW, Form
 from mtl_jax.export.onnx_model import remove_outputs
@@ -58,30 +57,32 @@ def export_int8(
         UserError: a package is not installed, or the network uses an operation that is not translated.
     """
     require_packages("onnx")
-    converted = convert_to_onnx(network, image, form)
+    separate, network, any_batch = translate(network, image, form)
     is_nhwc = form.layout == "nhwc"
     file_images = [array if is_nhwc else np.ascontiguousarray(array.transpose(TO_NCHW)) for array in pixels]
-    model, samples = equalise(converted.separate_model, sample_inputs(converted.separate_model, file_images))
+    model, samples = equalise(separate, sample_inputs(separate, file_images))
     ranges = {name: quantisation_limits(values) for name, values in samples.items()}
     selected, error = select_layers(model, ranges, np.concatenate(file_images[:SEARCH_IMAGES]))
-    exported = write_quantised(converted, quantise(model, ranges, selected), folder / "model.int8.onnx", form)
+    path = folder / "model.int8.onnx"
+    exported = write_quantised(quantise(model, ranges, selected), network, path, form, any_batch=any_batch)
     return Quantised(exported, len(quantisable_layers(model)[0]), len(selected), error)
 
 
-def write_quantised(converted: OnnxNetwork, model: Any, path: Path, form: Form) -> Exported:
+def write_quantised(model: Any, network: Trained, path: Path, form: Form, *, any_batch: bool) -> Exported:
     """Writes a quantised ONNX model with the outputs of the served file.
 
     Args:
-        converted: converted network.
         model: the network in 8 bits, with a pass for each task.
+        network: the network in float32.
         path: output file.
         form: decoding and layout.
+        any_batch: whether the batch size is dynamic.
     """
-    quantised = served_onnx(model, converted.network, form, any_batch=converted.any_batch)
+    quantised = served_onnx(model, network, form, any_batch=any_batch)
     onnx.save(quantised.run_model, path)
     sources = (str(path), quantised.check_model.SerializeToString())
     run, check = (accept_channels_last(open_session(source), form) for source in sources)
-    return Exported(path, run, check, converted.network, converted.any_batch)
+    return Exported(path, run, check, network, any_batch)
 
 
 def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> Samples:
