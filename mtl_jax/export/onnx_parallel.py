@@ -145,7 +145,7 @@ class _Joined:
             kernel, biases = self.kernels.get(node.input[1]), [self.weights.get(name) for name in node.input[2:]]
             if kernel is None or any(bias is None for bias in biases) or not self._is_joinable(node, kernel.array):
                 return None
-            # Layers that begin at one tensor are told apart by what follows them.
+            # Layers that read the same tensor are distinguished by the operators that follow.
             following = () if node.input[0] in self.bundles else self.operators.get(node.output[0], ())
             form = kernel.array.shape, str(kernel.array.dtype), len(biases)
             return node.op_type, attributes, sources[0], following, form

@@ -121,9 +121,9 @@ class AddedBoxes(nn.Module):
 class ContextBoxes(nn.Module):
     """The same, with a branch that also reads the neck's levels, and in every cell the backbone's deepest features.
 
-    The head has learnt to see new classes as background, while the deepest features, from ImageNet, tell many things
-    apart. All three are brought to few channels by 1x1 convolutions. The finest of several levels, which has most of
-    the cells, takes over what the branch says of the next one. Rows and branch are zero at first.
+    The head has learnt to see new classes as background, while the deepest features, from ImageNet, distinguish many
+    things. All three are brought to few channels by 1x1 convolutions. The finest of several levels, which has most of
+    the cells, repeats the output of the branch at the next one. Rows and branch are zero at first.
     """
 
     channels: int
