@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 
 from compiling import QUICK
 
@@ -17,12 +18,14 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+# Tracing makes many objects and little garbage; searching for it at the default pace takes a fifteenth of the time.
+gc.set_threshold(100_000, 20, 100)
 install_import_hook("mtl_jax", "beartype.beartype")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
 
 
-PROGRAMS_MB = 2048  # of compiled programs that are kept for the next run; the least recently used go first
+PROGRAMS_MB = 2048  # of compiled programs that a run may start with
 PROGRAM_SECONDS = 0.2  # what compiles faster is not worth a file
 # Start first, so that no worker is left alone with them at the end.
 LONGEST = {
@@ -39,10 +42,22 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)
     if cache is None:  # -p no:cacheprovider
         return
-    jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("programs")))
-    jax.config.update("jax_compilation_cache_max_size", PROGRAMS_MB * 2**20)
+    programs = cache.mkdir("programs")
+    if not hasattr(config, "workerinput"):  # before workers start
+        prune(programs)
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", PROGRAM_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def prune(programs: Path) -> None:
+    """Empties the folder of compiled programs where it has grown too large.
+
+    JAX can keep to a limit too: then it locks the folder and looks at every file of it for each program.
+    """
+    if sum(file.stat().st_size for file in programs.iterdir()) > PROGRAMS_MB * 2**20:
+        shutil.rmtree(programs)
+        programs.mkdir()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

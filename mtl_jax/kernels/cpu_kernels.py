@@ -163,12 +163,18 @@ def call(kernel: Kernel, *operands: Array) -> Array:
     Returns:
         [examples, *kernel.result].
     """
+    return _mappable(kernel)(*operands)
+
+
+@functools.cache
+def _mappable(kernel: Kernel) -> Callable[..., Array]:
+    """The kernel as a function of its operands; a mapped axis joins the examples. The layers of a kind share one."""
 
     @jax.custom_batching.custom_vmap
-    def single(*operands: Array) -> Array:
+    def run(*operands: Array) -> Array:
         return _partitioned(kernel.batched, tuple(x.ndim for x in operands), len(kernel.result))(kernel, *operands)
 
-    @single.def_vmap
+    @run.def_vmap
     def mapped(size, is_mapped, *operands):
         shared = [
             x
@@ -180,15 +186,15 @@ def call(kernel: Kernel, *operands: Array) -> Array:
             for x, is_moved in zip(operands, is_mapped, strict=True)
         ]
         if shared:  # what all examples share differs between the elements: a loop
-            return jax.lax.map(lambda element: single(*element), tuple(full_operands)), True
+            return jax.lax.map(lambda element: run(*element), tuple(full_operands)), True
         folded = [
             full.reshape(-1, *full.shape[2:]) if is_batched else x
             for x, full, is_batched in zip(operands, full_operands, kernel.batched, strict=True)
         ]
-        result = single(*folded)
+        result = run(*folded)
         return result.reshape(size, -1, *result.shape[1:]), True
 
-    return single(*operands)
+    return run
 
 
 def _call_kernel(kernel: Kernel, *operands: Array) -> Array:
