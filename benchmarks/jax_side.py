@@ -94,7 +94,7 @@ def _step(problem: Problem, records: Any, model: Any, variables: Any, image: Any
     memory: dict[str, Any] = {}
     batch = devices.place(batch, dict.fromkeys(batch, problem.batch_size))
     holder = {"state": jax.device_put(state, devices.everywhere())}
-    compiled = compilation.ahead_of_time(jax.jit(step, donate_argnums=0), holder["state"], memory, batch)
+    compiled = compilation.ahead_of_time(step, holder["state"], memory, batch, donate_argnums=0)
 
     def run() -> Any:
         holder["state"], metrics = compiled(holder["state"], memory, batch)

@@ -19,9 +19,9 @@ from mtl_jax import experiment
 from mtl_jax.config import load_page, resolve
 from mtl_jax.continual import memory, reading
 from mtl_jax.data import pipeline
-from mtl_jax.runtime import compilation, devices
+from mtl_jax.runtime import devices
 from mtl_jax.runtime.progress import SPEED_WINDOW_STEPS
-from mtl_jax.training import stage_plan, stage_setup, train_loop
+from mtl_jax.training import stage_plan, stage_setup, stage_steps, train_loop
 from mtl_jax.training.stage_plan import StageResult
 from mtl_jax.workdir import checkpoints
 
@@ -45,14 +45,14 @@ def measure(data_root: Path, *, steps: int) -> list[dict[str, Any]]:
     start_result = StageResult(variables, memory.nothing(), stages=[], train_seconds=0.0, step=0)
     stage = stage_plan.plan(settings, setup, 0, start_result)
     images, (stream,) = sum(stage.batch_sizes.values()), stage.data
-    state, programs, method_inputs = stage_setup.prepare(setup, stage, start_result, seed=0)
+    state, steps_by_start, method_inputs = stage_setup.prepare(setup, stage, start_result, seed=0)
     state, method_inputs = devices.copy_everywhere((state, method_inputs))
     batches = _device_batches(
         pipeline.prefetch(stage.data[stream], threads=settings.loader_threads), stream, stage.batch_sizes
     )
     batch = next(batches)
     holder = {"state": state}
-    program = compilation.ahead_of_time(programs[0], state, method_inputs, batch)
+    program = stage_steps.compiled(steps_by_start[0], state, method_inputs, batch)
 
     def step(batch: Any) -> None:
         holder["state"], metrics = program(holder["state"], method_inputs, batch)

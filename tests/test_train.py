@@ -208,8 +208,8 @@ def test_parts_may_be_frozen_for_some_epochs_only(tiny_backbone, tmp_path, monke
             (state.params["backbone"]["conv_8"]["kernel"], state.batch_stats["backbone"]["norm_8"]["mean"])
         )
 
-    def watched(*arguments):
-        program = compiled(*arguments)
+    def watched(*arguments, **options):
+        program = compiled(*arguments, **options)
 
         def step(state, *peers):
             before = part_of(state)

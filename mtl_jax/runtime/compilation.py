@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mtl_jax.kernels import cpu_kernels
-from mtl_jax.runtime import devices
+from mtl_jax.runtime import devices, fingerprint, stored_programs
 
 MAX_BYTES = 4 * 2**30  # the least recently used programs go first
 MIN_COMPILE_SECONDS = 0.2  # what compiles faster is not worth a file
@@ -51,19 +53,75 @@ def enable_cache(folder: Path | None = None) -> Path | None:
     return folder
 
 
-def ahead_of_time(function: Any, *arguments: Any) -> Any:
-    """Compiles a jitted function for these arguments, and gives the compiler's memory back before the first call.
+def ahead_of_time(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Compiles a function for these arguments, and gives the compiler's memory back before the first call.
 
     glibc keeps what the compiler freed; for a full-size training step that is several hundred MB, which the step's
-    own memory would be added to.
+    own memory would be added to. Where the compilation cache is on, the next process with an equal function finds the
+    program without tracing it.
 
     Args:
-        function: made by `jax.jit`.
+        function: to compile.
         *arguments: of the kind that it will be called with; nothing is computed.
+        **options: of `jax.jit`.
 
     Returns:
         The compiled function, for arguments of these shapes, types and places only.
     """
-    compiled = function.lower(*arguments).compile()
+    place, used_devices = stored_programs.folder(), _devices(arguments)
+    if place is None or len(used_devices) > 1:  # of what several share, JAX makes no file
+        compiled = jax.jit(function, **options).lower(*arguments).compile()
+    else:
+        compiled = _stored(place, function, arguments, options, used_devices)
     devices.give_back_memory()
     return compiled
+
+
+def _stored(
+    place: Path,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: Mapping[str, Any],
+    used_devices: list[jax.Device],
+) -> Any:
+    """The program from its file: found by the function, or else by what it is lowered to, or else made."""
+    described = [_described(arguments), dict(options)]
+    try:
+        function_digest = fingerprint.of_function(function, *described)
+    except fingerprint.UnreadableError as error:
+        log.debug("The function is traced anew in each process: %s", error)
+        function_digest = None
+    if function_digest and (program := stored_programs.load(place, function_digest, used_devices)) is not None:
+        return program
+    lowered = jax.jit(function, **options).lower(*arguments)
+    lowered_as = [lowered.as_text(), str(lowered.in_tree), str(lowered.out_tree)]
+    program_digest = fingerprint.of_program(*lowered_as, *described)
+    if (program := stored_programs.load(place, program_digest, used_devices)) is None:
+        program = stored_programs.compiled(lowered)
+        stored_programs.save(place, [program_digest], program)
+    if function_digest:
+        stored_programs.link(place, function_digest, place / program_digest)
+    return program
+
+
+def _described(arguments: tuple[Any, ...]) -> list[Any]:
+    """What a program knows of its arguments."""
+    leaves, structure = jax.tree_util.tree_flatten(arguments)
+    kinds = [
+        (np.shape(leaf), str(jax.numpy.result_type(leaf)), getattr(leaf, "weak_type", False), _place(leaf))
+        for leaf in leaves
+    ]
+    return [str(structure), kinds]
+
+
+def _place(leaf: Any) -> Any:
+    return (leaf.sharding, leaf.committed) if isinstance(leaf, jax.Array) else None
+
+
+def _devices(arguments: tuple[Any, ...]) -> list[jax.Device]:
+    """The devices that a program for these arguments runs on."""
+    committed = (
+        leaf for leaf in jax.tree_util.tree_leaves(arguments) if isinstance(leaf, jax.Array) and leaf.committed
+    )
+    used = {device for leaf in committed for device in leaf.sharding.device_set}
+    return sorted(used or jax.local_devices()[:1], key=lambda device: device.id)

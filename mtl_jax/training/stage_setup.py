@@ -1,4 +1,4 @@
-"""Initial state and jitted steps of a planned stage."""
+"""Initial state and steps of a planned stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from mtl_jax.continual.method import Method
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import branch_name
 from mtl_jax.models.ownership import counterpart, owner_of
-from mtl_jax.runtime import devices
 from mtl_jax.training import optimizer, task_balancing, train_step
 from mtl_jax.training.losses import Backward, Objective, StepSpec
 from mtl_jax.training.stage_plan import StagePlan, StageResult
@@ -88,7 +87,7 @@ def choose(setup: experiment.Experiment, stage: StagePlan, variables: PyTree) ->
 def prepare(
     setup: experiment.Experiment, stage: StagePlan, result: StageResult, *, seed: int, skip_not_finite: bool = False
 ) -> tuple[train_step.TrainState, dict[int, train_step.Step], dict[str, PyTree]]:
-    """Builds a stage's state at step 0, its jitted steps by when each begins, and what they read of earlier stages."""
+    """Builds a stage's state at step 0, its steps by when each begins, and what they read of earlier stages."""
     settings, objective = stage.settings, stage.objectives[0]
     method, backward, variables = choose(setup, stage, result.variables)
     schedule = optimizer.learning_rate_schedule(
@@ -116,9 +115,9 @@ def prepare(
         key=jax.random.fold_in(jax.random.key(seed), stage.index + 1),
     )
 
-    def jitted(objective: Objective) -> train_step.Step:
+    def step_of(objective: Objective) -> train_step.Step:
         problem = StepSpec(setup.model, setup.tasks, objective, method, backward, settings.micro_batches)
-        step = train_step.make_train_step(
+        return train_step.make_train_step(
             problem,
             tx=tx,
             schedule=schedule,
@@ -127,10 +126,9 @@ def prepare(
             soft_sharing_strength=settings.soft_sharing,
             skip_not_finite=skip_not_finite,
         )
-        return jax.jit(step, donate_argnums=0, out_shardings=devices.everywhere())
 
     memory = _hook_results(stage, lambda method: method.before(objective.stage, result.memory, result.variables))
-    return state, {first: jitted(objective) for first, objective in stage.objectives.items()}, memory
+    return state, {first: step_of(objective) for first, objective in stage.objectives.items()}, memory
 
 
 def _hook_results(stage: StagePlan, hook: Callable[[Method], PyTree | None]) -> dict[str, PyTree]:

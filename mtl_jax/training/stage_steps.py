@@ -110,9 +110,13 @@ class _Steps:
         if key not in self.compiled:
             self.finish()
             with self.run.preemption.paused():
-                state = self.course.state
-                self.compiled[key] = compilation.ahead_of_time(self.steps[phase], state, self.method_inputs, batch)
+                self.compiled[key] = compiled(self.steps[phase], self.course.state, self.method_inputs, batch)
         return self.compiled[key]
+
+
+def compiled(step: train_step.Step, *arguments: Any) -> Any:
+    """Compiles a step for arguments of the kind that it will be called with; a call gives the state's memory away."""
+    return compilation.ahead_of_time(step, *arguments, donate_argnums=0, out_shardings=devices.everywhere())
 
 
 def _save_and_leave(run: Run, steps_done: int, *, since: float) -> tuple[bool, bool]:
