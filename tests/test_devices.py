@@ -106,3 +106,20 @@ def test_a_batch_that_divides_is_split_and_another_is_whole_everywhere():
 def test_joining_with_half_of_the_flags_is_a_readable_error():
     with pytest.raises(UserError, match="--coordinator, --num_processes and --process_id together"):
         devices.join("localhost:1", process_count=2)
+
+
+def test_copies_outlive_what_a_step_gives_away_and_so_do_their_originals():
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    everywhere = devices.everywhere()
+    source = {"numpy": np.arange(4.0, dtype=np.float32), "key": jax.random.key(3)}
+    source |= {"one": jax.device_put(np.ones(4, np.float32), place), "all": jax.device_put(np.ones(4), everywhere)}
+    copies = devices.copy_everywhere(source)
+    assert {leaf.sharding for leaf in jax.tree.leaves(copies)} == {everywhere}
+    del copies["key"]  # keys do not add
+    copies = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(copies)
+    np.testing.assert_array_equal(copies["numpy"], [1, 2, 3, 4])
+    np.testing.assert_array_equal(source["numpy"], [0, 1, 2, 3])
+    for name in ("one", "all"):
+        np.testing.assert_array_equal(source[name], np.ones(4))
+        np.testing.assert_array_equal(copies[name], np.full(4, 2.0))
+    assert jax.random.key_data(source["key"]).shape

@@ -64,8 +64,13 @@ def everywhere() -> NamedSharding:
 def copy_everywhere(tree: PyTree) -> PyTree:
     """Replicates arrays that are equal in all processes to every device of the run."""
     if jax.process_count() == 1:
-        return jax.device_put(jax.tree.map(jax.numpy.array, tree), everywhere())
+        return jax.device_put(jax.tree.map(_copy, tree), everywhere())
     return jax.jit(lambda tree: tree, out_shardings=everywhere())(tree)
+
+
+def _copy(leaf: Any) -> jax.Array:
+    """Copies without a program, of which every shape would need its own; a copy to more devices may share memory."""
+    return jax.device_put(leaf, leaf.sharding if isinstance(leaf, jax.Array) else None, may_alias=False)
 
 
 def share(batch_size: int) -> tuple[int, int]:
