@@ -10,6 +10,8 @@ from compiling import QUICK
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=2"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Matrices are small: threads that wait for each other by spinning take the core of the other test process.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
