@@ -95,6 +95,21 @@ def no_report(monkeypatch) -> None:
     spare_report(monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trains on the first device alone: there equal steps of a module's tests are traced and compiled once."""
+    from mtl_jax.runtime import devices, stored_programs
+
+    def of_the_first(spec: jax.sharding.PartitionSpec) -> jax.sharding.Sharding:
+        return jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices()[:1], ("data",)), spec)
+
+    place = str(tmp_path_factory.mktemp("programs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "_sharding", of_the_first)
+        patch.setattr(stored_programs, "folder", lambda: Path(place))
+        yield
+
+
 @pytest.fixture
 def optimised() -> Iterator[None]:
     """Lets XLA optimise, as outside the tests: for those that take hundreds of steps."""

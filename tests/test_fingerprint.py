@@ -156,6 +156,8 @@ def test_what_cannot_be_read_has_no_digest(tmp_path):
         fingerprint.of_function(closing_over(file))
     with pytest.raises(UnreadableError, match="array of objects"):
         fingerprint.of_function(closing_over(np.array([object()])))
+    with pytest.raises(UnreadableError, match="Device"):  # which holds its contents where Python does not see them
+        fingerprint.of_function(closing_over(jax.devices()[0]))
     names = {"__name__": "typed_at_the_prompt"}
     exec("def function(x): return x", names)
     with pytest.raises(UnreadableError, match=r"typed_at_the_prompt\.function is of no file"):

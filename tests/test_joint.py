@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from test_train import tiny_config, values
+from tiny import spare_report
 
 from mtl_jax import balance
 from mtl_jax import config as config_lib
@@ -57,7 +58,7 @@ def test_a_task_alone_has_the_network_the_data_and_the_steps_of_the_joint_run(jo
 
 def joint_config(balance, **changes):
     config = tiny_config()
-    config.stages.both = config_lib.stage(("masks", "single"), epochs=2.0, balance=balance, **changes)
+    config.stages.both = config_lib.stage(("masks", "single"), **{"epochs": 2.0, "balance": balance, **changes})
     config.order = ("both",)
     config.forward_transfer = False
     return config
@@ -66,6 +67,7 @@ def joint_config(balance, **changes):
 def trained_losses(workdir, **settings):
     """Losses of images that are labelled for both tasks."""
     config = joint_config("pcgrad")
+    config.image_size = 32
     labels = {"seg": "segmentation", "cls": "classification"}
     options = {"labels": tuple(labels.values()), "size": 64, "length": 16}
     config.streams.both = config_lib.stream("digits", labels, options=options, batch_size=4)
@@ -75,13 +77,17 @@ def trained_losses(workdir, **settings):
     return values(workdir, "loss")
 
 
-def test_images_with_several_labels_train_all_their_tasks_by_gradients_of_features(tiny_backbone, tmp_path):
+@pytest.mark.usefixtures("one_device")
+def test_images_with_several_labels_train_all_their_tasks_by_gradients_of_features(
+    tiny_backbone, tmp_path, monkeypatch
+):
+    spare_report(monkeypatch, written=True)
     losses = trained_losses(tmp_path / "run", gradient_space="features")
     assert losses[-1] < losses[0]
     assert "Balance between the tasks" in (tmp_path / "run" / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("no_report", "one_device")
 def test_images_with_several_labels_train_all_their_tasks_part_by_part(tiny_backbone, tmp_path):
     losses = trained_losses(tmp_path / "run", micro_batches=2)
     assert losses[-1] < losses[0]

@@ -82,6 +82,7 @@ def test_every_method_and_either_task_alone_is_a_word_after_the_page_s_name():
         PAGE.get_config("det")
 
 
+@pytest.mark.usefixtures("no_report", "one_device")
 def test_masks_and_depths_of_the_same_images_train_together(tiny_backbone, tmp_path):
     write(tmp_path)
     config = PAGE.get_config("uncertainty")

@@ -266,7 +266,7 @@ class _Reader:
         elif dataclasses.is_dataclass(value):
             fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
             self._all(value, "dataclass", (part for item in fields for part in item))
-        elif _is_plain_class(type(value)):
+        elif _is_plain_class(type(value)) and hasattr(value, "__dict__"):
             self._all(value, "object", (part for item in sorted(vars(value).items()) for part in item))
         else:
             raise UnreadableError(f"{type(value).__module__}.{type(value).__qualname__}")
