@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtl_jax.cli import compare as command
+from mtl_jax.report import comparison
 from mtl_jax.workdir import run_record
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,14 @@ def compare(tmp_path, monkeypatch):
     return command
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Spares drawing figures after every run, a fifth of a second each."""
+    for name in ("spread_svg", "scatter_svg", "scatters_svg", "draw_heatmaps"):
+        monkeypatch.setattr(comparison, name, lambda *arguments, **settings: "<svg></svg>")
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_every_variant_is_trained_with_every_seed_and_compared(compare):
     assert compare.main(["many.py", "slow=page.py --config.cache_gb=1", "--out", "out", "--seeds", "0,1"]) == 0
     runs = sorted(str(path.parent) for path in Path("out").rglob("contract.json"))
@@ -76,8 +85,11 @@ def test_a_setting_may_name_the_run_s_seed(compare):
     )
     arguments = json.loads(Path("out/a/seed_4.json").read_text())["arguments"]
     assert arguments == ["--config=page.py", "--config.name=own_4", "--config.pretrained=all_4", "--config.seed=4"]
+    assert "<svg" in Path("out/comparison.html").read_text()
+    assert all("<svg" in Path("out", name).read_text() for name in ("heatmaps.svg", "tradeoffs.svg"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_finished_is_started_again_only_where_settings_or_data_changed(compare, capsys):
     def starts(*flags, folder="seed_0"):
         assert compare.main(["a=page.py", "--out", "out", "--", *flags]) == 0
@@ -98,6 +110,7 @@ def test_what_is_finished_is_started_again_only_where_settings_or_data_changed(c
     assert starts("--config.stages.cls.weight_decay=0.1", "--config.contract.max_drop_percent=3.0") == 2  # judged again
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_of_other_code_is_told(compare, capsys, monkeypatch):
     monkeypatch.setenv("CODE_OF_THE_STUB", "old")
     for _ in range(2):
@@ -111,6 +124,7 @@ def test_a_wrong_setting_of_the_last_variant_is_told_before_the_first_is_trained
     assert not Path("out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_run_is_told_and_the_others_go_on(compare, capsys):
     assert compare.main(["broken.py", "page.py", "--out", "out"]) == 1
     assert "failed: error: no such data (exit status 1" in capsys.readouterr().out
