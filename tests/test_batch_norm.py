@@ -56,10 +56,12 @@ def test_by_batch_is_its_definition_with_gradients(kernels, activation):
         y = define(x, scale, bias, mean, variance, activation)
         return jnp.sum(weight * y), (y, mean, variance)
 
-    (_, values), gradients = jax.value_and_grad(found, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
-    (_, peers), other_gradients = jax.value_and_grad(expected, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
+    ((_, values), gradients), ((_, peers), other_gradients) = (
+        jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2), has_aux=True))(x, scale, bias)
+        for function in (found, expected)
+    )
     for a, b in zip((*values, *gradients), (*peers, *other_gradients), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
 
 
 @pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
@@ -72,10 +74,9 @@ def test_by_statistics_is_its_definition_with_gradients(kernels, activation):
     def expected(*arguments):
         return jnp.sum(define(*arguments, activation) ** 2)
 
-    for a, b in zip(
-        jax.grad(found, argnums=range(5))(x, *channels), jax.grad(expected, argnums=range(5))(x, *channels), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(jnp.abs(b).max()))
+    gradients = (jax.jit(jax.grad(function, argnums=range(5)))(x, *channels) for function in (found, expected))
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * float(np.abs(b).max()))
 
 
 def test_per_example_gradients_by_vmap(kernels):
@@ -85,8 +86,9 @@ def test_per_example_gradients_by_vmap(kernels):
         y = batch_norm.by_statistics(x[None], scale, *channels[1:], epsilon=1e-3, activation="relu")
         return jnp.sum(y**2)
 
-    actual = jax.vmap(jax.grad(loss), in_axes=(None, 0))(channels[0], x)
-    expected = jnp.stack([jax.grad(loss)(channels[0], single) for single in x])
+    actual = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(channels[0], x)
+    gradient = jax.jit(jax.grad(loss))
+    expected = np.stack([gradient(channels[0], single) for single in np.asarray(x)])
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
@@ -101,7 +103,7 @@ def test_statistics_are_of_the_whole_batch_when_it_is_split_over_devices(kernels
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     for a, b in zip(jax.tree.leaves(step(split, scale)), jax.tree.leaves(step(x, scale)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5 * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5 * float(np.abs(b).max()))
 
 
 def test_bfloat16_stays_bfloat16_with_float32_statistics():

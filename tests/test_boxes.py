@@ -174,8 +174,9 @@ def test_some_boxes_are_moved_as_all_of_them_would_be():
     result, score = jnp.array(np.concatenate([corner, corner + size], axis=1)), jnp.array(generator.uniform(0.1, 1, 40))
     label, valid = jnp.array(generator.integers(0, 2, 40)), jnp.array(generator.random(40) > 0.2)
     some = jnp.array([3, 0, 17, 39])
-    voted = boxes.vote(result, score, label, valid, iou_threshold=0.3)
-    moved = boxes.vote(result, score, label, valid, iou_threshold=0.3, shifted_boxes=(result[some], label[some]))
+    vote = jax.jit(boxes.vote, static_argnames="iou_threshold")
+    voted = vote(result, score, label, valid, iou_threshold=0.3)
+    moved = vote(result, score, label, valid, iou_threshold=0.3, shifted_boxes=(result[some], label[some]))
     np.testing.assert_allclose(moved, voted[some], rtol=1e-6)
     assert float(jnp.abs(moved - result[some]).max()) > 1
 

@@ -38,11 +38,12 @@ def test_predictions_say_what_the_answers_say(key, thresholds):
 
     task = calibrated(RECORDS["det"], Calibration(0.5, thresholds))
     outputs = jax.random.normal(key, (1, 80, 7)).at[..., 2:4].add(20.0) * 4
-    result = jax.device_get(task.decode(outputs))
+    result, plain = jax.device_get(
+        jax.jit(lambda outputs: (task.decode(outputs), RECORDS["det"].decode(outputs)))(outputs)
+    )
     message = {name: value[0] for name, value in result.items()}
     assert len(task.to_json(message, None)["label"]) == message["accepted"].sum() > 0
     assert not message["accepted"][~message["valid"]].any()
-    plain = RECORDS["det"].decode(outputs)
     odds = np.asarray(plain["score"]) / (1 - np.asarray(plain["score"]))
     assert result["score"] == pytest.approx(odds**2 / (1 + odds**2), rel=1e-4)
     assert (result["label"] == plain["label"]).all()  # in the same order

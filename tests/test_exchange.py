@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_wiring import NAMES, assert_close, build, image, outputs
+from test_wiring import NAMES, SETTINGS, TASKS, assert_close, build, image, outputs
+from tiny import random_variables
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
@@ -30,7 +31,8 @@ def moves(tree):
 
 
 def test_attention_takes_in_the_features_of_every_other_task():
-    model, variables = build(head_exchange="attention", head_layers=3)
+    model = multi_task.build(SETTINGS | {"head_exchange": "attention", "head_layers": 3}, TASKS)
+    variables = random_variables(model)
     grads = gradient(model, variables, "det")
     attention = grads["head"]["attention"]
     assert all(moves(attention[f"own_{name}"]) for name in NAMES)
@@ -39,7 +41,8 @@ def test_attention_takes_in_the_features_of_every_other_task():
     assert not any(moves(attention[name]) for name in attention if name.endswith(("_to_seg", "_to_cls", "gate_seg")))
     assert set(grads["head"]) >= {"conv_0", "attention"}
     assert "conv_1" not in grads["head"]  # its place is taken
-    shapes = {name: out.shape for name, out in outputs(model, variables).items()}
+    emitted = jax.eval_shape(functools.partial(multi_task.apply_eval, model, tasks=NAMES), variables, image())
+    shapes = {name: out.shape for name, out in emitted.items()}
     assert shapes == {"seg": (2, 64, 64, 3), "det": (2, 84, 8), "cls": (2, 3)}
 
 

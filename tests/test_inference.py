@@ -1,5 +1,7 @@
 """Convolution, batch norm and activation in one pass against the three one after another."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,15 @@ from mtl_jax.models.inference import Convolution, Excitation, Gated, dense, exci
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler: there is one way alone")
 DENSE = [((1, 1), 1), ((3, 3), 1), ((3, 3), 2), ((5, 5), 1), ((1, 1), 2)]
+DEPTHWISE = [(3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 1)]
+
+
+def with_activations(*choices):
+    """Every combination of the choices, each with one activation; each choice meets them all."""
+    activations = itertools.cycle(batch_norm.ACTIVATIONS)
+    cases = [(*case, next(activations)) for case in itertools.product(*choices)]
+    assert {case[-1] for case in cases} == set(batch_norm.ACTIVATIONS)
+    return cases
 
 
 def drawn(*shapes):
@@ -33,13 +44,12 @@ def both(function, *arrays):
 
 def assert_same(actual, expected, tolerance=3e-5):
     for leave, second in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(leave, second, atol=tolerance * max(1.0, float(jnp.abs(second).max())))
+        np.testing.assert_allclose(leave, second, atol=tolerance * max(1.0, float(np.abs(second).max())))
 
 
-@pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
-@pytest.mark.parametrize(("size", "stride"), DENSE)
-@pytest.mark.parametrize("channels", [3, 16])
-def test_dense_convolutions_are_one_pass_of_the_same_result(activation, size, stride, channels):
+@pytest.mark.parametrize(("channels", "geometry", "activation"), with_activations([3, 16], DENSE))
+def test_dense_convolutions_are_one_pass_of_the_same_result(channels, geometry, activation):
+    size, stride = geometry
     x, kernel, factor, shift = drawn((2, 9, 11, channels), (*size, channels, 40), (40,), (40,))
     kernel = kernel[0, 0] if size == (1, 1) and stride == 1 else kernel
 
@@ -53,10 +63,9 @@ def test_dense_convolutions_are_one_pass_of_the_same_result(activation, size, st
     assert "norm_apply" not in text
 
 
-@pytest.mark.parametrize("activation", batch_norm.ACTIVATIONS)
-@pytest.mark.parametrize(("size", "stride", "dilation"), [(3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 1)])
-@pytest.mark.parametrize("channels", [8, 32])
-def test_depthwise_convolutions_are_one_pass_of_the_same_result(activation, size, stride, dilation, channels):
+@pytest.mark.parametrize(("geometry", "channels", "activation"), with_activations(DEPTHWISE, [8, 32]))
+def test_depthwise_convolutions_are_one_pass_of_the_same_result(geometry, channels, activation):
+    size, stride, dilation = geometry
     x, kernel, factor, shift = drawn((2, 13, 19, channels), (size, size, 1, channels), (channels,), (channels,))
 
     def normalised(x, kernel, factor, shift):

@@ -25,13 +25,19 @@ TASKS = tasks.build(
 def test_patches_times_the_kernel_are_the_convolution(key, depthwise, size, stride, dilation):
     x = jax.random.normal(key, (2, 7, 10, 4))
     layer = Conv(None if depthwise else 6, size, stride, dilation)
-    kernel = jax.random.normal(key, layer.init(key, x)["params"]["kernel"].shape)
-    expected = layer.apply({"params": {"kernel": kernel}}, x).outputs()
-    rows = kernel_inputs.rows(x, size, stride=stride, dilation=dilation, depthwise=depthwise)
-    matrices = kernel_inputs.by_group(kernel, rows.shape[0])
-    actual = jnp.einsum("gni,gio->ngo", rows, matrices).reshape(expected.shape)
+    kernel = jax.random.normal(key, jax.eval_shape(layer.init, key, x)["params"]["kernel"].shape)
+
+    @jax.jit
+    def convolved(x, kernel):
+        expected = layer.apply({"params": {"kernel": kernel}}, x).outputs()
+        rows = kernel_inputs.rows(x, size, stride=stride, dilation=dilation, depthwise=depthwise)
+        matrices = kernel_inputs.by_group(kernel, rows.shape[0])
+        actual = jnp.einsum("gni,gio->ngo", rows, matrices).reshape(expected.shape)
+        return actual, expected, kernel_inputs.from_groups(matrices, kernel.shape)
+
+    actual, expected, joined = convolved(x, kernel)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(kernel_inputs.from_groups(matrices, kernel.shape), kernel)
+    np.testing.assert_array_equal(joined, kernel)
 
 
 def test_a_pass_tells_what_its_tasks_read_of_the_chosen_parameters(tiny_backbone, key):

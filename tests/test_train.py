@@ -148,7 +148,9 @@ def test_a_branch_starts_from_an_earlier_task_s_and_frozen_shared_stages_forget_
     assert heads == [(3, 3, 24, 24), (3, 3, 16, 16)]
 
 
-@pytest.mark.parametrize(("method", "mode"), [("mas", "online"), ("si", "separate")])
+@pytest.mark.parametrize(
+    ("method", "mode"), [("mas", "online"), pytest.param("si", "separate", marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("no_report")
 def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, method, mode):
     config = tiny_config()
@@ -160,6 +162,7 @@ def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, method,
     assert penalties[-1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_exemplars_that_the_network_chose_come_back_with_the_outputs_they_had(tiny_backbone, tmp_path):
     config = tiny_config()

@@ -214,6 +214,7 @@ def step(model, variables, *, method, soft_sharing_strength=0.0):
 TWO = tasks.build({name: {"kind": "classification", "classes": CLASSES} for name in ("first", "second")})
 
 
+@pytest.mark.slow  # three compiled steps
 def test_infinitely_strong_soft_sharing_is_hard_sharing_and_none_is_independence():
     hard = multi_task.build(SETTINGS, TWO)
     apart = multi_task.build(SETTINGS | {"sharing": "independent"}, TWO)
