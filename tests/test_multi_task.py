@@ -9,6 +9,7 @@ from stub_task import stub
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
+from mtl_jax.models.sharing import wiring
 
 TASKS = {
     "seg": stub("seg", "dense", 21, (8,)),
@@ -267,3 +268,16 @@ def test_batch_norms_by_task_leave_the_other_tasks_statistics_and_scales_alone()
 def test_batch_norms_by_task_and_branches_exclude_each_other():
     with pytest.raises(UserError, match="batch norms of their own"):
         multi_task.build({"norms_from": 1, "share_until": 8}, TASKS)
+
+
+@pytest.mark.parametrize("settings", [{"share_until": 8}, *({"sharing": way} for way in wiring.WAYS)], ids=str)
+def test_networks_of_equal_settings_are_equal_and_so_traced_once(settings):
+    first, second = (multi_task.build({**SMALL, **settings}, {"cls": TASKS["cls"]}) for _ in range(2))
+    assert first == second
+    assert hash(first) == hash(second)
+
+
+def test_branches_of_other_settings_make_another_network():
+    settings = [{"branches": {"cls": {"head_channels": channels}}} for channels in (8, 16)]
+    networks = [multi_task.build({**SMALL, "share_until": 8, **entry}, TASKS) for entry in settings]
+    assert networks[0] != networks[1]

@@ -27,10 +27,11 @@ class BackboneMaker:
 
     kind: Callable[..., nn.Module]
     settings: tuple[Any, ...]  # the first fields of the backbone, in their order
+    after: int = 1  # px; stages up to this stride are left out, if the call does not say otherwise
 
     def __call__(self, **changes: Any) -> nn.Module:
         """Returns the backbone; `after` and `until`, strides in px, leave stages out."""
-        return self.kind(*self.settings, **changes)
+        return self.kind(*self.settings, **{"after": self.after, **changes})
 
 
 class Backbone(nn.Module):

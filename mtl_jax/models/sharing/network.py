@@ -121,7 +121,7 @@ class BranchedNetwork(nn.Module):
 
     backbone: nn.Module  # up to the last shared stage
     upper: Callable[..., nn.Module]  # makes the stages after it
-    neck: Callable[[str], nn.Module]  # of a task
+    neck: Callable[[Task], nn.Module]
     head: Callable[[Task], Head]
     tasks: tuple[Task, ...]
     norms_by_task = False  # those of the branches are their tasks' own anyway
@@ -142,7 +142,7 @@ class BranchedNetwork(nn.Module):
         shared = _shared_features(self, shared)
         records, outputs = {task.name: task for task in self.tasks}, {}
         for name in tasks:
-            components = self.upper(parent=None), self.neck(name), self.head(records[name])
+            components = self.upper(parent=None), self.neck(records[name]), self.head(records[name])
             branch = Branch(*components, name=branch_name(name))
             outputs[name] = branch(shared, task=name, train=train, train_batch_norm=train_batch_norm)
         return outputs

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 
@@ -36,6 +37,28 @@ class PartFactories(NamedTuple):
     head: Callable[[ModelSettings, tuple[Task, ...]], Head]
 
 
+@dataclasses.dataclass(frozen=True)
+class PartMaker:
+    """Makes a neck or a head; equal where what it makes is, so that equal networks are traced once."""
+
+    part: nn.Module
+
+    def __call__(self) -> Any:
+        """Returns the part, of no network yet."""
+        return self.part.clone(parent=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartOfTaskMaker:
+    """As `PartMaker`, of each task."""
+
+    parts: tuple[tuple[str, nn.Module], ...]  # by task
+
+    def __call__(self, task: Task) -> Any:
+        """Returns the task's part, of no network yet."""
+        return dict(self.parts)[task.name].clone(parent=None)
+
+
 def wire(
     settings: ModelSettings,
     branches: Mapping[str, ModelSettings],
@@ -64,10 +87,10 @@ def wire(
                 'sharing "hard"'
             )
     if sharing in COLUMNS:
-        task_makers = {"make_neck": lambda task: makers.neck(branches[task.name])}
-        task_makers |= {"make_head": lambda task: makers.head(branches[task.name], (task,))}
-        return COLUMNS[sharing](make_backbone=makers.backbone, tasks=tasks, **task_makers)
-    common = {"make_neck": lambda: makers.neck(settings), "make_head": lambda: makers.head(settings, tasks)}
+        make_neck, make_head = _makers_of_tasks(branches, makers, tasks)
+        return COLUMNS[sharing](makers.backbone, make_neck=make_neck, make_head=make_head, tasks=tasks)
+    common: dict[str, Any] = {"make_neck": PartMaker(makers.neck(settings))}
+    common |= {"make_head": PartMaker(makers.head(settings, tasks))}
     if sharing in EXPERTS:
         common |= {"experts": settings.experts, "own_experts": sharing == "cgc"}
     return TASKWISE[sharing](make_backbone=makers.backbone, tasks=tasks, **common)
@@ -82,6 +105,15 @@ WAYS = ("hard", *COLUMNS, *TASKWISE)
 def has_branches(settings: ModelSettings) -> bool:
     """Whether each task has a neck and a head for itself."""
     return settings.share_until != SHARE_ALL or settings.sharing in COLUMNS
+
+
+def _makers_of_tasks(
+    branches: Mapping[str, ModelSettings], makers: PartFactories, tasks: tuple[Task, ...]
+) -> tuple[PartOfTaskMaker, PartOfTaskMaker]:
+    """The makers of each task's own neck and head."""
+    necks = tuple((task.name, makers.neck(branches[task.name])) for task in tasks)
+    heads = tuple((task.name, makers.head(branches[task.name], (task,))) for task in tasks)
+    return PartOfTaskMaker(necks), PartOfTaskMaker(heads)
 
 
 def _hard(
@@ -108,9 +140,8 @@ def _hard(
         )
     return BranchedNetwork(
         makers.backbone(until=stride),
-        functools.partial(makers.backbone, after=stride),
-        lambda name: makers.neck(branches[name]),
-        lambda task: makers.head(branches[task.name], (task,)),
+        dataclasses.replace(makers.backbone, after=stride),
+        *_makers_of_tasks(branches, makers, tasks),
         tasks,
     )
 
