@@ -96,16 +96,25 @@ def no_report(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trains on the first device alone: there equal steps of a module's tests are traced and compiled once."""
-    from mtl_jax.runtime import devices, stored_programs
+def one_device() -> Iterator[None]:
+    """Trains on the first device alone, for which XLA compiles a step in two thirds of the time."""
+    from mtl_jax.runtime import devices
 
     def of_the_first(spec: jax.sharding.PartitionSpec) -> jax.sharding.Sharding:
         return jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices()[:1], ("data",)), spec)
 
-    place = str(tmp_path_factory.mktemp("programs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "_sharding", of_the_first)
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept_programs(one_device: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Traces and compiles a step once where several runs of a module take it; finding that out takes a while too."""
+    from mtl_jax.runtime import stored_programs
+
+    place = str(tmp_path_factory.mktemp("programs"))
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stored_programs, "folder", lambda: Path(place))
         yield
 

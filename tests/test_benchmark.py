@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import TinyBackbone
 
 from benchmarks import jax_side, problem, turns
 from benchmarks.problem import Problem
@@ -26,7 +27,7 @@ SMALL = Problem("jax", "step", batch_size=2, image_size=64)
 
 
 def test_a_bfloat16_step_stays_within_2_percent_of_float32_s_loss(monkeypatch):
-    small_networks(monkeypatch)
+    small_networks(monkeypatch, "plain_cnn")
     actual, expected = (
         jax_side.build(dataclasses.replace(SMALL, dtype=dtype)).compute()["all/loss"]
         for dtype in ("bfloat16", "float32")
@@ -118,9 +119,10 @@ def test_the_command_line_prints_a_table_and_writes_json(monkeypatch, tmp_path, 
     assert benchmark.main(["step", "--json", str(tmp_path / "nowhere" / "out.json")]) == 2
 
 
-def small_networks(monkeypatch):
+def small_networks(monkeypatch, backbone="tiny"):
     """Lets the benchmarks build networks that compile in seconds."""
-    small = {"backbone": "plain_cnn", "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8}
+    monkeypatch.setitem(multi_task.BACKBONES, "tiny", TinyBackbone)
+    small = {"backbone": backbone, "width_multiplier": 0.25, "neck_channels": 8, "head_channels": 8}
     small["head_layers"] = 1
     build = multi_task.build
     monkeypatch.setattr(multi_task, "build", lambda config, records: build({**config, **small}, records))
@@ -192,6 +194,14 @@ def test_sharing_is_timed_counted_and_set_against_what_runs_reached(monkeypatch,
         settings = config.to_dict()
         return experiment.build({**settings, "model": settings["model"] | changes}, data_root=data_root)
 
+    milliseconds = {("one", "two"): 3.0, ("one",): 1.0, ("two",): 2.0}
+    requested = []
+
+    def latency_ms(predict, variables, tasks, *, image_size, repeats):
+        requested.append((tasks, image_size))
+        return milliseconds[tasks]
+
+    monkeypatch.setattr(sharing.evaluate, "latency_ms", latency_ms)
     monkeypatch.setattr(sharing.flagship, "build", build)
     monkeypatch.setattr(sharing, "NETWORKS", {"plain": ("plain", {}), "apart": ("plain", {"sharing": "independent"})})
     for seed, drop in enumerate((2.0, 6.0)):
@@ -209,7 +219,8 @@ def test_sharing_is_timed_counted_and_set_against_what_runs_reached(monkeypatch,
     assert plain["params"] < apart["params"]
     assert plain["shared_percent"] > 90
     assert apart["shared_percent"] == 0
-    assert plain["ratio"] > 0
+    assert (plain["all_ms"], plain["two_ms"], plain["ratio"]) == (3.0, 2.0, 1.5)
+    assert requested == [(names, 64) for names in milliseconds] * 4  # of both networks, in a turn to compile and one
     assert (plain["one_top1"], plain["largest_drop_percent"]) == pytest.approx((0.55, 4.0))
     assert (apart["one_top1"], apart["two_top1"], apart["largest_drop_percent"]) == (0.5, 0.9, 2.0)
     assert "largest drop percent" in (tmp_path / "frontier.svg").read_text()

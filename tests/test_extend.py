@@ -18,7 +18,7 @@ from mtl_jax import experiment
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.continual import memory
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate, evaluate_checkpoint
+from mtl_jax.evaluation import evaluate_checkpoint
 from mtl_jax.extend import additions, extend, growth
 from mtl_jax.models import multi_task
 from mtl_jax.report import versions_section
@@ -55,14 +55,18 @@ def addition(**stage) -> ConfigDict:
 
 
 def outputs(weights, ask=("seg", "cls")) -> dict:
-    """Every raw output and every prediction of the old tasks on all validation images."""
-    network = trained.load(weights)
-    predict, result = evaluate.make_predict(network.setup.model, network.setup.tasks), {}
-    raw = jax.jit(lambda variables, image: multi_task.eval_raw(network.setup.model, variables, image, tasks=ask)[0])
+    """Raw and decoded outputs of the old tasks, with those that are asked for beside them, on validation images."""
+    network, result = trained.load(weights), {}
+
+    @jax.jit
+    def computed(variables, image):
+        raw = multi_task.eval_raw(network.setup.model, variables, image, tasks=ask)[0]
+        size = image.shape[1:3]
+        return {name: (raw[name], network.setup.tasks[name].predictions(raw[name], size)) for name in ("seg", "cls")}
+
     for stream in ("masks", "single"):
         for number, batch in enumerate(experiment.eval_batches(network.setup, stream)):
-            inputs, observed = raw(network.variables, batch.image), predict(network.variables, batch.image, names=ask)
-            result[stream, number] = jax.device_get({name: (inputs[name], observed[name]) for name in ("seg", "cls")})
+            result[stream, number] = jax.device_get(computed(network.variables, batch.image))
     return result
 
 
@@ -86,7 +90,7 @@ def untrained(folder, config) -> trained.Trained:
 
 
 @pytest.fixture(scope="module")
-def grown(tiny_backbone, tmp_path_factory):
+def grown(tiny_backbone, one_device, tmp_path_factory):
     """A run and one that has grown from it."""
     folder = tmp_path_factory.mktemp("grown")
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +114,8 @@ def test_every_output_of_every_old_task_stays_bit_for_bit(grown):
     check_old_outputs(*grown)
 
 
-@pytest.mark.usefixtures("tiny_backbone", "no_report")
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_backbone", "one_device", "no_report")
 def test_a_branch_of_its_own_leaves_every_output_too(tmp_path):
     untrained(tmp_path / "old", parent_config(**BRANCH))
     page = addition()
@@ -234,7 +239,7 @@ def test_networks_in_which_old_tasks_read_the_new_one_are_refused(finished, tmp_
 
 @pytest.mark.parametrize(
     "model",
-    [{}, *({"backbone": "plain_cnn", "sharing": scheme} for scheme in ("independent", "mmoe"))],
+    [{}, BRANCH, *({"backbone": "plain_cnn", "sharing": scheme} for scheme in ("independent", "mmoe"))],
     ids=str,
 )
 def test_other_ways_of_sharing_have_room(finished, tmp_path, model):

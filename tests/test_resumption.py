@@ -20,7 +20,7 @@ class AtOnce(Preemption):
 
 
 @pytest.fixture
-def folder_run(tmp_path, tiny_backbone, one_device, no_report):
+def folder_run(tmp_path, tiny_backbone, kept_programs, no_report):
     """Trains two stages on folders of classes; called again, goes on with what is on the disk."""
     config = config_lib.base()
     config.image_size = config.contract.latency_image_size = 32
