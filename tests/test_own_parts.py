@@ -23,6 +23,7 @@ TASKS = ("seg", "cls")
 def config():
     settings = tiny_config()
     settings.forward_transfer = False
+    settings.image_size = 32
     settings.model.update(
         {
             "norms_from": 8,
@@ -38,7 +39,7 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory):
+def learnt(tmp_path_factory, kept_programs):
     """A work directory after both stages."""
     workdir = tmp_path_factory.mktemp("run") / "shared"
     with pytest.MonkeyPatch.context() as patched:

@@ -41,13 +41,13 @@ def task_of(kind):
 
 def raw_of(kind, rng):
     shapes = {"segmentation": (2, 4, 4, 4), "detection": (2, 20, 9)}
-    return jnp.asarray(rng.normal(size=shapes.get(kind, (2, 4))), jnp.float32)
+    return rng.normal(size=shapes.get(kind, (2, 4))).astype(np.float32)
 
 
 def labels_of(kind, rng, *, classes=(0, 1, 2, 3)):
     rendered = rng.choice(classes, size=(2, *SIZE)).astype(np.int32)
     if kind == "segmentation":
-        return {"mask": jnp.asarray(rendered)}
+        return {"mask": rendered}
     if kind == "classification":
         return {"label": rendered[:, 0, 0]}
     if kind == "multi_label":
@@ -64,7 +64,7 @@ def labels_of(kind, rng, *, classes=(0, 1, 2, 3)):
 def among(kind, labels, labelled):
     """Labels as the pipeline gives them."""
     if kind == "multi_label":
-        return {"label": jnp.where(labelled, labels["label"], jnp.nan)}
+        return {"label": np.where(labelled, labels["label"], np.nan).astype(np.float32)}
     return {**labels, "labelled": np.array([labelled] * 2)}
 
 
@@ -73,6 +73,11 @@ def loss_and_gradient(kind):
     """Compiled once for all labels of one shape."""
     task = task_of(kind)
     return jax.jit(jax.value_and_grad(lambda raw, labels: task.loss(raw, labels, SIZE)[0]))
+
+
+def filled_in(task, labels, raw, size=SIZE):
+    """Labels with what another network is surer of than 0.9, in one program; `raw` are its outputs."""
+    return jax.device_get(jax.jit(lambda labels, raw: task.fill_in(labels, raw, size, 0.9))(labels, raw))
 
 
 def channels(kind):
@@ -90,9 +95,9 @@ def test_unlabelled_classes_have_neither_loss_nor_gradient(kind, rng):
     assert np.all(by_class[..., 2:] == 0)
     assert np.any(by_class[..., :2] != 0)
     assert np.all(np.isfinite(gradient))
-    peers = np.asarray(raw).copy()
+    peers = raw.copy()
     peers[..., channels(kind)][..., 2:] += rng.normal(size=(*by_class.shape[:-1], 2)) * 50
-    np.testing.assert_allclose(loss_and_gradient(kind)(jnp.asarray(peers), labels)[0], value, rtol=1e-6)
+    np.testing.assert_allclose(loss_and_gradient(kind)(peers, labels)[0], value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -249,45 +254,57 @@ def test_an_image_s_class_is_ranked_among_the_labelled_ones():
 
 
 def test_tags_are_filled_in_where_the_other_network_is_sure():
-    labels = {"label": jnp.array([[jnp.nan, jnp.nan, jnp.nan, 1.0]])}
-    result = task_of("multi_label").fill_in(labels, jnp.array([[5.0, -5.0, 0.1, -5.0]]), SIZE, 0.9)
+    labels = {"label": np.array([[np.nan, np.nan, np.nan, 1.0]], np.float32)}
+    result = filled_in(task_of("multi_label"), labels, np.array([[5.0, -5.0, 0.1, -5.0]], np.float32))
     np.testing.assert_array_equal(result["label"], [[1, 0, np.nan, 1]])
 
 
 def test_classes_are_filled_in_where_nobody_looked_for_them():
-    labels = {"label": jnp.array([-1, -1, -1, 1]), "labelled": jnp.array([LABELLED] * 4)}
-    raw = jnp.array([[0.0, 0, 9, 0], [0, 9, 0, 0], [0, 0, 1, 0], [0, 0, 9, 0]])  # sure, but labelled; unsure; known
-    result = task_of("classification").fill_in(labels, raw, SIZE, 0.9)
+    labels = {"label": np.array([-1, -1, -1, 1], np.int32), "labelled": np.array([LABELLED] * 4)}
+    raw = np.array(
+        [[0, 0, 9, 0], [0, 9, 0, 0], [0, 0, 1, 0], [0, 0, 9, 0]], np.float32
+    )  # sure; labelled; unsure; known
+    result = filled_in(task_of("classification"), labels, raw)
     assert result["label"].tolist() == [2, -1, -1, 1]
     np.testing.assert_array_equal(result["labelled"][0], np.ones(4, bool))
     np.testing.assert_array_equal(result["labelled"][1:], [LABELLED] * 3)
 
 
+def gradient_at_zero(task, labels, size):
+    gradient = jax.jit(jax.grad(lambda raw, labels: task.loss(raw, labels, size)[0]))
+    return np.asarray(gradient(np.zeros((1, 1, size[1] // 8, 4), np.float32), labels))
+
+
 def test_pixels_of_background_are_filled_in_and_learnt_among_all_classes():
     task = task_of("segmentation")
-    mask = jnp.zeros((1, 8, 16), jnp.int32).at[:, 0].set(1)
-    raw = jnp.zeros((1, 1, 2, 4)).at[0, 0, 0, 2].set(9.0)
-    labels = task.fill_in({"mask": mask, "labelled": LABELLED[None]}, raw, (8, 16), 0.9)
+    mask = np.zeros((1, 8, 16), np.int32)
+    mask[:, 0] = 1
+    raw = np.zeros((1, 1, 2, 4), np.float32)
+    raw[0, 0, 0, 2] = 9.0
+    labels = filled_in(task, {"mask": mask, "labelled": LABELLED[None]}, raw, (8, 16))
     pseudo = np.asarray(labels["pseudo"])[0]
     assert np.all(pseudo[1:, :8] == 2)
     assert np.all(pseudo[0] == -1)  # labelled as something else
     assert np.all(pseudo[:, 8:] == -1)  # not sure
     np.testing.assert_array_equal(np.asarray(labels["mask"])[0] == 255, pseudo == 2)
-    gradient = jax.grad(lambda raw: task.loss(raw, labels, (8, 16))[0])(jnp.zeros((1, 1, 2, 4)))
+    gradient = gradient_at_zero(task, labels, (8, 16))
     assert gradient[0, 0, 0, 2] < 0
 
 
 def test_pixels_that_surely_show_no_unlabelled_class_are_learnt_among_all_classes():
     task, size = task_of("segmentation"), (8, 24)
-    mask = jnp.zeros((1, *size), jnp.int32).at[:, 0].set(1)
-    raw = jnp.zeros((1, 1, 3, 4)).at[0, 0, 0, 0].set(9.0)  # surely background; three quarters unsure
-    labels = task.fill_in({"mask": mask, "labelled": LABELLED[None]}, raw, size, 0.9)
-    complete = np.asarray(labels["complete"])[0]
+    mask = np.zeros((1, *size), np.int32)
+    mask[:, 0] = 1
+    raw = np.zeros((1, 1, 3, 4), np.float32)
+    raw[0, 0, 0, 0] = 9.0  # surely background; three quarters unsure
+    labels = filled_in(task, {"mask": mask, "labelled": LABELLED[None]}, raw, size)
+    complete = labels["complete"][0].copy()
     assert np.all(complete[0])  # an object's pixel shows no other
     assert np.all(complete[:, :8])
     assert not np.any(complete[1:, 8:])
-    no_object = labels | {"mask": jnp.zeros_like(mask), "complete": jnp.asarray(complete)[None].at[:, 0, 8:].set(False)}
-    gradient = jax.grad(lambda raw: task.loss(raw, no_object, size)[0])(jnp.zeros((1, 1, 3, 4)))
+    complete[0, 8:] = False
+    no_object = labels | {"mask": np.zeros_like(mask), "complete": complete[None]}
+    gradient = gradient_at_zero(task, no_object, size)
     unlabelled = gradient[0, 0][:, ~LABELLED]
     assert np.all(unlabelled[0] > 0)
     np.testing.assert_array_equal(unlabelled[2], 0)  # the middle cell is interpolated into the first one's pixels
@@ -298,7 +315,7 @@ def test_boxes_are_filled_in_unless_a_labelled_one_lies_there(rng):
     raw[0, [0, 5, 15], :4] = 0.0
     raw[0, [0, 5, 15], 4] = 20.0  # three sure boxes, of the classes 2, 3 and 1
     raw[0, [0, 5, 15], [7, 8, 6]] = 20.0
-    at = np.asarray(task.finish(jnp.asarray(raw), SIZE))[0, 5, :4]
+    at = np.asarray(jax.jit(lambda raw: task.finish(raw, SIZE))(raw))[0, 5, :4]
     truth = np.array([[[at[0] - at[2] / 2, at[1] - at[3] / 2, at[0] + at[2] / 2, at[1] + at[3] / 2]]], np.float32)
     labels = {"boxes_xyxy": truth, "label": np.array([[1]], np.int32), "valid": np.ones((1, 1), bool)}
     fill_in = jax.jit(lambda labels: task.fill_in(labels, jnp.asarray(raw), SIZE, 0.9))
@@ -346,7 +363,7 @@ def test_a_source_s_classes_may_be_some_of_the_task_s_by_name(tiny_backbone):
     assert np.flatnonzero(classes.labelled).tolist() == [0]
 
 
-@pytest.mark.usefixtures("tiny_backbone", "no_report")
+@pytest.mark.usefixtures("tiny_backbone", "one_device", "no_report")
 def test_streams_that_label_different_classes_train_and_measure_one_task(tmp_path, capsys):
     contract = train_loop.train_and_evaluate(two_halves(), tmp_path / "run")
     printed = capsys.readouterr().err

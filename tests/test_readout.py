@@ -16,8 +16,8 @@ from mtl_jax.models.patterns import path_of
 
 NAMES = ("background", "cup", "ball", "tree", "car", "bed")
 KINDS = ("detection", "segmentation", "classification")
-SESSIONS = (("second", 1), ("third", 2), ("fourth", 1))
-READERS = ("third", "fourth")  # sessions whose boxes read the backbone too; runs from before that have such as do not
+SESSIONS = (("second", 1), ("third", 2))
+READERS = ("third",)  # sessions whose boxes read the backbone too; runs from before that have such as do not
 SHARED = {"norms_from": 16, "patches": {"neck": 4, "head": 4}, "head_convolution": "separable"}
 
 
@@ -33,7 +33,7 @@ def leaves(tree):
     return {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def test_three_additions_in_a_row_change_no_bit_of_what_was_there(tiny_backbone):
+def test_additions_in_a_row_change_no_bit_of_what_was_there(tiny_backbone):
     image = jax.random.uniform(jax.random.key(1), (2, 64, 64, 3))
     versions = []
     for number in range(len(SESSIONS) + 1):
