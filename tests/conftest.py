@@ -1,5 +1,7 @@
 """Strictness for every test: shapes are checked, ranks never promote silently, two devices are always there."""
 
+import contextlib
+import functools
 import gc
 import os
 import shutil
@@ -20,6 +22,11 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+# Grain looks for the place of an example among 2**16 or so, however few there are, and most tests have equal orders.
+with contextlib.suppress(ImportError):  # where Grain keeps it elsewhere
+    from grain._src.python.experimental.index_shuffle.python import index_shuffle_module
+
+    index_shuffle_module.index_shuffle = functools.lru_cache(maxsize=None)(index_shuffle_module.index_shuffle)
 # Tracing makes many objects and little garbage; searching for it at the default pace takes a fifteenth of the time.
 gc.set_threshold(100_000, 20, 100)
 install_import_hook("mtl_jax", "beartype.beartype")
