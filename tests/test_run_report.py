@@ -92,10 +92,22 @@ def fill(workdir, task="seg", stage="det"):
     return workdir
 
 
-def test_the_report_shows_the_verdict_the_tables_and_the_run(tmp_path):
-    path = run_report.write(fill(tmp_path / "run"), pictures_by_task={"seg": LOOKED})
-    assert path == tmp_path / "run" / "report.html"
-    checker = parse(path.read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The report of two stages, in its work directory."""
+    workdir = fill(tmp_path_factory.mktemp("runs") / "run")
+    path = run_report.write(workdir, pictures_by_task={"seg": LOOKED})
+    assert path == workdir / "report.html"
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return written.read_text(encoding="utf-8")
+
+
+def test_the_report_shows_the_verdict_the_tables_and_the_run(page):
+    checker = parse(page)
     text = " ".join("".join(checker.text).split())
     for expected in (
         "contract BROKEN",
@@ -113,11 +125,10 @@ def test_the_report_shows_the_verdict_the_tables_and_the_run(tmp_path):
     assert "details" in checker.tags
 
 
-def test_the_report_loads_nothing_from_outside(tmp_path):
-    html = run_report.write(fill(tmp_path), pictures_by_task={"seg": LOOKED}).read_text(encoding="utf-8")
-    assert "://" not in html
-    assert "url(http" not in html
-    checker = parse(html)
+def test_the_report_loads_nothing_from_outside(page):
+    assert "://" not in page
+    assert "url(http" not in page
+    checker = parse(page)
     assert all(link.startswith(("#", "data:image/webp;base64,")) for link in checker.links)
     assert f"data:image/webp;base64,{base64.b64encode(WEBP).decode()}" in checker.links
 
@@ -159,9 +170,15 @@ def test_a_kept_contract_is_passed(tmp_path):
     assert "contract PASSED" in run_report.write(tmp_path, pictures_by_task={}).read_text(encoding="utf-8")
 
 
-def test_the_same_files_give_the_same_report(tmp_path):
-    first = run_report.write(fill(tmp_path), pictures_by_task={}).read_bytes()
-    assert run_report.write(tmp_path, pictures_by_task={}).read_bytes() == first
+def test_the_same_files_give_the_same_report_and_leave_matplotlib_s_global_state_alone(written, page):
+    import matplotlib
+    from matplotlib import pyplot
+
+    before = dict(matplotlib.rcParams)
+    again = run_report.write(written.parent, pictures_by_task={"seg": LOOKED})
+    assert again.read_bytes() == page.encode("utf-8")
+    assert dict(matplotlib.rcParams) == before
+    assert pyplot.get_fignums() == []
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]"])
@@ -247,16 +264,6 @@ def test_config_json_may_hold_the_settings_at_its_top(tmp_path):
     assert "&quot;image_size&quot;: 512" in text
 
 
-def test_figures_leave_matplotlib_s_global_state_alone(tmp_path):
-    import matplotlib
-    from matplotlib import pyplot
-
-    before = dict(matplotlib.rcParams)
-    run_report.write(fill(tmp_path), pictures_by_task={})
-    assert dict(matplotlib.rcParams) == before
-    assert pyplot.get_fignums() == []
-
-
 def test_a_task_that_has_learnt_nothing_is_shown_as_broken_with_the_reason_and_the_stream(tmp_path):
     constant = {"figure": 0.5, "standard_error": 0.05, "count": 100, "counted": "labelled image"}
     stage = {"name": "cls", "metrics": {"cls": {"top1": 0.5}}, "before": {"cls": {"top1": 0.4}}}
@@ -290,18 +297,16 @@ def test_the_report_begins_with_what_was_learnt_and_kept_in_words(tmp_path):
     ]
 
 
-def test_predictions_stand_beside_labels_and_the_worst_are_folded(tmp_path):
-    text = run_report.write(fill(tmp_path), pictures_by_task={"seg": LOOKED}).read_text(encoding="utf-8")
-    assert text.index("Predictions") < text.index("<h2>Contract")
-    assert 'alt="predicted"' in text
-    assert 'alt="labelled"' in text
-    assert "<summary>seg: the worst</summary>" in text
-    assert "IoU 0.50" in text
+def test_predictions_stand_beside_labels_and_the_worst_are_folded(page):
+    assert page.index("Predictions") < page.index("<h2>Contract")
+    assert 'alt="predicted"' in page
+    assert 'alt="labelled"' in page
+    assert "<summary>seg: the worst</summary>" in page
+    assert "IoU 0.50" in page
 
 
-def test_a_confusion_matrix_is_in_shares_of_its_rows(tmp_path):
-    text = run_report.write(fill(tmp_path), pictures_by_task={"seg": LOOKED}).read_text(encoding="utf-8")
-    row = re.search(r"<tr><th>cat</th>(.*?)</tr>", text)
+def test_a_confusion_matrix_is_in_shares_of_its_rows(page):
+    row = re.search(r"<tr><th>cat</th>(.*?)</tr>", page)
     assert row is not None
     assert re.findall(r">(\d*)</td>", row[1]) == ["75", "25"]
 
