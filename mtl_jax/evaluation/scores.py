@@ -92,14 +92,12 @@ def temperature(observed: Observed) -> float:
     if len(correct) < LEAST_ANSWERS or correct.all() or not correct.any():
         return 1.0
     if isinstance(observed, OneOf):
-        logits, rows = np.log(np.maximum(observed.probability, FLOOR)), np.arange(len(observed.label))
+        logits = np.log(np.maximum(observed.probability, FLOOR)).T  # a row for each class, as sums over rows are fast
+        below_top = logits - logits.max(axis=0)
+        of_label = float(below_top[observed.label, np.arange(len(observed.label))].mean())
 
         def cost(temperature: float) -> float:
-            scaled = logits / temperature
-            top = scaled.max(axis=1)
-            return float(
-                (np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top - scaled[rows, observed.label]).mean()
-            )
+            return float(np.log(np.exp(below_top / temperature).sum(axis=0)).mean()) - of_label / temperature
     else:
         clipped = np.clip(confidence, FLOOR, 1 - FLOOR)
         logit = np.where(correct, 1, -1) * (np.log(clipped) - np.log1p(-clipped))
