@@ -96,7 +96,7 @@ def save_checkpoint(folder: Path, *, image_size: int = 64) -> Path:
         labels = {"cls": "classification"} if size else {task: task for task in KINDS if task != "cls"}
         config.streams[name] = config_lib.stream("digits", labels, image_size=size, crop=bool(size))
     setup = experiment.build(config.to_dict(), data_root=Path())
-    variables = experiment.init_variables(setup, key=jax.random.key(0), pretrained_path="")
+    variables = random_variables(setup.model)
     stages = [{"name": "all", "metrics": {task: {} for task in KINDS}}]
     metadata = {"stage": "all", "stages": stages, "config": config.to_dict()}
     checkpoints.save(folder, {"variables": variables}, metadata)
