@@ -5,6 +5,7 @@ import functools
 import gc
 import os
 import shutil
+import sys
 
 from compiling import QUICK
 
@@ -69,9 +70,21 @@ def prune(programs: Path) -> None:
         programs.mkdir()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; `make test` hands files to workers in this order."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    draw_no_constants()
+
+
+def draw_no_constants() -> None:
+    """Hides the modules from Hypothesis, which parses them for constants: for seconds, in each new checkout.
+
+    What a test of the default size draws would also depend on the modules that the tests before it have loaded.
+    """
+    providers = sys.modules.get("hypothesis.internal.conjecture.providers")
+    if hasattr(providers, "is_local_module_file") and "MTL_JAX_FUZZ_CASES" not in os.environ:
+        setattr(providers, "is_local_module_file", lambda path: False)  # noqa: B010 - no part of its interface
 
 
 def pytest_collection_finish() -> None:

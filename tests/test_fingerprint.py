@@ -108,6 +108,13 @@ def test_a_change_of_the_package_at_run_time_is_in_every_digest(monkeypatch, pat
     assert fingerprint.of_function(closing_over(1)) != before
 
 
+def test_a_module_that_can_be_called_is_none_of_the_values_that_are_read():
+    from mtl_jax import predict
+
+    assert callable(predict)
+    fingerprint.of_function(closing_over(1))
+
+
 def test_how_a_function_is_traced_is_in_its_digest(monkeypatch):
     function = closing_over(1)
     plain = fingerprint.of_function(function)

@@ -110,6 +110,8 @@ def _package_state() -> Iterator[tuple[str, Any]]:
 def _states(name: str, value: Any, module_name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, types.GenericAlias) or type(value).__module__.partition(".")[0] in ("typing", "jaxtyping"):
         return  # names of types
+    if isinstance(value, types.ModuleType):
+        return  # which has its own turn, also where it can be called
     if isinstance(value, contextvars.ContextVar):
         yield name, value.get(None)
     elif isinstance(value, (*_PLAIN, np.ndarray)) or _is_plain_set(value):
