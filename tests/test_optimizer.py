@@ -40,7 +40,7 @@ def update(grads=None, **changes):
     }
     tx = optimizer.build(changes.pop("rule", "sgd"), **(settings | changes))
     grads = jax.tree.map(jnp.ones_like, PARAMS) if grads is None else grads
-    return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
+    return tx.update(grads, tx.init(PARAMS), PARAMS, jnp.ones(()))[0]
 
 
 @pytest.mark.parametrize("rule", optimizer.RULES)
@@ -62,11 +62,24 @@ def test_rates_scale_the_parts_that_their_patterns_name():
 
 
 def test_clipping_bounds_the_norm_of_all_parts_together():
-    sections = [{"w": jnp.array([3.0])}, {"w": jnp.array([4.0])}]
-    clipped = optimizer.clip(sections, 1.0)
-    np.testing.assert_allclose([section["w"][0] for section in clipped], [0.6, 0.8], rtol=1e-5)
-    assert optimizer.clip(sections, 0.0) == sections
-    np.testing.assert_allclose(optimizer.clip(sections, 6.0)[1]["w"], [4.0])
+    tx = optimizer.build(
+        "sgd", learning_rate=optax.constant_schedule(1.0), weight_decay=0.0, momentum=0.0, rates={"a": 0.5}
+    )
+    sections = [{"a": jnp.array([2.0]), "b": jnp.array([[2.0, 1.0]])}, {"w": jnp.array([4.0])}]
+    squares = [tx.squared_norm(section) for section in sections]
+    np.testing.assert_allclose(squares, [9.0, 16.0])  # of the gradient, before any rate
+    factor = optimizer.clip_factor(squares, 1.0)
+    np.testing.assert_allclose(factor, 0.2)
+    shortened = tx.update(sections[0], tx.init(sections[0]), sections[0], factor)[0]
+    np.testing.assert_allclose(shortened["b"], [[-0.4, -0.2]], rtol=1e-6)
+    np.testing.assert_allclose(shortened["a"], [-0.2], rtol=1e-6)
+    assert optimizer.clip_factor(squares, 0.0) == optimizer.clip_factor(squares, 6.0) == 1.0
+
+
+@pytest.mark.parametrize("wrong", [jnp.nan, jnp.inf])
+def test_a_gradient_that_is_not_finite_is_not_clipped_to_one_that_is(wrong):
+    factor = optimizer.clip_factor([jnp.square(wrong)], 1.0)
+    assert not np.isfinite(wrong * factor)
 
 
 def test_weight_decay_spares_biases():

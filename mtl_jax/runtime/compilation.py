@@ -82,7 +82,7 @@ def _stored(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     options: Mapping[str, Any],
-    used_devices: list[jax.Device],
+    used_devices: list[Any],
 ) -> Any:
     """The program from its file: found by the function, or else by what it is lowered to, or else made."""
     described = [_described(arguments), dict(options)]
@@ -118,7 +118,7 @@ def _place(leaf: Any) -> Any:
     return (leaf.sharding, leaf.committed) if isinstance(leaf, jax.Array) else None
 
 
-def _devices(arguments: tuple[Any, ...]) -> list[jax.Device]:
+def _devices(arguments: tuple[Any, ...]) -> list[Any]:
     """The devices that a program for these arguments runs on."""
     committed = (
         leaf for leaf in jax.tree_util.tree_leaves(arguments) if isinstance(leaf, jax.Array) and leaf.committed

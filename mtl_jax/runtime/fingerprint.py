@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from mtl_jax.kernels import cpu_kernels
 
@@ -156,14 +157,9 @@ def _digest_of_file(file: Path) -> str:
 
 def _foreign_sources() -> set[Path]:
     """Files of all loaded modules that are neither the package's nor a library's: users' own parts, and their parts."""
-    return {
-        Path(module.__file__)
-        for name, module in list(sys.modules.items())
-        if getattr(module, "__file__", None)
-        and name.partition(".")[0] != PACKAGE
-        and not _is_library(name)
-        and Path(module.__file__).is_file()
-    }
+    names = [name for name in list(sys.modules) if name.partition(".")[0] != PACKAGE and not _is_library(name)]
+    files = [Path(file) for name in names if (file := getattr(sys.modules[name], "__file__", None))]
+    return {file for file in files if file.is_file()}
 
 
 class _Reader:
@@ -217,9 +213,9 @@ class _Reader:
         self.note("end")
 
     def _array(self, value: Any) -> None:
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             raise UnreadableError("a value that is being traced")
-        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
             self.note("key", str(value.dtype))
             value = jax.random.key_data(value)
         contents = np.asarray(value)
@@ -241,7 +237,7 @@ class _Reader:
             self.foreign = True
         if isinstance(value, types.FunctionType):
             if hasattr(value, "__wrapped__") and value.__code__.co_filename.startswith(_LIBRARY_FOLDERS):
-                self.read(value.__wrapped__)  # what checks shapes, counts calls and the like
+                self.read(vars(value)["__wrapped__"])  # what checks shapes, counts calls and the like
                 return
             self._code(value.__code__)
             self.read(value.__defaults__)

@@ -46,7 +46,7 @@ def compiled(lowered: Any) -> Any:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
 
 
-def load(place: Path, digest: str, devices: Sequence[jax.Device]) -> Any | None:
+def load(place: Path, digest: str, devices: Sequence[Any]) -> Any | None:
     """Returns the program that was saved under a digest, or None.
 
     Args:

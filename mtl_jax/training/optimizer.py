@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,18 @@ def learning_rate_schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+class Optimizer(NamedTuple):
+    """What turns a gradient into an update; it works on one vector per group of parameters.
+
+    Far fewer operations are compiled and launched so than with those of every parameter.
+    """
+
+    init: Callable[[PyTree], optax.OptState]  # of parameters, or of their shapes
+    squared_norm: Callable[[PyTree], Float[Array, ""]]  # of a gradient
+    # (gradient, state, parameters, factor of the gradient) -> update, state
+    update: Callable[[PyTree, optax.OptState, PyTree, Float[Array, ""]], tuple[PyTree, optax.OptState]]
+
+
 def build(
     rule: str,
     *,
@@ -48,8 +60,8 @@ def build(
     weight_decay: float,
     momentum: float,
     rates: Mapping[str, float] | None = None,
-) -> optax.GradientTransformation:
-    """Returns the transform from one gradient to one update.
+) -> Optimizer:
+    """Returns what makes an update of a gradient.
 
     Args:
         rule: "adamw" (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019) or "sgd" with
@@ -76,27 +88,38 @@ def build(
     return _packed(optax.chain(*transforms), rates or {})
 
 
-def clip(grads: Sequence[PyTree], norm: float) -> list[PyTree]:
-    """Shortens gradients of several parts of a network so that together they are no longer than `norm`; 0 is off."""
-    if not norm:
-        return list(grads)
-    clipped: Any = optax.clip_by_global_norm(norm).update(list(grads), optax.EmptyState())[0]
-    return clipped
+def clip_factor(squared_norms: Iterable[Float[Array, ""]], largest_norm: float) -> Float[Array, ""]:
+    """Returns the factor that shortens a gradient to `largest_norm`, or 1 where it is shorter; 0 does not clip.
+
+    Args:
+        squared_norms: of the gradient's parts.
+        largest_norm: of all parts together.
+    """
+    if not largest_norm:
+        return jnp.ones(())
+    norm = jnp.sqrt(sum(squared_norms, start=jnp.zeros(())))
+    return jnp.where(norm < largest_norm, 1.0, largest_norm / norm)
 
 
-def _packed(tx: optax.GradientTransformation, rates: Mapping[str, float]) -> optax.GradientTransformation:
-    """Applies an elementwise transform to one vector per group: far fewer operations to compile and to launch."""
+def _packed(tx: optax.GradientTransformation, rates: Mapping[str, float]) -> Optimizer:
+    """Applies an elementwise transform to one vector per group."""
 
-    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
-        vectors, state = tx.update(pack(updates, rates), state, None if params is None else pack(params, rates))
-        return unpack(vectors, rates, like=updates), state
+    def update(
+        gradient: PyTree, state: optax.OptState, params: PyTree, factor: Float[Array, ""]
+    ) -> tuple[PyTree, optax.OptState]:
+        vectors = {group: factor * vector for group, vector in pack(gradient, rates).items()}
+        updates, state = tx.update(vectors, state, pack(params, rates))
+        return unpack(updates, rates, like=gradient), state
+
+    def squared_norm(gradient: PyTree) -> Float[Array, ""]:
+        return sum((jnp.square(vector).sum() for vector in pack(gradient, rates).values()), start=jnp.zeros(()))
 
     def init(params: PyTree) -> optax.OptState:
         # No rule here begins with the parameters' values, and packing them one by one would compile a program for each.
         shapes = jax.eval_shape(lambda tree: pack(tree, rates), params)
         return tx.init(jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes))
 
-    return optax.GradientTransformation(init, update)
+    return Optimizer(init, squared_norm, update)
 
 
 def pack(tree: PyTree, rates: Mapping[str, float]) -> dict[str, Float[Array, " group"]]:

@@ -47,7 +47,7 @@ def init_state(
     batch_stats: PyTree,
     *,
     balance: optax.GradientTransformationExtraArgs,
-    tx: optax.GradientTransformation,
+    tx: optimizer.Optimizer,
     ema: bool,
     keep_state: dict[str, PyTree] | None = None,
     tasks: tuple[str, ...],
@@ -85,7 +85,7 @@ def init_state(
 def make_train_step(
     problem: StepSpec,
     *,
-    tx: optax.GradientTransformation,
+    tx: optimizer.Optimizer,
     schedule: optax.Schedule,
     clip_norm: float = 0.0,
     ema_decay: float = 0.0,
@@ -116,10 +116,15 @@ def make_train_step(
         grads, penalties = _with_penalties(objective.keep, gradient.grads, state.params, memory)
         metrics = gradient.metrics | penalties
         metrics["all/loss"] = gradient.losses.sum() + sum(penalties.values(), start=0.0)
-        metrics["all/gradient_norm"] = optax.tree.norm(grads)
+        gradients, owned_params = (by_owner(tree, tuple(problem.tasks)) for tree in (grads, state.params))
+        squared_norms = {owner: tx.squared_norm(gradient) for owner, gradient in gradients.items()}
+        metrics["all/gradient_norm"] = jnp.sqrt(sum(squared_norms.values(), start=jnp.zeros(())))
         metrics["all/learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         soft_weight = soft_sharing_strength * jnp.asarray(schedule(state.step)) if soft_sharing_strength else None
-        params, opt_state = _updated(tx, clip_norm, objective, problem.tasks, grads, state, soft_weight, memory)
+        factors = _clip_factors(squared_norms, (SHARED, *objective.tasks), clip_norm)
+        params, opt_state = _updated(
+            tx, objective, gradients, factors, owned_params, state.opt_state, soft_weight, memory
+        )
         after = TrainState(
             step=state.step + 1,
             skipped_steps=state.skipped_steps,
@@ -183,13 +188,24 @@ def _unless(finite: Bool[Array, ""], after: TrainState, before: TrainState) -> T
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), *keep)._replace(key=before.key)
 
 
+def _clip_factors(
+    squared_norms: Mapping[str, Float[Array, ""]], owners: Iterable[str], clip_norm: float
+) -> dict[str, Float[Array, ""]]:
+    """By owner of a part that the batch trains, what its gradient is shortened by; nothing shared, each by itself."""
+    active = {owner: squared_norms[owner] for owner in squared_norms if owner in owners}
+    if SHARED in active:
+        return dict.fromkeys(active, optimizer.clip_factor(active.values(), clip_norm))
+    # Networks of their own, each with an optimizer of its own.
+    return {owner: optimizer.clip_factor([square], clip_norm) for owner, square in active.items()}
+
+
 def _updated(
-    tx: optax.GradientTransformation,
-    clip_norm: float,
+    tx: optimizer.Optimizer,
     objective: Objective,
-    tasks: Iterable[str],
-    grads: PyTree,
-    state: TrainState,
+    gradients: Mapping[str, PyTree],
+    factors: Mapping[str, Float[Array, ""]],
+    params: Mapping[str, PyTree],
+    opt_state: Mapping[str, PyTree],
     soft_weight: Float[Array, ""] | None,
     memory: Mapping[str, PyTree],
 ) -> tuple[PyTree, dict[str, PyTree]]:
@@ -197,21 +213,15 @@ def _updated(
 
     What is a task's own stays as it is, weight decay and the optimizer's state included, unless the batch trains it.
     """
-    gradients, params = (by_owner(tree, tuple(tasks)) for tree in (grads, state.params))
-    active = [owner for owner in gradients if owner in (SHARED, *objective.tasks)]
-    if SHARED in active:
-        clipped = optimizer.clip([gradients[owner] for owner in active], clip_norm)
-    else:  # networks of their own, each with an optimizer of its own
-        clipped = [optimizer.clip([gradients[owner]], clip_norm)[0] for owner in active]
-    opt_state = dict(state.opt_state)
-    for owner, gradient in zip(active, clipped, strict=True):
-        updates, opt_state[owner] = tx.update(gradient, opt_state[owner], params[owner])
+    params, opt_state = dict(params), dict(opt_state)
+    for owner, factor in factors.items():
+        updates, opt_state[owner] = tx.update(gradients[owner], opt_state[owner], params[owner], factor)
         updates = change_where(jnp.zeros_like, updates, objective.frozen)
         for name, method in objective.keep.items():
             updates = method.project(updates, memory.get(name))
         params[owner] = optax.apply_updates(params[owner], updates)
     if soft_weight is not None:
-        branches = {task: params[task][branch_name(task)] for task in active if task != SHARED}
+        branches = {task: params[task][branch_name(task)] for task in factors if task != SHARED}
         paired_branches = zip(branches, soft_sharing.draw_near(list(branches.values()), soft_weight), strict=True)
         params |= {task: {**params[task], branch_name(task): branch} for task, branch in paired_branches}
     return join_private({}, params), opt_state
