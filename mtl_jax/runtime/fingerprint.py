@@ -32,7 +32,7 @@ SOURCE_SUFFIXES = (".py", ".cc", ".h")
 # Where Python's own modules and installed packages lie; their versions stand for their contents.
 _LIBRARY_FOLDERS = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
-_WRITTEN_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE of a class's flags
+_MADE_AT_RUN_TIME = 1 << 9  # Py_TPFLAGS_HEAPTYPE of a class's flags: set by Python's classes, and by some in C
 # Variables that say where files lie, not what is computed.
 _PLACES = ("MTL_JAX_CACHE", "MTL_JAX_DATA", "MTL_JAX_WEIGHTS_URL")
 
@@ -273,6 +273,10 @@ class _Reader:
 def _is_plain_class(kind: type) -> bool:
     """Whether a class is written in Python, so that all that its objects hold is in their attributes."""
     return kind is not object and all(
-        base is object or (base.__flags__ & _WRITTEN_IN_PYTHON and not vars(base).get("__slots__"))
-        for base in kind.__mro__
+        base is object or (_is_written_in_python(base) and not vars(base).get("__slots__")) for base in kind.__mro__
     )
+
+
+def _is_written_in_python(kind: type) -> bool:
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return bool(kind.__flags__ & _MADE_AT_RUN_TIME and file and file.endswith(".py"))
