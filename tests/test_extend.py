@@ -21,6 +21,8 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate_checkpoint
 from mtl_jax.extend import additions, extend, growth
 from mtl_jax.models import multi_task
+from mtl_jax.models.ownership import owner_of
+from mtl_jax.models.patterns import path_of
 from mtl_jax.report import versions_section
 from mtl_jax.training import exactness, stage_plan, train_loop
 from mtl_jax.workdir import checkpoints, files, lineage, trained
@@ -343,16 +345,23 @@ def test_a_damaged_or_newer_parent_is_refused(finished, tmp_path):
 def test_a_task_that_joins_the_flagship_costs_less_than_a_tenth_of_it():
     config = config_lib.load_page(CONFIGS / "seq.py").get_config()
     tasks = tasks_lib.build(config.tasks.to_dict())
-    new = sum(parameters(multi_task.build(config.model, tasks)))
-    for name in tasks:
-        peers = {another: task for another, task in tasks.items() if another != name}
-        old = sum(parameters(multi_task.build(config.model, peers)))
-        assert new - old < 0.1 * old
+    new = parameters(config, tasks)
+    total, by_task = sum(new.values()), dict.fromkeys(tasks, 0)
+    for path, size in new.items():
+        owner = owner_of(tuple(path.split("/")), tuple(tasks))
+        if owner is not None:
+            by_task[owner] += size
+    assert all(size < 0.1 * (total - size) for size in by_task.values())
+    largest = max(by_task, key=lambda name: by_task[name])
+    without = parameters(config, {name: task for name, task in tasks.items() if name != largest})
+    assert total - sum(without.values()) == by_task[largest] > 0
 
 
-def parameters(model) -> list[int]:
+def parameters(config, tasks) -> dict[str, int]:
+    """Path -> size."""
+    model = multi_task.build(config.model, tasks)
     shapes = jax.eval_shape(lambda key: multi_task.init_variables(model, key=key), jax.random.key(0))
-    return [leaf.size for leaf in jax.tree.leaves(shapes["params"])]
+    return {path_of(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"])}
 
 
 @pytest.mark.slow

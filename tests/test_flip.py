@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tiny import KINDS, MODEL
+from tiny import KINDS, MODEL, random_variables
 
 from mtl_jax import tasks
 from mtl_jax.config.model_settings import ModelSettings
@@ -12,14 +12,13 @@ from mtl_jax.models import multi_task
 
 
 @pytest.mark.usefixtures("tiny_backbone")
-def test_outputs_of_both_ways_follow_the_image(key):
+def test_outputs_of_both_ways_follow_the_image():
     records = {name: task for name, task in tasks.build(KINDS).items() if name in ("seg", "det", "age")}
     model = multi_task.build(ModelSettings(**MODEL), records)
-    variables = multi_task.init_variables(model, key=key, image_size=64)
-    image = jax.random.uniform(key, (1, 64, 64, 3))
-    plain, mirrored = (
-        jax.device_get(flip.outputs(model, variables, entry, records)) for entry in (image, image[:, :, ::-1])
-    )
+    variables = random_variables(model)
+    image = np.random.default_rng(0).random((1, 64, 64, 3), np.float32)
+    outputs = jax.jit(lambda image: flip.outputs(model, variables, image, records))
+    plain, mirrored = (jax.device_get(outputs(entry)) for entry in (image, image[:, :, ::-1]))
     assert mirrored["seg"][:, :, ::-1] == pytest.approx(plain["seg"], abs=1e-5)
     assert mirrored["age"] == pytest.approx(plain["age"], abs=1e-5)
     cells = plain["det"].shape[1] // 2

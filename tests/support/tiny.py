@@ -69,20 +69,14 @@ def random_variables(model: Any, *, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def spare_report(patch: pytest.MonkeyPatch, *, written: bool = False) -> None:
-    """Leaves out what a run does at its end beside judging: seconds of timing, counting and drawing.
-
-    Args:
-        patch: undoes it.
-        written: the report is written all the same, without predictions.
-    """
+def spare_report(patch: pytest.MonkeyPatch) -> None:
+    """Leaves out what a run does at its end beside judging: seconds of timing, counting and drawing."""
     from mtl_jax.training import train_loop
 
     patch.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
     patch.setattr(train_loop.evaluate, "gigaflops", lambda *arguments, **settings: 1.0)
     patch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
-    if not written:
-        patch.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
+    patch.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
 
 
 def save_checkpoint(folder: Path, *, image_size: int = 64) -> Path:
