@@ -35,6 +35,14 @@ BY_SPLIT = {
 }
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder with nothing beside it, where images of masks are looked for: not the folders of all other tests."""
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    return folder
+
+
 def batches(root: Path, kind: str) -> list[str]:
     """Returns digests of the first training batches, with augmentation, and of what validates."""
     labels, result = {"task": formats.LABELS[kind]}, []

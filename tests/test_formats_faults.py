@@ -46,6 +46,14 @@ EXIF_ORIENTATION = 0x0112
 Write = Callable[[Path], None]
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder with nothing beside it, where images of masks are looked for: not the folders of all other tests."""
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    return folder
+
+
 def edited(write: Write, name: str, change: Callable[[str], str]) -> Write:
     def written(root: Path) -> None:
         write(root)
@@ -342,7 +350,8 @@ def written(tmp_path_factory):
     """Each dataset: its folder, and what its files of labels hold."""
     sets = []
     for write in SETS:
-        root = tmp_path_factory.mktemp("set")
+        root = tmp_path_factory.mktemp("set") / "alone"  # see tmp_path
+        root.mkdir()
         write(root)
         files = sorted(path for path in root.rglob("*") if path.suffix in (".json", ".xml", ".txt", ".csv", ".yaml"))
         files = files or sorted(root.rglob("*.png"))
