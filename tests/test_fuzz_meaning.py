@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fuzzing import cases
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -118,11 +119,18 @@ ONE_WAY = st.sampled_from(
 STEMS = ("{}", "photo {} of a cat", "a.b.{}", "été {}")
 
 
+def alone(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder with nothing beside it, where images of masks are looked for: not the folders of all other cases."""
+    folder = factory.mktemp(name) / "alone"
+    folder.mkdir()
+    return folder
+
+
 @cases(8)
 @given(ONE_WAY, st.sampled_from(STEMS), st.integers(0, 9), NUMBERS)
 def test_masks(tmp_path_factory, scheme, stem, mixed, seed):
     written, listed = scheme
-    root, numbers = tmp_path_factory.mktemp("masks"), random.Random(seed)
+    root, numbers = alone(tmp_path_factory, "masks"), random.Random(seed)
     count = numbers.choice((2, 3))
     meant = {split: {} for split in SPLITS}
     for number in range(6):
@@ -235,7 +243,7 @@ def _same_boxes(result, boxes):
 @cases(8)
 @given(st.sampled_from(sorted(BOXES)), st.sampled_from(FILES), st.sampled_from(STEMS), NUMBERS)
 def test_boxes(tmp_path_factory, written, change, stem, seed):
-    root, numbers, meant = tmp_path_factory.mktemp("boxes"), random.Random(seed), {split: {} for split in SPLITS}
+    root, numbers, meant = alone(tmp_path_factory, "boxes"), random.Random(seed), {split: {} for split in SPLITS}
     for split in SPLITS:
         for number in range(3):
             width, height = numbers.randint(20, 29), numbers.randint(30, 39)
@@ -261,7 +269,7 @@ PLACES = ("{name}.png", "{name}.PNG", "deep/er/{name}.png", "{name}.tiff", "{nam
 @cases(8)
 @given(st.sampled_from(PLACES), st.sampled_from(STEMS), st.sampled_from(("", "both classes", "both splits")), NUMBERS)
 def test_class_folders(tmp_path_factory, place, stem, there_twice, seed):
-    root, numbers, meant = tmp_path_factory.mktemp("classes"), random.Random(seed), {split: {} for split in SPLITS}
+    root, numbers, meant = alone(tmp_path_factory, "classes"), random.Random(seed), {split: {} for split in SPLITS}
     for split in SPLITS:
         for label, name in enumerate(NAMES):
             for number in range(2):
