@@ -1,5 +1,5 @@
 # make train   trains CONFIG (the quickstart on embedded data, if not set) and prints its contract
-# make test    runs the tests, but for the slow ones, which end real processes, join several or train for minutes
+# make test    runs the tests, but for the slow ones, which end real processes, join several, or train what quicker tests hold part by part
 # make test-all  runs those too
 # make fuzz    feeds the readers CASES spoilt and misleading files, others than the tests do; SEED repeats a run
 # make docs    writes the site to build/site; nothing is read from the network but the packages of the extra "docs"

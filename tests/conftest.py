@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from jaxtyping import install_import_hook
+import shape_checks
 
 # Grain looks for the place of an example among 2**16 or so, however few there are, and most tests have equal orders.
 with contextlib.suppress(ImportError):  # where Grain keeps it elsewhere
@@ -30,7 +30,7 @@ with contextlib.suppress(ImportError):  # where Grain keeps it elsewhere
     index_shuffle_module.index_shuffle = functools.lru_cache(maxsize=None)(index_shuffle_module.index_shuffle)
 # Tracing makes many objects and little garbage; searching for it at the default pace takes a fifteenth of the time.
 gc.set_threshold(100_000, 20, 100)
-install_import_hook("mtl_jax", "beartype.beartype")
+shape_checks.install()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
 

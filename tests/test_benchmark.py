@@ -26,6 +26,7 @@ import benchmark
 SMALL = Problem("jax", "step", batch_size=2, image_size=64)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_step_stays_within_2_percent_of_float32_s_loss(monkeypatch):
     small_networks(monkeypatch, "plain_cnn")
     actual, expected = (
@@ -128,6 +129,7 @@ def small_networks(monkeypatch, backbone="tiny"):
     monkeypatch.setattr(multi_task, "build", lambda config, records: build({**config, **small}, records))
 
 
+@pytest.mark.slow
 def test_balancing_methods_are_set_beside_the_sum(monkeypatch):
     from benchmarks import balance_costs, commands
 

@@ -36,6 +36,7 @@ def test_neither_dataset_labels_what_the_other_looks_for(dual_head):
     assert streams.people.options.images_with == streams.things.options.images_without == ("person",)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report", "one_device")
 def test_streams_take_turns_and_each_step_logs_its_own(tiny_backbone, tmp_path):
     turns = {"sampling_temperature": 1.0, "update": "weight", "rates": {"head/seg": 0.5, "backbone": 0.1}}

@@ -86,6 +86,7 @@ def test_images_with_several_labels_train_all_their_tasks_by_gradients_of_featur
     assert balance_section.conflicts(events).keys() in ({("seg", "cls")}, {("cls", "seg")})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report", "one_device")
 def test_images_with_several_labels_train_all_their_tasks_part_by_part(tiny_backbone, tmp_path):
     losses = trained_losses(tmp_path / "run", micro_batches=2)

@@ -148,9 +148,8 @@ def test_a_branch_starts_from_an_earlier_task_s_and_frozen_shared_stages_forget_
     assert heads == [(3, 3, 24, 24), (3, 3, 16, 16)]
 
 
-@pytest.mark.parametrize(
-    ("method", "mode"), [("mas", "online"), pytest.param("si", "separate", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "mode"), [("mas", "online"), ("si", "separate")])
 @pytest.mark.usefixtures("no_report")
 def test_every_importance_holds_the_first_stage(tiny_backbone, tmp_path, method, mode):
     config = tiny_config()
