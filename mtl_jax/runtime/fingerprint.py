@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def of_program(*values: Any) -> str:
 def _surroundings() -> dict[str, Any]:
     """What compiles programs, and how it is told to."""
     return {
-        "versions": [(name, version(name)) for name in LIBRARIES],
+        "versions": [(name, _version(name)) for name in LIBRARIES],
         "python": sys.version,
         "processor": cpu_kernels.processor(),
         "devices": [(device.id, device.platform, device.device_kind) for device in jax.devices()],
@@ -88,6 +88,14 @@ def _surroundings() -> dict[str, Any]:
             (name, repr(getattr(jax.config, name, None))) for name in sorted(jax.config.values) if "cache" not in name
         ],
     }
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # on a machine with what a step needs and no more
+        return ""
 
 
 @functools.cache
