@@ -99,6 +99,10 @@ MISTAKES: dict[str, list[tuple[dict[str, Any], str]]] = {
             "config.stages.cls.balance_options has no setting d; expected one of c",
         ),
         (
+            {f"{LATER}.balance": "sum", f"{LATER}.balance_options": {"d": 1.0}},
+            "config.stages.cls.balance_options has no setting d; expected none",
+        ),
+        (
             {f"{LATER}.balance": "cagrad", f"{LATER}.balance_options": {"c": -4.0}},
             "config.stages.cls.balance_options: expected c >= 0, found -4.0",
         ),

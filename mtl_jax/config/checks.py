@@ -147,7 +147,9 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
     """Returns "did you mean …?" where a known name is near, or else all known names."""
     choices = list(choices)
     matches = near(name, choices)
-    return f"did you mean {' or '.join(matches)}?" if matches else f"expected one of {', '.join(choices) or 'nothing'}"
+    if matches:
+        return f"did you mean {' or '.join(matches)}?"
+    return f"expected one of {', '.join(choices)}" if choices else "expected none"
 
 
 def require_choice(location: str, value: Any, choices: Iterable[Any]) -> None:
