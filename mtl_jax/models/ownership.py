@@ -24,12 +24,10 @@ def split_private(tree: PyTree, tasks: tuple[str, ...]) -> tuple[PyTree, dict[st
     Returns:
         The shared leaves, and {task: its leaves}, each in their places.
     """
-    flat = {tuple(entry.key for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    owners = {path: owner_of(path, tasks) for path in flat}
-    subtrees = [
-        _nested({path: leaf for path, leaf in flat.items() if owners[path] == owner}) for owner in (None, *tasks)
-    ]
-    return subtrees[0], dict(zip(tasks, subtrees[1:], strict=True))
+    owned: dict[str | None, dict[tuple[str, ...], Any]] = {owner: {} for owner in (None, *tasks)}
+    for path, leaf in _flat(tree).items():
+        owned[owner_of(path, tasks)][path] = leaf
+    return _nested(owned[None]), {task: _nested(owned[task]) for task in tasks}
 
 
 def owner_of(path: tuple[str, ...], tasks: tuple[str, ...]) -> str | None:
@@ -52,6 +50,11 @@ def counterpart(path: tuple[str, ...], task: str, other_task: str) -> tuple[str,
     return tuple(renamed)
 
 
+def _flat(tree: PyTree) -> dict[tuple[str, ...], Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
+
+
 def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
@@ -63,9 +66,7 @@ def join_private(shared: PyTree, private: Mapping[str, PyTree]) -> PyTree:
     """The inverse of `split_private`."""
     flat: dict[tuple[str, ...], Any] = {}
     for subtree in (shared, *private.values()):
-        flat |= {
-            tuple(entry.key for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(subtree)
-        }
+        flat |= _flat(subtree)
     return _nested(flat)
 
 

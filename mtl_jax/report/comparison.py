@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import statistics
@@ -134,7 +135,8 @@ def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     names = columns(results)
     rows = []
     for variant, runs in by_variant(results).items():
-        cells = [_cell([figures(run).get(name) for run in runs], name) for name in names]
+        figures_by_run = [figures(run) for run in runs]
+        cells = [_cell([run_figures.get(name) for run_figures in figures_by_run], name) for name in names]
         kept_count = sum(bool(run.contract["passed"]) for run in runs)
         rows.append([variant, str(len(runs)), *cells, f"{kept_count} of {len(runs)}"])
     return ["variant", "seeds", *map(_head, names), "contract kept"], rows
@@ -173,12 +175,15 @@ def matrix(runs: Sequence[Result]) -> tuple[list[str], list[tuple[str, list[floa
     histories = [task_histories(run.contract["stages"], judged) for run in runs]
     rows = []
     for index, stage in enumerate(runs[0].contract["stages"]):
-        metrics_by_task = [
-            [history[task][index] for history in histories if index < len(history[task])] for task in tasks
-        ]
-        finite = [[value for value in values if value is not None] for values in metrics_by_task]
-        rows.append((stage["name"], [statistics.fmean(values) if values else None for values in finite]))
+        rows.append((stage["name"], [_mean_at(index, [history[task] for history in histories]) for task in tasks]))
     return list(tasks), rows
+
+
+def _mean_at(index: int, courses: Sequence[Sequence[float | None]]) -> float | None:
+    """The mean of what courses have at a place; None where none has anything."""
+    values = [course[index] for course in courses if index < len(course)]
+    finite = [value for value in values if value is not None]
+    return statistics.fmean(finite) if finite else None
 
 
 def as_markdown(results: Sequence[Result]) -> str:
@@ -253,11 +258,12 @@ def _conflict_section(groups: Mapping[str, Sequence[Result]]) -> str:
 
 
 def _values_by_variant(groups: Mapping[str, Sequence[Result]], name: str) -> dict[str, list[float]]:
-    by_variant_values = {
-        variant: [value for run in runs if (value := figures(run).get(name)) is not None]
-        for variant, runs in groups.items()
-    }
-    return {variant: values for variant, values in by_variant_values.items() if values}
+    values_by_variant = {}
+    for variant, runs in groups.items():
+        values = [value for run in runs if (value := figures(run).get(name)) is not None]
+        if values:
+            values_by_variant[variant] = values
+    return values_by_variant
 
 
 def _points(groups: Mapping[str, Sequence[Result]], x: str, y: str) -> dict[str, tuple[float, float]]:
@@ -286,12 +292,16 @@ def tradeoffs_svg(results: Sequence[Result]) -> str:
     groups, costs = by_variant(results), ("latency_ms", "params")
     names = [name for name in columns(results) if name not in COSTS and not name.endswith("_percent")]
     rows = [(_head(name), [(COSTS[cost], _points(groups, cost, name)) for cost in costs]) for name in names]
-    drops = {variant: max(drop for run in runs for drop in _drops(run)) for variant, runs in groups.items()}
-    worst = [
-        (COSTS[cost], {name: (mean_cost, drops[name]) for name, (mean_cost, _) in _points(groups, cost, cost).items()})
-        for cost in costs
-    ]
-    return scatters_svg([*rows, ("largest drop, %", worst)])
+    return scatters_svg([*rows, ("largest drop, %", [(COSTS[cost], _largest_drops(groups, cost)) for cost in costs])])
+
+
+def _largest_drops(groups: Mapping[str, Sequence[Result]], cost: str) -> dict[str, tuple[float, float]]:
+    """By variant, its mean cost and the largest drop of any task and seed."""
+    points = {}
+    for variant, costs in _values_by_variant(groups, cost).items():
+        drops = itertools.chain.from_iterable(_drops(run) for run in groups[variant])
+        points[variant] = statistics.fmean(costs), max(drops)
+    return points
 
 
 def _drops(run: Result) -> list[float]:
