@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -11,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import random_variables
 
+from mtl_jax import experiment
+from mtl_jax.config import load_page, resolve
+from mtl_jax.continual import memory, reading
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import convolution, depthwise, multi_task
 from mtl_jax.runtime import fingerprint
 from mtl_jax.runtime.fingerprint import UnreadableError
-from mtl_jax.training import losses, optimizer
+from mtl_jax.training import losses, optimizer, stage_plan, stage_setup
+from mtl_jax.training.stage_plan import StageResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +162,23 @@ def test_another_process_has_the_same_digest_until_a_source_of_a_user_s_part_cha
     assert digest() == first
     part.write_text("FACTOR = 3\ndef scale(x):\n    return FACTOR * x\n")
     assert digest() != first
+
+
+def test_the_steps_of_the_shipped_stages_have_digests(tmp_path):
+    """Closures over a whole experiment, with its folders, would leave them none."""
+    config = load_page(Path(__file__).parents[1] / "configs" / "quickstart.py").get_config()
+    for name in config.order:
+        config.stages[name].keep = {}  # it needs what the stages before have left
+    settings = reading.complete(resolve(config))
+    setup = experiment.build(settings, data_root=tmp_path)
+    learnt = StageResult(random_variables(setup.model), memory.nothing(), stages=[], train_seconds=0.0, step=0)
+    digests = set()
+    for index in range(len(settings.order)):
+        plan = stage_plan.plan(settings, setup, index, learnt)
+        _, steps, _ = stage_setup.prepare(setup, plan, learnt, seed=0)
+        digests |= {fingerprint.of_function(step) for step in steps.values()}
+        learnt = learnt._replace(stages=[*learnt.stages, {"name": plan.name, "metrics": {}}])
+    assert len(digests) == 3
 
 
 def test_what_cannot_be_read_has_no_digest(tmp_path):

@@ -271,11 +271,12 @@ def _batch_norm(
 ) -> bool | Callable[[str], bool]:
     """Layers whose batch norms are trained, from `train_batch_norm` of a stage and its frozen parameters."""
     mode, own_tasks, old = settings.train_batch_norm, tasks.own, tasks.old
+    names = tuple(setup.tasks)  # what follows is part of the step, which is found again by all that it holds
     if setup.model.norms_by_task and mode != "nowhere":
 
         def in_own_pass(path: str) -> bool:
             # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
-            owner = owner_of(tuple(path.split("/")), tuple(setup.tasks))
+            owner = owner_of(tuple(path.split("/")), names)
             return not matches(path, frozen) and (mode == "everywhere" if owner is None else owner in own_tasks)
 
         return in_own_pass
