@@ -57,7 +57,7 @@ def addition(**stage) -> ConfigDict:
 
 
 def outputs(weights, ask=("seg", "cls")) -> dict:
-    """Raw and decoded outputs of the old tasks, with those that are asked for beside them, on validation images."""
+    """Raw and decoded outputs of the old tasks, with those that are asked for next to them, on validation images."""
     network, result = trained.load(weights), {}
 
     @jax.jit

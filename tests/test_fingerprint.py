@@ -102,6 +102,7 @@ PATCHES = {
     "a function": (losses, "group_losses", closing_over(2)),
     "a library's function for another": (losses, "change_where", losses.itertools.chain),
     "a method": (losses.Objective, "of", closing_over(2)),
+    "a default of a class": (losses.Objective, "update", "mask"),
     "an entry of a table": (multi_task.BACKBONES, "another", Layer),
 }
 

@@ -48,7 +48,7 @@ Write = Callable[[Path], None]
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Path:
-    """A folder with nothing beside it, where images of masks are looked for: not the folders of all other tests."""
+    """A folder with nothing next to it, where images of masks are looked for: not the folders of all other tests."""
     folder = tmp_path / "alone"
     folder.mkdir()
     return folder

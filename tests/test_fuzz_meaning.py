@@ -120,7 +120,7 @@ STEMS = ("{}", "photo {} of a cat", "a.b.{}", "été {}")
 
 
 def alone(factory: pytest.TempPathFactory, name: str) -> Path:
-    """A folder with nothing beside it, where images of masks are looked for: not the folders of all other cases."""
+    """A folder with nothing next to it, where images of masks are looked for: not the folders of all other cases."""
     folder = factory.mktemp(name) / "alone"
     folder.mkdir()
     return folder

@@ -89,7 +89,7 @@ def _stored(
     try:
         function_digest = fingerprint.of_function(function, *described)
     except fingerprint.UnreadableError as error:
-        log.debug("The function is traced anew in each process: %s", error)
+        log.debug("The function is traced in each process: %s", error)
         function_digest = None
     if function_digest and (program := stored_programs.load(place, function_digest, used_devices)) is not None:
         return program
@@ -98,7 +98,7 @@ def _stored(
     program_digest = fingerprint.of_program(*lowered_as, *described)
     if (program := stored_programs.load(place, program_digest, used_devices)) is None:
         program = stored_programs.compiled(lowered)
-        stored_programs.save(place, [program_digest], program)
+        stored_programs.save(place, program_digest, program)
     if function_digest:
         stored_programs.link(place, function_digest, place / program_digest)
     return program

@@ -73,7 +73,7 @@ def of_program(*values: Any) -> str:
 
 
 def _surroundings() -> dict[str, Any]:
-    """What compiles programs, and how it is told to."""
+    """What compiles programs, and its settings."""
     return {
         "versions": [(name, _version(name)) for name in LIBRARIES],
         "python": sys.version,
@@ -130,7 +130,8 @@ def _states(name: str, value: Any, module_name: str) -> Iterator[tuple[str, Any]
             yield name, value
         elif isinstance(value, type) and value.__module__ == module_name:
             for attribute, own in sorted(vars(value).items()):
-                if isinstance(own, types.FunctionType) and not _is_known(own):
+                is_changed = isinstance(own, types.FunctionType) and not _is_known(own)
+                if is_changed or (isinstance(own, _PLAIN) and not attribute.startswith("__")):
                     yield f"{name}.{attribute}", own
     elif isinstance(value, Mapping):
         for key, entry in value.items():

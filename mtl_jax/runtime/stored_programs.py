@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import logging
@@ -73,8 +74,8 @@ def load(place: Path, digest: str, devices: Sequence[Any]) -> Any | None:
     return program
 
 
-def save(place: Path, digests: Sequence[str], program: Any) -> None:
-    """Writes a program from `compiled` to one file under several digests, and removes the oldest of too many.
+def save(place: Path, digest: str, program: Any) -> None:
+    """Writes a program from `compiled` to a file, and removes the oldest of too many.
 
     Nothing is written where JAX makes no file of the program, as of one with large constants, or the disk is full.
     """
@@ -87,10 +88,7 @@ def save(place: Path, digests: Sequence[str], program: Any) -> None:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=place, prefix=".", delete=False) as file:
             file.write(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-        link(place, digests[0], Path(file.name))
-        for digest in digests[1:]:
-            link(place, digest, place / digests[0])
-        Path(file.name).unlink(missing_ok=True)
+        Path(file.name).replace(place / digest)  # atomic: others see the whole file or none
         _prune(place)
     except OSError as error:
         log.warning("A compiled program cannot be kept in %s (%s)", place, error.strerror or error)
@@ -103,11 +101,15 @@ def link(place: Path, digest: str, file: Path) -> None:
 
 
 def _prune(place: Path) -> None:
-    files = sorted(((file.stat(), file) for file in place.iterdir()), key=lambda item: item[0].st_mtime)
-    sizes = {status.st_ino: status.st_size for status, _ in files}
-    for status, file in files:
-        if sum(sizes.values()) <= MAX_BYTES:
+    status_of, names_of = {}, collections.defaultdict(list)  # of each file, which may have several names
+    for name in place.iterdir():
+        status = name.stat()
+        status_of[status.st_ino] = status
+        names_of[status.st_ino].append(name)
+    total = sum(status.st_size for status in status_of.values())
+    for number, status in sorted(status_of.items(), key=lambda item: item[1].st_mtime):
+        if total <= MAX_BYTES:
             return
-        file.unlink(missing_ok=True)
-        if status.st_nlink == 1 or all(other.st_ino != status.st_ino or not name.exists() for other, name in files):
-            del sizes[status.st_ino]
+        for name in names_of[number]:
+            name.unlink(missing_ok=True)
+        total -= status.st_size
