@@ -22,7 +22,7 @@ from mtl_jax.continual.network_view import NetworkView
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate_checkpoint
 from mtl_jax.runtime import compilation
-from mtl_jax.training import step_log, train_loop
+from mtl_jax.training import stage_checkpoints, step_log, train_loop
 from mtl_jax.training.stage_view import StageView
 from mtl_jax.workdir import checkpoints, metrics_log
 from mtl_jax.workdir.checkpoints import CheckpointError
@@ -295,6 +295,19 @@ def test_a_run_cut_within_a_stage_goes_on_at_its_last_sound_checkpoint_and_ends_
     assert f"{newest}: digests.json is damaged" in caplog.text
     assert values(workdir, "loss") == values(finished, "loss")[:8]
     assert values(workdir, "miou", "val") == values(finished, "miou", "val")[:1]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_a_process_killed_at_the_end_of_a_stage_leaves_of_its_way_is_removed(finished, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    for remnant in ("0-seg/8", "1-cls/4", "1-cls/4.new"):
+        (copy / "partial" / remnant).mkdir(parents=True)
+    train_loop.train_and_evaluate(tiny_config(), copy)
+    assert not list((copy / "partial").glob("*"))
+    in_training = tmp_path / "partial" / "1-cls"
+    in_training.mkdir(parents=True)
+    stage_checkpoints.remove_finished_partials(tmp_path, steps_done=1)
+    assert in_training.exists()
 
 
 @pytest.mark.usefixtures("no_report")

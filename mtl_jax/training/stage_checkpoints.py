@@ -103,6 +103,19 @@ def refuse_another_in_training(workdir: Path, config: RunSettings, *, steps_done
             continuation.refuse_another(path, before, config.to_dict(), stages=steps_done + 1, partly=True)
 
 
+def remove_finished_partials(workdir: Path, *, steps_done: int) -> None:
+    """Removes the partial checkpoints of finished stages, which a process leaves that is killed while it removes them.
+
+    Args:
+        workdir: of the run.
+        steps_done: how many stages are finished.
+    """
+    for folder in (workdir / "partial").glob("*-*"):
+        index = folder.name.partition("-")[0]
+        if index.isdigit() and int(index) < steps_done:
+            checkpoints.delete(folder)
+
+
 def save(run: Run, stage: StagePlan, after: StageResult, state: TrainState) -> None:
     """Saves a finished stage with all that the later ones need, and removes what was saved on its way."""
     run_record.still_there(run.written)

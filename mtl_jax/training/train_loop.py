@@ -102,6 +102,7 @@ def _train_and_evaluate(
         first_stage = 0 if result is None else len(result.stages)
         stage_checkpoints.refuse_another_in_training(workdir, settings, steps_done=first_stage)
         run_record.claim(write_dir, settings.to_dict(), command=command, trains=first_stage < len(settings.order))
+        stage_checkpoints.remove_finished_partials(write_dir, steps_done=first_stage)
         if first_stage < len(settings.order):  # else the data there is what the figures are of
             data.write(write_dir)
         trackers = tuple(track) if devices.is_primary() else ()
