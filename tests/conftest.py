@@ -94,6 +94,18 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
+def no_compiler(monkeypatch, tmp_path):
+    """No compiler on the path, no kernels in the cache, and none loaded; `tmp_path` is the path, for another one."""
+    from mtl_jax.kernels import cpu_kernels
+
+    monkeypatch.delenv("MTL_JAX_CPU_KERNELS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
+    for name in ("_build", "available"):
+        monkeypatch.setattr(cpu_kernels, name, functools.cache(getattr(cpu_kernels, name).__wrapped__))
+
+
+@pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
 

@@ -1,6 +1,5 @@
 """The forms of the depthwise convolution agree with a sum over taps in NumPy, under every transformation used."""
 
-import functools
 import logging
 
 import jax
@@ -198,14 +197,6 @@ def test_an_unknown_form_is_a_readable_error(monkeypatch):
     monkeypatch.setenv("MTL_JAX_DEPTHWISE", "fast")
     with pytest.raises(UserError, match=r"auto, grouped, shifted, compiled, found 'fast'"):
         depthwise_conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))
-
-
-@pytest.fixture
-def no_compiler(monkeypatch, tmp_path):
-    monkeypatch.delenv("MTL_JAX_CPU_KERNELS", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cpu_kernels, "available", functools.cache(cpu_kernels.available.__wrapped__))
 
 
 def test_without_a_compiler_one_log_line_and_the_shifted_sums(no_compiler, monkeypatch, caplog):

@@ -8,6 +8,7 @@ from mtl_jax import config as config_lib
 from mtl_jax.data import findings, survey
 from mtl_jax.data.grey import GreyBits
 from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.workdir import trained
 
@@ -56,12 +57,13 @@ def test_images_of_eight_bits_are_as_they_are_and_decide_nothing(tmp_path):
     assert GreyBits()() == 16  # where nothing is known, all bits count
 
 
-def test_what_was_seen_tells_the_bits_and_is_not_reused_for_other_ones(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", [lambda source: source, lambda source: Subset(source, [0])], ids=["whole", "part"])
+def test_what_was_seen_tells_the_bits_and_is_not_reused_for_other_ones(tmp_path, monkeypatch, part):
     monkeypatch.setattr(survey, "WORTH_KEEPING_S", 0.0)
     folder(tmp_path, train_1=900, val_1=100)
 
     def look():
-        observed = survey.look(build(tmp_path, "val"), cache=tmp_path / "cache")
+        observed = survey.look(part(build(tmp_path, "val")), cache=tmp_path / "cache")
         return findings.figures(observed, {"classification": ("thing",)})["grey_bits"], observed.samples[0].pixels
 
     first = look()

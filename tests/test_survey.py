@@ -6,6 +6,7 @@ from PIL import Image
 
 from mtl_jax.data import opened, survey, survey_cache
 from mtl_jax.data.sources import registry
+from mtl_jax.data.sources.base import Subset
 
 
 def write(file, seed, size=(12, 8)):
@@ -128,6 +129,8 @@ def test_embedded_scenes_are_kept_and_sources_without_files_are_not(tmp_path, wo
     scenes = registry.build("digits", data_root=None, split="val", labels="detection", size=32, length=2)
     survey.look(scenes, name="scenes", cache=tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
+    survey.look(Subset(scenes, [0]), name="a part", cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
     scenes.embedded = False
     survey.look(scenes, name="other", cache=tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 2

@@ -71,12 +71,12 @@ def main(arguments: Sequence[str]) -> int:
 def _export_web(options: argparse.Namespace) -> str:
     """Writes the ONNX file, the page and the runtime into one folder; returns an error message or an empty string."""
     from mtl_jax.export import web
-    from mtl_jax.kernels import cpu_kernels
+    from mtl_jax.kernels import user_cache
 
     if options.out or options.decode != "all":
         return "--web takes neither --out, because it names the folder, nor --decode; leave them out"
     options.out, options.format = options.web, "onnx"
-    files = web.runtime(options.ort_web, cpu_kernels.cache_dir() / "web")  # first, so that errors come early
+    files = web.runtime(options.ort_web, user_cache.cache_dir() / "web")  # first, so that errors come early
     if problem := _export(options):
         return problem
     web.add(options.out.expanduser(), files)

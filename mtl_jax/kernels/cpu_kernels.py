@@ -6,16 +6,10 @@ import contextlib
 import contextvars
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -25,11 +19,10 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from mtl_jax.kernels import kernel_build, user_cache
+
 LANES = 8  # the kernels take channels in multiples of a vector
-BUILD_SECONDS = 300  # a build takes some 10 s on a quiet core
 PREFIX = "mtl_jax_"  # of the names under which XLA knows the kernels
-FLAGS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-w", "-pthread")
-FOLDER = Path(__file__).parent
 SOURCES = {
     "depthwise_kernels.cc": (
         "depthwise_forward",
@@ -37,26 +30,16 @@ SOURCES = {
         "depthwise_kernel_gradient",
         "depthwise_norm",
     ),
-    "dense_kernels.cc": (
-        "winograd_forward",
-        "winograd_norm",
-        "winograd_kernel_gradient",
-        "pointwise_kernel_gradient",
+    "network_kernels.cc": (
+        *("winograd_forward", "winograd_norm", "winograd_kernel_gradient", "pointwise_kernel_gradient"),
+        *("norm_moments", "norm_apply", "norm_gradient_sums", "norm_input_gradient"),
+        *("convolution_norm", "excitation", "enlarge", "enlarged_argmax"),
     ),
-    "norm_kernels.cc": ("norm_moments", "norm_apply", "norm_gradient_sums", "norm_input_gradient"),
-    "inference_kernels.cc": ("convolution_norm", "excitation", "enlarge", "enlarged_argmax"),
 }
 
 _left_out = contextvars.ContextVar("left_out", default=False)
 
 log = logging.getLogger(__name__)
-
-
-def cache_dir() -> Path:
-    """The user's folder for compiled code: $MTL_JAX_CACHE, else $XDG_CACHE_HOME/mtl_jax, else ~/.cache/mtl_jax."""
-    if folder := os.environ.get("MTL_JAX_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtl_jax"
 
 
 @contextlib.contextmanager
@@ -74,13 +57,25 @@ def in_use() -> bool:
     return not _left_out.get() and available()
 
 
+def start_build() -> None:
+    """Starts compilers for the kernels that are not built yet, where a CPU computes; `available` waits for them."""
+    if jax.default_backend() == "cpu":
+        with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):  # which `available` reports
+            _build()
+
+
+@functools.cache
+def _build() -> kernel_build.Build:
+    if os.environ.get("MTL_JAX_CPU_KERNELS") == "off":
+        raise RuntimeError("MTL_JAX_CPU_KERNELS is off")
+    return kernel_build.Build(SOURCES, user_cache.cache_dir())
+
+
 @functools.cache
 def available() -> bool:
     """Whether the kernels are loaded; the first call builds them, or logs in one line why that failed."""
     try:
-        if os.environ.get("MTL_JAX_CPU_KERNELS") == "off":
-            raise RuntimeError("MTL_JAX_CPU_KERNELS is off")
-        for library, targets in zip(_build(cache_dir()), SOURCES.values(), strict=True):
+        for library, targets in zip(_build().finish(), SOURCES.values(), strict=True):
             module = ctypes.CDLL(str(library))
             for target in targets:
                 jax.ffi.register_ffi_target(PREFIX + target, jax.ffi.pycapsule(getattr(module, target)), platform="cpu")
@@ -89,59 +84,6 @@ def available() -> bool:
         log.warning("No compiled CPU kernels (%s); the pure JAX forms are used, slower", reason)
         return False
     return True
-
-
-def _build(folder: Path) -> list[Path]:
-    """Returns the libraries, in the order of `SOURCES`; what is missing is compiled, side by side."""
-    compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
-    if compiler is None:
-        raise RuntimeError("found no g++, c++ or clang++")
-    banner = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=BUILD_SECONDS).stdout
-    base = [compiler, *FLAGS, "-I", jax.ffi.include_dir(), "-I", str(FOLDER)]
-    header = "".join(path.read_text() for path in sorted(FOLDER.glob("*.h")))
-    # The instruction set is that of this machine, so the key holds the processor: homes are shared between machines.
-    # It holds no folder: every clone and every virtual environment with the same sources takes the same libraries.
-    common = "\0".join([header, banner, *FLAGS, version("jaxlib"), platform.machine(), processor()])
-    libraries = {}
-    for source in SOURCES:
-        key = hashlib.sha256((common + (FOLDER / source).read_text()).encode()).hexdigest()[:16]
-        libraries[FOLDER / source] = folder / f"{Path(source).stem}-{key}.so"
-    missing = {source: library for source, library in libraries.items() if not library.exists()}
-    if missing:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            # Some compilers do not know -march=native on some processors.
-            if errors := _compile([*base, "-march=native"], missing, Path(scratch)):
-                errors = _compile(base, missing, Path(scratch))
-            if errors:
-                raise RuntimeError(f"{compiler} failed: {errors}")
-            for library in missing.values():
-                (Path(scratch) / library.name).replace(library)  # atomic: others see the whole file or none
-    return list(libraries.values())
-
-
-def _compile(command: list[str], libraries: dict[Path, Path], scratch: Path) -> str:
-    """Compiles every source to a library of that name in `scratch`, and returns what the compiler complained of."""
-    running = [
-        subprocess.Popen([*command, str(source), "-o", str(scratch / library.name)], stderr=subprocess.PIPE, text=True)
-        for source, library in libraries.items()
-    ]
-    try:
-        complaints = [process.communicate(timeout=BUILD_SECONDS)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    failed = [text or "no message" for text, process in zip(complaints, running, strict=True) if process.returncode]
-    return "; ".join(failed)
-
-
-def processor() -> str:
-    """Model and instruction sets of the processor; the model alone may hide what a virtual machine masks."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU ")))
 
 
 class Kernel(NamedTuple):

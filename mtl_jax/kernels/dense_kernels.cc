@@ -7,6 +7,8 @@
 #include "activations.h"
 #include "matrix_product.h"
 
+namespace dense {
+
 constexpr int kIn = 6, kOut = 4, kPositions = kIn * kIn;
 constexpr int kTiles = 24;  // tiles transformed at once: their 36 matrices stay in the second-level cache
 
@@ -116,7 +118,7 @@ void Scatter(const Map& map, const float* products, int64_t first, int64_t last,
   }
 }
 
-float* Scratch(int which, int64_t size) {  // of each thread
+float* ThreadScratch(int which, int64_t size) {  // of each thread
   thread_local std::vector<float> buffers[2];
   return Scratch(buffers[which], size);
 }
@@ -129,8 +131,8 @@ ffi::Error Winograd(ffi::ThreadPool& pool, Tensor x, Tensor kernel, Tensor resul
   const int64_t count = in.batch * in.tiles();
   Parallel(pool, (count + kTiles - 1) / kTiles, [&](int64_t unit) {
     const int64_t first = unit * kTiles;
-    float* inputs = Scratch(0, kPositions * kTiles * in.channels);
-    float* products = Scratch(1, kPositions * kTiles * made.channels);
+    float* inputs = ThreadScratch(0, kPositions * kTiles * in.channels);
+    float* products = ThreadScratch(1, kPositions * kTiles * made.channels);
     auto transform = [](auto... arguments) { TransformInput(arguments...); };
     GatherAll<kIn>(in, x.typed_data(), first, count, transform, inputs);
     for (int p = 0; p < kPositions; ++p)
@@ -165,8 +167,8 @@ ffi::Error WinogradKernelGradient(ffi::ThreadPool pool, Tensor x, Tensor cotange
   const int64_t size = in.channels * made.channels;
   Parallel(pool, in.batch, [&](int64_t b) {
     std::vector<float> sums(kPositions * size);
-    float* inputs = Scratch(0, kPositions * kTiles * in.channels);
-    float* cotangents = Scratch(1, kPositions * kTiles * made.channels);
+    float* inputs = ThreadScratch(0, kPositions * kTiles * in.channels);
+    float* cotangents = ThreadScratch(1, kPositions * kTiles * made.channels);
     auto of_input = [](auto... arguments) { TransformInput(arguments...); };
     auto of_cotangent = [](auto... arguments) { TransformCotangent(arguments...); };
     const int64_t end = (b + 1) * in.tiles();
@@ -218,3 +220,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(winograd_norm, WinogradNorm,
                                   .Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("activation"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(winograd_kernel_gradient, WinogradKernelGradient, BINDING);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(pointwise_kernel_gradient, PointwiseKernelGradient, BINDING);
+
+#undef BINDING
+}  // namespace dense

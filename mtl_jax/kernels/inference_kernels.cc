@@ -5,6 +5,8 @@
 #include "activations.h"
 #include "matrix_product.h"
 
+namespace inference {
+
 constexpr int64_t kCells = 64;  // cells of a 1x1 convolution computed at once: they stay in the second-level cache
 
 struct Window {
@@ -260,3 +262,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(enlarge, Enlarge,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(enlarged_argmax, EnlargedArgmax,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Ret<Tensor>()
                                   .Attr<int64_t>("factor"));
+
+}  // namespace inference

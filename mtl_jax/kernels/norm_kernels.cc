@@ -3,6 +3,8 @@
 
 #include "activations.h"
 
+namespace norm {
+
 constexpr int kLanes = 8;
 using Vec = Vector<kLanes>;
 inline Vec Load(const float* from) { return LoadAs<Vec>(from); }
@@ -119,3 +121,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(norm_gradient_sums, GradientSums,
                               INPUT.Arg<Tensor>().Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("activation"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(norm_input_gradient, InputGradient,
                               INPUT.Arg<Tensor>().Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("activation"));
+
+#undef INPUT
+}  // namespace norm

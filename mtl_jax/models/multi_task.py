@@ -16,6 +16,7 @@ from mtl_jax.config.checks import require_choice, require_names
 from mtl_jax.config.model_settings import IMAGE_STRIDE, ModelSettings
 from mtl_jax.config.section import defaults, plain, read
 from mtl_jax.errors import UserError
+from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models.backbones.backbone import BackboneMaker
 from mtl_jax.models.backbones.csp_darknet import YoloV8N
 from mtl_jax.models.backbones.efficientnet import EfficientNetB0
@@ -169,7 +170,8 @@ def backbone_stages(model: Network) -> Mapping[str, tuple[str, ...]]:
     for number in range(int(math.log2(IMAGE_STRIDE))):
         partial_backbone = backbone.clone(until=2 ** (number + 1))
         init = functools.partial(partial_backbone.init, train_batch_norm=False)
-        layers = jax.eval_shape(init, jax.random.key(0), image).get("params", {})
+        with cpu_kernels.left_out():
+            layers = jax.eval_shape(init, jax.random.key(0), image).get("params", {})
         stages[f"stride_{2 ** (number + 1)}"] = tuple(name for name in layers if name not in known_paths)
         known_paths |= set(layers)
     return stages
@@ -179,7 +181,8 @@ def backbone_stages(model: Network) -> Mapping[str, tuple[str, ...]]:
 def _init(model: Network, key: Array) -> dict[str, Any]:
     image = jnp.zeros((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3))
     names = tuple(task.name for task in model.tasks)
-    variables: Any = model.init(key, image, tasks=names, train=False, train_batch_norm=False)
+    with cpu_kernels.left_out():  # shapes are theirs too, and need not wait until they are built
+        variables: Any = model.init(key, image, tasks=names, train=False, train_batch_norm=False)
     return variables | {"params": draw_kernels(variables["params"], key=key)}
 
 

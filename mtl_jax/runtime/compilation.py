@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax.kernels import cpu_kernels
+from mtl_jax.kernels import user_cache
 from mtl_jax.runtime import devices, fingerprint, stored_programs
 
 MAX_BYTES = 4 * 2**30  # the least recently used programs go first
@@ -27,7 +27,7 @@ def enable_cache(folder: Path | None = None) -> Path | None:
     another folder, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
 
     Args:
-        folder: of the programs; `cpu_kernels.cache_dir()` / "xla-<processor>" where None: programs hold instructions
+        folder: of the programs; `user_cache.cache_dir()` / "xla-<processor>" where None: programs hold instructions
             of the machine that compiled them, and homes are shared between machines.
 
     Returns:
@@ -38,8 +38,8 @@ def enable_cache(folder: Path | None = None) -> Path | None:
         return None
     if cache_folder := settings.jax_compilation_cache_dir:
         return Path(cache_folder)
-    processor = hashlib.sha256(cpu_kernels.processor().encode()).hexdigest()[:8]
-    folder = folder or cpu_kernels.cache_dir() / f"xla-{processor}"
+    processor = hashlib.sha256(user_cache.processor().encode()).hexdigest()[:8]
+    folder = folder or user_cache.cache_dir() / f"xla-{processor}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / ".writable").touch()

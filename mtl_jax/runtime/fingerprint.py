@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from mtl_jax.kernels import cpu_kernels
+from mtl_jax.kernels import user_cache
 
 PACKAGE = __name__.partition(".")[0]
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes", "ml_collections")  # that steps are made with
@@ -77,7 +77,7 @@ def _surroundings() -> dict[str, Any]:
     return {
         "versions": [(name, _version(name)) for name in LIBRARIES],
         "python": sys.version,
-        "processor": cpu_kernels.processor(),
+        "processor": user_cache.processor(),
         "devices": [(device.id, device.platform, device.device_kind) for device in jax.devices()],
         "environment": sorted(
             (name, value)

@@ -21,6 +21,7 @@ from mtl_jax.continual.method import Finished, Memory
 from mtl_jax.data import findings
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import baselines, contract, evaluate, output_change
+from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import dependence, multi_task
 from mtl_jax.report import pictures, run_report
 from mtl_jax.runtime import devices
@@ -83,6 +84,7 @@ def _train_and_evaluate(
     config: Any, workdir: Path, command: str, preemption: Preemption, track: Sequence[str]
 ) -> dict[str, Any]:
     settings = reading.complete(config_lib.resolve(config))
+    cpu_kernels.start_build()  # while the data is looked at
     dry_run.check_arguments(settings)
     root = config_lib.data_root(settings).absolute()
     settings = dataclasses.replace(settings, data_root=str(root))  # recorded, so that eval.py finds the same data

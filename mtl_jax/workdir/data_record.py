@@ -17,7 +17,7 @@ from mtl_jax.data.sources.registry import Source
 from mtl_jax.data.survey import Survey
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import Experiment
-from mtl_jax.kernels import cpu_kernels
+from mtl_jax.kernels import user_cache
 from mtl_jax.runtime import devices
 from mtl_jax.workdir import files
 
@@ -177,7 +177,7 @@ def _look(
 
 def cache_folder() -> Path:
     """Returns the folder in which what was seen is kept."""
-    return cpu_kernels.cache_dir() / "data"
+    return user_cache.cache_dir() / "data"
 
 
 def _name(setup: Experiment, stream: str, training: bool) -> str:

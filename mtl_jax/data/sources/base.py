@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import stat
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -243,6 +243,8 @@ class Subset:
         self.indices = indices
         self.class_names = source.class_names
         self.labelled_classes: Mapping[str, tuple[str, ...]] = getattr(source, "labelled_classes", {})
+        self.embedded: bool = getattr(source, "embedded", False)
+        self.grey: Callable[[], int] | None = getattr(source, "grey", None)
         origin = getattr(source, "image_origin", None)
         if origin is not None:  # else it has none either
             self.image_origin = lambda index: origin(indices[index])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mtl_jax.data.minis.download import disk_errors, download, file_sha256
 from mtl_jax.errors import UserError
-from mtl_jax.kernels import cpu_kernels
+from mtl_jax.kernels import user_cache
 
 BASE_URL = "https://download.pytorch.org/models"  # $MTL_JAX_WEIGHTS_URL names a mirror of it
 
@@ -81,7 +81,7 @@ def fetch(name: str, *, offline: bool = False) -> Path:
     """
     published = PUBLISHED[name]
     url = f"{os.environ.get('MTL_JAX_WEIGHTS_URL', BASE_URL).rstrip('/')}/{published.file}"
-    path = cpu_kernels.cache_dir() / "weights" / published.file
+    path = user_cache.cache_dir() / "weights" / published.file
     with disk_errors(path):
         if path.is_file() and file_sha256(path).startswith(published.sha256):
             return path
