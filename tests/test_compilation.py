@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtl_jax.kernels import cpu_kernels
 from mtl_jax.runtime import compilation, devices, stored_programs
 
 PROGRAM = """
@@ -99,6 +100,16 @@ def test_a_function_is_traced_once_and_another_again(programs):
     compilation.ahead_of_time(scaled(3.0), jnp.arange(4.0))
     compilation.ahead_of_time(scaled(3.0), jnp.arange(3))
     assert Traced.count == 4
+
+
+def test_kernels_are_loaded_before_a_program_that_may_call_them(programs, monkeypatch):
+    x, loaded = jnp.arange(3.0), []
+    compilation.ahead_of_time(scaled(2.0), x)
+    load = stored_programs.load
+    monkeypatch.setattr(cpu_kernels, "available", lambda: loaded.append("kernels"))
+    monkeypatch.setattr(stored_programs, "load", lambda *arguments: loaded.append("program") or load(*arguments))
+    compilation.ahead_of_time(scaled(2.0), x)
+    assert loaded[:2] == ["kernels", "program"]
 
 
 def test_functions_that_are_lowered_alike_share_a_program(programs):

@@ -1,5 +1,7 @@
 """Placing images and masks: exact where it can be, and both by the same coordinates."""
 
+from unittest import mock
+
 import cv2
 import numpy as np
 import pytest
@@ -108,3 +110,46 @@ def test_mask_stays_on_its_object_whatever_the_placement(scale, stretching, offs
     inner = cv2.erode(shown, around, borderType=cv2.BORDER_CONSTANT, borderValue=0)  # may lie just outside
     outer = cv2.dilate(shown, around, borderType=cv2.BORDER_CONSTANT, borderValue=1)
     assert not (disagree & (inner == outer)).any()  # along the object's outline only
+
+
+SMOOTH = cv2.GaussianBlur(noise(30, 36), (0, 0), 2)
+
+
+@given(
+    scale=st.floats(0.5, 2.5),
+    stretching=st.floats(0.9, 1.1),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    flipped=st.booleans(),
+)
+def test_a_snapped_placement_is_near_and_its_resized_crop_is_what_the_warp_gives(scale, stretching, shares, flipped):
+    size, image = (48, 40), SMOOTH
+    height, width = image.shape[:2]
+    scale_x, scale_y = scale * stretching, scale / stretching
+    placement = Placement(
+        scale_x, scale_y, (size[1] - width * scale_x) * shares[0], (size[0] - height * scale_y) * shares[1]
+    )
+    placement = warp.mirror(placement, size[1]) if flipped else placement
+    snapped = warp.snapped(placement, height, width, size=size)
+    for near, exact, length, side in (
+        ((snapped.scale_x, snapped.offset_x), (placement.scale_x, placement.offset_x), width, size[1]),
+        ((snapped.scale_y, snapped.offset_y), (placement.scale_y, placement.offset_y), height, size[0]),
+    ):
+        assert np.sign(near[0]) == np.sign(exact[0])
+        for pixel in np.linspace(0, length, 9):  # no visible pixel moves by more than half a pixel of either
+            if 0 <= pixel * exact[0] + exact[1] <= side:
+                moved = abs(pixel * (near[0] - exact[0]) + near[1] - exact[1])
+                assert moved <= 0.5 * max(1.0, abs(exact[0])) + 1e-6
+    assert warp.snapped(snapped, height, width, size=size) == pytest.approx(snapped)
+    result = warp.warp(image, snapped, size=size)
+    with mock.patch.object(warp, "_resized_crop", return_value=None):
+        expected = warp.warp(image, snapped, size=size)
+    inside = (slice(3, -3), slice(3, -3))  # at borders of the crop the warp mixes in what lies beyond
+    difference = np.abs(result[inside].astype(int) - expected[inside])
+    assert difference.mean() < 1.0
+    np.testing.assert_array_equal((result == 114).all(axis=-1).all(axis=0), (expected == 114).all(axis=-1).all(axis=0))
+
+
+def test_what_is_not_visible_stays_where_it_is():
+    away = Placement(1.0, 1.0, 100.0, 0.0)
+    assert warp.snapped(away, 10, 10, size=(8, 8)) == away
+    assert (warp.warp(np.zeros((10, 10, 3), np.uint8), away, size=(8, 8)) == 114).all()

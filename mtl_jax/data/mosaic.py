@@ -10,7 +10,7 @@ from mtl_jax.data.label_shapes import shape_of
 from mtl_jax.data.label_shapes.pixels import tiled
 from mtl_jax.data.sources.base import WHOLE_FIELDS, Fields, Sample
 from mtl_jax.data.transforms import Augment, change_colours, place, random_scales
-from mtl_jax.data.warp import Placement, fit
+from mtl_jax.data.warp import Placement, fit, snapped
 from mtl_jax.errors import UserError
 
 _CENTRE = (0.25, 0.75)  # where the four images meet, as a fraction of the output
@@ -72,6 +72,7 @@ def _quarter(
     if rng.random() < augment.flip_probability:
         centred = offset_x + width * scale_x  # mirrored in place: the image stays where it is
         placement = placement._replace(scale_x=-scale_x, offset_x=centred)
+    placement = snapped(placement, height, width, size=(space_y, space_x))
     return place(sample, placement, size=(space_y, space_x), min_visible=augment.min_visible)
 
 

@@ -10,13 +10,14 @@ from jaxtyping import UInt8
 
 from mtl_jax.data.label_shapes import shape_of
 from mtl_jax.data.sources.base import Sample
-from mtl_jax.data.warp import Placement, fit, mirror, warp
+from mtl_jax.data.warp import Placement, fit, mirror, snapped, warp
 from mtl_jax.errors import UserError
 
 _SHARES = (
     *("crop_area_min", "flip_probability", "mosaic_probability", "min_visible"),
     *("brightness", "contrast", "saturation"),
 )
+_GREY = np.array([0.299, 0.587, 0.114])  # shares of red, green and blue in brightness (ITU-R BT.601)
 _CROP_ATTEMPTS = 10  # to find a crop of the drawn area and aspect inside the image
 
 
@@ -41,6 +42,11 @@ class Augment:
     mosaic_probability: float = 0.0  # of composing four images into one
     crop: bool = False  # the image fills the output, instead of lying whole between grey bars
     min_visible: float = 0.2  # share of a box's area that must be left inside a crop for the box to stay
+
+    @property
+    def moves(self) -> bool:
+        """Whether images are scaled, stretched or moved at random."""
+        return self.scale_min < self.scale_max or self.aspect > 1 or self.random_position or self.crop_area_min > 0
 
     def __post_init__(self) -> None:
         """Refuses impossible values.
@@ -98,7 +104,9 @@ def random_placement(
         share_x, share_y = rng.random(2) if augment.random_position else (0.5, 0.5)
         offset_x = (size[1] - width * scale_x) * share_x
         placement = Placement(scale_x, scale_y, offset_x, (size[0] - height * scale_y) * share_y)
-    return mirror(placement, size[1]) if rng.random() < augment.flip_probability else placement
+    if rng.random() < augment.flip_probability:
+        placement = mirror(placement, size[1])
+    return snapped(placement, height, width, size=size) if augment.moves else placement
 
 
 def random_scales(rng: np.random.Generator, fitting: float, augment: Augment) -> tuple[float, float]:
@@ -131,14 +139,15 @@ def change_colours(
     image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator, *, augment: Augment
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Draws and applies brightness, contrast, saturation and hue."""
+    brightness, contrast, saturation = 1.0, 1.0, 1.0
     if augment.brightness > 0 or augment.contrast > 0:
         brightness, contrast = _factor(rng, augment.brightness), _factor(rng, augment.contrast)
-        levels = (np.arange(256) * brightness - 127.5) * contrast + 127.5
-        image = cv2.LUT(image, np.clip(np.round(levels), 0, 255).astype(np.uint8))
     if augment.saturation > 0:
         saturation = _factor(rng, augment.saturation)
-        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        image = cv2.addWeighted(image, saturation, grey, 1 - saturation, 0)
+    if (brightness, contrast, saturation) != (1.0, 1.0, 1.0):  # all at once, so that none cuts levels off for the next
+        colours = saturation * np.eye(3) + (1 - saturation) * _GREY
+        shift = np.full((3, 1), 127.5 * (1 - contrast))
+        image = cv2.transform(image, np.hstack([brightness * contrast * colours, shift]).astype(np.float32))
     if augment.hue > 0:
         turn = round(256 * rng.uniform(-augment.hue, augment.hue)) % 256
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)

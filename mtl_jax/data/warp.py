@@ -10,6 +10,7 @@ from jaxtyping import Shaped, UInt8
 
 PADDING_GREY = 114  # of 255: near the mean of natural images, as the YOLO family pads
 
+_WHOLE = 1e-6  # px: what is nearer to a whole pixel is one
 _SHRINK_BELOW = 0.5  # a bilinear warp skips pixels below this scale, so the image is averaged down first
 
 cv2.setNumThreads(1)  # the loader has threads of its own; OpenCV's pool would fight with them and with XLA
@@ -46,11 +47,66 @@ def mirror(placement: Placement, width: int) -> Placement:
     return placement._replace(scale_x=-placement.scale_x, offset_x=width - placement.offset_x)
 
 
+def snapped(placement: Placement, height: int, width: int, *, size: tuple[int, int]) -> Placement:
+    """Returns the nearest placement that takes whole pixels of the image to whole pixels of the output.
+
+    What is visible is then a resized crop, which `warp` computes several times as fast. Borders move by half a pixel at
+    most, and scales change accordingly.
+
+    Args:
+        placement: that shows some of the image; another one stays as it is.
+        height: of the image, px.
+        width: of the image, px.
+        size: of the output, (height, width) px.
+    """
+    rows = _spans(placement.scale_y, placement.offset_y, height, size[0])
+    columns = _spans(placement.scale_x, placement.offset_x, width, size[1])
+    if rows is None or columns is None:
+        return placement
+    scale_y, offset_y = rows.line(placement.scale_y < 0, height)
+    scale_x, offset_x = columns.line(placement.scale_x < 0, width)
+    return Placement(scale_x, scale_y, offset_x, offset_y)
+
+
+class _Spans(NamedTuple):
+    """What is visible of an axis, in pixels of the image from its first edge in the output on, and where it goes."""
+
+    first: int
+    last: int
+    output_first: int
+    output_last: int
+
+    def pixels(self, mirrored: bool, length: int) -> slice:
+        """What is visible, in pixels of the image."""
+        return slice(length - self.last, length - self.first) if mirrored else slice(self.first, self.last)
+
+    def line(self, mirrored: bool, length: int) -> tuple[float, float]:
+        """Scale and offset that take the one to the other."""
+        scale = (self.output_last - self.output_first) / (self.last - self.first)
+        start = self.output_first - self.first * scale
+        return (-scale, start + length * scale) if mirrored else (scale, start)
+
+
+def _spans(scale: float, offset: float, length: int, output_length: int) -> _Spans | None:
+    """The nearest whole spans; None where nothing is visible."""
+    size, start = abs(scale), min(offset, offset + length * scale)
+    stop = start + length * size
+    spans = _Spans(
+        max(0, round(-start / size)),
+        min(length, round((output_length - start) / size)),
+        max(0, round(start)),
+        min(output_length, round(stop)),
+    )
+    return spans if spans.last > spans.first and spans.output_last > spans.output_first else None
+
+
 def warp(
     image: UInt8[np.ndarray, "height width 3"], placement: Placement, *, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
     """Moves an image (bilinear, averaged first where it shrinks a lot) and fills the rest with grey."""
     height, width = image.shape[:2]
+    if (crop := _resized_crop(image, placement, size)) is not None:
+        return crop
     rows = _margins(placement.scale_y, placement.offset_y, height, size[0])
     columns = _margins(placement.scale_x, placement.offset_x, width, size[1])
     image, placement = _shrunk(image, placement)
@@ -66,6 +122,30 @@ def warp(
         warped[margin] = PADDING_GREY
     for margin in columns:
         warped[:, margin] = PADDING_GREY
+    return warped
+
+
+def _resized_crop(image: np.ndarray, placement: Placement, size: tuple[int, int]) -> np.ndarray | None:
+    """What `warp` returns for a placement as `snapped` returns it; None for another, or where it shrinks a lot."""
+    height, width = image.shape[:2]
+    rows = _spans(placement.scale_y, placement.offset_y, height, size[0])
+    columns = _spans(placement.scale_x, placement.offset_x, width, size[1])
+    if rows is None or columns is None or min(abs(placement.scale_x), abs(placement.scale_y)) < _SHRINK_BELOW:
+        return None
+    lines = (*columns.line(placement.scale_x < 0, width), *rows.line(placement.scale_y < 0, height))
+    expected = (placement.scale_x, placement.offset_x, placement.scale_y, placement.offset_y)
+    if any(abs(line - value) > _WHOLE for line, value in zip(lines, expected, strict=True)):
+        return None
+    crop = image[rows.pixels(placement.scale_y < 0, height), columns.pixels(placement.scale_x < 0, width)]
+    shape = rows.output_last - rows.output_first, columns.output_last - columns.output_first
+    resized = cv2.resize(crop, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    for axis, scale in enumerate((placement.scale_y, placement.scale_x)):
+        if scale < 0:
+            resized = cv2.flip(resized, axis)
+    if shape == size:
+        return resized
+    warped = np.full((*size, image.shape[2]), PADDING_GREY, np.uint8)
+    warped[rows.output_first : rows.output_last, columns.output_first : columns.output_last] = resized
     return warped
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax.kernels import user_cache
+from mtl_jax.kernels import cpu_kernels, user_cache
 from mtl_jax.runtime import devices, fingerprint, stored_programs
 
 MAX_BYTES = 4 * 2**30  # the least recently used programs go first
@@ -85,6 +85,7 @@ def _stored(
     used_devices: list[Any],
 ) -> Any:
     """The program from its file: found by the function, or else by what it is lowered to, or else made."""
+    cpu_kernels.available()  # a program in a file may call them
     described = [_described(arguments), dict(options)]
     try:
         function_digest = fingerprint.of_function(function, *described)
