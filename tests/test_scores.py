@@ -1,11 +1,15 @@
 """Scores: matched with what is there, tempered to the share that is right, and cut where F1 is best."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mtl_jax import tasks
 from mtl_jax.evaluation import calibrate, scores
 from mtl_jax.evaluation.scores import OneOf, YesNo
+from mtl_jax.tasks import calibration
 from mtl_jax.tasks.base import Geometry
 
 SAME = Geometry(1.0, 1.0, 0.0, 0.0, 64, 64)
@@ -92,3 +96,33 @@ def test_few_objects_keep_the_thresholds_of_their_kind():
         assert result.thresholds.keys() == selected.keys()
         assert result.temperature == 1.0
         assert calibrate.judge({"det": task}, {"det": observed}, {"det": result})["det"]["f1"] > 0.6
+
+
+@pytest.mark.parametrize("temper", [calibration.of_one_class, calibration.of_yes_and_no])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 7.0])
+def test_numpy_and_jax_give_the_same_scores_at_a_temperature(temper, temperature):
+    probability = np.random.default_rng(0).dirichlet(np.full(4, 0.1), 50).astype(np.float32)
+    result = temper(probability, temperature)
+    assert isinstance(result, np.ndarray)
+    np.testing.assert_allclose(result, temper(jnp.asarray(probability), temperature), rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(0, 2**16), st.booleans())
+def test_the_temperature_is_the_best_of_all(seed, one_of):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 3, 80)
+    probability = rng.dirichlet(np.full(3, rng.uniform(0.2, 3)), 80)
+    observed = OneOf(probability, label)
+    if not one_of:
+        observed = YesNo(probability[:, 0], label, label == 0, np.array([40, 40, 40]))
+    confidence, correct = scores.confidences(observed)
+    chosen = scores.temperature(observed)
+
+    def cost(temperature):
+        tempered = scores.at_temperature(observed, temperature)
+        if one_of:
+            return -np.log(np.maximum(tempered.probability[np.arange(80), label], 1e-12)).mean()
+        score = np.clip(calibration.of_yes_and_no(confidence, temperature), 1e-12, 1 - 1e-12)
+        return -np.where(correct, np.log(score), np.log1p(-score)).mean()
+
+    assert cost(chosen) <= min(cost(temperature) for temperature in scores.TEMPERATURES[::10]) + 1e-6

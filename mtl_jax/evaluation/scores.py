@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,8 +105,19 @@ def temperature(observed: Observed) -> float:
         def cost(temperature: float) -> float:
             return float(np.logaddexp(0, -logit / temperature).mean())
 
-    costs = [cost(candidate) for candidate in TEMPERATURES]
-    return round(float(TEMPERATURES[int(np.argmin(costs))]), 4)
+    return round(float(TEMPERATURES[_least(cost)]), 4)
+
+
+def _least(cost: Callable[[float], float]) -> int:
+    """The index of the temperature with the least cost, by bisection: costs are convex in its inverse."""
+    low, high = 0, len(TEMPERATURES) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if cost(TEMPERATURES[middle]) <= cost(TEMPERATURES[middle + 1]):
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def confidences(observed: Observed) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:

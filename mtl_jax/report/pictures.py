@@ -114,10 +114,8 @@ def _examples(
     predict: Predict, variables: PyTree, batches: Iterable[Any], tasks: Mapping[str, Task]
 ) -> Iterator[tuple[np.ndarray, dict[str, dict[str, np.ndarray]], Mapping[str, Labels], Geometry]]:
     for batch in batches:
-        raw = predict(variables, batch.image, names=tuple(tasks))
-        predictions = jax.device_get(
-            {name: tempered(task, raw[name], calibration_of(task)) for name, task in tasks.items()}
-        )
+        raw = jax.device_get(predict(variables, batch.image, names=tuple(tasks)))
+        predictions = {name: tempered(task, raw[name], calibration_of(task)) for name, task in tasks.items()}
         for index in range(len(batch.ids)):
             by_task = {name: example(predictions[name], index) for name in tasks}
             yield np.asarray(batch.image[index]), by_task, batch.targets[index], batch.geometries[index]

@@ -40,23 +40,39 @@ def to_tree(calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
     }
 
 
-def of_yes_and_no(probability: Float[Any, "*n"], temperature: float) -> Float[Array, "*n"]:
+def of_yes_and_no(probability: Float[Any, "*n"], temperature: float) -> Float[Any, "*n"]:
     """Divides the logit of each probability by a temperature; 0 stays 0, and 1 stays 1."""
-    clipped = jnp.clip(probability, FLOOR, 1 - FLOOR)
-    logit = jnp.log(clipped) - jnp.log1p(-clipped)
-    return jnp.where((probability > 0) & (probability < 1), jax.nn.sigmoid(logit / temperature), probability)
+    xp, _, sigmoid = _functions(probability)
+    clipped = xp.clip(probability, FLOOR, 1 - FLOOR)
+    logit = xp.log(clipped) - xp.log1p(-clipped)
+    return xp.where((probability > 0) & (probability < 1), sigmoid(logit / temperature), probability)
 
 
-def of_one_class(probability: Float[Any, "*n classes"], temperature: float) -> Float[Array, "*n classes"]:
+def of_one_class(probability: Float[Any, "*n classes"], temperature: float) -> Float[Any, "*n classes"]:
     """Divides the logits behind a softmax by a temperature."""
-    return jax.nn.softmax(jnp.log(jnp.maximum(probability, FLOOR)) / temperature)
+    xp, softmax, _ = _functions(probability)
+    return softmax(xp.log(xp.maximum(probability, FLOOR)) / temperature)
+
+
+def _functions(array: Any) -> tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]:
+    """NumPy, a softmax and a sigmoid for its own arrays, for which JAX would compile every operation; else JAX's."""
+    return (np, _softmax, _sigmoid) if isinstance(array, np.ndarray) else (jnp, jax.nn.softmax, jax.nn.sigmoid)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    likelihood = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return likelihood / likelihood.sum(axis=-1, keepdims=True)
+
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * logit))  # overflows nowhere
 
 
 class Scores(NamedTuple):
     """How the scores of a kind of task are read."""
 
     field: str  # of its predictions
-    temper: Callable[[Any, float], Array]
+    temper: Callable[[Any, float], Any]
     least: float | None = (
         None  # that counts where nothing was chosen; None of a kind that predicts the class of the best score
     )
