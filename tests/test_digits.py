@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from mtl_jax.data.sources import digits
 from mtl_jax.errors import UserError
@@ -109,3 +110,8 @@ def test_length_size_and_index_are_as_asked():
 def test_impossible_options_are_refused(options, reason):
     with pytest.raises(UserError, match=reason):
         digits.DigitScenes(split="train", **options)
+
+
+def test_the_file_of_the_samples_is_what_scikit_learn_loads():
+    for read, loaded in zip(digits._digits(), load_digits(return_X_y=True), strict=True):
+        np.testing.assert_array_equal(read, loaded)

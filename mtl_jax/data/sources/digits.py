@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,9 +131,7 @@ class DigitScenes:
 @functools.cache
 def handwriting(split: str) -> tuple[Float[np.ndarray, "samples 8 8"], Int[np.ndarray, "samples"]]:
     """Returns the split's ink (0..1) and digits; each digit's samples are divided in the same proportion."""
-    from sklearn.datasets import load_digits  # slow to import
-
-    pixels, target = (np.asarray(array) for array in load_digits(return_X_y=True))
+    pixels, target = _digits()
     rng = np.random.default_rng(_SPLIT_SEED)
     is_in_split = np.zeros(len(target), bool)
     for digit in range(len(DIGITS)):
@@ -142,6 +141,19 @@ def handwriting(split: str) -> tuple[Float[np.ndarray, "samples 8 8"], Int[np.nd
         is_in_split = ~is_in_split
     ink = pixels[is_in_split].reshape(-1, 8, 8) / 16.0  # the data's levels are 0 to 16
     return ink.astype(np.float32), target[is_in_split].astype(np.int32)
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """The 1797 samples of scikit-learn and the digits that they show; from its file, as its import takes a second."""
+    found = importlib.util.find_spec("sklearn")
+    file = Path(found.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if found else None
+    if file is not None and file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        return table[:, :-1], table[:, -1].astype(int)
+    from sklearn.datasets import load_digits
+
+    pixels, target = load_digits(return_X_y=True)
+    return np.asarray(pixels), np.asarray(target)
 
 
 def background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size 3"]:
