@@ -145,7 +145,7 @@ def init_variables(model: Network, *, key: Key[Array, ""], image_size: int = 512
         UserError: The network cannot take images of this size.
     """
     check_image_size(image_size, image_size)
-    return _init(model, key)
+    return _init(model, key) if isinstance(key, jax.core.Tracer) else _init_once(model, key)
 
 
 def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
@@ -175,6 +175,12 @@ def backbone_stages(model: Network) -> Mapping[str, tuple[str, ...]]:
         stages[f"stride_{2 ** (number + 1)}"] = tuple(name for name in layers if name not in known_paths)
         known_paths |= set(layers)
     return stages
+
+
+# What runs once is not worth optimising: compiling it takes longer than all the rest.
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def _init_once(model: Network, key: Array) -> dict[str, Any]:
+    return _init(model, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
