@@ -1,5 +1,6 @@
 """Exported files: outputs equal those of the network, they run without this package, and model.json describes them."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -358,6 +359,14 @@ def test_a_format_whose_packages_are_missing_names_its_extra(name, monkeypatch):
     monkeypatch.setitem(formats.PACKAGES, name, ("a_package_of_nobody",))
     with pytest.raises(UserError, match=rf"needs a_package_of_nobody, .*pip install -e '\.\[{name}\]'"):
         formats.require_packages(name)
+
+
+def test_openvino_is_imported_without_what_reports_on_its_users(monkeypatch):
+    monkeypatch.delitem(sys.modules, "openvino_telemetry", raising=False)
+    monkeypatch.setitem(formats.PACKAGES, "openvino", ("json",))
+    formats.require_packages("openvino")
+    with pytest.raises(ImportError):
+        importlib.import_module("openvino_telemetry")
 
 
 def test_a_missing_extra_is_named(weights, image, tmp_path, monkeypatch):

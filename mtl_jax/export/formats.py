@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +84,8 @@ def require_packages(name: str) -> None:
         UserError: a package is missing; says how to install it.
     """
     extra = EXTRAS.get(name, ".")
+    # With this package OpenVINO reports to its makers that it was imported, from a fork of this process.
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
     for package in PACKAGES.get(name, ()):
         try:
             importlib.import_module(package)
@@ -214,6 +217,7 @@ def open_session(source: Any) -> Run:
     import onnxruntime
 
     options: Any = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: a file in the making may hold constants that nothing reads any more
     # Spinning threads would occupy the cores between calls and distort timings that alternate with other programs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     loaded: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
