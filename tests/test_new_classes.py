@@ -199,7 +199,7 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     inputs = config_lib.read_settings(page(("4", "5"), stage="more"))
     config = additions.join(parent, inputs, limit=None, per_class=2)
     assert config.stages["first"].keep["replay"]["images"] == 2 * (len(FIRST) + 1)
-    assert config.stages["more"].keep["replay"]["batch_size"] == 2
+    assert config.stages["more"].keep["replay"] == {"batch_size": exemplars.BATCH_SIZE, "weight": exemplars.WEIGHT}
     result = exemplars.choose(config.to_dict(), parent, tuple(LABELS))
     assert set(result) == {"first_seg", "first_cls"}
     buffer = replay.from_tree(result["first_cls"])
@@ -208,6 +208,22 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     boxes = config_lib.read_settings(page(("4", "5"), stage="more", tasks=("det",)))
     with pytest.raises(UserError, match="--exemplars is for new classes of a segmentation or classification task"):
         additions.join(parent, boxes, limit=None, per_class=2)
+
+
+def test_ten_exemplars_are_usual_where_classes_compete_and_the_old_images_are_there(parent, monkeypatch, caplog):
+    competing = config_lib.read_settings(page(("4", "5"), stage="more"))
+    assert exemplars.usual_count(parent, competing) == exemplars.PER_CLASS
+    assert exemplars.usual_count(parent, config_lib.read_settings(page(("4",), stage="more", tasks=("det",)))) == 0
+    known = config_lib.read_settings(page(FIRST, stage="more", tasks=("cls",)))
+    assert exemplars.usual_count(parent, known) == 0
+    assert not caplog.text
+
+    def gone(*arguments, **settings):
+        raise UserError("no folder of images")
+
+    monkeypatch.setattr(exemplars.experiment, "source", gone)
+    assert exemplars.usual_count(parent, competing) == 0
+    assert "found none (no folder of images)" in caplog.text
 
 
 @pytest.fixture(scope="module")

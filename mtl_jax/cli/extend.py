@@ -42,9 +42,9 @@ def parser() -> flags.Parser:
     parser.add_argument(
         "--exemplars",
         type=int,
-        default=0,
         metavar="N",
-        help="images of each old class to replay from the old run's data",
+        help="images of each old class to replay from the old run's data, where classes compete; default: 10 if it "
+        "is still there",
     )
     flags.add_switch(parser, "refine", "more data for existing classes; kept only if no task loses too much")
     flags.add_switch(parser, "smoke", "two steps per stage on a few images; still writes every file")

@@ -27,7 +27,7 @@ def extend(
     keep: str = exactness.EXACT,
     task: str = "",
     refine: bool = False,
-    per_class: int = 0,
+    per_class: int | None = None,
     settings: Mapping[str, Any] | None = None,
     command: str = "",
     preemption: Preemption | None = None,
@@ -49,7 +49,7 @@ def extend(
             `keep`, or contract.max_drop_percent with "exact"; otherwise its stage is moved to the folder "refused",
             and the contract has the reason under "refused".
         per_class: replayed images of each old class, from the old run's training data, for tasks whose classes
-            compete in one softmax.
+            compete in one softmax; None means 10 where that data is still there.
         settings: values by dotted name, as in `mtl_jax.train`.
         command: command line, for the record in `config.json`.
         preemption: checked after every step; None never ends early.
@@ -76,6 +76,8 @@ def extend(
             page_settings, task, parent_network.config.tasks, location=str(parent_network.path)
         )
     limit = additions.limit_percent(keep)
+    if per_class is None:
+        per_class = 0 if refine else exemplars.usual_count(parent_network, page_settings)
     config = config_lib.resolve(
         additions.join(parent_network, page_settings, limit=limit, refine=refine, per_class=per_class)
     )
