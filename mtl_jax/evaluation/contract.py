@@ -80,11 +80,11 @@ def build(
         tasks[task] = _judge_task(metric, higher, baseline, final, limit, learning)
         if additions := (added or {}).get(task):
             tasks[task]["added"] = _judge_added(task, additions, metric, higher, stages, limit)
-            tasks[task]["passed"] &= all(entry["passed"] for entry in tasks[task]["added"].values())
+    entries = [judgement for task in tasks.values() for judgement in (task, *task.get("added", {}).values())]
     checked = {name: _judge_budget(budget) for name, budget in budgets.items()}
     signs = {task: higher for task, (_, higher) in judged.items()}
     tree = {
-        "passed": all(entry["passed"] for entry in (*tasks.values(), *checked.values())),
+        "passed": all(entry["passed"] for entry in (*entries, *checked.values())),
         "max_drop_percent": limit,
         "tasks": tasks,
         "budgets": checked,
