@@ -78,7 +78,7 @@ def _shared(config: Any) -> None:
     stage_changes = recipes.one_after_another(config.order)
     stage_changes["seg"].pop("freeze")
     stage_changes["det"]["keep"]["replay"]["batch_size"] = 4
-    settings = {"learning_rate": SHARED_RATE}
+    settings: dict[str, Any] = {"learning_rate": SHARED_RATE}
     config.stages.seg = stage(("scenes_masks",), epochs=6.0, **settings, **stage_changes["seg"])
     settings["warm_start"] = "seg"
     config.stages.det = stage(("scenes_boxes",), epochs=5.0, **settings, **stage_changes["det"])

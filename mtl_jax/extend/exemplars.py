@@ -89,7 +89,7 @@ def configure(
         _set_default(config["stages"][stage], "weight", WEIGHT)
 
 
-def _set_default(stage: dict[str, Any], name: str, value: int) -> None:
+def _set_default(stage: dict[str, Any], name: str, value: float) -> None:
     """Sets a replay setting, unless the stage defines it."""
     keep = {method: dict(settings) for method, settings in stage["keep"].items()}
     keep.setdefault("replay", {}).setdefault(name, value)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Key
 
 from mtl_jax.config import former
@@ -145,7 +146,7 @@ def init_variables(model: Network, *, key: Key[Array, ""], image_size: int = 512
         UserError: The network cannot take images of this size.
     """
     check_image_size(image_size, image_size)
-    return _init(model, key) if isinstance(key, jax.core.Tracer) else _init_once(model, key)
+    return _init(model, key) if isinstance(key, Tracer) else _init_once(model, key)
 
 
 def parameter_count(params: Mapping[str, Any]) -> dict[str, int]:
