@@ -5,7 +5,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtl_jax.data import warp
@@ -95,6 +95,9 @@ def test_strong_shrinking_averages(factor):
     offset=st.tuples(st.floats(-40, 40), st.floats(-40, 40)),
     flipped=st.booleans(),
 )
+@example(scale=0.5, stretching=1.0, offset=(1.5, 0.0), flipped=True)  # centres on edges of the image
+@example(scale=1.0, stretching=1.0, offset=(1.5, 0.0), flipped=True)
+@example(scale=1.0, stretching=1.0, offset=(1.5, 2.5), flipped=False)
 def test_mask_stays_on_its_object_whatever_the_placement(scale, stretching, offset, flipped):
     mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 15:50] = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import cv2
@@ -177,7 +178,8 @@ def _shrunk(image: np.ndarray, placement: Placement) -> tuple[np.ndarray, Placem
 def _margins(scale: float, offset: float, length: int, output_length: int) -> tuple[slice, slice]:
     """The output's rows (or columns) before and after the image: those whose centre is not on it."""
     start, stop = sorted((offset, offset + length * scale))
-    first, last = int(np.ceil(start - 0.5)), int(np.ceil(stop - 0.5))
+    # A centre on the image's first edge is on it, one on its last edge is not; mirrored, these edges change places.
+    first, last = (math.ceil(edge - 0.5) if scale > 0 else math.floor(edge - 0.5) + 1 for edge in (start, stop))
     return slice(0, max(0, first)), slice(max(0, last), output_length)
 
 
