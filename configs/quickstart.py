@@ -37,6 +37,7 @@ def _data_and_tasks() -> Any:
     config = base()
     config.name = "quickstart"
     config.image_size = 96
+    config.survey_images = 500  # of each split: scenes are drawn, and some show what all do
     config.held_out_percent = 5.0  # 100 scenes, on which the scores that count are chosen
     config.model.backbone = "plain_cnn"  # learns from random weights in a minute
     config.model.batch_norm_momentum = 0.9
