@@ -98,6 +98,7 @@ def test_strong_shrinking_averages(factor):
 @example(scale=0.5, stretching=1.0, offset=(1.5, 0.0), flipped=True)  # centres on edges of the image
 @example(scale=1.0, stretching=1.0, offset=(1.5, 0.0), flipped=True)
 @example(scale=1.0, stretching=1.0, offset=(1.5, 2.5), flipped=False)
+@example(scale=0.5, stretching=1.1, offset=(0.5, 0.0), flipped=False)  # on an edge but for rounding
 def test_mask_stays_on_its_object_whatever_the_placement(scale, stretching, offset, flipped):
     mask = np.zeros((40, 60), np.uint8)
     mask[10:30, 15:50] = 1

@@ -154,11 +154,13 @@ def warp_nearest(
     labels: Shaped[np.ndarray, "height width"], placement: Placement, *, size: tuple[int, int], missing: int | float
 ) -> Shaped[np.ndarray, "new_height new_width"]:
     """Moves the pixels' labels by nearest neighbour, which mixes none with another; `missing` is what lies outside."""
-    rows, row_inside = _nearest(placement.scale_y, placement.offset_y, labels.shape[0], size[0])
-    columns, column_inside = _nearest(placement.scale_x, placement.offset_x, labels.shape[1], size[1])
+    rows = _nearest(placement.scale_y, placement.offset_y, labels.shape[0], size[0])
+    columns = _nearest(placement.scale_x, placement.offset_x, labels.shape[1], size[1])
     warped = labels[rows][:, columns]
-    warped[~row_inside] = missing
-    warped[:, ~column_inside] = missing
+    for margin in _margins(placement.scale_y, placement.offset_y, labels.shape[0], size[0]):
+        warped[margin] = missing
+    for margin in _margins(placement.scale_x, placement.offset_x, labels.shape[1], size[1]):
+        warped[:, margin] = missing
     return warped
 
 
@@ -183,7 +185,7 @@ def _margins(scale: float, offset: float, length: int, output_length: int) -> tu
     return slice(0, max(0, first)), slice(max(0, last), output_length)
 
 
-def _nearest(scale: float, offset: float, length: int, output_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each output row (or column), the input's that its centre falls on, and whether there is one."""
+def _nearest(scale: float, offset: float, length: int, output_length: int) -> np.ndarray:
+    """For each output row (or column), the input's that its centre falls on, or is nearest to."""
     indices = np.floor((np.arange(output_length) + 0.5 - offset) / scale).astype(np.int64)
-    return indices.clip(0, length - 1), (indices >= 0) & (indices < length)
+    return indices.clip(0, length - 1)
