@@ -188,7 +188,7 @@ def _init_once(model: Network, key: Array) -> dict[str, Any]:
 def _init(model: Network, key: Array) -> dict[str, Any]:
     image = jnp.zeros((1, INIT_IMAGE_SIZE, INIT_IMAGE_SIZE, 3))
     names = tuple(task.name for task in model.tasks)
-    with cpu_kernels.left_out():  # shapes are theirs too, and need not wait until they are built
+    with cpu_kernels.left_out():  # which give the same shapes, and may still be compiling
         variables: Any = model.init(key, image, tasks=names, train=False, train_batch_norm=False)
     return variables | {"params": draw_kernels(variables["params"], key=key)}
 

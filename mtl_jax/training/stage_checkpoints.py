@@ -110,9 +110,8 @@ def remove_finished_partials(workdir: Path, *, steps_done: int) -> None:
         workdir: of the run.
         steps_done: how many stages are finished.
     """
-    for folder in (workdir / "partial").glob("*-*"):
-        index = folder.name.partition("-")[0]
-        if index.isdigit() and int(index) < steps_done:
+    for index in range(steps_done):
+        for folder in (workdir / "partial").glob(f"{index}-*"):
             checkpoints.delete(folder)
 
 
