@@ -108,21 +108,16 @@ def warp(
     height, width = image.shape[:2]
     if (crop := _resized_crop(image, placement, size)) is not None:
         return crop
-    rows = _margins(placement.scale_y, placement.offset_y, height, size[0])
-    columns = _margins(placement.scale_x, placement.offset_x, width, size[1])
-    image, placement = _shrunk(image, placement)
+    image, shrunk = _shrunk(image, placement)
     # OpenCV counts from pixel centres, hence the halves.
     matrix = np.array(
         [
-            [placement.scale_x, 0, placement.offset_x + placement.scale_x / 2 - 0.5],
-            [0, placement.scale_y, placement.offset_y + placement.scale_y / 2 - 0.5],
+            [shrunk.scale_x, 0, shrunk.offset_x + shrunk.scale_x / 2 - 0.5],
+            [0, shrunk.scale_y, shrunk.offset_y + shrunk.scale_y / 2 - 0.5],
         ]
     )
     warped = cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    for margin in rows:
-        warped[margin] = PADDING_GREY
-    for margin in columns:
-        warped[:, margin] = PADDING_GREY
+    _fill_margins(warped, placement, height, width, value=PADDING_GREY)
     return warped
 
 
@@ -157,10 +152,7 @@ def warp_nearest(
     rows = _nearest(placement.scale_y, placement.offset_y, labels.shape[0], size[0])
     columns = _nearest(placement.scale_x, placement.offset_x, labels.shape[1], size[1])
     warped = labels[rows][:, columns]
-    for margin in _margins(placement.scale_y, placement.offset_y, labels.shape[0], size[0]):
-        warped[margin] = missing
-    for margin in _margins(placement.scale_x, placement.offset_x, labels.shape[1], size[1]):
-        warped[:, margin] = missing
+    _fill_margins(warped, placement, *labels.shape, value=missing)
     return warped
 
 
@@ -175,6 +167,14 @@ def _shrunk(image: np.ndarray, placement: Placement) -> tuple[np.ndarray, Placem
     smaller = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA)
     factor_x, factor_y = width / new_width, height / new_height
     return smaller, placement._replace(scale_x=placement.scale_x * factor_x, scale_y=placement.scale_y * factor_y)
+
+
+def _fill_margins(output: np.ndarray, placement: Placement, height: int, width: int, *, value: int | float) -> None:
+    """Writes a value where an output shows nothing of an image of this height and width."""
+    for margin in _margins(placement.scale_y, placement.offset_y, height, output.shape[0]):
+        output[margin] = value
+    for margin in _margins(placement.scale_x, placement.offset_x, width, output.shape[1]):
+        output[:, margin] = value
 
 
 def _margins(scale: float, offset: float, length: int, output_length: int) -> tuple[slice, slice]:
