@@ -165,8 +165,11 @@ class Detection(Task):
 
     def decode(self, outputs: Cells) -> dict[str, Array]:
         """Returns the best boxes, best first (`detection_cells.decode`)."""
-        selection = Selection(self.score_threshold, self.nms_iou, self.voting_iou, self.candidates, self.max_detections)
-        return detection_cells.decode(outputs, selection)
+        return detection_cells.decode(outputs, self._selection)
+
+    @property
+    def _selection(self) -> Selection:
+        return Selection(self.score_threshold, self.nms_iou, self.voting_iou, self.candidates, self.max_detections)
 
     @property
     def undecided(self) -> Undecided:

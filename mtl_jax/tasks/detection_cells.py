@@ -53,7 +53,7 @@ def finish(raw: Cells, image_size: ImageSize, strides: tuple[int, ...]) -> Cells
     return jnp.concatenate([box, objectness, raw[..., OBJECTNESS + 1 :]], axis=-1)
 
 
-def decode(outputs: Cells, selection: Selection) -> dict[str, Array]:
+def decode(outputs: Cells, selection: Selection, class_counts: tuple[int, ...] = ()) -> dict[str, Array]:
     """Returns the best boxes after non-maximum suppression within each class, best first.
 
     The score is the geometric mean of objectness and class probability: both learn the IoU, so their mean
@@ -63,12 +63,15 @@ def decode(outputs: Cells, selection: Selection) -> dict[str, Array]:
     Args:
         outputs: of `finish`.
         selection: which boxes are detections; k = `max_detections`.
+        class_counts: classes of each part, where the outputs are equally many cells of several parts, one part after
+            another, and the cells of a part predict its classes alone; empty if every cell may predict every class.
 
     Returns:
         "boxes_xyxy" f32[batch, k, 4] in px of the input, "score" f32[batch, k], "label" i32[batch, k] and
         "valid" bool[batch, k]; the entries that are not valid are 0.
     """
-    return jax.vmap(functools.partial(_decode_one, selection=selection))(outputs)
+    class_counts = class_counts or (outputs.shape[-1] - OBJECTNESS - 1,)
+    return jax.vmap(functools.partial(_decode_one, selection=selection, class_counts=class_counts))(outputs)
 
 
 def every_box(outputs: Cells) -> dict[str, Array]:
@@ -85,8 +88,12 @@ def every_box(outputs: Cells) -> dict[str, Array]:
 
 def scores(outputs: Float[Array, "*cells channels"]) -> Float[Array, "*cells classes"]:
     """Returns the score of every box as each class, 0 to 1."""
+    return _scores(outputs, slice(0, outputs.shape[-1] - OBJECTNESS - 1))
+
+
+def _scores(outputs: Float[Array, "*cells channels"], classes: slice) -> Float[Array, "*cells chosen"]:
     objectness = jax.nn.sigmoid(outputs[..., OBJECTNESS : OBJECTNESS + 1])
-    return jnp.sqrt(objectness * jax.nn.sigmoid(outputs[..., OBJECTNESS + 1 :]))
+    return jnp.sqrt(objectness * jax.nn.sigmoid(outputs[..., OBJECTNESS + 1 :][..., classes]))
 
 
 def _best(score: Float[Array, " n"], count: int) -> tuple[Float[Array, " best"], Int[Array, " best"]]:
@@ -102,12 +109,26 @@ def _best(score: Float[Array, " n"], count: int) -> tuple[Float[Array, " best"],
     return best, jnp.minimum(index, score.shape[0] - 1)
 
 
-def _decode_one(outputs: Float[Array, "cells channels"], selection: Selection) -> dict[str, Array]:
-    score = scores(outputs)
-    cell_count = score.shape[0]
-    score, index = _best(score.T.reshape(-1), selection.candidates)
-    label = jax.lax.div(index, cell_count)
-    cells = outputs[:, :BOX_CHANNELS].at[jax.lax.rem(index, cell_count)]
+def _scores_by_class(outputs: Float[Array, "cells channels"], class_counts: tuple[int, ...]) -> Float[Array, " n"]:
+    """Returns the scores of all classes, one class after another: those of the cells of its part."""
+    cell_count, by_part, start = outputs.shape[0] // len(class_counts), [], 0
+    for number, count in enumerate(class_counts):
+        part = outputs[number * cell_count : (number + 1) * cell_count]
+        by_part.append(_scores(part, slice(start, start + count)).T.reshape(-1))
+        start += count
+    return jnp.concatenate(by_part)
+
+
+def _decode_one(
+    outputs: Float[Array, "cells channels"], selection: Selection, class_counts: tuple[int, ...]
+) -> dict[str, Array]:
+    score, index = _best(_scores_by_class(outputs, class_counts), selection.candidates)
+    cell_count = outputs.shape[0] // len(class_counts)
+    label, cell = jax.lax.div(index, cell_count), jax.lax.rem(index, cell_count)
+    if len(class_counts) > 1:
+        part_of_class = np.repeat(np.arange(len(class_counts), dtype=np.int32), class_counts)
+        cell += cell_count * jnp.asarray(part_of_class)[label]
+    cells = outputs[:, :BOX_CHANNELS].at[cell]
     box = boxes.to_corners(cells.get(mode="promise_in_bounds", wrap_negative_indices=False))
     valid = score >= selection.score_threshold
     keep = boxes.suppress(box, label, valid, iou_threshold=selection.nms_iou)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 from mtl_jax.config.checks import suggestion
 from mtl_jax.config.section import setting
 from mtl_jax.errors import UserError
+from mtl_jax.tasks import detection_cells
 from mtl_jax.tasks.base import Added, Geometry, ImageSize, Labels, LossAndParts, Metric, Prediction, Task
 from mtl_jax.tasks.classification import Classification
 from mtl_jax.tasks.detection import Detection
@@ -284,6 +285,10 @@ class LaterDetection(Later, Detection):
         ]
         return self._masked(jnp.concatenate(cells, axis=1), BOX_CHANNELS + 1, UNLABELLED_LOGIT)
 
+    def decode(self, outputs: Float[Array, "batch all_cells all_channels"]) -> dict[str, Array]:
+        """Returns the best boxes, best first (`detection_cells.decode`)."""
+        return detection_cells.decode(outputs, self._selection, self._class_counts)
+
     def new_metric(self) -> Any:
         """Returns the kind's metric."""
         return self._measuring(super().new_metric(), self._not_looked_for)
@@ -291,12 +296,15 @@ class LaterDetection(Later, Detection):
     def _not_looked_for(self, target: Labels) -> Labels:
         return _looked_for(target, ~self._removed_mask()) if self.removed else target
 
+    @property
+    def _class_counts(self) -> tuple[int, ...]:
+        return len(self.first_classes), *(count for _, count in self.added)
+
     def _subtasks(self, raw: Cells) -> list[tuple[Task, int, Array]]:
         """A detector of its classes alone for each part, the first of them among all, and its raw outputs."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Detection) if field.init}
-        counts = [len(self.first_classes), *(count for _, count in self.added)]
         subtasks, start, channel = [], 0, 0
-        for count in counts:
+        for count in self._class_counts:
             subtask = Detection(**{**settings, "classes": self.classes[start : start + count]})
             subtasks.append((subtask, start, raw[..., channel : channel + subtask.channels]))
             start, channel = start + count, channel + subtask.channels
