@@ -6,9 +6,10 @@ python -m benchmarks.new_classes --out runs/new_classes --seeds 0 1 2 --data_roo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
     measured = {}
     for name, folder in folders.items():
         network = trained.load(folder, data_root=data_root)
-        predict = evaluate.make_predict(network.setup.model, network.setup.tasks)
+        predict = evaluate.make_predict(network.setup.model, _with_equal_limits(network.setup.tasks))
         metrics = {group: judge.tasks["det"].new_metric() for group in groups}
         for batch in experiment.eval_batches(judge, "coco"):
             predictions = jax.device_get(predict(network.variables, batch.image, names=("det",)))["det"]
@@ -79,6 +80,15 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
         figures = {group: metric.compute()["map_50_95"] for group, metric in metrics.items()}
         measured[name] = {**figures, "params": params, "gigaflops": gflops or float("nan")}
     return measured
+
+
+def _with_equal_limits(tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Tasks of which a detector whose classes came at once looks at as many boxes as one that got some later."""
+    detector = tasks["det"]
+    if not detector.additions:
+        limits = {name: 2 * getattr(detector, name) for name in ("candidates", "max_detections")}
+        detector = dataclasses.replace(detector, **limits)
+    return {**tasks, "det": detector}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -123,6 +123,23 @@ def test_files_take_images_of_any_size(weights, tmp_path, name, form):
 
 
 @pytest.mark.usefixtures("symbols_are_lengths")
+@pytest.mark.parametrize(
+    "shape", [network.input_shape(image_size=SIZE, batch_size=2), network.input_shape_of_any_size()]
+)
+def test_files_find_later_classes_in_any_number_of_images(tiny_backbone, tmp_path, shape):
+    require_onnx()
+    path = save_checkpoint(tmp_path / "checkpoints" / "0-all", image_size=SIZE, added=1)
+    model, form = trained.load(path, tasks="det"), network.Form("all", "nchw")
+    assert model.tasks["det"].added == (("all", 1),)
+    exported = formats.onnx(model, tmp_path, shape, form)
+    assert exported.any_batch
+    pixels = [np.random.default_rng(0).random((count, SIZE, SIZE, 3), np.float32) for count in (1, 2)]
+    reference = check.reference(model, form)[1]
+    assert max(check.differences(model, reference, exported.check, pixels).values()) < 1e-4
+    assert exported.check(pixels[1])["det/label"].shape == (2, 2 * 8)
+
+
+@pytest.mark.usefixtures("symbols_are_lengths")
 def test_a_network_that_needs_to_know_the_size_of_images_is_refused_in_one_line(weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Depth, "decode", lambda self, outputs: {"depth": outputs * np.ones(outputs.shape[1:])})
     flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--tasks", "depth", "--image_size", "dynamic"]

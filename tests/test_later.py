@@ -7,7 +7,6 @@ import pytest
 
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import detection_cells
 from mtl_jax.tasks.base import Geometry
 
 SIZE = (64, 64)
@@ -44,10 +43,6 @@ def test_what_is_no_table_of_later_classes_is_refused(kind, added):
         task(kind, added=added)
     with pytest.raises(UserError, match=r"config\.tasks\.age has no setting added"):
         tasks_lib.build({"age": {"kind": "regression", "added": (("more", 1),)}})
-    with pytest.raises(UserError, match=r"reads_backbone: expected stages of added, found 'mor'; did you mean more"):
-        task("detection", added=(("more", 1),), reads_backbone=("mor",))
-    with pytest.raises(UserError, match=r"config\.tasks\.it has no setting reads_backbone"):
-        task("classification", added=(("more", 1),), reads_backbone=("more",))
 
 
 def boxes(*labels):
@@ -79,18 +74,27 @@ def test_a_detector_s_first_boxes_and_scores_are_those_it_had():
     np.testing.assert_array_equal(after[:, :cells, :8], before)
     assert (after[:, cells:, 5:8] < -1000).all()
     assert (after[:, :cells, 8] < -1000).all()
-    decode = jax.jit(grown.decode)
-    result = decode(after)
-    assert set(np.asarray(result["label"])[np.asarray(result["valid"])]) <= {0, 1, 2, 3}
-    # No score is lost by not looking at classes that a part cannot have.
-    of_all_pairs = jax.jit(lambda outputs: detection_cells.decode(outputs, grown._selection))(after)
-    jax.tree.map(np.testing.assert_array_equal, result, of_all_pairs)
-    unseen = after.copy()
-    unseen[:, cells:, 4] = -1e4
-    retained = decode(unseen)
     was = jax.jit(alone.decode)(before)
+    result = jax.tree.map(np.asarray, jax.jit(grown.decode)(after))
+    assert (np.diff(result["score"]) <= 0).all()
+    of_first = result["valid"] & (result["label"] < 3)
     for name in ("boxes_xyxy", "score", "label"):
-        np.testing.assert_array_equal(retained[name], was[name])
+        np.testing.assert_array_equal(result[name][of_first], np.asarray(was[name])[was["valid"]])
+
+
+def test_later_classes_find_what_they_would_alone():
+    first, later = raw_boxes(CLASSES[:3], CLASSES[3:])
+    grown = task("detection", added=(("more", 1),), candidates=10, max_detections=3)
+    alone = task("detection", CLASSES[3:], candidates=10, max_detections=3)
+    found = jax.jit(lambda raw: grown.decode(grown.finish(raw, SIZE)))(np.concatenate([first, later], axis=-1))
+    expected = jax.jit(lambda raw: alone.decode(alone.finish(raw, SIZE)))(later)
+    assert found["valid"].shape == (1, 6)
+    of_later = np.asarray(found["valid"] & (found["label"] == 3))
+    assert of_later.sum() == 3
+    np.testing.assert_array_equal(np.asarray(found["score"])[of_later], np.asarray(expected["score"])[0])
+    np.testing.assert_array_equal(np.asarray(found["boxes_xyxy"])[of_later], np.asarray(expected["boxes_xyxy"])[0])
+    missing = jax.tree.map(lambda values: np.asarray(values)[~np.asarray(found["valid"])], dict(found))
+    assert all(not values.any() for values in missing.values())
 
 
 def test_a_detector_s_parts_learn_their_own_boxes():

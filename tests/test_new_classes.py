@@ -84,7 +84,6 @@ def test_new_classes_come_after_the_old_ones_however_a_page_names_them(parent):
         assert tasks["cls"]["classes"] == (*FIRST, "4", "5")
         assert tasks["seg"]["classes"] == ("background", *FIRST, "4", "5")
         assert all(task["added"] == (("more", 2),) for task in tasks.values())
-        assert [tasks[name].get("reads_backbone") for name in LABELS] == [("more",), None, None]
 
 
 def test_a_stage_moves_nothing_that_the_old_classes_read(parent):
@@ -110,7 +109,6 @@ def followed(config, stage, classes):
         name: {**task, "classes": (*task["classes"], *classes), "added": (*task["added"], (stage, len(classes)))}
         for name, task in config.tasks.items()
     }
-    tasks["det"]["reads_backbone"] = (*tasks["det"]["reads_backbone"], stage)
     more = config_lib.read_settings(page(classes, stage=stage))
     streams, last = {**config.streams, **more.streams}, dataclasses.replace(more.stages[stage], old_outputs="exact")
     stages = {**config.stages, stage: last}
@@ -147,9 +145,8 @@ def test_a_parent_without_classes_that_came_later_is_read_back(parent, tmp_path)
     assert trained.without_later_classes(config, ("first", "more")) == config
     third = followed(config, "third", ("6",))
     middle = trained.without_later_classes(third, ("first", "more")).tasks["det"]
-    for name in ("classes", "added", "reads_backbone"):
+    for name in ("classes", "added"):
         assert middle[name] == config.tasks["det"][name]
-    assert "reads_backbone" not in shorter.tasks["det"]
 
 
 def refused(config, **changes):

@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_pages import CONFIGS
@@ -10,22 +11,21 @@ from tiny import MODEL, random_variables
 
 from mtl_jax import config as config_lib
 from mtl_jax import tasks as tasks_lib
-from mtl_jax.models import dependence, multi_task
+from mtl_jax.models import dependence, multi_task, readout
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import path_of
 
 NAMES = ("background", "cup", "ball", "tree", "car", "bed")
 KINDS = ("detection", "segmentation", "classification")
 SESSIONS = (("second", 1), ("third", 2))
-READERS = ("third",)  # sessions whose boxes read the backbone too; runs from before that have such as do not
 SHARED = {"norms_from": 16, "patches": {"neck": 4, "head": 4}, "head_convolution": "separable"}
 
 
-def network(sessions, model, readers=READERS):
+def network(sessions, model, **detection):
     """A network whose tasks have got classes so many times."""
     count = 2 + sum(number for _, number in sessions)
     tasks = {kind: {"kind": kind, "classes": NAMES[:count], "added": sessions} for kind in KINDS}
-    tasks["detection"]["reads_backbone"] = tuple(stage for stage, _ in sessions if stage in readers)
+    tasks["detection"] |= detection
     return multi_task.build({**MODEL, **model}, tasks_lib.build(tasks))
 
 
@@ -55,9 +55,9 @@ def test_additions_in_a_row_change_no_bit_of_what_was_there(tiny_backbone):
                 assert owner_of(tuple(path.split("/")[1:]), KINDS) in KINDS
 
 
-@pytest.mark.parametrize("readers", [(), ("second",)])
-def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone, readers):
-    built = network(SESSIONS[:1], {}, readers)
+@pytest.mark.parametrize("strides", [(8, 16, 32), (8, 32), (16,)])
+def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone, strides):
+    built = network(SESSIONS[:1], {}, strides=strides)
     variables = multi_task.init_variables(built, key=jax.random.key(2), image_size=64)
     image = jax.random.uniform(jax.random.key(1), (1, 64, 64, 3))
     first = built.tasks[0].channels
@@ -70,29 +70,38 @@ def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone, readers)
     (_, (old, new)), moved = jax.jit(jax.value_and_grad(boxes, has_aux=True))(variables["params"])
     np.testing.assert_array_equal(old, new)
     assert not np.asarray(moved["head"]["detection"]["kernel"]).any()
-    assert np.asarray(moved["head"]["detection"]["added_second"]["branch"]["kernel"]).any()
+    assert np.asarray(moved["head"]["detection"]["added_second"]["out"]["kernel"]).any()
 
 
 @pytest.mark.parametrize("sharing", ["independent", "progressive", "series_adapters", "attention", "cgc"])
 def test_later_boxes_read_the_deepest_features_of_their_task_s_own_pass(sharing):
-    built = network(SESSIONS[:1], {"sharing": sharing, "backbone": "plain_cnn"}, ("second",))
+    built = network(SESSIONS[:1], {"sharing": sharing, "backbone": "plain_cnn"})
     reads = dependence.reads_of(built)
-    context = [path for path in dependence.paths_of(built) if "added_second/context" in path]
-    assert len(context) == 2
-    assert set(context) <= set(reads["detection"])
-    assert not any(path in reads[kind] for kind in KINDS[1:] for path in context)
+    deepest = [path for path in dependence.paths_of(built) if "added_second/down/" in path]
+    assert len(deepest) == 2
+    assert set(deepest) <= set(reads["detection"])
+    assert not any(path in reads[kind] for kind in KINDS[1:] for path in deepest)
 
 
-@pytest.mark.parametrize("readers", [(), ("more",)])
-def test_a_session_costs_the_flagship_s_detector_a_fiftieth_of_its_parameters(readers):
+def test_a_session_costs_the_flagship_s_detector_a_fiftieth_of_its_parameters():
     config, count = config_lib.load_page(CONFIGS / "seq.py").get_config(), 3
     sizes = []
     for added in ((), (("more", count),)):
         classes = tuple(f"class {number}" for number in range(10 + count * len(added)))
         detection = {"kind": "detection", "classes": classes, "added": added}
-        detection |= {"reads_backbone": readers} if added else {}
         sections = {**config.tasks.to_dict(), "det": detection}
         model = multi_task.build(config.model, tasks_lib.build(sections))
         shapes = jax.eval_shape(lambda key, m=model: multi_task.init_variables(m, key=key), jax.random.key(0))
         sizes.append(sum(multi_task.parameter_count(shapes["params"]).values()))
     assert sizes[0] < sizes[1] <= 1.02 * sizes[0]
+
+
+def test_quarters_of_the_channels_become_the_cells_of_a_finer_map():
+    x = np.arange(24.0).reshape(1, 2, 1, 12)
+    result = np.asarray(readout.in_quarters(jnp.asarray(x)))
+    assert result.shape == (1, 4, 2, 3)
+    upper_left, upper_right, lower_left, lower_right = np.split(x, 4, axis=-1)
+    np.testing.assert_array_equal(result[:, ::2, ::2], upper_left)
+    np.testing.assert_array_equal(result[:, ::2, 1::2], upper_right)
+    np.testing.assert_array_equal(result[:, 1::2, ::2], lower_left)
+    np.testing.assert_array_equal(result[:, 1::2, 1::2], lower_right)

@@ -163,12 +163,10 @@ def join(
             usual = (*(task.get("class_weights") or (1.0,) * len(task["classes"])), *(1.0,) * len(classes))
             task = {**task, "class_weights": tuple(weights) if weights and len(weights) == total else usual}
         additions = (*(tuple(pair) for pair in task.get("added") or ()), (training_stages[0], len(classes)))
-        readers = {"reads_backbone": (*task.get("reads_backbone", ()), training_stages[0])}
         config["tasks"][name] = {
             **task,
             "classes": (*task["classes"], *classes),
             "added": additions,
-            **(readers if task["kind"] == "detection" else {}),
         }
 
 

@@ -17,8 +17,8 @@ from mtl_jax.tasks.base import Added, Task
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
 READOUT_VARIANCE = 1e-4
 BOX_CHANNELS = 4
-BRANCH_CHANNELS, BRANCH_KERNEL = 32, 3  # of the branch of a detector's later classes
-CONTEXT_CHANNELS = 24  # of one that reads the backbone too, whose deepest features have hundreds
+HEAD_LAYERS, HEAD_KERNEL = 2, 5  # hidden layers of the head of a detector's later classes
+HEAD_SHARE, RANK_SHARE = 5 / 12, 1 / 6  # of the neck's channels: channels of these layers, rank of what is added to it
 
 Levels = Mapping[int, Float[Array, "batch ..."]]  # by stride in px
 
@@ -35,7 +35,7 @@ def readout(channels: int, dtype: jnp.dtype, *, name: str | None = None) -> Dens
 
 
 class Sources(NamedTuple):
-    """What the head's layers read, from which rows of later classes may read too: {stride in px: features}."""
+    """What the head of later classes reads, as the first classes' head and neck do: {stride in px: features}."""
 
     neck: Mapping[int, Float[Array, "batch _ _ _"]]
     backbone: Mapping[int, Float[Array, "batch _ _ _"]]
@@ -70,10 +70,7 @@ class GrownReadout(nn.Module):
 
 
 def _rows(addition: Added, dtype: jnp.dtype, *, name: str) -> nn.Module:
-    if not addition.boxes:
-        return AddedRows(addition.channels, dtype, name=name)
-    kind = ContextBoxes if addition.reads_backbone else AddedBoxes
-    return kind(addition.channels, dtype, name=name)
+    return (AddedBoxes if addition.boxes else AddedRows)(addition.channels, dtype, name=name)
 
 
 class AddedRows(nn.Module):
@@ -93,10 +90,18 @@ class AddedRows(nn.Module):
 
 
 class AddedBoxes(nn.Module):
-    """Rows of a detector's later classes, and a branch that adds to them, and to the boxes of the first classes.
+    """Rows of a detector's later classes, and a narrow head of their own that adds to them and to the first boxes.
 
-    The branch is zero at first: training starts from the boxes that the first classes have. It is separable, and of few
-    channels, so that it costs little compared with the layers that it reads.
+    Neck and head of the first classes have learnt to see later ones as background. So the narrow head reads the neck
+    with a correction of low rank from the backbone's deepest features, which distinguish many things. Of several levels
+    it computes the second finest alone: each of its cells gives four outputs of the finest level, which has most of the
+    cells and also gets rows of the readout, and means of its cells give those of coarser ones. Rows, correction and the
+    head's outputs are zero at first: training starts from the boxes that the first classes have.
+
+    References:
+        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022 (what is added to the neck).
+        Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
+        Network", 2016 (outputs of several cells from one).
     """
 
     channels: int
@@ -107,56 +112,66 @@ class AddedBoxes(nn.Module):
         self, features: Levels, first: Levels, sources: Sources, norming: Norming
     ) -> dict[int, Float[Array, "batch height width rows"]]:
         """Returns box, objectness and classes of every cell."""
-        rows = readout(self.channels - BOX_CHANNELS, self.dtype, name="rows")
-        conv = SeparableConv(BRANCH_CHANNELS, BRANCH_KERNEL, self.dtype, name="conv")
-        out = Dense(self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name="branch")
-        raw = {}
-        for stride, x in features.items():
-            hidden = BatchNorm("relu", name=f"norm_stride_{stride}")(conv(x), by_batch=norming)
+        raw, added = {}, self._added(features, sources, norming)
+        for stride, x in added.items():
             boxes = jax.lax.stop_gradient(first[stride][..., :BOX_CHANNELS])
-            raw[stride] = jnp.concatenate([boxes, rows(x)], axis=-1) + out(hidden)
+            raw[stride] = x + jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
+        finest = min(features)
+        raw[finest] = self._zero_at_first("rows")(features[finest], residual=raw[finest])
         return raw
 
+    def _added(self, features: Levels, sources: Sources, norming: Norming) -> dict[int, Array]:
+        finest, *coarse = sorted(features)
+        stride = coarse[0] if coarse else finest
+        hidden = self._corrected(sources, stride)
+        width = _lanes(HEAD_SHARE * hidden.shape[-1])
+        for number in range(HEAD_LAYERS):
+            conv = SeparableConv(width, HEAD_KERNEL, self.dtype, name=f"conv_{number}")
+            hidden = BatchNorm("relu", name=f"norm_{number}")(conv(hidden), by_batch=norming)
+        added = {stride: self._zero_at_first("out")(hidden)}
+        for coarser in coarse[1:]:
+            added[coarser] = self._zero_at_first(f"out_{coarser}")(_reduced(hidden, coarser // stride))
+        if coarse:
+            quarters = self._zero_at_first("quarters", 4 * self.channels)(hidden)
+            added[finest] = _enlarged(in_quarters(quarters), stride // (2 * finest))
+        return added
 
-class ContextBoxes(nn.Module):
-    """The same, with a branch that also reads the neck's levels, and in every cell the backbone's deepest features.
+    def _zero_at_first(self, name: str, channels: int = 0) -> Dense:
+        return Dense(channels or self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
 
-    The head has learnt to see new classes as background, while the deepest features, from ImageNet, distinguish many
-    things. All three are brought to few channels by 1x1 convolutions. The finest of several levels, which has most of
-    the cells, repeats the output of the branch at the next one. Rows and branch are zero at first.
-    """
-
-    channels: int
-    dtype: jnp.dtype = jnp.dtype("float32")
-
-    @nn.compact
-    def __call__(
-        self, features: Levels, first: Levels, sources: Sources, norming: Norming
-    ) -> dict[int, Float[Array, "batch height width rows"]]:
-        """Returns box, objectness and classes of every cell."""
-        rows, branch = (self._zero_at_first(name) for name in ("rows", "branch"))
-        cells, neck, deepest = (Dense(CONTEXT_CHANNELS, self.dtype, name=name) for name in ("cells", "neck", "context"))
-        of_deepest = max(sources.backbone)
-        context, below, raw = (of_deepest, deepest(sources.backbone[of_deepest])), None, {}
-        for stride in sorted(features, reverse=True):
-            if below is None or stride > min(features):
-                context = _enlarged(*context, stride)
-                hidden = cells(features[stride], residual=neck(sources.neck[stride], residual=context[1]))
-                hidden = BatchNorm("relu", name=f"norm_stride_{stride}")(hidden, by_batch=norming)
-                below = stride, branch(hidden)
-            else:
-                below = _enlarged(*below, stride)
-            boxes = jax.lax.stop_gradient(first[stride][..., :BOX_CHANNELS])
-            boxes = jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
-            raw[stride] = rows(features[stride], residual=below[1] + boxes)
-        return raw
-
-    def _zero_at_first(self, name: str) -> Dense:
-        return Dense(self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
+    def _corrected(self, sources: Sources, stride: int) -> Array:
+        """Returns a level of the neck with what the backbone's deepest features add to it."""
+        deepest, level = max(sources.backbone), sources.neck[stride]
+        channels = level.shape[-1]
+        low_rank = Dense(_lanes(RANK_SHARE * channels), self.dtype, name="down")(sources.backbone[deepest])
+        up = Dense(channels, self.dtype, variance=0.0, name="up")
+        return up(_enlarged(low_rank, deepest // stride), residual=level)
 
 
-def _enlarged(stride: int, x: Float[Array, "batch _ _ channels"], to: int) -> tuple[int, Array]:
-    """Features of a stride repeated to a finer one, which comes with them."""
-    while stride > to:
-        stride, x = stride // 2, upsample_2x(x)
-    return stride, x
+def _lanes(channels: float) -> int:
+    """The nearest number of channels that compiled kernels take: a multiple of 8."""
+    return 8 * max(round(channels / 8), 1)
+
+
+def _enlarged(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array, "batch _ _ channels"]:
+    """Features repeated to so many times the height and width, a power of two."""
+    return x if factor == 1 else _enlarged(upsample_2x(x), factor // 2)
+
+
+def _reduced(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array, "batch _ _ channels"]:
+    """Means of 2 x 2 cells, until height and width are so many times smaller: a power of two."""
+    if factor == 1:
+        return x
+    batch, height, width, channels = x.shape
+    pairs = x.reshape(batch, height // 2, 2, width, channels).mean(axis=2)
+    return _reduced(pairs.reshape(batch, height // 2, width // 2, 2, channels).mean(axis=3), factor // 2)
+
+
+def in_quarters(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ quarter"]:
+    """Returns a map of twice the height and width, whose 2 x 2 cells are the quarters of the channels of one."""
+    batch, height, width, channels = (*x.shape[:3], x.shape[3] // 4)
+    quarters = (x[..., number * channels : (number + 1) * channels] for number in range(4))
+    upper_left, upper_right, lower_left, lower_right = quarters
+    upper = jnp.stack([upper_left, upper_right], axis=3).reshape(batch, height, 2 * width, channels)
+    lower = jnp.stack([lower_left, lower_right], axis=3).reshape(batch, height, 2 * width, channels)
+    return jnp.stack([upper, lower], axis=2).reshape(batch, 2 * height, 2 * width, channels)

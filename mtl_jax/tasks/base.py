@@ -79,7 +79,6 @@ class Added(NamedTuple):
     classes: int
     channels: int  # of the rows
     boxes: bool = False  # whether the first four rows are a box, which starts as that of the first classes
-    reads_backbone: bool = False  # whether its branch reads the backbone's deepest features too
 
 
 class Undecided(NamedTuple):

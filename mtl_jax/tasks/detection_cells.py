@@ -53,7 +53,7 @@ def finish(raw: Cells, image_size: ImageSize, strides: tuple[int, ...]) -> Cells
     return jnp.concatenate([box, objectness, raw[..., OBJECTNESS + 1 :]], axis=-1)
 
 
-def decode(outputs: Cells, selection: Selection, class_counts: tuple[int, ...] = ()) -> dict[str, Array]:
+def decode(outputs: Cells, selection: Selection) -> dict[str, Array]:
     """Returns the best boxes after non-maximum suppression within each class, best first.
 
     The score is the geometric mean of objectness and class probability: both learn the IoU, so their mean
@@ -63,15 +63,47 @@ def decode(outputs: Cells, selection: Selection, class_counts: tuple[int, ...] =
     Args:
         outputs: of `finish`.
         selection: which boxes are detections; k = `max_detections`.
-        class_counts: classes of each part, where the outputs are equally many cells of several parts, one part after
-            another, and the cells of a part predict its classes alone; empty if every cell may predict every class.
 
     Returns:
         "boxes_xyxy" f32[batch, k, 4] in px of the input, "score" f32[batch, k], "label" i32[batch, k] and
         "valid" bool[batch, k]; the entries that are not valid are 0.
     """
-    class_counts = class_counts or (outputs.shape[-1] - OBJECTNESS - 1,)
-    return jax.vmap(functools.partial(_decode_one, selection=selection, class_counts=class_counts))(outputs)
+    return jax.vmap(functools.partial(_decode_one, selection=selection))(outputs)
+
+
+def decode_parts(outputs: Cells, selection: Selection, class_counts: tuple[int, ...]) -> dict[str, Array]:
+    """Returns the best boxes of several detectors, best first; what one finds does not depend on the others.
+
+    Args:
+        outputs: equally many cells of each detector, those of one after those of another. The first of `class_counts`
+            class columns are of the classes of the first detector, the next ones of the second, and so on.
+        selection: which boxes of each detector are detections.
+        class_counts: classes of each detector.
+
+    Returns:
+        As `decode`, with k = `max_detections` of each detector.
+    """
+    function = functools.partial(_decode_parts_of_one, selection=selection, class_counts=class_counts)
+    return jax.vmap(function)(outputs)
+
+
+def _decode_parts_of_one(
+    outputs: Float[Array, "cells channels"], selection: Selection, class_counts: tuple[int, ...]
+) -> dict[str, Array]:
+    parts, results = outputs.reshape(len(class_counts), -1, outputs.shape[-1]), []
+    first_classes = np.cumsum((0, *class_counts[:-1])).tolist()
+    for number, (first, count) in enumerate(zip(first_classes, class_counts, strict=True)):
+        part = parts[number]
+        classes = part[:, OBJECTNESS + 1 + first : OBJECTNESS + 1 + first + count]
+        own = jnp.concatenate([part[:, : OBJECTNESS + 1], classes], axis=-1)
+        result = _decode_one(own, selection)
+        results.append({**result, "label": jnp.where(result["valid"], result["label"] + first, 0)})
+    merged = {name: jnp.concatenate([result[name] for result in results]) for name in results[0]}
+    _, order = jax.lax.top_k(merged["score"], merged["score"].shape[0])
+    return {
+        name: values.at[order].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        for name, values in merged.items()
+    }
 
 
 def every_box(outputs: Cells) -> dict[str, Array]:
@@ -88,12 +120,8 @@ def every_box(outputs: Cells) -> dict[str, Array]:
 
 def scores(outputs: Float[Array, "*cells channels"]) -> Float[Array, "*cells classes"]:
     """Returns the score of every box as each class, 0 to 1."""
-    return _scores(outputs, slice(0, outputs.shape[-1] - OBJECTNESS - 1))
-
-
-def _scores(outputs: Float[Array, "*cells channels"], classes: slice) -> Float[Array, "*cells chosen"]:
     objectness = jax.nn.sigmoid(outputs[..., OBJECTNESS : OBJECTNESS + 1])
-    return jnp.sqrt(objectness * jax.nn.sigmoid(outputs[..., OBJECTNESS + 1 :][..., classes]))
+    return jnp.sqrt(objectness * jax.nn.sigmoid(outputs[..., OBJECTNESS + 1 :]))
 
 
 def _best(score: Float[Array, " n"], count: int) -> tuple[Float[Array, " best"], Int[Array, " best"]]:
@@ -109,26 +137,12 @@ def _best(score: Float[Array, " n"], count: int) -> tuple[Float[Array, " best"],
     return best, jnp.minimum(index, score.shape[0] - 1)
 
 
-def _scores_by_class(outputs: Float[Array, "cells channels"], class_counts: tuple[int, ...]) -> Float[Array, " n"]:
-    """Returns the scores of all classes, one class after another: those of the cells of its part."""
-    cell_count, by_part, start = outputs.shape[0] // len(class_counts), [], 0
-    for number, count in enumerate(class_counts):
-        part = outputs[number * cell_count : (number + 1) * cell_count]
-        by_part.append(_scores(part, slice(start, start + count)).T.reshape(-1))
-        start += count
-    return jnp.concatenate(by_part)
-
-
-def _decode_one(
-    outputs: Float[Array, "cells channels"], selection: Selection, class_counts: tuple[int, ...]
-) -> dict[str, Array]:
-    score, index = _best(_scores_by_class(outputs, class_counts), selection.candidates)
-    cell_count = outputs.shape[0] // len(class_counts)
-    label, cell = jax.lax.div(index, cell_count), jax.lax.rem(index, cell_count)
-    if len(class_counts) > 1:
-        part_of_class = np.repeat(np.arange(len(class_counts), dtype=np.int32), class_counts)
-        cell += cell_count * jnp.asarray(part_of_class)[label]
-    cells = outputs[:, :BOX_CHANNELS].at[cell]
+def _decode_one(outputs: Float[Array, "cells channels"], selection: Selection) -> dict[str, Array]:
+    score = scores(outputs)
+    cell_count = score.shape[0]
+    score, index = _best(score.T.reshape(-1), selection.candidates)
+    label = jax.lax.div(index, cell_count)
+    cells = outputs[:, :BOX_CHANNELS].at[jax.lax.rem(index, cell_count)]
     box = boxes.to_corners(cells.get(mode="promise_in_bounds", wrap_negative_indices=False))
     valid = score >= selection.score_threshold
     keep = boxes.suppress(box, label, valid, iou_threshold=selection.nms_iou)

@@ -215,34 +215,14 @@ def _looked_for(target: Labels, classes: np.ndarray) -> Labels:
 class LaterDetection(Later, Detection):
     """The first classes and those of each addition have boxes and objectness of their own: as many cells more.
 
-    `raw` has their channels one after another. Boxes of different classes suppress nothing of each other, so that
-    later classes compete with those that were there only for the `candidates` and `max_detections` of an image.
+    `raw` has their channels one after another. Boxes of different classes suppress nothing of each other, and each
+    addition has `candidates` and `max_detections` of its own, so that later classes take nothing from the first ones.
     """
-
-    reads_backbone: tuple[str, ...] = setting(
-        (), "stages of `added` whose classes also read the neck and the backbone's deepest features, as new ones do"
-    )
-
-    def check(self) -> None:
-        """Checks the kind's settings, and which stages' classes read the backbone.
-
-        Raises:
-            UserError: they do not fit.
-        """
-        super().check()
-        stages = tuple(stage for stage, _ in self.added)
-        if unknown := [name for name in self.reads_backbone if name not in stages]:
-            raise UserError(
-                f"reads_backbone: expected stages of added, found {unknown[0]!r}; {suggestion(unknown[0], stages)}"
-            )
 
     @property
     def additions(self) -> tuple[Added, ...]:
         """Classes that came later; each has a box and an objectness in addition to its rows."""
-        return tuple(
-            Added(stage, count, BOX_CHANNELS + 1 + count, boxes=True, reads_backbone=stage in self.reads_backbone)
-            for stage, count in self.added
-        )
+        return tuple(Added(stage, count, BOX_CHANNELS + 1 + count, boxes=True) for stage, count in self.added)
 
     def loss(self, raw: Cells, labels: Labels, image_size: ImageSize) -> LossAndParts:
         """Returns the sum of the losses of each part on the boxes of its classes."""
@@ -286,8 +266,8 @@ class LaterDetection(Later, Detection):
         return self._masked(jnp.concatenate(cells, axis=1), BOX_CHANNELS + 1, UNLABELLED_LOGIT)
 
     def decode(self, outputs: Float[Array, "batch all_cells all_channels"]) -> dict[str, Array]:
-        """Returns the best boxes, best first (`detection_cells.decode`)."""
-        return detection_cells.decode(outputs, self._selection, self._class_counts)
+        """Returns the best boxes, best first: those of the first classes as if there were no others."""
+        return detection_cells.decode_parts(outputs, self._selection, self._class_counts)
 
     def new_metric(self) -> Any:
         """Returns the kind's metric."""
@@ -341,4 +321,4 @@ KINDS: dict[str, type[Any]] = {
     "classification": LaterClassification,
     "multi_label": LaterMultiLabel,
 }
-SETTINGS = (*(field.name for field in dataclasses.fields(Later)), "reads_backbone")
+SETTINGS = tuple(field.name for field in dataclasses.fields(Later))

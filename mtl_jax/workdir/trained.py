@@ -92,12 +92,10 @@ def without_later_classes(config: RunSettings, stages: Collection[str]) -> RunSe
 
 def _shortened(task: Mapping[str, Any], stages: Collection[str], count: int) -> dict[str, Any]:
     fewer = {name: tuple(value[:-count]) for name, value in task.items() if name in BY_CLASS and value is not None}
-    readers = tuple(stage for stage in task.get("reads_backbone", ()) if stage in stages)
     return {
-        **{name: value for name, value in task.items() if name != "reads_backbone"},
+        **task,
         **fewer,
         "added": tuple(pair for pair in task["added"] if pair[0] in stages),
-        **({"reads_backbone": readers} if readers else {}),
         "renamed": tuple(pair for pair in task.get("renamed", ()) if pair[1] in fewer["classes"]),
         "removed": tuple(name for name in task.get("removed", ()) if name in fewer["classes"]),
     }

@@ -79,13 +79,18 @@ def spare_report(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
 
 
-def save_checkpoint(folder: Path, *, image_size: int = 64) -> Path:
-    """Writes the checkpoint of an untrained network with every kind of task; `cls` sees smaller images, cropped."""
+def save_checkpoint(folder: Path, *, image_size: int = 64, added: int = 0) -> Path:
+    """Writes the checkpoint of an untrained network with every kind of task; `cls` sees smaller images, cropped.
+
+    The last `added` classes of the detector are later ones.
+    """
     config: Any = config_lib.base()
     config.image_size = image_size
     with config.ignore_type():
         config.model.update(MODEL)
         config.tasks.update(KINDS)
+        if added:
+            config.tasks.det["added"] = (("all", added),)
     for name, size in (("scenes", 0), ("single", image_size // 2)):
         labels = {"cls": "classification"} if size else {task: task for task in KINDS if task != "cls"}
         config.streams[name] = config_lib.stream("digits", labels, image_size=size, crop=bool(size))
