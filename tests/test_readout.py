@@ -77,7 +77,7 @@ def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone, strides)
 def test_later_boxes_read_the_deepest_features_of_their_task_s_own_pass(sharing):
     built = network(SESSIONS[:1], {"sharing": sharing, "backbone": "plain_cnn"})
     reads = dependence.reads_of(built)
-    deepest = [path for path in dependence.paths_of(built) if "added_second/down/" in path]
+    deepest = [path for path in dependence.paths_of(built) if "added_second/down_32/" in path]
     assert len(deepest) == 2
     assert set(deepest) <= set(reads["detection"])
     assert not any(path in reads[kind] for kind in KINDS[1:] for path in deepest)

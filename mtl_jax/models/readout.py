@@ -18,7 +18,8 @@ from mtl_jax.tasks.base import Added, Task
 READOUT_VARIANCE = 1e-4
 BOX_CHANNELS = 4
 HEAD_LAYERS, HEAD_KERNEL = 2, 5  # hidden layers of the head of a detector's later classes
-HEAD_SHARE, RANK_SHARE = 5 / 12, 1 / 6  # of the neck's channels: channels of these layers, rank of what is added to it
+# For each channel of the neck: their channels, and ranks of what the backbone's deepest and other features add to it.
+HEAD_SHARE, DEEPEST_SHARE, RANK_SHARE = 1 / 2, 1 / 8, 1 / 12
 
 Levels = Mapping[int, Float[Array, "batch ..."]]  # by stride in px
 
@@ -93,10 +94,10 @@ class AddedBoxes(nn.Module):
     """Rows of a detector's later classes, and a narrow head of their own that adds to them and to the first boxes.
 
     Neck and head of the first classes have learnt to see later ones as background. So the narrow head reads the neck
-    with a correction of low rank from the backbone's deepest features, which distinguish many things. Of several levels
-    it computes the second finest alone: each of its cells gives four outputs of the finest level, which has most of the
-    cells and also gets rows of the readout, and means of its cells give those of coarser ones. Rows, correction and the
-    head's outputs are zero at first: training starts from the boxes that the first classes have.
+    with corrections of low rank from the backbone's features, which distinguish many things. Of several levels it
+    computes the second finest alone: each of its cells gives four outputs of the finest level, which has most of the
+    cells, and means of its cells those of coarser ones. Rows, corrections and the head's outputs are zero at first:
+    training starts from the boxes that the first classes have.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022 (what is added to the neck).
@@ -112,19 +113,19 @@ class AddedBoxes(nn.Module):
         self, features: Levels, first: Levels, sources: Sources, norming: Norming
     ) -> dict[int, Float[Array, "batch height width rows"]]:
         """Returns box, objectness and classes of every cell."""
-        raw, added = {}, self._added(features, sources, norming)
+        rows, added = self._zero_at_first("rows"), self._added(features, sources, norming)
+        raw = {}
         for stride, x in added.items():
             boxes = jax.lax.stop_gradient(first[stride][..., :BOX_CHANNELS])
-            raw[stride] = x + jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
-        finest = min(features)
-        raw[finest] = self._zero_at_first("rows")(features[finest], residual=raw[finest])
+            boxes = jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
+            raw[stride] = rows(features[stride], residual=x + boxes)
         return raw
 
     def _added(self, features: Levels, sources: Sources, norming: Norming) -> dict[int, Array]:
         finest, *coarse = sorted(features)
         stride = coarse[0] if coarse else finest
         hidden = self._corrected(sources, stride)
-        width = _lanes(HEAD_SHARE * hidden.shape[-1])
+        width = 8 * max(round(HEAD_SHARE * hidden.shape[-1] / 8), 1)  # of channels that compiled kernels take
         for number in range(HEAD_LAYERS):
             conv = SeparableConv(width, HEAD_KERNEL, self.dtype, name=f"conv_{number}")
             hidden = BatchNorm("relu", name=f"norm_{number}")(conv(hidden), by_batch=norming)
@@ -132,7 +133,7 @@ class AddedBoxes(nn.Module):
         for coarser in coarse[1:]:
             added[coarser] = self._zero_at_first(f"out_{coarser}")(_reduced(hidden, coarser // stride))
         if coarse:
-            quarters = self._zero_at_first("quarters", 4 * self.channels)(hidden)
+            quarters = self._zero_at_first("out_finest", 4 * self.channels)(hidden)
             added[finest] = _enlarged(in_quarters(quarters), stride // (2 * finest))
         return added
 
@@ -140,17 +141,16 @@ class AddedBoxes(nn.Module):
         return Dense(channels or self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
 
     def _corrected(self, sources: Sources, stride: int) -> Array:
-        """Returns a level of the neck with what the backbone's deepest features add to it."""
-        deepest, level = max(sources.backbone), sources.neck[stride]
-        channels = level.shape[-1]
-        low_rank = Dense(_lanes(RANK_SHARE * channels), self.dtype, name="down")(sources.backbone[deepest])
-        up = Dense(channels, self.dtype, variance=0.0, name="up")
-        return up(_enlarged(low_rank, deepest // stride), residual=level)
-
-
-def _lanes(channels: float) -> int:
-    """The nearest number of channels that compiled kernels take: a multiple of 8."""
-    return 8 * max(round(channels / 8), 1)
+        """Returns a level of the neck with what the backbone's features of its stride and coarser ones add to it."""
+        level, deepest = sources.neck[stride], max(sources.backbone)
+        for source in sorted(sources.backbone, reverse=True):
+            if source >= stride:
+                share = DEEPEST_SHARE if source == deepest else RANK_SHARE
+                rank = max(round(share * level.shape[-1]), 1)
+                low_rank = Dense(rank, self.dtype, name=f"down_{source}")(sources.backbone[source])
+                up = Dense(level.shape[-1], self.dtype, variance=0.0, name=f"up_{source}")
+                level = up(_enlarged(low_rank, source // stride), residual=level)
+        return level
 
 
 def _enlarged(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array, "batch _ _ channels"]:
