@@ -19,7 +19,7 @@ READOUT_VARIANCE = 1e-4
 BOX_CHANNELS = 4
 HEAD_LAYERS, HEAD_KERNEL = 2, 5  # hidden layers of the head of a detector's later classes
 # For each channel of the neck: their channels, and ranks of what the backbone's deepest and other features add to it.
-HEAD_SHARE, DEEPEST_SHARE, RANK_SHARE = 1 / 2, 1 / 8, 1 / 12
+HEAD_SHARE, DEEPEST_SHARE, RANK_SHARE = 5 / 12, 1 / 10, 1 / 16
 
 Levels = Mapping[int, Float[Array, "batch ..."]]  # by stride in px
 
