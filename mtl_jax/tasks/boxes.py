@@ -208,12 +208,13 @@ def greedy_suppression(
     boxes_xyxy: Float[Array, "n 4"], label: Int[Array, " n"], valid: Bool[Array, " n"], iou_threshold: Float[Array, ""]
 ) -> Bool[Array, " n"]:
     """Says which boxes stay; arguments as in `suppress`."""
-    scores_higher = jnp.arange(len(label))[:, None] > jnp.arange(len(label))[None, :]
+    # A row says which boxes one box may suppress: XLA's CPU code combines rows in vectors, and columns one by one.
+    scores_higher = jnp.arange(len(label))[:, None] < jnp.arange(len(label))[None, :]
     rivals = scores_higher & (label[:, None] == label[None, :]) & (iou_matrix(boxes_xyxy, boxes_xyxy) > iou_threshold)
 
     def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
         _, keep = state
-        return keep, valid & ~jnp.any(rivals & keep[None, :], axis=1)
+        return keep, valid & ~jnp.any(rivals & keep[:, None], axis=0)
 
     start = (jnp.zeros_like(valid), valid)
     return jax.lax.while_loop(lambda state: jnp.any(state[0] != state[1]), settle, start)[1]
