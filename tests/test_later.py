@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import tasks as tasks_lib
+from mtl_jax.config import former
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry
 
@@ -43,6 +44,14 @@ def test_what_is_no_table_of_later_classes_is_refused(kind, added):
         task(kind, added=added)
     with pytest.raises(UserError, match=r"config\.tasks\.age has no setting added"):
         tasks_lib.build({"age": {"kind": "regression", "added": (("more", 1),)}})
+
+
+def test_a_run_whose_boxes_came_later_in_a_former_way_says_what_to_do():
+    saved = {"tasks": {"det": {"kind": "detection", "classes": CLASSES, "reads_backbone": ("more",)}}}
+    with pytest.raises(
+        UserError, match=r"tasks\.det: .* of an earlier version \(reads_backbone\); extend the run again"
+    ):
+        former.renamed(saved)
 
 
 def boxes(*labels):

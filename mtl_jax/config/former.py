@@ -5,8 +5,11 @@ from __future__ import annotations
 import fnmatch
 from typing import Any
 
+from mtl_jax.errors import UserError
+
 # Settings that an earlier version had, with what their value looks like: command lines may still give them.
 SETTINGS: dict[tuple[str, ...], Any] = {("model", "batch_norm_per_task"): False}
+LATER_BRANCH = "reads_backbone"  # of a detector whose later classes had layers that there are no more
 STRIDES = {f"stage_{number}": 2 ** (number + 1) for number in range(5)}  # px, at which parts of the backbone end
 
 
@@ -15,9 +18,18 @@ def renamed(section: Any) -> Any:
 
     Args:
         section: of a whole run, as plain values.
+
+    Raises:
+        UserError: a detector got classes in a way that this version does not compute.
     """
     if not isinstance(section, dict):
         return section
+    for name, task in section["tasks"].items() if isinstance(section.get("tasks"), dict) else ():
+        if isinstance(task, dict) and LATER_BRANCH in task:
+            raise UserError(
+                f"config.tasks.{name}: expected later classes with a head of their own, found those of an earlier "
+                f"version ({LATER_BRANCH}); extend the run again from which this one grew"
+            )
     changes = {"model": renamed_model(section["model"])} if "model" in section else {}
     if isinstance(stages := section.get("stages"), dict):
         changes["stages"] = {name: renamed_stage(stage) for name, stage in stages.items()}
