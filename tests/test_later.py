@@ -85,6 +85,7 @@ def test_a_detector_s_first_boxes_and_scores_are_those_it_had():
     assert (after[:, :cells, 8] < -1000).all()
     was = jax.jit(alone.decode)(before)
     result = jax.tree.map(np.asarray, jax.jit(grown.decode)(after))
+    assert set(result["label"][result["valid"]]) <= {0, 1, 2, 3}
     assert (np.diff(result["score"]) <= 0).all()
     of_first = result["valid"] & (result["label"] < 3)
     for name in ("boxes_xyxy", "score", "label"):

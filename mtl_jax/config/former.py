@@ -24,16 +24,20 @@ def renamed(section: Any) -> Any:
     """
     if not isinstance(section, dict):
         return section
-    for name, task in section["tasks"].items() if isinstance(section.get("tasks"), dict) else ():
+    _refuse_former_branches(section.get("tasks"))
+    changes = {"model": renamed_model(section["model"])} if "model" in section else {}
+    if isinstance(stages := section.get("stages"), dict):
+        changes["stages"] = {name: renamed_stage(stage) for name, stage in stages.items()}
+    return section | changes
+
+
+def _refuse_former_branches(tasks: Any) -> None:
+    for name, task in tasks.items() if isinstance(tasks, dict) else ():
         if isinstance(task, dict) and LATER_BRANCH in task:
             raise UserError(
                 f"config.tasks.{name}: expected later classes with a head of their own, found those of an earlier "
                 f"version ({LATER_BRANCH}); extend the run again from which this one grew"
             )
-    changes = {"model": renamed_model(section["model"])} if "model" in section else {}
-    if isinstance(stages := section.get("stages"), dict):
-        changes["stages"] = {name: renamed_stage(stage) for name, stage in stages.items()}
-    return section | changes
 
 
 def renamed_stage(section: Any) -> Any:
