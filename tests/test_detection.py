@@ -12,6 +12,7 @@ import pytest
 from jax.test_util import check_grads
 
 from mtl_jax.errors import UserError
+from mtl_jax.kernels import cpu_kernels
 from mtl_jax.tasks import assignment, boxes, detection, detection_cells
 from mtl_jax.tasks.base import Geometry
 
@@ -295,6 +296,41 @@ def test_at_most_max_detections_are_returned():
     prediction = few.decode(outputs_of(*rows))
     assert prediction["score"].shape == (1, 3)
     np.testing.assert_allclose(prediction["boxes_xyxy"][0, :, 0], [73, 65, 57], rtol=1e-6)
+
+
+@pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler: there is one way alone")
+@pytest.mark.parametrize("class_counts", [(1,), (8,), (20,), (7, 3), (9, 1, 2)])
+@pytest.mark.parametrize(
+    "selection",
+    [
+        detection_cells.Selection(0.005, 0.5, 0.6, candidates=512, max_detections=100),
+        detection_cells.Selection(0.3, 0.3, 1.0, candidates=20, max_detections=3),
+        detection_cells.Selection(0.0, 1.0, 0.2, candidates=40, max_detections=40),
+    ],
+)
+def test_boxes_are_decoded_alike_with_and_without_the_kernel(class_counts, selection):
+    generator = np.random.default_rng(0)
+    shape = (2, 300 * len(class_counts))
+    centre, size = generator.uniform(0, 40, (*shape, 2)), generator.uniform(5, 20, (*shape, 2))
+    logits = generator.normal(0, 3, (*shape, 1 + sum(class_counts)))
+    logits[1] = logits[1].round()  # many scores are equal
+    outputs = jnp.asarray(np.concatenate([centre, size, logits], axis=-1), jnp.float32)
+    actual = detection_cells.decode_parts(outputs, selection, class_counts)
+    with cpu_kernels.left_out():
+        expected = jax.jit(lambda outputs: detection_cells.decode_parts(outputs, selection, class_counts))(outputs)
+    assert actual["valid"].any()
+    for name in ("label", "valid"):
+        np.testing.assert_array_equal(actual[name], expected[name])
+    for name in ("score", "boxes_xyxy"):
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler: there is one way alone")
+def test_cells_without_a_number_are_no_detections():
+    numbers, nan = [20, 20, 10, 10, 0.0, 2.0, -9.0, -9.0], [21, 20, 10, 10, np.nan, 2.0, np.nan, -9.0]
+    expected = decode(outputs_of(numbers))
+    for name, values in decode(outputs_of(numbers, nan)).items():
+        np.testing.assert_array_equal(values, expected[name])
 
 
 def identity(height, width):

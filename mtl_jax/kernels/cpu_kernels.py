@@ -33,7 +33,7 @@ SOURCES = {
     "network_kernels.cc": (
         *("winograd_forward", "winograd_norm", "winograd_kernel_gradient", "pointwise_kernel_gradient"),
         *("norm_moments", "norm_apply", "norm_gradient_sums", "norm_input_gradient"),
-        *("convolution_norm", "excitation", "enlarge", "enlarged_argmax"),
+        *("convolution_norm", "excitation", "enlarge", "enlarged_argmax", "detections"),
     ),
 }
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mtl_jax.kernels import cpu_kernels
 from mtl_jax.tasks import boxes
 from mtl_jax.tasks.base import ImageSize
 
@@ -68,7 +69,7 @@ def decode(outputs: Cells, selection: Selection) -> dict[str, Array]:
         "boxes_xyxy" f32[batch, k, 4] in px of the input, "score" f32[batch, k], "label" i32[batch, k] and
         "valid" bool[batch, k]; the entries that are not valid are 0.
     """
-    return jax.vmap(functools.partial(_decode_one, selection=selection))(outputs)
+    return decode_parts(outputs, selection, (outputs.shape[-1] - OBJECTNESS - 1,))
 
 
 def decode_parts(outputs: Cells, selection: Selection, class_counts: tuple[int, ...]) -> dict[str, Array]:
@@ -83,13 +84,33 @@ def decode_parts(outputs: Cells, selection: Selection, class_counts: tuple[int, 
     Returns:
         As `decode`, with k = `max_detections` of each detector.
     """
+    if jax.default_backend() == "cpu" and cpu_kernels.in_use():
+        return _decode_compiled(outputs, selection, class_counts)
     function = functools.partial(_decode_parts_of_one, selection=selection, class_counts=class_counts)
     return jax.vmap(function)(outputs)
+
+
+def _decode_compiled(outputs: Cells, selection: Selection, class_counts: tuple[int, ...]) -> dict[str, Array]:
+    limits = (("candidates", selection.candidates), ("detections", selection.max_detections))
+    size = len(class_counts) * selection.max_detections, BOX_CHANNELS + 2
+    kernel = cpu_kernels.Kernel("detections", size, (True, False, False), limits)
+    thresholds = np.array([selection.score_threshold, selection.nms_iou, selection.voting_iou], np.float32)
+    found = cpu_kernels.call(kernel, outputs, thresholds, np.array(class_counts, np.float32))
+    box, score, number = found[..., :BOX_CHANNELS], found[..., BOX_CHANNELS], found[..., BOX_CHANNELS + 1]
+    is_found = number > 0
+    return {
+        "boxes_xyxy": box,
+        "score": score,
+        "label": jnp.where(is_found, number - 1, 0).astype(jnp.int32),
+        "valid": is_found,
+    }
 
 
 def _decode_parts_of_one(
     outputs: Float[Array, "cells channels"], selection: Selection, class_counts: tuple[int, ...]
 ) -> dict[str, Array]:
+    if len(class_counts) == 1:
+        return _decode_one(outputs, selection)
     parts, results = outputs.reshape(len(class_counts), -1, outputs.shape[-1]), []
     first_classes = np.cumsum((0, *class_counts[:-1])).tolist()
     for number, (first, count) in enumerate(zip(first_classes, class_counts, strict=True)):
