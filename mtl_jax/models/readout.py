@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mtl_jax.models.layers import BatchNorm, Dense, Norming, SeparableConv
@@ -18,8 +19,8 @@ from mtl_jax.tasks.base import Added, Task
 READOUT_VARIANCE = 1e-4
 BOX_CHANNELS = 4
 HEAD_LAYERS, HEAD_KERNEL = 2, 5  # hidden layers of the head of a detector's later classes
-# For each channel of the neck: their channels, and ranks of what the backbone's deepest and other features add to it.
-HEAD_SHARE, DEEPEST_SHARE, RANK_SHARE = 5 / 12, 1 / 10, 1 / 16
+# For each channel of the neck: their channels, and the rank of what a level of the backbone adds to it.
+HEAD_SHARE, RANK_SHARE = 5 / 12, 1 / 12
 
 Levels = Mapping[int, Float[Array, "batch ..."]]  # by stride in px
 
@@ -94,9 +95,9 @@ class AddedBoxes(nn.Module):
     """Rows of a detector's later classes, and a narrow head of their own that adds to them and to the first boxes.
 
     Neck and head of the first classes have learnt to see later ones as background. So the narrow head reads the neck
-    with corrections of low rank from the backbone's features, which distinguish many things. Of several levels it
+    with a correction of low rank from the backbone's features, which distinguish many things. Of several levels it
     computes the second finest alone: each of its cells gives four outputs of the finest level, which has most of the
-    cells, and means of its cells those of coarser ones. Rows, corrections and the head's outputs are zero at first:
+    cells, and means of its outputs are those of coarser ones. Rows, correction and the head's outputs are zero at first:
     training starts from the boxes that the first classes have.
 
     References:
@@ -113,7 +114,7 @@ class AddedBoxes(nn.Module):
         self, features: Levels, first: Levels, sources: Sources, norming: Norming
     ) -> dict[int, Float[Array, "batch height width rows"]]:
         """Returns box, objectness and classes of every cell."""
-        rows, added = self._zero_at_first("rows"), self._added(features, sources, norming)
+        rows, added = self._zero_at_first("rows", self.channels), self._added(features, sources, norming)
         raw = {}
         for stride, x in added.items():
             boxes = jax.lax.stop_gradient(first[stride][..., :BOX_CHANNELS])
@@ -122,35 +123,43 @@ class AddedBoxes(nn.Module):
         return raw
 
     def _added(self, features: Levels, sources: Sources, norming: Norming) -> dict[int, Array]:
-        finest, *coarse = sorted(features)
-        stride = coarse[0] if coarse else finest
-        hidden = self._corrected(sources, stride)
-        width = 8 * max(round(HEAD_SHARE * hidden.shape[-1] / 8), 1)  # of channels that compiled kernels take
+        finest, *coarser = sorted(features)
+        levels = coarser or [finest]
+        hidden = self._corrected(sources, levels[0])
+        width = _in_vectors(HEAD_SHARE * hidden.shape[-1])
         for number in range(HEAD_LAYERS):
             conv = SeparableConv(width, HEAD_KERNEL, self.dtype, name=f"conv_{number}")
             hidden = BatchNorm("relu", name=f"norm_{number}")(conv(hidden), by_batch=norming)
-        added = {stride: self._zero_at_first("out")(hidden)}
-        for coarser in coarse[1:]:
-            added[coarser] = self._zero_at_first(f"out_{coarser}")(_reduced(hidden, coarser // stride))
-        if coarse:
-            quarters = self._zero_at_first("out_finest", 4 * self.channels)(hidden)
-            added[finest] = _enlarged(in_quarters(quarters), stride // (2 * finest))
+        quarters = 4 if coarser else 0  # of a cell, which are cells of the finest level
+        outputs = self._zero_at_first("out", self.channels * (len(levels) + quarters))(hidden)
+        ends = self.channels * np.arange(1, len(levels) + 1)
+        *parts, rest = jnp.split(outputs, ends, axis=-1)
+        added = {level: _reduced(part, level // levels[0]) for level, part in zip(levels, parts, strict=True)}
+        if coarser:
+            added[finest] = _enlarged(in_quarters(rest), levels[0] // (2 * finest))
         return added
 
-    def _zero_at_first(self, name: str, channels: int = 0) -> Dense:
-        return Dense(channels or self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
+    def _zero_at_first(self, name: str, channels: int) -> Dense:
+        return Dense(channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
 
     def _corrected(self, sources: Sources, stride: int) -> Array:
         """Returns a level of the neck with what the backbone's features of its stride and coarser ones add to it."""
-        level, deepest = sources.neck[stride], max(sources.backbone)
-        for source in sorted(sources.backbone, reverse=True):
-            if source >= stride:
-                share = DEEPEST_SHARE if source == deepest else RANK_SHARE
-                rank = max(round(share * level.shape[-1]), 1)
-                low_rank = Dense(rank, self.dtype, name=f"down_{source}")(sources.backbone[source])
-                up = Dense(level.shape[-1], self.dtype, variance=0.0, name=f"up_{source}")
-                level = up(_enlarged(low_rank, source // stride), residual=level)
-        return level
+        level = sources.neck[stride]
+        rank = _in_vectors(RANK_SHARE * level.shape[-1])
+        low_rank = [
+            _enlarged(Dense(rank, self.dtype, name=f"down_{source}")(x), source // stride)
+            for source, x in sorted(sources.backbone.items())
+            if source >= stride
+        ]
+        if not low_rank:
+            return level
+        up = Dense(level.shape[-1], self.dtype, variance=0.0, name="up")
+        return up(jnp.concatenate(low_rank, axis=-1), residual=level)
+
+
+def _in_vectors(channels: float) -> int:
+    """The nearest number of channels that compiled kernels take."""
+    return 8 * max(round(channels / 8), 1)
 
 
 def _enlarged(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array, "batch _ _ channels"]:
