@@ -1,6 +1,10 @@
 """A detector with classes added later, compared with one trained on all: `configs/new_classes.py` over seeds.
 
 python -m benchmarks.new_classes --out runs/new_classes --seeds 0 1 2 --data_root data
+python -m benchmarks.new_classes --out runs/new_classes --folds 5 --data_root data
+
+The mini set has 18 validation images of the new classes. With `--folds`, every one of its 300 images is judged once, by
+networks that were trained on the other folds.
 """
 
 from __future__ import annotations
@@ -29,24 +33,76 @@ from mtl_jax.workdir import trained
 PAGE = benchmarks.ROOT / "configs" / "new_classes.py"
 
 
-def train(out: Path, seed: int, data_root: Path) -> dict[str, Path]:
-    """Trains the three networks of a seed, or what is left of them.
+FOLDER = "mini-coco-det"
+SPLITS = ("train", "val")
+
+
+def write_folds(out: Path, data_root: Path, count: int) -> list[Path]:
+    """Divides all images of the dataset by chance, always in the same way.
 
     Args:
         out: folder of the runs.
-        seed: of all of them.
+        data_root: folder of the datasets.
+        count: of folds.
+
+    Returns:
+        A folder of datasets for each fold, whose validation images are the fold, and whose training images the others.
+    """
+    files = [data_root / FOLDER / "annotations" / f"instances_{split}.json" for split in SPLITS]
+    contents = [json.loads(file.read_text()) for file in files]
+    images = {
+        image["id"]: (image, data_root / FOLDER / split / image["file_name"])
+        for split, content in zip(SPLITS, contents, strict=True)
+        for image in content["images"]
+    }
+    order = np.random.default_rng(0).permutation(sorted(images)).tolist()
+    if (data_root.parent / "weights").exists():
+        (out / "folds").mkdir(parents=True, exist_ok=True)
+        _link(out / "folds" / "weights", data_root.parent / "weights")
+    roots = []
+    for fold in range(count):
+        root = out / "folds" / str(fold)
+        judged = set(order[fold::count])
+        for split in SPLITS:
+            (root / FOLDER / split).mkdir(parents=True, exist_ok=True)
+            chosen = {number for number in order if (number in judged) == (split == "val")}
+            for number in chosen:
+                _link(root / FOLDER / split / images[number][1].name, images[number][1])
+            boxes = [box for content in contents for box in content["annotations"] if box["image_id"] in chosen]
+            entries = [images[number][0] for number in sorted(chosen)]
+            content = {**contents[0], "images": entries, "annotations": boxes}
+            (root / FOLDER / "annotations").mkdir(exist_ok=True)
+            (root / FOLDER / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        for path in data_root.iterdir():
+            if path.name != FOLDER:
+                _link(root / path.name, path)
+        roots.append(root)
+    return roots
+
+
+def _link(path: Path, target: Path) -> None:
+    if not path.is_symlink():
+        path.symlink_to(target.absolute())
+
+
+def train(out: Path, seed: int, data_root: Path) -> dict[str, Path]:
+    """Trains the four networks of a seed, or what is left of them.
+
+    Args:
+        out: folder of the runs.
+        seed: of all of them, and part of their folders' names.
         data_root: folder of the datasets.
 
     Returns:
-        Name -> work directory.
+        Name -> work directory: "more" has exemplars of old classes, "more_alone" none.
     """
     settings = {"data_root": str(data_root.absolute()), "seed": seed}
-    folders = {name: out / f"{name}{seed}" for name in ("first", "more", "together")}
-    for name, folder in folders.items():
-        if name == "more":
-            extend(folders["first"], folder, f"{PAGE}:more", settings={"data_root": settings["data_root"]})
-        else:
-            mtl_jax.train(f"{PAGE}:{name}", str(folder), settings=settings)
+    folders = {name: out / f"{name}{seed}" for name in ("first", "more", "more_alone", "together")}
+    for name in ("first", "together"):
+        mtl_jax.train(f"{PAGE}:{name}", str(folders[name]), settings=settings)
+    for name, per_class in (("more", None), ("more_alone", 0)):
+        more = {"data_root": settings["data_root"]}
+        extend(folders["first"], folders[name], f"{PAGE}:more", per_class=per_class, settings=more)
     return folders
 
 
@@ -96,13 +152,19 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/new_classes"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folds", type=int, default=0, help="judge all images, in so many folds, each of one seed")
     parser.add_argument("--data_root", type=Path, default=Path("data"))
     options = parser.parse_args(arguments)
     compilation.enable_cache()
+    out, data_root = options.out, options.data_root
+    if options.folds:
+        cases = [(fold, out / "folds", root) for fold, root in enumerate(write_folds(out, data_root, options.folds))]
+    else:
+        cases = [(seed, out, data_root) for seed in options.seeds]
     rows: dict[int, Any] = {}
-    for seed in options.seeds:
-        rows[seed] = measure(train(options.out, seed, options.data_root), options.data_root)
-        (options.out / "new_classes.json").write_text(json.dumps(rows, indent=1) + "\n")
+    for seed, folder, root in cases:
+        rows[seed] = measure(train(folder, seed, root), root)
+        (folder / "new_classes.json").write_text(json.dumps(rows, indent=1) + "\n")
         for name, figures in rows[seed].items():
             print(seed, name, {key: round(value, 4) for key, value in figures.items()}, flush=True)
 

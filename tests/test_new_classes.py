@@ -13,13 +13,14 @@ from test_train import tiny_config
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.continual import replay
+from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate_checkpoint
-from mtl_jax.extend import additions, exemplars, extend, growth
+from mtl_jax.extend import additions, exemplars, extend, growth, run
 from mtl_jax.models import dependence, multi_task
 from mtl_jax.report import versions_section
 from mtl_jax.training import exactness, losses, train_loop
-from mtl_jax.workdir import trained
+from mtl_jax.workdir import checkpoints, trained
 
 FIRST = ("0", "1", "2", "3")
 LABELS = {"det": "detection", "seg": "segmentation", "cls": "classification"}
@@ -196,21 +197,49 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     inputs = config_lib.read_settings(page(("4", "5"), stage="more"))
     config = additions.join(parent, inputs, limit=None, per_class=2)
     assert config.stages["first"].keep["replay"]["images"] == 2 * (len(FIRST) + 1)
-    assert config.stages["more"].keep["replay"] == {"batch_size": exemplars.BATCH_SIZE, "weight": exemplars.WEIGHT}
-    result = exemplars.choose(config.to_dict(), parent, tuple(LABELS))
-    assert set(result) == {"first_seg", "first_cls"}
+    replayed = {"batch_size": exemplars.BATCH_SIZE, "weight": exemplars.WEIGHT}
+    assert config.stages["more"].keep["replay"] == {**replayed, "negatives": True}
+    result = exemplars.choose(config.to_dict(), parent, tuple(LABELS), {})
+    assert set(result) == {"first_seg", "first_cls", "first_det"}
     buffer = replay.from_tree(result["first_cls"])
     assert len(buffer) == 8  # all that there are
     assert buffer.class_names["classification"] == FIRST
-    boxes = config_lib.read_settings(page(("4", "5"), stage="more", tasks=("det",)))
-    with pytest.raises(UserError, match="--exemplars is for new classes of a segmentation or classification task"):
-        additions.join(parent, boxes, limit=None, per_class=2)
 
 
-def test_ten_exemplars_are_usual_where_classes_compete_and_the_old_images_are_there(parent, monkeypatch, caplog):
+def test_images_of_the_new_data_are_no_exemplars_of_boxes(parent):
+    inputs = config_lib.read_settings(page(("4", "5"), stage="more", tasks=("det",)))
+    config = additions.join(parent, inputs, limit=None, per_class=1)
+    assert config.stages["first"].keep["replay"]["images"] == len(FIRST)
+    assert config.stages["more"].keep["replay"] == {"negatives": True}
+    source = experiment.source(parent.setup, "first_det", training=True)
+    known = Subset(source, (0, 2, 3))
+    chosen = replay.from_tree(exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": known})["first_det"])
+    assert len(chosen) == len(FIRST)
+    for sample in known:
+        assert not any(np.array_equal(sample["image"], exemplar["image"]) for exemplar in chosen)
+    chosen = exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": source})["first_det"]
+    assert len(replay.from_tree(chosen)) == 0
+
+
+def test_exemplars_are_refused_where_no_task_takes_them(tiny_backbone, tmp_path):
+    names = {"kind": "multi_label", "classes": FIRST}
+    config = page(FIRST, stage="first", first=True, tasks=("cls",))
+    more = page(("4", "5"), stage="more", tasks=("cls",))
+    for entry, classes, stream in ((config, FIRST, "first_cls"), (more, ("4", "5"), "more_cls")):
+        with entry.unlocked(), entry.ignore_type():
+            entry.tasks.cls = {**names, "classes": classes}
+            entry.streams[stream].options.labels = "multi_label"
+            entry.streams[stream].labels = {"cls": "multi_label"}
+    old = untrained(tmp_path, config)
+    with pytest.raises(UserError, match=r"a segmentation, classification or detection task of .*; leave it out"):
+        additions.join(old, config_lib.read_settings(more), limit=None, per_class=2)
+
+
+def test_ten_exemplars_are_usual_where_the_old_images_are_there(parent, monkeypatch, caplog):
     competing = config_lib.read_settings(page(("4", "5"), stage="more"))
     assert exemplars.usual_count(parent, competing) == exemplars.PER_CLASS
-    assert exemplars.usual_count(parent, config_lib.read_settings(page(("4",), stage="more", tasks=("det",)))) == 0
+    boxes = config_lib.read_settings(page(("4",), stage="more", tasks=("det",)))
+    assert exemplars.usual_count(parent, boxes) == exemplars.PER_CLASS
     known = config_lib.read_settings(page(FIRST, stage="more", tasks=("cls",)))
     assert exemplars.usual_count(parent, known) == 0
     assert not caplog.text
@@ -221,6 +250,22 @@ def test_ten_exemplars_are_usual_where_classes_compete_and_the_old_images_are_th
     monkeypatch.setattr(exemplars.experiment, "source", gone)
     assert exemplars.usual_count(parent, competing) == 0
     assert "found none (no folder of images)" in caplog.text
+
+
+def test_a_second_call_needs_none_of_the_old_images(parent, monkeypatch, tmp_path):
+    configs, more = [], page(("4",), stage="more", tasks=("det",))
+    monkeypatch.setattr(run, "train_and_evaluate", lambda config, *arguments, **settings: configs.append(config) or {})
+    extend(parent.path, tmp_path / "new", more)
+    stored = checkpoints.load(tmp_path / "new" / "checkpoints" / "0-first", {"memory": None})["memory"]
+    assert len(replay.from_tree(stored["replay"]["first_det"])) == 8
+
+    def gone(*arguments, **settings):
+        raise UserError("no folder of images")
+
+    monkeypatch.setattr(experiment, "source", gone)
+    extend(parent.path, tmp_path / "new", more)
+    assert configs[0] == configs[1]
+    assert configs[1].stages["more"].keep == {"replay": {"negatives": True}}
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,7 @@ MISTAKES: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"stages.seg.keep": {"agem": {}}}, "seg.keep.agem: expected exemplars of an old task, found none"),
         ({f"{LATER}.keep": {"lwf": {"weights": {"cls": 2.0}}}}, "keep.lwf.weights: expected tasks of ear"),
         ({f"{LATER}.keep": {"replay": {"batch_size": 2}}}, "keep.replay.batch_size: expected 0 without exemplars"),
+        ({f"{LATER}.keep": {"replay": {"negatives": True}}}, "negatives: expected a stream that labels boxes alone"),
         ({f"{LATER}.keep": {"agem": {}}}, "keep.agem: expected exemplars of an old task, found none; set"),
         ({f"{LATER}.keep": {"der": {}}}, "config.stages.cls.keep.der.weight: expected 0 without exemplars"),
         ({f"{LATER}.keep": {"paste": {}}}, "config.stages.cls.keep.paste.share: expected 0 without exemplars"),

@@ -212,6 +212,10 @@ class Method(Section):
         """Returns which images of old streams join every batch; those before are what other methods ask for."""
         return feeds
 
+    def source(self, stage: StageView, memory: Memory, stream: str, source: Source) -> Source:
+        """Returns the training images of one of the stage's streams; the stream's own, or what other methods return."""
+        return source
+
     def frozen(self, memory: Memory) -> tuple[str, ...]:
         """Returns patterns of the parameters that the stage must not move."""
         return ()

@@ -1,4 +1,4 @@
-"""Exemplars of old classes, selected from the old run's data and replayed with the images of new classes."""
+"""Exemplars of old classes: images of the old run's data, which are trained on with the images of new classes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import numpy as np
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import replay
-from mtl_jax.continual.replay import Replay
-from mtl_jax.data.sources.base import Subset
+from mtl_jax.continual.replay import BOXES, Replay, ReplayBuffer
+from mtl_jax.data import leakage
+from mtl_jax.data.sources.base import Source, Subset
 from mtl_jax.errors import UserError
 from mtl_jax.workdir.trained import Trained
 
 _log = logging.getLogger(__name__)
 
-COMPETING = ("segmentation", "classification")  # task kinds with one softmax over all classes
+COMPETING = ("segmentation", "classification")  # task kinds with one softmax over all classes: replayed
+KINDS = (*COMPETING, BOXES)
 PER_CLASS = 10  # images, where nothing else is asked for
 BATCH_SIZE = 4  # replayed images of each old stream in a step
 WEIGHT = 2.0  # of their loss: with 1, classifiers of old classes lose 4 to 15 % of their metric instead of 3 to 4 %
@@ -27,20 +29,20 @@ SELECTION = Replay().selection
 
 
 def usual_count(parent: Trained, page: RunSettings) -> int:
-    """Returns how many images of each old class are replayed where nobody says.
+    """Returns how many images of each old class are used where nobody says.
 
     Args:
         parent: the finished run.
         page: tasks, streams and stages to add.
 
     Returns:
-        `PER_CLASS` where classes are added that compete with old ones whose training images are still there, else 0.
+        `PER_CLASS` where tasks of `KINDS` get classes and the training images of the old ones are still there, else 0.
     """
     extended_tasks = [
         name
         for name, task in page.tasks.items()
         if name in parent.tasks
-        and parent.tasks[name].kind in COMPETING
+        and parent.tasks[name].kind in KINDS
         and set(task["classes"]) - set(parent.tasks[name].classes)
     ]
     try:
@@ -48,8 +50,8 @@ def usual_count(parent: Trained, page: RunSettings) -> int:
             experiment.source(parent.setup, stream, training=True)
     except UserError as error:
         _log.warning(
-            "No images of old classes are replayed, and new ones may take many of their pixels or images: expected the "
-            "training images of %s, found none (%s)",
+            "No images of old classes are used, and new ones may be found in many of them: expected the training "
+            "images of %s, found none (%s)",
             parent.path,
             error,
         )
@@ -60,7 +62,7 @@ def usual_count(parent: Trained, page: RunSettings) -> int:
 def configure(
     config: dict[str, Any], parent: Trained, extended_tasks: Iterable[str], new_stages: Iterable[str], *, per_class: int
 ) -> None:
-    """Configures exemplars: old stages store them, new stages replay them.
+    """Configures exemplars: old stages store them, and new stages replay them or, for boxes, join them to their images.
 
     Args:
         config: settings of the new run.
@@ -70,23 +72,28 @@ def configure(
         per_class: largest number of images of an old class.
 
     Raises:
-        UserError: no extended task has competing classes.
+        UserError: no extended task is of `KINDS`.
     """
-    competing = [name for name in extended_tasks if parent.tasks[name].kind in COMPETING]
-    if not competing:
+    known = [name for name in extended_tasks if parent.tasks[name].kind in KINDS]
+    if not known:
         raise UserError(
-            f"--exemplars is for new classes of a {' or '.join(COMPETING)} task of {parent.path}, which compete with "
-            "the old ones; leave it out"
+            f"--exemplars is for new classes of a {', '.join(KINDS[:-1])} or {KINDS[-1]} task of {parent.path}; leave "
+            "it out"
         )
     images: dict[str, int] = {}
-    for stream, stage in _stages_of_streams(config, parent, competing).items():
-        tasks = [task for task in competing if task in config["streams"][stream]["labels"]]
-        images[stage] = max(images.get(stage, 0), per_class * max(len(parent.tasks[task].classes) for task in tasks))
+    for stream, stage in _stages_of_streams(config, parent, known).items():
+        tasks = [parent.tasks[name] for name in known if name in config["streams"][stream]["labels"]]
+        class_count = max(len(task.classes_of(stage) or task.first_classes) for task in tasks)
+        images[stage] = max(images.get(stage, 0), per_class * class_count)
     for stage, count in images.items():
         _set_default(config["stages"][stage], "images", count)
+    kinds = {parent.tasks[name].kind for name in known}
     for stage in new_stages:
-        _set_default(config["stages"][stage], "batch_size", BATCH_SIZE)
-        _set_default(config["stages"][stage], "weight", WEIGHT)
+        if kinds & set(COMPETING):
+            _set_default(config["stages"][stage], "batch_size", BATCH_SIZE)
+            _set_default(config["stages"][stage], "weight", WEIGHT)
+        if BOXES in kinds:
+            _set_default(config["stages"][stage], "negatives", True)
 
 
 def _set_default(stage: dict[str, Any], name: str, value: float) -> None:
@@ -98,7 +105,7 @@ def _set_default(stage: dict[str, Any], name: str, value: float) -> None:
 
 def _stages_of_streams(config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str]) -> dict[str, str]:
     """Returns the old streams that label some tasks, with the last stage that trained on each."""
-    tasks = {name for name in extended_tasks if parent.tasks[name].kind in COMPETING}
+    tasks = {name for name in extended_tasks if parent.tasks[name].kind in KINDS}
     return {
         stream: stage
         for stage in parent.stages
@@ -107,16 +114,19 @@ def _stages_of_streams(config: Mapping[str, Any], parent: Trained, extended_task
     }
 
 
-def choose(config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str]) -> dict[str, dict[str, Any]]:
+def choose(
+    config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str], new_sources: Mapping[str, Source]
+) -> dict[str, dict[str, Any]]:
     """Selects the exemplars of old stages, as configured.
 
     Args:
         config: settings of the new run, as plain values.
         parent: the finished run, with its training images.
         extended_tasks: tasks with new classes.
+        new_sources: stream -> the images of new classes; none of them is an exemplar of boxes.
 
     Returns:
-        Stream -> its exemplars, in the form of checkpoints.
+        Stream -> its exemplars, in the form of checkpoints; of boxes none where the new data holds all old images.
 
     Raises:
         UserError: the old data is missing.
@@ -128,9 +138,15 @@ def choose(config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[
             continue
         source = experiment.source(parent.setup, stream, training=True)
         generator = np.random.default_rng([config["seed"], number])
-        candidates = generator.permutation(len(source))[: replay.CANDIDATES]
+        candidates = generator.permutation(len(source)).tolist()
+        if BOXES in (parent.tasks[name].kind for name in config["streams"][stream]["labels"]):
+            is_new = {leak.validation.index for leak in leakage.find(new_sources, {stream: source})}
+            candidates = [index for index in candidates if index not in is_new]
+            if not candidates:
+                by_stream[stream] = replay.to_tree(ReplayBuffer((), dict(source.class_names)))
+                continue
         buffer = replay.fill(
-            Subset(source, candidates.tolist()),
+            Subset(source, candidates[: replay.CANDIDATES]),
             count=count,
             selection=SELECTION,
             generator=generator,

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
-from mtl_jax.continual.replay import Replay
+from mtl_jax.continual.replay import BOXES, Replay
 from mtl_jax.errors import UserError
 from mtl_jax.models import dependence
 from mtl_jax.models.patterns import path_of
@@ -126,7 +126,14 @@ def copy_stages(
             record["stages"] = [*earlier, {**stage, "metrics": {**stage["metrics"], **metrics}}]
         grown_memory = _grow_memory(restored["memory"], parent.variables["params"], new_variables["params"])
         if exemplars and path == parent.path:
-            grown_memory[Replay.slot] = {**exemplars, **dict(grown_memory.get(Replay.slot, {}))}
+            # Stored ones of boxes may show objects of the new classes: those that were chosen now do not.
+            stored = {
+                stream: buffer
+                for stream, buffer in dict(grown_memory.get(Replay.slot, {})).items()
+                if stream not in exemplars
+                or BOXES not in (task.kind for task in experiment.stream_tasks(parent.setup, stream).values())
+            }
+            grown_memory[Replay.slot] = {**exemplars, **stored}
         trees = {"variables": grow_variables(restored["variables"], new_variables), "memory": grown_memory}
         checkpoints.save(workdir / "checkpoints" / path.name, trees, files.without_nan(record))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ def extend(
         refine: the page has more data for existing classes. The new version is kept only if no task drops by more than
             `keep`, or contract.max_drop_percent with "exact"; otherwise its stage is moved to the folder "refused",
             and the contract has the reason under "refused".
-        per_class: replayed images of each old class, from the old run's training data, for tasks whose classes
-            compete in one softmax; None means 10 where that data is still there.
+        per_class: images of each old class, from the old run's training data, that are trained on with the new ones;
+            None means 10 where that data is still there, and 0 for tags.
         settings: values by dotted name, as in `mtl_jax.train`.
         command: command line, for the record in `config.json`.
         preemption: checked after every step; None never ends early.
@@ -76,17 +76,19 @@ def extend(
             page_settings, task, parent_network.config.tasks, location=str(parent_network.path)
         )
     limit = additions.limit_percent(keep)
-    if per_class is None:
-        per_class = 0 if refine else exemplars.usual_count(parent_network, page_settings)
-    config = config_lib.resolve(
-        additions.join(parent_network, page_settings, limit=limit, refine=refine, per_class=per_class)
-    )
     history = lineage.read(workdir)
     if history is not None:
         lineage.require_same_parent(workdir, history, parent_network.path)
         if refinement.REFUSED in history:
             return files.contract_of_run(str(workdir))
-    else:
+    if per_class is None and history is not None:  # the old data, of which exemplars are stored, may be gone since
+        per_class = history["versions"][-1].get("exemplars")
+    if per_class is None:
+        per_class = 0 if refine else exemplars.usual_count(parent_network, page_settings)
+    config = config_lib.resolve(
+        additions.join(parent_network, page_settings, limit=limit, refine=refine, per_class=per_class)
+    )
+    if history is None:
         _create_workdir(parent_network, workdir, config, keep, exact=limit is None, per_class=per_class)
     contract = train_and_evaluate(config, workdir, command=command or "mtl_jax.extend", preemption=preemption)
     return _accept_or_reject(parent_network, workdir, config, contract) if refine else contract
@@ -131,17 +133,20 @@ def _create_workdir(
     setup = experiment.build(config, data_root=parent.setup.data_root)
     growth.require_compatible(parent, setup, exact=exact)
     with run_record.locked(workdir):
-        extended_tasks = [
-            name for name, task in parent.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)
-        ]
-        exemplar_choice = exemplars.choose(config.to_dict(), parent, extended_tasks) if per_class else {}
-        growth.copy_stages(
-            parent, workdir, growth.init_variables(parent, setup, config), config, exemplars=exemplar_choice
-        )
-        additions.copy_metrics(parent.path.parent.parent, workdir)
         new_stages = config.order[len(parent.stages) :]
+        chosen = _exemplars(parent, setup, config, new_stages) if per_class else {}
+        growth.copy_stages(parent, workdir, growth.init_variables(parent, setup, config), config, exemplars=chosen)
+        additions.copy_metrics(parent.path.parent.parent, workdir)
         classes = lineage.classes_of(setup.tasks)
         history = lineage.of_checkpoint(parent.path) or {"versions": [lineage.first(parent)]}
-        lineage.write(
-            workdir, parent.path, [*history["versions"], lineage.entry(workdir, new_stages, classes, keep=keep)]
-        )
+        entry = lineage.entry(workdir, new_stages, classes, keep=keep, exemplars=per_class)
+        lineage.write(workdir, parent.path, [*history["versions"], entry])
+
+
+def _exemplars(
+    parent: trained.Trained, setup: experiment.Experiment, config: RunSettings, new_stages: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    extended_tasks = [name for name, task in parent.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)]
+    new_streams = dict.fromkeys(stream for stage in new_stages for stream in config.stages[stage].streams)
+    new_sources = {stream: experiment.source(setup, stream, training=True) for stream in new_streams}
+    return exemplars.choose(config.to_dict(), parent, extended_tasks, new_sources)

@@ -97,7 +97,7 @@ class AddedBoxes(nn.Module):
     Neck and head of the first classes have learnt to see later ones as background. So the narrow head reads the neck
     with a correction of low rank from the backbone's features, which distinguish many things. Of several levels it
     computes the second finest alone: each of its cells gives four outputs of the finest level, which has most of the
-    cells, and means of its outputs are those of coarser ones. Rows, correction and the head's outputs are zero at first:
+    cells, and means of its outputs are those of coarser ones. Rows, correction and the head's outputs are zero first:
     training starts from the boxes that the first classes have.
 
     References:
@@ -158,8 +158,8 @@ class AddedBoxes(nn.Module):
 
 
 def _in_vectors(channels: float) -> int:
-    """The nearest number of channels that compiled kernels take."""
-    return 8 * max(round(channels / 8), 1)
+    """The nearest whole number, in eights as compiled kernels take them where there are that many."""
+    return 8 * round(channels / 8) if channels >= 8 else max(round(channels), 1)
 
 
 def _enlarged(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array, "batch _ _ channels"]:

@@ -146,6 +146,8 @@ def _feeds(
     feeds = _Feeds({}, {}, {}, {}, {}, {})
     for stream in view.streams:
         source = view.source(stream)
+        for method in view.keep.values():
+            source = method.source(view, result.memory, stream, source)
         feeds.data[stream] = experiment.train_batches(setup, stream, source, seed=next(seeds), shared=True)
         feeds.tasks[stream], feeds.weights[stream] = tuple(config.streams[stream].labels), 1.0
         feeds.batch_sizes[stream], feeds.sizes[stream] = config.streams[stream].batch_size, len(source)
