@@ -32,7 +32,7 @@ def seconds_of(folders: Sequence[Path], *, image_size: int, repeats: int) -> dic
         Folder -> seconds of each turn.
     """
     generator = np.random.default_rng(0)
-    image = generator.uniform(0, 1, (1, image_size, image_size, 3)).astype(np.float32)
+    image = jax.device_put(generator.uniform(0, 1, (1, image_size, image_size, 3)).astype(np.float32))
     runs = {folder: _predictor(folder, image) for folder in folders}
     seconds: dict[Path, list[float]] = {folder: [] for folder in folders}
     for _ in range(repeats):
@@ -43,13 +43,13 @@ def seconds_of(folders: Sequence[Path], *, image_size: int, repeats: int) -> dic
     return seconds
 
 
-def _predictor(folder: Path, image: np.ndarray) -> Callable[[], None]:
+def _predictor(folder: Path, image: jax.Array) -> Callable[[], None]:
     network = trained.load(folder)
-    names = tuple(network.setup.tasks)
+    names, variables = tuple(network.setup.tasks), jax.device_put(network.variables)
     predict = evaluate.make_predict(network.setup.model, network.setup.tasks)
 
     def run() -> None:
-        jax.block_until_ready(predict(network.variables, image, names=names))
+        jax.block_until_ready(predict(variables, image, names=names))
 
     run()  # compiles
     return run

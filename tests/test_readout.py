@@ -3,7 +3,6 @@
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_pages import CONFIGS
@@ -11,7 +10,7 @@ from tiny import MODEL, random_variables
 
 from mtl_jax import config as config_lib
 from mtl_jax import tasks as tasks_lib
-from mtl_jax.models import dependence, multi_task, readout
+from mtl_jax.models import dependence, multi_task
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import path_of
 
@@ -94,14 +93,3 @@ def test_a_session_costs_the_flagship_s_detector_a_fiftieth_of_its_parameters():
         shapes = jax.eval_shape(lambda key, m=model: multi_task.init_variables(m, key=key), jax.random.key(0))
         sizes.append(sum(multi_task.parameter_count(shapes["params"]).values()))
     assert sizes[0] < sizes[1] <= 1.02 * sizes[0]
-
-
-def test_quarters_of_the_channels_become_the_cells_of_a_finer_map():
-    x = np.arange(24.0).reshape(1, 2, 1, 12)
-    result = np.asarray(readout.in_quarters(jnp.asarray(x)))
-    assert result.shape == (1, 4, 2, 3)
-    upper_left, upper_right, lower_left, lower_right = np.split(x, 4, axis=-1)
-    np.testing.assert_array_equal(result[:, ::2, ::2], upper_left)
-    np.testing.assert_array_equal(result[:, ::2, 1::2], upper_right)
-    np.testing.assert_array_equal(result[:, 1::2, ::2], lower_left)
-    np.testing.assert_array_equal(result[:, 1::2, 1::2], lower_right)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from mtl_jax.models.layers import BatchNorm, Dense, Norming, SeparableConv
@@ -18,9 +17,10 @@ from mtl_jax.tasks.base import Added, Task
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
 READOUT_VARIANCE = 1e-4
 BOX_CHANNELS = 4
-HEAD_LAYERS, HEAD_KERNEL = 2, 5  # hidden layers of the head of a detector's later classes
-# For each channel of the neck: their channels, and the rank of what a level of the backbone adds to it.
-HEAD_SHARE, RANK_SHARE = 5 / 12, 1 / 12
+# Sizes of the kernels of a detector's later classes, by layer: at the second finest level, and at the finest.
+HEAD_KERNELS, FINEST_KERNELS = {"0": 3, "1": 5}, {"finest": 5}
+# For each channel of the neck: its channels, those at the finest level, and the rank of what the backbone adds.
+HEAD_SHARE, FINEST_SHARE, RANK_SHARE = 5 / 12, 1 / 6, 1 / 12
 
 Levels = Mapping[int, Float[Array, "batch ..."]]  # by stride in px
 
@@ -92,18 +92,15 @@ class AddedRows(nn.Module):
 
 
 class AddedBoxes(nn.Module):
-    """Rows of a detector's later classes, and a narrow head of their own that adds to them and to the first boxes.
+    """Rows of a detector's later classes, which are a narrow head of their own that adds to the first boxes.
 
-    Neck and head of the first classes have learnt to see later ones as background. So the narrow head reads the neck
-    with a correction of low rank from the backbone's features, which distinguish many things. Of several levels it
-    computes the second finest alone: each of its cells gives four outputs of the finest level, which has most of the
-    cells, and means of its outputs are those of coarser ones. Rows, correction and the head's outputs are zero first:
-    training starts from the boxes that the first classes have.
+    Neck and head of the first classes have learnt to see later ones as background. So the narrow head reads the neck:
+    its second finest level, with a correction of low rank from the backbone's features, which distinguish many things,
+    and in fewer channels its finest one, which has most of the cells. Means of outputs of the second finest level are
+    those of coarser ones. The correction and the outputs are zero at first: training starts from the first boxes.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022 (what is added to the neck).
-        Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
-        Network", 2016 (outputs of several cells from one).
     """
 
     channels: int
@@ -114,33 +111,28 @@ class AddedBoxes(nn.Module):
         self, features: Levels, first: Levels, sources: Sources, norming: Norming
     ) -> dict[int, Float[Array, "batch height width rows"]]:
         """Returns box, objectness and classes of every cell."""
-        rows, added = self._zero_at_first("rows", self.channels), self._added(features, sources, norming)
-        raw = {}
-        for stride, x in added.items():
-            boxes = jax.lax.stop_gradient(first[stride][..., :BOX_CHANNELS])
-            boxes = jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
-            raw[stride] = rows(features[stride], residual=x + boxes)
-        return raw
-
-    def _added(self, features: Levels, sources: Sources, norming: Norming) -> dict[int, Array]:
         finest, *coarser = sorted(features)
-        levels = coarser or [finest]
+        levels = tuple(coarser) or (finest,)
         hidden = self._corrected(sources, levels[0])
-        width = _in_vectors(HEAD_SHARE * hidden.shape[-1])
-        for number in range(HEAD_LAYERS):
-            conv = SeparableConv(width, HEAD_KERNEL, self.dtype, name=f"conv_{number}")
-            hidden = BatchNorm("relu", name=f"norm_{number}")(conv(hidden), by_batch=norming)
-        quarters = 4 if coarser else 0  # of a cell, which are cells of the finest level
-        outputs = self._zero_at_first("out", self.channels * (len(levels) + quarters))(hidden)
-        ends = self.channels * np.arange(1, len(levels) + 1)
-        *parts, rest = jnp.split(outputs, ends, axis=-1)
-        added = {level: _reduced(part, level // levels[0]) for level, part in zip(levels, parts, strict=True)}
+        hidden = self._layers(hidden, _in_vectors(HEAD_SHARE * hidden.shape[-1]), HEAD_KERNELS, norming)
+        outputs = self._zero_at_first("out", self.channels * len(levels))(hidden)
+        raw = {
+            level: _reduced(part, level // levels[0]) + self._boxes(first[level])
+            for level, part in zip(levels, jnp.split(outputs, len(levels), axis=-1), strict=True)
+        }
         if coarser:
-            added[finest] = _enlarged(in_quarters(rest), levels[0] // (2 * finest))
-        return added
+            x = self._finest(sources.neck[finest], hidden, levels[0] // finest)
+            x = self._layers(x, x.shape[-1], FINEST_KERNELS, norming)
+            raw[finest] = self._zero_at_first("out_finest", self.channels)(x, residual=self._boxes(first[finest]))
+        return raw
 
     def _zero_at_first(self, name: str, channels: int) -> Dense:
         return Dense(channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
+
+    def _boxes(self, first: Array) -> Array:
+        """Returns the boxes of the first classes as those of this addition, whose other outputs are 0."""
+        boxes = jax.lax.stop_gradient(first[..., :BOX_CHANNELS])
+        return jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
 
     def _corrected(self, sources: Sources, stride: int) -> Array:
         """Returns a level of the neck with what the backbone's features of its stride and coarser ones add to it."""
@@ -155,6 +147,18 @@ class AddedBoxes(nn.Module):
             return level
         up = Dense(level.shape[-1], self.dtype, variance=0.0, name="up")
         return up(jnp.concatenate(low_rank, axis=-1), residual=level)
+
+    def _finest(self, level: Array, hidden: Array, factor: int) -> Array:
+        """Returns few channels of the neck's finest level, to which the head's own features at the next one add."""
+        width = _in_vectors(FINEST_SHARE * level.shape[-1])
+        context = _enlarged(Dense(width, self.dtype, name="down_hidden")(hidden), factor)
+        return Dense(width, self.dtype, name="down_finest")(level, residual=context)
+
+    def _layers(self, x: Array, width: int, kernels: Mapping[str, int], norming: Norming) -> Array:
+        for name, size in kernels.items():
+            conv = SeparableConv(width, size, self.dtype, name=f"conv_{name}")
+            x = BatchNorm("relu", name=f"norm_{name}")(conv(x), by_batch=norming)
+        return x
 
 
 def _in_vectors(channels: float) -> int:
@@ -174,13 +178,3 @@ def _reduced(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array,
     batch, height, width, channels = x.shape
     pairs = x.reshape(batch, height // 2, 2, width, channels).mean(axis=2)
     return _reduced(pairs.reshape(batch, height // 2, width // 2, 2, channels).mean(axis=3), factor // 2)
-
-
-def in_quarters(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch _ _ quarter"]:
-    """Returns a map of twice the height and width, whose 2 x 2 cells are the quarters of the channels of one."""
-    batch, height, width, channels = (*x.shape[:3], x.shape[3] // 4)
-    quarters = (x[..., number * channels : (number + 1) * channels] for number in range(4))
-    upper_left, upper_right, lower_left, lower_right = quarters
-    upper = jnp.stack([upper_left, upper_right], axis=3).reshape(batch, height, 2 * width, channels)
-    lower = jnp.stack([lower_left, lower_right], axis=3).reshape(batch, height, 2 * width, channels)
-    return jnp.stack([upper, lower], axis=2).reshape(batch, 2 * height, 2 * width, channels)
