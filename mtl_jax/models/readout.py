@@ -116,10 +116,10 @@ class AddedBoxes(nn.Module):
         hidden = self._corrected(sources, levels[0])
         hidden = self._layers(hidden, _in_vectors(HEAD_SHARE * hidden.shape[-1]), HEAD_KERNELS, norming)
         outputs = self._zero_at_first("out", self.channels * len(levels))(hidden)
-        raw = {
-            level: _reduced(part, level // levels[0]) + self._boxes(first[level])
-            for level, part in zip(levels, jnp.split(outputs, len(levels), axis=-1), strict=True)
-        }
+        raw = {}
+        for number, level in enumerate(levels):
+            added = outputs[..., number * self.channels : (number + 1) * self.channels]
+            raw[level] = _reduced(added, level // levels[0]) + self._boxes(first[level])
         if coarser:
             x = self._finest(sources.neck[finest], hidden, levels[0] // finest)
             x = self._layers(x, x.shape[-1], FINEST_KERNELS, norming)

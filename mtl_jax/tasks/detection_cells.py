@@ -94,8 +94,9 @@ def _decode_compiled(outputs: Cells, selection: Selection, class_counts: tuple[i
     limits = (("candidates", selection.candidates), ("detections", selection.max_detections))
     size = len(class_counts) * selection.max_detections, BOX_CHANNELS + 2
     kernel = cpu_kernels.Kernel("detections", size, (True, False, False), limits)
-    thresholds = np.array([selection.score_threshold, selection.nms_iou, selection.voting_iou], np.float32)
-    found = cpu_kernels.call(kernel, outputs, thresholds, np.array(class_counts, np.float32))
+    thresholds = (selection.score_threshold, selection.nms_iou, selection.voting_iou)
+    limits_and_counts = (jnp.asarray(np.array(values, np.float32)) for values in (thresholds, class_counts))
+    found = cpu_kernels.call(kernel, outputs, *limits_and_counts)
     box, score, number = found[..., :BOX_CHANNELS], found[..., BOX_CHANNELS], found[..., BOX_CHANNELS + 1]
     is_found = number > 0
     return {
