@@ -4,7 +4,7 @@ mtl-jax train --config configs/new_classes.py --workdir runs/seven --config.data
 mtl-jax extend --from runs/seven --workdir runs/ten --config configs/new_classes.py:more --config.data_root=data
 mtl-jax train --config configs/new_classes.py:together --workdir runs/together --config.data_root=data
 
-"more" sees images of the new classes alone, in which the old ones are not labelled, and "first" takes the new classes
+"more" names images of the new classes alone, in which the old ones are not labelled, and "first" takes the new classes
 for background; "together" learns all ten from the start. benchmarks/new_classes.py compares them. Images have a quarter
 of the pixels of the flagship's.
 """
