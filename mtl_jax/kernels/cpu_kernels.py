@@ -53,8 +53,8 @@ def left_out() -> Iterator[None]:
 
 
 def in_use() -> bool:
-    """Whether what is traced now takes the kernels."""
-    return not _left_out.get() and available()
+    """Whether what is traced now takes the kernels: a CPU computes it, and nobody has asked to leave them out."""
+    return jax.default_backend() == "cpu" and not _left_out.get() and available()
 
 
 def start_build() -> None:

@@ -65,13 +65,13 @@ def _run(pass_name: Pass, window: Window, first: Array, second: Array) -> Array:
     if form not in ("auto", *FORMS):
         expected = ", ".join(("auto", *FORMS))
         raise UserError(f"MTL_JAX_DEPTHWISE: expected one of {expected}, found {form!r}; unset it or choose one")
-    if form == "compiled" and not (on_cpu and cpu_kernels.in_use()):
+    if form == "compiled" and not cpu_kernels.in_use():
         raise UserError(
             "MTL_JAX_DEPTHWISE=compiled: expected a CPU and a working C++ compiler, found none; "
             "install g++ or unset the variable"
         )
     if form in ("auto", "compiled"):
-        compiled = on_cpu and depthwise_cpu.supports(window, first.dtype) and cpu_kernels.in_use()
+        compiled = depthwise_cpu.supports(window, first.dtype) and cpu_kernels.in_use()
         form = "compiled" if compiled else "shifted" if on_cpu else "grouped"
     return FORMS[form](pass_name, window, first, second)
 

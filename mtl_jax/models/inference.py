@@ -96,7 +96,7 @@ def _supports(settings: _Settings, arrays: tuple[Array, Array | None, Array]) ->
     """Whether a compiled kernel takes the convolution; a gate belongs to one that mixes channels."""
     x, weights, kernel = arrays
     fits = x.dtype == kernel.dtype == jnp.float32 and kernel.shape[-1] % cpu_kernels.LANES == 0
-    if not fits or jax.default_backend() != "cpu" or not cpu_kernels.in_use():
+    if not fits or not cpu_kernels.in_use():
         return False
     if settings.depthwise:
         return weights is None and depthwise_cpu.supports(settings.window(x, kernel), x.dtype)

@@ -29,7 +29,7 @@ def enlarge(cells: Float[Array, "b h w c"], factor: int) -> Float[Array, "b _ _ 
     """Bilinear interpolation, corners not aligned: a cell's value sits at its centre."""
     if factor == 1:
         return cells
-    if cells.dtype == jnp.float32 and factor % 2 == 0 and _compiled():
+    if cells.dtype == jnp.float32 and factor % 2 == 0 and cpu_kernels.in_use():
         return _enlarge(factor, cells)
     return _resize(factor, cells)
 
@@ -51,13 +51,9 @@ _enlarge.defvjp(
 )
 
 
-def _compiled() -> bool:
-    return jax.default_backend() == "cpu" and cpu_kernels.in_use()
-
-
 def enlarged_argmax(cells: Float[Array, "b h w c"], factor: int) -> Int[Array, "b _ _"]:
     """The channel that is largest at each point of `enlarge`, the first of equals."""
-    if factor % cpu_kernels.LANES or not _compiled():
+    if factor % cpu_kernels.LANES or not cpu_kernels.in_use():
         return jnp.argmax(enlarge(cells, factor), axis=-1).astype(jnp.int32)
     size = cells.shape[1] * factor, cells.shape[2] * factor
     kernel = cpu_kernels.Kernel("enlarged_argmax", size, (True,), (("factor", factor),))

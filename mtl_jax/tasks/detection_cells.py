@@ -84,7 +84,7 @@ def decode_parts(outputs: Cells, selection: Selection, class_counts: tuple[int, 
     Returns:
         As `decode`, with k = `max_detections` of each detector.
     """
-    if jax.default_backend() == "cpu" and cpu_kernels.in_use():
+    if cpu_kernels.in_use():
         return _decode_compiled(outputs, selection, class_counts)
     function = functools.partial(_decode_parts_of_one, selection=selection, class_counts=class_counts)
     return jax.vmap(function)(outputs)
