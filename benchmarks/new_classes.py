@@ -31,8 +31,6 @@ from mtl_jax.runtime import compilation
 from mtl_jax.workdir import trained
 
 PAGE = benchmarks.ROOT / "configs" / "new_classes.py"
-
-
 FOLDER = "mini-coco-det"
 SPLITS = ("train", "val")
 
@@ -100,9 +98,9 @@ def train(out: Path, seed: int, data_root: Path) -> dict[str, Path]:
     folders = {name: out / f"{name}{seed}" for name in ("first", "more", "more_alone", "together")}
     for name in ("first", "together"):
         mtl_jax.train(f"{PAGE}:{name}", str(folders[name]), settings=settings)
+    del settings["seed"]  # that of the first run stays
     for name, per_class in (("more", None), ("more_alone", 0)):
-        more = {"data_root": settings["data_root"]}
-        extend(folders["first"], folders[name], f"{PAGE}:more", per_class=per_class, settings=more)
+        extend(folders["first"], folders[name], f"{PAGE}:more", per_class=per_class, settings=settings)
     return folders
 
 

@@ -326,23 +326,3 @@ def test_the_same_buffer_always_gives_the_same_bytes():
     first, again = (replay.to_tree(replay.from_tree(replay.to_tree(buffer))) for _ in range(2))
     np.testing.assert_array_equal(first["npz"], again["npz"])
     np.testing.assert_array_equal(first["npz"], replay.to_tree(buffer)["npz"])
-
-
-def test_old_images_show_none_of_the_classes_of_the_source_that_they_join():
-    labelled = np.array([False, True])
-    new = ListSource(
-        [make_sample(number, labels={"detection": {**boxes([1]), "labelled": labelled}}) for number in range(2)],
-        {"detection": ("cat", "dog")},
-    )
-    old = class_source([0, 1, 1])
-    joined = replay.WithNegatives(new, [old, replay.ReplayBuffer((), {})])
-    assert len(joined) == 5
-    assert joined.class_names == new.class_names
-    assert joined[1] is new.samples[1]
-    assert joined[4]["image"] is old.samples[2]["image"]
-    fields = joined[4]["labels"]["detection"]
-    assert {name: len(value) for name, value in fields.items()} == {
-        **dict.fromkeys(("boxes_xyxy", "label", "crowd", "area"), 0),
-        "labelled": 2,
-    }
-    assert set(joined[4]["labels"]) == {"detection"}

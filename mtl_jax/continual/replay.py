@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,12 +26,12 @@ from mtl_jax.continual.method import (
     refuse_without_exemplars,
     setting,
 )
+from mtl_jax.continual.negatives import WithNegatives, labels_boxes_alone
 from mtl_jax.continual.network_view import NetworkView
 from mtl_jax.data import transforms, warp
-from mtl_jax.data.sources.base import WHOLE_FIELDS, Fields, Sample, Source, Subset
+from mtl_jax.data.sources.base import Fields, Sample, Source, Subset
 from mtl_jax.errors import UserError
 
-BOXES = "detection"  # the kind of tasks that images without objects can teach
 EMPTY = np.frombuffer(b"{}", np.uint8)
 SELECTIONS = ("random", "reservoir", "class_balanced", "herding", "diverse", "hard")
 CANDIDATES = 2000  # training images that exemplars are chosen among; decoding more would take minutes
@@ -74,31 +73,32 @@ class Replay(Method):
 
     def _refuse_negatives(self, stage: StageView, memory: Memory) -> None:
         location = f"{stage.location}.keep.replay.negatives"
-        streams = [stream for stream in stage.streams if _labels_boxes_alone(stage, stream)]
+        streams = [stream for stream in stage.streams if labels_boxes_alone(stage, stream)]
         if not streams:
             raise UserError(
                 f"{location}: expected a stream that labels boxes alone, found {', '.join(stage.streams)}; leave it out"
             )
         for stream in streams:
-            if not self._old_buffers(stage, memory, stream):
+            if not self._others_of_task(stage, memory, stream):
                 raise UserError(
                     f"{location}: expected exemplars of another stream of boxes, found none; set keep.replay.images of "
                     "an earlier stage"
                 )
 
-    def _old_buffers(self, stage: StageView, memory: Memory, of_stream: str = "") -> dict[str, Any]:
-        """Returns the exemplars of streams that the stage does not train on, of those that label some task alike."""
-        tasks = set(stage.stream_tasks(of_stream)) if of_stream else set(stage.tasks)
-        return {
-            stream: buffer
-            for stream, buffer in memory[self.slot].items()
-            if stream not in stage.streams and tasks & set(stage.stream_tasks(stream))
-        }
+    def _old_buffers(self, stage: StageView, memory: Memory) -> dict[str, ReplayBuffer]:
+        """Returns the exemplars of streams that the stage does not train on."""
+        return {stream: buffer for stream, buffer in memory[self.slot].items() if stream not in stage.streams}
+
+    def _others_of_task(self, stage: StageView, memory: Memory, stream: str) -> list[ReplayBuffer]:
+        """Returns those of them whose stream labels a task that the given one labels."""
+        tasks = set(stage.stream_tasks(stream))
+        old = self._old_buffers(stage, memory)
+        return [buffer for other, buffer in old.items() if tasks & set(stage.stream_tasks(other))]
 
     def source(self, stage: StageView, memory: Memory, stream: str, source: Source) -> Source:
-        if not self.negatives or not _labels_boxes_alone(stage, stream):
+        if not self.negatives or not labels_boxes_alone(stage, stream):
             return source
-        return WithNegatives(source, list(self._old_buffers(stage, memory, stream).values()))
+        return WithNegatives(source, self._others_of_task(stage, memory, stream))
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         if not self.batch_size:
@@ -146,44 +146,6 @@ class Replay(Method):
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> Mapping[str, ReplayBuffer]:
         return {stream: from_tree(buffer_tree) for stream, buffer_tree in tree.items()}
-
-
-def _labels_boxes_alone(stage: StageView, stream: str) -> bool:
-    return all(task.kind == BOXES for task in stage.stream_tasks(stream).values())
-
-
-class WithNegatives:
-    """A source of boxes, and after its images those of other sources, as images that show none of its classes."""
-
-    def __init__(self, source: Source, others: Sequence[Source]) -> None:
-        """Keeps the sources.
-
-        Args:
-            source: with labels, all of them boxes.
-            others: images whose labels are not read.
-        """
-        self._source = source
-        self._others = [(other, index) for other in others for index in range(len(other))]
-        self.class_names = source.class_names
-        self.labelled_classes = getattr(source, "labelled_classes", {})
-
-    def __len__(self) -> int:
-        return len(self._source) + len(self._others)
-
-    def __getitem__(self, index: int) -> Sample:
-        if index < len(self._source):
-            return self._source[index]
-        other, place = self._others[index - len(self._source)]
-        sample = other[place]
-        return {"image": sample["image"], "labels": self._no_boxes, "id": sample["id"]}
-
-    @functools.cached_property
-    def _no_boxes(self) -> dict[str, Fields]:
-        labels = self._source[0]["labels"]
-        return {
-            name: {field: value if field in WHOLE_FIELDS else value[:0] for field, value in fields.items()}
-            for name, fields in labels.items()
-        }
 
 
 class Relabelled:

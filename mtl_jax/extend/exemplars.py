@@ -11,7 +11,8 @@ import numpy as np
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import replay
-from mtl_jax.continual.replay import BOXES, Replay, ReplayBuffer
+from mtl_jax.continual.negatives import BOXES
+from mtl_jax.continual.replay import Replay, ReplayBuffer
 from mtl_jax.data import leakage
 from mtl_jax.data.sources.base import Source, Subset
 from mtl_jax.errors import UserError

@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
-from mtl_jax.continual.replay import BOXES, Replay
+from mtl_jax.continual.negatives import BOXES
+from mtl_jax.continual.replay import Replay
 from mtl_jax.errors import UserError
 from mtl_jax.models import dependence
 from mtl_jax.models.patterns import path_of
