@@ -310,14 +310,40 @@ def test_at_most_max_detections_are_returned():
 )
 def test_boxes_are_decoded_alike_with_and_without_the_kernel(class_counts, selection):
     generator = np.random.default_rng(0)
-    shape = (2, 300 * len(class_counts))
-    centre, size = generator.uniform(0, 40, (*shape, 2)), generator.uniform(5, 20, (*shape, 2))
-    logits = generator.normal(0, 3, (*shape, 1 + sum(class_counts)))
-    logits[1] = logits[1].round()  # many scores are equal
-    outputs = jnp.asarray(np.concatenate([centre, size, logits], axis=-1), jnp.float32)
-    actual = detection_cells.decode_parts(outputs, selection, class_counts)
+    shape, columns = (2, 300), []
+    for count in class_counts:
+        logits = generator.normal(0, 3, (*shape, 1 + count))
+        logits[1] = logits[1].round()  # many scores are equal
+        columns += [generator.uniform(0, 40, (*shape, 2)), generator.uniform(5, 20, (*shape, 2)), logits]
+    outputs = jnp.asarray(np.concatenate(columns, axis=-1), jnp.float32)
+    _require_equal_with_and_without_kernel(
+        lambda outputs: detection_cells.decode_parts(outputs, selection, class_counts), outputs
+    )
+
+
+@pytest.mark.skipif(not cpu_kernels.available(), reason="no C++ compiler: there is one way alone")
+@pytest.mark.parametrize("class_counts", [(3,), (8,), (7, 3)])
+def test_boxes_are_predicted_alike_with_and_without_the_kernel(class_counts):
+    generator = np.random.default_rng(0)
+    raw = generator.normal(0, 2, (2, 84, sum(5 + count for count in class_counts)))
+    raw[..., 2:4] *= 4  # some log-sizes are beyond the largest
+    selection = detection_cells.Selection(0.005, 0.5, 0.6, candidates=50, max_detections=20)
+    _require_equal_with_and_without_kernel(
+        lambda raw: detection_cells.predictions(raw, selection, class_counts, image_size=(64, 64), strides=(8, 16, 32)),
+        jnp.asarray(raw, jnp.float32),
+    )
+
+
+def test_predictions_need_the_cells_of_the_image():
+    raw, selection = jnp.zeros((1, 20, 8)), detection_cells.Selection(0.005, 0.5, 0.6, 10, 5)
+    with pytest.raises(ValueError, match=r"expected 84 cells for an image of \(64, 64\) px"):
+        detection_cells.predictions(raw, selection, (3,), image_size=(64, 64), strides=(8, 16, 32))
+
+
+def _require_equal_with_and_without_kernel(function, cells):
+    actual = jax.jit(function)(cells)
     with cpu_kernels.left_out():
-        expected = jax.jit(lambda outputs: detection_cells.decode_parts(outputs, selection, class_counts))(outputs)
+        expected = jax.jit(lambda cells: function(cells))(cells)
     assert actual["valid"].any()
     for name in ("label", "valid"):
         np.testing.assert_array_equal(actual[name], expected[name])

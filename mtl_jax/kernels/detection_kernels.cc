@@ -15,6 +15,30 @@ struct Limits {
   float least_score, suppression_iou, voting_iou;
 };
 
+// One detector's columns of an image's cells: box, objectness, classes.
+struct Cells {
+  const float *from, *end;  // of the first cell, and of what may be read
+  int64_t count, step, classes;
+  const float* grid;  // centre and stride of every cell, where the box is relative to them
+  float prior_logit, max_log_size, prior_size;
+
+  float objectness(int64_t cell) const { return from[cell * step + kBox] + prior_logit; }
+
+  // Centre, width and height, px.
+  void Box(int64_t cell, float* box) const {
+    std::copy_n(from + cell * step, kBox, box);
+    if (!grid) return;
+    const float* place = grid + 3 * cell;
+    Vector<8> log_size = {};
+    for (int64_t n = 0; n < 2; ++n) {
+      box[n] = place[n] + box[n] * place[2];
+      log_size[n] = std::min(std::max(box[2 + n], -max_log_size), max_log_size);
+    }
+    const Vector<8> size = Exp(log_size);
+    for (int64_t n = 0; n < 2; ++n) box[2 + n] = prior_size * place[2] * size[n];
+  }
+};
+
 // Boxes of one class lie one after another, best first. The fields have room for a vector more than there are.
 struct Boxes {
   std::vector<float> x0, y0, x1, y1, area, score, present;  // 1 where no better box suppresses it
@@ -75,12 +99,10 @@ bool Any(Mask mask) {
 }
 
 // The keys of the best pairs of cell and class, best first; place = class * cells + cell. A key's score is the square.
-void Best(const float* from, int64_t cells, int64_t channels, int64_t first, int64_t classes, const Limits& limits,
-          std::vector<uint64_t>& keys) {
+void Best(const Cells& cells, const Limits& limits, std::vector<uint64_t>& keys) {
   using V = Vector<8>;
   const V lane = {0, 1, 2, 3, 4, 5, 6, 7};
   const size_t count = limits.candidates, room = 4 * count;
-  const float* end = from + cells * channels;
   uint64_t bar = 0;  // what a key has to exceed
   float least = 0.999f * limits.least_score * limits.least_score;  // and its square to reach, but for rounding
   float log_least = std::log(least);
@@ -91,21 +113,21 @@ void Best(const float* from, int64_t cells, int64_t channels, int64_t first, int
     bar = keys[count - 1];
     least = Squared(bar), log_least = std::log(least) - 1e-3f;
   };
-  for (int64_t cell = 0; cell < cells; ++cell) {
-    const float* outputs = from + cell * channels;
+  for (int64_t cell = 0; cell < cells.count; ++cell) {
+    const float objectness = cells.objectness(cell);
     // sigmoid(a) * sigmoid(b) is below sigmoid(a) and below exp(a + b): most cells are told apart without an exponential.
-    if (!(outputs[kBox] >= log_least)) continue;
-    for (int64_t c = 0; c < classes; c += 8) {
-      const float* at = outputs + first + c;
-      const int64_t some = std::min<int64_t>(8, classes - c);
+    if (!(objectness >= log_least)) continue;
+    for (int64_t c = 0; c < cells.classes; c += 8) {
+      const float* at = cells.from + cell * cells.step + kBox + 1 + c;
+      const int64_t some = std::min<int64_t>(8, cells.classes - c);
       float copied[8] = {};
-      if (at + 8 > end) std::copy(at, at + some, copied);
-      const V logits = LoadAs<V>(at + 8 > end ? copied : at), bound = logits + outputs[kBox];
+      if (at + 8 > cells.end) std::copy(at, at + some, copied);
+      const V logits = LoadAs<V>(at + 8 > cells.end ? copied : at), bound = logits + objectness;
       if (!Any((bound >= log_least) & (logits >= log_least) & (lane < static_cast<float>(some)))) continue;
-      const V squares = Sigmoid(logits) * Sigmoid(V{} + outputs[kBox]);
+      const V squares = Sigmoid(logits) * Sigmoid(V{} + objectness);
       if (!Any((squares >= least) & (lane < static_cast<float>(some)))) continue;
       for (int64_t n = 0; n < some; ++n) {
-        const uint64_t key = Key(squares[n], (c + n) * cells + cell);
+        const uint64_t key = Key(squares[n], (c + n) * cells.count + cell);
         if (!(squares[n] >= least) || key <= bar) continue;
         keys.push_back(key);
         if (keys.size() == room) shorten();
@@ -118,22 +140,22 @@ void Best(const float* from, int64_t cells, int64_t channels, int64_t first, int
 }
 
 // One detector's detections of one image, best first, and zeros.
-void Detect(const float* from, int64_t cells, int64_t channels, int64_t first_class, int64_t classes,
-            const Limits& limits, float* out) {
+void Detect(const Cells& cells, int64_t first_class, const Limits& limits, float* out) {
   thread_local std::vector<uint64_t> keys;
   thread_local std::vector<int64_t> starts, places;
   thread_local Boxes boxes;
-  Best(from, cells, channels, kBox + 1 + first_class, classes, limits, keys);
+  Best(cells, limits, keys);
   const int64_t count = keys.size();
   boxes.Clear(count);
-  starts.assign(classes + 1, 0);
+  starts.assign(cells.classes + 1, 0);
   places.resize(count);
-  for (const uint64_t key : keys) ++starts[Place(key) / cells + 1];
-  for (int64_t c = 0; c < classes; ++c) starts[c + 1] += starts[c];
+  for (const uint64_t key : keys) ++starts[Place(key) / cells.count + 1];
+  for (int64_t c = 0; c < cells.classes; ++c) starts[c + 1] += starts[c];
   std::vector<int64_t> next(starts.begin(), starts.end() - 1);
   for (int64_t n = 0; n < count; ++n) {
-    const int64_t label = Place(keys[n]) / cells, at = places[n] = next[label]++;
-    const float* box = from + Place(keys[n]) % cells * channels;
+    const int64_t label = Place(keys[n]) / cells.count, at = places[n] = next[label]++;
+    float box[kBox];
+    cells.Box(Place(keys[n]) % cells.count, box);
     boxes.x0[at] = box[0] - 0.5f * box[2], boxes.x1[at] = box[0] + 0.5f * box[2];
     boxes.y0[at] = box[1] - 0.5f * box[3], boxes.y1[at] = box[1] + 0.5f * box[3];
     boxes.area[at] = (boxes.x1[at] - boxes.x0[at]) * (boxes.y1[at] - boxes.y0[at]);
@@ -142,7 +164,7 @@ void Detect(const float* from, int64_t cells, int64_t channels, int64_t first_cl
   std::fill(out, out + limits.detections * kFields, 0.0f);
   const float* end = out + limits.detections * kFields;
   for (int64_t n = 0; n < count && out < end; ++n) {
-    const int64_t i = places[n], label = Place(keys[n]) / cells;
+    const int64_t i = places[n], label = Place(keys[n]) / cells.count;
     if (!boxes.present[i]) continue;
     boxes.Settle(i, starts[label], starts[label + 1], limits.suppression_iou, limits.voting_iou, out);
     out[kBox] = boxes.score[i], out[kBox + 1] = first_class + label + 1;
@@ -150,24 +172,36 @@ void Detect(const float* from, int64_t cells, int64_t channels, int64_t first_cl
   }
 }
 
-// Outputs [batch, detectors * cells, cx cy w h objectness classes], the first detector's cells before the second's;
-// limits (least score, overlaps that suppress and that vote), and classes of each detector, of which the first has the
-// first columns -> detections [batch, detectors * detections, corners score class+1], best first, and then zeros.
-ffi::Error Detections(ffi::ThreadPool pool, Tensor outputs, Tensor thresholds, Tensor class_counts,
+// Cells [batch, cells, columns], the columns of each detector (box, objectness, classes) one after another; grid [cells,
+// 3], the centre and stride that boxes are relative to, or [0, 3] where boxes are centre, width and height; settings
+// (least score, overlaps that suppress and that vote, then of relative boxes what is added to the objectness, the
+// largest log-size, and the size in strides of log-size 0); classes of each detector -> detections [batch, detectors *
+// detections, corners score class+1], best first, and then zeros.
+ffi::Error Detections(ffi::ThreadPool pool, Tensor cells, Tensor grid, Tensor settings, Tensor class_counts,
                       ffi::Result<Tensor> out, int64_t candidates, int64_t detections) {
-  const auto shape = outputs.dimensions();
-  const int64_t batch = shape[0], parts = class_counts.dimensions()[0], cells = shape[1] / parts, channels = shape[2];
-  const float* values = thresholds.typed_data();
+  const auto shape = cells.dimensions();
+  const int64_t batch = shape[0], parts = class_counts.dimensions()[0], count = shape[1], channels = shape[2];
+  const float* values = settings.typed_data();
   const Limits limits{candidates, detections, values[0], values[1], values[2]};
+  const bool relative = grid.dimensions()[0] > 0;
   std::vector<int64_t> firsts(parts + 1, 0);
   for (int64_t p = 0; p < parts; ++p) firsts[p + 1] = firsts[p] + static_cast<int64_t>(class_counts.typed_data()[p]);
-  if (kBox + 1 + firsts[parts] > channels || candidates < 1)
-    return ffi::Error::InvalidArgument("detections: more classes than columns, or no candidates");
+  if (parts * (kBox + 1) + firsts[parts] != channels || candidates < 1 || (relative && grid.dimensions()[0] != count))
+    return ffi::Error::InvalidArgument("detections: other columns or cells than announced, or no candidates");
   const int64_t size = detections * kFields;
   Parallel(pool, batch * parts, [&](int64_t unit) {
     const int64_t part = unit % parts;
-    Detect(outputs.typed_data() + unit * cells * channels, cells, channels, firsts[part],
-           firsts[part + 1] - firsts[part], limits, out->typed_data() + unit * size);
+    const float* image = cells.typed_data() + unit / parts * count * channels;
+    const Cells own{image + part * (kBox + 1) + firsts[part],
+                    image + count * channels,
+                    count,
+                    channels,
+                    firsts[part + 1] - firsts[part],
+                    relative ? grid.typed_data() : nullptr,
+                    relative ? values[3] : 0.0f,
+                    values[4],
+                    values[5]};
+    Detect(own, firsts[part], limits, out->typed_data() + unit * size);
   });
   if (parts == 1) return ffi::Error::Success();
   std::vector<int64_t> order(parts * detections);
@@ -186,6 +220,6 @@ ffi::Error Detections(ffi::ThreadPool pool, Tensor outputs, Tensor thresholds, T
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(detections, Detections,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Tensor>().Arg<Tensor>().Arg<Tensor>()
-                                  .Ret<Tensor>().Attr<int64_t>("candidates").Attr<int64_t>("detections"));
+                                  .Arg<Tensor>().Ret<Tensor>().Attr<int64_t>("candidates").Attr<int64_t>("detections"));
 
 }  // namespace detection

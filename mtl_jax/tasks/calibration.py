@@ -92,6 +92,7 @@ class _Calibrated(Task):
     """Predictions of a kind with scores at a temperature, and outputs of those above the least score."""
 
     calibration: ClassVar[Calibration]
+    plain: ClassVar[Task]  # without calibration
 
     @property
     def _least(self) -> Any:
@@ -114,10 +115,13 @@ class _Calibrated(Task):
         return Undecided(lambda outputs: tempered(self, shares.decode(outputs), self.calibration), shares.meanings)
 
     def predictions(self, raw: Array, image_size: ImageSize) -> dict[str, Array]:
-        return self.decode(self.finish(raw, image_size))
+        return self._read(self.plain.predictions(raw, image_size))
 
     def decode(self, outputs: Array) -> dict[str, Array]:
-        return accepted(self, tempered(self, super().decode(outputs), self.calibration), self._least)
+        return self._read(self.plain.decode(outputs))
+
+    def _read(self, predictions: Mapping[str, Any]) -> dict[str, Any]:
+        return accepted(self, tempered(self, predictions, self.calibration), self._least)
 
     def to_json(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         return super().to_json(prediction, self._least if threshold is None else threshold)
@@ -135,8 +139,10 @@ def calibrated(task: Task, calibration: Calibration | None = None) -> Task:
     """
     if task.kind not in SCORES:
         return task
+    task = task.plain if isinstance(task, _Calibrated) else task
     kind = type(task)  # the new one overrides it, and has the task's settings
-    subclass = type(f"Calibrated{kind.__name__}", (_Calibrated, kind), {"calibration": calibration or Calibration()})
+    namespace = {"calibration": calibration or Calibration(), "plain": task}
+    subclass = type(f"Calibrated{kind.__name__}", (_Calibrated, kind), namespace)
     calibrated_task = object.__new__(subclass)
     vars(calibrated_task).update(vars(task))
     return calibrated_task

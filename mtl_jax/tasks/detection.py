@@ -167,6 +167,16 @@ class Detection(Task):
         """Returns the best boxes, best first (`detection_cells.decode`)."""
         return detection_cells.decode(outputs, self._selection)
 
+    def predictions(self, raw: Cells, image_size: ImageSize) -> dict[str, Array]:
+        """Returns the best boxes, best first, of which alone boxes are computed (`detection_cells.predictions`)."""
+        counts = self._class_counts
+        return detection_cells.predictions(raw, self._selection, counts, image_size=image_size, strides=self.strides)
+
+    @property
+    def _class_counts(self) -> tuple[int, ...]:
+        """Classes of each detector of which it consists."""
+        return (len(self.classes),)
+
     @property
     def _selection(self) -> Selection:
         return Selection(self.score_threshold, self.nms_iou, self.voting_iou, self.candidates, self.max_detections)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,16 +42,22 @@ def finish(raw: Cells, image_size: ImageSize, strides: tuple[int, ...]) -> Cells
     Raises:
         ValueError: `raw` has another number of cells than the levels of such an image.
     """
+    centres, cell_strides = _grid(raw, image_size, strides)
+    raw = raw.astype(jnp.float32)
+    box = boxes.decode(raw[..., :BOX_CHANNELS], centres, cell_strides)
+    objectness = raw[..., OBJECTNESS : OBJECTNESS + 1] + PRIOR_LOGIT
+    return jnp.concatenate([box, objectness, raw[..., OBJECTNESS + 1 :]], axis=-1)
+
+
+def _grid(raw: Cells, image_size: ImageSize, strides: tuple[int, ...]) -> tuple[Any, Any]:
+    """Centres and strides of the cells; checks their number."""
     centres, cell_strides = boxes.cell_grid(image_size, strides)
     if raw.shape[1] != centres.shape[0]:
         raise ValueError(
             f"expected {centres.shape[0]} cells for an image of {image_size} px at strides {strides}, found "
             f"{raw.shape[1]}; pass the image size that the head saw"
         )
-    raw = raw.astype(jnp.float32)
-    box = boxes.decode(raw[..., :BOX_CHANNELS], centres, cell_strides)
-    objectness = raw[..., OBJECTNESS : OBJECTNESS + 1] + PRIOR_LOGIT
-    return jnp.concatenate([box, objectness, raw[..., OBJECTNESS + 1 :]], axis=-1)
+    return centres, cell_strides
 
 
 def decode(outputs: Cells, selection: Selection) -> dict[str, Array]:
@@ -76,27 +82,70 @@ def decode_parts(outputs: Cells, selection: Selection, class_counts: tuple[int, 
     """Returns the best boxes of several detectors, best first; what one finds does not depend on the others.
 
     Args:
-        outputs: equally many cells of each detector, those of one after those of another. The first of `class_counts`
-            class columns are of the classes of the first detector, the next ones of the second, and so on.
+        outputs: of `finish`, the columns of each detector one after another.
         selection: which boxes of each detector are detections.
         class_counts: classes of each detector.
 
     Returns:
-        As `decode`, with k = `max_detections` of each detector.
+        As `decode`, with k = `max_detections` of each detector; the classes of a detector come after those before.
     """
     if cpu_kernels.in_use():
-        return _decode_compiled(outputs, selection, class_counts)
+        return _decode_compiled(outputs, np.zeros((0, 3), np.float32), selection, class_counts)
     function = functools.partial(_decode_parts_of_one, selection=selection, class_counts=class_counts)
     return jax.vmap(function)(outputs)
 
 
-def _decode_compiled(outputs: Cells, selection: Selection, class_counts: tuple[int, ...]) -> dict[str, Array]:
+def predictions(
+    raw: Cells,
+    selection: Selection,
+    class_counts: tuple[int, ...],
+    *,
+    image_size: ImageSize,
+    strides: tuple[int, ...],
+) -> dict[str, Array]:
+    """Returns what `decode_parts` makes of the finished outputs of several detectors.
+
+    The compiled kernel finishes the boxes of its candidates alone.
+
+    Args:
+        raw: as `finish` reads it, the columns of each detector one after another.
+        selection: which boxes of each detector are detections.
+        class_counts: classes of each detector.
+        image_size: height and width of the network's input, px.
+        strides: px per cell of each level.
+
+    Raises:
+        ValueError: `raw` has another number of cells than the levels of such an image.
+    """
+    if cpu_kernels.in_use():
+        centres, cell_strides = _grid(raw, image_size, strides)
+        grid = np.concatenate([centres, np.asarray(cell_strides)[:, None]], axis=-1)
+        return _decode_compiled(raw.astype(jnp.float32), grid, selection, class_counts)
+    parts = [finish(part, image_size, strides) for part in split(raw, class_counts)]
+    return decode_parts(jnp.concatenate(parts, axis=-1), selection, class_counts)
+
+
+def split(cells: Float[Array, "*cells channels"], class_counts: tuple[int, ...]) -> list[Array]:
+    """Returns the columns of each detector.
+
+    Args:
+        cells: the columns of several detectors one after another.
+        class_counts: classes of each detector.
+    """
+    ends = np.cumsum([OBJECTNESS + 1 + count for count in class_counts]).tolist()
+    return [cells[..., start:end] for start, end in zip((0, *ends[:-1]), ends, strict=True)]
+
+
+def _decode_compiled(
+    cells: Cells, grid: Float[np.ndarray, "places 3"], selection: Selection, class_counts: tuple[int, ...]
+) -> dict[str, Array]:
     limits = (("candidates", selection.candidates), ("detections", selection.max_detections))
     size = len(class_counts) * selection.max_detections, BOX_CHANNELS + 2
-    kernel = cpu_kernels.Kernel("detections", size, (True, False, False), limits)
+    kernel = cpu_kernels.Kernel("detections", size, (True, False, False, False), limits)
     thresholds = (selection.score_threshold, selection.nms_iou, selection.voting_iou)
-    limits_and_counts = (jnp.asarray(np.array(values, np.float32)) for values in (thresholds, class_counts))
-    found = cpu_kernels.call(kernel, outputs, *limits_and_counts)
+    settings = (*thresholds, PRIOR_LOGIT, boxes.MAX_LOG_SIZE, boxes.PRIOR_SIZE_CELLS)
+    constants = (jnp.asarray(np.asarray(values, np.float32)) for values in (grid, settings, class_counts))
+    found = cpu_kernels.call(kernel, cells, *constants)
     box, score, number = found[..., :BOX_CHANNELS], found[..., BOX_CHANNELS], found[..., BOX_CHANNELS + 1]
     is_found = number > 0
     return {
@@ -110,16 +159,13 @@ def _decode_compiled(outputs: Cells, selection: Selection, class_counts: tuple[i
 def _decode_parts_of_one(
     outputs: Float[Array, "cells channels"], selection: Selection, class_counts: tuple[int, ...]
 ) -> dict[str, Array]:
-    if len(class_counts) == 1:
-        return _decode_one(outputs, selection)
-    parts, results = outputs.reshape(len(class_counts), -1, outputs.shape[-1]), []
-    first_classes = np.cumsum((0, *class_counts[:-1])).tolist()
-    for number, (first, count) in enumerate(zip(first_classes, class_counts, strict=True)):
-        part = parts[number]
-        classes = part[:, OBJECTNESS + 1 + first : OBJECTNESS + 1 + first + count]
-        own = jnp.concatenate([part[:, : OBJECTNESS + 1], classes], axis=-1)
-        result = _decode_one(own, selection)
-        results.append({**result, "label": jnp.where(result["valid"], result["label"] + first, 0)})
+    results, first = [], 0
+    for count, part in zip(class_counts, split(outputs, class_counts), strict=True):
+        result = _decode_one(part, selection)
+        results.append({**result, "label": jnp.where(result["valid"], result["label"] + first, 0)} if first else result)
+        first += count
+    if len(results) == 1:
+        return results[0]
     merged = {name: jnp.concatenate([result[name] for result in results]) for name in results[0]}
     _, order = jax.lax.top_k(merged["score"], merged["score"].shape[0])
     return {

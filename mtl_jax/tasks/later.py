@@ -267,7 +267,26 @@ class LaterDetection(Later, Detection):
 
     def decode(self, outputs: Float[Array, "batch all_cells all_channels"]) -> dict[str, Array]:
         """Returns the best boxes, best first: those of the first classes as if there were no others."""
-        return detection_cells.decode_parts(outputs, self._selection, self._class_counts)
+        counts, start, columns = self._class_counts, 0, []
+        parts = outputs.reshape(outputs.shape[0], len(counts), -1, outputs.shape[-1])
+        for number, count in enumerate(counts):
+            part, first = parts[:, number], BOX_CHANNELS + 1 + start
+            columns += [part[..., : BOX_CHANNELS + 1], part[..., first : first + count]]
+            start += count
+        return detection_cells.decode_parts(jnp.concatenate(columns, axis=-1), self._selection, counts)
+
+    def predictions(self, raw: Cells, image_size: ImageSize) -> dict[str, Array]:
+        """Returns the same without columns of other parts' classes."""
+        return super().predictions(self._without_removed(raw), image_size)
+
+    def _without_removed(self, raw: Cells) -> Cells:
+        """Raw outputs in which removed classes have no score."""
+        if not self.removed:
+            return raw
+        masks = [np.zeros(0, bool)]
+        for names in np.split(self._removed_mask(), np.cumsum(self._class_counts)[:-1]):
+            masks += [np.zeros(BOX_CHANNELS + 1, bool), names]
+        return jnp.where(np.concatenate(masks)[None, None], UNLABELLED_LOGIT, raw)
 
     def new_metric(self) -> Any:
         """Returns the kind's metric."""
