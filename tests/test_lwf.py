@@ -1,11 +1,15 @@
 """Learning without forgetting: the weighted sum over old tasks, and no gradient into the teacher."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtl_jax.continual import lwf
+from mtl_jax.continual.method import StageTasks
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Task
 
@@ -55,6 +59,31 @@ def test_no_gradient_flows_into_the_teacher_but_one_into_the_student():
     assert all(not leaf.any() for leaf in jax.tree.leaves(teacher))
     np.testing.assert_allclose(student["det"], np.full((2, 2), 10 * 2 * 1.0 / 4 / 2))
     assert not student["cls"].any()
+
+
+def test_of_a_task_that_gets_classes_the_old_ones_are_taught():
+    grown = dataclasses.replace(TASKS["det"], classes=("one", "two", "three"))
+    stage = StageTasks(own=("det",), old=("det",), extended={"det": TASKS["det"]})
+    raw = {"det": jnp.array([[3.0, 3.0, 100.0]])}
+    passed = SimpleNamespace(
+        model=None,
+        tasks={"det": grown},
+        stage=stage,
+        image=None,
+        image_size=IMAGE_SIZE,
+        group=("new",),
+        raw=raw,
+        features={},
+    )
+    method = lwf.LwF(weight=2.0)
+    assert method.reads(stage) == method.gives(stage) == ("det",)
+    with pytest.MonkeyPatch.context() as patch:
+        teacher = ({"det": jnp.array([[1.0, 1.0, 7.0]])}, {})
+        patch.setattr(lwf.multi_task, "eval_raw", lambda *arguments, **settings: teacher)
+        (term,) = method.terms(passed, {})
+    assert (term.task, float(term.loss)) == ("det", 2.0 * 4.0 / 2)
+    assert float(term.metrics["det/new/distillation"]) == 2.0
+    assert method.reads(StageTasks(own=("det",), old=("det",))) == ()
 
 
 @pytest.mark.parametrize(

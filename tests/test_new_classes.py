@@ -12,15 +12,17 @@ from test_train import tiny_config
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.continual import replay
+from mtl_jax.continual import lwf, replay
+from mtl_jax.continual.method import StageTasks
 from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate_checkpoint
 from mtl_jax.extend import additions, exemplars, extend, growth, run
 from mtl_jax.models import dependence, multi_task
+from mtl_jax.models.ownership import owner_of
 from mtl_jax.report import versions_section
-from mtl_jax.training import exactness, losses, train_loop
-from mtl_jax.workdir import checkpoints, trained
+from mtl_jax.training import exactness, losses, stage_plan, train_loop
+from mtl_jax.workdir import checkpoints, metrics_log, trained
 
 FIRST = ("0", "1", "2", "3")
 LABELS = {"det": "detection", "seg": "segmentation", "cls": "classification"}
@@ -173,15 +175,44 @@ def test_classes_that_are_unclear_are_refused_in_one_line(parent, changes, words
     assert "\n" not in str(error.value)
 
 
-def test_classes_without_a_stage_or_without_exactness_are_refused(parent):
+def test_classes_without_a_stage_are_refused(parent):
     config = page(("4", "5"), stage="more", tasks=("cls", "det"))
     config.stages.more.streams = ("more_det",)
     with pytest.raises(
         UserError, match=r"more_cls (labels no new task|is in no new stage)|task cls is new and no new stage labels it"
     ):
         joined(parent, config)
-    with pytest.raises(UserError, match="leave --keep at exact"):
-        joined(parent, page(("4", "5"), stage="more"), limit=5.0)
+
+
+def test_within_a_percentage_the_network_before_teaches_the_old_classes(parent):
+    config = joined(parent, page(("4", "5"), stage="more"), limit=5.0)
+    stage, setup = config.stages["more"], experiment.build(config, data_root=parent.setup.data_root)
+    assert (stage.old_outputs, stage.keep["lwf"], config.contract.max_drop_percent) == (
+        "may_change",
+        {"weight": 2.0},
+        5,
+    )
+    growth.require_compatible(parent, setup, exact=False)
+    assert exactness.frozen_patterns(config, setup, 1) == ()
+    tasks = StageTasks(tuple(LABELS), tuple(LABELS), extended={"det": setup.tasks["det"].before("more")})
+    assert lwf.LwF(weight=1.0).reads(tasks) == ("det",)
+    by_batch = stage_plan._batch_norm(setup, "more", stage, (), tasks)
+    norms = [
+        "/".join(path.split("/")[1:-1])
+        for path in dependence.paths_of(setup.model)
+        if path.startswith("batch_stats/") and owner_of(tuple(path.split("/")[1:]), tuple(LABELS)) == "det"
+    ]
+    assert {name for name in norms if by_batch(name)} == {name for name in norms if "added_more" in name} != set(norms)
+
+
+def test_the_teacher_has_the_old_classes_alone(parent):
+    config = joined(parent, page(("4", "5"), stage="more"), limit=5.0)
+    tasks = experiment.build(config, data_root=parent.setup.data_root).tasks
+    for name in LABELS:
+        before, task = tasks[name].before("more"), tasks[name]
+        assert before.classes == parent.tasks[name].classes
+        assert before.all_channels == parent.tasks[name].all_channels < task.all_channels
+        assert task.before("another") is task
 
 
 def test_weights_of_classes_grow_with_them(tiny_backbone, tmp_path):
@@ -316,3 +347,25 @@ def test_each_version_is_measured_on_the_classes_of_all_before(versions):
     figures = evaluate_checkpoint.run(folder / "3", tasks="cls")
     assert set(figures["other_streams"]["cls"]) == {"more_cls", "third_cls", "last_cls"}
     assert "cls" in versions_section.section(contracts[-1])
+
+
+@pytest.mark.slow
+def test_within_a_percentage_old_outputs_move_and_the_old_run_s_metrics_judge(versions, tmp_path, monkeypatch):
+    for name in ("latency_ms", "gigaflops"):
+        monkeypatch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
+    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    folder, _ = versions
+    contract = extend(folder / "1", tmp_path / "loose", page(("6",), stage="third"), keep="60%")
+    assert contract["max_drop_percent"] == 60.0
+    for task in LABELS:
+        assert contract["tasks"][task]["largest_output_change"] > 0.0
+        assert list(contract["tasks"][task]["added"]) == ["more", "third"]
+    rows = metrics_log.read(tmp_path / "loose" / metrics_log.FILE_NAME)
+    assert {row["task"] for row in rows if row["name"].endswith("/distillation")} == set(LABELS)
+    before, after = (
+        dict(jax.tree_util.tree_leaves_with_path(trained.load(path).variables["batch_stats"]))
+        for path in (folder / "1", tmp_path / "loose")
+    )
+    for path, statistic in before.items():
+        np.testing.assert_array_equal(after[path], statistic)
+    assert any(leaf.any() for path, leaf in after.items() if path not in before and "mean" in str(path[-1]))

@@ -18,7 +18,7 @@ from mtl_jax.tasks.base import ImageSize, Task
 
 @dataclasses.dataclass(frozen=True)
 class LwF(Method):
-    """The network as a stage found it teaches the old tasks on the stage's images.
+    """The network as a stage found it teaches old tasks, and old classes of a task that gets more, on its images.
 
     References:
         Li, Hoiem, "Learning without Forgetting", 2016.
@@ -53,17 +53,18 @@ class LwF(Method):
     ) -> None:
         del memory, variables, phases
         location = f"{stage.location}.keep.lwf"
-        for name, held_tasks in (("weight", tasks.only_old), ("feature_weight", tasks.old)):
+        taught = self.taught(tasks)
+        for name, held_tasks in (("weight", taught), ("feature_weight", tasks.old)):
             if (value := getattr(self, name)) and not held_tasks:
                 raise UserError(
                     f"{location}.{name}: expected 0 where no stage before has learnt a task that this one could "
                     f"forget, found {value:g}; leave it to a later stage"
                 )
         for task in self.weights if self.weight else ():
-            if task not in tasks.only_old:
+            if task not in taught:
                 raise UserError(
                     f"{location}.weights: expected tasks of earlier stages that this one does not train, found {task}; "
-                    f"{suggestion(task, tasks.only_old)}"
+                    f"{suggestion(task, taught)}"
                 )
 
     def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
@@ -74,20 +75,29 @@ class LwF(Method):
         return tuple(dict.fromkeys([*self.reads(tasks), *self._holding(tasks)]))
 
     def reads(self, tasks: StageTasks) -> tuple[str, ...]:
-        return tasks.only_old if self.weight else ()
+        return self.taught(tasks) if self.weight else ()
+
+    @staticmethod
+    def taught(tasks: StageTasks) -> tuple[str, ...]:
+        """Returns the tasks that the network before a stage can teach."""
+        return (*tasks.only_old, *tasks.extended)
 
     def terms(self, passed: Passed, teacher: PyTree | None) -> Iterator[Term]:
         distilled, holding = self.reads(passed.stage), self._holding(passed.stage)
         if teacher is None:
             return
-        taught = distilled or holding[:1]
-        raw, features = multi_task.eval_raw(passed.model, teacher, passed.image, tasks=taught)
+        read = distilled or holding[:1]
+        teacher_raw, features = multi_task.eval_raw(passed.model, teacher, passed.image, tasks=read)
         yield from self._feature_terms(passed, holding, features)
         weights = {task: self.weight * self.weights.get(task, 1.0) for task in distilled}
-        teacher_raw = {task: raw[task] for task in distilled}
-        size = passed.image_size
+        tasks = {task: passed.stage.extended.get(task, passed.tasks[task]) for task in distilled}
         _, task_losses = distillation(
-            passed.tasks, passed.raw, teacher_raw, image_size=size, weights=weights, balance=self.balance
+            tasks,
+            _of_old_classes(tasks, passed.raw),
+            _of_old_classes(tasks, teacher_raw),
+            image_size=passed.image_size,
+            weights=weights,
+            balance=self.balance,
         )
         for task, loss in task_losses.items():
             yield Term(task, weights[task] * loss, {f"{task}/{passed.group[0]}/distillation": loss})
@@ -104,6 +114,11 @@ class LwF(Method):
         for task in holding:
             task_distance = self.feature_weight * distance / len(holding)
             yield Term(task, task_distance, {f"all/{passed.group[0]}/feature_distance": distance})
+
+
+def _of_old_classes(tasks: Mapping[str, Task], raw: Mapping[str, Array]) -> dict[str, Array]:
+    """Raw outputs without those of classes that the tasks do not have: these come last."""
+    return {name: raw[name][..., : task.all_channels] for name, task in tasks.items()}
 
 
 def distillation(

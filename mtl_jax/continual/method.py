@@ -30,6 +30,7 @@ class StageTasks(NamedTuple):
     own: tuple[str, ...] = ()  # that its streams label
     old: tuple[str, ...] = ()  # of the stages before
     replayed: tuple[str, ...] = ()  # that images of old streams label in its batches
+    extended: Mapping[str, Task] = {}  # own ones that get classes in it, as they were before
 
     @property
     def only_old(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,11 @@ def join(
         new_tasks = [task for task in page_config["tasks"] if task not in parent.names or task in extended_tasks]
     _join_streams(parent, config, page_config)
     new_stages = _join_stages(parent, config, page_config, new_tasks)
-    new_classes.join(config, page_config, extended_tasks, new_stages, location=str(parent.path), exact=limit is None)
+    new_classes.join(config, page_config, extended_tasks, new_stages, location=str(parent.path))
     _apply_page_settings(config, page_config)
     for name in new_stages:
         stage = config["stages"][name]
-        stage |= _keep_settings(parent, stage, config["streams"], limit, refine=refine)
+        stage |= _keep_settings(parent, stage, config["streams"], limit, set(extended_tasks), refine=refine)
         stage["warm_start"] = stage["warm_start"] or _warm_start(parent, config, stage)
     if per_class:
         exemplars.configure(config, parent, extended_tasks, new_stages, per_class=per_class)
@@ -219,7 +219,13 @@ def _apply_page_settings(config: dict[str, Any], page_config: Mapping[str, Any])
 
 
 def _keep_settings(
-    parent: Trained, stage: Mapping[str, Any], labels: Mapping[str, Any], limit: float | None, *, refine: bool
+    parent: Trained,
+    stage: Mapping[str, Any],
+    labels: Mapping[str, Any],
+    limit: float | None,
+    extended_tasks: Set[str],
+    *,
+    refine: bool,
 ) -> dict[str, Any]:
     """Returns the settings of a new stage that keep old tasks: exact outputs, or the default continual methods."""
     if limit is None:
@@ -227,9 +233,8 @@ def _keep_settings(
     # The last stage of a run stores no exemplars, because no stage was to follow.
     has_exemplars = any(parent.config.stages[name].keep.get("replay", {}).get("images") for name in parent.stages[:-1])
     stage_labels = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
-    has_other_tasks = (
-        not set(parent.names) <= stage_labels
-    )  # otherwise nothing is distilled, and exemplars alone retain old tasks
+    # Where it only trains old tasks on more data, nothing is distilled, and exemplars alone retain them.
+    has_other_tasks = bool(set(parent.names) - stage_labels or stage_labels & extended_tasks)
     usual = {
         name: dict(method_settings)
         for name, method_settings in RETENTION.items()

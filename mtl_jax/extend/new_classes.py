@@ -129,7 +129,6 @@ def join(
     stages: Sequence[str],
     *,
     location: str,
-    exact: bool,
 ) -> None:
     """Adds new classes to the settings of their tasks.
 
@@ -139,10 +138,9 @@ def join(
         extended_tasks: task -> its new classes.
         stages: new stages.
         location: path of the parent, for errors.
-        exact: whether old outputs are unchanged.
 
     Raises:
-        UserError: not exactly one stage trains the classes, or old outputs might change.
+        UserError: not exactly one stage trains the classes.
     """
     for name, classes in extended_tasks.items():
         training_stages = [stage for stage in stages if name in _labelled(config, stage)]
@@ -150,11 +148,6 @@ def join(
             raise UserError(
                 f"task {name} is to get {_listing(classes)}: expected one new stage with a stream that labels it, "
                 f"found {_listing(training_stages) or 'none'}"
-            )
-        if not exact:
-            raise UserError(
-                f"task {name} of {location} is to get classes, whose rows are learnt apart from what the others read; "
-                "leave --keep at exact"
             )
         task = config["tasks"][name]
         total = len(task["classes"]) + len(classes)

@@ -169,6 +169,16 @@ class Task(Section):
             start += addition.classes
         return ()
 
+    def before(self, stage: str) -> Task:
+        """Returns the task as it was before a stage, and those after it, added classes."""
+        del stage
+        return self
+
+    @property
+    def all_channels(self) -> int:
+        """Channels of `raw`."""
+        return self.channels + sum(addition.channels for addition in self.additions)
+
     def channels_after(self, stages: Collection[str]) -> int:
         """Returns the channels of `raw` that the classes have which were there after some stages."""
         return self.channels + sum(addition.channels for addition in self.additions if addition.stage in stages)

@@ -83,6 +83,19 @@ class Later:
         parent: Any = super()
         return parent.channels - sum(count for _, count in self.added)
 
+    def before(self, stage: str) -> Any:
+        """Returns the task as it was before a stage, and those after it, added classes."""
+        task: Any = self
+        stages = [name for name, _ in self.added]
+        if stage not in stages:
+            return task
+        added = self.added[: stages.index(stage)]
+        classes = task.classes[: len(task.first_classes) + sum(count for _, count in added)]
+        changes: dict[str, Any] = {"added": added, "classes": classes, "renamed": (), "removed": ()}
+        if getattr(task, "class_weights", None) is not None:
+            changes["class_weights"] = task.class_weights[: len(classes)]
+        return dataclasses.replace(task, **changes)
+
     def _removed_mask(self) -> Bool[np.ndarray, " classes"]:
         task: Any = self
         return np.array([name in self.removed for name in task.classes])

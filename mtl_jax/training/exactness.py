@@ -139,8 +139,13 @@ def reads_before(model: Network, task: str, stages: Collection[str]) -> tuple[st
         task: of it.
         stages: that add classes.
     """
-    added_paths = tuple(f"/head/{task}/added_{stage}/" for stage in stages)
+    added_paths = tuple(added_rows(task, stage) for stage in stages)
     return tuple(path for path in dependence.reads_of(model)[task] if not any(rows in path for rows in added_paths))
+
+
+def added_rows(task: str, stage: str) -> str:
+    """Returns the part of a path that all has which a stage adds to a task for its classes."""
+    return f"/head/{task}/added_{stage}/"
 
 
 def _all(model: Network, tasks: Iterable[str]) -> list[str]:

@@ -110,12 +110,14 @@ def plan(
     seeds = iter(np.random.SeedSequence([config.seed, index]).generate_state(2 * len(config.streams)).tolist())
     feeds = _feeds(config, setup, view, result, seeds)
     steps_per_epoch, steps, turns = _length(config, settings, feeds, seeds, location=location)
-    tasks = _stage_tasks(config, index, feeds)
+    tasks = _stage_tasks(config, setup, index, feeds)
     objective = _objective(settings, feeds, view.keep, tasks)
     exact = exactness.frozen_patterns(config, setup, index)
     frozen_by_methods = tuple(pattern for method in view.keep.values() for pattern in method.frozen(result.memory))
     phases = {
-        first: Phase((*frozen, *exact, *frozen_by_methods), _batch_norm(setup, settings, (*frozen, *exact), tasks))
+        first: Phase(
+            (*frozen, *exact, *frozen_by_methods), _batch_norm(setup, name, settings, (*frozen, *exact), tasks)
+        )
         for first, frozen in _phases(setup, settings, params, steps_per_epoch, steps, location=location).items()
     }
     for method in view.keep.values():
@@ -204,12 +206,16 @@ def _length(
     return steps_per_epoch, steps, turns
 
 
-def _stage_tasks(config: RunSettings, index: int, feeds: _Feeds) -> StageTasks:
+def _stage_tasks(config: RunSettings, setup: experiment.Experiment, index: int, feeds: _Feeds) -> StageTasks:
     """The tasks of a stage by the part that they have in it."""
-    own_tasks, old = config.tasks_of(config.order[index]), config.tasks_of(*config.order[:index])
+    name = config.order[index]
+    own_tasks, old = config.tasks_of(name), config.tasks_of(*config.order[:index])
     extra_streams = (stream for stream in feeds.tasks if stream not in feeds.sizes)
     return StageTasks(
-        own_tasks, old, tuple(dict.fromkeys(task for stream in extra_streams for task in feeds.tasks[stream]))
+        own_tasks,
+        old,
+        tuple(dict.fromkeys(task for stream in extra_streams for task in feeds.tasks[stream])),
+        {task: setup.tasks[task].before(name) for task in own_tasks if setup.tasks[task].classes_of(name)},
     )
 
 
@@ -267,6 +273,7 @@ def _rates(setup: experiment.Experiment, settings: StageSettings, params: PyTree
 
 def _batch_norm(
     setup: experiment.Experiment,
+    stage: str,
     settings: StageSettings,
     frozen: tuple[str, ...],
     tasks: StageTasks,
@@ -274,11 +281,14 @@ def _batch_norm(
     """Layers whose batch norms are trained, from `train_batch_norm` of a stage and its frozen parameters."""
     mode, own_tasks, old = settings.train_batch_norm, tasks.own, tasks.old
     names = tuple(setup.tasks)  # what follows is part of the step, which is found again by all that it holds
+    added = tuple(exactness.added_rows(task, stage) for task in tasks.extended)
     if setup.model.norms_by_task and mode != "nowhere":
 
         def in_own_pass(path: str) -> bool:
             # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
             owner = owner_of(tuple(path.split("/")), names)
+            if owner in tasks.extended and mode != "everywhere":
+                return _is_in(path, added)
             return not matches(path, frozen) and (mode == "everywhere" if owner is None else owner in own_tasks)
 
         return in_own_pass
@@ -292,9 +302,13 @@ def _batch_norm(
     def by_batch(path: str) -> bool:
         if matches(path, frozen):
             return False
-        return mode == "everywhere" or any(path.endswith(level) for level in new_levels)
+        return mode == "everywhere" or any(path.endswith(level) for level in new_levels) or _is_in(path, added)
 
     return by_batch
+
+
+def _is_in(path: str, folders: Collection[str]) -> bool:
+    return any(folder in f"/{path}" for folder in folders)
 
 
 def _check_turns(settings: StageSettings, *, location: str) -> None:
