@@ -33,6 +33,7 @@ from mtl_jax.workdir import trained
 PAGE = benchmarks.ROOT / "configs" / "new_classes.py"
 FOLDER = "mini-coco-det"
 SPLITS = ("train", "val")
+MORE: dict[str, dict[str, Any]] = {"more": {}, "more_alone": {"per_class": 0}, "more_moving": {"keep": "5%"}}
 
 
 def write_folds(out: Path, data_root: Path, count: int) -> list[Path]:
@@ -84,7 +85,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def train(out: Path, seed: int, data_root: Path) -> dict[str, Path]:
-    """Trains the four networks of a seed, or what is left of them.
+    """Trains the five networks of a seed, or what is left of them.
 
     Args:
         out: folder of the runs.
@@ -92,15 +93,16 @@ def train(out: Path, seed: int, data_root: Path) -> dict[str, Path]:
         data_root: folder of the datasets.
 
     Returns:
-        Name -> work directory: "more" has exemplars of old classes, "more_alone" none.
+        Name -> work directory: "more" has exemplars of old classes, "more_alone" none; in "more_moving" shared
+        parameters may change.
     """
     settings = {"data_root": str(data_root.absolute()), "seed": seed}
-    folders = {name: out / f"{name}{seed}" for name in ("first", "more", "more_alone", "together")}
+    folders = {name: out / f"{name}{seed}" for name in ("first", *MORE, "together")}
     for name in ("first", "together"):
         mtl_jax.train(f"{PAGE}:{name}", str(folders[name]), settings=settings)
     del settings["seed"]  # that of the first run stays
-    for name, per_class in (("more", None), ("more_alone", 0)):
-        extend(folders["first"], folders[name], f"{PAGE}:more", per_class=per_class, settings=settings)
+    for name, choices in MORE.items():
+        extend(folders["first"], folders[name], f"{PAGE}:more", settings=settings, **choices)
     return folders
 
 

@@ -48,7 +48,8 @@ def get_config(variant: str = "first") -> ConfigDict:
     if variant == "more":
         config.streams.coco_more = config.streams.coco
         del config.streams["coco"]
-        config.stages.more = stage(("coco_more",), epochs=page.EPOCHS["det"], **page.RATES)
+        rates = {"backbone_rate": page.FREE_BACKBONE["det"], **page.RATES}  # of a backbone that --keep 5% lets change
+        config.stages.more = stage(("coco_more",), epochs=page.EPOCHS["det"], **rates)
         del config.stages["det"]
         config.order = ("more",)
     return config

@@ -228,8 +228,9 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     inputs = config_lib.read_settings(page(("4", "5"), stage="more"))
     config = additions.join(parent, inputs, limit=None, per_class=2)
     assert config.stages["first"].keep["replay"]["images"] == 2 * (len(FIRST) + 1)
-    replayed = {"batch_size": exemplars.BATCH_SIZE, "weight": exemplars.WEIGHT}
-    assert config.stages["more"].keep["replay"] == {**replayed, "negatives": True}
+    assert config.stages["more"].keep["replay"] == {**exemplars.REPLAYED[False], "negatives": True}
+    moving = additions.join(parent, inputs, limit=5.0, per_class=2)
+    assert moving.stages["more"].keep["replay"] == {**exemplars.REPLAYED[True], "negatives": True}
     result = exemplars.choose(config.to_dict(), parent, tuple(LABELS), {})
     assert set(result) == {"first_seg", "first_cls", "first_det"}
     buffer = replay.from_tree(result["first_cls"])

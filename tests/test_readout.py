@@ -73,13 +73,14 @@ def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone, strides)
 
 
 @pytest.mark.parametrize("sharing", ["independent", "progressive", "series_adapters", "attention", "cgc"])
-def test_later_boxes_read_the_deepest_features_of_their_task_s_own_pass(sharing):
+def test_later_boxes_read_the_backbone_s_features_of_their_task_s_own_pass(sharing):
     built = network(SESSIONS[:1], {"sharing": sharing, "backbone": "plain_cnn"})
     reads = dependence.reads_of(built)
-    deepest = [path for path in dependence.paths_of(built) if "added_second/down_32/" in path]
-    assert len(deepest) == 2
-    assert set(deepest) <= set(reads["detection"])
-    assert not any(path in reads[kind] for kind in KINDS[1:] for path in deepest)
+    layers = ("down_backbone", "down_finest")
+    own = [path for path in dependence.paths_of(built) if any(f"added_second/{layer}/" in path for layer in layers)]
+    assert len(own) == 4
+    assert set(own) <= set(reads["detection"])
+    assert not any(path in reads[kind] for kind in KINDS[1:] for path in own)
 
 
 def test_a_session_costs_the_flagship_s_detector_a_fiftieth_of_its_parameters():

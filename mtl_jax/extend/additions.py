@@ -93,7 +93,9 @@ def join(
         stage |= _keep_settings(parent, stage, config["streams"], limit, set(extended_tasks), refine=refine)
         stage["warm_start"] = stage["warm_start"] or _warm_start(parent, config, stage)
     if per_class:
-        exemplars.configure(config, parent, extended_tasks, new_stages, per_class=per_class)
+        exemplars.configure(
+            config, parent, extended_tasks, new_stages, per_class=per_class, may_change=limit is not None
+        )
     if limit is not None:
         config["contract"]["max_drop_percent"] = limit
     if limit is not None or refine:
@@ -240,6 +242,8 @@ def _keep_settings(
         for name, method_settings in RETENTION.items()
         if (has_exemplars or name != "replay") and (has_other_tasks or name != "lwf")
     }
+    if any(parent.tasks[name].kind in exemplars.COMPETING for name in stage_labels & extended_tasks):
+        usual.pop("replay", None)  # whose settings `exemplars.configure` has
     norm_settings = {"train_batch_norm": "new_levels"} if stage["train_batch_norm"] == "everywhere" else {}
     return {"old_outputs": exactness.MAY_CHANGE, "keep": stage["keep"] or usual, **norm_settings}
 

@@ -94,10 +94,11 @@ class AddedRows(nn.Module):
 class AddedBoxes(nn.Module):
     """Rows of a detector's later classes, which are a narrow head of their own that adds to the first boxes.
 
-    Neck and head of the first classes have learnt to see later ones as background. So the narrow head reads the neck:
-    its second finest level, with a correction of low rank from the backbone's features, which distinguish many things,
-    and in fewer channels its finest one, which has most of the cells. Means of outputs of the second finest level are
-    those of coarser ones. The correction and the outputs are zero at first: training starts from the first boxes.
+    The head of the first classes has learnt to see later ones as background. So the narrow head reads the neck: its
+    second finest level, with a correction of low rank from the backbone's features there. In fewer channels it reads the
+    finest level, which has most of the cells: the backbone's features, and its own of the next level. Means of outputs of
+    the second finest level are those of coarser ones. The correction and the outputs are zero at first: training starts
+    from the first boxes.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022 (what is added to the neck).
@@ -117,11 +118,11 @@ class AddedBoxes(nn.Module):
         hidden = self._layers(hidden, _in_vectors(HEAD_SHARE * hidden.shape[-1]), HEAD_KERNELS, norming)
         outputs = self._zero_at_first("out", self.channels * len(levels))(hidden)
         raw = {}
-        for number, level in enumerate(levels):
+        for number, stride in enumerate(levels):
             added = outputs[..., number * self.channels : (number + 1) * self.channels]
-            raw[level] = _reduced(added, level // levels[0]) + self._boxes(first[level])
+            raw[stride] = _reduced(added, stride // levels[0]) + self._boxes(first[stride])
         if coarser:
-            x = self._finest(sources.neck[finest], hidden, levels[0] // finest)
+            x = self._finest(sources, finest, hidden, levels[0] // finest)
             x = self._layers(x, x.shape[-1], FINEST_KERNELS, norming)
             raw[finest] = self._zero_at_first("out_finest", self.channels)(x, residual=self._boxes(first[finest]))
         return raw
@@ -135,24 +136,23 @@ class AddedBoxes(nn.Module):
         return jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
 
     def _corrected(self, sources: Sources, stride: int) -> Array:
-        """Returns a level of the neck with what the backbone's features of its stride and coarser ones add to it."""
+        """Returns a level of the neck with what the backbone's features of its stride add to it."""
         level = sources.neck[stride]
-        rank = _in_vectors(RANK_SHARE * level.shape[-1])
-        low_rank = [
-            _enlarged(Dense(rank, self.dtype, name=f"down_{source}")(x), source // stride)
-            for source, x in sorted(sources.backbone.items())
-            if source >= stride
-        ]
-        if not low_rank:
+        if stride not in sources.backbone:
             return level
+        low_rank = Dense(_in_vectors(RANK_SHARE * level.shape[-1]), self.dtype, name="down_backbone")
         up = Dense(level.shape[-1], self.dtype, variance=0.0, name="up")
-        return up(jnp.concatenate(low_rank, axis=-1), residual=level)
+        return up(low_rank(sources.backbone[stride]), residual=level)
 
-    def _finest(self, level: Array, hidden: Array, factor: int) -> Array:
-        """Returns few channels of the neck's finest level, to which the head's own features at the next one add."""
-        width = _in_vectors(FINEST_SHARE * level.shape[-1])
+    def _finest(self, sources: Sources, stride: int, hidden: Array, factor: int) -> Array:
+        """Returns few channels of the finest level: of the backbone's features, and of the head's own of the next one.
+
+        The neck's finest level is more of the same, a linear map of these features and of its next level.
+        """
+        width = _in_vectors(FINEST_SHARE * sources.neck[stride].shape[-1])
         context = _enlarged(Dense(width, self.dtype, name="down_hidden")(hidden), factor)
-        return Dense(width, self.dtype, name="down_finest")(level, residual=context)
+        finest = sources.backbone.get(stride, sources.neck[stride])
+        return Dense(width, self.dtype, name="down_finest")(finest, residual=context)
 
     def _layers(self, x: Array, width: int, kernels: Mapping[str, int], norming: Norming) -> Array:
         for name, size in kernels.items():
@@ -176,5 +176,6 @@ def _reduced(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array,
     if factor == 1:
         return x
     batch, height, width, channels = x.shape
-    pairs = x.reshape(batch, height // 2, 2, width, channels).mean(axis=2)
-    return _reduced(pairs.reshape(batch, height // 2, width // 2, 2, channels).mean(axis=3), factor // 2)
+    rows = x.reshape(batch, height // 2, 2, width, channels)
+    columns = (rows[:, :, 0] + rows[:, :, 1]).reshape(batch, height // 2, width // 2, 2, channels)
+    return _reduced(0.25 * (columns[:, :, :, 0] + columns[:, :, :, 1]), factor // 2)
