@@ -126,9 +126,9 @@ def test_channel_weights_are_those_of_the_layers(settings):
     assert "mtl_jax_excitation" in str(jax.make_jaxpr(weights)(x, params))
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_a_layer_with_bias_is_one_pass_over_a_map(residual):
-    x, kernel, bias, added = drawn((2, 5, 3, 12), (12, 16), (16,), (2, 5, 3, 16))
+@pytest.mark.parametrize(("features", "residual"), [(16, False), (16, True), (21, False)])
+def test_a_layer_with_bias_is_one_pass_over_a_map(features, residual):
+    x, kernel, bias, added = drawn((2, 5, 3, 12), (12, features), (features,), (2, 5, 3, features))
 
     def layer(x, kernel, bias):
         return dense(x, kernel, bias, added if residual else None, output_dtype=jnp.dtype("float32"))

@@ -171,7 +171,9 @@ def dense(
     output_dtype: jnp.dtype,
 ) -> Float[Array, "*cells features"]:
     """A matrix product over the last axis, plus `bias` and `residual`; of a map of features in one pass, as above."""
-    is_fusable = x.ndim == 4 and output_dtype == jnp.float32 and _supports(_POINTWISE, (x, None, kernel))
+    whole_vectors = kernel.shape[-1] % cpu_kernels.LANES == 0 or residual is None
+    fits = x.ndim == 4 and x.dtype == kernel.dtype == output_dtype == jnp.float32
+    is_fusable = fits and whole_vectors and cpu_kernels.in_use()
     return _fused_dense(x, kernel, bias, residual) if is_fusable else _dense(x, kernel, bias, residual, output_dtype)
 
 
@@ -186,8 +188,12 @@ _POINTWISE = _Settings(1, 1, depthwise=False)
 
 @jax.custom_vjp
 def _fused_dense(x: Array, kernel: Array, bias: Array, residual: Array | None) -> Array:
+    features = bias.shape[0]
+    missing = -features % cpu_kernels.LANES  # to whole vectors
+    kernel, bias = jnp.pad(kernel, ((0, 0), (0, missing))), jnp.pad(bias, (0, missing))
     factor = np.ones(bias.shape, np.float32)  # of NumPy: a constant, which XLA does not compute every time
-    return _fused(_POINTWISE, "identity", _Operands(x, None, kernel, jnp.asarray(factor), bias, residual))
+    y = _fused(_POINTWISE, "identity", _Operands(x, None, kernel, jnp.asarray(factor), bias, residual))
+    return y[..., :features]
 
 
 _fused_dense.defvjp(
