@@ -95,10 +95,10 @@ class AddedBoxes(nn.Module):
     """Rows of a detector's later classes, which are a narrow head of their own that adds to the first boxes.
 
     The head of the first classes has learnt to see later ones as background. So the narrow head reads the neck: its
-    second finest level, with a correction of low rank from the backbone's features there. In fewer channels it reads the
-    finest level, which has most of the cells: the backbone's features, and its own of the next level. Means of outputs of
-    the second finest level are those of coarser ones. The correction and the outputs are zero at first: training starts
-    from the first boxes.
+    second finest level, with a correction of low rank from the backbone's features there. In fewer channels it reads
+    the finest level, which has most of the cells: the backbone's features, and its own of the next level. Means of
+    outputs of the second finest level are those of coarser ones. The correction and the outputs are zero at first:
+    training starts from the first boxes.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022 (what is added to the neck).
