@@ -243,6 +243,8 @@ def test_images_of_the_new_data_are_no_exemplars_of_boxes(parent):
     config = additions.join(parent, inputs, limit=None, per_class=1)
     assert config.stages["first"].keep["replay"]["images"] == len(FIRST)
     assert config.stages["more"].keep["replay"] == {"negatives": True}
+    moving = additions.join(parent, inputs, limit=5.0, per_class=1).stages["more"].keep["replay"]
+    assert moving == {**exemplars.REPLAYED_BOXES, "negatives": True}
     source = experiment.source(parent.setup, "first_det", training=True)
     known = Subset(source, (0, 2, 3))
     chosen = replay.from_tree(exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": known})["first_det"])

@@ -242,7 +242,7 @@ def _keep_settings(
         for name, method_settings in RETENTION.items()
         if (has_exemplars or name != "replay") and (has_other_tasks or name != "lwf")
     }
-    if any(parent.tasks[name].kind in exemplars.COMPETING for name in stage_labels & extended_tasks):
+    if any(parent.tasks[name].kind in exemplars.KINDS for name in stage_labels & extended_tasks):
         usual.pop("replay", None)  # whose settings `exemplars.configure` has
     norm_settings = {"train_batch_norm": "new_levels"} if stage["train_batch_norm"] == "everywhere" else {}
     return {"old_outputs": exactness.MAY_CHANGE, "keep": stage["keep"] or usual, **norm_settings}

@@ -27,6 +27,8 @@ PER_CLASS = 10  # images, where nothing else is asked for
 # With a weight of 1 classifiers of old classes lose 4 to 15 % of their metric instead of 3 to 4 %; where parameters
 # change, 4 images of weight 2 lose 6 to 17 %, 8 of weight 4 lose 3 to 9 %.
 REPLAYED = {False: {"batch_size": 4, "weight": 2.0}, True: {"batch_size": 8, "weight": 4.0}}
+# The same of boxes where parameters change, besides images without objects: digits lose nothing, and 7 % without.
+REPLAYED_BOXES = {"batch_size": 2, "weight": 0.5}
 MAX_SIDE = Replay().max_side  # px, of a stored image
 SELECTION = Replay().selection
 
@@ -99,9 +101,9 @@ def configure(
         _set_default(config["stages"][stage], "images", count)
     kinds = {parent.tasks[name].kind for name in known}
     for stage in new_stages:
-        if kinds & set(COMPETING):
-            for name, value in REPLAYED[may_change].items():
-                _set_default(config["stages"][stage], name, value)
+        replayed = REPLAYED[may_change] if kinds & set(COMPETING) else REPLAYED_BOXES if may_change else {}
+        for name, value in replayed.items():
+            _set_default(config["stages"][stage], name, value)
         if BOXES in kinds:
             _set_default(config["stages"][stage], "negatives", True)
 
