@@ -1,11 +1,13 @@
 """Replay: which exemplars are chosen, that they stay what they were, and that they fit."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mtl_jax.continual import exemplars, replay
+from mtl_jax.continual.method import StageTasks
 from mtl_jax.errors import UserError
 
 
@@ -326,3 +328,13 @@ def test_the_same_buffer_always_gives_the_same_bytes():
     first, again = (replay.to_tree(replay.from_tree(replay.to_tree(buffer))) for _ in range(2))
     np.testing.assert_array_equal(first["npz"], again["npz"])
     np.testing.assert_array_equal(first["npz"], replay.to_tree(buffer)["npz"])
+
+
+def test_a_buffer_without_images_replays_nothing():
+    stage = SimpleNamespace(streams=("new",), location="config.stages.more")
+    method, full = replay.Replay(batch_size=2), class_source([0, 1])
+    memory = {"replay": {"old": replay.ReplayBuffer((), {}), "older": full}}
+    assert [feed.stream for feed in method.feeds(stage, memory, [])] == ["older"]
+    method.refuse(stage, StageTasks(("det",), ("det",)), {"replay": {"old": replay.ReplayBuffer((), {})}}, {}, ())
+    with pytest.raises(UserError, match=r"keep\.replay\.batch_size: expected 0 without exemplars"):
+        method.refuse(stage, StageTasks(("det",), ("det",)), {"replay": {}}, {}, ())

@@ -67,7 +67,8 @@ class Replay(Method):
         phases: Iterable[Phase],
     ) -> None:
         del variables, phases
-        refuse_without_exemplars(f"{stage.location}.keep.replay.batch_size", self.batch_size, tasks)
+        if not self._old_buffers(stage, memory):  # one without images has nothing to replay
+            refuse_without_exemplars(f"{stage.location}.keep.replay.batch_size", self.batch_size, tasks)
         if self.negatives:
             self._refuse_negatives(stage, memory)
 
@@ -103,8 +104,8 @@ class Replay(Method):
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         if not self.batch_size:
             return feeds
-        old = self._old_buffers(stage, memory)
-        return [*feeds, *(Feed(stream, buffer, self.batch_size, self.weight) for stream, buffer in old.items())]
+        old = self._old_buffers(stage, memory).items()
+        return [*feeds, *(Feed(stream, buffer, self.batch_size, self.weight) for stream, buffer in old if len(buffer))]
 
     def leaves(self, keeps: Sequence[Keep], index: int) -> tuple[str, ...]:
         is_used = any(method.batch_size or method.negatives for method in later(keeps, index, Replay))
