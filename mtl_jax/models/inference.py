@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +192,7 @@ def _fused_dense(x: Array, kernel: Array, bias: Array, residual: Array | None) -
     missing = -features % cpu_kernels.LANES  # to whole vectors
     kernel, bias = jnp.pad(kernel, ((0, 0), (0, missing))), jnp.pad(bias, (0, missing))
     factor = np.ones(bias.shape, np.float32)  # of NumPy: a constant, which XLA does not compute every time
-    y = _fused(_POINTWISE, "identity", _Operands(x, None, kernel, jnp.asarray(factor), bias, residual))
+    y: Any = _fused(_POINTWISE, "identity", _Operands(x, None, kernel, jnp.asarray(factor), bias, residual))
     return y[..., :features]
 
 
