@@ -2,6 +2,8 @@
 
 mtl-jax train --config configs/new_classes.py --workdir runs/seven --config.data_root=data
 mtl-jax extend --from runs/seven --workdir runs/ten --config configs/new_classes.py:more --config.data_root=data
+mtl-jax extend --from runs/seven --workdir runs/moved --keep 5% --config configs/new_classes.py:more \\
+    --config.data_root=data
 mtl-jax train --config configs/new_classes.py:together --workdir runs/together --config.data_root=data
 
 "more" names images of the new classes alone, in which the old ones are not labelled, and "first" takes the new classes
