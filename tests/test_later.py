@@ -9,6 +9,7 @@ from mtl_jax import tasks as tasks_lib
 from mtl_jax.config import former
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.base import Geometry
+from mtl_jax.tasks.calibration import Calibration, calibrated
 
 SIZE = (64, 64)
 CLASSES = ("cup", "ball", "tree", "car")
@@ -201,6 +202,20 @@ def test_a_removed_class_of_a_detector_scores_nothing():
     score = jax.jit(lambda raw: it.undecided.decode(it.finish(raw, SIZE))["score"])(raw)
     assert float(score[..., 1].max()) == 0.0
     assert float(score[..., 0].min()) > 0.0
+
+
+@pytest.mark.parametrize("removed", [(), CLASSES[:1], CLASSES[3:]])
+def test_a_detector_s_short_way_finds_the_same_boxes(removed):
+    raw = np.concatenate(raw_boxes(CLASSES[:3], CLASSES[3:]), axis=-1)
+    it = task("detection", added=(("more", 1),), removed=removed)
+    for grown in (it, calibrated(it, Calibration(temperature=2.0))):
+        actual = jax.jit(lambda raw, grown=grown: grown.predictions(raw, SIZE))(raw)
+        expected = jax.jit(lambda raw, grown=grown: grown.decode(grown.finish(raw, SIZE)))(raw)
+        assert actual.keys() == expected.keys()
+        found = {CLASSES[label] for label in np.asarray(actual["label"])[np.asarray(actual["valid"])]}
+        assert not found & set(removed)
+        for name, values in expected.items():
+            np.testing.assert_allclose(actual[name], values, rtol=1e-5, atol=1e-4)
 
 
 def test_what_is_labelled_as_a_removed_class_is_not_measured():

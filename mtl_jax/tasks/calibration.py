@@ -92,7 +92,11 @@ class _Calibrated(Task):
     """Predictions of a kind with scores at a temperature, and outputs of those above the least score."""
 
     calibration: ClassVar[Calibration]
-    plain: ClassVar[Task]  # without calibration
+
+    @property
+    def _plain(self) -> Task:
+        """The task without calibration, with the settings that this one has."""
+        return _retyped(self, _kind_of(self))
 
     @property
     def _least(self) -> Any:
@@ -115,10 +119,10 @@ class _Calibrated(Task):
         return Undecided(lambda outputs: tempered(self, shares.decode(outputs), self.calibration), shares.meanings)
 
     def predictions(self, raw: Array, image_size: ImageSize) -> dict[str, Array]:
-        return self._read(self.plain.predictions(raw, image_size))
+        return self._read(self._plain.predictions(raw, image_size))
 
     def decode(self, outputs: Array) -> dict[str, Array]:
-        return self._read(self.plain.decode(outputs))
+        return self._read(self._plain.decode(outputs))
 
     def _read(self, predictions: Mapping[str, Any]) -> dict[str, Any]:
         return accepted(self, tempered(self, predictions, self.calibration), self._least)
@@ -139,13 +143,21 @@ def calibrated(task: Task, calibration: Calibration | None = None) -> Task:
     """
     if task.kind not in SCORES:
         return task
-    task = task.plain if isinstance(task, _Calibrated) else task
-    kind = type(task)  # the new one overrides it, and has the task's settings
-    namespace = {"calibration": calibration or Calibration(), "plain": task}
-    subclass = type(f"Calibrated{kind.__name__}", (_Calibrated, kind), namespace)
-    calibrated_task = object.__new__(subclass)
-    vars(calibrated_task).update(vars(task))
-    return calibrated_task
+    kind = _kind_of(task)  # the new one overrides it, and has the task's settings
+    namespace = {"calibration": calibration or Calibration()}
+    return _retyped(task, type(f"Calibrated{kind.__name__}", (_Calibrated, kind), namespace))
+
+
+def _kind_of(task: Task) -> type[Task]:
+    """The class of a task, without calibration."""
+    return type(task).__bases__[1] if isinstance(task, _Calibrated) else type(task)
+
+
+def _retyped(task: Task, kind: type[Task]) -> Task:
+    """A task of another class, with the same settings."""
+    retyped_task = object.__new__(kind)
+    vars(retyped_task).update(vars(task))
+    return retyped_task
 
 
 def calibration_of(task: Task) -> Calibration:

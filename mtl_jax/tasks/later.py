@@ -296,10 +296,9 @@ class LaterDetection(Later, Detection):
         """Raw outputs in which removed classes have no score."""
         if not self.removed:
             return raw
-        masks = [np.zeros(0, bool)]
-        for names in np.split(self._removed_mask(), np.cumsum(self._class_counts)[:-1]):
-            masks += [np.zeros(BOX_CHANNELS + 1, bool), names]
-        return jnp.where(np.concatenate(masks)[None, None], UNLABELLED_LOGIT, raw)
+        removed_of_parts = np.split(self._removed_mask(), np.cumsum(self._class_counts)[:-1])
+        is_removed = np.concatenate([np.pad(removed, (BOX_CHANNELS + 1, 0)) for removed in removed_of_parts])
+        return jnp.where(is_removed[None, None], UNLABELLED_LOGIT, raw)
 
     def new_metric(self) -> Any:
         """Returns the kind's metric."""
@@ -315,11 +314,11 @@ class LaterDetection(Later, Detection):
     def _subtasks(self, raw: Cells) -> list[tuple[Task, int, Array]]:
         """A detector of its classes alone for each part, the first of them among all, and its raw outputs."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Detection) if field.init}
-        subtasks, start, channel = [], 0, 0
-        for count in self._class_counts:
+        subtasks, start, counts = [], 0, self._class_counts
+        for count, raw_rows in zip(counts, detection_cells.split(raw, counts), strict=True):
             subtask = Detection(**{**settings, "classes": self.classes[start : start + count]})
-            subtasks.append((subtask, start, raw[..., channel : channel + subtask.channels]))
-            start, channel = start + count, channel + subtask.channels
+            subtasks.append((subtask, start, raw_rows))
+            start += count
         return subtasks
 
 
