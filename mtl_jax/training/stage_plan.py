@@ -287,9 +287,9 @@ def _batch_norm(
         def in_own_pass(path: str) -> bool:
             # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
             owner = owner_of(tuple(path.split("/")), names)
-            if owner in tasks.extended and mode != "everywhere":
-                return _is_in(path, added)
-            return not matches(path, frozen) and (mode == "everywhere" if owner is None else owner in own_tasks)
+            if matches(path, frozen) or (owner in tasks.extended and mode != "everywhere" and not _is_in(path, added)):
+                return False
+            return mode == "everywhere" if owner is None else owner in own_tasks
 
         return in_own_pass
     if mode == "nowhere" or (mode == "everywhere" and not frozen):
