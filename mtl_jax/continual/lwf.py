@@ -53,18 +53,17 @@ class LwF(Method):
     ) -> None:
         del memory, variables, phases
         location = f"{stage.location}.keep.lwf"
-        taught = self.taught(tasks)
-        for name, held_tasks in (("weight", taught), ("feature_weight", tasks.old)):
+        for name, held_tasks in (("weight", tasks.taught), ("feature_weight", tasks.old)):
             if (value := getattr(self, name)) and not held_tasks:
                 raise UserError(
                     f"{location}.{name}: expected 0 where no stage before has learnt a task that this one could "
                     f"forget, found {value:g}; leave it to a later stage"
                 )
         for task in self.weights if self.weight else ():
-            if task not in taught:
+            if task not in tasks.taught:
                 raise UserError(
                     f"{location}.weights: expected tasks of earlier stages that this one does not train, found {task}; "
-                    f"{suggestion(task, taught)}"
+                    f"{suggestion(task, tasks.taught)}"
                 )
 
     def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
@@ -75,12 +74,7 @@ class LwF(Method):
         return tuple(dict.fromkeys([*self.reads(tasks), *self._holding(tasks)]))
 
     def reads(self, tasks: StageTasks) -> tuple[str, ...]:
-        return self.taught(tasks) if self.weight else ()
-
-    @staticmethod
-    def taught(tasks: StageTasks) -> tuple[str, ...]:
-        """Returns the tasks that the network before a stage can teach."""
-        return (*tasks.only_old, *tasks.extended)
+        return tasks.taught if self.weight else ()
 
     def terms(self, passed: Passed, teacher: PyTree | None) -> Iterator[Term]:
         distilled, holding = self.reads(passed.stage), self._holding(passed.stage)

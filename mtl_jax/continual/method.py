@@ -37,6 +37,11 @@ class StageTasks(NamedTuple):
         """The tasks of the stages before that the stage does not label itself."""
         return tuple(task for task in self.old if task not in self.own)
 
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """The tasks that the network before the stage can teach: `only_old`, and `extended` for their old classes."""
+        return (*self.only_old, *self.extended)
+
 
 def refuse_without_exemplars(location: str, value: int | float, tasks: StageTasks) -> None:
     """Refuses a setting that does something only with exemplars, in a stage that has none.

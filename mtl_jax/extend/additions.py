@@ -236,11 +236,11 @@ def _keep_settings(
     has_exemplars = any(parent.config.stages[name].keep.get("replay", {}).get("images") for name in parent.stages[:-1])
     stage_labels = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
     # Where it only trains old tasks on more data, nothing is distilled, and exemplars alone retain them.
-    has_other_tasks = bool(set(parent.names) - stage_labels or stage_labels & extended_tasks)
+    is_distilled = bool(set(parent.names) - stage_labels or stage_labels & extended_tasks)
     usual = {
         name: dict(method_settings)
         for name, method_settings in RETENTION.items()
-        if (has_exemplars or name != "replay") and (has_other_tasks or name != "lwf")
+        if (has_exemplars or name != "replay") and (is_distilled or name != "lwf")
     }
     if any(parent.tasks[name].kind in exemplars.KINDS for name in stage_labels & extended_tasks):
         usual.pop("replay", None)  # whose settings `exemplars.configure` has
