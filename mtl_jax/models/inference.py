@@ -95,14 +95,18 @@ class _Settings(NamedTuple):
 def _supports(settings: _Settings, arrays: tuple[Array, Array | None, Array]) -> bool:
     """Whether a compiled kernel takes the convolution; a gate belongs to one that mixes channels."""
     x, weights, kernel = arrays
-    fits = x.dtype == kernel.dtype == jnp.float32 and kernel.shape[-1] % cpu_kernels.LANES == 0
-    if not fits or not cpu_kernels.in_use():
+    if kernel.shape[-1] % cpu_kernels.LANES or not _in_single_precision(x, kernel):
         return False
     if settings.depthwise:
         return weights is None and depthwise_cpu.supports(settings.window(x, kernel), x.dtype)
     if weights is not None and kernel.ndim > 2:
         return False
     return settings.dilation == 1
+
+
+def _in_single_precision(x: Array, kernel: Array) -> bool:
+    """Whether a CPU computes with the compiled kernels, which take float32 alone, and the operands are that."""
+    return x.dtype == kernel.dtype == jnp.float32 and cpu_kernels.in_use()
 
 
 def _convolved(settings: _Settings, x: Array, weights: Array | None, kernel: Array) -> Array:
@@ -172,8 +176,8 @@ def dense(
 ) -> Float[Array, "*cells features"]:
     """A matrix product over the last axis, plus `bias` and `residual`; of a map of features in one pass, as above."""
     whole_vectors = kernel.shape[-1] % cpu_kernels.LANES == 0 or residual is None
-    fits = x.ndim == 4 and x.dtype == kernel.dtype == output_dtype == jnp.float32
-    is_fusable = fits and whole_vectors and cpu_kernels.in_use()
+    fits = x.ndim == 4 and output_dtype == jnp.float32 and whole_vectors
+    is_fusable = fits and _in_single_precision(x, kernel)
     return _fused_dense(x, kernel, bias, residual) if is_fusable else _dense(x, kernel, bias, residual, output_dtype)
 
 
