@@ -1,9 +1,9 @@
 """Negatives: images of old classes in a stream of boxes of new ones."""
 
 import numpy as np
-from test_replay import ListSource, boxes, class_source, make_sample
+from support.list_source import ListSource, boxes, class_source, make_sample
 
-from mtl_jax.continual import negatives, replay
+from mtl_jax.continual import negatives, replay_buffer
 
 
 def test_old_images_show_none_of_the_classes_of_the_source_that_they_join():
@@ -13,7 +13,7 @@ def test_old_images_show_none_of_the_classes_of_the_source_that_they_join():
         {"detection": ("cat", "dog")},
     )
     old = class_source([0, 1, 1])
-    joined = negatives.WithNegatives(new, [old, replay.ReplayBuffer((), {})])
+    joined = negatives.WithNegatives(new, [old, replay_buffer.ReplayBuffer((), {})])
     assert len(joined) == 5
     assert joined.class_names == new.class_names
     assert joined[1] is new.samples[1]

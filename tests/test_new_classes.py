@@ -12,7 +12,7 @@ from test_train import tiny_config
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.continual import lwf, replay
+from mtl_jax.continual import lwf, replay_buffer
 from mtl_jax.continual.method import StageTasks
 from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
@@ -233,7 +233,7 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     assert moving.stages["more"].keep["replay"] == {**exemplars.REPLAYED[True], "negatives": True}
     result = exemplars.choose(config.to_dict(), parent, tuple(LABELS), {})
     assert set(result) == {"first_seg", "first_cls", "first_det"}
-    buffer = replay.from_tree(result["first_cls"])
+    buffer = replay_buffer.from_tree(result["first_cls"])
     assert len(buffer) == 8  # all that there are
     assert buffer.class_names["classification"] == FIRST
 
@@ -247,12 +247,14 @@ def test_images_of_the_new_data_are_no_exemplars_of_boxes(parent):
     assert moving == {**exemplars.REPLAYED_BOXES, "negatives": True}
     source = experiment.source(parent.setup, "first_det", training=True)
     known = Subset(source, (0, 2, 3))
-    chosen = replay.from_tree(exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": known})["first_det"])
+    chosen = replay_buffer.from_tree(
+        exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": known})["first_det"]
+    )
     assert len(chosen) == len(FIRST)
     for sample in known:
         assert not any(np.array_equal(sample["image"], exemplar["image"]) for exemplar in chosen)
     chosen = exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": source})["first_det"]
-    assert len(replay.from_tree(chosen)) == 0
+    assert len(replay_buffer.from_tree(chosen)) == 0
 
 
 def test_exemplars_are_refused_where_no_task_takes_them(tiny_backbone, tmp_path):
@@ -291,7 +293,7 @@ def test_a_second_call_needs_none_of_the_old_images(parent, monkeypatch, tmp_pat
     monkeypatch.setattr(run, "train_and_evaluate", lambda config, *arguments, **settings: configs.append(config) or {})
     extend(parent.path, tmp_path / "new", more)
     stored = checkpoints.load(tmp_path / "new" / "checkpoints" / "0-first", {"memory": None})["memory"]
-    assert len(replay.from_tree(stored["replay"]["first_det"])) == 8
+    assert len(replay_buffer.from_tree(stored["replay"]["first_det"])) == 8
 
     def gone(*arguments, **settings):
         raise UserError("no folder of images")

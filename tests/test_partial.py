@@ -11,7 +11,7 @@ from tiny import MODEL
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment, tasks
-from mtl_jax.continual import replay
+from mtl_jax.continual import replay_buffer
 from mtl_jax.data import transforms
 from mtl_jax.data.mosaic import mosaic
 from mtl_jax.data.partial import Classes, in_task_terms
@@ -353,12 +353,12 @@ def test_a_source_s_classes_may_be_some_of_the_task_s_by_name(tiny_backbone):
     config = two_halves()
     config.streams.low.labelled_classes = {}
     setup = experiment.build(config_lib.resolve(config), data_root=Path())
-    data = replay.ReplayBuffer((), {"segmentation": ("3", "background")})
+    data = replay_buffer.ReplayBuffer((), {"segmentation": ("3", "background")})
     (classes,) = experiment.classes_of(setup, "low", data).values()
     assert classes.numbers == (4, 0)
     assert np.flatnonzero(classes.labelled).tolist() == [0, 4]
-    data = replay.ReplayBuffer((), data.class_names, {"segmentation": ("background",)})
-    np.testing.assert_equal(replay.from_tree(replay.to_tree(data)), data)
+    data = replay_buffer.ReplayBuffer((), data.class_names, {"segmentation": ("background",)})
+    np.testing.assert_equal(replay_buffer.from_tree(replay_buffer.to_tree(data)), data)
     (classes,) = experiment.classes_of(setup, "low", data).values()
     assert np.flatnonzero(classes.labelled).tolist() == [0]
 

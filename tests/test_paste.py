@@ -10,7 +10,7 @@ from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.continual import memory
 from mtl_jax.continual.paste import SCENES, PastedReplay, paste
-from mtl_jax.continual.replay import ReplayBuffer
+from mtl_jax.continual.replay_buffer import ReplayBuffer
 from mtl_jax.errors import UserError
 from mtl_jax.training import stage_plan
 

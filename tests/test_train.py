@@ -16,7 +16,7 @@ from tiny import MODEL, spare_report
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
-from mtl_jax.continual import memory, reading, replay
+from mtl_jax.continual import memory, reading, replay_buffer
 from mtl_jax.continual.method import Finished
 from mtl_jax.continual.network_view import NetworkView
 from mtl_jax.errors import UserError
@@ -173,7 +173,7 @@ def test_exemplars_that_the_network_chose_come_back_with_the_outputs_they_had(ti
     retained = checkpoints.load(tmp_path / "run" / "checkpoints" / "0-seg", {"memory": None})["memory"]["replay"][
         "masks"
     ]
-    buffer = replay.from_tree(retained)
+    buffer = replay_buffer.from_tree(retained)
     assert len(buffer) == 2
     assert buffer[0]["labels"]["seg/outputs"]["outputs"].shape == (8, 8, 11)
     distances = values(tmp_path / "run", "masks_replay/output_distance")

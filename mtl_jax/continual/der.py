@@ -26,7 +26,8 @@ from mtl_jax.continual.method import (
     setting,
 )
 from mtl_jax.continual.network_view import NetworkView
-from mtl_jax.continual.replay import Relabelled, Replay, ReplayBuffer
+from mtl_jax.continual.replay import Relabelled, Replay
+from mtl_jax.continual.replay_buffer import ReplayBuffer
 from mtl_jax.errors import UserError
 
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
-from mtl_jax.continual import replay
+from mtl_jax.continual import replay_buffer
 from mtl_jax.continual.negatives import BOXES
-from mtl_jax.continual.replay import Replay, ReplayBuffer
+from mtl_jax.continual.replay import Replay
+from mtl_jax.continual.replay_buffer import ReplayBuffer
 from mtl_jax.data import leakage
 from mtl_jax.data.sources.base import Source, Subset
 from mtl_jax.errors import UserError
@@ -155,14 +156,14 @@ def choose(
             is_new = {leak.validation.index for leak in leakage.find(new_sources, {stream: source})}
             candidates = [index for index in candidates if index not in is_new]
             if not candidates:
-                by_stream[stream] = replay.to_tree(ReplayBuffer((), dict(source.class_names)))
+                by_stream[stream] = replay_buffer.to_tree(ReplayBuffer((), dict(source.class_names)))
                 continue
-        buffer = replay.fill(
-            Subset(source, candidates[: replay.CANDIDATES]),
+        buffer = replay_buffer.fill(
+            Subset(source, candidates[: replay_buffer.CANDIDATES]),
             count=count,
             selection=SELECTION,
             generator=generator,
             max_side_px=MAX_SIDE,
         )
-        by_stream[stream] = replay.to_tree(buffer)
+        by_stream[stream] = replay_buffer.to_tree(buffer)
     return by_stream
