@@ -9,7 +9,7 @@ from typing import Any
 from mtl_jax.config.checks import suggestion
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import later
+from mtl_jax.tasks import LATER_KINDS, later
 from mtl_jax.tasks.segmentation import BACKGROUND
 from mtl_jax.workdir.trained import BY_CLASS
 
@@ -112,7 +112,7 @@ def _require_same_settings(
                 f"task {name} is in {location} already, with other settings ({key} was {parent_task.get(key)!r}, is "
                 f"{value!r}); leave the setting out, or give a new task another name"
             )
-    if parent_task.get("kind") not in later.KINDS:
+    if parent_task.get("kind") not in LATER_KINDS:
         raise UserError(
             f"task {name} of {location} is a {parent_task.get('kind')} task, which has no classes to add to"
         )

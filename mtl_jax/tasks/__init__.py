@@ -13,6 +13,7 @@ from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.classification import Classification
 from mtl_jax.tasks.depth import Depth
 from mtl_jax.tasks.detection import Detection
+from mtl_jax.tasks.later_detection import LaterDetection
 from mtl_jax.tasks.multi_label import MultiLabel
 from mtl_jax.tasks.regression import Regression
 from mtl_jax.tasks.segmentation import Segmentation
@@ -24,6 +25,12 @@ KINDS: dict[str, type[Task]] = {
     "multi_label": MultiLabel,
     "regression": Regression,
     "depth": Depth,
+}
+LATER_KINDS: dict[str, type[Task]] = {  # whose classes can be changed after training
+    "segmentation": later.LaterSegmentation,
+    "detection": LaterDetection,
+    "classification": later.LaterClassification,
+    "multi_label": later.LaterMultiLabel,
 }
 # What people read for a figure's name, in every table, report and comparison.
 TITLES: dict[str, str] = {figure: title for kind in KINDS.values() for figure, title in kind.titles.items()}
@@ -57,5 +64,5 @@ def _build_one(name: str, section: Mapping[str, Any]) -> Task:
         check_class_names(f"{location}.classes", section["classes"])
         settings["classes"] = tuple(section["classes"])
     options = {key: value for key, value in section.items() if key != "kind" and key not in settings}
-    has_changes = kind in later.KINDS and any(name in options for name in later.SETTINGS)
-    return read(later.KINDS[kind] if has_changes else KINDS[kind], options, location, **settings)
+    kinds = LATER_KINDS if kind in LATER_KINDS and any(name in options for name in later.SETTINGS) else KINDS
+    return read(kinds[kind], options, location, **settings)
