@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtl_jax.cli import compare as command
-from mtl_jax.report import comparison
+from mtl_jax.report import comparison_page
 from mtl_jax.workdir import run_record
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ def compare(tmp_path, monkeypatch):
 def undrawn(monkeypatch):
     """Spares drawing figures after every run, a fifth of a second each."""
     for name in ("spread_svg", "scatter_svg", "scatters_svg", "draw_heatmaps"):
-        monkeypatch.setattr(comparison, name, lambda *arguments, **settings: "<svg></svg>")
+        monkeypatch.setattr(comparison_page, name, lambda *arguments, **settings: "<svg></svg>")
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from mtl_jax.report import comparison, comparison_figures
+from mtl_jax.report import comparison, comparison_figures, comparison_page
 from mtl_jax.report.balance_section import Conflict
 
 
@@ -81,11 +81,11 @@ def test_conflicts_are_averaged_over_the_runs_that_logged_them():
         result("sum", seed, 0.2, conflicts={pair: Conflict(share, -0.1, -0.2, 10)})
         for seed, share in enumerate((0.2, 0.4))
     ]
-    heads, rows = comparison.conflict_table({"sum": some, "none": [RESULTS[0]]})
+    heads, rows = comparison_page.conflict_table({"sum": some, "none": [RESULTS[0]]})
     assert heads == ["variant", "seg and cls"]
     assert rows == [["sum", "30 %, mean cosine -0.100"]]
-    assert "Conflicts" in comparison.as_html("runs", [*some, RESULTS[0]])
-    assert "Conflicts" not in comparison.as_html("runs", RESULTS)
+    assert "Conflicts" in comparison_page.as_html("runs", [*some, RESULTS[0]])
+    assert "Conflicts" not in comparison_page.as_html("runs", RESULTS)
 
 
 def test_the_matrix_is_the_mean_over_seeds():
@@ -96,9 +96,9 @@ def test_the_matrix_is_the_mean_over_seeds():
 
 
 def test_the_heatmaps_hold_every_variant_s_figures_and_are_red_where_the_contract_breaks():
-    svg = comparison.heatmaps_svg(RESULTS)
+    svg = comparison_page.heatmaps_svg(RESULTS)
     assert svg.startswith("<?xml")
-    red, green = comparison.heatmaps_svg([RESULTS[0]]), comparison.heatmaps_svg([RESULTS[2]])
+    red, green = comparison_page.heatmaps_svg([RESULTS[0]]), comparison_page.heatmaps_svg([RESULTS[2]])
     assert red.count("fill: #") >= 4
     fills = [set(re.findall(r"fill: (#\w{6})", text)) for text in (red, green)]
     reddish = [{c for c in fill if int(c[1:3], 16) > int(c[3:5], 16) + 40} for fill in fills]
@@ -108,7 +108,7 @@ def test_the_heatmaps_hold_every_variant_s_figures_and_are_red_where_the_contrac
 
 def test_the_pages_name_every_variant_and_escape_it():
     odd = result("<b>|x", 0, 0.4)
-    page = comparison.as_html("runs", [*RESULTS, odd])
+    page = comparison_page.as_html("runs", [*RESULTS, odd])
     assert "<b>|x" not in page
     assert page.count("&lt;b&gt;|x") >= 3
     assert page.count("<svg") == 8  # a spread for each of two tasks, and each against the three costs that are known
@@ -141,8 +141,8 @@ def test_a_dozen_variants_look_different_each():
 
 
 def test_the_tradeoffs_stand_alone_with_every_variant_and_axis():
-    svg = comparison.tradeoffs_svg(RESULTS)
+    svg = comparison_page.tradeoffs_svg(RESULTS)
     assert svg.startswith("<?xml")
-    assert svg == comparison.tradeoffs_svg(RESULTS)
+    assert svg == comparison_page.tradeoffs_svg(RESULTS)
     for text in ("seg mIoU", "largest drop, %", "latency, ms", "parameters", *comparison.by_variant(RESULTS)):
         assert f"<!-- {text} -->" in svg

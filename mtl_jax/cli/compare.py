@@ -98,7 +98,7 @@ def parse(text: str) -> list[Variant]:
 def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[str, ...]) -> int:
     """Trains the missing runs, and rewrites the comparison after every run."""
     from mtl_jax.errors import UserError
-    from mtl_jax.report import comparison
+    from mtl_jax.report import comparison, comparison_page
     from mtl_jax.workdir.files import replace_text
 
     results, failed, start_time = [], 0, time.monotonic()
@@ -123,10 +123,10 @@ def compare(out: Path, variants: list[Variant], seeds: list[int], common: tuple[
         results = sorted([*results, result], key=lambda entry: (order.index(entry.variant), entry.seed))
         replace_text(out / "comparison.md", comparison.as_markdown(results))
         replace_text(out / "comparison.csv", comparison.as_csv(results))
-        replace_text(out / "comparison.html", comparison.as_html(out.name, results))
+        replace_text(out / "comparison.html", comparison_page.as_html(out.name, results))
         replace_text(out / "training_history.json", comparison.as_history(results))
-        replace_text(out / "heatmaps.svg", comparison.heatmaps_svg(results))
-        replace_text(out / "tradeoffs.svg", comparison.tradeoffs_svg(results))
+        replace_text(out / "heatmaps.svg", comparison_page.heatmaps_svg(results))
+        replace_text(out / "tradeoffs.svg", comparison_page.tradeoffs_svg(results))
     if results:
         print(f"\n{comparison.as_markdown(results)}\n{out}/comparison.html")
     return 1 if failed else 0
