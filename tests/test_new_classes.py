@@ -21,7 +21,7 @@ from mtl_jax.extend import additions, exemplars, extend, growth, run
 from mtl_jax.models import dependence, multi_task
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.report import versions_section
-from mtl_jax.training import exactness, losses, stage_plan, train_loop
+from mtl_jax.training import exactness, losses, train_loop, trained_layers
 from mtl_jax.workdir import checkpoints, metrics_log, trained
 
 FIRST = ("0", "1", "2", "3")
@@ -196,7 +196,7 @@ def test_within_a_percentage_the_network_before_teaches_the_old_classes(parent):
     assert exactness.frozen_patterns(config, setup, 1) == ()
     tasks = StageTasks(tuple(LABELS), tuple(LABELS), extended={"det": setup.tasks["det"].before("more")})
     assert lwf.LwF(weight=1.0).reads(tasks) == ("det",)
-    by_batch = stage_plan._batch_norm(setup, "more", stage, (), tasks)
+    by_batch = trained_layers.trained_norms(setup, "more", stage, (), tasks)
     norms = [
         "/".join(path.split("/")[1:-1])
         for path in dependence.paths_of(setup.model)

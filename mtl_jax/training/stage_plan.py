@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,17 +12,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mtl_jax import experiment
-from mtl_jax.config.checks import near
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.config.stage_settings import StageSettings
 from mtl_jax.continual.method import Feed, Memory, Method, Phase, StageTasks
 from mtl_jax.data import pipeline, sampling
 from mtl_jax.data.sources.base import Source
 from mtl_jax.errors import UserError
-from mtl_jax.models.ownership import owner_of
-from mtl_jax.models.patterns import expanded, matches, paths
 from mtl_jax.tasks.calibration import Calibration
-from mtl_jax.training import exactness, freezing
+from mtl_jax.training import exactness, trained_layers
 from mtl_jax.training.losses import Objective
 from mtl_jax.training.stage_view import StageView
 
@@ -114,11 +111,13 @@ def plan(
     objective = _objective(settings, feeds, view.keep, tasks)
     exact = exactness.frozen_patterns(config, setup, index)
     frozen_by_methods = tuple(pattern for method in view.keep.values() for pattern in method.frozen(result.memory))
+    frozen_phases = trained_layers.frozen_phases(setup, settings, params, steps_per_epoch, steps, location=location)
     phases = {
         first: Phase(
-            (*frozen, *exact, *frozen_by_methods), _batch_norm(setup, name, settings, (*frozen, *exact), tasks)
+            (*frozen, *exact, *frozen_by_methods),
+            trained_layers.trained_norms(setup, name, settings, (*frozen, *exact), tasks),
         )
-        for first, frozen in _phases(setup, settings, params, steps_per_epoch, steps, location=location).items()
+        for first, frozen in frozen_phases.items()
     }
     for method in view.keep.values():
         method.refuse(view, tasks, result.memory, result.variables, phases.values())
@@ -134,7 +133,7 @@ def plan(
         own_tasks=tasks.own,
         learnt_tasks=tuple(dict.fromkeys([*tasks.old, *tasks.own])),
         batch_sizes=feeds.batch_sizes,
-        rates=_rates(setup, settings, params, location=location),
+        rates=trained_layers.rates(setup, settings, params, location=location),
         turns=turns,
         steps_per_epoch=steps_per_epoch,
         total_steps=steps,
@@ -233,84 +232,6 @@ def _objective(settings: StageSettings, feeds: _Feeds, keep: Mapping[str, Method
     )
 
 
-def _phases(
-    setup: experiment.Experiment,
-    settings: StageSettings,
-    params: PyTree,
-    steps_per_epoch: int,
-    steps: int,
-    *,
-    location: str,
-) -> dict[int, tuple[str, ...]]:
-    """From which step on which patterns of parameters are frozen."""
-    location = f"{location}.freeze"
-    stages = experiment.backbone_stages(setup, settings.frozen)
-    named_rules = freezing.rules(settings.frozen)
-    rules = [rule._replace(pattern=layer) for rule in named_rules for layer in expanded(rule.pattern, stages)]
-    paths_found = paths(params)
-    for rule in rules:
-        _require_match(rule.pattern, paths_found, location=location)
-        if rule.start >= settings.epochs:
-            raise UserError(
-                f"{location}: expected epochs before {settings.epochs:g}, at which the stage ends, found "
-                f"{rule.pattern!r} from epoch {rule.start:g} on"
-            )
-    phases = freezing.phases(rules, steps_per_epoch=steps_per_epoch, total_steps=steps)
-    _check_frozen(phases, paths_found, location=location)
-    return phases
-
-
-def _rates(setup: experiment.Experiment, settings: StageSettings, params: PyTree, *, location: str) -> dict[str, float]:
-    """Pattern of parameters -> factor on the learning rate."""
-    rates = {"backbone": settings.backbone_rate, "*/backbone": settings.backbone_rate}
-    stages = experiment.backbone_stages(setup, settings.rates)
-    for pattern, factor in dict(settings.rates).items():
-        for layer in expanded(pattern, stages):
-            rates[layer] = rates.get(layer, 1.0) * factor
-    _check_rates(rates, params, location=f"{location}.rates")
-    return rates
-
-
-def _batch_norm(
-    setup: experiment.Experiment,
-    stage: str,
-    settings: StageSettings,
-    frozen: tuple[str, ...],
-    tasks: StageTasks,
-) -> bool | Callable[[str], bool]:
-    """Layers whose batch norms are trained, from `train_batch_norm` of a stage and its frozen parameters."""
-    mode, own_tasks, old = settings.train_batch_norm, tasks.own, tasks.old
-    names = tuple(setup.tasks)  # what follows is part of the step, which is found again by all that it holds
-    added = tuple(exactness.added_rows(task, stage) for task in tasks.extended)
-    if setup.model.norms_by_task and mode != "nowhere":
-
-        def in_own_pass(path: str) -> bool:
-            # Old tasks that are distilled pass through their own batch norms, which keep their statistics.
-            owner = owner_of(tuple(path.split("/")), names)
-            if matches(path, frozen) or (owner in tasks.extended and mode != "everywhere" and not _is_in(path, added)):
-                return False
-            return mode == "everywhere" if owner is None else owner in own_tasks
-
-        return in_own_pass
-    if mode == "nowhere" or (mode == "everywhere" and not frozen):
-        return mode == "everywhere"
-    known_levels = {level for task in old for level in setup.tasks[task].levels}
-    new_levels = {
-        f"stride_{level}" for task in own_tasks for level in setup.tasks[task].levels if level not in known_levels
-    }
-
-    def by_batch(path: str) -> bool:
-        if matches(path, frozen):
-            return False
-        return mode == "everywhere" or any(path.endswith(level) for level in new_levels) or _is_in(path, added)
-
-    return by_batch
-
-
-def _is_in(path: str, folders: Collection[str]) -> bool:
-    return any(folder in f"/{path}" for folder in folders)
-
-
 def _check_turns(settings: StageSettings, *, location: str) -> None:
     if settings.balance != "sum" or settings.log_conflicts or settings.gradient_space != "params":
         raise UserError(
@@ -319,32 +240,3 @@ def _check_turns(settings: StageSettings, *, location: str) -> None:
             f"stream alone, found {settings.sampling_temperature:g}; set it to 0, or "
             'balance="sum", log_conflicts=False, gradient_space="params"'
         )
-
-
-def _check_rates(rates: Mapping[str, float], params: PyTree, *, location: str) -> None:
-    paths_found = paths(params)
-    for pattern in rates:
-        if pattern not in ("backbone", "*/backbone"):
-            _require_match(pattern, paths_found, location=location)
-
-
-def _require_match(pattern: str, paths_found: Sequence[str], *, location: str) -> None:
-    if not any(matches(path, (pattern,)) for path in paths_found):
-        prefixes = dict.fromkeys(
-            "/".join(path.split("/")[:depth])
-            for depth in range(1, 4)
-            for path in paths_found
-            if path.count("/") >= depth
-        )
-        likely = near(pattern, prefixes)
-        hint = f"; did you mean {' or '.join(likely)}?" if likely else ""
-        top = ", ".join(prefix for prefix in prefixes if "/" not in prefix)
-        raise UserError(f"{location}: expected patterns of parameters in {top}, found {pattern!r}, of none{hint}")
-
-
-def _check_frozen(phases: Mapping[int, tuple[str, ...]], paths_found: Sequence[str], *, location: str) -> None:
-    for patterns in phases.values():
-        if all(matches(path, patterns) for path in paths_found):
-            raise UserError(
-                f"{location}: expected some parameter left to train, found {', '.join(patterns)}; freeze less"
-            )
