@@ -25,7 +25,19 @@ def frozen_phases(
     *,
     location: str,
 ) -> dict[int, tuple[str, ...]]:
-    """From which step on which patterns of parameters are frozen."""
+    """Returns from which step on which patterns of parameters are frozen; the first is step 0.
+
+    Args:
+        setup: what the configuration describes.
+        settings: of the stage.
+        params: of the network.
+        steps_per_epoch: of the stage.
+        steps: of the whole stage.
+        location: of the stage in the configuration, for errors.
+
+    Raises:
+        UserError: a pattern fits no parameter, begins after the stage, or leaves nothing to train.
+    """
     location = f"{location}.freeze"
     stages = experiment.backbone_stages(setup, settings.frozen)
     named_rules = freezing.rules(settings.frozen)
@@ -44,7 +56,17 @@ def frozen_phases(
 
 
 def rates(setup: experiment.Experiment, settings: StageSettings, params: PyTree, *, location: str) -> dict[str, float]:
-    """Pattern of parameters -> factor on the learning rate."""
+    """Returns pattern of parameters -> factor on the learning rate.
+
+    Args:
+        setup: what the configuration describes.
+        settings: of the stage.
+        params: of the network.
+        location: of the stage in the configuration, for errors.
+
+    Raises:
+        UserError: a pattern fits no parameter.
+    """
     factors = {"backbone": settings.backbone_rate, "*/backbone": settings.backbone_rate}
     stages = experiment.backbone_stages(setup, settings.rates)
     for pattern, factor in dict(settings.rates).items():
@@ -61,7 +83,15 @@ def trained_norms(
     frozen: tuple[str, ...],
     tasks: StageTasks,
 ) -> bool | Callable[[str], bool]:
-    """Layers whose batch norms are trained, from `train_batch_norm` of a stage and its frozen parameters."""
+    """Returns where batch norm normalises by the batch and moves its statistics.
+
+    Args:
+        setup: what the configuration describes.
+        stage: its name.
+        settings: of the stage, with its mode, `train_batch_norm`.
+        frozen: patterns of parameters; their norms keep their statistics.
+        tasks: of the stage.
+    """
     mode, own_tasks, old = settings.train_batch_norm, tasks.own, tasks.old
     names = tuple(setup.tasks)  # what follows is part of the step, which is found again by all that it holds
     added = tuple(exactness.added_rows(task, stage) for task in tasks.extended)
