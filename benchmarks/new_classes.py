@@ -1,10 +1,10 @@
 """A detector with classes added later, compared with one trained on all: `configs/new_classes.py` over seeds.
 
 python -m benchmarks.new_classes --out runs/new_classes --seeds 0 1 2 --data_root data
-python -m benchmarks.new_classes --out runs/new_classes --folds 5 --data_root data
+python -m benchmarks.new_classes --out runs/new_classes --folds 5 --seeds 0 1 --data_root data
 
-The mini set has 18 validation images of the new classes. With `--folds`, every one of its 300 images is judged once, by
-networks that were trained on the other folds.
+The mini set has 18 validation images of the new classes. With `--folds`, every one of its 300 images is judged once for
+each seed, by networks that were trained on the other folds; `--networks more together` leaves some out.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ PAGE = benchmarks.ROOT / "configs" / "new_classes.py"
 FOLDER = "mini-coco-det"
 SPLITS = ("train", "val")
 MORE: dict[str, dict[str, Any]] = {"more": {}, "more_alone": {"per_class": 0}, "more_moving": {"keep": "5%"}}
+NETWORKS = (*MORE, "together")  # that are compared with the first one
 
 
 def write_folds(out: Path, data_root: Path, count: int) -> list[Path]:
@@ -84,25 +85,26 @@ def _link(path: Path, target: Path) -> None:
         path.symlink_to(target.absolute())
 
 
-def train(out: Path, seed: int, data_root: Path) -> dict[str, Path]:
-    """Trains the five networks of a seed, or what is left of them.
+def train(out: Path, seed: int, data_root: Path, networks: Sequence[str] = NETWORKS) -> dict[str, Path]:
+    """Trains the networks of a seed, or what is left of them.
 
     Args:
         out: folder of the runs.
         seed: of all of them, and part of their folders' names.
         data_root: folder of the datasets.
+        networks: some of `NETWORKS`; the first is trained always.
 
     Returns:
         Name -> work directory: "more" has exemplars of old classes, "more_alone" none; in "more_moving" shared
         parameters may change.
     """
-    settings = {"data_root": str(data_root.absolute()), "seed": seed}
-    folders = {name: out / f"{name}{seed}" for name in ("first", *MORE, "together")}
-    for name in ("first", "together"):
-        mtl_jax.train(f"{PAGE}:{name}", str(folders[name]), settings=settings)
-    del settings["seed"]  # that of the first run stays
-    for name, choices in MORE.items():
-        extend(folders["first"], folders[name], f"{PAGE}:more", settings=settings, **choices)
+    data_folder = str(data_root.absolute())
+    folders = {name: out / f"{name}{seed}" for name in ("first", *networks)}
+    for name, folder in folders.items():
+        if name in MORE:  # the seed is that of the first run
+            extend(folders["first"], folder, f"{PAGE}:more", settings={"data_root": data_folder}, **MORE[name])
+        else:
+            mtl_jax.train(f"{PAGE}:{name}", str(folder), settings={"data_root": data_folder, "seed": seed})
     return folders
 
 
@@ -151,19 +153,22 @@ def main(arguments: Sequence[str]) -> None:
     """Trains, measures, and writes new_classes.json into the folder of the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/new_classes"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folds", type=int, default=0, help="judge all images, in so many folds, each of one seed")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0, 1 and 2, and with --folds 0")
+    parser.add_argument("--folds", type=int, default=0, help="judge all images, in so many folds")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, help="to compare with the first")
     parser.add_argument("--data_root", type=Path, default=Path("data"))
     options = parser.parse_args(arguments)
     compilation.enable_cache()
     out, data_root = options.out, options.data_root
     if options.folds:
-        cases = [(fold, out / "folds", root) for fold, root in enumerate(write_folds(out, data_root, options.folds))]
+        roots = list(enumerate(write_folds(out, data_root, options.folds)))
+        seeds = options.seeds or [0]
+        cases = [(10 * seed + fold, out / "folds", root) for seed in seeds for fold, root in roots]
     else:
-        cases = [(seed, out, data_root) for seed in options.seeds]
+        cases = [(seed, out, data_root) for seed in options.seeds or [0, 1, 2]]
     rows: dict[int, Any] = {}
     for seed, folder, root in cases:
-        rows[seed] = measure(train(folder, seed, root), root)
+        rows[seed] = measure(train(folder, seed, root, options.networks), root)
         (folder / "new_classes.json").write_text(json.dumps(rows, indent=1) + "\n")
         for name, figures in rows[seed].items():
             print(seed, name, {key: round(value, 4) for key, value in figures.items()}, flush=True)

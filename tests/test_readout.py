@@ -76,7 +76,7 @@ def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone, strides)
 def test_later_boxes_read_the_backbone_s_features_of_their_task_s_own_pass(sharing):
     built = network(SESSIONS[:1], {"sharing": sharing, "backbone": "plain_cnn"})
     reads = dependence.reads_of(built)
-    layers = ("down_backbone", "down_finest")
+    layers = ("down_backbone", "conv_0")
     own = [path for path in dependence.paths_of(built) if any(f"added_second/{layer}/" in path for layer in layers)]
     assert len(own) == 4
     assert set(own) <= set(reads["detection"])

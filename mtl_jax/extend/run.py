@@ -81,10 +81,8 @@ def extend(
         lineage.require_same_parent(workdir, history, parent_network.path)
         if refinement.REFUSED in history:
             return files.contract_of_run(str(workdir))
-    if per_class is None and history is not None:  # the old data, of which exemplars are stored, may be gone since
-        per_class = history["versions"][-1].get("exemplars")
     if per_class is None:
-        per_class = 0 if refine else exemplars.usual_count(parent_network, page_settings)
+        per_class = _exemplar_count(parent_network, page_settings, history, refine=refine)
     config = config_lib.resolve(
         additions.join(parent_network, page_settings, limit=limit, refine=refine, per_class=per_class)
     )
@@ -92,6 +90,16 @@ def extend(
         _create_workdir(parent_network, workdir, config, keep, exact=limit is None, per_class=per_class)
     contract = train_and_evaluate(config, workdir, command=command or "mtl_jax.extend", preemption=preemption)
     return _accept_or_reject(parent_network, workdir, config, contract) if refine else contract
+
+
+def _exemplar_count(
+    parent: trained.Trained, page: RunSettings, history: Mapping[str, Any] | None, *, refine: bool
+) -> int:
+    """Returns how many images of each old class are used where nobody says: as many as when the run began."""
+    recorded = history["versions"][-1].get("exemplars") if history is not None else None
+    if recorded is not None:  # the old data, of which they are stored, may be gone since
+        return recorded
+    return 0 if refine else exemplars.usual_count(parent, page)
 
 
 def _accept_or_reject(

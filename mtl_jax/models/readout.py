@@ -17,10 +17,8 @@ from mtl_jax.tasks.base import Added, Task
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
 READOUT_VARIANCE = 1e-4
 BOX_CHANNELS = 4
-# Sizes of the kernels of a detector's later classes, by layer: at the second finest level, and at the finest.
-HEAD_KERNELS, FINEST_KERNELS = {"0": 3, "1": 5}, {"finest": 5}
-# For each channel of the neck: its channels, those at the finest level, and the rank of what the backbone adds.
-HEAD_SHARE, FINEST_SHARE, RANK_SHARE = 5 / 12, 1 / 6, 1 / 12
+HEAD_KERNELS = (3, 5)  # sizes in the narrow head of a detector's later classes, by layer
+HEAD_SHARE, RANK_SHARE = 5 / 12, 1 / 12  # its channels, and the rank of its correction, for each channel of the neck
 
 Levels = Mapping[int, Float[Array, "batch ..."]]  # by stride in px
 
@@ -92,13 +90,13 @@ class AddedRows(nn.Module):
 
 
 class AddedBoxes(nn.Module):
-    """Rows of a detector's later classes, which are a narrow head of their own that adds to the first boxes.
+    """Rows of a detector's later classes: of the head of the first classes, and of a narrow head of their own.
 
-    The head of the first classes has learnt to see later ones as background. So the narrow head reads the neck: its
-    second finest level, with a correction of low rank from the backbone's features there. In fewer channels it reads
-    the finest level, which has most of the cells: the backbone's features, and its own of the next level. Means of
-    outputs of the second finest level are those of coarser ones. The correction and the outputs are zero at first:
-    training starts from the first boxes.
+    The head of the first classes has learnt to see later ones as background, so that its rows alone learn little. The
+    narrow head reads the neck's levels but the finest, which has most of the cells. At the coarsest, where large
+    objects are found, a correction of low rank from the backbone's features is added to what it reads. Its convolutions
+    serve all of its levels, as those of the head of the first classes do. Outputs of its finest level are repeated for
+    the finer one. The correction and all outputs are zero at first: training starts from the first boxes.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022 (what is added to the neck).
@@ -113,27 +111,34 @@ class AddedBoxes(nn.Module):
     ) -> dict[int, Float[Array, "batch height width rows"]]:
         """Returns box, objectness and classes of every cell."""
         finest, *coarser = sorted(features)
-        levels = tuple(coarser) or (finest,)
-        hidden = self._corrected(sources, levels[0])
-        hidden = self._layers(hidden, _in_vectors(HEAD_SHARE * hidden.shape[-1]), HEAD_KERNELS, norming)
-        outputs = self._zero_at_first("out", self.channels * len(levels))(hidden)
-        raw = {}
-        for number, stride in enumerate(levels):
-            added = outputs[..., number * self.channels : (number + 1) * self.channels]
-            raw[stride] = _reduced(added, stride // levels[0]) + self._boxes(first[stride])
+        hidden = self._hidden(sources, tuple(coarser) or (finest,), norming)
+        rows, out = self._zero_at_first("rows"), self._zero_at_first("out")
+        raw = {stride: rows(x, residual=self._boxes(first[stride])) for stride, x in features.items()}
+        raw |= {stride: out(x, residual=raw[stride]) for stride, x in hidden.items()}
         if coarser:
-            x = self._finest(sources, finest, hidden, levels[0] // finest)
-            x = self._layers(x, x.shape[-1], FINEST_KERNELS, norming)
-            raw[finest] = self._zero_at_first("out_finest", self.channels)(x, residual=self._boxes(first[finest]))
+            repeated = _enlarged(self._zero_at_first("out_finest")(hidden[coarser[0]]), coarser[0] // finest)
+            raw[finest] += repeated
         return raw
 
-    def _zero_at_first(self, name: str, channels: int) -> Dense:
-        return Dense(channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
+    def _zero_at_first(self, name: str) -> Dense:
+        return Dense(self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
 
     def _boxes(self, first: Array) -> Array:
         """Returns the boxes of the first classes as those of this addition, whose other outputs are 0."""
         boxes = jax.lax.stop_gradient(first[..., :BOX_CHANNELS])
         return jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
+
+    def _hidden(self, sources: Sources, levels: tuple[int, ...], norming: Norming) -> dict[int, Array]:
+        """Returns the last features of the narrow head at each of its levels."""
+        features = {stride: sources.neck[stride] for stride in levels}
+        features[levels[-1]] = self._corrected(sources, levels[-1])
+        width = _in_vectors(HEAD_SHARE * features[levels[0]].shape[-1])
+        for number, size in enumerate(HEAD_KERNELS):
+            conv = SeparableConv(width, size, self.dtype, name=f"conv_{number}")
+            for stride, x in features.items():
+                norm = BatchNorm("relu", name=f"norm_{number}_stride_{stride}")
+                features[stride] = norm(conv(x), by_batch=norming)
+        return features
 
     def _corrected(self, sources: Sources, stride: int) -> Array:
         """Returns a level of the neck with what the backbone's features of its stride add to it."""
@@ -144,22 +149,6 @@ class AddedBoxes(nn.Module):
         up = Dense(level.shape[-1], self.dtype, variance=0.0, name="up")
         return up(low_rank(sources.backbone[stride]), residual=level)
 
-    def _finest(self, sources: Sources, stride: int, hidden: Array, factor: int) -> Array:
-        """Returns few channels of the finest level: of the backbone's features, and of the head's own of the next one.
-
-        The neck's finest level is more of the same, a linear map of these features and of its next level.
-        """
-        width = _in_vectors(FINEST_SHARE * sources.neck[stride].shape[-1])
-        context = _enlarged(Dense(width, self.dtype, name="down_hidden")(hidden), factor)
-        finest = sources.backbone.get(stride, sources.neck[stride])
-        return Dense(width, self.dtype, name="down_finest")(finest, residual=context)
-
-    def _layers(self, x: Array, width: int, kernels: Mapping[str, int], norming: Norming) -> Array:
-        for name, size in kernels.items():
-            conv = SeparableConv(width, size, self.dtype, name=f"conv_{name}")
-            x = BatchNorm("relu", name=f"norm_{name}")(conv(x), by_batch=norming)
-        return x
-
 
 def _in_vectors(channels: float) -> int:
     """The nearest whole number, in eights as compiled kernels take them where there are that many."""
@@ -169,13 +158,3 @@ def _in_vectors(channels: float) -> int:
 def _enlarged(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array, "batch _ _ channels"]:
     """Features repeated to so many times the height and width, a power of two."""
     return x if factor == 1 else _enlarged(upsample_2x(x), factor // 2)
-
-
-def _reduced(x: Float[Array, "batch _ _ channels"], factor: int) -> Float[Array, "batch _ _ channels"]:
-    """Means of 2 x 2 cells, until height and width are so many times smaller: a power of two."""
-    if factor == 1:
-        return x
-    batch, height, width, channels = x.shape
-    rows = x.reshape(batch, height // 2, 2, width, channels)
-    columns = (rows[:, :, 0] + rows[:, :, 1]).reshape(batch, height // 2, width // 2, 2, channels)
-    return _reduced(0.25 * (columns[:, :, :, 0] + columns[:, :, :, 1]), factor // 2)

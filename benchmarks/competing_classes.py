@@ -1,0 +1,171 @@
+"""Classes that a classifier or a segmenter gets later, where all compete in one softmax, with and without exemplars.
+
+python -m benchmarks.competing_classes --out runs/competing --seeds 0 1 2 --data_root data
+
+Imagenette's ten classes as seven and three, on the features of ImageNet; ten handwritten digits as five and five, on
+features that the first five trained alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import benchmarks
+import mtl_jax
+from mtl_jax.config import load_page, stage, stream
+from mtl_jax.extend import extend
+from mtl_jax.runtime import compilation
+
+IMAGENETTE = "imagenette-160"
+DIGITS = tuple("0123456789")
+TASK, LATER = "classes", "later"  # names of the task, and of the stage that adds classes
+# How old classes are kept: arguments of `extend`, and settings of its stage.
+WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "none": ({"per_class": 0}, {}),
+    "exemplars": ({}, {}),
+    "two of weight 1": ({}, {"keep": {"replay": {"batch_size": 2, "weight": 1.0}}}),
+    "--keep 5%": ({"keep": "5%"}, {"backbone_rate": 0.05}),
+}
+
+
+def link_imagenette(out: Path, data_root: Path) -> Path:
+    """Divides the classes of Imagenette by folders of links to theirs.
+
+    Args:
+        out: folder of the runs.
+        data_root: folder of the datasets.
+
+    Returns:
+        A folder of datasets: "first" of seven classes, "later" of three, "together" of all.
+    """
+    root = out / "imagenette"
+    names = sorted(path.name for path in (data_root / IMAGENETTE / "train").iterdir())
+    for part, chosen in {"first": names[:7], "later": names[7:], "together": names}.items():
+        for split in ("train", "val"):
+            (root / part / split).mkdir(parents=True, exist_ok=True)
+            for name in chosen:
+                _link(root / part / split / name, data_root / IMAGENETTE / split / name)
+    if (data_root.parent / "weights").exists():
+        _link(out / "weights", data_root.parent / "weights")
+    return root
+
+
+def _link(path: Path, target: Path) -> None:
+    if not path.is_symlink():
+        path.symlink_to(target.absolute())
+
+
+def imagenette_page(root: Path, part: str) -> Any:
+    """Returns the configuration of the classifier of `configs/seq.py`, alone, of a part of the classes.
+
+    Args:
+        root: folder of the parts.
+        part: "first", "later" or "together".
+    """
+    page = load_page(benchmarks.ROOT / "configs" / "seq.py")
+    config = page.get_config("alone_cls-small")
+    names = json.loads((root.parent / "names.json").read_text())
+    classes = tuple(names[path.name] for path in sorted((root / part / "train").iterdir()))
+    data = config.streams.imagenette
+    data.options, data.labels = {"folder": part}, {TASK: "classification"}
+    config.tasks = {TASK: {**config.tasks.cls, "classes": classes}}
+    config.contract.baseline_from = {TASK: ""}
+    config.streams = {part: data}
+    if part == LATER:
+        config.stages = {part: stage((part,), epochs=page.EPOCHS["cls"], **page.RATES)}
+    else:
+        config.stages = {part: {**config.stages.cls, "streams": (part,)}}
+    config.order = (part,)
+    return config
+
+
+def digits_page(kind: str, part: str) -> Any:
+    """Returns the configuration of a small network of the digits' classes or masks, as in `configs/grow.py`.
+
+    Args:
+        kind: "classification" or "segmentation".
+        part: "first", "later" or "together".
+    """
+    page = load_page(benchmarks.ROOT / "configs" / "grow.py")
+    config, digits = page.get_config("first"), {"first": DIGITS[:5], LATER: DIGITS[5:], "together": DIGITS}[part]
+    config.tasks = {TASK: {"kind": kind, "classes": digits}}
+    if kind == "segmentation" and part != LATER:
+        weights = (0.2, *(1.0 for _ in digits))
+        config.tasks = {
+            TASK: {
+                "kind": kind,
+                "classes": ("background", *digits),
+                "class_weights": weights,
+                "loss_stride": 2,
+            }
+        }
+    options = {"labels": (kind,), "size": 64, "length": 200 * len(digits), "digits": digits}
+    settings = {"batch_size": 32, "eval_batch_size": 50, "augment": page.AUGMENT}
+    config.streams = {part: stream("digits", {TASK: kind}, options=options, val_options={"length": 200}, **settings)}
+    config.stages = {part: stage((part,), epochs=12.0, learning_rate=1.5e-2)}
+    config.order = (part,)
+    return config
+
+
+def run(folder: Path, page: Any, seed: int, settings: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Trains the first classes, then the later ones in each way, and all from the start, or what is left of it.
+
+    Args:
+        folder: of the runs.
+        page: part -> configuration.
+        seed: of all of them.
+        settings: values by dotted name.
+
+    Returns:
+        Way -> figures of the task's metric: "before" and "after", of the first classes among all that there are then,
+        and "new", of the later ones; "together" is of all.
+    """
+    first = mtl_jax.train(page("first"), str(folder / "first"), settings={**settings, "seed": seed})
+    before, rows = first["tasks"][TASK]["final"], {}
+    for number, (way, (arguments, changes)) in enumerate(WAYS.items()):
+        config = page(LATER)
+        config.stages[LATER].update(changes)
+        contract = extend(folder / "first", folder / f"later_{number}", config, settings=settings, **arguments)
+        entry = contract["tasks"][TASK]
+        drop = entry["drop_percent"]
+        rows[way] = {"before": before, "after": entry["final"], "drop_percent": drop}
+        rows[way]["new"] = entry["added"][LATER]["final"]
+    together = mtl_jax.train(page("together"), str(folder / "together"), settings={**settings, "seed": seed})
+    rows["together"] = {"after": together["tasks"][TASK]["final"]}
+    return rows
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains, measures, and writes competing_classes.json into the folder of the runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/competing"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data_root", type=Path, default=Path("data"))
+    options = parser.parse_args(arguments)
+    compilation.enable_cache()
+    root = link_imagenette(options.out, options.data_root)
+    names = (options.data_root / IMAGENETTE / "wnid_to_name.json").read_text()
+    (options.out / "names.json").write_text(names)
+    cases = {
+        "imagenette": (partial(imagenette_page, root), {"data_root": str(root.absolute())}),
+        "digits": (partial(digits_page, "classification"), {}),
+        "masks of digits": (partial(digits_page, "segmentation"), {}),
+    }
+    measured: dict[str, dict[int, Any]] = {}
+    for case, (page, settings) in cases.items():
+        for seed in options.seeds:
+            rows = run(options.out / f"{case.replace(' ', '_')}_{seed}", page, seed, settings)
+            measured.setdefault(case, {})[seed] = rows
+            (options.out / "competing_classes.json").write_text(json.dumps(measured, indent=1) + "\n")
+            for way, figures in rows.items():
+                print(case, seed, way, {key: round(value, 3) for key, value in figures.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
