@@ -78,11 +78,13 @@ def test_imports_run_one_way(path: Path):
             assert layer(another) <= layer(custom), f"{custom} imports {another}"
 
 
-@pytest.mark.parametrize("place", ["balance", "workdir/checkpoints.py"])
-def test_balance_and_checkpoints_import_nothing_of_ours(place: str):
-    for path in [PACKAGE / place] if place.endswith(".py") else sorted((PACKAGE / place).glob("*.py")):
-        ours = {name for name in imported(path) if name.startswith("mtl_jax.")}
-        assert all(name.startswith("mtl_jax.balance") for name in ours)
+@pytest.mark.parametrize("own", ["balance", "workdir.checkpoint"])
+def test_balance_and_checkpoints_import_nothing_else_of_ours(own: str):
+    modules = [path for path in module_files() if ".".join(path.relative_to(PACKAGE).parts).startswith(own)]
+    assert len(modules) > 1
+    for path in modules:
+        ours = {name for name in imported(path) if name.startswith("mtl_jax.")} - {"mtl_jax.workdir"}
+        assert all(name.startswith(f"mtl_jax.{own}") for name in ours)
 
 
 @pytest.mark.parametrize("package", ONLY_IN)

@@ -115,10 +115,15 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(saved, monke
 
 
 def test_another_structure_is_refused(saved):
-    with pytest.raises(
-        CheckpointError, match=r"expected .*weights.* of shape \(3, 3\), as this network has it, found \(2, 3\)"
-    ):
-        checkpoints.load(saved, {"state": {**PARTS["state"], "weights": np.zeros((3, 3), np.float32)}})
+    state = dict(PARTS["state"])
+    with pytest.raises(CheckpointError, match=r"expected weights of shape \(3, 3\), found \(2, 3\)\); use the version"):
+        checkpoints.load(saved, {"state": {**state, "weights": np.zeros((3, 3), np.float32)}})
+    state["kernel"] = state.pop("weights")
+    with pytest.raises(CheckpointError, match=r"\(expected state/kernel, found state/weights\); use the version"):
+        checkpoints.load(saved, {"state": state})
+    state["other"] = state["kernel"]
+    with pytest.raises(CheckpointError, match=r"expected state/kernel and 1 more, found state/weights\)"):
+        checkpoints.load(saved, {"state": state})
 
 
 def test_weights_are_a_work_directory_or_whatever_lies_in_a_stage_s_folder(saved, monkeypatch):

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
+
+from mtl_jax.workdir import checkpoint_trees
 
 SPARE_BYTES = 2_000_000  # for what Orbax and we write about the arrays
 METADATA = "metadata.json"  # written last: where it is, the rest is
@@ -58,7 +59,9 @@ def save(path: Path, trees: Mapping[str, PyTree], metadata: Mapping[str, Any]) -
             _remove_drafts(draft_path)
             _require_room(path.parent, trees)
         _wait_for_all(f"{path} may be written")
-        ocp.save_checkpointables(draft_path.absolute(), {name: _on_host(tree) for name, tree in trees.items()})
+        ocp.save_checkpointables(
+            draft_path.absolute(), {name: checkpoint_trees.on_host(tree) for name, tree in trees.items()}
+        )
         if primary:
             _seal(draft_path, metadata)
             _replace(path, draft_path)
@@ -172,19 +175,35 @@ def load(path: Path, abstract: Mapping[str, PyTree | None]) -> dict[str, PyTree]
     """
     ocp = _orbax()
     verify(path)
-    expected = {name: None if tree is None else _host_like(tree) for name, tree in abstract.items()}
+    expected = {name: None if tree is None else checkpoint_trees.host_like(tree) for name, tree in abstract.items()}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sharding info not provided")
             restored = ocp.load_checkpointables(path.absolute(), expected)
     except (ValueError, KeyError, OSError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise CheckpointError(f"{path}: the checkpoint cannot be read as this network's ({reason})") from error
+        reason = _other_leaves(path, expected) or str(error).strip().splitlines()[0][:300]
+        raise _unreadable(path, reason) from error
     for name, tree in expected.items():
         if tree is not None:
-            _require_same_shapes(path, tree, restored[name])
-            restored[name] = _with_keys(abstract[name], restored[name])
+            if difference := checkpoint_trees.other_shape(tree, restored[name]):
+                raise _unreadable(path, difference)
+            restored[name] = checkpoint_trees.with_keys(abstract[name], restored[name])
     return restored
+
+
+def _other_leaves(path: Path, expected: Mapping[str, PyTree | None]) -> str:
+    try:
+        saved = _orbax().load_checkpointables(path.absolute(), dict.fromkeys(expected))
+    except (ValueError, KeyError, OSError, TypeError):
+        return ""
+    return checkpoint_trees.other_leaves(expected, saved)
+
+
+def _unreadable(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: the checkpoint cannot be read as this network's ({reason}); use the version that wrote it, or train "
+        "the stage again"
+    )
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -305,37 +324,3 @@ def _wait_for_all(barrier: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(barrier)
-
-
-def _on_host(tree: PyTree) -> PyTree:
-    """Copies arrays to the host; PRNG keys become their numbers."""
-    return jax.device_get(jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree))
-
-
-def _host_like(tree: PyTree) -> PyTree:
-    def like(leaf: Any) -> Any:
-        shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        return np.zeros(shape.shape, shape.dtype)
-
-    return jax.tree.map(like, tree)
-
-
-def _with_keys(expected: PyTree, restored: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda want, leaf: jax.random.wrap_key_data(leaf) if _is_key(want) else leaf, expected, restored
-    )
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _require_same_shapes(path: Path, expected: PyTree, restored: PyTree) -> None:
-    for (location, want), (_, restored_leaf) in zip(
-        jax.tree_util.tree_leaves_with_path(expected), jax.tree_util.tree_leaves_with_path(restored), strict=True
-    ):
-        if want.shape != restored_leaf.shape:
-            name = jax.tree_util.keystr(location)
-            raise CheckpointError(
-                f"{path}: expected {name} of shape {want.shape}, as this network has it, found {restored_leaf.shape}"
-            )
