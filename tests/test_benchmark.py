@@ -1,6 +1,7 @@
 """The benchmark's sides compute the same thing, and its commands run; what they measure is not tested."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from tiny import TinyBackbone
 
-from benchmarks import jax_side, problem, turns
+from benchmarks import competing_classes, jax_side, problem, turns
 from benchmarks.problem import Problem
+from mtl_jax import config as config_lib
 from mtl_jax import tasks
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
@@ -394,3 +396,24 @@ def test_sums_over_devices_are_counted_in_a_program_and_their_time_grows_with_de
     assert many["learning_rate"] == pytest.approx(8e-3)
     assert many["images_per_second_of_a_host"] == pytest.approx(many["images_per_second"] / 8)
     assert many["efficiency"] < 1
+
+
+def test_competing_classes_come_in_two_parts(tmp_path):
+    wnids = [f"n{number}" for number in range(10)]
+    for split in ("train", "val"):
+        for wnid in wnids:
+            (tmp_path / "data" / competing_classes.IMAGENETTE / split / wnid).mkdir(parents=True)
+    out = tmp_path / "runs"
+    root = competing_classes.link_imagenette(out, tmp_path / "data")
+    (out / "names.json").write_text(json.dumps({wnid: f"class {wnid}" for wnid in wnids}))
+    pages = [functools.partial(competing_classes.imagenette_page, root)]
+    pages += [functools.partial(competing_classes.digits_page, kind) for kind in ("classification", "segmentation")]
+    for page in pages:
+        classes = {}
+        for part in ("first", competing_classes.LATER, "together"):
+            settings = config_lib.read_settings(page(part))
+            assert settings.order == (part,)
+            classes[part] = tuple(settings.tasks[competing_classes.TASK]["classes"])
+        assert classes["first"] + classes[competing_classes.LATER] == classes["together"]
+    assert (root / "first" / "val" / "n6").is_dir()
+    assert not (root / "first" / "val" / "n7").exists()
