@@ -116,7 +116,8 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
         data_root: folder of the datasets.
 
     Returns:
-        Name -> figures: "old" and "new", mean average precision, and what the network costs.
+        Name -> figures: "old" and "new", mean average precision ("new_50" and "new_75" at one IoU), and what the
+        network costs.
     """
     page_config = load_page(PAGE).get_config("together")
     judge = experiment.build(page_config.to_dict(), data_root=data_root)
@@ -136,6 +137,7 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
         params = sum(multi_task.parameter_count(network.variables["params"]).values())
         gflops = evaluate.gigaflops(network.setup.model, network.variables, ("det",), image_size=judge.image_size)
         figures = {group: metric.compute()["map_50_95"] for group, metric in metrics.items()}
+        figures |= {f"new_{iou}": metrics["new"].compute()[f"map_{iou}"] for iou in (50, 75)}
         measured[name] = {**figures, "params": params, "gigaflops": gflops or float("nan")}
     return measured
 
