@@ -1,7 +1,7 @@
 """Negatives: images of old classes in a stream of boxes of new ones."""
 
 import numpy as np
-from support.list_source import ListSource, boxes, class_source, make_sample
+from list_source import ListSource, boxes, class_source, make_sample
 
 from mtl_jax.continual import negatives, replay_buffer
 

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from support.list_source import class_source
+from list_source import class_source
 
 from mtl_jax.continual.method import StageTasks
 from mtl_jax.continual.replay import Replay

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from support.list_source import boxes, class_source, make_sample
+from list_source import boxes, class_source, make_sample
 
 from mtl_jax.continual import exemplars, replay_buffer
 from mtl_jax.errors import UserError
