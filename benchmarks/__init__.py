@@ -15,3 +15,16 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     variables = {**os.environ, **(changes or {})}
     return {**variables, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), variables.get("PYTHONPATH"))))}
+
+
+def link(path: Path, target: Path) -> None:
+    """Makes a link, unless one is there already."""
+    if not path.is_symlink():
+        path.symlink_to(target.absolute())
+
+
+def link_weights(folder: Path, data_root: Path) -> None:
+    """Gives datasets in a folder's folders the weights that lie next to others."""
+    if (data_root.parent / "weights").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        link(folder / "weights", data_root.parent / "weights")

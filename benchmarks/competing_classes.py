@@ -22,7 +22,7 @@ from mtl_jax.config import load_page, stage, stream
 from mtl_jax.extend import extend
 from mtl_jax.runtime import compilation
 
-IMAGENETTE = "imagenette-160"
+IMAGENETTE, NAMES = "imagenette-160", "wnid_to_name.json"
 DIGITS = tuple("0123456789")
 TASK, LATER = "classes", "later"  # names of the task, and of the stage that adds classes
 # How old classes are kept: arguments of `extend`, and settings of its stage.
@@ -50,15 +50,10 @@ def link_imagenette(out: Path, data_root: Path) -> Path:
         for split in ("train", "val"):
             (root / part / split).mkdir(parents=True, exist_ok=True)
             for name in chosen:
-                _link(root / part / split / name, data_root / IMAGENETTE / split / name)
-    if (data_root.parent / "weights").exists():
-        _link(out / "weights", data_root.parent / "weights")
+                benchmarks.link(root / part / split / name, data_root / IMAGENETTE / split / name)
+    benchmarks.link(root / NAMES, data_root / IMAGENETTE / NAMES)
+    benchmarks.link_weights(out, data_root)
     return root
-
-
-def _link(path: Path, target: Path) -> None:
-    if not path.is_symlink():
-        path.symlink_to(target.absolute())
 
 
 def imagenette_page(root: Path, part: str) -> Any:
@@ -70,7 +65,7 @@ def imagenette_page(root: Path, part: str) -> Any:
     """
     page = load_page(benchmarks.ROOT / "configs" / "seq.py")
     config = page.get_config("alone_cls-small")
-    names = json.loads((root.parent / "names.json").read_text())
+    names = json.loads((root / NAMES).read_text())
     classes = tuple(names[path.name] for path in sorted((root / part / "train").iterdir()))
     data = config.streams.imagenette
     data.options, data.labels = {"folder": part}, {TASK: "classification"}
@@ -133,9 +128,12 @@ def run(folder: Path, page: Any, seed: int, settings: Mapping[str, Any]) -> dict
         config.stages[LATER].update(changes)
         contract = extend(folder / "first", folder / f"later_{number}", config, settings=settings, **arguments)
         entry = contract["tasks"][TASK]
-        drop = entry["drop_percent"]
-        rows[way] = {"before": before, "after": entry["final"], "drop_percent": drop}
-        rows[way]["new"] = entry["added"][LATER]["final"]
+        rows[way] = {
+            "before": before,
+            "after": entry["final"],
+            "drop_percent": entry["drop_percent"],
+            "new": entry["added"][LATER]["final"],
+        }
     together = mtl_jax.train(page("together"), str(folder / "together"), settings={**settings, "seed": seed})
     rows["together"] = {"after": together["tasks"][TASK]["final"]}
     return rows
@@ -150,8 +148,6 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     compilation.enable_cache()
     root = link_imagenette(options.out, options.data_root)
-    names = (options.data_root / IMAGENETTE / "wnid_to_name.json").read_text()
-    (options.out / "names.json").write_text(names)
     cases = {
         "imagenette": (partial(imagenette_page, root), {"data_root": str(root.absolute())}),
         "digits": (partial(digits_page, "classification"), {}),

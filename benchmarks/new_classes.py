@@ -56,9 +56,7 @@ def write_folds(out: Path, data_root: Path, count: int) -> list[Path]:
         for image in content["images"]
     }
     order = np.random.default_rng(0).permutation(sorted(images)).tolist()
-    if (data_root.parent / "weights").exists():
-        (out / "folds").mkdir(parents=True, exist_ok=True)
-        _link(out / "folds" / "weights", data_root.parent / "weights")
+    benchmarks.link_weights(out / "folds", data_root)
     roots = []
     for fold in range(count):
         root = out / "folds" / str(fold)
@@ -67,7 +65,7 @@ def write_folds(out: Path, data_root: Path, count: int) -> list[Path]:
             (root / FOLDER / split).mkdir(parents=True, exist_ok=True)
             chosen = {number for number in order if (number in judged) == (split == "val")}
             for number in chosen:
-                _link(root / FOLDER / split / images[number][1].name, images[number][1])
+                benchmarks.link(root / FOLDER / split / images[number][1].name, images[number][1])
             boxes = [box for content in contents for box in content["annotations"] if box["image_id"] in chosen]
             entries = [images[number][0] for number in sorted(chosen)]
             content = {**contents[0], "images": entries, "annotations": boxes}
@@ -75,14 +73,9 @@ def write_folds(out: Path, data_root: Path, count: int) -> list[Path]:
             (root / FOLDER / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
         for path in data_root.iterdir():
             if path.name != FOLDER:
-                _link(root / path.name, path)
+                benchmarks.link(root / path.name, path)
         roots.append(root)
     return roots
-
-
-def _link(path: Path, target: Path) -> None:
-    if not path.is_symlink():
-        path.symlink_to(target.absolute())
 
 
 def train(out: Path, seed: int, data_root: Path, networks: Sequence[str] = NETWORKS) -> dict[str, Path]:
@@ -136,8 +129,9 @@ def measure(folders: dict[str, Path], data_root: Path) -> dict[str, dict[str, fl
                     metrics[group].update(evaluate.example(predictions, index), known_target, geometry)
         params = sum(multi_task.parameter_count(network.variables["params"]).values())
         gflops = evaluate.gigaflops(network.setup.model, network.variables, ("det",), image_size=judge.image_size)
-        figures = {group: metric.compute()["map_50_95"] for group, metric in metrics.items()}
-        figures |= {f"new_{iou}": metrics["new"].compute()[f"map_{iou}"] for iou in (50, 75)}
+        computed = {group: metric.compute() for group, metric in metrics.items()}
+        figures = {group: values["map_50_95"] for group, values in computed.items()}
+        figures |= {f"new_{iou}": computed["new"][f"map_{iou}"] for iou in (50, 75)}
         measured[name] = {**figures, "params": params, "gigaflops": gflops or float("nan")}
     return measured
 

@@ -403,9 +403,9 @@ def test_competing_classes_come_in_two_parts(tmp_path):
     for split in ("train", "val"):
         for wnid in wnids:
             (tmp_path / "data" / competing_classes.IMAGENETTE / split / wnid).mkdir(parents=True)
-    out = tmp_path / "runs"
-    root = competing_classes.link_imagenette(out, tmp_path / "data")
-    (out / "names.json").write_text(json.dumps({wnid: f"class {wnid}" for wnid in wnids}))
+    names = tmp_path / "data" / competing_classes.IMAGENETTE / competing_classes.NAMES
+    names.write_text(json.dumps({wnid: f"class {wnid}" for wnid in wnids}))
+    root = competing_classes.link_imagenette(tmp_path / "runs", tmp_path / "data")
     pages = [functools.partial(competing_classes.imagenette_page, root)]
     pages += [functools.partial(competing_classes.digits_page, kind) for kind in ("classification", "segmentation")]
     for page in pages:
