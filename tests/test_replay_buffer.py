@@ -206,7 +206,11 @@ def test_the_byte_limit_holds():
     ("samples", "options", "words"),
     [
         ([0, 1], {"selection": "newest"}, 'random, reservoir, .*, found "newest"'),
-        ([0, 1], {"selection": "hard"}, 'makes of the samples for selection "hard", found none'),
+        (
+            [0, 1],
+            {"selection": "hard"},
+            'outputs of the network for the samples for selection "hard", found none',
+        ),
         ([0, 1], {"count": 0}, "found count=0 of 2 samples"),
         ([], {}, "found count=1 of 0 samples"),
         ([0, 1], {"max_bytes": 100}, "a limit of 100 bytes where the last one needs 724; raise the limit"),

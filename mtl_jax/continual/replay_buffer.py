@@ -87,7 +87,7 @@ def fill(
         selection: one of `SELECTIONS`, the functions of `exemplars`. Only "random" and "reservoir" do without reading
             every sample.
         generator: source of randomness: the same state chooses the same exemplars.
-        describe: what the network makes of the samples; "herding", "diverse" and "hard" need it.
+        describe: outputs of the network for the samples; "herding", "diverse" and "hard" need them.
         max_side_px: exemplars with a longer side are downscaled to it, with their labels.
         max_bytes: bound on the bytes of all exemplars together; those that do not fit are left out.
 
@@ -132,7 +132,7 @@ def _select(
     if selection == "class_balanced":
         return exemplars.class_balanced(_classes(source), count, generator=generator)
     if describe is None:
-        raise UserError(f'expected what the network makes of the samples for selection "{selection}", found none')
+        raise UserError(f'expected outputs of the network for the samples for selection "{selection}", found none')
     if selection == "hard":
         return exemplars.hard(describe.losses(source), count)
     if selection == "diverse":
