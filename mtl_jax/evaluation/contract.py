@@ -82,13 +82,27 @@ def build(
             tasks[task]["added"] = _judge_added(task, additions, metric, higher, stages, limit)
     entries = [judgement for task in tasks.values() for judgement in (task, *task.get("added", {}).values())]
     checked = {name: _judge_budget(budget) for name, budget in budgets.items()}
-    signs = {task: higher for task, (_, higher) in judged.items()}
     tree = {
         "passed": all(entry["passed"] for entry in (*entries, *checked.values())),
         "max_drop_percent": limit,
         "tasks": tasks,
         "budgets": checked,
         "stages": [dict(stage) for stage in stages],
+        **_transfer(stages, judged, histories, tasks, baselines or {}),
+    }
+    return without_nan(tree)
+
+
+def _transfer(
+    stages: Sequence[Mapping[str, Any]],
+    judged: Mapping[str, tuple[str, bool]],
+    histories: Mapping[str, Sequence[float | None]],
+    tasks: Mapping[str, Mapping[str, Any]],
+    baselines: Mapping[str, Baseline],
+) -> dict[str, Any]:
+    """What stages gave to each other's tasks and took from them, over all tasks."""
+    signs = {task: higher for task, (_, higher) in judged.items()}
+    return {
         "forgetting": _over_tasks(
             {task: forgetting(row, higher_is_better=signs[task]) for task, row in histories.items()}
         ),
@@ -97,14 +111,14 @@ def build(
         ),
         # Against networks of their own: where every task's baseline comes from another run.
         "delta_m_percent": delta_m_percent(
-            [entry["drop_percent"] if task in (baselines or {}) else None for task, entry in tasks.items()]
+            [entry["drop_percent"] if task in baselines else None for task, entry in tasks.items()]
         ),
         # Of the tasks whose baseline comes from a run of their own.
         "intransigence": _over_tasks(
             {
                 task: intransigence(
                     row,
-                    reference=baselines[task].value if baselines and task in baselines else None,
+                    reference=baselines[task].value if task in baselines else None,
                     higher_is_better=signs[task],
                 )
                 for task, row in histories.items()
@@ -117,7 +131,6 @@ def build(
             }
         ),
     }
-    return without_nan(tree)
 
 
 def addition(task: str, stage: str) -> str:
