@@ -13,7 +13,7 @@ import pytest
 from torch_files import STORAGES, Tensor, described, save, save_legacy
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.backbones import torch_file
+from mtl_jax.models.backbones import tensor_pickle, torch_file
 from mtl_jax.models.backbones.pretrained import read_state_dict
 
 RNG = np.random.default_rng(0)
@@ -163,9 +163,11 @@ def test_numbers_of_a_kind_that_numpy_lacks_are_refused_by_name(tmp_path):
         read_state_dict(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize(("name", "value"), [("MAX_STEPS", 4), ("MAX_PICKLE_BYTES", 20)])
-def test_a_long_description_is_refused(name, value, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_file, name, value)
+@pytest.mark.parametrize(
+    ("module", "name", "value"), [(tensor_pickle, "MAX_STEPS", 4), (torch_file, "MAX_PICKLE_BYTES", 20)]
+)
+def test_a_long_description_is_refused(module, name, value, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, name, value)
     with pytest.raises(UserError, match=f"a description of more than {value}"):
         read_state_dict(save(tmp_path / "w.pth", {"a": Tensor(ONE)}))
 
