@@ -2,8 +2,8 @@
 
 python -m benchmarks.competing_classes --out runs/competing --seeds 0 1 2 --data_root data
 
-Imagenette's ten classes as seven and three, on the features of ImageNet; ten handwritten digits as five and five, on
-features that the first five trained alone.
+Imagenette's ten classes as seven and three, and PASCAL VOC's twenty as fifteen and five, on the features of ImageNet;
+ten handwritten digits as five and five, on features that the first five trained alone.
 """
 
 from __future__ import annotations
@@ -16,13 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 import benchmarks
 import mtl_jax
 from mtl_jax.config import load_page, stage, stream
+from mtl_jax.data.sources.base import VOID
+from mtl_jax.data.sources.voc import VOC_CLASSES
 from mtl_jax.extend import extend
 from mtl_jax.runtime import compilation
+from mtl_jax.tasks.mean_iou import BACKGROUND
 
+VOC = "mini-voc-seg"
 IMAGENETTE, NAMES = "imagenette-160", "wnid_to_name.json"
+VOC_PARTS = {"first": VOC_CLASSES[1:16], "later": VOC_CLASSES[16:], "together": VOC_CLASSES[1:]}
 DIGITS = tuple("0123456789")
 TASK, LATER = "classes", "later"  # names of the task, and of the stage that adds classes
 # How old classes are kept: arguments of `extend`, and settings of its stage.
@@ -63,19 +71,63 @@ def imagenette_page(root: Path, part: str) -> Any:
         root: folder of the parts.
         part: "first", "later" or "together".
     """
-    page = load_page(benchmarks.ROOT / "configs" / "seq.py")
-    config = page.get_config("alone_cls-small")
     names = json.loads((root / NAMES).read_text())
     classes = tuple(names[path.name] for path in sorted((root / part / "train").iterdir()))
-    data = config.streams.imagenette
-    data.options, data.labels = {"folder": part}, {TASK: "classification"}
-    config.tasks = {TASK: {**config.tasks.cls, "classes": classes}}
+    return _seq_page("cls", part, {"classes": classes}, {"folder": part})
+
+
+def divide_voc(out: Path, data_root: Path) -> Path:
+    """Divides the classes of PASCAL VOC: in the masks of a part, classes of the others are background.
+
+    Args:
+        out: folder of the runs.
+        data_root: folder of the datasets.
+
+    Returns:
+        A folder of datasets: "first" of fifteen classes, "later" of five, "together" of all.
+    """
+    root = out / "voc"
+    for part, classes in VOC_PARTS.items():
+        values = np.zeros(VOID + 1, np.uint8)  # of the part, by those of the dataset
+        values[[VOC_CLASSES.index(name) for name in classes]] = np.arange(1, len(classes) + 1)
+        values[VOID] = VOID
+        masks = root / part / "SegmentationClass"
+        masks.mkdir(parents=True, exist_ok=True)
+        for path in (data_root / VOC / masks.name).iterdir():
+            Image.fromarray(values[np.asarray(Image.open(path))]).save(masks / path.name)
+        for name in ("JPEGImages", "ImageSets"):
+            benchmarks.link(root / part / name, data_root / VOC / name)
+    benchmarks.link_weights(out, data_root)
+    return root
+
+
+def voc_page(part: str) -> Any:
+    """Returns the configuration of the segmenter of `configs/seq.py`, alone, of a part of the classes.
+
+    Args:
+        part: "first", "later" or "together".
+    """
+    shown = VOC_PARTS[part]
+    classes = (BACKGROUND, *shown)
+    task = {"classes": shown if part == LATER else classes, "class_weights": (0.3, *(1.0 for _ in shown))}
+    return _seq_page("seg", part, task, {"folder": part, "classes": classes, "images_with": shown})
+
+
+def _seq_page(task: str, part: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """One task of `configs/seq.py` and its dataset, with other classes."""
+    page = load_page(benchmarks.ROOT / "configs" / "seq.py")
+    config = page.get_config(f"alone_{task}-small")
+    data = config.streams[page.STREAM[task]]
+    data.options, data.labels = dict(options), {TASK: next(iter(data.labels.values()))}
+    config.tasks = {TASK: {**config.tasks[task], **settings}}
+    if part == LATER and "class_weights" in config.tasks[TASK]:
+        del config.tasks[TASK].class_weights  # the old run has those of its classes
     config.contract.baseline_from = {TASK: ""}
     config.streams = {part: data}
     if part == LATER:
-        config.stages = {part: stage((part,), epochs=page.EPOCHS["cls"], **page.RATES)}
+        config.stages = {part: stage((part,), epochs=page.EPOCHS[task], **page.RATES)}
     else:
-        config.stages = {part: {**config.stages.cls, "streams": (part,)}}
+        config.stages = {part: {**config.stages[task], "streams": (part,)}}
     config.order = (part,)
     return config
 
@@ -147,9 +199,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data_root", type=Path, default=Path("data"))
     options = parser.parse_args(arguments)
     compilation.enable_cache()
-    root = link_imagenette(options.out, options.data_root)
+    imagenette, voc = (divide(options.out, options.data_root) for divide in (link_imagenette, divide_voc))
     cases = {
-        "imagenette": (partial(imagenette_page, root), {"data_root": str(root.absolute())}),
+        "imagenette": (partial(imagenette_page, imagenette), {"data_root": str(imagenette.absolute())}),
+        "voc": (voc_page, {"data_root": str(voc.absolute())}),
         "digits": (partial(digits_page, "classification"), {}),
         "masks of digits": (partial(digits_page, "segmentation"), {}),
     }

@@ -17,6 +17,12 @@ from mtl_jax.models.patterns import path_of
 NAMES = ("background", "cup", "ball", "tree", "car", "bed")
 KINDS = ("detection", "segmentation", "classification")
 SESSIONS = (("second", 1), ("third", 2))
+# Of the rows of later classes, those that read more than the head's features; of two leaves each.
+LAYERS = {
+    "detection": ("down_backbone", "conv_0"),
+    "segmentation": ("down_backbone", "conv_0"),
+    "classification": ("rows_backbone",),
+}
 SHARED = {"norms_from": 16, "patches": {"neck": 4, "head": 4}, "head_convolution": "separable"}
 
 
@@ -73,14 +79,15 @@ def test_later_boxes_start_as_those_of_the_first_classes(tiny_backbone, strides)
 
 
 @pytest.mark.parametrize("sharing", ["independent", "progressive", "series_adapters", "attention", "cgc"])
-def test_later_boxes_read_the_backbone_s_features_of_their_task_s_own_pass(sharing):
+def test_later_rows_read_the_backbone_s_features_of_their_task_s_own_pass(sharing):
     built = network(SESSIONS[:1], {"sharing": sharing, "backbone": "plain_cnn"})
     reads = dependence.reads_of(built)
-    layers = ("down_backbone", "conv_0")
-    own = [path for path in dependence.paths_of(built) if any(f"added_second/{layer}/" in path for layer in layers)]
-    assert len(own) == 4
-    assert set(own) <= set(reads["detection"])
-    assert not any(path in reads[kind] for kind in KINDS[1:] for path in own)
+    for kind, layers in LAYERS.items():
+        places = tuple(f"/{kind}/added_second/{layer}/" for layer in layers)
+        own = [path for path in dependence.paths_of(built) if any(place in path for place in places)]
+        assert len(own) == 2 * len(layers)
+        assert set(own) <= set(reads[kind])
+        assert not any(path in reads[other] for other in KINDS if other != kind for path in own)
 
 
 def test_a_session_costs_the_flagship_s_detector_a_fiftieth_of_its_parameters():

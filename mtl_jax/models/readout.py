@@ -12,12 +12,12 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models.layers import BatchNorm, Dense, Norming, SeparableConv
 from mtl_jax.models.neck import upsample_2x
-from mtl_jax.tasks.base import Added, Task
+from mtl_jax.tasks.base import Task
 
 # 0.01 squared: training starts from near-uniform predictions (Lin et al., "Focal Loss", 2017, section 4.1).
 READOUT_VARIANCE = 1e-4
 BOX_CHANNELS = 4
-HEAD_KERNELS = (3, 5)  # sizes in the narrow head of a detector's later classes, by layer
+HEAD_KERNELS = (3, 5)  # sizes in the narrow head of later boxes and masks, by layer
 HEAD_SHARE, RANK_SHARE = 5 / 12, 1 / 12  # its channels, and the rank of its correction, for each channel of the neck
 
 Levels = Mapping[int, Float[Array, "batch ..."]]  # by stride in px
@@ -54,7 +54,8 @@ class GrownReadout(nn.Module):
         """Makes the layers."""
         self.first = readout(self.task.channels, self.dtype)
         nn.share_scope(self, self.first)
-        self.later = [_rows(addition, self.dtype, name=f"added_{addition.stage}") for addition in self.task.additions]
+        added = ADDED[self.task.readout]
+        self.later = [added(rows.channels, self.dtype, name=f"added_{rows.stage}") for rows in self.task.additions]
 
     def __call__(
         self, features: Mapping[int, Float[Array, "batch ... channels"]], sources: Sources, *, norming: Norming
@@ -69,37 +70,10 @@ class GrownReadout(nn.Module):
         }
 
 
-def _rows(addition: Added, dtype: jnp.dtype, *, name: str) -> nn.Module:
-    return (AddedBoxes if addition.boxes else AddedRows)(addition.channels, dtype, name=name)
+class AddedLabels(nn.Module):
+    """Rows of later classes of the whole image: of the head's features, and of the means of the backbone's coarsest.
 
-
-class AddedRows(nn.Module):
-    """Rows of later classes."""
-
-    channels: int
-    dtype: jnp.dtype = jnp.dtype("float32")
-
-    @nn.compact
-    def __call__(
-        self, features: Levels, first: Levels, sources: Sources, norming: Norming
-    ) -> dict[int, Float[Array, "batch ... rows"]]:
-        """Returns their raw outputs."""
-        del first, sources, norming
-        rows = readout(self.channels, self.dtype, name="rows")
-        return {stride: rows(x) for stride, x in features.items()}
-
-
-class AddedBoxes(nn.Module):
-    """Rows of a detector's later classes: of the head of the first classes, and of a narrow head of their own.
-
-    The head of the first classes has learnt to see later ones as background, so that its rows alone learn little. The
-    narrow head reads the neck's levels but the finest, which has most of the cells. At the coarsest, where large
-    objects are found, a correction of low rank from the backbone's features is added to what it reads. Its convolutions
-    serve all of its levels, as those of the head of the first classes do. Outputs of its finest level are repeated for
-    the finer one. The correction and all outputs are zero at first: training starts from the first boxes.
-
-    References:
-        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022 (what is added to the neck).
+    Neck and head keep what tells the first classes apart; the backbone has more channels, which may tell others apart.
     """
 
     channels: int
@@ -108,31 +82,35 @@ class AddedBoxes(nn.Module):
     @nn.compact
     def __call__(
         self, features: Levels, first: Levels, sources: Sources, norming: Norming
-    ) -> dict[int, Float[Array, "batch height width rows"]]:
-        """Returns box, objectness and classes of every cell."""
-        finest, *coarser = sorted(features)
-        hidden = self._hidden(sources, tuple(coarser) or (finest,), norming)
-        rows, out = self._zero_at_first("rows"), self._zero_at_first("out")
-        raw = {stride: rows(x, residual=self._boxes(first[stride])) for stride, x in features.items()}
-        raw |= {stride: out(x, residual=raw[stride]) for stride, x in hidden.items()}
-        if coarser:
-            repeated = _enlarged(self._zero_at_first("out_finest")(hidden[coarser[0]]), coarser[0] // finest)
-            raw[finest] += repeated
-        return raw
+    ) -> dict[int, Float[Array, "batch rows"]]:
+        """Returns their raw outputs."""
+        del first, norming
+        rows = readout(self.channels, self.dtype, name="rows")
+        backbone = sources.backbone[max(sources.backbone)].mean(axis=(1, 2))
+        of_backbone = _zero_at_first(self.channels, self.dtype, name="rows_backbone")(backbone)
+        return {stride: rows(x) + of_backbone for stride, x in features.items()}
 
-    def _zero_at_first(self, name: str) -> Dense:
-        return Dense(self.channels, self.dtype, jnp.dtype("float32"), variance=0.0, name=name)
 
-    def _boxes(self, first: Array) -> Array:
-        """Returns the boxes of the first classes as those of this addition, whose other outputs are 0."""
-        boxes = jax.lax.stop_gradient(first[..., :BOX_CHANNELS])
-        return jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
+class NarrowHead(nn.Module):
+    """Hidden layers of later classes on levels of the neck, in separable convolutions that the levels share.
 
-    def _hidden(self, sources: Sources, levels: tuple[int, ...], norming: Norming) -> dict[int, Array]:
-        """Returns the last features of the narrow head at each of its levels."""
-        features = {stride: sources.neck[stride] for stride in levels}
-        features[levels[-1]] = self._corrected(sources, levels[-1])
-        width = _in_vectors(HEAD_SHARE * features[levels[0]].shape[-1])
+    At the coarsest level, where large objects are found, a correction of low rank from the backbone's features is added
+    to what it reads; the correction is zero at first.
+
+    References:
+        Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022 (the correction).
+    """
+
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, sources: Sources, strides: tuple[int, ...], norming: Norming
+    ) -> dict[int, Float[Array, "batch _ _ hidden"]]:
+        """Returns the last features at each stride, of which the last is the coarsest."""
+        features = {stride: sources.neck[stride] for stride in strides}
+        features[strides[-1]] = self._corrected(sources, strides[-1])
+        width = _in_vectors(HEAD_SHARE * features[strides[0]].shape[-1])
         for number, size in enumerate(HEAD_KERNELS):
             conv = SeparableConv(width, size, self.dtype, name=f"conv_{number}")
             for stride, x in features.items():
@@ -148,6 +126,78 @@ class AddedBoxes(nn.Module):
         low_rank = Dense(_in_vectors(RANK_SHARE * level.shape[-1]), self.dtype, name="down_backbone")
         up = Dense(level.shape[-1], self.dtype, variance=0.0, name="up")
         return up(low_rank(sources.backbone[stride]), residual=level)
+
+
+class AddedBoxes(nn.Module):
+    """Rows of a detector's later classes: of the head of the first classes, and of a narrow head of their own.
+
+    The head of the first classes has learnt to see later ones as background, so that its rows alone learn little. The
+    narrow head reads the neck's levels but the finest, which has most of the cells, and for which outputs of the next
+    are repeated. All outputs are zero at first: training starts from the first boxes.
+    """
+
+    channels: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, features: Levels, first: Levels, sources: Sources, norming: Norming
+    ) -> dict[int, Float[Array, "batch height width rows"]]:
+        """Returns box, objectness and classes of every cell."""
+        finest, *coarser = sorted(features)
+        head = NarrowHead(self.dtype)
+        nn.share_scope(self, head)
+        hidden = head(sources, tuple(coarser) or (finest,), norming)
+        rows, out = self._rows("rows"), self._rows("out")
+        raw = {stride: rows(x, residual=self._boxes(first[stride])) for stride, x in features.items()}
+        raw |= {stride: out(x, residual=raw[stride]) for stride, x in hidden.items()}
+        if coarser:
+            raw[finest] += _enlarged(self._rows("out_finest")(hidden[coarser[0]]), coarser[0] // finest)
+        return raw
+
+    def _rows(self, name: str) -> Dense:
+        return _zero_at_first(self.channels, self.dtype, name=name)
+
+    def _boxes(self, first: Array) -> Array:
+        """Returns the boxes of the first classes as those of this addition, whose other outputs are 0."""
+        boxes = jax.lax.stop_gradient(first[..., :BOX_CHANNELS])
+        return jnp.pad(boxes, ((0, 0),) * 3 + ((0, self.channels - BOX_CHANNELS),))
+
+
+class AddedMasks(nn.Module):
+    """Rows of a segmenter's later classes: of the head of the first classes, and of a narrow head of their own.
+
+    The narrow head reads the levels of the neck that are coarser than the task's; outputs of each are repeated and
+    added to those of the next.
+    """
+
+    channels: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, features: Levels, first: Levels, sources: Sources, norming: Norming
+    ) -> dict[int, Float[Array, "batch height width rows"]]:
+        """Returns their raw outputs."""
+        del first
+        ((finest, x),) = features.items()
+        head, out = NarrowHead(self.dtype), _zero_at_first(self.channels, self.dtype, name="out")
+        nn.share_scope(self, head)
+        coarser = tuple(stride for stride in sorted(sources.neck) if stride > finest)
+        hidden = head(sources, coarser or (finest,), norming)
+        *finer, last = hidden
+        raw = out(hidden[last])
+        for stride in reversed(finer):
+            raw, last = out(hidden[stride], residual=_enlarged(raw, last // stride)), stride
+        rows = readout(self.channels, self.dtype, name="rows")
+        return {finest: rows(x, residual=_enlarged(raw, last // finest))}
+
+
+ADDED = {"pooled": AddedLabels, "cells": AddedBoxes, "dense": AddedMasks}  # by the readout of the task
+
+
+def _zero_at_first(channels: int, dtype: jnp.dtype, *, name: str) -> Dense:
+    return Dense(channels, dtype, jnp.dtype("float32"), variance=0.0, name=name)
 
 
 def _in_vectors(channels: float) -> int:

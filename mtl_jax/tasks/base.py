@@ -78,7 +78,6 @@ class Added(NamedTuple):
     stage: str  # that teaches them
     classes: int
     channels: int  # of the rows
-    boxes: bool = False  # whether the first four rows are a box, which starts as that of the first classes
 
 
 class Undecided(NamedTuple):

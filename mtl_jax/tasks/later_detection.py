@@ -28,7 +28,7 @@ class LaterDetection(Later, Detection):
     @property
     def additions(self) -> tuple[Added, ...]:
         """Classes that came later; each has a box and an objectness in addition to its rows."""
-        return tuple(Added(stage, count, BOX_CHANNELS + 1 + count, boxes=True) for stage, count in self.added)
+        return tuple(Added(stage, count, BOX_CHANNELS + 1 + count) for stage, count in self.added)
 
     def loss(self, raw: Cells, labels: Labels, image_size: ImageSize) -> LossAndParts:
         """Returns the sum of the losses of each part on the boxes of its classes."""
