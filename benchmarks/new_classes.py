@@ -33,7 +33,12 @@ from mtl_jax.workdir import trained
 PAGE = benchmarks.ROOT / "configs" / "new_classes.py"
 FOLDER = "mini-coco-det"
 SPLITS = ("train", "val")
-MORE: dict[str, dict[str, Any]] = {"more": {}, "more_alone": {"per_class": 0}, "more_moving": {"keep": "5%"}}
+# Of networks that got classes later: the variant of the page, and arguments of `extend`.
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "more": ("more", {}),
+    "more_alone": ("more", {"per_class": 0}),
+    "more_moving": ("moving", {"keep": "5%"}),
+}
 NETWORKS = (*MORE, "together")  # that are compared with the first one
 
 
@@ -95,7 +100,8 @@ def train(out: Path, seed: int, data_root: Path, networks: Sequence[str] = NETWO
     folders = {name: out / f"{name}{seed}" for name in ("first", *networks)}
     for name, folder in folders.items():
         if name in MORE:  # the seed is that of the first run
-            extend(folders["first"], folder, f"{PAGE}:more", settings={"data_root": data_folder}, **MORE[name])
+            variant, arguments = MORE[name]
+            extend(folders["first"], folder, f"{PAGE}:{variant}", settings={"data_root": data_folder}, **arguments)
         else:
             mtl_jax.train(f"{PAGE}:{name}", str(folder), settings={"data_root": data_folder, "seed": seed})
     return folders

@@ -45,8 +45,8 @@ def found(kind: str = "boxes", name: str = "", **changes) -> DatasetSummary:
     return dataclasses.replace(inputs, **changes)
 
 
-def choose(*entry: DatasetSummary, minutes: float = 4.0, machine: Machine = LAPTOP):
-    return choices_lib.choose(entry, machine, minutes=minutes)
+def choose(*entry: DatasetSummary, minutes: float = 4.0, machine: Machine = LAPTOP, later: bool = False):
+    return choices_lib.choose(entry, machine, minutes=minutes, later=later)
 
 
 def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_learnt(tmp_path, monkeypatch):
@@ -161,6 +161,12 @@ def test_a_stage_that_holds_older_tasks_takes_longer():
 def test_boxes_are_looked_for_at_the_size_of_their_training_images():
     (selected,) = choose(found(), minutes=1000.0)
     assert selected.train_image_size == selected.image_size == 512
+
+
+def test_classes_that_a_detector_gets_later_are_trained_twice_as_long():
+    for kind, factor in (("boxes", 2), ("masks", 1), ("tags", 1)):
+        (first,), (later,) = (choose(found(kind), minutes=1000.0, later=later) for later in (False, True))
+        assert later.epochs == factor * first.epochs
 
 
 def test_short_detection_stages_train_without_mosaics_and_at_a_higher_rate():

@@ -99,7 +99,8 @@ def _generate_page(options: argparse.Namespace) -> str:
     if (workdir / RECORD).exists():
         own_run.require_same(page, made_from)
     else:
-        choices, _ = own_run.inspect_data(requests, options)
+        later = bool(options.task) and options.keep == "exact" and not options.refine
+        choices, _ = own_run.inspect_data(requests, options, later=later)
         page_lib.write(page, choices, name=workdir.name, made_from=made_from)
         print(f"page: {page}, to be edited and added with --config")
     return f"{page}:{page_lib.ONE_AFTER_ANOTHER}"

@@ -67,16 +67,21 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def inspect_data(
-    requests: Sequence[request_lib.Request], options: argparse.Namespace
+    requests: Sequence[request_lib.Request], options: argparse.Namespace, *, later: bool = False
 ) -> tuple[tuple[choices_lib.Choice, ...], machine_lib.Machine]:
     """Inspects all datasets, and prints their content and the chosen settings.
+
+    Args:
+        requests: the datasets.
+        options: flags, with `minutes`.
+        later: as for `choices.choose`.
 
     Raises:
         UserError: data that cannot be read.
     """
     datasets = [summary_lib.summarise(request) for request in requests]
     machine = machine_lib.measure()
-    choices = choices_lib.choose(datasets, machine, minutes=options.minutes)
+    choices = choices_lib.choose(datasets, machine, minutes=options.minutes, later=later)
     table.show(datasets, choices)
     return choices, machine
 

@@ -25,6 +25,7 @@ MIN_SIZE = {
 }  # px, by kind; smaller for smaller images
 MAX_SIZE = {"tags": 288, "classes": 288, "values": 224}  # px; larger inputs gain little for labels of whole images
 EPOCHS = {"masks": 40.0, "depth": 40.0, "boxes": 100.0, "tags": 30.0, "classes": 24.0, "values": 24.0}
+LATER_EPOCHS = {"boxes": 200.0}  # of classes that a task gets later, where only parameters of their own are trained
 SHORT_STEPS = 1000  # of a detector's stage; shorter stages learn more without mosaics and at a higher rate
 MIN_STAGE_SECONDS = 5.0  # minimum duration of a stage
 MIN_STEPS, TARGET_STEPS = 60, 300  # of a stage; small datasets get more epochs to reach the target
@@ -86,6 +87,13 @@ class _Stage(NamedTuple):
     machine: Machine
     evaluation_count: int  # evaluations of its validation images, in this stage and later ones
     is_continual: bool  # whether distillation and replay retain older tasks
+    is_later: bool  # whether classes are added to a task, and only parameters of their own are trained
+
+    @property
+    def target_epochs(self) -> float:
+        """Epochs that its labels need."""
+        kind = self.dataset.request.kind
+        return LATER_EPOCHS.get(kind, EPOCHS[kind]) if self.is_later else EPOCHS[kind]
 
     @property
     def crop(self) -> bool:
@@ -103,20 +111,23 @@ class _Stage(NamedTuple):
         )
 
 
-def choose(datasets: Sequence[DatasetSummary], machine: Machine, *, minutes: float) -> tuple[Choice, ...]:
+def choose(
+    datasets: Sequence[DatasetSummary], machine: Machine, *, minutes: float, later: bool = False
+) -> tuple[Choice, ...]:
     """Chooses the training settings of all datasets of a run.
 
     Args:
         datasets: the datasets.
         machine: the machine that trains.
         minutes: target duration of the whole run.
+        later: whether their classes are added to a task, and only parameters of their own are trained.
 
     Returns:
         A choice for each dataset.
     """
     count = len(datasets)
     stages = [
-        _Stage(dataset, machine, count - k, is_continual=0 < k < max(count - 1, 2))
+        _Stage(dataset, machine, count - k, is_continual=0 < k < max(count - 1, 2), is_later=later)
         for k, dataset in enumerate(datasets)
     ]
     seconds = 60 * minutes - machine.start_seconds - machine.stage_seconds * count
@@ -137,7 +148,7 @@ def _seconds_of_stages(stages: Sequence[_Stage], seconds: float) -> list[float]:
 def _choose(stage: _Stage, seconds: float) -> Choice:
     dataset, kind = stage.dataset, stage.dataset.request.kind
     batch = _batch_size(dataset, stage.machine)
-    target_epochs = max(EPOCHS[kind], TARGET_STEPS * batch / dataset.train)
+    target_epochs = max(stage.target_epochs, TARGET_STEPS * batch / dataset.train)
     size = _size(stage, target_epochs, seconds)
     epoch_seconds = stage.cost(size, 1.0) - stage.cost(size, 0.0)
     min_epochs = MIN_STEPS * batch / dataset.train
