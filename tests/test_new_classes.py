@@ -238,6 +238,19 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     assert buffer.class_names["classification"] == FIRST
 
 
+def test_without_exemplars_the_loss_knows_that_new_classes_are_shown_alone(parent):
+    more, boxes = (config_lib.read_settings(page(("4",), stage="more", tasks=names)) for names in (("cls",), ("det",)))
+    for limit in (None, 5.0):
+        assert additions.join(parent, more, limit=limit).stages["more"].keep["logit_adjustment"] == {}
+        for inputs, count in ((more, 2), (boxes, 0)):
+            keep = additions.join(parent, inputs, limit=limit, per_class=count).stages["more"].keep
+            assert "logit_adjustment" not in keep
+    asked = page(("4",), stage="more", tasks=("cls",))
+    asked.stages.more.keep = {"logit_adjustment": {"prior": 1.0}}
+    result = additions.join(parent, config_lib.read_settings(asked), limit=None)
+    assert result.stages["more"].keep == {"logit_adjustment": {"prior": 1.0}}
+
+
 def test_images_of_the_new_data_are_no_exemplars_of_boxes(parent):
     inputs = config_lib.read_settings(page(("4", "5"), stage="more", tasks=("det",)))
     config = additions.join(parent, inputs, limit=None, per_class=1)

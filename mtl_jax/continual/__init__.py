@@ -21,6 +21,8 @@ PLACES = {
     "agem": ("agem", "AGEM"),
     # the network before the stage teaches
     "lwf": ("lwf", "LwF"),
+    # the loss knows which classes a stage shows more often
+    "logit_adjustment": ("logit_adjustment", "LogitAdjustment"),
     # updates leave a space alone
     "gpm": ("gpm", "GPM"),
 }

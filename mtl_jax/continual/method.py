@@ -244,6 +244,10 @@ class Method(Section):
         """Returns the tasks whose outputs its terms need, whatever the images."""
         return ()
 
+    def adjusted(self, name: str, raw: Array, tasks: StageTasks) -> Array:
+        """Returns what the loss of a task's labels reads: its raw outputs, or those that other methods return."""
+        return raw
+
     def terms(self, passed: Passed, stage_memory: PyTree | None) -> Iterator[Term]:
         """Yields loss terms of a group's outputs and features; `stage_memory` is from `before`."""
         return iter(())

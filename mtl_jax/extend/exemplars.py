@@ -11,6 +11,7 @@ import numpy as np
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.continual import replay_buffer
+from mtl_jax.continual.logit_adjustment import COMPETING
 from mtl_jax.continual.negatives import BOXES
 from mtl_jax.continual.replay import Replay
 from mtl_jax.continual.replay_buffer import ReplayBuffer
@@ -21,7 +22,6 @@ from mtl_jax.workdir.trained import Trained
 
 _log = logging.getLogger(__name__)
 
-COMPETING = ("segmentation", "classification")  # task kinds with one softmax over all classes: replayed
 KINDS = (*COMPETING, BOXES)
 PER_CLASS = 10  # images, where nothing else is asked for
 # Replayed images of each old stream in a step, and the weight of their loss, by whether shared parameters may change.
@@ -107,6 +107,23 @@ def configure(
             _set_default(config["stages"][stage], name, value)
         if BOXES in kinds:
             _set_default(config["stages"][stage], "negatives", True)
+
+
+def do_without(
+    config: dict[str, Any], parent: Trained, extended_tasks: Iterable[str], new_stages: Iterable[str]
+) -> None:
+    """Configures the loss of new classes that compete with old ones of which no image is shown.
+
+    Args:
+        config: settings of the new run.
+        parent: the finished run.
+        extended_tasks: tasks with new classes.
+        new_stages: new stages.
+    """
+    competing = {name for name in extended_tasks if parent.tasks[name].kind in COMPETING}
+    for stage in (config["stages"][name] for name in new_stages):
+        if competing & {task for stream in stage["streams"] for task in config["streams"][stream]["labels"]}:
+            stage["keep"] = {"logit_adjustment": {}, **stage["keep"]}
 
 
 def _set_default(stage: dict[str, Any], name: str, value: float) -> None:

@@ -184,6 +184,8 @@ def _labelled_terms(objective: Objective, group_pass: Passed) -> Iterator[Term]:
     for stream in group_pass.group:
         for task in group_pass.labelled[stream]:
             raw, labels = group_pass.raw[task][group_pass.rows[stream]], group_pass.labels[stream][task]
+            for method in objective.keep.values():
+                raw = method.adjusted(task, raw, group_pass.stage)
             loss, loss_terms = group_pass.tasks[task].loss(raw, labels, group_pass.image_size)
             weight = objective.stream_weights[stream] * objective.loss_weights.get(task, 1.0)
             metrics = {f"{task}/{stream}/{name}": value for name, value in {"loss": loss, **loss_terms}.items()}
