@@ -39,6 +39,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "exemplars": ({}, {}),
     "two of weight 1": ({}, {"keep": {"replay": {"batch_size": 2, "weight": 1.0}}}),
     "--keep 5%": ({"keep": "5%"}, {"backbone_rate": 0.05}),
+    "none, not adjusted": ({"per_class": 0}, {"keep": {"logit_adjustment": {"prior": 0.0}}}),
 }
 
 
