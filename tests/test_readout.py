@@ -90,14 +90,15 @@ def test_later_rows_read_the_backbone_s_features_of_their_task_s_own_pass(sharin
         assert not any(path in reads[other] for other in KINDS if other != kind for path in own)
 
 
-def test_a_session_costs_the_flagship_s_detector_a_fiftieth_of_its_parameters():
+@pytest.mark.parametrize("name", ["seg", "det", "cls"])
+def test_a_session_costs_the_flagship_a_fiftieth_of_its_parameters(name):
     config, count = config_lib.load_page(CONFIGS / "seq.py").get_config(), 3
+    settings = {key: value for key, value in config.tasks.to_dict()[name].items() if key != "class_weights"}
     sizes = []
     for added in ((), (("more", count),)):
-        classes = tuple(f"class {number}" for number in range(10 + count * len(added)))
-        detection = {"kind": "detection", "classes": classes, "added": added}
-        sections = {**config.tasks.to_dict(), "det": detection}
-        model = multi_task.build(config.model, tasks_lib.build(sections))
+        later = tuple(f"class {number}" for number in range(count * len(added)))
+        task = {**settings, "classes": (*settings["classes"], *later), "added": added}
+        model = multi_task.build(config.model, tasks_lib.build({**config.tasks.to_dict(), name: task}))
         shapes = jax.eval_shape(lambda key, m=model: multi_task.init_variables(m, key=key), jax.random.key(0))
         sizes.append(sum(multi_task.parameter_count(shapes["params"]).values()))
     assert sizes[0] < sizes[1] <= 1.02 * sizes[0]
