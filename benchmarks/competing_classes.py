@@ -120,9 +120,10 @@ def _seq_page(task: str, part: str, settings: Mapping[str, Any], options: Mappin
     config = page.get_config(f"alone_{task}-small")
     data = config.streams[page.STREAM[task]]
     data.options, data.labels = dict(options), {TASK: next(iter(data.labels.values()))}
-    config.tasks = {TASK: {**config.tasks[task], **settings}}
-    if part == LATER and "class_weights" in config.tasks[TASK]:
-        del config.tasks[TASK].class_weights  # the old run has those of its classes
+    section = {**config.tasks[task], **settings}
+    if part == LATER:
+        section.pop("class_weights", None)  # the old run has those of its classes
+    config.tasks = {TASK: section}
     config.contract.baseline_from = {TASK: ""}
     config.streams = {part: data}
     if part == LATER:
