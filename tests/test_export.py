@@ -128,9 +128,10 @@ def test_files_take_images_of_any_size(weights, tmp_path, name, form):
 )
 def test_files_find_later_classes_in_any_number_of_images(tiny_backbone, tmp_path, shape):
     require_onnx()
-    path = save_checkpoint(tmp_path / "checkpoints" / "0-all", image_size=SIZE, added=1)
-    model, form = trained.load(path, tasks="det"), network.Form("all", "nchw")
-    assert model.tasks["det"].added == (("all", 1),)
+    grown = ("seg", "det", "tags")
+    path = save_checkpoint(tmp_path / "checkpoints" / "0-all", image_size=SIZE, later=grown)
+    model, form = trained.load(path, tasks=",".join(grown)), network.Form("all", "nchw")
+    assert {name: task.added for name, task in model.tasks.items()} == dict.fromkeys(grown, (("all", 1),))
     exported = formats.onnx(model, tmp_path, shape, form)
     assert exported.any_batch
     pixels = [np.random.default_rng(0).random((count, SIZE, SIZE, 3), np.float32) for count in (1, 2)]

@@ -1,6 +1,7 @@
 """A backbone of three convolutions that compiles in a second, for tests of everything around the network."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +80,18 @@ def spare_report(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
 
 
-def save_checkpoint(folder: Path, *, image_size: int = 64, added: int = 0) -> Path:
+def save_checkpoint(folder: Path, *, image_size: int = 64, later: Iterable[str] = ()) -> Path:
     """Writes the checkpoint of an untrained network with every kind of task; `cls` sees smaller images, cropped.
 
-    The last `added` classes of the detector are later ones.
+    The last class of tasks in `later` is one that they got later.
     """
     config: Any = config_lib.base()
     config.image_size = image_size
     with config.ignore_type():
         config.model.update(MODEL)
         config.tasks.update(KINDS)
-        if added:
-            config.tasks.det["added"] = (("all", added),)
+        for name in later:
+            config.tasks[name]["added"] = (("all", 1),)
     for name, size in (("scenes", 0), ("single", image_size // 2)):
         labels = {"cls": "classification"} if size else {task: task for task in KINDS if task != "cls"}
         config.streams[name] = config_lib.stream("digits", labels, image_size=size, crop=bool(size))
