@@ -97,7 +97,7 @@ def join(
             config, parent, extended_tasks, new_stages, per_class=per_class, may_change=limit is not None
         )
     else:
-        exemplars.do_without(config, parent, extended_tasks, new_stages)
+        exemplars.configure_without(config, parent, extended_tasks, new_stages)
     if limit is not None:
         config["contract"]["max_drop_percent"] = limit
     if limit is not None or refine:

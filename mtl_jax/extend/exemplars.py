@@ -109,7 +109,7 @@ def configure(
             _set_default(config["stages"][stage], "negatives", True)
 
 
-def do_without(
+def configure_without(
     config: dict[str, Any], parent: Trained, extended_tasks: Iterable[str], new_stages: Iterable[str]
 ) -> None:
     """Configures the loss of new classes that compete with old ones of which no image is shown.
