@@ -33,13 +33,15 @@ IMAGENETTE, NAMES = "imagenette-160", "wnid_to_name.json"
 VOC_PARTS = {"first": VOC_CLASSES[1:16], "later": VOC_CLASSES[16:], "together": VOC_CLASSES[1:]}
 DIGITS = tuple("0123456789")
 TASK, LATER = "classes", "later"  # names of the task, and of the stage that adds classes
+NOT_ADJUSTED = {"logit_adjustment": {"prior": 0.0}}
 # How old classes are kept: arguments of `extend`, and settings of its stage.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "none": ({"per_class": 0}, {}),
     "exemplars": ({}, {}),
-    "two of weight 1": ({}, {"keep": {"replay": {"batch_size": 2, "weight": 1.0}}}),
+    "two of weight 1, not adjusted": ({}, {"keep": {"replay": {"batch_size": 2, "weight": 1.0}, **NOT_ADJUSTED}}),
     "--keep 5%": ({"keep": "5%"}, {"backbone_rate": 0.05}),
-    "none, not adjusted": ({"per_class": 0}, {"keep": {"logit_adjustment": {"prior": 0.0}}}),
+    "none, not adjusted": ({"per_class": 0}, {"keep": NOT_ADJUSTED}),
+    "exemplars, not adjusted": ({}, {"keep": NOT_ADJUSTED}),
 }
 
 

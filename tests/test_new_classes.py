@@ -238,13 +238,13 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     assert buffer.class_names["classification"] == FIRST
 
 
-def test_without_exemplars_the_loss_knows_that_new_classes_are_shown_alone(parent):
+def test_the_loss_knows_that_new_classes_are_shown_more_often(parent):
     more, boxes = (config_lib.read_settings(page(("4",), stage="more", tasks=names)) for names in (("cls",), ("det",)))
-    for limit in (None, 5.0):
-        assert additions.join(parent, more, limit=limit).stages["more"].keep["logit_adjustment"] == {}
-        for inputs, count in ((more, 2), (boxes, 0)):
-            keep = additions.join(parent, inputs, limit=limit, per_class=count).stages["more"].keep
-            assert "logit_adjustment" not in keep
+    for limit, count in itertools.product((None, 5.0), (0, 2)):
+        keep = additions.join(parent, more, limit=limit, per_class=count).stages["more"].keep
+        assert keep["logit_adjustment"] == ({"prior": exemplars.PRIOR_WITH_EXEMPLARS} if count else {})
+        keep = additions.join(parent, boxes, limit=limit, per_class=count).stages["more"].keep
+        assert "logit_adjustment" not in keep
     asked = page(("4",), stage="more", tasks=("cls",))
     asked.stages.more.keep = {"logit_adjustment": {"prior": 1.0}}
     result = additions.join(parent, config_lib.read_settings(asked), limit=None)

@@ -96,8 +96,7 @@ def join(
         exemplars.configure(
             config, parent, extended_tasks, new_stages, per_class=per_class, may_change=limit is not None
         )
-    else:
-        exemplars.configure_without(config, parent, extended_tasks, new_stages)
+    exemplars.adjust_logits(config, parent, extended_tasks, new_stages, with_exemplars=bool(per_class))
     if limit is not None:
         config["contract"]["max_drop_percent"] = limit
     if limit is not None or refine:
