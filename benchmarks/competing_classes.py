@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import benchmarks
 import mtl_jax
 from mtl_jax.config import load_page, stage, stream
+from mtl_jax.data.pixel_labels import decode_mask, write_png
 from mtl_jax.data.sources.base import VOID
 from mtl_jax.data.sources.voc import VOC_CLASSES
 from mtl_jax.extend import extend
@@ -30,9 +30,9 @@ from mtl_jax.tasks.mean_iou import BACKGROUND
 
 VOC = "mini-voc-seg"
 IMAGENETTE, NAMES = "imagenette-160", "wnid_to_name.json"
-VOC_PARTS = {"first": VOC_CLASSES[1:16], "later": VOC_CLASSES[16:], "together": VOC_CLASSES[1:]}
 DIGITS = tuple("0123456789")
 TASK, LATER = "classes", "later"  # names of the task, and of the stage that adds classes
+VOC_PARTS = {"first": VOC_CLASSES[1:16], LATER: VOC_CLASSES[16:], "together": VOC_CLASSES[1:]}
 NOT_ADJUSTED = {"logit_adjustment": {"prior": 0.0}}
 # How old classes are kept: arguments of `extend`, and settings of its stage.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -97,7 +97,7 @@ def divide_voc(out: Path, data_root: Path) -> Path:
         masks = root / part / "SegmentationClass"
         masks.mkdir(parents=True, exist_ok=True)
         for path in (data_root / VOC / masks.name).iterdir():
-            Image.fromarray(values[np.asarray(Image.open(path))]).save(masks / path.name)
+            write_png(masks / path.name, values[decode_mask(path, class_count=len(VOC_CLASSES))])
         for name in ("JPEGImages", "ImageSets"):
             benchmarks.link(root / part / name, data_root / VOC / name)
     benchmarks.link_weights(out, data_root)

@@ -18,6 +18,7 @@ from benchmarks import competing_classes, jax_side, problem, turns
 from benchmarks.problem import Problem
 from mtl_jax import config as config_lib
 from mtl_jax import tasks
+from mtl_jax.data import pixel_labels
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.runtime import allocator
@@ -406,7 +407,7 @@ def test_competing_classes_come_in_two_parts(tmp_path):
     names = tmp_path / "data" / competing_classes.IMAGENETTE / competing_classes.NAMES
     names.write_text(json.dumps({wnid: f"class {wnid}" for wnid in wnids}))
     root = competing_classes.link_imagenette(tmp_path / "runs", tmp_path / "data")
-    pages = [functools.partial(competing_classes.imagenette_page, root)]
+    pages = [functools.partial(competing_classes.imagenette_page, root), competing_classes.voc_page]
     pages += [functools.partial(competing_classes.digits_page, kind) for kind in ("classification", "segmentation")]
     for page in pages:
         classes = {}
@@ -417,3 +418,14 @@ def test_competing_classes_come_in_two_parts(tmp_path):
         assert classes["first"] + classes[competing_classes.LATER] == classes["together"]
     assert (root / "first" / "val" / "n6").is_dir()
     assert not (root / "first" / "val" / "n7").exists()
+
+
+def test_masks_of_a_part_show_the_classes_of_the_others_as_background(tmp_path):
+    masks = tmp_path / "data" / competing_classes.VOC / "SegmentationClass"
+    masks.mkdir(parents=True)
+    pixel_labels.write_png(masks / "one.png", np.array([[0, 1, 15, 16, 20, 255]], np.uint8))
+    root = competing_classes.divide_voc(tmp_path / "runs", tmp_path / "data")
+    expected = {"first": [0, 1, 15, 0, 0, 255], "later": [0, 0, 0, 1, 5, 255], "together": [0, 1, 15, 16, 20, 255]}
+    for part, values in expected.items():
+        mask = pixel_labels.mask_values(root / part / "SegmentationClass" / "one.png", name="one")
+        np.testing.assert_array_equal(mask, [values])

@@ -37,7 +37,7 @@ def test_other_tasks_and_kinds_without_competition_are_left_as_they_are():
 
 
 def test_what_is_learnt_is_the_score_among_equally_frequent_classes():
-    """Of images that tell nothing apart, e^prior of the new class for each old one, no logit is higher than another."""
+    """Of images that all look alike, e^prior of the new class for each old one, no logit is higher than another."""
     task = tasks_lib.build({"task": {"kind": "classification", "classes": FIRST, "added": (("more", 1),)}})["task"]
     stage = StageTasks(own=("task",), extended={"task": task.before("more")})
     counts = np.array([1.0, 1.0, np.exp(METHOD.prior)])

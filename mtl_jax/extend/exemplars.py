@@ -25,13 +25,12 @@ _log = logging.getLogger(__name__)
 KINDS = (*COMPETING, BOXES)
 PER_CLASS = 10  # images, where nothing else is asked for
 # Replayed images of each old stream in a step, and the weight of their loss, by whether shared parameters may change.
-# With a weight of 1 classifiers of old classes lose 4 to 15 % of their metric instead of 3 to 4 %; where parameters
-# change, 4 images of weight 2 lose 6 to 17 %, 8 of weight 4 lose 3 to 9 %.
+# With two images of weight 1, old classes lose more (docs/grow.md).
 REPLAYED = {False: {"batch_size": 4, "weight": 2.0}, True: {"batch_size": 8, "weight": 4.0}}
-# Of the loss where old classes are replayed: with 0, three of eight runs lose more than 5 % (docs/grow.md).
-PRIOR_WITH_EXEMPLARS = 0.5
 # The same of boxes where parameters change, besides images without objects: digits lose nothing, and 7 % without.
 REPLAYED_BOXES = {"batch_size": 2, "weight": 0.5}
+# Of logit adjustment where old classes are replayed: with 0, three of eight runs lose more than 5 % (docs/grow.md).
+PRIOR_WITH_EXEMPLARS = 0.5
 MAX_SIDE = Replay().max_side  # px, of a stored image
 SELECTION = Replay().selection
 
@@ -101,14 +100,12 @@ def configure(
         class_count = max(len(task.classes_of(stage) or task.first_classes) for task in tasks)
         images[stage] = max(images.get(stage, 0), per_class * class_count)
     for stage, count in images.items():
-        _set_default(config["stages"][stage], "images", count)
+        _set_defaults(config["stages"][stage], "replay", {"images": count})
     kinds = {parent.tasks[name].kind for name in known}
     for stage in new_stages:
         replayed = REPLAYED[may_change] if kinds & set(COMPETING) else REPLAYED_BOXES if may_change else {}
-        for name, value in replayed.items():
-            _set_default(config["stages"][stage], name, value)
-        if BOXES in kinds:
-            _set_default(config["stages"][stage], "negatives", True)
+        negatives = {"negatives": True} if BOXES in kinds else {}
+        _set_defaults(config["stages"][stage], "replay", {**replayed, **negatives})
 
 
 def adjust_logits(
@@ -132,14 +129,12 @@ def adjust_logits(
     settings = {"prior": PRIOR_WITH_EXEMPLARS} if with_exemplars else {}
     for stage in (config["stages"][name] for name in new_stages):
         if competing & {task for stream in stage["streams"] for task in config["streams"][stream]["labels"]}:
-            stage["keep"] = {"logit_adjustment": settings, **stage["keep"]}
+            _set_defaults(stage, "logit_adjustment", settings)
 
 
-def _set_default(stage: dict[str, Any], name: str, value: float) -> None:
-    """Sets a replay setting, unless the stage defines it."""
-    keep = {method: dict(settings) for method, settings in stage["keep"].items()}
-    keep.setdefault("replay", {}).setdefault(name, value)
-    stage["keep"] = keep
+def _set_defaults(stage: dict[str, Any], method: str, settings: Mapping[str, Any]) -> None:
+    """Sets those settings of a method that the stage does not define."""
+    stage["keep"] = {**stage["keep"], method: {**settings, **stage["keep"].get(method, {})}}
 
 
 def _stages_of_streams(config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str]) -> dict[str, str]:

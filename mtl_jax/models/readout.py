@@ -73,7 +73,7 @@ class GrownReadout(nn.Module):
 class AddedLabels(nn.Module):
     """Rows of later classes of the whole image: of the head's features, and of the means of the backbone's coarsest.
 
-    Neck and head keep what tells the first classes apart; the backbone has more channels, which may tell others apart.
+    Neck and head keep what distinguishes the first classes; the backbone's more channels may distinguish others.
     """
 
     channels: int
@@ -148,15 +148,13 @@ class AddedBoxes(nn.Module):
         head = NarrowHead(self.dtype)
         nn.share_scope(self, head)
         hidden = head(sources, tuple(coarser) or (finest,), norming)
-        rows, out = self._rows("rows"), self._rows("out")
+        rows, out = (_zero_at_first(self.channels, self.dtype, name=name) for name in ("rows", "out"))
         raw = {stride: rows(x, residual=self._boxes(first[stride])) for stride, x in features.items()}
         raw |= {stride: out(x, residual=raw[stride]) for stride, x in hidden.items()}
         if coarser:
-            raw[finest] += _enlarged(self._rows("out_finest")(hidden[coarser[0]]), coarser[0] // finest)
+            out_finest = _zero_at_first(self.channels, self.dtype, name="out_finest")
+            raw[finest] += _enlarged(out_finest(hidden[coarser[0]]), coarser[0] // finest)
         return raw
-
-    def _rows(self, name: str) -> Dense:
-        return _zero_at_first(self.channels, self.dtype, name=name)
 
     def _boxes(self, first: Array) -> Array:
         """Returns the boxes of the first classes as those of this addition, whose other outputs are 0."""
