@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from mtl_jax import continual
 from mtl_jax.continual import memory, reading
 from mtl_jax.continual.ewc import EWC
-from mtl_jax.continual.method import Method, StageTasks, setting
+from mtl_jax.continual.method import Method, StageTasks, Starting, setting
 from mtl_jax.continual.si import SI
 from mtl_jax.errors import UserError
 from mtl_jax.workdir import continuation
@@ -104,8 +103,8 @@ class L2SP(Method):
 
     strength: float = setting(0.0, "of the pull back to where the stage found them; 0 is off")
 
-    def before(self, tasks, memory, variables):
-        return variables["params"] if tasks.old else None
+    def before(self, starting):
+        return starting.variables["params"] if starting.tasks.old else None
 
     def penalty(self, params, stage_memory):
         if stage_memory is None:
@@ -129,12 +128,12 @@ def test_a_method_is_added_by_its_class_and_a_line_of_the_table(monkeypatch):
     assert continuation.learnt_from(reading.completed(config))["stages.b.keep.l2_sp.strength"] == 2.0
     keep = reading.in_stage(reading.read_order(config), 1)
     start = {"kernel": jnp.zeros(3)}
-    inputs = {"l2_sp": keep["l2_sp"].before(StageTasks(old=("seg",)), {}, {"params": start})}
+    inputs = {"l2_sp": keep["l2_sp"].before(Starting(StageTasks(old=("seg",)), variables={"params": start}))}
     params = {"kernel": jnp.full(3, 0.5)}
     grads, penalties = train_step._with_penalties(keep, {"kernel": jnp.ones(3)}, params, inputs)
     np.testing.assert_allclose(penalties["all/l2_sp_penalty"], 0.75)
     np.testing.assert_allclose(grads["kernel"], 2.0)
-    assert keep["l2_sp"].before(StageTasks(own=("seg",)), {}, SimpleNamespace()) is None
+    assert keep["l2_sp"].before(Starting(StageTasks(own=("seg",)))) is None
 
 
 def test_the_documented_example_is_the_tested_one():

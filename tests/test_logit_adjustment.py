@@ -9,7 +9,7 @@ import pytest
 
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.continual.logit_adjustment import LogitAdjustment
-from mtl_jax.continual.method import StageTasks
+from mtl_jax.continual.method import StageTasks, Starting
 from mtl_jax.errors import UserError
 
 FIRST, LATER = ("one", "two", "three"), ("four", "five")
@@ -54,7 +54,7 @@ def test_what_is_learnt_is_the_score_among_equally_frequent_classes():
 def test_a_stage_without_new_classes_that_compete_is_refused():
     stage = SimpleNamespace(location="config.stages.more")
     with pytest.raises(UserError, match=r"config\.stages\.more\.keep\.logit_adjustment: expected a stage that adds"):
-        METHOD.refuse(stage, StageTasks(own=("task",)), {}, {}, ())
+        METHOD.refuse(stage, Starting(StageTasks(own=("task",))))
     with pytest.raises(UserError, match="segmentation or classification, found none; leave it out"):
-        METHOD.refuse(stage, extended("multi_label"), {}, {}, ())
-    METHOD.refuse(stage, extended("classification"), {}, {}, ())
+        METHOD.refuse(stage, Starting(extended("multi_label")))
+    METHOD.refuse(stage, Starting(extended("classification")))

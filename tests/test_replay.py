@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from list_source import class_source
 
-from mtl_jax.continual.method import StageTasks
+from mtl_jax.continual.method import StageTasks, Starting
 from mtl_jax.continual.replay import Replay
 from mtl_jax.continual.replay_buffer import ReplayBuffer
 from mtl_jax.errors import UserError
@@ -16,6 +16,6 @@ def test_a_buffer_without_images_replays_nothing():
     method, full = Replay(batch_size=2), class_source([0, 1])
     memory = {"replay": {"old": ReplayBuffer((), {}), "older": full}}
     assert [feed.stream for feed in method.feeds(stage, memory, [])] == ["older"]
-    method.refuse(stage, StageTasks(("det",), ("det",)), {"replay": {"old": ReplayBuffer((), {})}}, {}, ())
+    method.refuse(stage, Starting(StageTasks(("det",), ("det",)), {"replay": {"old": ReplayBuffer((), {})}}))
     with pytest.raises(UserError, match=r"keep\.replay\.batch_size: expected 0 without exemplars"):
-        method.refuse(stage, StageTasks(("det",), ("det",)), {"replay": {}}, {}, ())
+        method.refuse(stage, Starting(StageTasks(("det",), ("det",)), {"replay": {}}))

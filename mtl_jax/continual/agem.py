@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from mtl_jax.continual.method import Memory, Method, Phase, StageTasks, StageView
+from mtl_jax.continual.method import Method, StageTasks, StageView, Starting
 from mtl_jax.errors import UserError
 
 
@@ -22,16 +21,8 @@ class AGEM(Method):
         Chaudhry, Ranzato, Rohrbach, Elhoseiny, "Efficient Lifelong Learning with A-GEM", 2019.
     """
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        del memory, variables, phases
-        if not self.opposed(tasks):
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        if not self.opposed(starting.tasks):
             raise UserError(
                 f"{stage.location}.keep.agem: expected exemplars of an old task, found none; set keep.replay.images of "
                 "an earlier stage and keep.replay.batch_size of this one"

@@ -17,9 +17,8 @@ from mtl_jax.continual.method import (
     Keep,
     Memory,
     Method,
-    Phase,
-    StageTasks,
     StageView,
+    Starting,
     described,
     later,
     setting,
@@ -70,25 +69,16 @@ class Consolidation(Method):
         methods = configured or [dataclasses.replace(method, strength=0.0) for method in later_methods[:1]]
         return methods[0] if methods and type(methods[0]) is cls else None
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        del memory, variables, phases
-        if self.strength and not tasks.old:
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        if self.strength and not starting.tasks.old:
             name = type(self).__name__.lower()
             raise UserError(
                 f"{stage.location}.keep.{name}.strength: expected 0 where no stage before has left anything to hold, "
                 f"found {self.strength:g}; leave it to a later stage"
             )
 
-    def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
-        del tasks, variables
-        return memory[self.slot] if self.strength and memory[self.slot] else None
+    def before(self, starting: Starting) -> PyTree | None:
+        return starting.memory[self.slot] if self.strength and starting.memory[self.slot] else None
 
     def penalty(self, params: PyTree, stage_memory: PyTree | None) -> Float[Array, ""] | None:
         if not stage_memory:

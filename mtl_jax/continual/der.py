@@ -17,9 +17,8 @@ from mtl_jax.continual.method import (
     Memory,
     Method,
     Passed,
-    Phase,
-    StageTasks,
     StageView,
+    Starting,
     Term,
     later,
     refuse_without_exemplars,
@@ -54,16 +53,8 @@ class DER(Method):
         configured = keeps[index].get(name)
         return configured or (cls(weight=0.0) if _is_used(keeps, index) else None)
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        del memory, variables, phases
-        refuse_without_exemplars(f"{stage.location}.keep.der.weight", self.weight, tasks)
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        refuse_without_exemplars(f"{stage.location}.keep.der.weight", self.weight, starting.tasks)
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         """Brings back whole images, as they were stored, with their outputs."""

@@ -22,7 +22,7 @@ from mtl_jax.continual.consolidation import (
     sum_of,
     zeros_like,
 )
-from mtl_jax.continual.method import Finished, Memory, Phase, StageTasks, StageView, setting
+from mtl_jax.continual.method import Finished, StageView, Starting, setting
 from mtl_jax.errors import UserError
 
 __all__ = ["EWC", "Anchor", "accumulate", "consolidate", "fisher_diagonal", "normalise", "penalty"]
@@ -43,17 +43,10 @@ class EWC(Consolidation):
     )
     examples: int = setting(100, "training images that it is estimated from, at the end of a stage")
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        super().refuse(stage, tasks, memory, variables, phases)
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        super().refuse(stage, starting)
         if self.estimator == "exact" and self.leaves(stage.keeps, stage.index):
-            for task in tasks.own:
+            for task in starting.tasks.own:
                 importance.reader(stage.tasks[task])
 
     def importance(self, stage: StageView, finished: Finished) -> PyTree:

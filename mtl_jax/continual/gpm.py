@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from mtl_jax.continual.held_space import NOTHING, Held, from_tree, project, remember, to_tree
-from mtl_jax.continual.method import Finished, Keep, Memory, Method, Phase, StageTasks, StageView, setting
+from mtl_jax.continual.method import Finished, Keep, Memory, Method, StageView, Starting, setting
 from mtl_jax.errors import UserError
 from mtl_jax.models import kernel_inputs
 from mtl_jax.models.layers import ByBatch
@@ -44,23 +44,15 @@ class GPM(Method):
         holds = any(name in keep and keep[name].energy for keep in keeps[:index])
         return keeps[index].get(name) or (cls(energy=0.0) if holds else None)
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        del tasks
-        phases = list(phases)
-        self._patterns(stage, variables["params"])
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        params = starting.variables["params"]
+        self._patterns(stage, params)
         before = (method for keep in stage.keeps[: stage.index] for method in keep.values() if isinstance(method, GPM))
-        for patterns in (stage_patterns._patterns(stage, variables["params"]) for stage_patterns in before):
-            for phase in phases if patterns else ():
+        for patterns in (stage_patterns._patterns(stage, params) for stage_patterns in before):
+            for phase in starting.phases if patterns else ():
                 require_still(
-                    memory[self.slot],
-                    variables,
+                    starting.memory[self.slot],
+                    starting.variables,
                     layers=patterns,
                     frozen=phase.frozen,
                     train_batch_norm=phase.train_batch_norm,
@@ -71,9 +63,8 @@ class GPM(Method):
     def frozen(self, memory: Memory) -> tuple[str, ...]:
         return memory[self.slot].other_params
 
-    def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
-        del tasks, variables
-        return memory[self.slot].bases or None
+    def before(self, starting: Starting) -> PyTree | None:
+        return starting.memory[self.slot].bases or None
 
     def project(self, updates: PyTree, stage_memory: PyTree | None) -> PyTree:
         return project(updates, stage_memory) if stage_memory else updates

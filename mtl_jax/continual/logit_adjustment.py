@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from mtl_jax.continual.method import Memory, Method, Phase, StageTasks, StageView, setting
+from mtl_jax.continual.method import Method, StageTasks, StageView, Starting, setting
 from mtl_jax.errors import UserError
 
 COMPETING = ("segmentation", "classification")  # task kinds with one softmax over all classes
@@ -26,16 +25,8 @@ class LogitAdjustment(Method):
 
     prior: float = setting(3.0, "log of how much more often a stage shows its new classes than they are shown in use")
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        del memory, variables, phases
-        if not any(task.kind in COMPETING for task in tasks.extended.values()):
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        if not any(task.kind in COMPETING for task in starting.tasks.extended.values()):
             raise UserError(
                 f"{stage.location}.keep.logit_adjustment: expected a stage that adds classes to a task of "
                 f"{' or '.join(COMPETING)}, found none; leave it out"

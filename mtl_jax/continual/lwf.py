@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.config.checks import suggestion
-from mtl_jax.continual.method import Keep, Memory, Method, Passed, Phase, StageTasks, StageView, Term, setting
+from mtl_jax.continual.method import Keep, Method, Passed, StageTasks, StageView, Starting, Term, setting
 from mtl_jax.errors import UserError
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import ImageSize, Task
@@ -43,32 +43,23 @@ class LwF(Method):
                     f"{location}.weights: expected names of tasks, found {task!r}; {suggestion(task, task_names)}"
                 )
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        del memory, variables, phases
+    def refuse(self, stage: StageView, starting: Starting) -> None:
         location = f"{stage.location}.keep.lwf"
-        for name, held_tasks in (("weight", tasks.taught), ("feature_weight", tasks.old)):
+        for name, held_tasks in (("weight", starting.tasks.taught), ("feature_weight", starting.tasks.old)):
             if (value := getattr(self, name)) and not held_tasks:
                 raise UserError(
                     f"{location}.{name}: expected 0 where no stage before has learnt a task that this one could "
                     f"forget, found {value:g}; leave it to a later stage"
                 )
         for task in self.weights if self.weight else ():
-            if task not in tasks.taught:
+            if task not in starting.tasks.taught:
                 raise UserError(
                     f"{location}.weights: expected tasks of earlier stages that this one does not train, found {task}; "
-                    f"{suggestion(task, tasks.taught)}"
+                    f"{suggestion(task, starting.tasks.taught)}"
                 )
 
-    def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
-        del memory
-        return variables if self.gives(tasks) else None
+    def before(self, starting: Starting) -> PyTree | None:
+        return starting.variables if self.gives(starting.tasks) else None
 
     def gives(self, tasks: StageTasks) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.reads(tasks), *self._holding(tasks)]))

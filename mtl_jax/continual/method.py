@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, PyTree
@@ -107,6 +108,15 @@ class Term(NamedTuple):
     metrics: dict[str, Array]  # by "task/stream/name"
 
 
+class Starting(NamedTuple):
+    """A stage that is about to be trained."""
+
+    tasks: StageTasks
+    memory: Memory = MappingProxyType({})  # what the stages before it left
+    variables: Mapping[str, PyTree] = MappingProxyType({})  # what it begins with, or their shapes
+    phases: tuple[Phase, ...] = ()
+
+
 class Finished(NamedTuple):
     """A stage that has just been trained."""
 
@@ -200,15 +210,8 @@ class Method(Section):
 
     # Before a stage.
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        """Refuses a stage in which the method cannot keep its word; variables may be shapes.
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        """Refuses a stage in which the method cannot keep its word.
 
         Raises:
             UserError: what is missing, or in the way.
@@ -226,7 +229,7 @@ class Method(Section):
         """Returns patterns of the parameters that the stage must not move."""
         return ()
 
-    def before(self, tasks: StageTasks, memory: Memory, variables: Mapping[str, PyTree]) -> PyTree | None:
+    def before(self, starting: Starting) -> PyTree | None:
         """Returns what the steps read of the stages before, as it was when the stage began; None for nothing."""
         return None
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, PyTree, UInt8
+from jaxtyping import Bool, UInt8
 
 from mtl_jax.continual.method import (
     Feed,
     Memory,
     Method,
-    Phase,
-    StageTasks,
     StageView,
+    Starting,
     refuse_without_exemplars,
     setting,
 )
@@ -34,16 +33,8 @@ class Paste(Method):
         0.5, "of the replayed samples, whose objects alone come onto the stage's images; 0 is off", most=1.0
     )
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        del memory, variables, phases
-        refuse_without_exemplars(f"{stage.location}.keep.paste.share", self.share, tasks)
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        refuse_without_exemplars(f"{stage.location}.keep.paste.share", self.share, starting.tasks)
 
     def feeds(self, stage: StageView, memory: Memory, feeds: list[Feed]) -> list[Feed]:
         del memory

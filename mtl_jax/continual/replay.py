@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,9 +16,8 @@ from mtl_jax.continual.method import (
     Keep,
     Memory,
     Method,
-    Phase,
-    StageTasks,
     StageView,
+    Starting,
     later,
     refuse_without_exemplars,
     setting,
@@ -51,19 +50,11 @@ class Replay(Method):
     weight: float = setting(1.0, "of the loss on replayed labels")
     negatives: bool = setting(False, "exemplars join this stage's streams of boxes, as images without their classes")
 
-    def refuse(
-        self,
-        stage: StageView,
-        tasks: StageTasks,
-        memory: Memory,
-        variables: Mapping[str, PyTree],
-        phases: Iterable[Phase],
-    ) -> None:
-        del variables, phases
-        if not self._old_buffers(stage, memory):  # one without images has nothing to replay
-            refuse_without_exemplars(f"{stage.location}.keep.replay.batch_size", self.batch_size, tasks)
+    def refuse(self, stage: StageView, starting: Starting) -> None:
+        if not self._old_buffers(stage, starting.memory):  # one without images has nothing to replay
+            refuse_without_exemplars(f"{stage.location}.keep.replay.batch_size", self.batch_size, starting.tasks)
         if self.negatives:
-            self._refuse_negatives(stage, memory)
+            self._refuse_negatives(stage, starting.memory)
 
     def _refuse_negatives(self, stage: StageView, memory: Memory) -> None:
         location = f"{stage.location}.keep.replay.negatives"

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.config.stage_settings import StageSettings
-from mtl_jax.continual.method import Feed, Memory, Method, Phase, StageTasks
+from mtl_jax.continual.method import Feed, Memory, Method, Phase, StageTasks, Starting
 from mtl_jax.data import pipeline, sampling
 from mtl_jax.data.sources.base import Source
 from mtl_jax.errors import UserError
@@ -119,8 +119,9 @@ def plan(
         )
         for first, frozen in frozen_phases.items()
     }
+    starting = Starting(tasks, result.memory, result.variables, tuple(phases.values()))
     for method in view.keep.values():
-        method.refuse(view, tasks, result.memory, result.variables, phases.values())
+        method.refuse(view, starting)
     objectives = {first: dataclasses.replace(objective, **phase._asdict()) for first, phase in phases.items()}
     exactness.refuse_moving(config, setup, index, objectives.values())
     return StagePlan(

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from mtl_jax import experiment
-from mtl_jax.continual.method import Method
+from mtl_jax.continual.method import Method, Starting
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import branch_name
 from mtl_jax.models.ownership import counterpart, owner_of
@@ -127,7 +127,8 @@ def prepare(
             skip_not_finite=skip_not_finite,
         )
 
-    memory = _hook_results(stage, lambda method: method.before(objective.stage, result.memory, result.variables))
+    starting = Starting(objective.stage, result.memory, result.variables)
+    memory = _hook_results(stage, lambda method: method.before(starting))
     return state, {first: step_of(objective) for first, objective in stage.objectives.items()}, memory
 
 
