@@ -355,7 +355,10 @@ def test_onnx_computes_in_float32_what_was_trained_in_bfloat16(weights, image, p
         (("--calibrate", "photos"), "--calibrate: expected to be given with --int8"),
         (("--qat", "3"), "--qat: expected to be given with --int8"),
         (("--int8", "--qat", "0"), "--qat: expected 1 step or more, found 0"),
-        (("--int8", "--qat", "3", "--format", "stablehlo"), "--qat: expected --format onnx, which it fine-tunes"),
+        (
+            ("--int8", "--qat", "3", "--format", "stablehlo"),
+            "--qat: expected --format onnx or openvino, which it fine-tunes",
+        ),
         (("--images", "nowhere/*.jpg"), "nowhere/*.jpg: expected images"),
     ],
 )

@@ -40,11 +40,11 @@ def rounded(nodes) -> set[str]:
 def test_outputs_of_an_8_bit_file_are_close_to_those_of_the_network(weights, pixels, tmp_path):
     model, image = trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1)
     exported = formats.onnx(model, tmp_path, image, FORM)
-    result = int8.export_int8(model, tmp_path, image, FORM, [image[None] for image in pixels])
-    assert result.exported.path.name == "model.int8.onnx"
+    result = int8.quantised_network(model, image, FORM, [image[None] for image in pixels])
+    in_8_bits = formats.save_onnx(result.converted, tmp_path / "model.int8.onnx", FORM)
     assert 0 < result.quantised_count <= result.candidate_count
     assert result.error <= int8.TOLERANCE
-    expected, outputs = exported.run(pixels), result.exported.run(pixels)
+    expected, outputs = exported.run(pixels), in_8_bits.run(pixels)
     assert set(outputs) == {f"{task}/outputs" for task in KINDS}
     for name, value in expected.items():
         difference = np.abs(outputs[name] - value).mean() / (value.std() + 1e-6)
@@ -129,35 +129,51 @@ def test_the_command_says_what_eight_bits_keep(weights, tmp_path, capsys, pixels
     assert (tmp_path / "out" / "model.int8.onnx").is_file()
 
 
+def test_openvino_computes_the_8_bit_network_for_a_fixed_number_of_images(weights, pixels, tmp_path):
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed: its eight bits are not tested")
+    from mtl_jax.export import openvino
+
+    model, image = trained.load(weights), network.input_shape(image_size=SIZE, batch_size=2)
+    converted = int8.quantised_network(model, image, FORM, [image[None] for image in pixels]).converted
+    files = [
+        formats.save_onnx(converted, tmp_path / "model.int8.onnx", FORM),
+        openvino.save_ir(converted, tmp_path / "model.int8.xml", image, FORM),
+    ]
+    assert [file.any_batch for file in files] == [True, False]
+    assert files[1].size == sum(path.stat().st_size for path in tmp_path.glob("model.int8.[xb]*"))
+    expected, outputs = (file.check(pixels[:3]) for file in files)  # three images, in batches of two
+    for name, value in expected.items():
+        assert np.abs(outputs[name] - value).mean() < 0.05 * value.std() + 1e-6, name
+
+
 def windows(count: int, size: int = 32) -> list[np.ndarray]:
     return [np.random.default_rng(seed).random((2, size, size, 3), np.float32) for seed in range(count)]
 
 
 @pytest.fixture(scope="module")
-def tuned(weights, pixels, tmp_path_factory):
-    """Three steps in eight bits, written, and the losses that were reported."""
+def tuned(weights, pixels):
+    """Three steps in eight bits, and the losses that were reported."""
     model, image = trained.load(weights, tasks="seg,det"), network.input_shape(image_size=SIZE, batch_size=1)
     losses = {}
-    folder, images = tmp_path_factory.mktemp("tuned"), [image[None] for image in pixels]
-    result = fine_tuning.export_tuned_int8(model, folder, image, FORM, images, windows(3), report=losses.__setitem__)
+    images = [image[None] for image in pixels]
+    result = fine_tuning.tuned_network(model, image, FORM, images, windows(3), report=losses.__setitem__)
     return model, result, losses
 
 
-def test_a_network_fine_tuned_in_eight_bits_is_written_as_it_was_trained(tuned, pixels):
+def test_a_network_fine_tuned_in_eight_bits_is_written_as_it_was_trained(tuned, pixels, tmp_path):
     model, result, losses = tuned
     assert list(losses) == [1, 2, 3]
     assert losses[1] == pytest.approx(1, rel=1e-3)
-    path = result.exported.path
-    assert path.name == "model.int8.qat.onnx"
-    nodes = onnx.load(str(path)).graph.node
+    exported = formats.save_onnx(result.converted, tmp_path / "model.int8.qat.onnx", FORM)
+    nodes = onnx.load(str(exported.path)).graph.node
     assert len(rounded(nodes)) >= result.quantised_count > 0  # a layer that passes several levels rounds each of them
     assert result.error < 1
-    expected = check.reference(result.exported.network, FORM)[1](pixels[:1])  # rounds within JAX
-    outputs = result.exported.check(pixels[:1])
+    expected = check.reference(exported.network, FORM)[1](pixels[:1])  # rounds within JAX
+    outputs = exported.check(pixels[:1])
     for name, value in expected.items():  # numbers that lie between two of 256 may go either way
         assert np.abs(outputs[name] - value).mean() < 1e-2 * np.abs(value).mean(), name
     before = jax.tree.leaves(model.variables["params"])
-    after = jax.tree.leaves(result.exported.network.variables["params"])
+    after = jax.tree.leaves(exported.network.variables["params"])
     assert any((previous != tuned_array).any() for previous, tuned_array in zip(before, after, strict=True))
 
 

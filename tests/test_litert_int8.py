@@ -44,7 +44,7 @@ def test_a_file_of_two_images_is_run_on_any_number():
         return {"mean": pixels.mean(axis=(1, 2, 3))}
 
     pixels = np.arange(5.0).reshape(5, 1, 1, 1).repeat(3, axis=3)
-    assert litert_int8.run_in_batches(pair, 2)(pixels)["mean"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert formats.run_in_batches(pair, 2)(pixels)["mean"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert calls == [2, 2, 2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,9 @@ from typing import Any, NamedTuple
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --int8, --calibrate and --qat."""
-    parser.add_argument("--int8", action="store_true", help="also write 8-bit ONNX and LiteRT files and measure them")
+    parser.add_argument(
+        "--int8", action="store_true", help="also write 8-bit ONNX, OpenVINO and LiteRT files and measure them"
+    )
     parser.add_argument(
         "--calibrate",
         nargs="+",
@@ -21,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--qat",
         type=int,
         metavar="STEPS",
-        help="with --int8: also write an ONNX file fine-tuned in 8 bits for this number of steps",
+        help="with --int8: also write ONNX and OpenVINO files fine-tuned in 8 bits for this number of steps",
     )
 
 
@@ -29,10 +32,10 @@ def flag_error(names: list[str], options: argparse.Namespace) -> str:
     """Returns the error of the flags, or an empty string."""
     if options.calibrate and not options.int8:
         return "--calibrate: expected to be given with --int8, found without it; add --int8"
-    if options.calibrate and "litert" in names and "onnx" not in names:
+    if options.calibrate and not _by_calibration(names):
         return (
-            "--calibrate: expected --format onnx, found litert alone, whose 8-bit file needs no images; leave "
-            "--calibrate out"
+            "--calibrate: expected --format onnx or openvino, found litert alone, whose 8-bit file needs no images; "
+            "leave --calibrate out"
         )
     if options.qat is None:
         return ""
@@ -40,9 +43,15 @@ def flag_error(names: list[str], options: argparse.Namespace) -> str:
         return "--qat: expected to be given with --int8, found without it; add --int8"
     if options.qat < 1:
         return f"--qat: expected 1 step or more, found {options.qat}; 200 are a start"
-    if "onnx" not in names:
-        return f"--qat: expected --format onnx, which it fine-tunes, found {', '.join(names)}; add onnx"
+    if not {"onnx", "openvino"} & set(names):
+        return f"--qat: expected --format onnx or openvino, which it fine-tunes, found {', '.join(names)}; add onnx"
     return ""
+
+
+def _by_calibration(names: list[str]) -> list[str]:
+    """Returns the formats whose 8-bit files are calibrated: ONNX and OpenVINO, as selected, or else ONNX."""
+    selected = [name for name in names if name in ("onnx", "openvino")]
+    return selected or ([] if "litert" in names else ["onnx"])
 
 
 class EightBits(NamedTuple):
@@ -71,7 +80,7 @@ def read_images(options: argparse.Namespace, names: list[str], model: Any, view:
     Raises:
         UserError: a package or the data is missing, or the data holds validation images.
     """
-    if not options.int8 or ("litert" in names and "onnx" not in names):
+    if not options.int8 or not _by_calibration(names):
         return TrainingImages()
     from mtl_jax import predict
     from mtl_jax.export import calibration_images, formats
@@ -115,25 +124,35 @@ def write_files(
     if not options.int8:
         return []
     quantised_files = []
-    if "onnx" in names or "litert" not in names:
-        quantised_files += _write_onnx(model, folder, image, form, images)
+    if calibrated := _by_calibration(names):
+        quantised_files += _write_calibrated(calibrated, model, folder, image, form, images)
     if "litert" in names:
         quantised_files.append(_write_litert(model, folder, image, form, checked))
     return quantised_files
 
 
-def _write_onnx(model: Any, folder: Path, image: Any, form: Any, images: TrainingImages) -> list[EightBits]:
-    from mtl_jax.export import fine_tuning, int8
+def _write_calibrated(
+    names: list[str], model: Any, folder: Path, image: Any, form: Any, images: TrainingImages
+) -> list[EightBits]:
+    from mtl_jax.export import fine_tuning, formats, int8, openvino
 
-    quantised = {"onnx int8": int8.export_int8(model, folder, image, form, images.pixels)}
+    writers = {
+        "onnx": (formats.save_onnx, "onnx"),
+        "openvino": (functools.partial(openvino.save_ir, image=image), "xml"),
+    }
+    quantised = {"int8": int8.quantised_network(model, image, form, images.pixels)}
     if images.batches is not None:
-        export, report = fine_tuning.export_tuned_int8, _progress(len(images.batches))
-        quantised["onnx int8 qat"] = export(model, folder, image, form, images.pixels, images.batches, report=report)
+        tune, report = fine_tuning.tuned_network, _progress(len(images.batches))
+        quantised["int8 qat"] = tune(model, image, form, images.pixels, images.batches, report=report)
     quantised_files = []
     for label, result in quantised.items():
         share = f"{result.quantised_count} of {result.candidate_count} convolutions"
-        difference = f"{result.error:.2f} of the spread; {share}"
-        quantised_files.append(EightBits(_row(label, result.exported, difference, "any"), result.exported))
+        difference, stem = f"{result.error:.2f} of the spread; {share}", f"model.{label.replace(' ', '.')}"
+        for name in names:
+            save, suffix = writers[name]
+            exported = save(result.converted, folder / f"{stem}.{suffix}", form=form)
+            batch = "any" if exported.any_batch else image.shape[0]
+            quantised_files.append(EightBits(_row(f"{name} {label}", exported, difference, batch), exported))
     return quantised_files
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +14,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.data import pipeline
-from mtl_jax.export.formats import require_packages, translate
+from mtl_jax.export.formats import require_packages, served_onnx, translate
 from mtl_jax.export.int8 import (
     SEARCH_IMAGES,
     TOLERANCE,
     Quantised,
     quantisation_limits,
     select_within_tolerance,
-    write_quantised,
 )
 from mtl_jax.export.network import Form
 from mtl_jax.export.rounding import quantise, quantised_convolutions
@@ -63,9 +61,8 @@ class State(NamedTuple):
     factors: PyTree  # logarithms of the factors of the ranges
 
 
-def export_tuned_int8(
+def tuned_network(
     network: Trained,
-    folder: Path,
     image: jax.ShapeDtypeStruct,
     form: Form,
     pixels: Sequence[np.ndarray],
@@ -73,11 +70,10 @@ def export_tuned_int8(
     *,
     report: Report = _silent,
 ) -> Quantised:
-    """Writes model.int8.qat.onnx.
+    """Quantises a network by quantisation-aware fine-tuning.
 
     Args:
         network: network to export.
-        folder: output folder.
         image: input shape, channels last.
         form: decoding and layout.
         pixels: as for `fine_tune`.
@@ -90,9 +86,9 @@ def export_tuned_int8(
     require_packages("onnx")
     result = fine_tune(computing_in(network, "float32"), pixels, batches, report=report)
     separate, float32_network, any_batch = translate(result.network, image, form)
-    model, path = quantise(separate, {}, quantised_convolutions(separate)), folder / "model.int8.qat.onnx"
-    exported = write_quantised(model, float32_network, path, form, any_batch=any_batch)
-    return Quantised(exported, result.candidate_count, result.quantised_count, result.error)
+    model = quantise(separate, {}, quantised_convolutions(separate))
+    converted = served_onnx(model, float32_network, form, any_batch=any_batch)
+    return Quantised(converted, result.candidate_count, result.quantised_count, result.error)
 
 
 def fine_tune(

@@ -139,11 +139,14 @@ def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form
         UserError: a package is not installed, or the network uses an operation that is not translated.
     """
     require_packages("onnx")
+    form = form or Form()
+    return save_onnx(convert_to_onnx(network, image, form), folder / "model.onnx", form)
+
+
+def save_onnx(converted: OnnxNetwork, path: Path, form: Form) -> Exported:
+    """Writes a converted network to an ONNX file."""
     import onnx
 
-    form = form or Form()
-    converted = convert_to_onnx(network, image, form)
-    path = folder / "model.onnx"
     onnx.save(converted.run_model, path)
     sources = (str(path), converted.check_model.SerializeToString())
     run, check = (accept_channels_last(open_session(source), form) for source in sources)
@@ -242,6 +245,19 @@ def accept_channels_last(run: Run, form: Form) -> Run:
         return {name: value.transpose(TO_NHWC) if value.ndim == 4 else value for name, value in outputs.items()}
 
     return run_transposed
+
+
+def run_in_batches(run: Run, count: int) -> Run:
+    """Wraps the function of a file with a fixed batch size so that it accepts any number of images."""
+
+    def run_any(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        batches = [pixels[first : first + count] for first in range(0, len(pixels), count)]
+        missing = count - len(batches[-1])
+        batches[-1] = np.concatenate([batches[-1], batches[-1][-1:].repeat(missing, axis=0)])
+        results = [run(batch) for batch in batches]
+        return {name: np.concatenate([result[name] for result in results])[: len(pixels)] for name in results[0]}
+
+    return run_any
 
 
 def _on_host(function: Callable[..., Any]) -> Run:

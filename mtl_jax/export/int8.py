@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +10,7 @@ import numpy as np
 import onnx
 
 from mtl_jax.export.equalising import Samples, equalise
-from mtl_jax.export.formats import (
-    Exported,
-    accept_channels_last,
-    open_session,
-    require_packages,
-    served_onnx,
-    translate,
-)
+from mtl_jax.export.formats import OnnxNetwork, open_session, require_packages, served_onnx, translate
 from mtl_jax.export.network import TO_NCHW, Form
 from mtl_jax.export.onnx_model import remove_outputs
 from mtl_jax.export.onnx_parallel import parallel_convolutions
@@ -33,22 +25,21 @@ GROUPS = 28  # of neighbouring layers, for the selection
 
 
 class Quantised(NamedTuple):
-    """An 8-bit file, the number of its quantised convolutions, and its error."""
+    """A network in 8 bits, the number of its quantised convolutions, and its error."""
 
-    exported: Exported
+    converted: OnnxNetwork
     candidate_count: int  # convolutions that may be quantised
     quantised_count: int  # convolutions that are quantised
     error: float  # of the raw outputs, relative to their spread
 
 
-def export_int8(
-    network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form, pixels: Sequence[np.ndarray]
+def quantised_network(
+    network: Trained, image: jax.ShapeDtypeStruct, form: Form, pixels: Sequence[np.ndarray]
 ) -> Quantised:
-    """Writes model.int8.onnx.
+    """Quantises a network after training.
 
     Args:
         network: network to export.
-        folder: output folder.
         image: input shape, channels last.
         form: decoding and layout.
         pixels: calibration images, [1, height, width, 3] each.
@@ -63,26 +54,8 @@ def export_int8(
     model, samples = equalise(separate, sample_inputs(separate, file_images))
     ranges = {name: quantisation_limits(values) for name, values in samples.items()}
     selected, error = select_layers(model, ranges, np.concatenate(file_images[:SEARCH_IMAGES]))
-    path = folder / "model.int8.onnx"
-    exported = write_quantised(quantise(model, ranges, selected), network, path, form, any_batch=any_batch)
-    return Quantised(exported, len(quantisable_layers(model)[0]), len(selected), error)
-
-
-def write_quantised(model: Any, network: Trained, path: Path, form: Form, *, any_batch: bool) -> Exported:
-    """Writes a quantised ONNX model with the outputs of the served file.
-
-    Args:
-        model: the network in 8 bits, with a pass for each task.
-        network: the network in float32.
-        path: output file.
-        form: decoding and layout.
-        any_batch: whether the batch size is dynamic.
-    """
-    quantised = served_onnx(model, network, form, any_batch=any_batch)
-    onnx.save(quantised.run_model, path)
-    sources = (str(path), quantised.check_model.SerializeToString())
-    run, check = (accept_channels_last(open_session(source), form) for source in sources)
-    return Exported(path, run, check, network, any_batch)
+    converted = served_onnx(quantise(model, ranges, selected), network, form, any_batch=any_batch)
+    return Quantised(converted, len(quantisable_layers(model)[0]), len(selected), error)
 
 
 def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> Samples:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtl_jax.errors import UserError
 from mtl_jax.export import check
-from mtl_jax.export.formats import Exported, Run, require_packages
+from mtl_jax.export.formats import Exported, Run, require_packages, run_in_batches
 from mtl_jax.export.litert import convert, interpreter
 from mtl_jax.export.network import OUTPUTS, Form
 from mtl_jax.workdir.trained import Trained, computing_in
@@ -58,19 +58,6 @@ def quantise(model: bytes) -> bytes:
         )
     quantizer: Any = importlib.import_module("ai_edge_quantizer.quantizer")
     return bytes(quantizer.Quantizer(model, rules).quantize().quantized_model)
-
-
-def run_in_batches(run: Run, count: int) -> Run:
-    """Wraps the function of a file with a fixed batch size so that it accepts any number of images."""
-
-    def run_any(pixels: np.ndarray) -> dict[str, np.ndarray]:
-        batches = [pixels[first : first + count] for first in range(0, len(pixels), count)]
-        missing = count - len(batches[-1])
-        batches[-1] = np.concatenate([batches[-1], batches[-1][-1:].repeat(missing, axis=0)])
-        results = [run(batch) for batch in batches]
-        return {name: np.concatenate([result[name] for result in results])[: len(pixels)] for name in results[0]}
-
-    return run_any
 
 
 def relative_error(network: Trained, form: Form, file_run: Run, pixels: np.ndarray) -> float:

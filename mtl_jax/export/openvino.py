@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from mtl_jax.export import formats
-from mtl_jax.export.formats import Exported, Run, require_packages
+from mtl_jax.export.formats import Exported, OnnxNetwork, Run, require_packages
 from mtl_jax.export.network import INPUT, Form, has_any_size
 from mtl_jax.workdir.trained import Trained
 
@@ -32,15 +32,28 @@ def openvino(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: 
     """
     require_packages("openvino")
     form = form or Form()
-    converted, path = formats.convert_to_onnx(network, image, form), folder / "model.xml"
+    return save_ir(formats.convert_to_onnx(network, image, form), folder / "model.xml", image, form)
+
+
+def save_ir(converted: OnnxNetwork, path: Path, image: jax.ShapeDtypeStruct, form: Form) -> Exported:
+    """Writes a converted network to an .xml file, and its weights to a .bin file of the same name.
+
+    Args:
+        converted: network, in 8 bits or not.
+        path: of the .xml file.
+        image: input shape, channels last.
+        form: decoding and layout.
+    """
     _import_openvino().save_model(_parse(converted.run_model, image, form), path, compress_to_fp16=False)
     sources = (
         (str(path), _output_names(converted.run_model)),
         (_parse(converted.check_model, image, form), _output_names(converted.check_model)),
     )
     run, check = (formats.accept_channels_last(_compile(*source), form) for source in sources)
-    extra_files = (path.with_suffix(".bin"),)
-    return Exported(path, run, check, converted.network, any_batch=has_any_size(image), extra_files=extra_files)
+    any_batch, extra_files = has_any_size(image), (path.with_suffix(".bin"),)
+    if not any_batch:
+        check = formats.run_in_batches(check, image.shape[0])
+    return Exported(path, run, check, converted.network, any_batch=any_batch, extra_files=extra_files)
 
 
 def _import_openvino() -> Any:
