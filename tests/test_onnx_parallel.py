@@ -175,6 +175,24 @@ def scale_of(draft: Draft, name: str) -> str:
     return name
 
 
+def test_channel_weights_in_8_bits_are_the_same_in_every_runtime():
+    draft = Draft()
+    gate = gate_of(draft)
+    features = [block(draft, "image", gate) for _ in range(2)]
+    model = draft.model(*(draft.node("Relu", draft.convolution(x, 16, 6, 1, 1)) for x in features))
+    in_8_bits = quantise(model, {}, [])  # kernels alone, of the channel weights
+    joined = with_joined_passes(in_8_bits)
+    assert_equal_outputs(in_8_bits, joined)
+    sizes = [np.prod(value.dims) for value in joined.graph.initializer if value.data_type == onnx.TensorProto.INT8]
+    assert sorted(sizes) == [16 * 32] * 2  # stored once
+    openvino = pytest.importorskip("openvino", reason="the extra `openvino` is not installed: it computes nothing here")
+    pixels = np.random.default_rng(1).normal(size=(2, CHANNELS, SIZE, SIZE)).astype(np.float32)
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(joined.SerializeToString()), "CPU")
+    results = compiled(pixels)
+    for name, value in open_session(joined.SerializeToString())(pixels).items():
+        np.testing.assert_allclose(results[name], value, rtol=0, atol=0.02 * np.abs(value).max(), err_msg=name)
+
+
 def test_convolutions_that_are_computed_as_one_are_named_by_the_first():
     draft = Draft()
     features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(2)]

@@ -209,7 +209,9 @@ class _Joined:
         """Adds a convolution of the tensor that all layers of a group read, or of those that a bundle holds."""
         first, kernels = group[0], [self.kernels[node.input[1]] for node in group]
         is_same = len({_identity(*pair) for pair in zip(kernels, group, strict=True)}) == 1
-        is_stacked, is_depthwise = bool(source and source.is_pooled) and is_same, group_count(first) > 1
+        # Integers are stored once anyway; of them OpenVINO 2026.4 mistakes the convolutions of a reshaped tensor.
+        is_stacked = bool(source and source.is_pooled) and is_same and kernels[0].scale is None
+        is_depthwise = group_count(first) > 1
         if source is not None:
             source = self._in_form(source, is_stacked=is_stacked)
         is_pooled = bool(source and source.is_pooled)
