@@ -125,7 +125,7 @@ def test_the_command_says_what_eight_bits_keep(weights, tmp_path, capsys, pixels
     assert command.main([*flags, "--calibrate", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "onnx int8" in printed
-    assert "of the spread" in printed
+    assert "of the size; " in printed
     assert (tmp_path / "out" / "model.int8.onnx").is_file()
 
 
@@ -144,6 +144,26 @@ def test_openvino_computes_the_8_bit_network_for_a_fixed_number_of_images(weight
     expected, outputs = (file.check(pixels[:3]) for file in files)  # three images, in batches of two
     for name, value in expected.items():
         assert np.abs(outputs[name] - value).mean() < 0.05 * value.std() + 1e-6, name
+
+
+def test_a_runtime_that_computes_something_else_is_refused(weights, pixels, tmp_path, capsys, monkeypatch):
+    from PIL import Image
+
+    for number, image in enumerate(pixels):
+        Image.fromarray((255 * image).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    save = formats.save_onnx
+
+    def save_shuffled(*args, **kwargs):
+        exported = save(*args, **kwargs)
+        return exported._replace(check=lambda pixels: {name: -x for name, x in exported.check(pixels).items()})
+
+    monkeypatch.setattr(formats, "save_onnx", save_shuffled)
+    flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--format", "stablehlo", "--tasks", "seg"]
+    assert command.main([*flags, "--int8", "--calibrate", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "onnx int8: expected raw outputs near those of the network, found an error of 2." in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def windows(count: int, size: int = 32) -> list[np.ndarray]:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+LARGEST_ERROR = 0.5  # of the raw outputs of an 8-bit file, relative to their size; usual ones have 0.01 to 0.1
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --int8, --calibrate and --qat."""
@@ -134,6 +136,8 @@ def write_files(
 def _write_calibrated(
     names: list[str], model: Any, folder: Path, image: Any, form: Any, images: TrainingImages
 ) -> list[EightBits]:
+    import numpy as np
+
     from mtl_jax.export import fine_tuning, formats, int8, openvino
 
     writers = {
@@ -144,16 +148,30 @@ def _write_calibrated(
     if images.batches is not None:
         tune, report = fine_tuning.tuned_network, _progress(len(images.batches))
         quantised["int8 qat"] = tune(model, image, form, images.pixels, images.batches, report=report)
-    quantised_files = []
+    pixels, quantised_files = np.concatenate(images.pixels[: int8.SEARCH_IMAGES]), []
     for label, result in quantised.items():
-        share = f"{result.quantised_count} of {result.candidate_count} convolutions"
-        difference, stem = f"{result.error:.2f} of the spread; {share}", f"model.{label.replace(' ', '.')}"
         for name in names:
             save, suffix = writers[name]
-            exported = save(result.converted, folder / f"{stem}.{suffix}", form=form)
+            exported = save(result.converted, folder / f"model.{label.replace(' ', '.')}.{suffix}", form=form)
+            share = f"{result.quantised_count} of {result.candidate_count} convolutions"
             batch = "any" if exported.any_batch else image.shape[0]
-            quantised_files.append(EightBits(_row(f"{name} {label}", exported, difference, batch), exported))
+            quantised_files.append(_checked(f"{name} {label}", model, exported, form, pixels, f"; {share}", batch))
     return quantised_files
+
+
+def _checked(label: str, model: Any, exported: Any, form: Any, pixels: Any, remark: str, batch: int | str) -> EightBits:
+    """Compares the raw outputs of a file, as its runtime computes them, with those of the fp32 network."""
+    from mtl_jax.errors import UserError
+    from mtl_jax.export import check
+
+    error = check.relative_error(model, form, exported.check, pixels)
+    if not error <= LARGEST_ERROR:
+        raise UserError(
+            f"{label}: expected raw outputs near those of the network, found an error of {error:.2f} times their size; "
+            "8 bits do not suit this network, or the runtime computes them in another way: leave --int8 out"
+        )
+    row = label, exported.path, f"{exported.size / 1e6:.1f}", f"{error:.2f} of the size{remark}", batch
+    return EightBits(row, exported)
 
 
 def _progress(steps: int) -> Any:
@@ -169,13 +187,8 @@ def _progress(steps: int) -> Any:
 def _write_litert(model: Any, folder: Path, image: Any, form: Any, checked: Any) -> EightBits:
     from mtl_jax.export import litert_int8
 
-    result: Any = litert_int8.litert_int8(model, folder, image, form)
-    difference = f"{litert_int8.relative_error(model, form, result.check, checked):.2f} of the size"
-    return EightBits(_row("litert int8", result, difference, image.shape[0]), result)
-
-
-def _row(label: str, exported: Any, difference: str, images: Any) -> tuple[Any, ...]:
-    return label, exported.path, f"{exported.size / 1e6:.1f}", difference, images
+    exported = litert_int8.litert_int8(model, folder, image, form)
+    return _checked("litert int8", model, exported, form, checked, "", image.shape[0])
 
 
 def print_metrics(quantised_files: list[EightBits], model: Any, form: Any, view: Any) -> None:

@@ -54,6 +54,21 @@ def differences(
     return {name: difference[name] / (largest[name] or 1.0) for name in difference}
 
 
+def relative_error(network: Trained, form: Form, file_run: Run, pixels: np.ndarray) -> float:
+    """Returns the largest root mean square error of a task's raw outputs in a file, relative to their size.
+
+    Args:
+        network: exported network.
+        form: decoding and layout of the file.
+        file_run: function of the file, with raw outputs.
+        pixels: images.
+    """
+    expected, outputs = reference(network, form)[1](pixels), file_run(pixels)
+    names = [f"{name}/{OUTPUTS}" for name in network.names]
+    errors = [((outputs[name] - expected[name]) ** 2).mean() / (expected[name] ** 2).mean() for name in names]
+    return float(np.sqrt(max(errors)))
+
+
 def latencies_ms(runs: Mapping[str, Run], pixels: np.ndarray, *, repeats: int) -> dict[str, float]:
     """Returns median latencies in ms after a warm-up call; the programs alternate, so that noise affects all alike.
 

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.export import check
-from mtl_jax.export.formats import Exported, Run, require_packages, run_in_batches
+from mtl_jax.export.formats import Exported, require_packages, run_in_batches
 from mtl_jax.export.litert import convert, interpreter
-from mtl_jax.export.network import OUTPUTS, Form
+from mtl_jax.export.network import Form
 from mtl_jax.workdir.trained import Trained, computing_in
 
 MIN_KERNEL_SIZE = 2304  # weights; smaller kernels, mainly of the first layers, are the most sensitive and stay in fp32
@@ -58,11 +56,3 @@ def quantise(model: bytes) -> bytes:
         )
     quantizer: Any = importlib.import_module("ai_edge_quantizer.quantizer")
     return bytes(quantizer.Quantizer(model, rules).quantize().quantized_model)
-
-
-def relative_error(network: Trained, form: Form, file_run: Run, pixels: np.ndarray) -> float:
-    """Returns the largest relative error of a task's raw outputs in a file."""
-    expected, outputs = check.reference(network, form)[1](pixels), file_run(pixels)
-    names = [f"{name}/{OUTPUTS}" for name in network.names]
-    errors = [((outputs[name] - expected[name]) ** 2).mean() / (expected[name] ** 2).mean() for name in names]
-    return float(np.sqrt(max(errors)))
