@@ -170,7 +170,7 @@ def _checked(label: str, model: Any, exported: Any, form: Any, pixels: Any, rema
             f"{label}: expected raw outputs near those of the network, found an error of {error:.2f} times their size; "
             "8 bits do not suit this network, or the runtime computes them in another way: leave --int8 out"
         )
-    row = label, exported.path, f"{exported.size / 1e6:.1f}", f"{error:.2f} of the size{remark}", batch
+    row = label, exported.path, f"{exported.size / 1e6:.1f}", f"{error:.2g} of the size{remark}", batch
     return EightBits(row, exported)
 
 

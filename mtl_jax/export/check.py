@@ -55,7 +55,9 @@ def differences(
 
 
 def relative_error(network: Trained, form: Form, file_run: Run, pixels: np.ndarray) -> float:
-    """Returns the largest root mean square error of a task's raw outputs in a file, relative to their size.
+    """Returns the largest root mean square error of a task's raw outputs in a file.
+
+    The error of each channel is relative to its size: boxes in px do not outweigh scores.
 
     Args:
         network: exported network.
@@ -64,8 +66,11 @@ def relative_error(network: Trained, form: Form, file_run: Run, pixels: np.ndarr
         pixels: images.
     """
     expected, outputs = reference(network, form)[1](pixels), file_run(pixels)
-    names = [f"{name}/{OUTPUTS}" for name in network.names]
-    errors = [((outputs[name] - expected[name]) ** 2).mean() / (expected[name] ** 2).mean() for name in names]
+    errors = []
+    for name in network.names:
+        value, file_value = (each[f"{name}/{OUTPUTS}"] for each in (expected, outputs))
+        axes = tuple(range(value.ndim - 1))
+        errors.append((((file_value - value) ** 2).mean(axis=axes) / ((value**2).mean(axis=axes) + 1e-6)).mean())
     return float(np.sqrt(max(errors)))
 
 
