@@ -16,7 +16,7 @@ from mtl_jax.workdir import trained
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed: eight bits are not tested")
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed: eight bits are not tested")
 
-from mtl_jax.export import equalising, fine_tuning, int8, rounding  # noqa: E402  (they need onnx)
+from mtl_jax.export import fine_tuning, int8, rounding  # noqa: E402  (they need onnx)
 
 SIZE = 64
 FORM = network.Form("none", "nchw")
@@ -79,32 +79,69 @@ def convolution(name: str, source: str, kernel: np.ndarray, **attributes):
     return onnx.helper.make_node("Conv", [source, *arrays], [name], name, **attributes), arrays
 
 
-def test_equalised_channels_compute_the_same_and_are_alike():
-    generator, spread = np.random.default_rng(0), np.float32([[[[1.0]]], [[[30.0]]], [[[0.1]]], [[[5.0]]]])
-    first = convolution("first", "image", spread * generator.normal(size=(4, 3, 1, 1)).astype(np.float32))
-    relu = onnx.helper.make_node("Relu", ["first"], ["relu"], "relu")
-    depthwise = convolution("each", "relu", generator.normal(size=(4, 1, 3, 3)).astype(np.float32), group=4)
-    gate = convolution("gate", "each", generator.normal(size=(4, 4, 1, 1)).astype(np.float32))
-    sigmoid = onnx.helper.make_node("HardSigmoid", ["gate"], ["open"], "open")
-    times = onnx.helper.make_node("Mul", ["each", "open"], ["times"], "times")
-    last = convolution("last", "times", generator.normal(size=(2, 4, 1, 1)).astype(np.float32))
-    named = onnx.helper.make_node("Identity", ["last"], ["seg/outputs"], "named")
-    nodes = [first[0], relu, depthwise[0], gate[0], sigmoid, times, last[0], named]
-    arrays = first[1] | depthwise[1] | gate[1] | last[1]
-    shapes = [onnx.helper.make_tensor_value_info(n, 1, None) for n in ("image", "seg/outputs")]
+def model_of(nodes, arrays):
+    """An ONNX model of one image and the output of its last node."""
+    shapes = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("image", nodes[-1].output[0])]
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
     graph = onnx.helper.make_graph(nodes, "chain", shapes[:1], shapes[1:], weights)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    image = generator.normal(size=(1, 3, 6, 6)).astype(np.float32)
-    samples = int8.sample_inputs(model, [image])
-    changed, scaled = equalising.equalise(model, samples)
-    sessions = (formats.open_session(version.SerializeToString()) for version in (model, changed))
-    expected, outputs = (run(image)["seg/outputs"] for run in sessions)
-    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(np.abs(scaled["relu"]).max(axis=0), np.abs(samples["relu"]).max(), rtol=1e-5)
-    new_samples = int8.sample_inputs(changed, [image])
-    for name, values in new_samples.items():
-        np.testing.assert_allclose(values, scaled[name], rtol=1e-4, atol=1e-4)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "by_channel"),
+    [("HardSwish", "HardSwish", True), ("Relu", "HardSwish", False), ("HardSwish", "Relu", False)],
+)
+def test_depthwise_inputs_have_a_range_for_each_channel_where_runtimes_take_them(before, after, by_channel):
+    generator, spread = np.random.default_rng(0), np.float32([1.0, 30.0, 0.1, 5.0]).reshape(4, 1, 1, 1)
+    first = convolution("first", "image", spread * generator.normal(size=(4, 3, 1, 1)).astype(np.float32))
+    each = convolution("each", "x", generator.normal(size=(4, 1, 3, 3)).astype(np.float32), group=4)
+    last = convolution("last", "y", generator.normal(size=(2, 4, 1, 1)).astype(np.float32))
+    activations = [
+        onnx.helper.make_node(op, [source], [name], name)
+        for op, source, name in ((before, "first", "x"), (after, "each", "y"))
+    ]
+    model = model_of([first[0], activations[0], each[0], activations[1], last[0]], first[1] | each[1] | last[1])
+    assert rounding.channelwise_inputs(model) == ({"x"} if by_channel else set())
+    image = generator.normal(size=(2, 3, 6, 6)).astype(np.float32)
+    calibration = int8.calibrate(model, int8.sample_inputs(model, [image]))
+    quantised = rounding.quantise(model, calibration.ranges, ["each", "last"], calibration.means)
+    scales = {value.name: value.dims for value in quantised.graph.initializer if value.name.endswith("/scale")}
+    assert scales["x/scale"] == ([4] if by_channel else [])
+    run, expected_run = (formats.open_session(each.SerializeToString()) for each in (quantised, model))
+    expected, outputs = expected_run(image)["last"], run(image)["last"]
+    assert np.abs(outputs - expected).mean() < 0.02 * np.abs(expected).mean()
+
+
+def test_extremes_are_of_all_positions():
+    first = convolution("first", "image", np.ones((1, 2, 1, 1), np.float32))
+    last = convolution("last", "first", np.ones((1, 1, 1, 1), np.float32))
+    image = np.zeros((1, 2, 128, 128), np.float32)  # of which a quarter of the positions are sampled
+    image[0, 0, ::2, ::2], image[0, 1, 5, 7], image[0, 0, 3, 3] = 1, 40, -7
+    samples = int8.sample_inputs(model_of([first[0], last[0]], first[1] | last[1]), [image, 0 * image])
+    np.testing.assert_array_equal(samples["image"][:2], [[-7, 0], [1, 40]])
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_biases_make_up_for_rounded_kernels_on_average(groups):
+    generator = np.random.default_rng(0)
+    kernel = generator.normal(size=(4, 4 // groups, 3, 3)).astype(np.float32)
+    node, arrays = convolution("only", "image", kernel, group=groups)
+    model, means = model_of([node], arrays), np.float32([100, -4, 0, 20])
+    image = np.ones((1, 4, 6, 6), np.float32) * means.reshape(-1, 1, 1)
+    wide = {"image": (-256.0, 254.0)}  # of which every whole even number is kept as it is
+    runs = [
+        formats.open_session(each.SerializeToString())
+        for each in (
+            model,
+            rounding.quantise(model, wide, [], {"image": means}),
+            rounding.quantise(model, wide, ["only"], {"image": means}),
+            rounding.quantise(model, wide, ["only"]),
+        )
+    ]
+    expected, untouched, corrected, plain = (run(image)["only"] for run in runs)
+    np.testing.assert_array_equal(untouched, expected)
+    differences = np.abs(corrected - expected).mean(), np.abs(plain - expected).mean()
+    assert differences[0] < 0.3 * differences[1]
 
 
 def test_kernels_that_differ_by_a_norm_are_held_once():

@@ -8,7 +8,7 @@ pytest.importorskip("onnxruntime")
 
 from mtl_jax.export.formats import open_session  # noqa: E402  (needs onnx)
 from mtl_jax.export.onnx_parallel import parallel_convolutions, with_joined_passes  # noqa: E402
-from mtl_jax.export.rounding import quantise  # noqa: E402
+from mtl_jax.export.rounding import channelwise_inputs, quantise  # noqa: E402
 
 CHANNELS = 4  # of the image
 SIZE = 8  # px
@@ -159,6 +159,10 @@ def test_quantised_passes_keep_their_ranges(activation):
     names = [node.name for node in model.graph.node if node.op_type == "Conv" and node.name not in ends][1:]
     inputs = {node.input[0] for node in model.graph.node if node.op_type == "Conv"} - {"image"}
     ranges = {name: (-60.0 - place, 60.0 + 3 * place) for place, name in enumerate(sorted(inputs))}  # wide
+    by_channel = channelwise_inputs(model)
+    assert len(by_channel) == (3 if activation else 0)
+    widths = np.linspace(1, 2, 20)
+    ranges |= {name: (low * widths, high * widths) for name, (low, high) in ranges.items() if name in by_channel}
     quantised = quantise(model, ranges, names)
     joined = with_joined_passes(quantised)
     assert counts(joined)["Conv"] == 1 + 3 + 3

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 import onnx
 
-from mtl_jax.export.equalising import Samples, equalise
 from mtl_jax.export.formats import OnnxNetwork, open_session, require_packages, served_onnx, translate
 from mtl_jax.export.network import TO_NCHW, Form
 from mtl_jax.export.onnx_model import remove_outputs
 from mtl_jax.export.onnx_parallel import parallel_convolutions
-from mtl_jax.export.rounding import quantisable_layers, quantise, scale_and_zero_point
+from mtl_jax.export.rounding import Limits, channelwise_inputs, quantisable_layers, quantise, scale_and_zero_point
 from mtl_jax.workdir.trained import Trained
 
 TOLERANCE = 0.15  # of the raw outputs, relative to their spread; a lower value leaves more layers in fp32
@@ -22,6 +21,16 @@ SEARCH_IMAGES = 3  # images for the selection of layers
 VALUES = 8192  # sampled from each array and image
 CUTS = np.linspace(1.0, 0.1, 19)  # candidate clipping limits, relative to the largest magnitude
 GROUPS = 28  # of neighbouring layers, for the selection
+
+
+Samples = dict[str, np.ndarray]  # tensor name -> f32[positions, channels], inputs of a convolution
+
+
+class Calibration(NamedTuple):
+    """Statistics of the inputs of convolutions on some images, by tensor name."""
+
+    ranges: Mapping[str, tuple[Limits, Limits]]  # of a tensor, or of each of its channels
+    means: Mapping[str, np.ndarray]  # f32[channels]
 
 
 class Quantised(NamedTuple):
@@ -51,15 +60,17 @@ def quantised_network(
     separate, network, any_batch = translate(network, image, form)
     is_nhwc = form.layout == "nhwc"
     file_images = [array if is_nhwc else np.ascontiguousarray(array.transpose(TO_NCHW)) for array in pixels]
-    model, samples = equalise(separate, sample_inputs(separate, file_images))
-    ranges = {name: quantisation_limits(values) for name, values in samples.items()}
-    selected, error = select_layers(model, ranges, np.concatenate(file_images[:SEARCH_IMAGES]))
-    converted = served_onnx(quantise(model, ranges, selected), network, form, any_batch=any_batch)
-    return Quantised(converted, len(quantisable_layers(model)[0]), len(selected), error)
+    calibration = calibrate(separate, sample_inputs(separate, file_images))
+    selected, error = select_layers(separate, calibration, np.concatenate(file_images[:SEARCH_IMAGES]))
+    quantised = quantise(separate, calibration.ranges, selected, calibration.means)
+    converted = served_onnx(quantised, network, form, any_batch=any_batch)
+    return Quantised(converted, len(quantisable_layers(separate)[0]), len(selected), error)
 
 
 def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> Samples:
     """Samples the inputs of all convolutions, by name, at random positions.
+
+    The first two rows are the smallest and the largest value of each channel at all positions.
 
     Args:
         model: fp32 model.
@@ -69,13 +80,33 @@ def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> Samples:
     inputs = {value.name for value in model.graph.input}
     run = open_session(_expose_outputs(model, [name for name in names if name not in inputs]).SerializeToString())
     generator, samples = np.random.default_rng(0), {name: [] for name in names}
+    extremes: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for pixels in batches:
         values_by_name = {**run(pixels), **dict.fromkeys(inputs, pixels)}
         for name in names:
             channels = values_by_name[name].shape[1]
             values = np.moveaxis(values_by_name[name], 1, -1).reshape(-1, channels)
             samples[name].append(values[generator.permutation(len(values))[: max(VALUES // channels, 1)]])
-    return {name: np.concatenate(values) for name, values in samples.items()}
+            extremes[name].append(np.stack([values.min(axis=0), values.max(axis=0)]))
+    return {
+        name: np.concatenate([np.min(extremes[name], axis=0)[:1], np.max(extremes[name], axis=0)[1:], *values])
+        for name, values in samples.items()
+    }
+
+
+def calibrate(model: Any, samples: Samples) -> Calibration:
+    """Returns the ranges and means of the inputs of all convolutions; those of depthwise ones by channel.
+
+    Args:
+        model: fp32 model.
+        samples: from `sample_inputs`.
+    """
+    by_channel = channelwise_inputs(model)
+    ranges = {
+        name: (values[0], values[1]) if name in by_channel else quantisation_limits(values[2:])
+        for name, values in samples.items()
+    }
+    return Calibration(ranges, {name: values[2:].mean(axis=0) for name, values in samples.items()})
 
 
 def quantisation_limits(values: np.ndarray) -> tuple[float, float]:
@@ -91,7 +122,7 @@ def quantisation_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def select_layers(
-    model: Any, ranges: Mapping[str, tuple[float, float]], pixels: np.ndarray, *, tolerance: float = TOLERANCE
+    model: Any, calibration: Calibration, pixels: np.ndarray, *, tolerance: float = TOLERANCE
 ) -> tuple[list[str], float]:
     """Selects the convolutions to quantise; returns their names and the largest error of the raw outputs.
 
@@ -100,7 +131,7 @@ def select_layers(
 
     Args:
         model: fp32 model.
-        ranges: input ranges of the convolutions.
+        calibration: of the inputs of the convolutions.
         pixels: training images in the layout of the model.
         tolerance: largest error of a task's raw outputs, relative to their spread.
     """
@@ -113,7 +144,8 @@ def select_layers(
 
     def errors(layers: Sequence[str]) -> np.ndarray:
         selected = [name for name in names if layer_of[name] in set(layers)]
-        outputs = open_session(quantise(heads, ranges, selected).SerializeToString())(pixels)
+        quantised = quantise(heads, calibration.ranges, selected, calibration.means)
+        outputs = open_session(quantised.SerializeToString())(pixels)
         return np.array([_relative_error(expected[name], outputs[name]) for name in output_names])
 
     layers, error = select_within_tolerance(errors, list(dict.fromkeys(layer_of.values())), tolerance=tolerance)

@@ -97,7 +97,7 @@ def _quantise(graph: Graph, equation: Any, x: Value, limits: Value) -> Value | N
     del equation
     if not isinstance(x, Tensor) or not isinstance(limits, np.ndarray):
         return None
-    parameters, shape = [np.asarray(number) for number in scale_and_zero_point(*limits.tolist())], x.array.shape
+    parameters, shape = scale_and_zero_point(*limits.tolist()), x.array.shape
     quantised = graph.node("QuantizeLinear", x.array, *parameters, shape=shape, dtype=np.uint8)
     return graph.node("DequantizeLinear", quantised, *parameters, shape=shape, dtype=x.dtype).transpose(x.axes)
 

@@ -200,7 +200,9 @@ class _Joined:
             limits = [(-float(zero) * float(scale), (255 - float(zero)) * float(scale)) for scale, zero in pairs]
             levels = scale_and_zero_point(min(low for low, _ in limits), max(high for _, high in limits))
         else:
-            levels = [np.repeat(np.array(values), bundle.width) for values in zip(*pairs, strict=True)]
+            levels = [
+                np.concatenate([_of_channels(value, bundle) for value in values]) for values in zip(*pairs, strict=True)
+            ]
         names = [f"{bundle.name}.scale", f"{bundle.name}.zero"]
         self.weights.update({name: np.asarray(array) for name, array in zip(names, levels, strict=True)})
         return names
@@ -317,6 +319,11 @@ def _outputs(group: Sequence[Any]) -> tuple[str, ...]:
 
 def _name(group: Sequence[Any]) -> str:
     return f"{group[0].output[0]}.x{len(group)}"
+
+
+def _of_channels(value: np.ndarray, bundle: Bundle) -> np.ndarray:
+    """Returns a value of a tensor, or of each of its channels, for every channel that it takes in a bundle."""
+    return np.pad(np.broadcast_to(value, bundle.channels), (0, bundle.width - bundle.channels), mode="edge")
 
 
 def _padded(array: np.ndarray, widths: Sequence[int]) -> np.ndarray:

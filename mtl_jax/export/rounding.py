@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,10 @@ import onnx
 
 from mtl_jax.export.network import OUTPUTS
 from mtl_jax.export.onnx_folding import required_nodes
+from mtl_jax.export.onnx_nodes import group_count
+
+Limits = float | np.ndarray  # of a tensor, or f32[channels]
+FUSED = ("Relu", "Clip")  # operators that onnxruntime makes part of a convolution in 8 bits
 
 MIN_STORED_SIZE = 8192  # weights; smaller kernels of fp32 convolutions are stored in fp32
 EQUAL_SHARE = 0.99  # of the integers of two kernels that differ by norm factors only; the remainder rounds differently
@@ -49,18 +55,66 @@ def pooled_convolutions(nodes: Sequence[Any]) -> set[str]:
     return names
 
 
-def quantise(model: Any, ranges: Mapping[str, tuple[float, float]], names: Iterable[str]) -> Any:
+def channelwise_inputs(model: Any) -> set[str]:
+    """Returns the inputs of depthwise convolutions that may be rounded with a scale for each channel.
+
+    Excluded are inputs that other convolutions read too, and those of chains of convolutions: onnxruntime makes one
+    operator of a convolution between two roundings, which takes one scale for each tensor.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output}
+    readers: dict[str, list[Any]] = collections.defaultdict(list)
+    for node in model.graph.node:
+        for name in node.input:
+            readers[name].append(node)
+
+    def produced_by_convolution(name: str) -> bool:
+        node = producers.get(name)
+        if node is not None and node.op_type in FUSED:
+            return produced_by_convolution(node.input[0])
+        return node is not None and node.op_type == "Conv"
+
+    def read_by_convolution(name: str) -> bool:
+        return any(
+            node.op_type == "Conv" or (node.op_type in FUSED and read_by_convolution(node.output[0]))
+            for node in readers[name]
+        )
+
+    names = set()
+    for name, nodes in readers.items():
+        convolutions = [node for node in nodes if node.op_type == "Conv" and node.input[0] == name]
+        is_depthwise = bool(convolutions) and all(group_count(node) > 1 for node in convolutions)
+        if (
+            is_depthwise
+            and not produced_by_convolution(name)
+            and not any(read_by_convolution(node.output[0]) for node in convolutions)
+        ):
+            names.add(name)
+    return names
+
+
+def quantise(
+    model: Any,
+    ranges: Mapping[str, tuple[Limits, Limits]],
+    names: Iterable[str],
+    means: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Any:
     """Returns a model with some convolutions in 8 bits.
 
     Their inputs pass through QuantizeLinear and DequantizeLinear; kernels are stored as integers, with a scale for each
     output channel. Runtimes fuse a convolution with the rounding of its inputs; its outputs are rounded by the next
     convolution, after sums and activations. Large kernels of other convolutions are stored as integers too, except for
-    the last ones.
+    the last ones. Biases make up for what the rounding of kernels adds to the outputs on average.
 
     Args:
         model: fp32 model.
-        ranges: minimum and maximum of the inputs of convolutions, by tensor name.
+        ranges: minimum and maximum of the inputs of convolutions, by tensor name; of a tensor or of each channel.
         names: names of the convolutions; inputs that are rounded already stay unchanged.
+        means: of the inputs of convolutions, f32[channels] by tensor name; without one a bias stays as it is.
+
+    References:
+        Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019 (means there from
+        batch norms, here of images). Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
+        2018 (scales by channel).
     """
     selected, draft = set(names), _Draft(ranges)
     kernels = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
@@ -73,7 +127,13 @@ def quantise(model: Any, ranges: Mapping[str, tuple[float, float]], names: Itera
         if node.name in selected and node.input[0] not in rounded:
             copy.input[0] = draft.rounded(node.input[0])
         if node.name in stored:
-            copy.input[1] = draft.kernel(node.name, arrays[node.input[1]])
+            kernel = arrays[node.input[1]]
+            copy.input[1], rounded_kernel = draft.kernel(node.name, kernel)
+            if node.input[0] in means:
+                shift = _mean_outputs(kernel - rounded_kernel, means[node.input[0]], group_count(node))
+                bias = arrays[node.input[2]] if len(node.input) > 2 else np.float32(0)
+                del copy.input[2:]
+                copy.input.append(draft.array(f"{node.name}/bias", np.asarray(bias + shift, np.float32)))
         draft.nodes.append(copy)
     return draft.build(model)
 
@@ -93,17 +153,25 @@ def kernel_scales(kernel: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(kernel).max(axis=tuple(range(1, kernel.ndim))) / 127, 1e-9).astype(np.float32)
 
 
-def scale_and_zero_point(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """Returns scale and zero point that map 0 to 255 to the range from `low` to `high`."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = np.float32((high - low) / 255 or 1.0)
-    return scale, np.uint8(np.clip(round(-low / scale), 0, 255))
+def scale_and_zero_point(low: Limits, high: Limits) -> tuple[np.ndarray, np.ndarray]:
+    """Returns scales (f32) and zero points (u8) that map 0 to 255 to the ranges from `low` to `high`."""
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    step = (high - low) / 255
+    scale = np.where(step > 0, step, 1.0).astype(np.float32)
+    return scale, np.clip(np.rint(np.asarray(-low, np.float32) / scale), 0, 255).astype(np.uint8)
+
+
+def _mean_outputs(kernel: np.ndarray, means: np.ndarray, groups: int) -> np.ndarray:
+    """Returns the mean output of each channel of a convolution for inputs of some means, borders left out."""
+    taps = kernel.sum(axis=(2, 3))
+    inputs = means.reshape(groups, -1).repeat(len(kernel) // groups, axis=0)  # of each output channel
+    return (taps * inputs).sum(axis=1)
 
 
 class _Draft:
     """A quantised model under construction."""
 
-    def __init__(self, ranges: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(self, ranges: Mapping[str, tuple[Limits, Limits]]) -> None:
         self.ranges = ranges
         self.nodes: list[Any] = []
         self.arrays: dict[str, np.ndarray] = {}
@@ -122,17 +190,22 @@ class _Draft:
         """Adds the rounding of a tensor to 8 bits; returns the name of the rounded tensor."""
         if name not in self.rounded_names:
             scale, zero = scale_and_zero_point(*self.ranges[name])
-            numbers = self.array(f"{name}/scale", np.asarray(scale)), self.array(f"{name}/zero", np.asarray(zero))
-            integers = self.node("QuantizeLinear", [name, *numbers], f"{name}/whole")
-            self.rounded_names[name] = self.node("DequantizeLinear", [integers, *numbers], f"{name}/rounded")
+            numbers = self.array(f"{name}/scale", scale), self.array(f"{name}/zero", zero)
+            by_channel = {"axis": 1} if scale.ndim else {}
+            integers = self.node("QuantizeLinear", [name, *numbers], f"{name}/whole", **by_channel)
+            self.rounded_names[name] = self.node(
+                "DequantizeLinear", [integers, *numbers], f"{name}/rounded", **by_channel
+            )
         return self.rounded_names[name]
 
-    def kernel(self, stem: str, kernel: np.ndarray) -> str:
-        """Adds a kernel in 8 bits."""
+    def kernel(self, stem: str, kernel: np.ndarray) -> tuple[str, np.ndarray]:
+        """Adds a kernel in 8 bits; returns its name and its rounded values."""
         scale = kernel_scales(kernel)
-        integers = np.rint(kernel / scale.reshape(-1, *[1] * (kernel.ndim - 1))).astype(np.int8)
+        steps = scale.reshape(-1, *[1] * (kernel.ndim - 1))
+        integers = np.rint(kernel / steps).astype(np.int8)
         numbers = self.share_kernel(f"{stem}/kernel", integers), self.array(f"{stem}/kernel/scale", scale)
-        return self.node("DequantizeLinear", numbers, f"{stem}/kernel/rounded", axis=0)
+        name = self.node("DequantizeLinear", numbers, f"{stem}/kernel/rounded", axis=0)
+        return name, self.arrays[numbers[0]] * steps
 
     def share_kernel(self, name: str, integers: np.ndarray) -> str:
         """Stores kernels that are equal up to rounding once: tasks share kernels and have separate norms."""
