@@ -55,7 +55,7 @@ def test_raw_outputs_are_never_rounded(weights, pixels):
     separate, _, _ = formats.translate(trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1), FORM)
     names, output_names = rounding.quantisable_layers(separate)
     samples = int8.sample_inputs(separate, [np.ascontiguousarray(pixels.transpose(network.TO_NCHW))])
-    ranges = {name: int8.quantisation_limits(values) for name, values in samples.items()}
+    ranges = {name: int8.quantisation_limits(of_input.values) for name, of_input in samples.items()}
     model = rounding.quantise(separate, ranges, names)
     assert output_names
     assert not set(output_names) & rounded(model.graph.node)
@@ -118,7 +118,7 @@ def test_extremes_are_of_all_positions():
     image = np.zeros((1, 2, 128, 128), np.float32)  # of which a quarter of the positions are sampled
     image[0, 0, ::2, ::2], image[0, 1, 5, 7], image[0, 0, 3, 3] = 1, 40, -7
     samples = int8.sample_inputs(model_of([first[0], last[0]], first[1] | last[1]), [image, 0 * image])
-    np.testing.assert_array_equal(samples["image"][:2], [[-7, 0], [1, 40]])
+    np.testing.assert_array_equal([samples["image"].low, samples["image"].high], [[-7, 0], [1, 40]])
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -23,7 +23,12 @@ CUTS = np.linspace(1.0, 0.1, 19)  # candidate clipping limits, relative to the l
 GROUPS = 28  # of neighbouring layers, for the selection
 
 
-Samples = dict[str, np.ndarray]  # tensor name -> f32[positions, channels], inputs of a convolution
+class Samples(NamedTuple):
+    """Values of a tensor on some images: at random positions, and the smallest and largest of each channel at all."""
+
+    values: np.ndarray  # f32[positions, channels]
+    low: np.ndarray  # f32[channels]
+    high: np.ndarray  # f32[channels]
 
 
 class Calibration(NamedTuple):
@@ -67,10 +72,8 @@ def quantised_network(
     return Quantised(converted, len(quantisable_layers(separate)[0]), len(selected), error)
 
 
-def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> Samples:
-    """Samples the inputs of all convolutions, by name, at random positions.
-
-    The first two rows are the smallest and the largest value of each channel at all positions.
+def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> dict[str, Samples]:
+    """Samples the inputs of all convolutions, by name.
 
     Args:
         model: fp32 model.
@@ -80,21 +83,24 @@ def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> Samples:
     inputs = {value.name for value in model.graph.input}
     run = open_session(_expose_outputs(model, [name for name in names if name not in inputs]).SerializeToString())
     generator, samples = np.random.default_rng(0), {name: [] for name in names}
-    extremes: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for pixels in batches:
         values_by_name = {**run(pixels), **dict.fromkeys(inputs, pixels)}
         for name in names:
             channels = values_by_name[name].shape[1]
             values = np.moveaxis(values_by_name[name], 1, -1).reshape(-1, channels)
-            samples[name].append(values[generator.permutation(len(values))[: max(VALUES // channels, 1)]])
-            extremes[name].append(np.stack([values.min(axis=0), values.max(axis=0)]))
+            chosen = values[generator.permutation(len(values))[: max(VALUES // channels, 1)]]
+            samples[name].append(Samples(chosen, values.min(axis=0), values.max(axis=0)))
     return {
-        name: np.concatenate([np.min(extremes[name], axis=0)[:1], np.max(extremes[name], axis=0)[1:], *values])
-        for name, values in samples.items()
+        name: Samples(
+            np.concatenate([each.values for each in of_images]),
+            np.min([each.low for each in of_images], axis=0),
+            np.max([each.high for each in of_images], axis=0),
+        )
+        for name, of_images in samples.items()
     }
 
 
-def calibrate(model: Any, samples: Samples) -> Calibration:
+def calibrate(model: Any, samples: Mapping[str, Samples]) -> Calibration:
     """Returns the ranges and means of the inputs of all convolutions; those of depthwise ones by channel.
 
     Args:
@@ -103,10 +109,10 @@ def calibrate(model: Any, samples: Samples) -> Calibration:
     """
     by_channel = channelwise_inputs(model)
     ranges = {
-        name: (values[0], values[1]) if name in by_channel else quantisation_limits(values[2:])
-        for name, values in samples.items()
+        name: (of_input.low, of_input.high) if name in by_channel else quantisation_limits(of_input.values)
+        for name, of_input in samples.items()
     }
-    return Calibration(ranges, {name: values[2:].mean(axis=0) for name, values in samples.items()})
+    return Calibration(ranges, {name: of_input.values.mean(axis=0) for name, of_input in samples.items()})
 
 
 def quantisation_limits(values: np.ndarray) -> tuple[float, float]:
