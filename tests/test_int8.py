@@ -112,6 +112,23 @@ def test_depthwise_inputs_have_a_range_for_each_channel_where_runtimes_take_them
     assert np.abs(outputs - expected).mean() < 0.02 * np.abs(expected).mean()
 
 
+def test_single_layers_of_a_sensitive_group_are_quantised_again():
+    names = [f"layer_{number}" for number in range(2 * int8.GROUPS)]  # two layers in each group
+    costs = {name: np.array([0.001, 0.0]) for name in names} | {"layer_4": np.array([0.5, 0.0])}
+    costs |= {"layer_20": np.array([0.0, 0.4])}
+    runs = []
+
+    def errors(layers):
+        runs.append(layers)
+        return sum((costs[name] for name in layers), np.zeros(2))
+
+    selected, error = int8.select_within_tolerance(errors, names, tolerance=0.3)
+    assert selected == [name for name in names if name not in ("layer_4", "layer_20")]  # not their neighbours
+    assert error == pytest.approx(0.001 * len(selected))
+    assert len(runs) <= 2 * int8.GROUPS
+    assert int8.select_within_tolerance(errors, names[:4], tolerance=0.3) == (names[:4], pytest.approx(0.004))
+
+
 def test_extremes_are_of_all_positions():
     first = convolution("first", "image", np.ones((1, 2, 1, 1), np.float32))
     last = convolution("last", "first", np.ones((1, 1, 1, 1), np.float32))

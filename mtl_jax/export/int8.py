@@ -133,7 +133,8 @@ def select_layers(
     """Selects the convolutions to quantise; returns their names and the largest error of the raw outputs.
 
     The error of each group of neighbouring layers is measured alone. Groups are returned to fp32 one by one, always the
-    one with the largest error on the currently worst task, until every task is within the tolerance.
+    one with the largest error on the currently worst task, until every task is within the tolerance; then single layers
+    of them are quantised again.
 
     Args:
         model: fp32 model.
@@ -163,6 +164,9 @@ def select_within_tolerance(
 ) -> tuple[list[str], float]:
     """Selects layers to quantise by a function of errors; returns their names and the largest error of a task.
 
+    Groups of neighbouring layers are returned to fp32, as `select_layers` says. Of their layers, from the last to the
+    first, those are quantised again with which every task stays within the tolerance.
+
     Args:
         errors: names of quantised layers -> error of each task.
         names: names of all layers, in network order.
@@ -179,6 +183,10 @@ def select_within_tolerance(
         errors_alone.pop(place)
         selected = [name for name in selected if name not in removed]
         total = errors(selected)
+    for name in reversed([name for name in names if name not in selected]):
+        extended = [each for each in names if each in {*selected, name}]
+        if (error := errors(extended)).max() <= tolerance:
+            selected, total = extended, error
     return selected, float(total.max())
 
 
