@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -61,35 +60,19 @@ def channelwise_inputs(model: Any) -> set[str]:
     Excluded are inputs that other convolutions read too, and those of chains of convolutions: onnxruntime makes one
     operator of a convolution between two roundings, which takes one scale for each tensor.
     """
-    producers = {output: node for node in model.graph.node for output in node.output}
-    readers: dict[str, list[Any]] = collections.defaultdict(list)
+    origins: dict[str, str] = {}  # output of fused operators -> what the first of them reads
     for node in model.graph.node:
-        for name in node.input:
-            readers[name].append(node)
-
-    def produced_by_convolution(name: str) -> bool:
-        node = producers.get(name)
-        if node is not None and node.op_type in FUSED:
-            return produced_by_convolution(node.input[0])
-        return node is not None and node.op_type == "Conv"
-
-    def read_by_convolution(name: str) -> bool:
-        return any(
-            node.op_type == "Conv" or (node.op_type in FUSED and read_by_convolution(node.output[0]))
-            for node in readers[name]
-        )
-
-    names = set()
-    for name, nodes in readers.items():
-        convolutions = [node for node in nodes if node.op_type == "Conv" and node.input[0] == name]
-        is_depthwise = bool(convolutions) and all(group_count(node) > 1 for node in convolutions)
-        if (
-            is_depthwise
-            and not produced_by_convolution(name)
-            and not any(read_by_convolution(node.output[0]) for node in convolutions)
-        ):
-            names.add(name)
-    return names
+        if node.op_type in FUSED:
+            origins[node.output[0]] = origins.get(node.input[0], node.input[0])
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    outputs = {node.output[0] for node in convolutions}
+    sources = {origins.get(node.input[0], node.input[0]) for node in convolutions}
+    excluded = {
+        node.input[0]
+        for node in convolutions
+        if group_count(node) == 1 or node.output[0] in sources or origins.get(node.input[0], node.input[0]) in outputs
+    }
+    return {node.input[0] for node in convolutions} - excluded
 
 
 def quantise(
