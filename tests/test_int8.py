@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import KINDS, save_checkpoint
 
 from mtl_jax.cli import export as command
@@ -170,11 +171,13 @@ def test_kernels_that_differ_by_a_norm_are_held_once():
     assert len(kernels) == 2
 
 
-def test_the_command_says_what_eight_bits_keep(weights, tmp_path, capsys, pixels):
-    from PIL import Image
-
+def write_images(folder, pixels):
     for number, image in enumerate(pixels):
-        Image.fromarray((255 * image).astype(np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray((255 * image).astype(np.uint8)).save(folder / f"{number}.png")
+
+
+def test_the_command_says_what_eight_bits_keep(weights, tmp_path, capsys, pixels):
+    write_images(tmp_path, pixels)
     flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--format", "onnx", "--tasks", "age", "--int8"]
     assert command.main([*flags, "--calibrate", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -201,10 +204,7 @@ def test_openvino_computes_the_8_bit_network_for_a_fixed_number_of_images(weight
 
 
 def test_a_runtime_that_computes_something_else_is_refused(weights, pixels, tmp_path, capsys, monkeypatch):
-    from PIL import Image
-
-    for number, image in enumerate(pixels):
-        Image.fromarray((255 * image).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    write_images(tmp_path, pixels)
     save = formats.save_onnx
 
     def save_shuffled(*args, **kwargs):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+CALIBRATED = ("onnx", "openvino")  # formats whose 8-bit files are calibrated, and can be fine-tuned
 LARGEST_ERROR = 0.5  # of the raw outputs of an 8-bit file, relative to their size; usual ones have 0.01 to 0.1
 
 
@@ -45,14 +46,14 @@ def flag_error(names: list[str], options: argparse.Namespace) -> str:
         return "--qat: expected to be given with --int8, found without it; add --int8"
     if options.qat < 1:
         return f"--qat: expected 1 step or more, found {options.qat}; 200 are a start"
-    if not {"onnx", "openvino"} & set(names):
+    if not set(CALIBRATED) & set(names):
         return f"--qat: expected --format onnx or openvino, which it fine-tunes, found {', '.join(names)}; add onnx"
     return ""
 
 
 def _by_calibration(names: list[str]) -> list[str]:
-    """Returns the formats whose 8-bit files are calibrated: ONNX and OpenVINO, as selected, or else ONNX."""
-    selected = [name for name in names if name in ("onnx", "openvino")]
+    """Returns the formats of calibrated 8-bit files to write: the selected ones, or else ONNX."""
+    selected = [name for name in names if name in CALIBRATED]
     return selected or ([] if "litert" in names else ["onnx"])
 
 
@@ -138,7 +139,7 @@ def _write_calibrated(
 ) -> list[EightBits]:
     import numpy as np
 
-    from mtl_jax.export import fine_tuning, formats, int8, openvino
+    from mtl_jax.export import check, fine_tuning, formats, int8, openvino
 
     writers = {
         "onnx": (formats.save_onnx, "onnx"),
@@ -149,22 +150,22 @@ def _write_calibrated(
         tune, report = fine_tuning.tuned_network, _progress(len(images.batches))
         quantised["int8 qat"] = tune(model, image, form, images.pixels, images.batches, report=report)
     pixels, quantised_files = np.concatenate(images.pixels[: int8.SEARCH_IMAGES]), []
+    expected = check.reference(model, form)[1](pixels)
     for label, result in quantised.items():
         for name in names:
             save, suffix = writers[name]
             exported = save(result.converted, folder / f"model.{label.replace(' ', '.')}.{suffix}", form=form)
             share = f"{result.quantised_count} of {result.candidate_count} convolutions"
             batch = "any" if exported.any_batch else image.shape[0]
-            quantised_files.append(_checked(f"{name} {label}", model, exported, form, pixels, f"; {share}", batch))
+            error = check.relative_error(expected, exported.check(pixels))
+            quantised_files.append(_accepted(f"{name} {label}", exported, error, f"; {share}", batch))
     return quantised_files
 
 
-def _checked(label: str, model: Any, exported: Any, form: Any, pixels: Any, remark: str, batch: int | str) -> EightBits:
-    """Compares the raw outputs of a file, as its runtime computes them, with those of the fp32 network."""
+def _accepted(label: str, exported: Any, error: float, remark: str, batch: int | str) -> EightBits:
+    """Returns a file with its row, unless its runtime computes raw outputs far from those of the fp32 network."""
     from mtl_jax.errors import UserError
-    from mtl_jax.export import check
 
-    error = check.relative_error(model, form, exported.check, pixels)
     if not error <= LARGEST_ERROR:
         raise UserError(
             f"{label}: expected raw outputs near those of the network, found an error of {error:.2f} times their size; "
@@ -185,10 +186,11 @@ def _progress(steps: int) -> Any:
 
 
 def _write_litert(model: Any, folder: Path, image: Any, form: Any, checked: Any) -> EightBits:
-    from mtl_jax.export import litert_int8
+    from mtl_jax.export import check, litert_int8
 
     exported = litert_int8.litert_int8(model, folder, image, form)
-    return _checked("litert int8", model, exported, form, checked, "", image.shape[0])
+    error = check.relative_error(check.reference(model, form)[1](checked), exported.check(checked))
+    return _accepted("litert int8", exported, error, "", image.shape[0])
 
 
 def print_metrics(quantised_files: list[EightBits], model: Any, form: Any, view: Any) -> None:

@@ -54,21 +54,18 @@ def differences(
     return {name: difference[name] / (largest[name] or 1.0) for name in difference}
 
 
-def relative_error(network: Trained, form: Form, file_run: Run, pixels: np.ndarray) -> float:
+def relative_error(expected: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
     """Returns the largest root mean square error of a task's raw outputs in a file.
 
     The error of each channel is relative to its size: boxes in px do not outweigh scores.
 
     Args:
-        network: exported network.
-        form: decoding and layout of the file.
-        file_run: function of the file, with raw outputs.
-        pixels: images.
+        expected: outputs of the network, raw ones among them, from `reference`.
+        outputs: those of the file.
     """
-    expected, outputs = reference(network, form)[1](pixels), file_run(pixels)
     errors = []
-    for name in network.names:
-        value, file_value = (each[f"{name}/{OUTPUTS}"] for each in (expected, outputs))
+    for name in [name for name in expected if name.endswith(f"/{OUTPUTS}")]:
+        value, file_value = expected[name], outputs[name]
         axes = tuple(range(value.ndim - 1))
         errors.append((((file_value - value) ** 2).mean(axis=axes) / ((value**2).mean(axis=axes) + 1e-6)).mean())
     return float(np.sqrt(max(errors)))

@@ -184,7 +184,8 @@ def select_within_tolerance(
         selected = [name for name in selected if name not in removed]
         total = errors(selected)
     for name in reversed([name for name in names if name not in selected]):
-        extended = [each for each in names if each in {*selected, name}]
+        chosen = {*selected, name}
+        extended = [each for each in names if each in chosen]
         if (error := errors(extended)).max() <= tolerance:
             selected, total = extended, error
     return selected, float(total.max())
