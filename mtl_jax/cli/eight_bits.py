@@ -188,7 +188,7 @@ def _progress(steps: int) -> Any:
 def _write_litert(model: Any, folder: Path, image: Any, form: Any, checked: Any) -> EightBits:
     from mtl_jax.export import check, litert_int8
 
-    exported = litert_int8.litert_int8(model, folder, image, form)
+    exported: Any = litert_int8.litert_int8(model, folder, image, form)
     error = check.relative_error(check.reference(model, form)[1](checked), exported.check(checked))
     return _accepted("litert int8", exported, error, "", image.shape[0])
 

@@ -120,7 +120,6 @@ class _Joined:
         self.bundles: dict[str, Bundle] = {}  # member -> the bundle that holds it
         self.nodes: dict[str, list[Any]] = {}  # name of a bundle -> the nodes that compute it
         self.readers: collections.Counter[str] = collections.Counter()  # name of a bundle -> joined layers that read it
-        self.parts: dict[Any, str] = {}  # part or form of a bundle -> its tensor
 
     def groups(self, nodes: Sequence[Any]) -> list[list[Any]]:
         """Returns the nodes of one depth that can be one node, in groups."""

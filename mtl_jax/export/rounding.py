@@ -61,16 +61,18 @@ def channelwise_inputs(model: Any) -> set[str]:
     operator of a convolution between two roundings, which takes one scale for each tensor.
     """
     origins: dict[str, str] = {}  # output of fused operators -> what the first of them reads
-    for node in model.graph.node:
-        if node.op_type in FUSED:
-            origins[node.output[0]] = origins.get(node.input[0], node.input[0])
+
+    def origin(name: str) -> str:
+        return origins.get(name, name)
+
+    origins.update((node.output[0], origin(node.input[0])) for node in model.graph.node if node.op_type in FUSED)
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     outputs = {node.output[0] for node in convolutions}
-    sources = {origins.get(node.input[0], node.input[0]) for node in convolutions}
+    sources = {origin(node.input[0]) for node in convolutions}
     excluded = {
         node.input[0]
         for node in convolutions
-        if group_count(node) == 1 or node.output[0] in sources or origins.get(node.input[0], node.input[0]) in outputs
+        if group_count(node) == 1 or node.output[0] in sources or origin(node.input[0]) in outputs
     }
     return {node.input[0] for node in convolutions} - excluded
 
