@@ -65,7 +65,9 @@ def channelwise_inputs(model: Any) -> set[str]:
     def origin(name: str) -> str:
         return origins.get(name, name)
 
-    origins.update((node.output[0], origin(node.input[0])) for node in model.graph.node if node.op_type in FUSED)
+    for node in model.graph.node:
+        if node.op_type in FUSED:
+            origins[node.output[0]] = origin(node.input[0])
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     outputs = {node.output[0] for node in convolutions}
     sources = {origin(node.input[0]) for node in convolutions}
