@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import batch_norm, convolution
+from mtl_jax.models import batch_norm, convolution, quantisation
 from mtl_jax.models.neck import upsample_2x
 from mtl_jax.tasks import boxes
 
@@ -88,6 +88,9 @@ def test_operations_are_translated_exactly(function):
 
 
 MAP = (2, 4, 6, 3)
+ROUNDING = ["QuantizeLinear", "DequantizeLinear"]
+LIMITS = jnp.array([-1.0, 2.0])
+CHANNEL_LIMITS = jnp.array([[-1.0, -2.5, 0.0], [2.0, 0.5, 1.0]])
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,8 @@ MAP = (2, 4, 6, 3)
         (lambda x: x.astype(jnp.int32) // 3, (2, 6), ["Cast", "Mod", "Sub", "Div"]),
         (lambda x: x + x.transpose(0, 2, 1).transpose(0, 2, 1), (2, 3, 4), ["Add"]),
         (lambda x: jnp.tanh(x) + jnp.tanh(x), (2, 6), ["Tanh", "Add"]),  # once
+        (lambda x: quantisation.rounded_values(x, LIMITS), MAP, ["Transpose", *ROUNDING, "Transpose"]),
+        (lambda x: quantisation.rounded_values(x, CHANNEL_LIMITS), MAP, ["Transpose", *ROUNDING, "Transpose"]),
     ],
 )
 def test_what_runtimes_have_an_operator_for_becomes_it(function, shape, kinds):

@@ -39,12 +39,11 @@ class Calibration(NamedTuple):
 
 
 class Quantised(NamedTuple):
-    """A network in 8 bits, the number of its quantised convolutions, and its error."""
+    """A network in 8 bits, and the number of its quantised convolutions."""
 
     converted: OnnxNetwork
     candidate_count: int  # convolutions that may be quantised
     quantised_count: int  # convolutions that are quantised
-    error: float  # of the raw outputs, relative to their spread
 
 
 def quantised_network(
@@ -63,13 +62,28 @@ def quantised_network(
     """
     require_packages("onnx")
     separate, network, any_batch = translate(network, image, form)
-    is_nhwc = form.layout == "nhwc"
-    file_images = [array if is_nhwc else np.ascontiguousarray(array.transpose(TO_NCHW)) for array in pixels]
-    calibration = calibrate(separate, sample_inputs(separate, file_images))
-    selected, error = select_layers(separate, calibration, np.concatenate(file_images[:SEARCH_IMAGES]))
+    calibration, selected = calibrated_layers(separate, form, pixels, tolerance=TOLERANCE)
     quantised = quantise(separate, calibration.ranges, selected, calibration.means)
     converted = served_onnx(quantised, network, form, any_batch=any_batch)
-    return Quantised(converted, len(quantisable_layers(separate)[0]), len(selected), error)
+    return Quantised(converted, len(quantisable_layers(separate)[0]), len(selected))
+
+
+def calibrated_layers(
+    model: Any, form: Form, pixels: Sequence[np.ndarray], *, tolerance: float
+) -> tuple[Calibration, list[str]]:
+    """Calibrates an fp32 model on images, and selects the convolutions to quantise.
+
+    Args:
+        model: from `translate`.
+        form: decoding and layout of the model.
+        pixels: calibration images, [1, height, width, 3] each.
+        tolerance: as for `select_layers`.
+    """
+    is_nhwc = form.layout == "nhwc"
+    file_images = [array if is_nhwc else np.ascontiguousarray(array.transpose(TO_NCHW)) for array in pixels]
+    calibration = calibrate(model, sample_inputs(model, file_images))
+    selected, _ = select_layers(model, calibration, np.concatenate(file_images[:SEARCH_IMAGES]), tolerance=tolerance)
+    return calibration, selected
 
 
 def sample_inputs(model: Any, batches: Iterable[np.ndarray]) -> dict[str, Samples]:
@@ -128,7 +142,7 @@ def quantisation_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def select_layers(
-    model: Any, calibration: Calibration, pixels: np.ndarray, *, tolerance: float = TOLERANCE
+    model: Any, calibration: Calibration, pixels: np.ndarray, *, tolerance: float
 ) -> tuple[list[str], float]:
     """Selects the convolutions to quantise; returns their names and the largest error of the raw outputs.
 

@@ -93,13 +93,15 @@ def _maximum_axes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
 
 
 def _quantise(graph: Graph, equation: Any, x: Value, limits: Value) -> Value | None:
-    """Translates the rounding of activations to 8 bits."""
+    """Translates the rounding of activations to 8 bits, within limits of all channels or of each."""
     del equation
     if not isinstance(x, Tensor) or not isinstance(limits, np.ndarray):
         return None
-    parameters, shape = scale_and_zero_point(*limits.tolist()), x.array.shape
-    quantised = graph.node("QuantizeLinear", x.array, *parameters, shape=shape, dtype=np.uint8)
-    return graph.node("DequantizeLinear", quantised, *parameters, shape=shape, dtype=x.dtype).transpose(x.axes)
+    parameters, shape = scale_and_zero_point(*limits), x.array.shape
+    by_channel = {"axis": x.axes[-1]} if limits.ndim > 1 else {}
+    quantised = graph.node("QuantizeLinear", x.array, *parameters, shape=shape, dtype=np.uint8, **by_channel)
+    values = graph.node("DequantizeLinear", quantised, *parameters, shape=shape, dtype=x.dtype, **by_channel)
+    return values.transpose(x.axes)
 
 
 FUNCTIONS: dict[str, Callable[..., Value | None]] = {

@@ -5,6 +5,7 @@ A layer rounds what it reads, and its kernel, where the variables have a range f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,18 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-RANGES = "ranges"  # of variables: by layer and pass, f32[2], between which values 256 numbers spread
-OBSERVED = "observed"  # of variables that a pass returns: by layer and pass, some of the values that are read
-SAMPLES = 8192  # values of an image that are observed
+RANGES = "ranges"  # of variables: by layer and pass, f32[2] or f32[2, channels], between which 256 numbers spread
+MARKS = "marks"  # of variables: by layer and pass, f32[2], a range by which it is recognised in a translated network
 MAX_LEVEL = 255  # the largest of eight bits
 LARGEST = 127  # of a kernel's whole numbers
-Range = Float[Array, "2"]
+Range = Float[Array, "2"] | Float[Array, "2 channels"]
 
 
 def concerns(module: nn.Module, name: str) -> bool:
-    """Says whether a layer has a range in a pass, or is to be observed."""
-    is_observed = module.is_mutable_collection(OBSERVED) and not module.is_initializing()
-    return is_observed or module.has_variable(RANGES, name)
+    """Says whether a layer is rounded or marked in a pass."""
+    is_marking = module.is_mutable_collection(MARKS) and not module.is_initializing()
+    return is_marking or any(module.has_variable(kind, name) for kind in (MARKS, RANGES))
 
 
 def rounded(
@@ -42,38 +42,37 @@ def rounded(
         Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
         2018.
     """
-    if module.is_mutable_collection(OBSERVED) and x.ndim == 4 and x.shape[1] * x.shape[2] > 1:
-        step = x.size // SAMPLES | 1  # odd, so that not the same columns are looked at in every row
-        values = x.reshape(-1, x.shape[-1])[::step]
-        if module.has_variable(OBSERVED, name):  # of another level, which passes through the same layer
-            values = jnp.concatenate([jnp.asarray(module.get_variable(OBSERVED, name)), values])
-        module.put_variable(OBSERVED, name, values)
+    if module.is_mutable_collection(MARKS) and x.ndim == 4 and x.shape[1] * x.shape[2] > 1:
+        module.put_variable(MARKS, name, jnp.zeros(2))
+    if module.has_variable(MARKS, name):
+        return rounded_values(x, jnp.asarray(module.get_variable(MARKS, name))), kernel
     if not module.has_variable(RANGES, name):
         return x, kernel
-    limits = jnp.asarray(module.get_variable(RANGES, name))
-    return rounded_values(x, limits), jnp.where(limits[1] > limits[0], rounded_kernel(kernel), kernel)
+    return rounded_values(x, jnp.asarray(module.get_variable(RANGES, name))), rounded_kernel(kernel)
 
 
-def observed(
-    model: nn.Module, variables: Mapping[str, Any], image: Float[Array, "batch height width 3"], *, tasks: Sequence[str]
+def marks(
+    model: nn.Module, variables: Mapping[str, Any], image: jax.ShapeDtypeStruct, *, tasks: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns some of the values that each layer reads of images, by layer and pass, if it reads more than one cell.
+    """Returns the variables that mark layers which read more than one cell, by layer and pass: from 0 to 1, to 2, ...
 
     Args:
         model: From `multi_task.build`.
         variables: Of it.
-        image: RGB in 0..1.
+        image: Of RGB in 0..1, [batch, height, width, 3].
         tasks: Names of those to compute.
     """
-    _, updated = model.apply(
-        variables, image, tasks=tuple(tasks), train=False, train_batch_norm=False, mutable=["intermediates", OBSERVED]
+    settings = {"tasks": tuple(tasks), "train": False, "train_batch_norm": False}
+    _, updated = jax.eval_shape(
+        functools.partial(model.apply, **settings, mutable=["intermediates", MARKS]), variables, image
     )
-    return dict(updated[OBSERVED])
+    leaves, structure = jax.tree.flatten(dict(updated[MARKS]))
+    return jax.tree.unflatten(structure, [jnp.float32([0, number]) for number in range(1, len(leaves) + 1)])
 
 
 @jax.jit  # under a name by which exported files know it: they have operators for it
 def rounded_values(x: Float[Array, "..."], limits: Range) -> Float[Array, "..."]:
-    """Rounds to one of 256 numbers; those beyond the limits become the limits. Limits of 0 and 0 change nothing.
+    """Rounds to one of 256 numbers; those beyond the limits, of all channels or of each, become the limits.
 
     The gradient passes the rounding as if it were none, and what lies beyond the limits is theirs.
 
@@ -81,12 +80,12 @@ def rounded_values(x: Float[Array, "..."], limits: Range) -> Float[Array, "..."]
         Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
         Computation", 2013 (straight-through estimator). Esser et al., "Learned Step Size Quantization", 2020.
     """
-    low, high = jnp.minimum(limits[0], 0.0), jnp.maximum(limits[1], 0.0)
-    is_on = high > low
-    scale = jnp.where(is_on, (high - low) / MAX_LEVEL, 1.0)
+    low, high = (limit.reshape(*[1] * (x.ndim - 1), -1) for limit in limits)
+    low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
+    scale = jnp.maximum((high - low) / MAX_LEVEL, jnp.finfo(jnp.float32).tiny)
     zero = _nearest(jnp.clip(-low / scale, 0, MAX_LEVEL))
     level = _nearest(jnp.clip(x / scale + zero, 0, MAX_LEVEL))
-    return jnp.where(is_on, (level - zero) * scale, x).astype(x.dtype)
+    return ((level - zero) * scale).astype(x.dtype)
 
 
 def rounded_kernel(kernel: Float[Array, "... features"]) -> Float[Array, "... features"]:
