@@ -136,20 +136,33 @@ def test_factors_of_channels_before_and_behind_a_convolution_become_part_of_it()
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_best_class_of_each_pixel_is_found_among_those_that_can_be_best():
+@pytest.mark.parametrize("rows", [3, 12, 16])  # of which the last ones are divided into bands
+def test_the_best_class_of_each_pixel_is_found_among_those_that_can_be_best(rows):
     bias = jnp.array([0.0, -20.0, 0.5, -20.0, -0.5]).reshape(1, 1, 1, 5)  # two classes are nowhere best
 
     def function(x):
         cells = x + bias + jnp.arange(2.0).reshape(2, 1, 1, 1) * 9 * (bias == 0.5)  # the last map shows one class
-        larger = jax.image.resize(cells, (x.shape[0], 24, 40, 5), "linear")
+        larger = jax.image.resize(cells, (x.shape[0], 8 * rows, 40, 5), "linear")
         return jnp.argmax(larger, axis=-1).astype(jnp.int32)
 
     nodes = []
-    actual, expected = converted(function, 2, 3, 5, 5, kinds=nodes)
+    actual, expected = converted(function, 2, rows, 5, 5, kinds=nodes)
     assert "TopK" in nodes
     np.testing.assert_array_equal(actual, expected)
     assert set(np.unique(expected)) == {0, 2, 4}
-    np.testing.assert_array_equal(*converted(lambda x: function(0 * x), 2, 3, 5, 5))  # equals
+    np.testing.assert_array_equal(*converted(lambda x: function(0 * x), 2, rows, 5, 5))  # equals
+
+
+def test_indices_are_not_cast_back():
+    def best_rows(x):
+        _, order = jax.lax.top_k(x[:, 0], 3)
+        return x.at[order].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+    nodes = []
+    actual, expected = converted(jax.vmap(best_rows), 2, 7, 4, kinds=nodes)
+    assert "TopK" in nodes
+    assert "Cast" not in nodes
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_non_maximum_suppression_keeps_the_boxes_that_the_network_keeps():

@@ -45,7 +45,7 @@ def flag_error(names: list[str], options: argparse.Namespace) -> str:
     if not options.int8:
         return "--qat: expected to be given with --int8, found without it; add --int8"
     if options.qat < 1:
-        return f"--qat: expected 1 step or more, found {options.qat}; 200 are a start"
+        return f"--qat: expected 1 step or more, found {options.qat}; 800 are a start"
     if not set(CALIBRATED) & set(names):
         return f"--qat: expected --format onnx or openvino, which it fine-tunes, found {', '.join(names)}; add onnx"
     return ""

@@ -75,6 +75,7 @@ class Graph:
         self.constants: dict[tuple[Any, ...], str] = parent.constants if parent else {}  # type, shape, digest -> name
         self.origins: dict[str, Any] = {}  # output name -> how `onnx_folding` may fold it
         self.reshapings: dict[str, Tensor] = {}  # output name of a Reshape -> its input
+        self.indices: dict[str, Tensor] = {}  # output name of a Cast between integer types -> its input
         self.counter: Any = parent.counter if parent else itertools.count()
         self.symbols: dict[str, Tensor] = parent.symbols if parent else {}  # each i64[1], of `layout.SYMBOLS`
         self.counts: dict[str, int] = {}  # name of a scalar -> the dynamic length that it holds
@@ -252,12 +253,18 @@ class Graph:
         return result.transpose(order)
 
     def cast(self, value: Value, dtype: Any) -> Tensor:
-        """Casts a value to another type."""
+        """Casts a value to another type; of integers that were cast from this type, returns those before the cast."""
         kind = self.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         if isinstance(value, np.ndarray):
             return self.node("Cast", value, shape=value.shape, dtype=dtype, to=kind)
         array = value.array
-        return self.node("Cast", array, shape=array.shape, dtype=dtype, to=kind).transpose(value.axes)
+        source = self.indices.get(self.reshapings.get(array.name, array).name)
+        if source is not None and source.dtype == dtype:
+            return self.reshape(source, array.shape).transpose(value.axes)
+        result = self.node("Cast", array, shape=array.shape, dtype=dtype, to=kind)
+        if np.issubdtype(array.dtype, np.integer) and np.issubdtype(dtype, np.integer):
+            self.indices[result.name] = array
+        return result.transpose(value.axes)
 
     def any(self, value: Value, axes: Sequence[int]) -> Tensor:
         """Reduces axes by a logical or, computed as the maximum of 0 and 1."""

@@ -10,6 +10,8 @@ from mtl_jax.export import onnx_layout as layout
 from mtl_jax.export.onnx_folding import CHANNELS_FIRST
 from mtl_jax.export.onnx_graph import Graph, Tensor, Value
 
+BAND_ROWS = (8, 7, 6, 5, 4)  # of a map that is upsampled band by band; the first that divides its rows
+
 
 class Resized(NamedTuple):
     """A map before it is upsampled, and its new height and width."""
@@ -53,41 +55,62 @@ def resized_argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
     origin = graph.origins.get(x.name)
     if not isinstance(origin, Resized) or x.axes != CHANNELS_FIRST or min(map(layout.minimum, origin.x.shape[1:3])) < 2:
         return None
-    (batch, rows, columns, _), (height, width) = origin.x.shape, origin.size
-    array = graph.stored_in_order(origin.x, CHANNELS_FIRST)
-    channel = _candidates(graph, _possible_winners(graph, array))
-    rows_of = graph.node("Unsqueeze", channel, np.array([2]), shape=(batch, 0, 1), dtype=np.int64)
-    candidates = graph.node("GatherND", array, rows_of, shape=(batch, 0, rows, columns), dtype=x.dtype, batch_dims=1)
+    (batch, _, columns, _), (height, width) = origin.x.shape, origin.size
+    array, rows_matrix = _in_bands(graph, graph.stored_in_order(origin.x, CHANNELS_FIRST), height)
+    (maps, _, rows, _), (new_rows, _) = array.shape, rows_matrix.shape
+    channel = _candidates(graph, array)
+    index = graph.node("Unsqueeze", channel, np.array([2]), shape=(maps, 0, 1), dtype=np.int64)
+    candidates = graph.node("GatherND", array, index, shape=(maps, 0, rows, columns), dtype=x.dtype, batch_dims=1)
     # A length of 0 stands for an unknown one. With the channels first, runtimes compare whole rows of pixels at once.
-    shapes = [(batch, 0, rows, width), (batch, 0, height, width)]
+    shapes = [(maps, 0, rows, width), (maps, 0, new_rows, width)]
     columns_matrix = _interpolation_value(graph, columns, width, transposed=True)
     widened = graph.node("MatMul", candidates, columns_matrix, shape=shapes[0], dtype=x.dtype)
-    rows_matrix = _interpolation_value(graph, rows, height)
     enlarged = graph.node("MatMul", rows_matrix, widened, shape=shapes[1], dtype=x.dtype)
-    winner = graph.node("ArgMax", enlarged, shape=(batch, height, width), dtype=np.int64, axis=1, keepdims=0)
-    winner = graph.reshape(winner, (batch, height * width))
-    channel = graph.cast(channel, dtype)
-    mask = graph.node("GatherElements", channel, winner, shape=(batch, height * width), dtype=dtype, axis=1)
+    winner = graph.node("ArgMax", enlarged, shape=(maps, new_rows, width), dtype=np.int64, axis=1, keepdims=0)
+    winner, channel = graph.reshape(winner, (maps, new_rows * width)), graph.cast(channel, dtype)
+    mask = graph.node("GatherElements", channel, winner, shape=winner.shape, dtype=dtype, axis=1)
     return graph.reshape(mask, (batch, height, width))
 
 
-def _candidates(graph: Graph, is_candidate: Tensor) -> Tensor:
-    """Returns the indices of the channels that are 1, of each image, padded to the largest count of the batch."""
-    batch, channels = is_candidate.shape
-    dtype = is_candidate.dtype
-    count = graph.node("ReduceSum", is_candidate, np.array([1]), shape=(batch,), dtype=dtype, keepdims=0)
-    largest_count = graph.node("ReduceMax", count, shape=(1,), dtype=dtype, axes=[0], keepdims=1)
-    rank = np.arange(channels, 0, -1, dtype=np.float32)[None]
-    shape, condition = is_candidate.shape, graph.cast(is_candidate, np.bool_)
-    priority = graph.node("Where", condition, rank, rank - channels, shape=shape, dtype=np.float32)
-    values = graph.node("TopK", priority, largest_count, shape=(batch, 0), dtype=np.float32, outputs=2)
-    return Tensor(f"{values.name}.1", (batch, 0), np.dtype(np.int64))
+def _in_bands(graph: Graph, x: Tensor, height: int) -> tuple[Tensor, Value]:
+    """Divides maps of a static size into bands of a few rows, each with the rows before and after it.
 
+    A band has fewer channels that can win than a map, and its upsampling is a product with a smaller matrix.
 
-def _possible_winners(graph: Graph, x: Tensor) -> Tensor:
-    """Returns 1 for channels that can be the argmax somewhere in the upsampled map; `x` has the channels first."""
+    Args:
+        graph: receives the nodes.
+        x: [batch, channels, rows, columns].
+        height: new height.
+
+    Returns:
+        The bands of all maps as a batch, or the maps, and the matrix that upsamples their rows.
+    """
     batch, channels, rows, columns = x.shape
-    cells, single_channel = (batch, channels, rows - 1, columns - 1), (batch, 1, rows - 1, columns - 1)
+    is_static = layout.is_static(rows, height) and height % rows == 0
+    length = next((length for length in BAND_ROWS if is_static and rows % length == 0), rows)
+    if length == rows:
+        return x, _interpolation_value(graph, rows, height)
+    index = np.clip(np.arange(0, rows, length)[:, None] + np.arange(-1, length + 1), 0, rows - 1)
+    (count, taken), factor = index.shape, height // rows
+    gathered = graph.node("Gather", x, index, shape=(batch, channels, count, taken, columns), dtype=x.dtype, axis=2)
+    shape, order = (batch, count, channels, taken, columns), [0, 2, 1, 3, 4]
+    bands = graph.node("Transpose", gathered, shape=shape, dtype=x.dtype, perm=order)
+    matrix = interpolation_matrix(taken, taken * factor)[factor:-factor]
+    return graph.reshape(bands, (batch * count, channels, taken, columns)), matrix
+
+
+def _candidates(graph: Graph, x: Tensor) -> Tensor:
+    """Returns the channels that can be the argmax somewhere in an upsampled map, padded to the largest number of them.
+
+    Args:
+        graph: receives the nodes.
+        x: maps, the channels first.
+
+    Returns:
+        i64[maps, candidates], the channels of each map in ascending order, and others behind them.
+    """
+    maps, channels, rows, columns = x.shape
+    cells, single_channel = (maps, channels, rows - 1, columns - 1), (maps, 1, rows - 1, columns - 1)
 
     def largest(x: Tensor) -> Tensor:
         return graph.node("MaxPool", x, shape=cells, dtype=x.dtype, kernel_shape=[2, 2])
@@ -95,11 +118,18 @@ def _possible_winners(graph: Graph, x: Tensor) -> Tensor:
     def negative(x: Tensor) -> Tensor:
         return graph.node("Neg", x, shape=x.shape, dtype=x.dtype)
 
-    minimum = negative(largest(negative(x)))
-    bound = graph.node("ReduceMax", minimum, shape=single_channel, dtype=x.dtype, axes=[1], keepdims=1)
+    lowest = largest(negative(x))  # negative
+    bound = negative(graph.node("ReduceMin", lowest, shape=single_channel, dtype=x.dtype, axes=[1], keepdims=1))
     can_win = graph.node("GreaterOrEqual", largest(x), bound, shape=cells, dtype=np.bool_)
-    flags = graph.cast(can_win, np.int64)
-    return graph.node("ReduceMax", flags, shape=(batch, channels), dtype=np.int64, axes=[2, 3], keepdims=0)
+    # Above 0 for candidates, the first of them first; TopK alone does not order equal values in every runtime.
+    rank, dtype = np.arange(channels, 0, -1, dtype=np.int64).reshape(1, -1, 1, 1), np.int64
+    ranks = graph.node("Where", can_win, rank, rank - channels, shape=cells, dtype=dtype)
+    priority = graph.node("ReduceMax", ranks, shape=(maps, channels), dtype=dtype, axes=[2, 3], keepdims=0)
+    flags = graph.node("Clip", priority, np.array(0), np.array(1), shape=(maps, channels), dtype=dtype)
+    count = graph.node("ReduceSum", flags, np.array([1]), shape=(maps,), dtype=dtype, keepdims=0)
+    largest_count = graph.node("ReduceMax", count, shape=(1,), dtype=dtype, axes=[0], keepdims=1)
+    values = graph.node("TopK", priority, largest_count, shape=(maps, 0), dtype=dtype, outputs=2)
+    return Tensor(f"{values.name}.1", (maps, 0), np.dtype(dtype))
 
 
 def _interpolation_value(graph: Graph, old: int, new: int, *, transposed: bool = False) -> Value:
