@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import TinyBackbone
 
-from benchmarks import competing_classes, jax_side, problem, turns
+from benchmarks import competing_classes, jax_side, problem, runtimes, turns
 from benchmarks.problem import Problem
 from mtl_jax import config as config_lib
 from mtl_jax import tasks
@@ -378,6 +379,23 @@ def test_the_file_that_torch_onnx_makes_of_the_peer_says_what_the_library_s_file
     expected, outputs = (formats.open_session(str(tmp_path / name))(pixels) for name in ("peer.onnx", "library.onnx"))
     for name, value in expected.items():
         np.testing.assert_allclose(outputs[f"{name}/outputs"], value, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_exported_files_are_timed_in_every_runtime_that_is_installed(tmp_path, capsys):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: exported files are not timed")
+    from mtl_jax.export import formats
+
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    for name, layout in (("first", "nchw"), ("second", "nhwc")):
+        formats.write_onnx(lambda x: {"y": x.mean(axis=(1, 2))}, tmp_path / f"{name}.onnx", image, layout=layout)
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+    files = [str(tmp_path / f"{name}.onnx") for name in ("first", "second")]
+    settings = ["--image_size", "32", "--batch_sizes", "1", "2", "--repeats", "1"]
+    runtimes.main([*files, "--images", str(tmp_path / "photo.png"), *settings])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if ".onnx" in line]
+    assert [row[1] for row in rows if "onnxruntime" in row] == ["first.onnx", "second.onnx"]
+    assert all(row.count("1.00") >= 2 for row in rows if "first.onnx" in row)
 
 
 def test_sums_over_devices_are_counted_in_a_program_and_their_time_grows_with_devices():

@@ -24,7 +24,7 @@ from mtl_jax.workdir.trained import Trained, computing_in
 
 BATCH_SIZE = 4  # images of a step
 CROP = 256  # px; steps use random crops at full scale, which take a fraction of the time
-LEARNING_RATE = 3e-5  # peak rate of Adam for the parameters
+LEARNING_RATE = 1e-4  # peak rate of Adam for the parameters
 RANGE_RATE = 1e-3  # peak rate of Adam for the logarithms of the ranges
 WARM_SHARE = 0.1  # share of the steps with a rising rate
 TOLERANCE = 0.5  # of the raw outputs before the first step, relative to their spread: most of it is trained away
