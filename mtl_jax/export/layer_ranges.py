@@ -40,7 +40,8 @@ def layer_ranges(
 ) -> LayerRanges:
     """Selects the layers to quantise and calibrates their ranges, as for quantisation after training.
 
-    A layer that is applied at several levels in one pass has one range there.
+    A layer that is applied at several levels in one pass has one range there, and is quantised at all of them, even if
+    it is the last convolution of a task at some.
 
     Args:
         network: fp32 network.
@@ -51,18 +52,20 @@ def layer_ranges(
     """
     model, layers = _model_and_layers(network, image, form, pixels[0].shape)
     calibration, selected = calibrated_layers(model, form, pixels, tolerance=tolerance)
+    candidates, _ = quantisable_layers(model)
+    excluded = {layers.get(name) for name in set(candidates) - set(selected)}
+    quantised = [name for name in selected if name in layers and layers[name] not in excluded]
+    included = {layers[name] for name in quantised}
     tensors: dict[str, list[str]] = {}  # "layer/pass" -> what it reads
     for node in model.graph.node:
-        if node.name in layers:
+        if layers.get(node.name) in included:
             tensors.setdefault(layers[node.name], []).append(node.input[0])
-    for name in layers.keys() - set(selected):
-        tensors.pop(layers[name], None)
     range_of = _connected(tensors)
     read: dict[str, list[str]] = {}  # name of a range -> tensors
     for layer, names in tensors.items():
         read.setdefault(range_of[layer], []).extend(names)
     limits = {name: _union([calibration.ranges[tensor] for tensor in names]) for name, names in read.items()}
-    return LayerRanges(limits, range_of, len(quantisable_layers(model)[0]), sum(map(len, tensors.values())))
+    return LayerRanges(limits, range_of, len(candidates), len(quantised))
 
 
 def _model_and_layers(

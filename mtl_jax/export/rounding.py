@@ -11,9 +11,10 @@ import onnx
 
 from mtl_jax.export.network import OUTPUTS
 from mtl_jax.export.onnx_folding import required_nodes
-from mtl_jax.export.onnx_nodes import group_count
+from mtl_jax.export.onnx_nodes import group_count, source_count
 
 Limits = float | np.ndarray  # of a tensor, or f32[channels]
+POOLED = ("Conv", "HardSwish", "Mul", "Relu", "Sigmoid")  # operators whose outputs are of one cell if their inputs are
 FUSED = ("Relu", "Clip")  # operators that onnxruntime makes part of a convolution in 8 bits
 
 MIN_STORED_SIZE = 8192  # weights; smaller kernels of fp32 convolutions are stored in fp32
@@ -46,8 +47,9 @@ def pooled_convolutions(nodes: Sequence[Any]) -> set[str]:
     """Returns the names of the convolutions of globally pooled features."""
     cells, names = set(), set()
     for node in nodes:
-        is_pooling = node.op_type == "GlobalAveragePool"
-        if is_pooling or (node.input and node.input[0] in cells and node.op_type in ("Conv", "Relu", "HardSwish")):
+        sources = node.input[: source_count(node)]
+        is_of_cells = node.op_type in POOLED and sources and all(name in cells for name in sources)
+        if node.op_type == "GlobalAveragePool" or is_of_cells:
             cells.update(node.output)
             if node.op_type == "Conv":
                 names.add(node.name)
