@@ -159,6 +159,22 @@ def test_biases_make_up_for_rounded_kernels_on_average(groups):
     assert differences[0] < 0.3 * differences[1]
 
 
+def test_convolutions_of_one_cell_stay_in_fp32_whatever_their_activation():
+    generator = np.random.default_rng(0)
+    kernels = {name: generator.normal(size=(4, 4, 1, 1)).astype(np.float32) for name in ("map", "down", "up", "last")}
+    convolutions = {
+        name: convolution(name, source, kernels[name])
+        for name, source in (("map", "image"), ("down", "mean"), ("up", "swish"), ("last", "scaled"))
+    }
+    operators = [
+        ("GlobalAveragePool", ["map"], "mean"), ("Sigmoid", ["down"], "slope"), ("Mul", ["down", "slope"], "swish"),
+        ("Sigmoid", ["up"], "gate"), ("Mul", ["map", "gate"], "scaled"),
+    ]  # fmt: skip
+    first, *others = [onnx.helper.make_node(op, names, [output], output) for op, names, output in operators]
+    nodes = [convolutions["map"][0], first, convolutions["down"][0], *others[:2], convolutions["up"][0], *others[2:]]
+    assert rounding.pooled_convolutions([*nodes, convolutions["last"][0]]) == {"down", "up"}
+
+
 def test_kernels_that_differ_by_a_norm_are_held_once():
     draft = rounding._Draft({})
     kernel = np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(np.float32)
@@ -267,6 +283,13 @@ def test_ranges_are_of_all_levels_and_of_no_layer_that_a_task_reads_last(weights
     lows, highs = zip(*of_levels, strict=True)
     limits = ranges.by_layer(ranges.limits)["head"]["conv_0"]["all"]
     np.testing.assert_allclose(limits, [min(lows), max(highs)], rtol=1e-5)
+
+
+def test_a_layer_that_a_task_reads_last_at_one_level_is_rounded_at_all(weights, pixels):
+    model, image = trained.load(weights, tasks="seg,cls"), network.input_shape(image_size=SIZE, batch_size=1)
+    ranges = layer_ranges.layer_ranges(model, image, FORM, [image[None] for image in pixels], tolerance=1e9)
+    assert "head/conv_0/all" in ranges.range_of
+    assert ranges.quantised_count < ranges.candidate_count
 
 
 def test_layers_that_read_one_tensor_have_one_range():
