@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> None:
     for count in options.batch_sizes:
         pixels = photographs(options.images, count=count, image_size=options.image_size)
         seconds[count] = seconds_of(listed, pixels, repeats=options.repeats)
-    columns = [column for count in options.batch_sizes for column in (f"{count} images, ms", "of the first")]
+    columns = [name for count in options.batch_sizes for name in (f"ms of {count}", "of the first")]
     table = Table("file", "runtime", "precision", "batch", *columns)
     for row in rows(seconds):
         table.add_row(*row)
