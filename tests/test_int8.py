@@ -318,6 +318,8 @@ def test_rounding_passes_the_gradient_and_moves_the_limits():
     assert by_limits[1] > 0.5  # what is cut off above wants it higher
     channels, limits = jnp.array([[-3.0, 0.26], [0.9, 0.4]]), jnp.array([[-1.0, 0.0], [0.0, 0.51]])
     np.testing.assert_allclose(quantisation.rounded_values(channels, limits), [[-1, 0.26], [0, 0.4]], atol=1e-6)
+    by_limits = jax.grad(lambda limits: quantisation.rounded_values(jnp.zeros((3, 2)), limits).sum())(0 * limits)
+    assert np.isfinite(by_limits).all()  # of channels that are 0 in all images
     kernel = jnp.array([[0.51, 100.0], [-1.0, 3.0]])
     np.testing.assert_allclose(quantisation.rounded_kernel(kernel), [[65 / 127, 100], [-1, 4 * 100 / 127]], rtol=1e-5)
 

@@ -82,7 +82,7 @@ def rounded_values(x: Float[Array, "..."], limits: Range) -> Float[Array, "..."]
     """
     low, high = (limit.reshape(*[1] * (x.ndim - 1), -1) for limit in limits)
     low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
-    scale = jnp.maximum((high - low) / MAX_LEVEL, jnp.finfo(jnp.float32).tiny)
+    scale = jnp.where(high > low, (high - low) / MAX_LEVEL, 1.0)  # as in files, where a channel is 0 in all images
     zero = _nearest(jnp.clip(-low / scale, 0, MAX_LEVEL))
     level = _nearest(jnp.clip(x / scale + zero, 0, MAX_LEVEL))
     return ((level - zero) * scale).astype(x.dtype)
