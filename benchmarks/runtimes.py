@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ from rich.table import Table
 from mtl_jax import predict
 from mtl_jax.data import pipeline
 from mtl_jax.data.images import decode_image
-from mtl_jax.export import formats
+from mtl_jax.export import check, formats
 from mtl_jax.export.network import TO_NCHW
 
 PRECISIONS = ("f32", "bf16")  # OpenVINO's INFERENCE_PRECISION_HINT
@@ -36,6 +34,11 @@ class Case(NamedTuple):
     precision: str = "f32"
     batch: str = "dynamic"  # or fixed
 
+    @property
+    def label(self) -> str:
+        """What no other case is called."""
+        return " ".join(map(str, self))
+
 
 def cases(files: Sequence[Path], precisions: Sequence[str]) -> list[Case]:
     """Lists the files in each installed runtime, in OpenVINO with a dynamic and with a fixed batch size."""
@@ -46,30 +49,8 @@ def cases(files: Sequence[Path], precisions: Sequence[str]) -> list[Case]:
     return listed
 
 
-def seconds_of(listed: Sequence[Case], pixels: np.ndarray, *, repeats: int) -> dict[Case, list[float]]:
-    """Times the cases on one batch, each once per turn in a random order.
-
-    Args:
-        listed: cases.
-        pixels: images, channels last, RGB in 0..1.
-        repeats: turns, before which each case runs twice.
-
-    Returns:
-        Case -> seconds of each turn.
-    """
-    generator = np.random.default_rng(0)
-    runs = [_runner(case, pixels) for case in listed]
-    seconds: dict[Case, list[float]] = {case: [] for case in listed}
-    for turn in range(-2, repeats):
-        for number in generator.permutation(len(listed)).tolist():
-            start = time.perf_counter()
-            runs[number]()
-            if turn >= 0:
-                seconds[listed[number]].append(time.perf_counter() - start)
-    return seconds
-
-
-def _runner(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
+def runner(case: Case, pixels: np.ndarray) -> formats.Run:
+    """Returns the function of a file in a runtime, of images with the channels last, which it takes in its layout."""
     formats.require_packages("onnx" if case.runtime == ORT else "openvino")
     import onnx
 
@@ -78,7 +59,7 @@ def _runner(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
         pixels = np.ascontiguousarray(pixels.transpose(TO_NCHW))
     if case.runtime == ORT:
         run = formats.open_session(str(case.file))
-        return lambda: run(pixels)
+        return lambda _: run(pixels)
     import openvino
 
     core: Any = openvino.Core()
@@ -87,7 +68,7 @@ def _runner(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
         model.reshape(list(pixels.shape))
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": case.precision}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
-    return lambda: request.infer({0: pixels})
+    return lambda _: request.infer({0: pixels})
 
 
 def photographs(places: Sequence[str], *, count: int, image_size: int) -> np.ndarray:
@@ -96,19 +77,17 @@ def photographs(places: Sequence[str], *, count: int, image_size: int) -> np.nda
     return pipeline.fitted(images, size=(image_size, image_size), batch_size=count)[0]
 
 
-def rows(seconds: dict[int, dict[Case, list[float]]]) -> Iterator[tuple[str, ...]]:
-    """Yields for each case its names, and for each number of images the median in ms and the ratio to the first file.
+def rows(listed: Sequence[Case], times: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
+    """Yields the names of each case, and for each number of images the median in ms and its ratio to the first file's.
 
     Args:
-        seconds: number of images -> case -> seconds.
+        listed: cases.
+        times: ms by label of the case, for each number of images.
     """
-    for case in next(iter(seconds.values())):
-        columns = []
-        for by_case in seconds.values():
-            first = next(other for other in by_case if other[1:] == case[1:])
-            median, reference = (1e3 * statistics.median(by_case[each]) for each in (case, first))
-            columns += [f"{median:.2f}", f"{median / reference:.2f}"]
-        yield case.file.name, *case[1:], *columns
+    for case in listed:
+        first = case._replace(file=listed[0].file)
+        medians = [(by_case[case.label], by_case[first.label]) for by_case in times]
+        yield case.file.name, *case[1:], *(text for ms, of in medians for text in (f"{ms:.2f}", f"{ms / of:.2f}"))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -121,13 +100,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["f32"], help="of OpenVINO")
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(arguments)
-    listed, seconds = cases(options.files, options.precisions), {}
+    listed, times = cases(options.files, options.precisions), []
     for count in options.batch_sizes:
         pixels = photographs(options.images, count=count, image_size=options.image_size)
-        seconds[count] = seconds_of(listed, pixels, repeats=options.repeats)
+        runs = {case.label: runner(case, pixels) for case in listed}
+        times.append(check.latencies_ms(runs, pixels, repeats=options.repeats))
     columns = [name for count in options.batch_sizes for name in (f"ms of {count}", "of the first")]
     table = Table("file", "runtime", "precision", "batch", *columns)
-    for row in rows(seconds):
+    for row in rows(listed, times):
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
