@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.table import Table
 from mtl_jax import predict
 from mtl_jax.data import pipeline
 from mtl_jax.data.images import decode_image
-from mtl_jax.export import check, formats
+from mtl_jax.export import check, formats, openvino
 from mtl_jax.export.network import TO_NCHW
 
 PRECISIONS = ("f32", "bf16")  # OpenVINO's INFERENCE_PRECISION_HINT
@@ -60,9 +60,7 @@ def runner(case: Case, pixels: np.ndarray) -> formats.Run:
     if case.runtime == ORT:
         run = formats.open_session(str(case.file))
         return lambda _: run(pixels)
-    import openvino
-
-    core: Any = openvino.Core()
+    core = openvino.import_openvino().Core()
     model = core.read_model(str(case.file))
     if case.batch == "fixed":
         model.reshape(list(pixels.shape))

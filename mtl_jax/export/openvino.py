@@ -44,7 +44,7 @@ def save_ir(converted: OnnxNetwork, path: Path, image: jax.ShapeDtypeStruct, for
         image: input shape, channels last.
         form: decoding and layout.
     """
-    _import_openvino().save_model(_parse(converted.run_model, image, form), path, compress_to_fp16=False)
+    import_openvino().save_model(_parse(converted.run_model, image, form), path, compress_to_fp16=False)
     sources = (
         (str(path), _output_names(converted.run_model)),
         (_parse(converted.check_model, image, form), _output_names(converted.check_model)),
@@ -56,12 +56,13 @@ def save_ir(converted: OnnxNetwork, path: Path, image: jax.ShapeDtypeStruct, for
     return Exported(path, run, check, converted.network, any_batch=any_batch, extra_files=extra_files)
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
+    """Imports OpenVINO, which only its extra installs."""
     return importlib.import_module("openvino")
 
 
 def _parse(model: Any, image: jax.ShapeDtypeStruct, form: Form) -> Any:
-    parsed = _import_openvino().Core().read_model(model.SerializeToString())
+    parsed = import_openvino().Core().read_model(model.SerializeToString())
     if not has_any_size(image):
         parsed.reshape({INPUT: list(formats.input_in_layout(image, form).shape)})
     return parsed
@@ -69,7 +70,7 @@ def _parse(model: Any, image: jax.ShapeDtypeStruct, form: Form) -> Any:
 
 def _compile(model: Any, names: Sequence[str]) -> Run:
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = _import_openvino().Core().compile_model(model, "CPU", settings)
+    compiled = import_openvino().Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(pixels: Any) -> dict[str, Any]:
