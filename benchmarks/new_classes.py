@@ -151,6 +151,23 @@ def _with_equal_limits(tasks: Mapping[str, Any]) -> dict[str, Any]:
     return {**tasks, "det": detector}
 
 
+def share(rows: Sequence[Mapping[str, Mapping[str, float]]], name: str, *, draws: int = 20_000) -> tuple[float, ...]:
+    """Returns a network's mean average precision of new classes as a share of that of the network of all classes.
+
+    Args:
+        rows: figures of `measure`, of each fold or seed, with those of "together".
+        name: of the network.
+        draws: of the bootstrap, which draws rows with replacement (Efron, "Bootstrap methods", 1979).
+
+    Returns:
+        The share of the means, and the limits of its 95 % interval.
+    """
+    values = np.array([[row[name]["new"], row["together"]["new"]] for row in rows])
+    drawn = values[np.random.default_rng(0).integers(len(values), size=(draws, len(values)))].mean(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    return float(values[:, 0].mean() / values[:, 1].mean()), float(low), float(high)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Trains, measures, and writes new_classes.json into the folder of the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,6 +191,10 @@ def main(arguments: Sequence[str]) -> None:
         (folder / "new_classes.json").write_text(json.dumps(rows, indent=1) + "\n")
         for name, figures in rows[seed].items():
             print(seed, name, {key: round(value, 4) for key, value in figures.items()}, flush=True)
+    if "together" in options.networks:
+        for name in [name for name in options.networks if name != "together"]:
+            percent, low, high = (round(100 * value) for value in share(list(rows.values()), name))
+            print(f"{name}: new classes reach {percent} % of the mAP of all at once (95 % interval: {low} to {high} %)")
 
 
 if __name__ == "__main__":

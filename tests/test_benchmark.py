@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny import TinyBackbone
 
-from benchmarks import competing_classes, jax_side, problem, runtimes, turns
+from benchmarks import competing_classes, jax_side, new_classes, problem, runtimes, turns
 from benchmarks.problem import Problem
 from mtl_jax import config as config_lib
 from mtl_jax import tasks
@@ -415,6 +415,15 @@ def test_sums_over_devices_are_counted_in_a_program_and_their_time_grows_with_de
     assert many["learning_rate"] == pytest.approx(8e-3)
     assert many["images_per_second_of_a_host"] == pytest.approx(many["images_per_second"] / 8)
     assert many["efficiency"] < 1
+
+
+def test_the_share_of_new_classes_is_that_of_the_means_within_an_interval():
+    def row(later, together):
+        return {"more": {"new": later}, "together": {"new": together}}
+
+    assert new_classes.share([row(0.09, 0.1), row(0.18, 0.2)], "more") == pytest.approx((0.9, 0.9, 0.9))
+    share, low, high = new_classes.share([row(0.05, 0.1), row(0.2, 0.2)], "more")
+    assert (share, low, high) == pytest.approx((0.25 / 0.3, 0.5, 1.0))
 
 
 def test_competing_classes_come_in_two_parts(tmp_path):
