@@ -60,24 +60,28 @@ std::vector<float> letterbox(Picture picture, int height, int width, Placement& 
     placed.scale = std::min(float(height) / picture.height, float(width) / picture.width);
     placed.offset_x = (width - picture.width * placed.scale) / 2;
     placed.offset_y = (height - picture.height * placed.scale) / 2;
-    float scale = placed.scale;
-    while (scale < 0.5f && picture.width > 1 && picture.height > 1) {
-        Picture half{picture.width / 2, picture.height / 2, {}};
-        half.rgb.resize(3ull * half.width * half.height);
-        for (int y = 0; y < half.height; ++y)
-            for (int x = 0; x < half.width; ++x)
-                for (int c = 0; c < 3; ++c)
-                    half.at(x, y)[c] = (picture.at(2 * x, 2 * y)[c] + picture.at(2 * x + 1, 2 * y)[c] +
-                                        picture.at(2 * x, 2 * y + 1)[c] + picture.at(2 * x + 1, 2 * y + 1)[c] + 2) / 4;
-        picture = std::move(half);
-        scale *= 2;
+    const int factor = std::max(1, int(1 / placed.scale));
+    const float scale = placed.scale * factor, right_edge = float(picture.width) / factor, lower_edge = float(picture.height) / factor;
+    if (factor > 1) {  // averages whole blocks of pixels
+        Picture smaller{std::max(1, picture.width / factor), std::max(1, picture.height / factor), {}};
+        smaller.rgb.resize(3ull * smaller.width * smaller.height);
+        for (int y = 0; y < smaller.height; ++y)
+            for (int x = 0; x < smaller.width; ++x)
+                for (int c = 0; c < 3; ++c) {
+                    int sum = 0, count = 0;
+                    for (int row = factor * y; row < std::min(factor * (y + 1), picture.height); ++row)
+                        for (int column = factor * x; column < std::min(factor * (x + 1), picture.width); ++column, ++count)
+                            sum += picture.at(column, row)[c];
+                    smaller.at(x, y)[c] = uint8_t((sum + count / 2) / count);
+                }
+        picture = std::move(smaller);
     }
     std::vector<float> pixels(3ull * height * width, 114 / 255.0f);
     for (int y = 0; y < height; ++y)
         for (int x = 0; x < width; ++x) {
             const float u = (x + 0.5f - placed.offset_x) / scale - 0.5f, v = (y + 0.5f - placed.offset_y) / scale - 0.5f;
-            if (u < -0.5f || v < -0.5f || u >= picture.width - 0.5f || v >= picture.height - 0.5f) continue;
-            const int x0 = int(std::floor(u)), y0 = int(std::floor(v));
+            if (u < -0.5f || v < -0.5f || u >= right_edge - 0.5f || v >= lower_edge - 0.5f) continue;
+            const int x0 = std::min(int(std::floor(u)), picture.width - 1), y0 = std::min(int(std::floor(v)), picture.height - 1);
             const int x1 = std::min(x0 + 1, picture.width - 1), y1 = std::min(y0 + 1, picture.height - 1);
             const float right = u - x0, below = v - y0;
             for (int c = 0; c < 3; ++c) {

@@ -15,13 +15,20 @@ from PIL import Image, ImageDraw
 
 
 def letterbox(image, height, width):
-    """Returns f32[1, height, width, 3] in 0..1, the letterboxed image with grey bars, its scale and its offset."""
+    """Returns f32[1, height, width, 3] in 0..1, the image between grey bars, its scale and its offset.
+
+    As model.json says under "placement": bilinear, averaged down before where it shrinks to less than half.
+    """
     scale = min(height / image.height, width / image.width)
-    size = round(image.width * scale), round(image.height * scale)
     offset = (width - image.width * scale) / 2, (height - image.height * scale) / 2
-    canvas = Image.new("RGB", (width, height), (114, 114, 114))
-    canvas.paste(image.resize(size, Image.Resampling.BILINEAR), (round(offset[0]), round(offset[1])))
-    return np.asarray(canvas, np.float32)[None] / 255, scale, np.array(offset * 2, np.float32)
+    factor = max(1, int(1 / scale))
+    shrunk = image.resize([max(1, round(n / factor)) for n in image.size], Image.Resampling.BOX)
+    x, y = (after / (before * scale) for after, before in zip(shrunk.size, image.size, strict=True))
+    coefficients = x, 0, -offset[0] * x, 0, y, -offset[1] * y  # from the network's input to the image
+    placed = shrunk.transform(
+        (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=(114, 114, 114)
+    )
+    return np.asarray(placed, np.float32)[None] / 255, scale, np.array(offset * 2, np.float32)
 
 
 def main(folder, photograph, output, threshold=0.3):
