@@ -145,13 +145,16 @@ def _write_calibrated(
         "onnx": (formats.save_onnx, "onnx"),
         "openvino": (functools.partial(openvino.save_ir, image=image), "xml"),
     }
-    quantised = {"int8": int8.quantised_network(model, image, form, images.pixels)}
-    if images.batches is not None:
-        tune, report = fine_tuning.tuned_network, _progress(len(images.batches))
-        quantised["int8 qat"] = tune(model, image, form, images.pixels, images.batches, report=report)
+    quantise = {"int8": lambda: int8.quantised_network(model, image, form, images.pixels)}
+    if (batches := images.batches) is not None:
+        report = _progress(len(batches))
+        quantise["int8 qat"] = lambda: fine_tuning.tuned_network(
+            model, image, form, images.pixels, batches, report=report
+        )
     pixels, quantised_files = np.concatenate(images.pixels[: int8.SEARCH_IMAGES]), []
     expected = check.reference(model, form)[1](pixels)
-    for label, result in quantised.items():
+    for label, network in quantise.items():  # fine-tuning takes minutes: the files before it are accepted first
+        result = network()
         for name in names:
             save, suffix = writers[name]
             exported = save(result.converted, folder / f"model.{label.replace(' ', '.')}.{suffix}", form=form)

@@ -17,9 +17,9 @@ import onnx
 
 from mtl_jax.export.onnx_folding import input_names, required_nodes
 from mtl_jax.export.onnx_nodes import BINARY, by_depth, changed, group_count, in_order, readers, source_count
-from mtl_jax.export.rounding import scale_and_zero_point
 
 BLOCK = 16  # channels of each task are padded with zeros to a multiple of it: runtimes compute vectors of 16
+LEVELS = 255  # the largest quantised value
 QUANTISATION = ("DequantizeLinear", "QuantizeLinear")
 UNARY = ("GlobalAveragePool", "HardSigmoid", "HardSwish", "Relu", "Resize", "Sigmoid")
 
@@ -90,21 +90,6 @@ def _join(graph: Any, weights: dict[str, np.ndarray]) -> _Joined:
     return joined
 
 
-def _single_scales(nodes: Iterable[Any], operators: dict[str, tuple[str, ...]]) -> set[str]:
-    """Returns the quantised tensors that may not have a scale for each channel.
-
-    onnxruntime makes one operator of a convolution between two quantisations, which takes one scale for each tensor.
-    """
-    quantised = {node.output[0]: node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
-    rounded = {node.output[0]: quantised.get(node.input[0]) for node in nodes if node.op_type == "DequantizeLinear"}
-    names: set[str] = set()
-    for node in nodes:
-        source = rounded.get(node.input[0]) if node.op_type == "Conv" else None
-        if source is not None and set(operators.get(node.output[0], ())) == {"QuantizeLinear"}:
-            names.update((source, node.output[0]))
-    return names
-
-
 class _Joined:
     """The joined layers so far."""
 
@@ -116,7 +101,6 @@ class _Joined:
                 kernel = Kernel(node.input[0], weights[node.input[0]], weights[node.input[1]])
                 self.kernels[node.output[0]] = kernel
         self.operators = readers(nodes)  # tensor -> the operators that read it
-        self.single_scales = _single_scales(nodes, self.operators)
         self.bundles: dict[str, Bundle] = {}  # member -> the bundle that holds it
         self.nodes: dict[str, list[Any]] = {}  # name of a bundle -> the nodes that compute it
         self.readers: collections.Counter[str] = collections.Counter()  # name of a bundle -> joined layers that read it
@@ -184,9 +168,8 @@ class _Joined:
         )
         bundle = Bundle(_name(group), _outputs(group), sources[0].channels, is_pooled, is_stacked)
         names, attributes = list(others[0]), {}
-        if len(set(others)) > 1:
-            names = self._scales(group, bundle, sources[0])
-            attributes = {"axis": 1} if self.weights[names[0]].ndim else {}
+        if first.op_type in QUANTISATION and not is_stacked:
+            names, attributes = self._scales(group, bundle, sources[0]), {"axis": 1}
         node = changed(first, [*(source.name for source in sources), *names], bundle.name, **attributes)
         self._add(bundle, [node], sources)
 
@@ -195,13 +178,11 @@ class _Joined:
         if group[0].op_type == "DequantizeLinear":
             return list(self.nodes[source.name][0].input[1:])
         pairs = [[self.weights[name] for name in node.input[1:]] for node in group]
-        if any(node.input[0] in self.single_scales for node in group):
-            limits = [(-float(zero) * float(scale), (255 - float(zero)) * float(scale)) for scale, zero in pairs]
-            levels = scale_and_zero_point(min(low for low, _ in limits), max(high for _, high in limits))
-        else:
-            levels = [
-                np.concatenate([_of_channels(value, bundle) for value in values]) for values in zip(*pairs, strict=True)
-            ]
+        if len({int(zero) for _, zeros in pairs for zero in np.ravel(zeros)}) == 1:
+            pairs[-1] = _with_next_zero_point(*pairs[-1])
+        levels = [
+            np.concatenate([_of_channels(value, bundle) for value in values]) for values in zip(*pairs, strict=True)
+        ]
         names = [f"{bundle.name}.scale", f"{bundle.name}.zero"]
         self.weights.update({name: np.asarray(array) for name, array in zip(names, levels, strict=True)})
         return names
@@ -222,13 +203,22 @@ class _Joined:
         names = [source.name if source is not None else first.input[0]]
         name, kernel_nodes = self._kernel(f"{bundle.name}.kernel", kernels[used], (bundle.width, inputs))
         names.append(name)
-        if len(first.input) > 2:
-            names.append(f"{bundle.name}.bias")
-            biases = [_padded(self.weights[node.input[2]], (bundle.width,)) for node in group[used]]
-            self.weights[names[-1]] = np.concatenate(biases)
+        biases = [_padded(self.weights[name], (bundle.width,)) for node in group[used] for name in node.input[2:]]
         groups = 1 if source is None or is_stacked else len(group)
-        node = changed(first, names, bundle.name, group=groups * (bundle.width if is_depthwise else 1))
-        self._add(bundle, [node, *kernel_nodes], [source] if source else [])
+        attributes = {"group": groups * (bundle.width if is_depthwise else 1)}
+        if kernel_nodes and set(self.operators.get(first.output[0], ())) == {"QuantizeLinear"}:
+            # onnxruntime makes one operator of a convolution between two quantisations, with one scale for each tensor.
+            sums, bias = f"{bundle.name}.sums", f"{bundle.name}.bias"
+            added = np.concatenate(biases or [np.zeros(bundle.width * len(group[used]), np.float32)])
+            self.weights[bias] = added.reshape(1, -1, 1, 1)
+            nodes = [changed(first, names, sums, **attributes)]
+            nodes.append(helper.make_node("Add", [sums, bias], [bundle.name], bundle.name))
+        else:
+            if biases:
+                names.append(f"{bundle.name}.bias")
+                self.weights[names[-1]] = np.concatenate(biases)
+            nodes = [changed(first, names, bundle.name, **attributes)]
+        self._add(bundle, [*nodes, *kernel_nodes], [source] if source else [])
 
     def _kernel(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> tuple[str, list[Any]]:
         """Adds the kernel of a grouped convolution; returns its name and the nodes that compute it."""
@@ -323,6 +313,18 @@ def _name(group: Sequence[Any]) -> str:
 def _of_channels(value: np.ndarray, bundle: Bundle) -> np.ndarray:
     """Returns a value of a tensor, or of each of its channels, for every channel that it takes in a bundle."""
     return np.pad(np.broadcast_to(value, bundle.channels), (0, bundle.width - bundle.channels), mode="edge")
+
+
+def _with_next_zero_point(scale: np.ndarray, zero: np.ndarray) -> list[np.ndarray]:
+    """Returns a scale and a zero point, another one than before, whose range includes the one before.
+
+    OpenVINO 2026.4 computes grouped convolutions wrongly on processors with AMX, unless the zero points of their input
+    differ, for which it has other kernels.
+    """
+    level = float(np.ravel(zero)[0])
+    moved = level + (1 if level < LEVELS / 2 else -1)
+    widening = max(level / moved, (LEVELS - level) / (LEVELS - moved))
+    return [np.asarray(scale * widening, scale.dtype), np.full_like(zero, moved)]
 
 
 def _padded(array: np.ndarray, widths: Sequence[int]) -> np.ndarray:
