@@ -9,16 +9,16 @@ one group for each task. Runtimes then compute a third of the operators, each th
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
-from mtl_jax.export.onnx_folding import input_names, required_nodes
+from mtl_jax.export.onnx_bundles import Bundle, Bundles
+from mtl_jax.export.onnx_folding import required_nodes
 from mtl_jax.export.onnx_nodes import BINARY, by_depth, changed, group_count, in_order, readers, source_count
 
-BLOCK = 16  # channels of each task are padded with zeros to a multiple of it: runtimes compute vectors of 16
 LEVELS = 255  # the largest quantised value
 QUANTISATION = ("DequantizeLinear", "QuantizeLinear")
 UNARY = ("GlobalAveragePool", "HardSigmoid", "HardSwish", "Relu", "Resize", "Sigmoid")
@@ -35,21 +35,6 @@ class Kernel(NamedTuple):
     scale: np.ndarray | None  # of each output channel, where the array has integers
 
 
-class Bundle(NamedTuple):
-    """A tensor that holds tensors of equal shape."""
-
-    name: str
-    members: tuple[str, ...]  # the tensors, in the order in which it holds them
-    channels: int  # of each
-    is_pooled: bool  # whether height and width are 1
-    is_stacked: bool = False  # along the batch; otherwise along the channels
-
-    @property
-    def width(self) -> int:
-        """Channels that each member takes."""
-        return -(-self.channels // BLOCK) * BLOCK
-
-
 def with_joined_passes(model: Any) -> Any:
     """Returns a model that computes parallel chains of equal layers as one.
 
@@ -59,10 +44,10 @@ def with_joined_passes(model: Any) -> Any:
     graph = model.graph
     weights = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
     joined = _join(graph, weights)
-    if not joined.bundles:
+    if not joined.bundles.by_member:
         return model
     outputs = [output.name for output in graph.output]
-    nodes, names_read = required_nodes(in_order(joined.remaining(graph.node, outputs)), outputs)
+    nodes, names_read = required_nodes(in_order(joined.bundles.remaining(graph.node, outputs)), outputs)
     arrays = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items() if name in names_read]
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -86,7 +71,7 @@ def _join(graph: Any, weights: dict[str, np.ndarray]) -> _Joined:
     for nodes in by_depth(graph.node):
         for group in joined.groups(nodes):
             joined.join(group)
-    joined.drop_single_layers()
+    joined.bundles.drop_single_layers()
     return joined
 
 
@@ -101,9 +86,7 @@ class _Joined:
                 kernel = Kernel(node.input[0], weights[node.input[0]], weights[node.input[1]])
                 self.kernels[node.output[0]] = kernel
         self.operators = readers(nodes)  # tensor -> the operators that read it
-        self.bundles: dict[str, Bundle] = {}  # member -> the bundle that holds it
-        self.nodes: dict[str, list[Any]] = {}  # name of a bundle -> the nodes that compute it
-        self.readers: collections.Counter[str] = collections.Counter()  # name of a bundle -> joined layers that read it
+        self.bundles = Bundles(weights)
 
     def groups(self, nodes: Sequence[Any]) -> list[list[Any]]:
         """Returns the nodes of one depth that can be one node, in groups."""
@@ -149,7 +132,9 @@ class _Joined:
             self._convolve(group, None)
             return
         group = sorted(group, key=lambda node: self.bundles[node.input[0]].members.index(node.input[0]))
-        sources = [self._bundle([node.input[position] for node in group]) for position in range(source_count(first))]
+        sources = [
+            self.bundles.holding([node.input[position] for node in group]) for position in range(source_count(first))
+        ]
         if any(source is None for source in sources):
             return
         if first.op_type == "Conv":
@@ -162,7 +147,7 @@ class _Joined:
         first, others = group[0], [tuple(node.input[source_count(node) :]) for node in group]
         is_stacked = all(source.is_stacked for source in sources) and len(set(others)) == 1
         if not is_stacked:
-            sources = [self._in_form(source, is_stacked=False) for source in sources]
+            sources = [self.bundles.in_form(source, is_stacked=False) for source in sources]
         is_pooled = first.op_type == "GlobalAveragePool" or (
             first.op_type != "Resize" and all(source.is_pooled for source in sources)
         )
@@ -171,12 +156,12 @@ class _Joined:
         if first.op_type in QUANTISATION and not is_stacked:
             names, attributes = self._scales(group, bundle, sources[0]), {"axis": 1}
         node = changed(first, [*(source.name for source in sources), *names], bundle.name, **attributes)
-        self._add(bundle, [node], sources)
+        self.bundles.add(bundle, [node], sources)
 
     def _scales(self, group: list[Any], bundle: Bundle, source: Bundle) -> list[str]:
         """Adds the scale and the zero point with which the tensors of a bundle are quantised; returns their names."""
         if group[0].op_type == "DequantizeLinear":
-            return list(self.nodes[source.name][0].input[1:])
+            return list(self.bundles.nodes[source.name][0].input[1:])
         pairs = [[self.weights[name] for name in node.input[1:]] for node in group]
         if len({int(zero) for _, zeros in pairs for zero in np.ravel(zeros)}) == 1:
             pairs[-1] = _with_next_zero_point(*pairs[-1])
@@ -195,7 +180,7 @@ class _Joined:
         is_stacked = bool(source and source.is_pooled) and is_same and kernels[0].scale is None
         is_depthwise = group_count(first) > 1
         if source is not None:
-            source = self._in_form(source, is_stacked=is_stacked)
+            source = self.bundles.in_form(source, is_stacked=is_stacked)
         is_pooled = bool(source and source.is_pooled)
         bundle = Bundle(_name(group), _outputs(group), len(kernels[0].array), is_pooled, is_stacked)
         inputs = source.width if source is not None and not is_depthwise else kernels[0].array.shape[1]
@@ -218,7 +203,7 @@ class _Joined:
                 names.append(f"{bundle.name}.bias")
                 self.weights[names[-1]] = np.concatenate(biases)
             nodes = [changed(first, names, bundle.name, **attributes)]
-        self._add(bundle, [*nodes, *kernel_nodes], [source] if source else [])
+        self.bundles.add(bundle, [*nodes, *kernel_nodes], [source] if source else [])
 
     def _kernel(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> tuple[str, list[Any]]:
         """Adds the kernel of a grouped convolution; returns its name and the nodes that compute it."""
@@ -238,63 +223,6 @@ class _Joined:
             self.weights[integers] = np.concatenate(arrays)
         inputs = [integers, f"{name}.scale"]
         return name, [*nodes, helper.make_node("DequantizeLinear", inputs, [name], name, axis=0)]
-
-    def _add(self, bundle: Bundle, nodes: list[Any], sources: Sequence[Bundle]) -> None:
-        self.nodes[bundle.name] = nodes
-        self.bundles.update(dict.fromkeys(bundle.members, bundle))
-        self.readers.update(source.name for source in sources)
-
-    def _bundle(self, names: Sequence[str]) -> Bundle | None:
-        """Returns the bundle of some tensors, which may be a part of a larger one; None where there is none."""
-        bundle = self.bundles.get(names[0])
-        if bundle is None:
-            return None
-        start = bundle.members.index(names[0])
-        if bundle.members[start : start + len(names)] != tuple(names):
-            return None
-        self.readers[bundle.name] += 1
-        return bundle if len(names) == len(bundle.members) else self._part(bundle, start, len(names))
-
-    def _part(self, bundle: Bundle, start: int, count: int) -> Bundle:
-        """Returns a part of a bundle: some members, one after another."""
-        bundle, members = self._in_form(bundle, is_stacked=False), bundle.members[start : start + count]
-        stop = start * bundle.width + bundle.channels if count == 1 else (start + count) * bundle.width
-        name = members[0] if count == 1 else f"{bundle.name}.{start}-{start + count - 1}"
-        if name not in self.nodes:
-            bounds = {"start": start * bundle.width, "stop": stop, "axis": 1}
-            arrays = {f"{name}.{key}": np.array([value], np.int64) for key, value in bounds.items()}
-            self.weights.update(arrays)
-            self.nodes[name] = [helper.make_node("Slice", [bundle.name, *arrays], [name], name)]
-        return bundle._replace(name=name, members=members)
-
-    def _in_form(self, bundle: Bundle, *, is_stacked: bool) -> Bundle:
-        """Returns a bundle whose members follow each other along the batch or along the channels."""
-        if bundle.is_stacked == is_stacked:
-            return bundle
-        name = f"{bundle.name}.{'batch' if is_stacked else 'channels'}"
-        if name not in self.nodes:
-            channels = bundle.width * (1 if is_stacked else len(bundle.members))
-            shape = f"{name}.shape"
-            self.weights[shape] = np.array([-1, channels, 1, 1], np.int64)
-            self.nodes[name] = [helper.make_node("Reshape", [bundle.name, shape], [name], name)]
-        return bundle._replace(name=name, is_stacked=is_stacked)
-
-    def drop_single_layers(self) -> None:
-        """Leaves layers as they are that begin at one tensor and that no joined layer follows."""
-        for bundle in set(self.bundles.values()):
-            if not self.readers[bundle.name] and self.nodes[bundle.name][0].input[0] not in self.nodes:
-                del self.nodes[bundle.name]
-                for name in bundle.members:
-                    del self.bundles[name]
-
-    def remaining(self, nodes: Iterable[Any], outputs: Sequence[str]) -> list[Any]:
-        """Returns the joined nodes, those that are as they were, and what takes their inputs out of bundles."""
-        kept = [node for node in nodes if not any(name in self.bundles for name in node.output)]
-        for name in [*(name for node in kept for name in sorted(input_names(node))), *outputs]:
-            if name in self.bundles:
-                bundle = self.bundles[name]
-                self._part(bundle, bundle.members.index(name), 1)
-        return [*kept, *(node for nodes_of in self.nodes.values() for node in nodes_of)]
 
 
 def _identity(kernel: Kernel, node: Any) -> tuple[Any, ...]:

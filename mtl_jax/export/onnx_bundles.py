@@ -1,0 +1,110 @@
+"""Tensors that hold tensors of equal shape, such as those of parallel passes, and the nodes that compute them."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from mtl_jax.export.onnx_folding import input_names
+
+BLOCK = 16  # channels of each member are padded with zeros to a multiple of it: runtimes compute vectors of 16
+
+helper: Any = onnx.helper
+
+
+class Bundle(NamedTuple):
+    """A tensor that holds tensors of equal shape."""
+
+    name: str
+    members: tuple[str, ...]  # the tensors, in the order in which it holds them
+    channels: int  # of each
+    is_pooled: bool  # whether height and width are 1
+    is_stacked: bool = False  # along the batch; otherwise along the channels
+
+    @property
+    def width(self) -> int:
+        """Channels that each member takes."""
+        return -(-self.channels // BLOCK) * BLOCK
+
+
+class Bundles:
+    """The bundles of a graph."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        """Starts without bundles.
+
+        Args:
+            weights: name -> initializer of the graph; receives those of new nodes.
+        """
+        self.weights = weights
+        self.by_member: dict[str, Bundle] = {}  # member -> the bundle that holds it
+        self.nodes: dict[str, list[Any]] = {}  # name of a bundle -> the nodes that compute it
+        self.readers: collections.Counter[str] = collections.Counter()  # name of a bundle -> joined layers that read it
+
+    def __contains__(self, member: str) -> bool:
+        return member in self.by_member
+
+    def __getitem__(self, member: str) -> Bundle:
+        return self.by_member[member]
+
+    def add(self, bundle: Bundle, nodes: list[Any], sources: Sequence[Bundle]) -> None:
+        """Adds a bundle with the nodes that compute it, the first of which reads other bundles."""
+        self.nodes[bundle.name] = nodes
+        self.by_member.update(dict.fromkeys(bundle.members, bundle))
+        self.readers.update(source.name for source in sources)
+
+    def holding(self, names: Sequence[str]) -> Bundle | None:
+        """Returns the bundle of some tensors, which may be a part of a larger one; None where there is none."""
+        bundle = self.by_member.get(names[0])
+        if bundle is None:
+            return None
+        start = bundle.members.index(names[0])
+        if bundle.members[start : start + len(names)] != tuple(names):
+            return None
+        self.readers[bundle.name] += 1
+        return bundle if len(names) == len(bundle.members) else self.part(bundle, start, len(names))
+
+    def part(self, bundle: Bundle, start: int, count: int) -> Bundle:
+        """Returns a part of a bundle: some members, one after another."""
+        bundle, members = self.in_form(bundle, is_stacked=False), bundle.members[start : start + count]
+        stop = start * bundle.width + bundle.channels if count == 1 else (start + count) * bundle.width
+        name = members[0] if count == 1 else f"{bundle.name}.{start}-{start + count - 1}"
+        if name not in self.nodes:
+            bounds = {"start": start * bundle.width, "stop": stop, "axis": 1}
+            arrays = {f"{name}.{key}": np.array([value], np.int64) for key, value in bounds.items()}
+            self.weights.update(arrays)
+            self.nodes[name] = [helper.make_node("Slice", [bundle.name, *arrays], [name], name)]
+        return bundle._replace(name=name, members=members)
+
+    def in_form(self, bundle: Bundle, *, is_stacked: bool) -> Bundle:
+        """Returns a bundle whose members follow each other along the batch or along the channels."""
+        if bundle.is_stacked == is_stacked:
+            return bundle
+        name = f"{bundle.name}.{'batch' if is_stacked else 'channels'}"
+        if name not in self.nodes:
+            channels = bundle.width * (1 if is_stacked else len(bundle.members))
+            shape = f"{name}.shape"
+            self.weights[shape] = np.array([-1, channels, 1, 1], np.int64)
+            self.nodes[name] = [helper.make_node("Reshape", [bundle.name, shape], [name], name)]
+        return bundle._replace(name=name, is_stacked=is_stacked)
+
+    def drop_single_layers(self) -> None:
+        """Leaves layers as they are that begin at one tensor and that no joined layer follows."""
+        for bundle in set(self.by_member.values()):
+            if not self.readers[bundle.name] and self.nodes[bundle.name][0].input[0] not in self.nodes:
+                del self.nodes[bundle.name]
+                for name in bundle.members:
+                    del self.by_member[name]
+
+    def remaining(self, nodes: Iterable[Any], outputs: Sequence[str]) -> list[Any]:
+        """Returns the joined nodes, those that are as they were, and what takes their inputs out of bundles."""
+        kept = [node for node in nodes if not any(name in self for name in node.output)]
+        for name in [*(name for node in kept for name in sorted(input_names(node))), *outputs]:
+            if name in self:
+                bundle = self[name]
+                self.part(bundle, bundle.members.index(name), 1)
+        return [*kept, *(node for nodes_of in self.nodes.values() for node in nodes_of)]
