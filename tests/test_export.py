@@ -15,7 +15,7 @@ from tiny import KINDS, save_checkpoint
 
 from mtl_jax.cli import export as command
 from mtl_jax.errors import UserError
-from mtl_jax.export import check, formats, network, traced
+from mtl_jax.export import check, formats, litert, network, traced
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise
 from mtl_jax.models.neck import upsample_2x
@@ -204,6 +204,30 @@ def test_cells_are_repeated_without_arrays_of_six_axes():
     ranks = [shape.count("x") for shape in re.findall(r"tensor<([0-9x]+)xf32>", exported.mlir_module())]
     assert ranks
     assert max(ranks) <= 4  # one fewer than axes
+
+
+@pytest.mark.parametrize(("rows", "composites"), [(24, 1), (8, 1), (4, 0)])
+def test_litert_gets_bilinear_upsampling_as_one_operation(rows, composites):
+    x = np.random.default_rng(0).normal(size=(1, 8, 6, 3)).astype(np.float32)
+
+    def resized(x):
+        return {"y": jax.image.resize(x, (1, rows, 18, 3), "linear")}
+
+    exported, _ = traced.export_function(resized, jax.ShapeDtypeStruct(x.shape, x.dtype), {"_resize": litert.resize})
+    assert exported.mlir_module().count('stablehlo.composite "odml.upsample_bilinear2d"') == composites
+    np.testing.assert_allclose(exported.call(x)[0], resized(x)["y"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ImportWarning")  # of the converters themselves
+def test_litert_computes_all_of_a_network_but_the_largest_class_in_fast_operators(weights, image, tmp_path):
+    require_format("litert")
+    path = litert.litert(trained.load(weights, tasks="seg,det"), tmp_path, image, network.Form("boxes")).path
+    library = importlib.import_module("ai_edge_litert.interpreter")
+    interpreter = library.Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    names = [operator["op_name"] for operator in interpreter._get_ops_details()]
+    assert names.count("RESIZE_BILINEAR") == names.count("DELEGATE") == 1
+    assert not {"BATCH_MATMUL", "BROADCAST_TO", "TRANSPOSE"} & set(names)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the converter itself

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def convert(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with_o
     modules = ("ir", "passmanager", "_mlir_libs.converter_api_ext")
     ir, passmanager, converter = (importlib.import_module(f"{library}.{name}") for name in modules)
     function = convert_layout(output_function(network, form, with_outputs=with_outputs), form.layout)
-    exported, names = traced.export_function(function, image)
+    exported, names = traced.export_function(function, image, {"_resize": resize})
     context = ir.Context()
     converter.prepare_mlir_context(context)
     try:
@@ -65,8 +67,28 @@ def convert(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with_o
         ) from error
 
 
+def resize(shape: Sequence[int], x: Any) -> Any:
+    """Upsamples maps bilinearly by the composite that the converter turns into one operator; None for other changes.
+
+    Args:
+        shape: of the result, [batch, new height, new width, channels].
+        x: [batch, height, width, channels].
+    """
+    if len(shape) != 4 or x.shape[::3] != shape[::3] or any(new < old for new, old in zip(shape, x.shape, strict=True)):
+        return None
+    size = np.array(shape[1:3], np.int64)
+
+    def decomposition(x: Any, **attributes: Any) -> Any:
+        del attributes
+        return jax.image.resize(x, (*x.shape[:2], *shape[1:3]), "linear")
+
+    upsample = jax.lax.composite(decomposition, "odml.upsample_bilinear2d")
+    return upsample(x.transpose(0, 3, 1, 2), size=size, align_corners=False, is_nchw_op=True).transpose(0, 2, 3, 1)
+
+
 def interpreter(model: bytes) -> Run:
     """Opens a LiteRT file as a function of its input array."""
-    loaded: Any = importlib.import_module("ai_edge_litert.interpreter").Interpreter(model_content=model)
+    library: Any = importlib.import_module("ai_edge_litert.interpreter")
+    loaded = library.Interpreter(model_content=model, num_threads=os.cpu_count())  # of its own accord it takes one
     runner = loaded.get_signature_runner(SIGNATURE)
     return lambda pixels: {name: np.array(value) for name, value in runner(**{INPUT: pixels}).items()}
