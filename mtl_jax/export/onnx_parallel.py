@@ -244,10 +244,10 @@ def _of_channels(value: np.ndarray, bundle: Bundle) -> np.ndarray:
 
 
 def _with_next_zero_point(scale: np.ndarray, zero: np.ndarray) -> list[np.ndarray]:
-    """Returns a scale and a zero point, another one than before, whose range includes the one before.
+    """Returns a scale and a zero point of a range that includes the given one, with another zero point.
 
-    OpenVINO 2026.4 computes grouped convolutions wrongly on processors with AMX, unless the zero points of their input
-    differ, for which it has other kernels.
+    On processors with AMX, OpenVINO 2026.4 computes 8-bit grouped 1x1 convolutions wrongly whose groups have more than
+    64 channels, no multiple of 64, unless the zero points of their input differ: for these it has other kernels.
     """
     level = float(np.ravel(zero)[0])
     moved = level + (1 if level < LEVELS / 2 else -1)
