@@ -18,6 +18,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.export import check, formats, litert, network, traced
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import depthwise
+from mtl_jax.models.backbones.fast_scnn import adaptive_mean_pool
 from mtl_jax.models.neck import upsample_2x
 from mtl_jax.tasks.depth import Depth
 from mtl_jax.workdir import trained
@@ -216,6 +217,19 @@ def test_litert_gets_bilinear_upsampling_as_one_operation(rows, composites):
     exported, _ = traced.export_function(resized, jax.ShapeDtypeStruct(x.shape, x.dtype), {"_resize": litert.resize})
     assert exported.mlir_module().count('stablehlo.composite "odml.upsample_bilinear2d"') == composites
     np.testing.assert_allclose(exported.call(x)[0], resized(x)["y"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ImportWarning")  # of the converters themselves
+@pytest.mark.parametrize("size", [1, 3])
+def test_litert_means_over_windows(size):
+    require_format("litert")
+    x = np.random.default_rng(0).normal(size=(1, 4, 5, 3)).astype(np.float32)
+
+    def pooled(x):
+        return {"y": adaptive_mean_pool(x, size)}
+
+    run = litert.interpreter(litert.convert_function(pooled, jax.ShapeDtypeStruct(x.shape, x.dtype)))
+    np.testing.assert_allclose(run(x)["y"], pooled(jax.numpy.asarray(x))["y"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ImportWarning")  # of the converters themselves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +45,35 @@ def litert(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Fo
 
 def convert(network: Trained, image: jax.ShapeDtypeStruct, form: Form, *, with_outputs: bool) -> bytes:
     """Converts a network to the bytes of a LiteRT file; with_outputs: raw outputs are among its outputs."""
+    function = convert_layout(output_function(network, form, with_outputs=with_outputs), form.layout)
+    try:
+        return convert_function(function, image)
+    except Exception as error:  # of several types, with messages of many lines
+        reason = " ".join(str(error).split())[:200]
+        instead = "export with --decode none or boxes" if form.decode == "all" else "export it as onnx"
+        raise UserError(f"litert: the converter refuses the network ({reason}); {instead}") from error
+
+
+def convert_function(function: Callable[..., Mapping[str, Any]], image: jax.ShapeDtypeStruct) -> bytes:
+    """Converts a function of images to the bytes of a LiteRT file.
+
+    Args:
+        function: returns name -> array.
+        image: shape of its input.
+    """
     library = "litert_converter.mlir"
     modules = ("ir", "passmanager", "_mlir_libs.converter_api_ext")
     ir, passmanager, converter = (importlib.import_module(f"{library}.{name}") for name in modules)
-    function = convert_layout(output_function(network, form, with_outputs=with_outputs), form.layout)
     exported, names = traced.export_function(function, image, {"_resize": resize})
     context = ir.Context()
     converter.prepare_mlir_context(context)
-    try:
-        with context:
-            module = ir.Module.parse(exported.mlir_module())
-            converter.set_signature(module.operation, SIGNATURE, [INPUT], list(names))
-            passes = passmanager.PassManager()
-            converter.run_convert_to_tfl_passes(module, passes, converter.ConvertToTFLConfig())
-            passes.run(module.operation)
-            return converter.export_flatbuffer_to_bytes(module.operation)
-    except Exception as error:  # of several types, with messages of many lines
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"litert: the converter refuses what the file decodes to ({reason}); export with --decode none or boxes"
-        ) from error
+    with context:
+        module = ir.Module.parse(exported.mlir_module())
+        converter.set_signature(module.operation, SIGNATURE, [INPUT], list(names))
+        passes = passmanager.PassManager()
+        converter.run_convert_to_tfl_passes(module, passes, converter.ConvertToTFLConfig())
+        passes.run(module.operation)
+        return converter.export_flatbuffer_to_bytes(module.operation)
 
 
 def resize(shape: Sequence[int], x: Any) -> Any:

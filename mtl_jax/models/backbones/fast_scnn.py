@@ -40,7 +40,8 @@ def adaptive_mean_pool(
         One cell for each window.
     """
     rows, columns = (jnp.asarray(_windows(cells, size), x.dtype) for cells in x.shape[1:3])
-    return jnp.einsum("nh,bhwc,mw->bnmc", rows, x, columns)
+    means = jnp.tensordot(jnp.tensordot(x, rows, ((1,), (1,))), columns, ((1,), (1,)))
+    return means.transpose(0, 2, 3, 1)
 
 
 def _windows(cells: int, count: int) -> np.ndarray:
