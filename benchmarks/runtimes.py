@@ -60,12 +60,10 @@ def runner(case: Case, pixels: np.ndarray) -> formats.Run:
     if case.runtime == ORT:
         run = formats.open_session(str(case.file))
         return lambda _: run(pixels)
-    core = openvino.import_openvino().Core()
-    model = core.read_model(str(case.file))
+    model = openvino.import_openvino().Core().read_model(str(case.file))
     if case.batch == "fixed":
         model.reshape(list(pixels.shape))
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": case.precision}
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request = openvino.compiled_model(model, case.precision).create_infer_request()
     return lambda _: request.infer({0: pixels})
 
 

@@ -68,9 +68,14 @@ def _parse(model: Any, image: jax.ShapeDtypeStruct, form: Form) -> Any:
     return parsed
 
 
+def compiled_model(model: Any, precision: str = "f32") -> Any:
+    """Compiles a model, or the file at a path, for single calls on the CPU; precision: `INFERENCE_PRECISION_HINT`."""
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    return import_openvino().Core().compile_model(model, "CPU", settings)
+
+
 def _compile(model: Any, names: Sequence[str]) -> Run:
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = import_openvino().Core().compile_model(model, "CPU", settings)
+    compiled = compiled_model(model)
     request = compiled.create_infer_request()
 
     def run(pixels: Any) -> dict[str, Any]:
