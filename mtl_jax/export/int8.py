@@ -14,6 +14,7 @@ from mtl_jax.export.network import TO_NCHW, Form
 from mtl_jax.export.onnx_model import remove_outputs
 from mtl_jax.export.onnx_parallel import parallel_convolutions
 from mtl_jax.export.rounding import Limits, channelwise_inputs, quantisable_layers, quantise, scale_and_zero_point
+from mtl_jax.models.quantisation import MAX_LEVEL
 from mtl_jax.workdir.trained import Trained
 
 TOLERANCE = 0.15  # of the raw outputs, relative to their spread; a lower value leaves more layers in fp32
@@ -136,7 +137,7 @@ def quantisation_limits(values: np.ndarray) -> tuple[float, float]:
     for share in map(float, CUTS):
         limit = max(low, -share * magnitude), min(high, share * magnitude)
         scale, zero = scale_and_zero_point(*limit)
-        rounded = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero) * scale
+        rounded = (np.clip(np.rint(values / scale) + zero, 0, MAX_LEVEL) - zero) * scale
         limits_by_error.setdefault(float(((rounded - values) ** 2).mean()), limit)
     return limits_by_error[min(limits_by_error)]
 

@@ -18,8 +18,8 @@ import onnx
 from mtl_jax.export.onnx_bundles import Bundle, Bundles
 from mtl_jax.export.onnx_folding import required_nodes
 from mtl_jax.export.onnx_nodes import BINARY, by_depth, changed, group_count, in_order, readers, source_count
+from mtl_jax.models.quantisation import MAX_LEVEL
 
-LEVELS = 255  # the largest quantised value
 QUANTISATION = ("DequantizeLinear", "QuantizeLinear")
 UNARY = ("GlobalAveragePool", "HardSigmoid", "HardSwish", "Relu", "Resize", "Sigmoid")
 
@@ -190,20 +190,25 @@ class _Joined:
         names.append(name)
         biases = [_padded(self.weights[name], (bundle.width,)) for node in group[used] for name in node.input[2:]]
         groups = 1 if source is None or is_stacked else len(group)
-        attributes = {"group": groups * (bundle.width if is_depthwise else 1)}
-        if kernel_nodes and set(self.operators.get(first.output[0], ())) == {"QuantizeLinear"}:
-            # onnxruntime makes one operator of a convolution between two quantisations, with one scale for each tensor.
-            sums, bias = f"{bundle.name}.sums", f"{bundle.name}.bias"
-            added = np.concatenate(biases or [np.zeros(bundle.width * len(group[used]), np.float32)])
-            self.weights[bias] = added.reshape(1, -1, 1, 1)
-            nodes = [changed(first, names, sums, **attributes)]
-            nodes.append(helper.make_node("Add", [sums, bias], [bundle.name], bundle.name))
-        else:
-            if biases:
-                names.append(f"{bundle.name}.bias")
-                self.weights[names[-1]] = np.concatenate(biases)
-            nodes = [changed(first, names, bundle.name, **attributes)]
+        node = changed(first, names, bundle.name, group=groups * (bundle.width if is_depthwise else 1))
+        # onnxruntime makes one operator of a convolution between two quantisations, with one scale for each tensor.
+        is_apart = bool(kernel_nodes) and set(self.operators.get(first.output[0], ())) == {"QuantizeLinear"}
+        if is_apart and not biases:
+            biases = [np.zeros(bundle.width * len(group[used]), np.float32)]
+        nodes = self._biased(node, biases, is_apart=is_apart)
         self.bundles.add(bundle, [*nodes, *kernel_nodes], [source] if source else [])
+
+    def _biased(self, node: Any, biases: Sequence[np.ndarray], *, is_apart: bool) -> list[Any]:
+        """Adds the biases to a convolution, in an operator of their own if they are to be apart; returns the nodes."""
+        if not biases:
+            return [node]
+        bias = np.concatenate(biases)
+        name, output = f"{node.name}.bias", node.name
+        self.weights[name] = bias.reshape(1, -1, 1, 1) if is_apart else bias
+        if not is_apart:
+            return [changed(node, [*node.input, name], output)]
+        sums = changed(node, node.input, f"{output}.sums")
+        return [sums, helper.make_node("Add", [sums.name, name], [output], output)]
 
     def _kernel(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> tuple[str, list[Any]]:
         """Adds the kernel of a grouped convolution; returns its name and the nodes that compute it."""
@@ -250,8 +255,8 @@ def _with_next_zero_point(scale: np.ndarray, zero: np.ndarray) -> list[np.ndarra
     64 channels, no multiple of 64, unless the zero points of their input differ: for these it has other kernels.
     """
     level = float(np.ravel(zero)[0])
-    moved = level + (1 if level < LEVELS / 2 else -1)
-    widening = max(level / moved, (LEVELS - level) / (LEVELS - moved))
+    moved = level + (1 if level < MAX_LEVEL / 2 else -1)
+    widening = max(level / moved, (MAX_LEVEL - level) / (MAX_LEVEL - moved))
     return [np.asarray(scale * widening, scale.dtype), np.full_like(zero, moved)]
 
 

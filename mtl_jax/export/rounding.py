@@ -12,6 +12,7 @@ import onnx
 from mtl_jax.export.network import OUTPUTS
 from mtl_jax.export.onnx_folding import required_nodes
 from mtl_jax.export.onnx_nodes import group_count, source_count
+from mtl_jax.models.quantisation import MAX_LEVEL
 
 Limits = float | np.ndarray  # of a tensor, or f32[channels]
 POOLED = ("Conv", "HardSwish", "Mul", "Relu", "Sigmoid")  # operators whose outputs are of one cell if their inputs are
@@ -145,9 +146,9 @@ def kernel_scales(kernel: np.ndarray) -> np.ndarray:
 def scale_and_zero_point(low: Limits, high: Limits) -> tuple[np.ndarray, np.ndarray]:
     """Returns scales (f32) and zero points (u8) that map 0 to 255 to the ranges from `low` to `high`."""
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    step = (high - low) / 255
+    step = (high - low) / MAX_LEVEL
     scale = np.where(step > 0, step, 1.0).astype(np.float32)
-    return scale, np.clip(np.rint(np.asarray(-low, np.float32) / scale), 0, 255).astype(np.uint8)
+    return scale, np.clip(np.rint(np.asarray(-low, np.float32) / scale), 0, MAX_LEVEL).astype(np.uint8)
 
 
 def _mean_outputs(kernel: np.ndarray, means: np.ndarray, groups: int) -> np.ndarray:
