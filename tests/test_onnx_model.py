@@ -136,21 +136,49 @@ def test_factors_of_channels_before_and_behind_a_convolution_become_part_of_it()
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [3, 12, 16])  # of which the last ones are divided into bands
-def test_the_best_class_of_each_pixel_is_found_among_those_that_can_be_best(rows):
+def _best_of_enlarged(rows, columns):
+    """A function of cells: the best of five classes, of which the last map shows one, at another size."""
     bias = jnp.array([0.0, -20.0, 0.5, -20.0, -0.5]).reshape(1, 1, 1, 5)  # two classes are nowhere best
 
     def function(x):
-        cells = x + bias + jnp.arange(2.0).reshape(2, 1, 1, 1) * 9 * (bias == 0.5)  # the last map shows one class
-        larger = jax.image.resize(cells, (x.shape[0], 8 * rows, 40, 5), "linear")
-        return jnp.argmax(larger, axis=-1).astype(jnp.int32)
+        cells = x + bias + jnp.arange(2.0).reshape(2, 1, 1, 1) * 9 * (bias == 0.5)
+        return jnp.argmax(jax.image.resize(cells, (x.shape[0], rows, columns, 5), "linear"), axis=-1).astype(jnp.int32)
 
-    nodes = []
-    actual, expected = converted(function, 2, rows, 5, 5, kinds=nodes)
-    assert "TopK" in nodes
+    return function
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((12, 5), (96, 40)), ((3, 7), (12, 21)), ((4, 4), (20, 4)), ((1, 6), (8, 12)), ((6, 1), (9, 7))]
+)
+def test_the_best_class_of_each_pixel_is_that_of_the_enlarged_map(shape, size):
+    nodes, function = [], _best_of_enlarged(*size)
+    actual, expected = converted(function, 2, *shape, 5, kinds=nodes)
+    whole = size[0] % shape[0] == 0
+    assert ("NonZero" in nodes) == whole  # only squares with several classes are enlarged
     np.testing.assert_array_equal(actual, expected)
     assert set(np.unique(expected)) == {0, 2, 4}
-    np.testing.assert_array_equal(*converted(lambda x: function(0 * x), 2, rows, 5, 5))  # equals
+    np.testing.assert_array_equal(*converted(lambda x: function(0 * x), 2, *shape, 5))  # equals
+
+
+def test_more_classes_than_fit_in_a_byte_are_told_apart():
+    def function(x):
+        return jnp.argmax(jax.image.resize(x, (x.shape[0], 8, 8, 300), "linear"), axis=-1).astype(jnp.int32)
+
+    actual, expected = converted(function, 1, 4, 4, 300)
+    np.testing.assert_array_equal(actual, expected)
+    assert expected.max() > 255
+
+
+def test_a_class_that_is_best_between_cells_only_is_found():
+    cells = jnp.zeros((1, 1, 2, 3)).at[0, 0].set(jnp.array([[1.0, 0.0, 0.9], [0.0, 1.0, 0.9]]))
+
+    def function(x):
+        larger = jax.image.resize(cells + 0 * x, (x.shape[0], 8, 16, 3), "linear")
+        return jnp.argmax(larger, axis=-1).astype(jnp.int32)
+
+    actual, expected = converted(function, 1, 1, 2, 3)
+    np.testing.assert_array_equal(actual, expected)
+    assert set(np.unique(expected)) == {0, 1, 2}
 
 
 def test_indices_are_not_cast_back():

@@ -10,7 +10,7 @@ from mtl_jax.export import onnx_layout as layout
 from mtl_jax.export.onnx_folding import CHANNELS_FIRST
 from mtl_jax.export.onnx_graph import Graph, Tensor, Value
 
-BAND_ROWS = (8, 7, 6, 5, 4)  # of a map that is upsampled band by band; the first that divides its rows
+LARGEST_SHORT = 256  # number of channels whose indices fit in 8 bits
 
 
 class Resized(NamedTuple):
@@ -43,9 +43,8 @@ def resize(graph: Graph, x: Any, size: tuple[int, ...]) -> Tensor:
 def resized_argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
     """Returns the argmax over the channels of an upsampled map; None where a value is no such map.
 
-    Between four cells, an interpolated channel stays between its minimum and maximum of the four. A channel whose
-    maximum is everywhere below the largest minimum of all channels cannot win and is removed before the upsampling: few
-    of the classes are in an image.
+    Pixels of the square between four cells are their weighted means. Where one channel is the largest of all four
+    cells, it is so in the whole square; only the other squares, at the edges of objects, are upsampled.
 
     Args:
         graph: receives the nodes.
@@ -53,83 +52,69 @@ def resized_argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
         dtype: integer type of the result.
     """
     origin = graph.origins.get(x.name)
-    if not isinstance(origin, Resized) or x.axes != CHANNELS_FIRST or min(map(layout.minimum, origin.x.shape[1:3])) < 2:
+    if not isinstance(origin, Resized) or x.axes != CHANNELS_FIRST:
         return None
-    (batch, _, columns, _), (height, width) = origin.x.shape, origin.size
-    array, rows_matrix = _in_bands(graph, graph.stored_in_order(origin.x, CHANNELS_FIRST), height)
-    (maps, _, rows, _), (new_rows, _) = array.shape, rows_matrix.shape
-    channel = _candidates(graph, array)
-    index = graph.node("Unsqueeze", channel, np.array([2]), shape=(maps, 0, 1), dtype=np.int64)
-    candidates = graph.node("GatherND", array, index, shape=(maps, 0, rows, columns), dtype=x.dtype, batch_dims=1)
-    # A length of 0 stands for an unknown one. With the channels first, runtimes compare whole rows of pixels at once.
-    shapes = [(maps, 0, rows, width), (maps, 0, new_rows, width)]
-    columns_matrix = _interpolation_value(graph, columns, width, transposed=True)
-    widened = graph.node("MatMul", candidates, columns_matrix, shape=shapes[0], dtype=x.dtype)
-    enlarged = graph.node("MatMul", rows_matrix, widened, shape=shapes[1], dtype=x.dtype)
-    winner = graph.node("ArgMax", enlarged, shape=(maps, new_rows, width), dtype=np.int64, axis=1, keepdims=0)
-    winner, channel = graph.reshape(winner, (maps, new_rows * width)), graph.cast(channel, dtype)
-    mask = graph.node("GatherElements", channel, winner, shape=winner.shape, dtype=dtype, axis=1)
-    return graph.reshape(mask, (batch, height, width))
+    (batch, rows, columns, channels), (height, width) = origin.x.shape, origin.size
+    if height % rows or width % columns:
+        return None
+    factors, squares = (height // rows, width // columns), (batch, 1, rows + 1, columns + 1)
+    array, edges = graph.stored_in_order(origin.x, CHANNELS_FIRST), np.array([0, 0, 1, 1] * 2)
+    cells = graph.node("Pad", array, edges, shape=(batch, channels, rows + 2, columns + 2), dtype=x.dtype, mode="edge")
+    of_cells = graph.node("ArgMax", cells, shape=(batch, 1, *cells.shape[2:]), dtype=np.int64, axis=1, keepdims=1)
+    largest, mean = (
+        graph.node(pool, graph.cast(of_cells, np.float32), shape=squares, dtype=np.float32, kernel_shape=[2, 2])
+        for pool in ("MaxPool", "AveragePool")
+    )  # equal where all four cells are
+    difference = graph.node("Sub", largest, mean, shape=squares, dtype=np.float32)
+    # A length of 0 stands for an unknown one.
+    mixed = graph.node("NonZero", difference, shape=(4, 0), dtype=np.int64)
+    position = graph.node("Transpose", mixed, shape=(0, 4), dtype=np.int64, perm=[1, 0])
+
+    pixels, short = factors[0] * factors[1], np.dtype(np.uint8 if channels <= LARGEST_SHORT else dtype)
+    of_channel = np.repeat(np.arange(channels, dtype=short)[:, None], pixels, axis=1)
+    of_first = graph.slice(of_cells, (0,) * 4, squares, (1,) * 4)
+    masks = graph.node("Gather", of_channel, of_first, shape=(*squares, pixels), dtype=short, axis=0)
+    winner = graph.cast(_square_argmax(graph, cells, position, factors), short)
+    masks = graph.node("ScatterND", masks, position, winner, shape=masks.shape, dtype=short)
+    masks = graph.reshape(masks, (batch, *squares[2:], *factors)).transpose([0, 1, 3, 2, 4])
+    masks = graph.reshape(
+        masks, (batch, *(length * factor for length, factor in zip(squares[2:], factors, strict=True)))
+    )
+    start = [-(-factor // 2) for factor in factors]  # half a square
+    stop = start[0] + height, start[1] + width
+    return graph.cast(graph.slice(masks, (0, *start), (batch, *stop), (1, 1, 1)), dtype)
 
 
-def _in_bands(graph: Graph, x: Tensor, height: int) -> tuple[Tensor, Value]:
-    """Divides maps of a static size into bands of a few rows, each with the rows before and after it.
-
-    A band has fewer channels that can win than a map, and its upsampling is a product with a smaller matrix.
-
-    Args:
-        graph: receives the nodes.
-        x: [batch, channels, rows, columns].
-        height: new height.
-
-    Returns:
-        The bands of all maps as a batch, or the maps, and the matrix that upsamples their rows.
-    """
-    batch, channels, rows, columns = x.shape
-    is_static = layout.is_static(rows, height) and height % rows == 0
-    length = next((length for length in BAND_ROWS if is_static and rows % length == 0), rows)
-    if length == rows:
-        return x, _interpolation_value(graph, rows, height)
-    index = np.clip(np.arange(0, rows, length)[:, None] + np.arange(-1, length + 1), 0, rows - 1)
-    (count, taken), factor = index.shape, height // rows
-    gathered = graph.node("Gather", x, index, shape=(batch, channels, count, taken, columns), dtype=x.dtype, axis=2)
-    shape, order = (batch, count, channels, taken, columns), [0, 2, 1, 3, 4]
-    bands = graph.node("Transpose", gathered, shape=shape, dtype=x.dtype, perm=order)
-    matrix = interpolation_matrix(taken, taken * factor)[factor:-factor]
-    return graph.reshape(bands, (batch * count, channels, taken, columns)), matrix
-
-
-def _candidates(graph: Graph, x: Tensor) -> Tensor:
-    """Returns the channels that can be the argmax somewhere in an upsampled map, padded to the largest number of them.
+def _square_argmax(graph: Graph, cells: Tensor, position: Tensor, factors: tuple[int, int]) -> Tensor:
+    """Upsamples squares between four cells, and returns the argmax of their pixels.
 
     Args:
         graph: receives the nodes.
-        x: maps, the channels first.
+        cells: [batch, channels, rows, columns].
+        position: i64[squares, 4], image, 0, row and column of each square's first cell.
+        factors: of the upsampling.
 
     Returns:
-        i64[maps, candidates], the channels of each map in ascending order, and others behind them.
+        i64[squares, pixels], the pixels row by row.
     """
-    maps, channels, rows, columns = x.shape
-    cells, single_channel = (maps, channels, rows - 1, columns - 1), (maps, 1, rows - 1, columns - 1)
+    batch, channels, rows, columns = cells.shape
+    weights = [_weights_between_cells(factor) for factor in factors]
+    matrix = np.einsum("ay,bx->abyx", *weights).reshape(4, -1)
+    corners = np.array([[0, 0, row, column] for row in (0, 1) for column in (0, 1)])
+    first = graph.node("Unsqueeze", position, np.array([1]), shape=(0, 1, 4), dtype=np.int64)
+    index = graph.node("Add", first, corners, shape=(0, 4, 4), dtype=np.int64)
+    by_cell = graph.reshape(cells.transpose([0, 2, 3, 1]), (batch, 1, rows, columns, channels))
+    values = graph.node("GatherND", by_cell, index, shape=(0, 4, channels), dtype=cells.dtype)
+    # With the pixels last, runtimes compare all pixels of a square at once.
+    by_channel = graph.node("Transpose", values, shape=(0, channels, 4), dtype=cells.dtype, perm=[0, 2, 1])
+    enlarged = graph.node("MatMul", by_channel, matrix, shape=(0, channels, matrix.shape[1]), dtype=cells.dtype)
+    return graph.node("ArgMax", enlarged, shape=(0, matrix.shape[1]), dtype=np.int64, axis=1, keepdims=0)
 
-    def largest(x: Tensor) -> Tensor:
-        return graph.node("MaxPool", x, shape=cells, dtype=x.dtype, kernel_shape=[2, 2])
 
-    def negative(x: Tensor) -> Tensor:
-        return graph.node("Neg", x, shape=x.shape, dtype=x.dtype)
-
-    lowest = largest(negative(x))  # negative
-    bound = negative(graph.node("ReduceMin", lowest, shape=single_channel, dtype=x.dtype, axes=[1], keepdims=1))
-    can_win = graph.node("GreaterOrEqual", largest(x), bound, shape=cells, dtype=np.bool_)
-    # Above 0 for candidates, the first of them first; TopK alone does not order equal values in every runtime.
-    rank, dtype = np.arange(channels, 0, -1, dtype=np.int64).reshape(1, -1, 1, 1), np.int64
-    ranks = graph.node("Where", can_win, rank, rank - channels, shape=cells, dtype=dtype)
-    priority = graph.node("ReduceMax", ranks, shape=(maps, channels), dtype=dtype, axes=[2, 3], keepdims=0)
-    flags = graph.node("Clip", priority, np.array(0), np.array(1), shape=(maps, channels), dtype=dtype)
-    count = graph.node("ReduceSum", flags, np.array([1]), shape=(maps,), dtype=dtype, keepdims=0)
-    largest_count = graph.node("ReduceMax", count, shape=(1,), dtype=dtype, axes=[0], keepdims=1)
-    values = graph.node("TopK", priority, largest_count, shape=(maps, 0), dtype=dtype, outputs=2)
-    return Tensor(f"{values.name}.1", (maps, 0), np.dtype(dtype))
+def _weights_between_cells(factor: int) -> np.ndarray:
+    """Returns f32[2, factor]: weights of two cells in the pixels from the centre of one to that of the next."""
+    of_second = (np.arange(factor) - -(-factor // 2) + 0.5) / factor + 0.5
+    return np.stack([1 - of_second, of_second]).astype(np.float32)
 
 
 def _interpolation_value(graph: Graph, old: int, new: int, *, transposed: bool = False) -> Value:

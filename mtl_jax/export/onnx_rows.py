@@ -93,11 +93,11 @@ def non_maximum_suppression(
     (batch, count, _), integer_type = boxes.shape, np.dtype(np.int64)
     rank = np.arange(count, 0, -1, dtype=np.float32)[None] / count
     score = graph.node("Where", valid, rank, np.zeros((), np.float32), shape=(batch, count), dtype=np.float32)
-    label = graph.cast(label, integer_type)
-    last_label = graph.node("ReduceMax", label, shape=(), dtype=integer_type, keepdims=0)
-    end = graph.node("Add", last_label, np.array(1), shape=(), dtype=integer_type)
-    classes = graph.node("Range", np.array(0), end, np.array(1), shape=(0,), dtype=integer_type)
-    classes = graph.node("Unsqueeze", classes, np.array([1]), shape=(0, 1), dtype=integer_type)
+    last_label = graph.node("ReduceMax", label, shape=(), dtype=label.dtype, keepdims=0)
+    zero, one = (np.array(number, label.dtype) for number in (0, 1))
+    end = graph.node("Add", last_label, one, shape=(), dtype=label.dtype)
+    classes = graph.node("Range", zero, end, one, shape=(0,), dtype=label.dtype)
+    classes = graph.node("Unsqueeze", classes, np.array([1]), shape=(0, 1), dtype=label.dtype)
     label_row, score_row = (graph.reshape(value, (batch, 1, count)) for value in (label, score))
     same_class = graph.node("Equal", label_row, classes, shape=(batch, 0, count), dtype=np.bool_)
     scores = graph.node(
