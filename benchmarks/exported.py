@@ -1,8 +1,12 @@
-"""Latency of the exported ONNX file, compared with the network in JAX and with the file that `torch.onnx` writes."""
+"""Latency of the exported ONNX file, compared with the network in JAX and with the file that `torch.onnx` writes.
+
+The file runs in onnxruntime, and in OpenVINO where that is installed.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -14,17 +18,25 @@ import jax
 import numpy as np
 
 from benchmarks import problem as problem_lib
+from benchmarks import runtimes
 from benchmarks.problem import Problem
 from benchmarks.turns import timed
 from mtl_jax import tasks
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.export import formats
-from mtl_jax.export.network import TO_NCHW, model_output_function
+from mtl_jax.export.network import model_output_function
 from mtl_jax.models import multi_task
 
 BATCH_SIZES = (1, 8)
 PAUSE_SECONDS = 0.02  # before each pass: onnxruntime's threads keep their cores busy for a while after a pass
+RATIOS = (
+    ("onnx", "jax"),
+    ("openvino", "jax"),
+    ("onnx", "torch_onnx"),
+    ("openvino", "torch_onnx"),
+    ("jax", "torch_onnx"),
+)
 Rows = list[dict[str, Any]]
 
 
@@ -57,14 +69,13 @@ def measure(*, image_size: int, repeats: int, peer: str = "") -> Rows:
             if peer:
                 files["torch_onnx"] = Path(folder) / f"{decode}-torch.onnx"
                 _write_peer(files["torch_onnx"], variables, image_size, decode)
-            sessions = {name: formats.open_session(str(path)) for name, path in files.items()}
+            cases = {name: runtimes.Case(path, runtimes.ORT) for name, path in files.items()}
+            if importlib.util.find_spec("openvino"):
+                cases["openvino"] = runtimes.Case(files["onnx"], runtimes.OPENVINO, batch="fixed")
             for batch_size in BATCH_SIZES:
                 pixels = problem_lib.images(Problem("jax", "infer", batch_size, image_size))
-                channels_first = np.ascontiguousarray(pixels.transpose(TO_NCHW))
                 device_inputs = jax.device_put((variables, pixels))
-                programs: dict[str, Callable[[], Any]] = {
-                    name: functools.partial(run, channels_first) for name, run in sessions.items()
-                }
+                programs = {name: runtimes.runner(case, pixels) for name, case in cases.items()}
                 network = forward if decode == "none" else predict
                 programs["jax"] = lambda device_inputs=device_inputs, network=network: jax.block_until_ready(
                     network(*device_inputs, names=names)
@@ -96,11 +107,8 @@ def _alternate(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str
     for name in programs:
         times = [turn[name] for turn in turns]
         figures |= {f"{name}_ms": 1e3 * statistics.median(times), f"{name}_min_ms": 1e3 * min(times)}
-    for name in programs:
-        if name != "onnx":
-            figures[f"of_{name}"] = statistics.median(turn["onnx"] / turn[name] for turn in turns)
-            figures[f"of_{name}_min"] = figures["onnx_min_ms"] / figures[f"{name}_min_ms"]
-    if "torch_onnx" in programs:
-        figures["jax_of_torch_onnx"] = statistics.median(turn["jax"] / turn["torch_onnx"] for turn in turns)
-        figures["jax_of_torch_onnx_min"] = figures["jax_min_ms"] / figures["torch_onnx_min_ms"]
+    for first, second in RATIOS:
+        if {first, second} <= programs.keys():
+            figures[f"{first}_of_{second}"] = statistics.median(turn[first] / turn[second] for turn in turns)
+            figures[f"{first}_of_{second}_min"] = figures[f"{first}_min_ms"] / figures[f"{second}_min_ms"]
     return figures

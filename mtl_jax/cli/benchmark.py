@@ -18,6 +18,7 @@ from mtl_jax.cli import flags
 from mtl_jax.errors import UserError
 
 CHECKOUT = Path(__file__).parents[2]
+MAX_COLUMNS = 10  # of a table; with more, each row becomes a column
 
 
 def parser() -> flags.Parser:
@@ -102,9 +103,12 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     varied = [name for name in names if len({str(row.get(name)) for row in rows}) > 1 or len(rows) == 1]
-    table = Table(*varied)
-    for row in rows:
-        table.add_row(*(_cell(row.get(name, "")) for name in varied))
+    cells = [varied, *([_cell(row.get(name, "")) for name in varied] for row in rows)]
+    if len(varied) > MAX_COLUMNS:
+        cells = [list(column) for column in zip(*cells, strict=True)]
+    table = Table(*cells[0])
+    for line in cells[1:]:
+        table.add_row(*line)
     return table
 
 

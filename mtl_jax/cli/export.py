@@ -6,6 +6,7 @@ mtl-jax export --weights runs/seq --out exported --images "data/mini-coco-det/va
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import sys
@@ -238,7 +239,8 @@ def _print_table(rows: list[tuple[str, ...]], runs: dict[str, Any], pixels: Any)
 
     from mtl_jax.export import check
 
-    times = check.latencies_ms(runs, pixels, repeats=REPEATS)
+    calls = {name: functools.partial(run, pixels) for name, run in runs.items()}
+    times = check.latencies_ms(calls, repeats=REPEATS)
     table = Table("format", "file", "MB", "largest difference (of)", "images", f"median ms of {len(pixels)}")
     for row in [("the network in JAX", "", "", "", "any"), *rows]:
         table.add_row(*row, f"{times[row[0]]:.1f}" if row[0] in times else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,19 +71,18 @@ def relative_error(expected: Mapping[str, np.ndarray], outputs: Mapping[str, np.
     return float(np.sqrt(max(errors)))
 
 
-def latencies_ms(runs: Mapping[str, Run], pixels: np.ndarray, *, repeats: int) -> dict[str, float]:
+def latencies_ms(runs: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, float]:
     """Returns median latencies in ms after a warm-up call; the programs alternate, so that noise affects all alike.
 
     Args:
-        runs: functions by name.
-        pixels: one batch.
+        runs: functions by name, each of one batch.
         repeats: timed calls of each function.
     """
     seconds: dict[str, list[Any]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             start = time.perf_counter()
-            run(pixels)
+            run()
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}

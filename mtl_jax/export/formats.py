@@ -217,15 +217,20 @@ def _convert_function(function: OutputFunction, image: jax.ShapeDtypeStruct, lay
 
 def open_session(source: Any) -> Run:
     """Opens an ONNX file, given by path or bytes, as a function of its input array."""
+    loaded = inference_session(source)
+    names, input_name = [output.name for output in loaded.get_outputs()], loaded.get_inputs()[0].name
+    return lambda pixels: dict(zip(names, loaded.run(names, {input_name: pixels}), strict=True))
+
+
+def inference_session(source: Any) -> Any:
+    """Returns onnxruntime's session of an ONNX file, given by path or bytes."""
     import onnxruntime
 
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors: a file in the making may hold constants that nothing reads any more
     # Spinning threads would occupy the cores between calls and distort timings that alternate with other programs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    loaded: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    names, input_name = [output.name for output in loaded.get_outputs()], loaded.get_inputs()[0].name
-    return lambda pixels: dict(zip(names, loaded.run(names, {input_name: pixels}), strict=True))
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def node_count(path: Path) -> int:
