@@ -1,4 +1,4 @@
-"""Time of exported ONNX files in onnxruntime and, where it is installed, OpenVINO: photographs, in turns.
+"""Time of exported files in every installed runtime that opens them: photographs, in turns.
 
 python -m benchmarks.runtimes exported/*.onnx --images data/mini-coco-det/val --batch_sizes 1 8
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -20,11 +21,19 @@ from rich.table import Table
 from mtl_jax import predict
 from mtl_jax.data import pipeline
 from mtl_jax.data.images import decode_image
-from mtl_jax.export import check, formats, openvino
+from mtl_jax.export import check, formats, litert, openvino
 from mtl_jax.export.network import TO_NCHW
 
 PRECISIONS = ("f32", "bf16")  # OpenVINO's INFERENCE_PRECISION_HINT
-ORT, OPENVINO = "onnxruntime", "OpenVINO"
+ORT, OPENVINO, JAX, LITERT = "onnxruntime", "OpenVINO", "JAX", "LiteRT"
+PACKAGES = {ORT: "onnxruntime", OPENVINO: "openvino", JAX: "flatbuffers", LITERT: "ai_edge_litert"}
+FIXED, DYNAMIC = ("fixed",), ("dynamic",)
+RUNTIMES = {  # by the suffix of a file, with the batch sizes that they can have
+    ".onnx": {ORT: DYNAMIC, OPENVINO: DYNAMIC + FIXED},
+    ".xml": {OPENVINO: FIXED},
+    ".stablehlo": {JAX: FIXED},
+    ".tflite": {LITERT: FIXED},
+}
 
 
 class Case(NamedTuple):
@@ -36,6 +45,11 @@ class Case(NamedTuple):
     batch: str = "dynamic"  # or fixed
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether the runtime gets the number of images before it compiles the file."""
+        return self.batch == "fixed"
+
+    @property
     def label(self) -> str:
         """What no other case is called."""
         return " ".join(map(str, self))
@@ -43,11 +57,15 @@ class Case(NamedTuple):
 
 def cases(files: Sequence[Path], precisions: Sequence[str]) -> list[Case]:
     """Lists the files in each installed runtime, in OpenVINO with a dynamic and with a fixed batch size."""
-    listed = [Case(file, ORT) for file in files]
-    if importlib.util.find_spec("openvino"):
-        batches = ("dynamic", "fixed")
-        listed += [Case(file, OPENVINO, kind, batch) for file in files for kind in precisions for batch in batches]
-    return listed
+    listed = [
+        Case(file, runtime, precision, batch)
+        for file in files
+        for runtime, batches in RUNTIMES.get(file.suffix, {}).items()
+        for precision in (precisions if runtime == OPENVINO else ("f32",))
+        for batch in batches
+    ]
+    installed = {runtime for runtime, package in PACKAGES.items() if importlib.util.find_spec(package)}
+    return sorted((case for case in listed if case.runtime in installed), key=lambda case: case.runtime != ORT)
 
 
 def runner(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
@@ -59,21 +77,21 @@ def runner(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
         case: the file and the runtime.
         pixels: images, the channels last; the file gets them in its layout.
     """
-    formats.require_packages("onnx" if case.runtime == ORT else "openvino")
-    import onnx
+    return RUNNERS[case.runtime](case, pixels)
 
-    lengths = onnx.load(str(case.file), load_external_data=False).graph.input[0].type.tensor_type.shape.dim
-    if lengths[1].dim_value == pixels.shape[-1]:
-        pixels = np.ascontiguousarray(pixels.transpose(TO_NCHW))
-    return (_in_onnxruntime if case.runtime == ORT else _in_openvino)(case, pixels)
+
+def _placed(pixels: np.ndarray, shape: Sequence[object]) -> np.ndarray:
+    """Returns images with the channels last in the layout of an input of a shape."""
+    return pixels if shape[-1] == pixels.shape[-1] else np.ascontiguousarray(pixels.transpose(TO_NCHW))
 
 
 def _in_onnxruntime(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
     import onnxruntime
 
     session = formats.inference_session(str(case.file))
-    binding = session.io_binding()
-    binding.bind_ortvalue_input(session.get_inputs()[0].name, onnxruntime.OrtValue.ortvalue_from_numpy(pixels))
+    binding, taken = session.io_binding(), session.get_inputs()[0]
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(_placed(pixels, taken.shape))
+    binding.bind_ortvalue_input(taken.name, value)
     for output in session.get_outputs():
         binding.bind_output(output.name)
     return functools.partial(session.run_with_iobinding, binding)
@@ -82,11 +100,29 @@ def _in_onnxruntime(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
 def _in_openvino(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
     library = openvino.import_openvino()
     model = library.Core().read_model(str(case.file))
-    if case.batch == "fixed":
+    lengths = [length.get_length() if length.is_static else None for length in model.input().partial_shape]
+    pixels = _placed(pixels, lengths)
+    if case.is_fixed:
         model.reshape(list(pixels.shape))
     request = openvino.compiled_model(model, case.precision).create_infer_request()
     request.set_input_tensor(library.Tensor(pixels))
     return functools.partial(request.infer, share_outputs=True)
+
+
+def _in_jax(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
+    exported = jax.export.deserialize(bytearray(case.file.read_bytes()))
+    function, image = jax.jit(exported.call), jax.device_put(_placed(pixels, exported.in_avals[0].shape))
+    return lambda: jax.block_until_ready(function(image))
+
+
+def _in_litert(case: Case, pixels: np.ndarray) -> Callable[[], Any]:
+    loaded = litert.open_interpreter(case.file.read_bytes())
+    loaded.allocate_tensors()
+    loaded.set_tensor(loaded.get_input_details()[0]["index"], pixels)
+    return loaded.invoke
+
+
+RUNNERS = {ORT: _in_onnxruntime, OPENVINO: _in_openvino, JAX: _in_jax, LITERT: _in_litert}
 
 
 def photographs(places: Sequence[str], *, count: int, image_size: int) -> np.ndarray:
@@ -111,7 +147,7 @@ def rows(listed: Sequence[Case], times: Sequence[Mapping[str, float]]) -> Iterat
 def main(arguments: Sequence[str]) -> None:
     """Prints the medians of every file in every runtime, and their ratios to those of the first file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="ONNX files of one network, the one to compare with first")
+    parser.add_argument("files", type=Path, nargs="+", help="of one network, the one to compare with first")
     parser.add_argument("--images", nargs="+", required=True, help="photographs, or folders of them")
     parser.add_argument("--image_size", type=int, default=512, help="of the files, px")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])

@@ -123,6 +123,7 @@ def _export(options: argparse.Namespace) -> str:
                 rows.append(file.row)
                 runs[file.row[0]] = file.exported.run
             description["files"] = {row[0]: row[1].name for row in rows}
+            description["differences"] = {row[0]: row[3] for row in rows}
             description["batch_sizes"] = {row[0]: row[-1] for row in rows}
             (Path(drafts) / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
             for draft in Path(drafts).iterdir():

@@ -118,9 +118,14 @@ def stablehlo(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form:
         )
     path = folder / "model.stablehlo"
     path.write_bytes(exported.serialize())
-    loaded = jax.export.deserialize(bytearray(path.read_bytes()))
-    run, check = (accept_channels_last(_on_host(jax.jit(function.call)), form) for function in (loaded, checked))
+    runs = open_stablehlo(path), _on_host(jax.jit(checked.call))
+    run, check = (accept_channels_last(function, form) for function in runs)
     return Exported(path, run, check, any_batch=has_any_size(image))
+
+
+def open_stablehlo(path: Path) -> Run:
+    """Opens a StableHLO file as a function of its input array."""
+    return _on_host(jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call))
 
 
 def onnx(network: Trained, folder: Path, image: jax.ShapeDtypeStruct, form: Form | None = None) -> Exported:

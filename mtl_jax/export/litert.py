@@ -97,7 +97,11 @@ def resize(shape: Sequence[int], x: Any) -> Any:
 
 def interpreter(model: bytes) -> Run:
     """Opens a LiteRT file as a function of its input array."""
-    library: Any = importlib.import_module("ai_edge_litert.interpreter")
-    loaded = library.Interpreter(model_content=model, num_threads=os.cpu_count())  # of its own accord it takes one
-    runner = loaded.get_signature_runner(SIGNATURE)
+    runner = open_interpreter(model).get_signature_runner(SIGNATURE)
     return lambda pixels: {name: np.array(value) for name, value in runner(**{INPUT: pixels}).items()}
+
+
+def open_interpreter(model: bytes) -> Any:
+    """Returns LiteRT's interpreter of a file, which computes with all cores."""
+    library: Any = importlib.import_module("ai_edge_litert.interpreter")
+    return library.Interpreter(model_content=model, num_threads=os.cpu_count())  # of its own accord it takes one

@@ -56,6 +56,19 @@ def save_ir(converted: OnnxNetwork, path: Path, image: jax.ShapeDtypeStruct, for
     return Exported(path, run, check, converted.network, any_batch=any_batch, extra_files=extra_files)
 
 
+def open_file(path: Path, names: Sequence[str], shape: Sequence[int]) -> Run:
+    """Opens an ONNX or .xml file as a function of its input array.
+
+    Args:
+        path: of the file.
+        names: of its outputs.
+        shape: of its input.
+    """
+    model = import_openvino().Core().read_model(str(path))
+    model.reshape(list(shape))
+    return _compile(model, names)
+
+
 def import_openvino() -> Any:
     """Imports OpenVINO, which only its extra installs."""
     return importlib.import_module("openvino")

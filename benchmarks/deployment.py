@@ -1,0 +1,229 @@
+"""Size, metrics, latency and memory of exported files, each in its runtimes: the table of docs/deploy.md.
+
+python -m benchmarks.deployment exported exported/litert --images data/mini-coco-det/val --json deployment.json
+
+Metrics are those of the files' own predictions on all validation images, at the size of the files. Boxes of a file that
+does not suppress any are suppressed as the network does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import benchmarks
+from benchmarks import runtimes
+from mtl_jax.evaluation import evaluate
+from mtl_jax.export import check, formats, litert, openvino
+from mtl_jax.export.network import Form
+from mtl_jax.runtime import compilation
+from mtl_jax.tasks.base import Task
+from mtl_jax.workdir import trained
+from mtl_jax.workdir.trained import Trained
+
+NETWORK = "the network"
+CALLS = 10  # of a file, after which its process tells its memory
+CERTAIN = 40.0  # a logit whose sigmoid is 1
+Row = dict[str, Any]
+
+# Each of a process of its own, which gets the file and the lengths of its input, and imports nothing else.
+PROGRAMS = {
+    runtimes.ORT: """
+import onnxruntime
+session = onnxruntime.InferenceSession(path)
+run = lambda: session.run(None, {"image": pixels})
+""",
+    runtimes.OPENVINO: """
+import openvino
+model = openvino.Core().read_model(path)
+model.reshape(list(pixels.shape))
+settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+run = lambda: request.infer({0: pixels})
+""",
+    runtimes.JAX: """
+import jax
+call = jax.jit(jax.export.deserialize(bytearray(open(path, "rb").read())).call)
+run = lambda: jax.block_until_ready(call(pixels))
+""",
+    runtimes.LITERT: """
+import os
+from ai_edge_litert.interpreter import Interpreter
+runner = Interpreter(path, num_threads=os.cpu_count()).get_signature_runner()
+run = lambda: runner(image=pixels)
+""",
+}
+BEFORE = (
+    "import sys, numpy\npath, *lengths = sys.argv[1:]\npixels = numpy.zeros([int(n) for n in lengths], 'float32')\n"
+)
+AFTER = f"""
+for _ in range({CALLS}):
+    run()
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+class File(NamedTuple):
+    """An exported file and what model.json says of it."""
+
+    path: Path
+    difference: str  # from the network, as the export measured it
+    description: Mapping[str, Any]
+
+    @property
+    def megabytes(self) -> float:
+        """Size of the file, with that of its weights."""
+        parts = [self.path, *([self.path.with_suffix(".bin")] if self.path.suffix == ".xml" else [])]
+        paths = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part])]
+        return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+
+    @property
+    def lengths(self) -> list[int]:
+        """Shape of the input with one image."""
+        return [1, *self.description["input"]["shape"][1:]]
+
+
+def files_in(folder: Path) -> list[File]:
+    """Returns the files of an exported folder."""
+    description = json.loads((folder / "model.json").read_text())
+    differences = description["differences"]
+    return [File(folder / name, differences[label], description) for label, name in description["files"].items()]
+
+
+def opened(file: File, runtime: str) -> formats.Run:
+    """Returns a file as a function of any number of images, the channels last."""
+    names = [name for task in file.description["tasks"].values() for name in task["outputs"]]
+    openers = {
+        runtimes.ORT: lambda path: formats.open_session(str(path)),
+        runtimes.OPENVINO: lambda path: openvino.open_file(path, names, file.lengths),
+        runtimes.JAX: formats.open_stablehlo,
+        runtimes.LITERT: lambda path: litert.interpreter(path.read_bytes()),
+    }
+    layout = "nhwc" if file.lengths[-1] == 3 else "nchw"
+    return formats.run_in_batches(formats.accept_channels_last(openers[runtime](file.path), Form(layout=layout)), 1)
+
+
+def main_metrics(network: Trained, run: formats.Run, image_size: int, *, crop: bool) -> dict[str, float]:
+    """Returns the main metric of each task, from the predictions of a file on all validation images.
+
+    Args:
+        network: that was exported.
+        run: the file.
+        image_size: of the file, px.
+        crop: whether images are cropped to a square.
+    """
+    settings = {"image_size": image_size, "crop": crop}
+    streams = {name: dataclasses.replace(stream, **settings) for name, stream in network.setup.streams.items()}
+    setup = dataclasses.replace(network.setup, streams=streams)
+
+    def predict(variables: None, image: Any, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        del variables
+        found: dict[str, dict[str, Any]] = {name: {} for name in names}
+        for key, value in run(np.asarray(image)).items():
+            name, field = key.rsplit("/", 1)
+            if name in found:
+                found[name][field] = value
+        return {name: suppressed(network.tasks[name], fields) for name, fields in found.items()}
+
+    measured = evaluate.measured(setup, predict, None, network.names)
+    return {name: measured[name].compute()[network.tasks[name].main_metric] for name in network.names}
+
+
+def suppressed(task: Task, predictions: dict[str, Any]) -> dict[str, Any]:
+    """Returns predictions in which overlapping boxes are suppressed, where a file leaves that to others."""
+    if "label" in predictions or "boxes_xyxy" not in predictions:
+        return predictions
+    corners, score = jnp.asarray(predictions["boxes_xyxy"]), jnp.asarray(predictions["score"])
+    size = corners[..., 2:] - corners[..., :2]
+    of_class = jnp.square(score)  # a score is the mean of a certain objectness and of this probability
+    logits = jnp.log(of_class + 1e-30) - jnp.log1p(1e-7 - of_class)
+    parts = corners[..., :2] + size / 2, size, jnp.full_like(size[..., :1], CERTAIN), logits
+    return jax.device_get(task.decode(jnp.concatenate(parts, axis=-1)))
+
+
+def peak_megabytes(file: File, runtime: str) -> float:
+    """Returns the largest memory of a process that runs a file."""
+    program = BEFORE + PROGRAMS[runtime] + AFTER
+    words = [sys.executable, "-c", program, str(file.path), *map(str, file.lengths)]
+    environment = benchmarks.environment({"JAX_PLATFORMS": "cpu"})
+    process = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    return int(process.stdout.split()[-1]) / 1024
+
+
+def measure(folders: Sequence[Path], places: Sequence[str], data_root: Path | None, repeats: int) -> list[Row]:
+    """Measures the network and every file that a runtime here opens.
+
+    Args:
+        folders: of `mtl-jax export`, of one network at one size.
+        places: photographs, or folders of them; the first is timed.
+        data_root: folder of the datasets; None for that of the run.
+        repeats: timed calls of each.
+
+    Returns:
+        Rows: "file", "runtime", "mb", "difference", the main metric of each task, "ms" and "peak_mb", where known.
+    """
+    files = [file for folder in folders for file in files_in(folder)]
+    first = files[0].description
+    size, crop = first["input"]["size"][0], first["input"]["crop"]
+    network = trained.load(first["checkpoint"], tasks=",".join(first["tasks"]), data_root=data_root)
+    by_path = {file.path: file for file in files}
+    pixels = runtimes.photographs(places, count=1, image_size=size)
+    listed = [
+        case for case in runtimes.cases(list(by_path), ["f32"]) if case.runtime != runtimes.OPENVINO or case.is_fixed
+    ]
+    reference, image = check.reference(network)[0], jax.device_put(pixels)
+    predict, names = evaluate.make_predict(network.setup.model, network.tasks), tuple(network.names)
+    variables = jax.device_put(network.variables)
+    calls = {NETWORK: lambda: jax.block_until_ready(predict(variables, image, names=names))}
+    calls |= {case.label: runtimes.runner(case, pixels) for case in listed}
+    times = check.latencies_ms(calls, repeats=repeats)
+    metrics = main_metrics(network, reference, size, crop=crop)
+    rows: list[Row] = [{"file": NETWORK, "runtime": runtimes.JAX, **metrics, "ms": times[NETWORK]}]
+    for case in listed:
+        file = by_path[case.file]
+        metrics = main_metrics(network, opened(file, case.runtime), size, crop=crop)
+        measured = {"ms": times[case.label], "peak_mb": peak_megabytes(file, case.runtime)}
+        rows.append({**_of_file(file), "runtime": case.runtime, **metrics, **measured})
+    without_runtime = set(by_path) - {case.file for case in listed}
+    return [*rows, *(_of_file(file) for file in files if file.path in without_runtime)]
+
+
+def _of_file(file: File) -> Row:
+    path = f"{file.path.parent.name}/{file.path.name}"
+    return {"file": path, "mb": file.megabytes, "difference": file.difference}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+", help="of `mtl-jax export`, of one network at one image size")
+    parser.add_argument("--images", nargs="+", required=True, help="photographs, or folders of them")
+    parser.add_argument("--data_root", type=Path, help="folder of the datasets; default: that of the run")
+    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args(arguments)
+    compilation.enable_cache()
+    rows = measure(options.folders, options.images, options.data_root, options.repeats)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    names = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value := row.get(name, ""), float) else value for name in names))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
