@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TinyBackbone
+from tiny import TinyBackbone, save_checkpoint_of_scenes
 
 from benchmarks import competing_classes, jax_side, new_classes, problem, runtimes, turns
 from benchmarks.problem import Problem
@@ -396,6 +396,41 @@ def test_exported_files_are_timed_in_every_runtime_that_is_installed(tmp_path, c
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if ".onnx" in line]
     assert [row[1] for row in rows if "onnxruntime" in row] == ["first.onnx", "second.onnx"]
     assert all(row.count("1.00") >= 2 for row in rows if "first.onnx" in row)
+
+
+def test_files_of_all_formats_are_measured_as_the_network_is(tiny_backbone, tmp_path):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: exported files are not measured")
+    from benchmarks import deployment
+    from mtl_jax.cli import export
+
+    weights = save_checkpoint_of_scenes(tmp_path / "checkpoints" / "0-all")
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+    settings = ["--weights", str(weights), "--layout", "nchw", "--format", "stablehlo,onnx"]
+    assert export.main([*settings, "--out", str(tmp_path / "files")]) == 0
+    rows = deployment.measure([tmp_path / "files"], [str(tmp_path / "photo.png")], None, 1)
+    network, *files = [{key: value for key, value in row.items() if key in ("seg", "det")} for row in rows]
+    assert network["seg"] > 0
+    for file, row in zip(files, rows[1:], strict=True):
+        assert file == pytest.approx(network)
+        assert row["mb"] == (tmp_path / row["file"]).stat().st_size / 1e6
+        assert "/outputs)" in row["difference"]
+        assert row["ms"] > 0
+        assert row["peak_mb"] > 10
+    assert {row["runtime"] for row in rows} >= {"JAX", "onnxruntime"}
+
+
+def test_boxes_that_a_file_does_not_suppress_are_suppressed_as_the_network_does():
+    from benchmarks import deployment
+
+    task = tasks.build({"det": {"kind": "detection", "classes": ("a", "b")}})["det"]
+    places, logits = np.random.default_rng(0).normal(size=(2, 2, 40, 7)).astype(np.float32)
+    cells = jnp.concatenate([40 * jnp.abs(places[..., :4]), 3 * logits[..., 4:]], axis=-1)
+    expected, undecided = jax.device_get((task.decode(cells), task.undecided.decode(cells)))
+    found = deployment.suppressed(task, undecided)
+    assert 0 < expected["valid"].mean() < 1
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-3, err_msg=name)
 
 
 def test_sums_over_devices_are_counted_in_a_program_and_their_time_grows_with_devices():

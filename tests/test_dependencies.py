@@ -29,6 +29,7 @@ EXTRAS = {  # of what may import more than the dependencies
     "benchmarks/torch_losses.py": ("oracle",),
     "benchmarks/torch_peer.py": ("oracle",),
     "benchmarks/torch_onnx.py": ("oracle", "export"),
+    "benchmarks/deployment.py": ("export",),
     "benchmarks/exported.py": ("export",),
     "benchmarks/runtimes.py": ("export", "openvino"),
     "tests": ("dev", "export", "notebook", "oracle", "serve"),

@@ -95,9 +95,26 @@ def save_checkpoint(folder: Path, *, image_size: int = 64, later: Iterable[str] 
     for name, size in (("scenes", 0), ("single", image_size // 2)):
         labels = {"cls": "classification"} if size else {task: task for task in KINDS if task != "cls"}
         config.streams[name] = config_lib.stream("digits", labels, image_size=size, crop=bool(size))
+    return _save_untrained(folder, config)
+
+
+def save_checkpoint_of_scenes(folder: Path, *, count: int = 6) -> Path:
+    """Writes the checkpoint of an untrained network with masks and boxes of two embedded digits, to be measured."""
+    config: Any = config_lib.base()
+    config.image_size, digits = 64, ("3", "7")
+    with config.ignore_type():
+        config.model.update(MODEL)
+        config.tasks.seg = {"kind": "segmentation", "classes": ("background", *digits)}
+        config.tasks.det = {**KINDS["det"], "classes": digits}
+    labels = {"seg": "segmentation", "det": "detection"}
+    options = {"labels": tuple(labels.values()), "digits": digits, "length": count}
+    config.streams.scenes = config_lib.stream("digits", labels, options=options)
+    return _save_untrained(folder, config)
+
+
+def _save_untrained(folder: Path, config: Any) -> Path:
     setup = experiment.build(config.to_dict(), data_root=Path())
-    variables = random_variables(setup.model)
-    stages = [{"name": "all", "metrics": {task: {} for task in KINDS}}]
+    stages = [{"name": "all", "metrics": {task: {} for task in setup.tasks}}]
     metadata = {"stage": "all", "stages": stages, "config": config.to_dict()}
-    checkpoints.save(folder, {"variables": variables}, metadata)
+    checkpoints.save(folder, {"variables": random_variables(setup.model)}, metadata)
     return folder
