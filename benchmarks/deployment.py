@@ -25,6 +25,7 @@ from rich.table import Table
 
 import benchmarks
 from benchmarks import runtimes
+from benchmarks.runtimes import NETWORK
 from mtl_jax.evaluation import evaluate
 from mtl_jax.export import check, formats, litert, openvino
 from mtl_jax.export.network import Form
@@ -33,7 +34,6 @@ from mtl_jax.tasks.base import Task
 from mtl_jax.workdir import trained
 from mtl_jax.workdir.trained import Trained
 
-NETWORK = "the network"
 CALLS = 10  # of a file, after which its process tells its memory
 CERTAIN = 40.0  # a logit whose sigmoid is 1
 Row = dict[str, Any]
@@ -183,13 +183,10 @@ def measure(folders: Sequence[Path], places: Sequence[str], data_root: Path | No
     listed = [
         case for case in runtimes.cases(list(by_path), ["f32"]) if case.runtime != runtimes.OPENVINO or case.is_fixed
     ]
-    reference, image = check.reference(network)[0], jax.device_put(pixels)
-    predict, names = evaluate.make_predict(network.setup.model, network.tasks), tuple(network.names)
-    variables = jax.device_put(network.variables)
-    calls = {NETWORK: lambda: jax.block_until_ready(predict(variables, image, names=names))}
+    calls = {NETWORK: runtimes.network_runner(network, pixels)}
     calls |= {case.label: runtimes.runner(case, pixels) for case in listed}
     times = check.latencies_ms(calls, repeats=repeats)
-    metrics = main_metrics(network, reference, size, crop=crop)
+    metrics = main_metrics(network, check.reference(network)[0], size, crop=crop)
     rows: list[Row] = [{"file": NETWORK, "runtime": runtimes.JAX, **metrics, "ms": times[NETWORK]}]
     for case in listed:
         file = by_path[case.file]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,15 @@ from rich.table import Table
 from mtl_jax import predict
 from mtl_jax.data import pipeline
 from mtl_jax.data.images import decode_image
+from mtl_jax.evaluation import evaluate
 from mtl_jax.export import check, formats, litert, openvino
 from mtl_jax.export.network import TO_NCHW
+from mtl_jax.workdir import trained
+from mtl_jax.workdir.trained import Trained
 
 PRECISIONS = ("f32", "bf16")  # OpenVINO's INFERENCE_PRECISION_HINT
 ORT, OPENVINO, JAX, LITERT = "onnxruntime", "OpenVINO", "JAX", "LiteRT"
+NETWORK = "the network"
 PACKAGES = {ORT: "onnxruntime", OPENVINO: "openvino", JAX: "flatbuffers", LITERT: "ai_edge_litert"}
 FIXED, DYNAMIC = ("fixed",), ("dynamic",)
 RUNTIMES = {  # by the suffix of a file, with the batch sizes that they can have
@@ -131,17 +136,31 @@ def photographs(places: Sequence[str], *, count: int, image_size: int) -> np.nda
     return pipeline.fitted(images, size=(image_size, image_size), batch_size=count)[0]
 
 
+def network_runner(network: Trained, pixels: np.ndarray) -> Callable[[], Any]:
+    """Returns a function that runs a network in JAX, all tasks with decoding, on images in its memory."""
+    function = evaluate.make_predict(network.setup.model, network.tasks)
+    device_inputs, names = jax.device_put((network.variables, pixels)), tuple(network.names)
+    return lambda: jax.block_until_ready(function(*device_inputs, names=names))
+
+
 def rows(listed: Sequence[Case], times: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, ...]]:
-    """Yields the names of each case, and for each number of images the median in ms and its ratio to the first file's.
+    """Yields the names of each case, and for each number of images the median in ms and its ratios.
+
+    The ratios are to the first file in the same runtime, and to the network, as far as these were timed.
 
     Args:
         listed: cases.
-        times: ms by label of the case, for each number of images.
+        times: ms by label of the case, and perhaps by `NETWORK`, for each number of images.
     """
     for case in listed:
-        first = case._replace(file=listed[0].file)
-        medians = [(by_case[case.label], by_case[first.label]) for by_case in times]
-        yield case.file.name, *case[1:], *(text for ms, of in medians for text in (f"{ms:.2f}", f"{ms / of:.2f}"))
+        compared, cells = (case._replace(file=listed[0].file).label, NETWORK), []
+        for by_case in times:
+            ratios = (by_case[case.label] / by_case.get(label, math.nan) for label in compared)
+            cells += [f"{by_case[case.label]:.2f}", *(f"{ratio:.2f}" if ratio > 0 else "" for ratio in ratios)]
+        yield case.file.name, *case[1:], *cells
+    if NETWORK in times[0]:
+        cells = [text for by_case in times for text in (f"{by_case[NETWORK]:.2f}", "", "1.00")]
+        yield NETWORK, JAX, "f32", "fixed", *cells
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -149,6 +168,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="of one network, the one to compare with first")
     parser.add_argument("--images", nargs="+", required=True, help="photographs, or folders of them")
+    parser.add_argument("--weights", type=Path, help="work directory of the network, to time it in JAX too")
     parser.add_argument("--image_size", type=int, default=512, help="of the files, px")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["f32"], help="of OpenVINO")
@@ -158,12 +178,14 @@ def main(arguments: Sequence[str]) -> None:
     for count in options.batch_sizes:
         pixels = photographs(options.images, count=count, image_size=options.image_size)
         runs = {case.label: runner(case, pixels) for case in listed}
+        if options.weights:
+            runs[NETWORK] = network_runner(trained.load(options.weights), pixels)
         times.append(check.latencies_ms(runs, repeats=options.repeats))
-    columns = [name for count in options.batch_sizes for name in (f"ms of {count}", "of the first")]
+    columns = [name for count in options.batch_sizes for name in (f"ms of {count}", "of the first", f"of {NETWORK}")]
     table = Table("file", "runtime", "precision", "batch", *columns)
     for row in rows(listed, times):
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":

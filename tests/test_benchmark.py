@@ -398,7 +398,7 @@ def test_exported_files_are_timed_in_every_runtime_that_is_installed(tmp_path, c
     assert all(row.count("1.00") >= 2 for row in rows if "first.onnx" in row)
 
 
-def test_files_of_all_formats_are_measured_as_the_network_is(tiny_backbone, tmp_path):
+def test_files_of_all_formats_are_measured_as_the_network_is(tiny_backbone, tmp_path, capsys):
     for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: exported files are not measured")
     from benchmarks import deployment
@@ -418,6 +418,14 @@ def test_files_of_all_formats_are_measured_as_the_network_is(tiny_backbone, tmp_
         assert row["ms"] > 0
         assert row["peak_mb"] > 10
     assert {row["runtime"] for row in rows} >= {"JAX", "onnxruntime"}
+
+    settings = ["--weights", str(weights), "--image_size", "64", "--batch_sizes", "1", "--repeats", "1"]
+    files = [str(tmp_path / "files" / name) for name in ("model.stablehlo", "model.onnx")]
+    capsys.readouterr()
+    runtimes.main([*files, "--images", str(tmp_path / "photo.png"), *settings])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "JAX" in line]
+    assert [line.count("1.00") for line in lines if "the network" in line] == [1]
+    assert any("model.stablehlo" in line for line in lines)
 
 
 def test_boxes_that_a_file_does_not_suppress_are_suppressed_as_the_network_does():
