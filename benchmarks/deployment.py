@@ -9,7 +9,6 @@ does not suppress any are suppressed as the network does.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
@@ -26,8 +25,8 @@ from rich.table import Table
 import benchmarks
 from benchmarks import runtimes
 from benchmarks.runtimes import NETWORK
-from mtl_jax.evaluation import evaluate
-from mtl_jax.export import check, formats, litert, openvino
+from mtl_jax.experiment import View
+from mtl_jax.export import check, formats, litert, metrics, openvino
 from mtl_jax.export.network import Form
 from mtl_jax.runtime import compilation
 from mtl_jax.tasks.base import Task
@@ -46,6 +45,7 @@ session = onnxruntime.InferenceSession(path)
 run = lambda: session.run(None, {"image": pixels})
 """,
     runtimes.OPENVINO: """
+sys.modules["openvino_telemetry"] = None
 import openvino
 model = openvino.Core().read_model(path)
 model.reshape(list(pixels.shape))
@@ -115,18 +115,14 @@ def opened(file: File, runtime: str) -> formats.Run:
     return formats.run_in_batches(formats.accept_channels_last(openers[runtime](file.path), Form(layout=layout)), 1)
 
 
-def main_metrics(network: Trained, run: formats.Run, image_size: int, *, crop: bool) -> dict[str, float]:
-    """Returns the main metric of each task, from the predictions of a file on all validation images.
+def main_metrics(network: Trained, run: formats.Run, view: View) -> dict[str, float]:
+    """Returns the main metric of each task, from the predictions of a file for all validation images.
 
     Args:
         network: that was exported.
         run: the file.
-        image_size: of the file, px.
-        crop: whether images are cropped to a square.
+        view: input size and crop of the file.
     """
-    settings = {"image_size": image_size, "crop": crop}
-    streams = {name: dataclasses.replace(stream, **settings) for name, stream in network.setup.streams.items()}
-    setup = dataclasses.replace(network.setup, streams=streams)
 
     def predict(variables: None, image: Any, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         del variables
@@ -137,8 +133,7 @@ def main_metrics(network: Trained, run: formats.Run, image_size: int, *, crop: b
                 found[name][field] = value
         return {name: suppressed(network.tasks[name], fields) for name, fields in found.items()}
 
-    measured = evaluate.measured(setup, predict, None, network.names)
-    return {name: measured[name].compute()[network.tasks[name].main_metric] for name in network.names}
+    return metrics.metrics_of_predictions(network, predict, view)
 
 
 def suppressed(task: Task, predictions: dict[str, Any]) -> dict[str, Any]:
@@ -176,23 +171,23 @@ def measure(folders: Sequence[Path], places: Sequence[str], data_root: Path | No
     """
     files = [file for folder in folders for file in files_in(folder)]
     first = files[0].description
-    size, crop = first["input"]["size"][0], first["input"]["crop"]
+    view = View(first["input"]["size"][0], crop=first["input"]["crop"])
     network = trained.load(first["checkpoint"], tasks=",".join(first["tasks"]), data_root=data_root)
     by_path = {file.path: file for file in files}
-    pixels = runtimes.photographs(places, count=1, image_size=size)
+    pixels = runtimes.photographs(places, count=1, image_size=view.image_size)
     listed = [
         case for case in runtimes.cases(list(by_path), ["f32"]) if case.runtime != runtimes.OPENVINO or case.is_fixed
     ]
     calls = {NETWORK: runtimes.network_runner(network, pixels)}
     calls |= {case.label: runtimes.runner(case, pixels) for case in listed}
     times = check.latencies_ms(calls, repeats=repeats)
-    metrics = main_metrics(network, check.reference(network)[0], size, crop=crop)
-    rows: list[Row] = [{"file": NETWORK, "runtime": runtimes.JAX, **metrics, "ms": times[NETWORK]}]
+    by_task = main_metrics(network, check.reference(network)[0], view)
+    rows: list[Row] = [{"file": NETWORK, "runtime": runtimes.JAX, **by_task, "ms": times[NETWORK]}]
     for case in listed:
         file = by_path[case.file]
-        metrics = main_metrics(network, opened(file, case.runtime), size, crop=crop)
+        by_task = main_metrics(network, opened(file, case.runtime), view)
         measured = {"ms": times[case.label], "peak_mb": peak_megabytes(file, case.runtime)}
-        rows.append({**_of_file(file), "runtime": case.runtime, **metrics, **measured})
+        rows.append({**_of_file(file), "runtime": case.runtime, **by_task, **measured})
     without_runtime = set(by_path) - {case.file for case in listed}
     return [*rows, *(_of_file(file) for file in files if file.path in without_runtime)]
 

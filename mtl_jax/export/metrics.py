@@ -26,9 +26,6 @@ def main_metrics(network: Trained, check: Run, view: View) -> dict[str, float]:
     Raises:
         UserError: a dataset is missing.
     """
-    input_settings = {"image_size": view.image_size, "crop": view.crop}
-    streams = {name: dataclasses.replace(stream, **input_settings) for name, stream in network.setup.streams.items()}
-    setup = dataclasses.replace(network.setup, streams=streams)
     decode = jax.jit(lambda outputs: {name: network.tasks[name].decode(raw) for name, raw in outputs.items()})
 
     def predict(variables: None, image: np.ndarray, names: tuple[str, ...]) -> Any:
@@ -36,5 +33,22 @@ def main_metrics(network: Trained, check: Run, view: View) -> dict[str, float]:
         outputs = check(np.asarray(image))
         return decode({name: outputs[f"{name}/{OUTPUTS}"] for name in names})
 
+    return metrics_of_predictions(network, predict, view)
+
+
+def metrics_of_predictions(network: Trained, predict: evaluate.Predict, view: View) -> dict[str, float]:
+    """Returns the main metric of each task, from predictions for all validation images.
+
+    Args:
+        network: exported network.
+        predict: `(None, images, names) -> {task: predictions}`, as of `evaluate.make_predict`.
+        view: input size and crop.
+
+    Raises:
+        UserError: a dataset is missing.
+    """
+    settings = {"image_size": view.image_size, "crop": view.crop}
+    streams = {name: dataclasses.replace(stream, **settings) for name, stream in network.setup.streams.items()}
+    setup = dataclasses.replace(network.setup, streams=streams)
     measured = evaluate.measured(setup, predict, None, network.names)
     return {name: measured[name].compute()[network.tasks[name].main_metric] for name in network.names}

@@ -70,7 +70,12 @@ def open_file(path: Path, names: Sequence[str], shape: Sequence[int]) -> Run:
 
 
 def import_openvino() -> Any:
-    """Imports OpenVINO, which only its extra installs."""
+    """Imports OpenVINO, which only its extra installs.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    require_packages("openvino")
     return importlib.import_module("openvino")
 
 
