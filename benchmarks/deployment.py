@@ -24,7 +24,7 @@ from rich.table import Table
 
 import benchmarks
 from benchmarks import runtimes
-from benchmarks.runtimes import NETWORK
+from benchmarks.runtimes import NETWORK, Case
 from mtl_jax.experiment import View
 from mtl_jax.export import check, formats, litert, metrics, openvino
 from mtl_jax.export.network import Form
@@ -37,7 +37,7 @@ CALLS = 10  # of a file, after which its process tells its memory
 CERTAIN = 40.0  # a logit whose sigmoid is 1
 Row = dict[str, Any]
 
-# Each of a process of its own, which gets the file and the lengths of its input, and imports nothing else.
+# Of a process of its own, which gets the file, the precision and the lengths of the input, and imports nothing else.
 PROGRAMS = {
     runtimes.ORT: """
 import onnxruntime
@@ -49,7 +49,7 @@ sys.modules["openvino_telemetry"] = None
 import openvino
 model = openvino.Core().read_model(path)
 model.reshape(list(pixels.shape))
-settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
 request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 run = lambda: request.infer({0: pixels})
 """,
@@ -65,9 +65,11 @@ runner = Interpreter(path, num_threads=os.cpu_count()).get_signature_runner()
 run = lambda: runner(image=pixels)
 """,
 }
-BEFORE = (
-    "import sys, numpy\npath, *lengths = sys.argv[1:]\npixels = numpy.zeros([int(n) for n in lengths], 'float32')\n"
-)
+BEFORE = """
+import sys, numpy
+path, precision, *lengths = sys.argv[1:]
+pixels = numpy.zeros([int(length) for length in lengths], "float32")
+"""
 AFTER = f"""
 for _ in range({CALLS}):
     run()
@@ -102,17 +104,19 @@ def files_in(folder: Path) -> list[File]:
     return [File(folder / name, differences[label], description) for label, name in description["files"].items()]
 
 
-def opened(file: File, runtime: str) -> formats.Run:
-    """Returns a file as a function of any number of images, the channels last."""
+def opened(file: File, case: Case) -> formats.Run:
+    """Returns a file in a runtime as a function of any number of images, the channels last."""
     names = [name for task in file.description["tasks"].values() for name in task["outputs"]]
     openers = {
         runtimes.ORT: lambda path: formats.open_session(str(path)),
-        runtimes.OPENVINO: lambda path: openvino.open_file(path, names, file.lengths),
+        runtimes.OPENVINO: lambda path: openvino.open_file(path, names, file.lengths, case.precision),
         runtimes.JAX: formats.open_stablehlo,
         runtimes.LITERT: lambda path: litert.interpreter(path.read_bytes()),
     }
     layout = "nhwc" if file.lengths[-1] == 3 else "nchw"
-    return formats.run_in_batches(formats.accept_channels_last(openers[runtime](file.path), Form(layout=layout)), 1)
+    return formats.run_in_batches(
+        formats.accept_channels_last(openers[case.runtime](file.path), Form(layout=layout)), 1
+    )
 
 
 def main_metrics(network: Trained, run: formats.Run, view: View) -> dict[str, float]:
@@ -148,26 +152,34 @@ def suppressed(task: Task, predictions: dict[str, Any]) -> dict[str, Any]:
     return jax.device_get(task.decode(jnp.concatenate(parts, axis=-1)))
 
 
-def peak_megabytes(file: File, runtime: str) -> float:
+def peak_megabytes(file: File, case: Case) -> float:
     """Returns the largest memory of a process that runs a file."""
-    program = BEFORE + PROGRAMS[runtime] + AFTER
-    words = [sys.executable, "-c", program, str(file.path), *map(str, file.lengths)]
+    program = BEFORE + PROGRAMS[case.runtime] + AFTER
+    words = [sys.executable, "-c", program, str(file.path), case.precision, *map(str, file.lengths)]
     environment = benchmarks.environment({"JAX_PLATFORMS": "cpu"})
     process = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     return int(process.stdout.split()[-1]) / 1024
 
 
-def measure(folders: Sequence[Path], places: Sequence[str], data_root: Path | None, repeats: int) -> list[Row]:
+def measure(
+    folders: Sequence[Path],
+    places: Sequence[str],
+    data_root: Path | None,
+    *,
+    precisions: Sequence[str] = ("f32",),
+    repeats: int,
+) -> list[Row]:
     """Measures the network and every file that a runtime here opens.
 
     Args:
         folders: of `mtl-jax export`, of one network at one size.
         places: photographs, or folders of them; the first is timed.
         data_root: folder of the datasets; None for that of the run.
+        precisions: of OpenVINO.
         repeats: timed calls of each.
 
     Returns:
-        Rows: "file", "runtime", "mb", "difference", the main metric of each task, "ms" and "peak_mb", where known.
+        Rows: "file", "runtime", "precision", "mb", "difference", main metrics by task, "ms" and "peak_mb", where known.
     """
     files = [file for folder in folders for file in files_in(folder)]
     first = files[0].description
@@ -176,7 +188,7 @@ def measure(folders: Sequence[Path], places: Sequence[str], data_root: Path | No
     by_path = {file.path: file for file in files}
     pixels = runtimes.photographs(places, count=1, image_size=view.image_size)
     listed = [
-        case for case in runtimes.cases(list(by_path), ["f32"]) if case.runtime != runtimes.OPENVINO or case.is_fixed
+        case for case in runtimes.cases(list(by_path), precisions) if case.runtime != runtimes.OPENVINO or case.is_fixed
     ]
     calls = {NETWORK: runtimes.network_runner(network, pixels)}
     calls |= {case.label: runtimes.runner(case, pixels) for case in listed}
@@ -185,9 +197,9 @@ def measure(folders: Sequence[Path], places: Sequence[str], data_root: Path | No
     rows: list[Row] = [{"file": NETWORK, "runtime": runtimes.JAX, **by_task, "ms": times[NETWORK]}]
     for case in listed:
         file = by_path[case.file]
-        by_task = main_metrics(network, opened(file, case.runtime), view)
-        measured = {"ms": times[case.label], "peak_mb": peak_megabytes(file, case.runtime)}
-        rows.append({**_of_file(file), "runtime": case.runtime, **by_task, **measured})
+        by_task = main_metrics(network, opened(file, case), view)
+        measured = {"ms": times[case.label], "peak_mb": peak_megabytes(file, case)}
+        rows.append({**_of_file(file), "runtime": case.runtime, "precision": case.precision, **by_task, **measured})
     without_runtime = set(by_path) - {case.file for case in listed}
     return [*rows, *(_of_file(file) for file in files if file.path in without_runtime)]
 
@@ -203,11 +215,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="of `mtl-jax export`, of one network at one image size")
     parser.add_argument("--images", nargs="+", required=True, help="photographs, or folders of them")
     parser.add_argument("--data_root", type=Path, help="folder of the datasets; default: that of the run")
+    parser.add_argument("--precisions", nargs="+", choices=runtimes.PRECISIONS, default=["f32"], help="of OpenVINO")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
     compilation.enable_cache()
-    rows = measure(options.folders, options.images, options.data_root, options.repeats)
+    settings = {"precisions": options.precisions, "repeats": options.repeats}
+    rows = measure(options.folders, options.images, options.data_root, **settings)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     names = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))

@@ -408,7 +408,7 @@ def test_files_of_all_formats_are_measured_as_the_network_is(tiny_backbone, tmp_
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "photo.png")
     settings = ["--weights", str(weights), "--layout", "nchw", "--format", "stablehlo,onnx"]
     assert export.main([*settings, "--out", str(tmp_path / "files")]) == 0
-    rows = deployment.measure([tmp_path / "files"], [str(tmp_path / "photo.png")], None, 1)
+    rows = deployment.measure([tmp_path / "files"], [str(tmp_path / "photo.png")], None, repeats=1)
     network, *files = [{key: value for key, value in row.items() if key in ("seg", "det")} for row in rows]
     assert network["seg"] > 0
     for file, row in zip(files, rows[1:], strict=True):

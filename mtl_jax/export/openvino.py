@@ -56,17 +56,18 @@ def save_ir(converted: OnnxNetwork, path: Path, image: jax.ShapeDtypeStruct, for
     return Exported(path, run, check, converted.network, any_batch=any_batch, extra_files=extra_files)
 
 
-def open_file(path: Path, names: Sequence[str], shape: Sequence[int]) -> Run:
+def open_file(path: Path, names: Sequence[str], shape: Sequence[int], precision: str = "f32") -> Run:
     """Opens an ONNX or .xml file as a function of its input array.
 
     Args:
         path: of the file.
         names: of its outputs.
         shape: of its input.
+        precision: `INFERENCE_PRECISION_HINT`.
     """
     model = import_openvino().Core().read_model(str(path))
     model.reshape(list(shape))
-    return _compile(model, names)
+    return _compile(model, names, precision)
 
 
 def import_openvino() -> Any:
@@ -92,8 +93,8 @@ def compiled_model(model: Any, precision: str = "f32") -> Any:
     return import_openvino().Core().compile_model(model, "CPU", settings)
 
 
-def _compile(model: Any, names: Sequence[str]) -> Run:
-    compiled = compiled_model(model)
+def _compile(model: Any, names: Sequence[str], precision: str = "f32") -> Run:
+    compiled = compiled_model(model, precision)
     request = compiled.create_infer_request()
 
     def run(pixels: Any) -> dict[str, Any]:
