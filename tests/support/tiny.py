@@ -95,7 +95,7 @@ def save_checkpoint(folder: Path, *, image_size: int = 64, later: Iterable[str] 
     for name, size in (("scenes", 0), ("single", image_size // 2)):
         labels = {"cls": "classification"} if size else {task: task for task in KINDS if task != "cls"}
         config.streams[name] = config_lib.stream("digits", labels, image_size=size, crop=bool(size))
-    return _save_untrained(folder, config)
+    return _save_untrained(folder, config, KINDS)
 
 
 def save_checkpoint_of_scenes(folder: Path, *, count: int = 6) -> Path:
@@ -109,12 +109,12 @@ def save_checkpoint_of_scenes(folder: Path, *, count: int = 6) -> Path:
     labels = {"seg": "segmentation", "det": "detection"}
     options = {"labels": tuple(labels.values()), "digits": digits, "length": count}
     config.streams.scenes = config_lib.stream("digits", labels, options=options)
-    return _save_untrained(folder, config)
+    return _save_untrained(folder, config, labels)
 
 
-def _save_untrained(folder: Path, config: Any) -> Path:
+def _save_untrained(folder: Path, config: Any, names: Iterable[str]) -> Path:
     setup = experiment.build(config.to_dict(), data_root=Path())
-    stages = [{"name": "all", "metrics": {task: {} for task in setup.tasks}}]
+    stages = [{"name": "all", "metrics": {task: {} for task in names}}]
     metadata = {"stage": "all", "stages": stages, "config": config.to_dict()}
     checkpoints.save(folder, {"variables": random_variables(setup.model)}, metadata)
     return folder
