@@ -13,6 +13,7 @@ from mtl_jax.export.onnx_folding import input_names
 from mtl_jax.export.onnx_nodes import changed, group_count
 
 BLOCK = 16  # channels of each member are padded with zeros to a multiple of it: runtimes compute vectors of 16
+MAX_READ_WHOLE = 3  # members of a bundle that convolutions of single ones read as a whole: the work grows by its square
 
 helper: Any = onnx.helper
 
@@ -104,7 +105,7 @@ class Bundles:
     def remaining(self, nodes: Iterable[Any], outputs: Sequence[str]) -> list[Any]:
         """Returns the joined nodes, those that are as they were, and what takes their inputs out of bundles."""
         kept = [node for node in nodes if not any(name in self for name in node.output)]
-        taken_out = {name for node in kept if not self._is_convolution(node) for name in input_names(node)}
+        taken_out = {name for node in kept if not self._can_read_whole(node) for name in input_names(node)}
         bundles_taken_out = {self[name].name for name in (*taken_out, *outputs) if name in self}
         kept = [
             self._of_whole_bundle(node)
@@ -118,16 +119,18 @@ class Bundles:
                 self.part(bundle, bundle.members.index(name), 1)
         return [*kept, *(node for nodes_of in self.nodes.values() for node in nodes_of)]
 
-    def _is_convolution(self, node: Any) -> bool:
-        """Returns whether a node is a convolution without groups that reads a member of a bundle of maps."""
-        is_dense = node.op_type == "Conv" and group_count(node) == 1 and node.input[1] in self.weights
-        return is_dense and node.input[0] in self and not self[node.input[0]].is_stacked
+    def _can_read_whole(self, node: Any) -> bool:
+        """Returns whether a node is a convolution without groups that reads a member of a small bundle."""
+        if node.op_type != "Conv" or group_count(node) > 1 or node.input[1] not in self.weights:
+            return False
+        bundle = self.by_member.get(node.input[0])
+        return bundle is not None and not bundle.is_stacked and len(bundle.members) <= MAX_READ_WHOLE
 
     def _of_whole_bundle(self, node: Any) -> Any:
         """Returns a convolution of a member as one of its bundle: zero weights cost less than taking the member out."""
         bundle, kernel = self[node.input[0]], self.weights[node.input[1]]
         start, width = bundle.members.index(node.input[0]) * bundle.width, len(bundle.members) * bundle.width
-        name = f"{node.input[1]}.{bundle.name}"
+        name = f"{node.input[1]}.{node.input[0]}"
         before_after = (start, width - start - kernel.shape[1])
         self.weights[name] = np.pad(kernel, [(0, 0), before_after, *[(0, 0)] * (kernel.ndim - 2)])
         return changed(node, [bundle.name, name, *node.input[2:]], node.output[0])
