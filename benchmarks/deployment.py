@@ -29,12 +29,14 @@ from mtl_jax.experiment import View
 from mtl_jax.export import check, formats, litert, metrics, openvino
 from mtl_jax.export.network import Form
 from mtl_jax.runtime import compilation
+from mtl_jax.tasks import boxes
 from mtl_jax.tasks.base import Task
 from mtl_jax.workdir import trained
 from mtl_jax.workdir.trained import Trained
 
-CALLS = 10  # of a file, after which its process tells its memory
+CALLS = 10  # of a file, after which its process prints its memory
 CERTAIN = 40.0  # a logit whose sigmoid is 1
+SMALLEST = 1e-7  # probability whose logit is finite, as is that of one minus it; its score is never accepted
 Row = dict[str, Any]
 
 # Of a process of its own, which gets the file, the precision and the lengths of the input, and imports nothing else.
@@ -87,9 +89,8 @@ class File(NamedTuple):
     @property
     def megabytes(self) -> float:
         """Size of the file, with that of its weights."""
-        parts = [self.path, *([self.path.with_suffix(".bin")] if self.path.suffix == ".xml" else [])]
-        paths = [path for part in parts for path in (part.rglob("*") if part.is_dir() else [part])]
-        return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+        weights = (self.path.with_suffix(".bin"),) if self.path.suffix == ".xml" else ()
+        return formats.Exported(self.path, None, None, extra_files=weights).size / 1e6
 
     @property
     def lengths(self) -> list[int]:
@@ -144,11 +145,10 @@ def suppressed(task: Task, predictions: dict[str, Any]) -> dict[str, Any]:
     """Returns predictions in which overlapping boxes are suppressed, where a file leaves that to others."""
     if "label" in predictions or "boxes_xyxy" not in predictions:
         return predictions
-    corners, score = jnp.asarray(predictions["boxes_xyxy"]), jnp.asarray(predictions["score"])
-    size = corners[..., 2:] - corners[..., :2]
-    of_class = jnp.square(score)  # a score is the mean of a certain objectness and of this probability
-    logits = jnp.log(of_class + 1e-30) - jnp.log1p(1e-7 - of_class)
-    parts = corners[..., :2] + size / 2, size, jnp.full_like(size[..., :1], CERTAIN), logits
+    places, score = boxes.to_centre_size(jnp.asarray(predictions["boxes_xyxy"])), jnp.asarray(predictions["score"])
+    # A score is the geometric mean of a certain objectness and of this probability.
+    logits = jax.scipy.special.logit(jnp.clip(jnp.square(score), SMALLEST, 1 - SMALLEST))
+    parts = places, jnp.full_like(places[..., :1], CERTAIN), logits
     return jax.device_get(task.decode(jnp.concatenate(parts, axis=-1)))
 
 

@@ -175,11 +175,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(arguments)
     listed, times = cases(options.files, options.precisions), []
+    network = trained.load(options.weights) if options.weights else None
     for count in options.batch_sizes:
         pixels = photographs(options.images, count=count, image_size=options.image_size)
         runs = {case.label: runner(case, pixels) for case in listed}
-        if options.weights:
-            runs[NETWORK] = network_runner(trained.load(options.weights), pixels)
+        if network:
+            runs[NETWORK] = network_runner(network, pixels)
         times.append(check.latencies_ms(runs, repeats=options.repeats))
     columns = [name for count in options.batch_sizes for name in (f"ms of {count}", "of the first", f"of {NETWORK}")]
     table = Table("file", "runtime", "precision", "batch", *columns)

@@ -61,14 +61,7 @@ def resized_argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
     array, edges = graph.stored_in_order(origin.x, CHANNELS_FIRST), np.array([0, 0, 1, 1] * 2)
     cells = graph.node("Pad", array, edges, shape=(batch, channels, rows + 2, columns + 2), dtype=x.dtype, mode="edge")
     of_cells = graph.node("ArgMax", cells, shape=(batch, 1, *cells.shape[2:]), dtype=np.int64, axis=1, keepdims=1)
-    largest, mean = (
-        graph.node(pool, graph.cast(of_cells, np.float32), shape=squares, dtype=np.float32, kernel_shape=[2, 2])
-        for pool in ("MaxPool", "AveragePool")
-    )  # equal where all four cells are
-    difference = graph.node("Sub", largest, mean, shape=squares, dtype=np.float32)
-    # A length of 0 stands for an unknown one.
-    mixed = graph.node("NonZero", difference, shape=(4, 0), dtype=np.int64)
-    position = graph.node("Transpose", mixed, shape=(0, 4), dtype=np.int64, perm=[1, 0])
+    position = _mixed_squares(graph, of_cells)
 
     pixels, short = factors[0] * factors[1], np.dtype(np.uint8 if channels <= LARGEST_SHORT else dtype)
     of_channel = np.repeat(np.arange(channels, dtype=short)[:, None], pixels, axis=1)
@@ -76,13 +69,29 @@ def resized_argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
     masks = graph.node("Gather", of_channel, of_first, shape=(*squares, pixels), dtype=short, axis=0)
     winner = graph.cast(_square_argmax(graph, cells, position, factors), short)
     masks = graph.node("ScatterND", masks, position, winner, shape=masks.shape, dtype=short)
-    masks = graph.reshape(masks, (batch, *squares[2:], *factors)).transpose([0, 1, 3, 2, 4])
-    masks = graph.reshape(
-        masks, (batch, *(length * factor for length, factor in zip(squares[2:], factors, strict=True)))
-    )
-    start = [-(-factor // 2) for factor in factors]  # half a square
-    stop = start[0] + height, start[1] + width
-    return graph.cast(graph.slice(masks, (0, *start), (batch, *stop), (1, 1, 1)), dtype)
+    return graph.cast(_in_rows(graph, masks, factors, origin.size), dtype)
+
+
+def _mixed_squares(graph: Graph, of_cells: Tensor) -> Tensor:
+    """Returns the squares between four cells that are not all of one channel.
+
+    Args:
+        graph: receives the nodes.
+        of_cells: i64[batch, 1, rows, columns], a channel.
+
+    Returns:
+        i64[squares, 4], image, 0, row and column of each square's first cell.
+    """
+    batch, _, rows, columns = of_cells.shape
+    shape = batch, 1, rows - 1, columns - 1
+    largest, mean = (
+        graph.node(pool, graph.cast(of_cells, np.float32), shape=shape, dtype=np.float32, kernel_shape=[2, 2])
+        for pool in ("MaxPool", "AveragePool")
+    )  # equal where all four cells are
+    difference = graph.node("Sub", largest, mean, shape=shape, dtype=np.float32)
+    # A length of 0 stands for an unknown one.
+    mixed = graph.node("NonZero", difference, shape=(4, 0), dtype=np.int64)
+    return graph.node("Transpose", mixed, shape=(0, 4), dtype=np.int64, perm=[1, 0])
 
 
 def _square_argmax(graph: Graph, cells: Tensor, position: Tensor, factors: tuple[int, int]) -> Tensor:
@@ -111,10 +120,35 @@ def _square_argmax(graph: Graph, cells: Tensor, position: Tensor, factors: tuple
     return graph.node("ArgMax", enlarged, shape=(0, matrix.shape[1]), dtype=np.int64, axis=1, keepdims=0)
 
 
+def _in_rows(graph: Graph, masks: Tensor, factors: tuple[int, int], size: tuple[int, ...]) -> Value:
+    """Arranges the pixels of squares in rows, and removes those outside of the map.
+
+    Args:
+        graph: receives the nodes.
+        masks: [batch, 1, rows, columns, pixels], of the squares between cells.
+        factors: height and width of a square.
+        size: height and width of the map.
+
+    Returns:
+        [batch, height, width].
+    """
+    batch, _, rows, columns, _ = masks.shape
+    by_row = graph.reshape(masks, (batch, rows, columns, *factors)).transpose([0, 1, 3, 2, 4])
+    whole = graph.reshape(by_row, (batch, rows * factors[0], columns * factors[1]))
+    start = [_in_first_cell(factor) for factor in factors]
+    stop = start[0] + size[0], start[1] + size[1]
+    return graph.slice(whole, (0, *start), (batch, *stop), (1, 1, 1))
+
+
 def _weights_between_cells(factor: int) -> np.ndarray:
     """Returns f32[2, factor]: weights of two cells in the pixels from the centre of one to that of the next."""
-    of_second = (np.arange(factor) - -(-factor // 2) + 0.5) / factor + 0.5
+    of_second = (np.arange(factor) - _in_first_cell(factor) + 0.5) / factor + 0.5
     return np.stack([1 - of_second, of_second]).astype(np.float32)
+
+
+def _in_first_cell(factor: int) -> int:
+    """Returns how many pixels of a square, along an axis, lie in its first cell; one in the cell's centre does."""
+    return -(-factor // 2)
 
 
 def _interpolation_value(graph: Graph, old: int, new: int, *, transposed: bool = False) -> Value:
