@@ -15,6 +15,7 @@ from mtl_jax.workdir.trained import Trained
 
 # Relative to the largest magnitude of each output, by compute type; the spacing of bfloat16 numbers is 8e-3.
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}
+TIE = 1e-6  # difference of two scores, below which rounding decides which detection is first
 
 
 def reference(network: Trained, form: Form | None = None) -> tuple[Run, Run]:
@@ -28,10 +29,11 @@ def reference(network: Trained, form: Form | None = None) -> tuple[Run, Run]:
 def differences(
     network: Trained, reference_run: Run, file_run: Run, batches: Sequence[np.ndarray], *, decode: str = "all"
 ) -> dict[str, float]:
-    """Returns the largest difference of each output, relative to its largest magnitude.
+    """Returns the largest difference of each output, relative to its largest magnitude; of indices the differing share.
 
     Raw outputs are compared with those of the network. Predictions are compared with the network's decoding of the
-    file's raw outputs, because an index may change where two scores are nearly equal.
+    file's raw outputs, because an index may change where two scores are nearly equal. Detections with nearly equal
+    scores are compared in the order of the network.
 
     Args:
         network: exported network.
@@ -47,11 +49,45 @@ def differences(
         expected_outputs, file_outputs = reference_run(pixels), file_run(pixels)
         outputs = {name: file_outputs[f"{name}/{OUTPUTS}"] for name in network.names}
         expected_outputs |= jax.device_get(decoder(outputs))
+        file_outputs = {**file_outputs, **_ties_in_order(expected_outputs, file_outputs)}
         for name, value in expected_outputs.items():
-            value, file_value = np.asarray(value, np.float64), np.asarray(file_outputs[name], np.float64)
-            largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
-            difference[name] = max(difference.get(name, 0.0), float(np.abs(value - file_value).max()))
-    return {name: difference[name] / (largest[name] or 1.0) for name in difference}
+            value, file_value = np.asarray(value), np.asarray(file_outputs[name])
+            if np.issubdtype(value.dtype, np.floating):
+                largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
+                error = float(np.abs(value.astype(np.float64) - file_value).max())
+            else:
+                error = float((value != file_value).mean())
+            difference[name] = max(difference.get(name, 0.0), error)
+    return {name: difference[name] / (largest.get(name) or 1.0) for name in difference}
+
+
+def _ties_in_order(expected: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the detections of a file, those with nearly equal scores in the order in which the network has them."""
+    ordered: dict[str, np.ndarray] = {}
+    for task in [name.removesuffix("/valid") for name in expected if name.endswith("/valid")]:
+        keys = [key for key in expected if key.startswith(f"{task}/") and not key.endswith(f"/{OUTPUTS}")]
+        compared = [f"{task}/{field}" for field in ("score", "label", "boxes_xyxy")]
+        pairs = zip(*(expected[key] for key in compared), *(outputs[key] for key in compared), strict=True)
+        order = np.array([_nearest_of_ties(image[:3], image[3:]) for image in pairs])
+        ordered |= {key: np.asarray(outputs[key])[np.arange(len(order))[:, None], order] for key in keys}
+    return ordered
+
+
+def _nearest_of_ties(rows: Sequence[np.ndarray], file_rows: Sequence[np.ndarray]) -> list[int]:
+    """Returns the row of a file for each row of the network, among those with nearly equal scores.
+
+    Args:
+        rows: score f32[n], label i32[n] and box f32[n, 4] of the detections in an image, best first.
+        file_rows: the same of the file.
+    """
+    score, label, box = rows
+    order: list[int] = []
+    for ties in np.split(np.arange(len(score)), 1 + np.flatnonzero(score[:-1] - score[1:] > TIE)):
+        free = ties.tolist()
+        for row in ties:
+            distances = np.abs(file_rows[2][free] - box[row]).max(axis=1)
+            order.append(free.pop(np.lexsort([distances, file_rows[1][free] != label[row]])[0]))
+    return order
 
 
 def relative_error(expected: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> float:
