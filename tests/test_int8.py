@@ -216,6 +216,29 @@ def test_openvino_computes_the_8_bit_network_for_a_fixed_number_of_images(weight
         assert np.abs(outputs[name] - value).mean() < 0.05 * value.std() + 1e-6, name
 
 
+def test_openvino_computes_every_quantised_convolution_in_8_bits(weights, pixels):
+    """It computes those in fp32 that read the kernel of another one, as layers do that several levels share."""
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed: its eight bits are not tested")
+    from mtl_jax.export import openvino
+
+    model, image = trained.load(weights), network.input_shape(image_size=SIZE, batch_size=1)
+    separate, model, any_batch = formats.translate(model, image, FORM)
+    images = [np.ascontiguousarray(pixels.transpose(network.TO_NCHW))]
+    calibration = int8.calibrate(separate, int8.sample_inputs(separate, images))
+    in_8_bits = rounding.quantise(separate, calibration.ranges, rounding.quantisable_layers(separate)[0])
+    served = formats.served_onnx(in_8_bits, model, FORM, any_batch=any_batch).run_model
+    kernels = [array.name for array in served.graph.initializer if array.data_type == onnx.TensorProto.INT8]
+    readers = [name for node in served.graph.node if node.op_type == "DequantizeLinear" for name in node.input[:1]]
+    assert all(readers.count(name) <= 1 for name in kernels)
+    primitives = {}  # convolution -> the kernel that computes it
+    for layer in openvino.compiled_model(openvino._parse(served, image, FORM)).get_runtime_model().get_ops():
+        info = {key: str(layer.get_rt_info()[key].value) for key in ("originalLayersNames", "primitiveType")}
+        primitives |= dict.fromkeys(info["originalLayersNames"].split(","), info["primitiveType"])
+    names = rounding.quantised_convolutions(served)
+    assert len(names) > 4
+    assert {name: primitives[name] for name in names if not primitives[name].endswith("I8")} == {}
+
+
 def test_a_runtime_that_computes_something_else_is_refused(weights, pixels, tmp_path, capsys, monkeypatch):
     write_images(tmp_path, pixels)
     save = formats.save_onnx

@@ -184,9 +184,10 @@ def served_onnx(model: Any, network: Trained, form: Form, *, any_batch: bool) ->
         form: decoding and layout.
         any_batch: whether the batch size is dynamic.
     """
-    from mtl_jax.export import onnx_folding, onnx_model, onnx_parallel
+    from mtl_jax.export import onnx_folding, onnx_model, onnx_parallel, rounding
 
     joined = onnx_folding.with_splits(onnx_parallel.with_joined_passes(model))
+    joined = rounding.with_own_kernels(joined)
     return OnnxNetwork(onnx_model.remove_outputs(joined, raw_output_filter(form)), joined, network, any_batch)
 
 

@@ -138,6 +138,27 @@ def _rounded_names(model: Any) -> set[str]:
     return {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
 
 
+def with_own_kernels(model: Any) -> Any:
+    """Returns a model in which each 8-bit kernel that several convolutions read is stored for each of them.
+
+    Of convolutions that read the same integers, OpenVINO 2026.4 computes all in fp32.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    arrays, read = {value.name: value for value in result.graph.initializer}, set()
+    for node in result.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in arrays:
+            continue
+        if node.input[0] in read:
+            copy = onnx.TensorProto()
+            copy.CopyFrom(arrays[node.input[0]])
+            copy.name = f"{node.output[0]}/own"
+            result.graph.initializer.append(copy)
+            node.input[0] = copy.name
+        read.add(node.input[0])
+    return result
+
+
 def kernel_scales(kernel: np.ndarray) -> np.ndarray:
     """Returns the scale of each output channel of a kernel, which maps its largest magnitude to 127."""
     return np.maximum(np.abs(kernel).max(axis=tuple(range(1, kernel.ndim))) / 127, 1e-9).astype(np.float32)
