@@ -60,7 +60,9 @@ def resized_argmax(graph: Graph, x: Any, dtype: Any) -> Tensor | None:
     factors, squares = (height // rows, width // columns), (batch, 1, rows + 1, columns + 1)
     array, edges = graph.stored_in_order(origin.x, CHANNELS_FIRST), np.array([0, 0, 1, 1] * 2)
     cells = graph.node("Pad", array, edges, shape=(batch, channels, rows + 2, columns + 2), dtype=x.dtype, mode="edge")
-    of_cells = graph.node("ArgMax", cells, shape=(batch, 1, *cells.shape[2:]), dtype=np.int64, axis=1, keepdims=1)
+    # Of five axes, OpenVINO stores each channel's cells together, and compares ten times as fast.
+    cells = graph.reshape(cells, (batch, channels, 1, *cells.shape[2:]))
+    of_cells = graph.node("ArgMax", cells, shape=(batch, *cells.shape[2:]), dtype=np.int64, axis=1, keepdims=0)
     position = _mixed_squares(graph, of_cells)
 
     pixels, short = factors[0] * factors[1], np.dtype(np.uint8 if channels <= LARGEST_SHORT else dtype)
@@ -99,20 +101,20 @@ def _square_argmax(graph: Graph, cells: Tensor, position: Tensor, factors: tuple
 
     Args:
         graph: receives the nodes.
-        cells: [batch, channels, rows, columns].
+        cells: [batch, channels, 1, rows, columns].
         position: i64[squares, 4], image, 0, row and column of each square's first cell.
         factors: of the upsampling.
 
     Returns:
         i64[squares, pixels], the pixels row by row.
     """
-    batch, channels, rows, columns = cells.shape
+    channels = cells.shape[1]
     weights = [_weights_between_cells(factor) for factor in factors]
     matrix = np.einsum("ay,bx->abyx", *weights).reshape(4, -1)
     corners = np.array([[0, 0, row, column] for row in (0, 1) for column in (0, 1)])
     first = graph.node("Unsqueeze", position, np.array([1]), shape=(0, 1, 4), dtype=np.int64)
     index = graph.node("Add", first, corners, shape=(0, 4, 4), dtype=np.int64)
-    by_cell = graph.reshape(cells.transpose([0, 2, 3, 1]), (batch, 1, rows, columns, channels))
+    by_cell = cells.transpose([0, 2, 3, 4, 1])
     values = graph.node("GatherND", by_cell, index, shape=(0, 4, channels), dtype=cells.dtype)
     # With the pixels last, runtimes compare all pixels of a square at once.
     by_channel = graph.node("Transpose", values, shape=(0, channels, 4), dtype=cells.dtype, perm=[0, 2, 1])
