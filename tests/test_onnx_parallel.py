@@ -91,8 +91,11 @@ def test_passes_of_tasks_become_one(tasks):
     groups = max(attribute.i for attribute in attributes if attribute.name == "group")
     assert groups == tasks * 32  # depthwise, 20 channels of each task padded to 32
     sizes = {value.name: np.prod(value.dims) for value in joined.graph.initializer}
-    gates = [node for node in joined.graph.node if node.op_type == "Conv" and "batch" in node.input[0]]
-    assert [sizes[node.input[1]] for node in gates] == [16 * 32]  # what all share is held once
+    shared = [node for node in joined.graph.node if node.op_type == "Concat"]
+    assert [[sizes[name] for name in node.input] for node in shared] == [
+        [16 * 32] * tasks
+    ] * 2  # of the channel weights
+    assert all(len(set(node.input)) == 1 for node in shared)  # what all share is held once
 
 
 def test_a_pass_that_ends_early_leaves_the_others_together():
@@ -194,6 +197,22 @@ def test_quantised_passes_keep_their_ranges(activation):
     expected, outputs = (open_session(each.SerializeToString())(pixels) for each in (quantised, joined))
     for name, value in expected.items():
         assert np.abs(outputs[name] - value).mean() < (1e-5 if activation else 0.01) * np.abs(value).mean(), name
+
+
+def test_a_part_of_quantised_passes_is_taken_out_before_it_is_dequantised():
+    draft = Draft()
+    features = [draft.node("HardSwish", draft.convolution("image", 20, CHANNELS, 1, 1)) for _ in range(3)]
+    inner = [draft.convolution(x, 6, 20, 1, 1) for x in features[:2]]
+    ends = [draft.convolution(x, 3, 6, 1, 1) for x in inner]
+    model = draft.model(*ends, draft.convolution(features[2], 20, 20, 3, 3))
+    in_8_bits = quantise(model, {name: (-9.0 - at, 9.0) for at, name in enumerate(features)}, inner)
+    others = quantise(in_8_bits, {features[2]: (-11.0, 9.0)}, [model.graph.output[2].name])
+    joined = with_joined_passes(others)
+    makers = {name: node.op_type for node in joined.graph.node for name in node.output}
+    taken_from = [makers[node.input[0]] for node in joined.graph.node if node.op_type == "Slice"]
+    assert taken_from.count("QuantizeLinear") == 2
+    assert "DequantizeLinear" not in taken_from
+    assert_equal_outputs(others, joined)
 
 
 def scale_of(draft: Draft, name: str) -> str:

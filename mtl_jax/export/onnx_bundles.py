@@ -19,13 +19,11 @@ helper: Any = onnx.helper
 
 
 class Bundle(NamedTuple):
-    """A tensor that holds tensors of equal shape."""
+    """A tensor that holds the channels of tensors of equal shape, one tensor after another."""
 
     name: str
     members: tuple[str, ...]  # the tensors, in the order in which it holds them
     channels: int  # of each
-    is_pooled: bool  # whether height and width are 1
-    is_stacked: bool = False  # along the batch; otherwise along the channels
 
     @property
     def width(self) -> int:
@@ -72,27 +70,27 @@ class Bundles:
 
     def part(self, bundle: Bundle, start: int, count: int) -> Bundle:
         """Returns a part of a bundle: some members, one after another."""
-        bundle, members = self.in_form(bundle, is_stacked=False), bundle.members[start : start + count]
+        members = bundle.members[start : start + count]
         stop = start * bundle.width + bundle.channels if count == 1 else (start + count) * bundle.width
         name = members[0] if count == 1 else f"{bundle.name}.{start}-{start + count - 1}"
         if name not in self.nodes:
-            bounds = {"start": start * bundle.width, "stop": stop, "axis": 1}
-            arrays = {f"{name}.{key}": np.array([value], np.int64) for key, value in bounds.items()}
-            self.weights.update(arrays)
-            self.nodes[name] = [helper.make_node("Slice", [bundle.name, *arrays], [name], name)]
+            self.nodes[name] = self._slice(bundle.name, name, start * bundle.width, stop)
         return bundle._replace(name=name, members=members)
 
-    def in_form(self, bundle: Bundle, *, is_stacked: bool) -> Bundle:
-        """Returns a bundle whose members follow each other along the batch or along the channels."""
-        if bundle.is_stacked == is_stacked:
-            return bundle
-        name = f"{bundle.name}.{'batch' if is_stacked else 'channels'}"
-        if name not in self.nodes:
-            channels = bundle.width * (1 if is_stacked else len(bundle.members))
-            shape = f"{name}.shape"
-            self.weights[shape] = np.array([-1, channels, 1, 1], np.int64)
-            self.nodes[name] = [helper.make_node("Reshape", [bundle.name, shape], [name], name)]
-        return bundle._replace(name=name, is_stacked=is_stacked)
+    def _slice(self, source: str, name: str, start: int, stop: int) -> list[Any]:
+        """Adds a slice of the channels of a bundle, before its dequantisation if it has one; returns the nodes."""
+        maker = self.nodes[source][0] if source in self.nodes else None
+        if maker is not None and maker.op_type == "DequantizeLinear":  # runtimes make it part of what reads it
+            levels = [f"{name}.{kind}" for kind in ("scale", "zero")]
+            for level, whole in zip(levels, maker.input[1:], strict=True):
+                self.weights[level] = self.weights[whole][start:stop]
+            integers = f"{name}.integers"
+            nodes = self._slice(maker.input[0], integers, start, stop)
+            return [*nodes, changed(maker, [integers, *levels], name)]
+        bounds = {"start": start, "stop": stop, "axis": 1}
+        arrays = {f"{name}.{key}": np.array([value], np.int64) for key, value in bounds.items()}
+        self.weights.update(arrays)
+        return [helper.make_node("Slice", [source, *arrays], [name], name)]
 
     def drop_single_layers(self) -> None:
         """Leaves layers as they are that begin at one tensor and that no joined layer follows."""
@@ -124,7 +122,7 @@ class Bundles:
         if node.op_type != "Conv" or group_count(node) > 1 or node.input[1] not in self.weights:
             return False
         bundle = self.by_member.get(node.input[0])
-        return bundle is not None and not bundle.is_stacked and len(bundle.members) <= MAX_READ_WHOLE
+        return bundle is not None and len(bundle.members) <= MAX_READ_WHOLE
 
     def _of_whole_bundle(self, node: Any) -> Any:
         """Returns a convolution of a member as one of its bundle: zero weights cost less than taking the member out."""

@@ -144,16 +144,10 @@ class _Joined:
 
     def _apply(self, group: list[Any], sources: list[Bundle]) -> None:
         """Adds an operator that computes every channel by itself."""
-        first, others = group[0], [tuple(node.input[source_count(node) :]) for node in group]
-        is_stacked = all(source.is_stacked for source in sources) and len(set(others)) == 1
-        if not is_stacked:
-            sources = [self.bundles.in_form(source, is_stacked=False) for source in sources]
-        is_pooled = first.op_type == "GlobalAveragePool" or (
-            first.op_type != "Resize" and all(source.is_pooled for source in sources)
-        )
-        bundle = Bundle(_name(group), _outputs(group), sources[0].channels, is_pooled, is_stacked)
-        names, attributes = list(others[0]), {}
-        if first.op_type in QUANTISATION and not is_stacked:
+        first = group[0]
+        bundle = Bundle(_name(group), _outputs(group), sources[0].channels)
+        names, attributes = list(first.input[source_count(first) :]), {}
+        if first.op_type in QUANTISATION:
             names, attributes = self._scales(group, bundle, sources[0]), {"axis": 1}
         node = changed(first, [*(source.name for source in sources), *names], bundle.name, **attributes)
         self.bundles.add(bundle, [node], sources)
@@ -175,26 +169,18 @@ class _Joined:
     def _convolve(self, group: list[Any], source: Bundle | None) -> None:
         """Adds a convolution of the tensor that all layers of a group read, or of those that a bundle holds."""
         first, kernels = group[0], [self.kernels[node.input[1]] for node in group]
-        is_same = len({_identity(*pair) for pair in zip(kernels, group, strict=True)}) == 1
-        # Integers are stored once anyway; of them OpenVINO 2026.4 mistakes the convolutions of a reshaped tensor.
-        is_stacked = bool(source and source.is_pooled) and is_same and kernels[0].scale is None
         is_depthwise = group_count(first) > 1
-        if source is not None:
-            source = self.bundles.in_form(source, is_stacked=is_stacked)
-        is_pooled = bool(source and source.is_pooled)
-        bundle = Bundle(_name(group), _outputs(group), len(kernels[0].array), is_pooled, is_stacked)
+        bundle = Bundle(_name(group), _outputs(group), len(kernels[0].array))
         inputs = source.width if source is not None and not is_depthwise else kernels[0].array.shape[1]
-        used = slice(1 if is_stacked else None)
-        names = [source.name if source is not None else first.input[0]]
-        name, kernel_nodes = self._kernel(f"{bundle.name}.kernel", kernels[used], (bundle.width, inputs))
-        names.append(name)
-        biases = [_padded(self.weights[name], (bundle.width,)) for node in group[used] for name in node.input[2:]]
-        groups = 1 if source is None or is_stacked else len(group)
+        name, kernel_nodes = self._kernel(f"{bundle.name}.kernel", kernels, (bundle.width, inputs))
+        names = [source.name if source is not None else first.input[0], name]
+        biases = [_padded(self.weights[name], (bundle.width,)) for node in group for name in node.input[2:]]
+        groups = 1 if source is None else len(group)
         node = changed(first, names, bundle.name, group=groups * (bundle.width if is_depthwise else 1))
         # onnxruntime makes one operator of a convolution between two quantisations, with one scale for each tensor.
-        is_apart = bool(kernel_nodes) and set(self.operators.get(first.output[0], ())) == {"QuantizeLinear"}
+        is_apart = kernels[0].scale is not None and set(self.operators.get(first.output[0], ())) == {"QuantizeLinear"}
         if is_apart and not biases:
-            biases = [np.zeros(bundle.width * len(group[used]), np.float32)]
+            biases = [np.zeros(bundle.width * len(group), np.float32)]
         nodes = self._biased(node, biases, is_apart=is_apart)
         self.bundles.add(bundle, [*nodes, *kernel_nodes], [source] if source else [])
 
@@ -212,27 +198,24 @@ class _Joined:
 
     def _kernel(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> tuple[str, list[Any]]:
         """Adds the kernel of a grouped convolution; returns its name and the nodes that compute it."""
-        arrays = [_padded(kernel.array, widths) for kernel in kernels]
         scales = [kernel.scale for kernel in kernels if kernel.scale is not None]
+        array_name = f"{name}.integers" if scales else name
+        nodes = self._array(array_name, kernels, widths)
         if not scales:  # a group is all in 8 bits or all in fp32
-            self.weights[name] = np.concatenate(arrays)
-            return name, []
-        integers, nodes = f"{name}.integers", []
+            return name, nodes
         padded_scales = [np.pad(scale, (0, widths[0] - len(scale)), constant_values=1) for scale in scales]
         self.weights[f"{name}.scale"] = np.concatenate(padded_scales)
-        if len({kernel.name for kernel in kernels}) == 1 < len(kernels):  # stored once; runtimes repeat it as they load
-            part = f"{kernels[0].name}.{widths[0]}x{widths[1]}"
-            self.weights[part] = arrays[0]
-            nodes = [helper.make_node("Concat", [part] * len(kernels), [integers], integers, axis=0)]
-        else:
-            self.weights[integers] = np.concatenate(arrays)
-        inputs = [integers, f"{name}.scale"]
+        inputs = [array_name, f"{name}.scale"]
         return name, [*nodes, helper.make_node("DequantizeLinear", inputs, [name], name, axis=0)]
 
-
-def _identity(kernel: Kernel, node: Any) -> tuple[Any, ...]:
-    """Returns what is the same of convolutions with the same weights."""
-    return kernel.name, None if kernel.scale is None else kernel.scale.tobytes(), *node.input[2:]
+    def _array(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> list[Any]:
+        """Adds the array of a grouped convolution; returns the nodes that compute it."""
+        if len({kernel.name for kernel in kernels}) > 1:
+            self.weights[name] = np.concatenate([_padded(kernel.array, widths) for kernel in kernels])
+            return []
+        part = f"{kernels[0].name}.{widths[0]}x{widths[1]}"  # stored once; runtimes repeat it as they load
+        self.weights[part] = _padded(kernels[0].array, widths)
+        return [helper.make_node("Concat", [part] * len(kernels), [name], name, axis=0)]
 
 
 def _outputs(group: Sequence[Any]) -> tuple[str, ...]:
