@@ -136,6 +136,23 @@ def test_factors_of_channels_before_and_behind_a_convolution_become_part_of_it()
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("centred", "kinds"),
+    [
+        (lambda x, mean: x - mean, ["Sub"]),
+        (lambda x, mean: mean - x, ["Sub"]),
+        (lambda x, mean: jax.nn.relu(x - mean), ["Sub", "Transpose", "Relu"]),
+        (lambda x, mean: (x - mean) * x, ["Transpose", "Sub", "Mul"]),  # the image is read twice
+    ],
+)
+def test_the_image_is_transposed_behind_arithmetic_with_constants(centred, kinds):
+    mean, kernel = jnp.float32([[[[0.5, 2.0, 3.0]]]]), jax.random.normal(jax.random.key(0), (3, 3, 3, 4))
+    nodes = []
+    actual, expected = converted(lambda x: convolution.dense_conv(centred(x, mean), kernel), *MAP, kinds=nodes)
+    assert nodes == [*kinds, *(["Transpose"] if "Transpose" not in kinds else []), "Conv", "Transpose"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 def _best_of_enlarged(rows, columns):
     """A function of cells: the best of five classes, of which the last map shows one, at another size."""
     bias = jnp.array([0.0, -20.0, 0.5, -20.0, -0.5]).reshape(1, 1, 1, 5)  # two classes are nowhere best

@@ -15,6 +15,7 @@ from mtl_jax.export.onnx_layout import Order
 
 CHANNELS_FIRST = (0, 2, 3, 1)  # positions of batch, height, width, channels in the input of a convolution
 SPACE = (2, 3)  # the spatial axes of such an array
+ARITHMETIC = ("Add", "Div", "Mul", "Sub")
 
 
 class Convolution(NamedTuple):
@@ -174,6 +175,42 @@ def input_names(node: Any) -> set[str]:
     inner = [child for attribute in node.attribute for child in attribute.g.node]
     subgraph_outputs = [output.name for attribute in node.attribute for output in attribute.g.output]
     return set(node.input).union(subgraph_outputs, *map(input_names, inner))
+
+
+def late_transposition(nodes: Sequence[Any], initializers: dict[str, np.ndarray], image: Tensor) -> list[Any]:
+    """Moves the transposition of the image behind the arithmetic with constants of channels that follows it.
+
+    Where a convolution follows the transposition, runtimes whose convolutions have the channels last omit it.
+
+    Args:
+        nodes: nodes in order, all of them required.
+        initializers: name -> array; receives the constants with the channels last.
+        image: input of the graph.
+    """
+    nodes = list(nodes)
+    read, width = image.name, image.shape[2] if len(image.shape) == 4 else 0
+    while True:
+        turns = [node for node in nodes if node.op_type == "Transpose" and node.input[0] == read]
+        readers = [node for turn in turns for node in nodes if turn.output[0] in input_names(node)]
+        if len(turns) != 1 or len(readers) != 1 or readers[0].op_type not in ARITHMETIC:
+            return nodes
+        (turn,), (node,) = turns, readers
+        place = 1 - list(node.input).index(turn.output[0])
+        constant = initializers.get(node.input[place])
+        order = next(attribute.ints for attribute in turn.attribute if attribute.name == "perm")
+        if constant is None or list(order) != [0, 3, 1, 2] or constant.ndim != 4 or constant.size != constant.shape[1]:
+            return nodes
+        # Runtimes are faster with constants of whole rows than with those of a few channels.
+        name, length = f"{node.output[0]}/constant", width if layout.is_static(width) else 1
+        initializers[name] = np.tile(constant.reshape(1, 1, 1, -1), (1, 1, length, 1))
+        result = f"{node.output[0]}/last"
+        inputs = [read, name] if place == 1 else [name, read]
+        moved = [
+            onnx.helper.make_node(node.op_type, inputs, [result], result),
+            onnx.helper.make_node("Transpose", [result], [node.output[0]], node.output[0], perm=list(order)),
+        ]
+        nodes = [each for other in nodes if other is not turn for each in (moved if other is node else [other])]
+        read = result
 
 
 def with_splits(model: Any) -> Any:

@@ -91,7 +91,9 @@ def convert_any_batch(
 
 def _model(graph: Graph, image_input: Tensor, outputs: Sequence[Tensor]) -> Any:
     names = [output.name for output in outputs]
-    nodes, input_names = onnx_folding.required_nodes(graph.nodes, names)
+    nodes, _ = onnx_folding.required_nodes(graph.nodes, names)
+    nodes = onnx_folding.late_transposition(nodes, graph.initializers, image_input)
+    nodes, input_names = onnx_folding.required_nodes(nodes, names)
     nodes = onnx_folding.remove_identities(nodes, {image_input.name, *graph.initializers})
     initializers = {name: array for name, array in graph.initializers.items() if name in input_names}
     weights = [onnx.numpy_helper.from_array(array, name) for name, array in initializers.items()]
