@@ -12,6 +12,7 @@ from mtl_jax.export.rounding import channelwise_inputs, quantise  # noqa: E402
 
 CHANNELS = 4  # of the image
 SIZE = 8  # px
+QUANTISATION = ("QuantizeLinear", "DequantizeLinear")
 
 
 class Draft:
@@ -247,6 +248,29 @@ def test_zero_points_of_equal_ranges_differ_where_passes_are_joined(activation, 
         assert np.all(-zero * scale <= limits[0] + 0.013)  # half a level
         assert np.all((255 - zero) * scale >= limits[1] - 0.013)
         assert np.all(scale <= 6 / 253)
+    pixels = np.random.default_rng(1).normal(size=(2, CHANNELS, SIZE, SIZE)).astype(np.float32)
+    expected = open_session(in_8_bits.SerializeToString())(pixels)
+    assert_near(open_session(joined.SerializeToString())(pixels), expected)
+    assert_near(openvino_outputs(joined, pixels), expected)
+
+
+def test_zero_points_differ_in_what_quantised_passes_begin_with():
+    """OpenVINO has faster kernels for them on processors with AMX."""
+    draft = Draft()
+    stem = draft.node("Relu", draft.convolution("image", 20, CHANNELS, 1, 1))
+    first = [draft.convolution(stem, 16, 20, 1, 1) for _ in range(2)]
+    wide = [draft.node("HardSwish", x) for x in first]
+    depthwise = [draft.convolution(x, 16, 1, 3, 3, group=16, pads=[1, 1, 1, 1]) for x in wide]
+    model = draft.model(*(draft.node("Sigmoid", x) for x in depthwise))
+    widths = np.linspace(3, 6, 16)
+    ranges = {stem: (0.0, 6.0), **dict.fromkeys(wide, (-0.375 * widths, widths))}
+    in_8_bits = quantise(model, ranges, [*first, *depthwise])
+    joined = with_joined_passes(in_8_bits)
+    arrays = {value.name: onnx.numpy_helper.to_array(value) for value in joined.graph.initializer}
+    (zero,) = {
+        node.input[2] for node in joined.graph.node if node.op_type in QUANTISATION and node.name.startswith(stem)
+    }
+    assert arrays[zero].tolist() == [0] * 19 + [1]
     pixels = np.random.default_rng(1).normal(size=(2, CHANNELS, SIZE, SIZE)).astype(np.float32)
     expected = open_session(in_8_bits.SerializeToString())(pixels)
     assert_near(open_session(joined.SerializeToString())(pixels), expected)
