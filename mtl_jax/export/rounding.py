@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from mtl_jax.export.network import OUTPUTS
-from mtl_jax.export.onnx_folding import required_nodes
-from mtl_jax.export.onnx_nodes import group_count, source_count
+from mtl_jax.export.onnx_folding import input_names, required_nodes
+from mtl_jax.export.onnx_nodes import group_count, readers, source_count
 from mtl_jax.models.quantisation import MAX_LEVEL
 
 Limits = float | np.ndarray  # of a tensor, or f32[channels]
@@ -138,25 +138,53 @@ def _rounded_names(model: Any) -> set[str]:
     return {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
 
 
-def with_own_kernels(model: Any) -> Any:
-    """Returns a model in which each 8-bit kernel that several convolutions read is stored for each of them.
+def with_constant_kernels(model: Any) -> Any:
+    """Returns a model in which 8-bit kernels become floats by Cast and Mul, each stored for its own convolution.
 
-    Of convolutions that read the same integers, OpenVINO 2026.4 computes all in fp32.
+    onnxruntime computes these once, as it loads the file, but DequantizeLinear at every call, which takes longer than
+    the convolutions. Kernels of convolutions between two roundings keep DequantizeLinear: these are 8-bit operators of
+    onnxruntime. OpenVINO has all in 8 bits; of convolutions that read the same integers it computes all in fp32.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    arrays, read = {value.name: value for value in result.graph.initializer}, set()
-    for node in result.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in arrays:
+    graph: Any = result.graph
+    arrays = {value.name: value for value in graph.initializer}
+    constants = {*arrays, *(node.output[0] for node in graph.node if set(node.input) <= set(arrays))}
+    between_roundings, read = _kernels_between_roundings(model.graph.node), set()
+    del graph.node[:]
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
+            graph.node.append(node)
             continue
-        if node.input[0] in read:
+        (integers, scale), name = node.input[:2], node.output[0]
+        if integers in read and integers in arrays:
             copy = onnx.TensorProto()
-            copy.CopyFrom(arrays[node.input[0]])
-            copy.name = f"{node.output[0]}/own"
-            result.graph.initializer.append(copy)
-            node.input[0] = copy.name
-        read.add(node.input[0])
+            copy.CopyFrom(arrays[integers])
+            copy.name = integers = f"{name}/own"
+            graph.initializer.append(copy)
+        read.add(integers)
+        if name in between_roundings:
+            graph.node.append(onnx.helper.make_node("DequantizeLinear", [integers, scale], [name], name, axis=0))
+            continue
+        factors = onnx.numpy_helper.to_array(arrays[scale]).reshape(-1, 1, 1, 1)
+        graph.initializer.append(onnx.numpy_helper.from_array(factors, f"{name}/factors"))
+        cast = onnx.helper.make_node("Cast", [integers], [f"{name}/cast"], f"{name}/cast", to=onnx.TensorProto.FLOAT)
+        product = onnx.helper.make_node("Mul", [cast.output[0], f"{name}/factors"], [name], name)
+        graph.node.extend([cast, product])
+    used = set().union(*map(input_names, graph.node))
+    initializers = [value for value in graph.initializer if value.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
     return result
+
+
+def _kernels_between_roundings(nodes: Sequence[Any]) -> set[str]:
+    """Returns the kernels of convolutions whose outputs are only rounded, after an operator of `FUSED` or not."""
+    operators = readers(nodes)
+    rounded = {name for name, kinds in operators.items() if set(kinds) == {"QuantizeLinear"}}
+    fused = {node.input[0] for node in nodes if node.op_type in FUSED and node.output[0] in rounded}
+    rounded |= {name for name in fused if len(operators[name]) == 1}
+    return {node.input[1] for node in nodes if node.op_type == "Conv" and node.output[0] in rounded}
 
 
 def kernel_scales(kernel: np.ndarray) -> np.ndarray:
