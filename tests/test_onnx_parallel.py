@@ -85,9 +85,8 @@ def test_passes_of_tasks_become_one(tasks):
     joined = with_joined_passes(model)
     assert_equal_outputs(model, joined)
     assert counts(model)["Conv"] == 1 + 7 * tasks
-    assert counts(joined)["Conv"] == 1 + 6 + tasks  # the last ones have shapes of their own
-    # The last ones of few tasks read all passes, with zero weights for the others.
-    assert counts(joined).get("Slice", 0) == (tasks if tasks > 3 else 0)
+    assert counts(joined)["Conv"] == 1 + 7
+    assert counts(joined)["Slice"] == tasks  # of the outputs, of which each task has another number
     attributes = [attribute for node in joined.graph.node for attribute in node.attribute]
     groups = max(attribute.i for attribute in attributes if attribute.name == "group")
     assert groups == tasks * 32  # depthwise, 20 channels of each task padded to 32
@@ -121,7 +120,7 @@ def test_passes_are_taken_apart_where_anything_but_a_convolution_reads_them():
     assert counts(joined)["Slice"] == 2
 
 
-def test_a_kernel_of_several_passes_is_placed_for_each():
+def test_a_kernel_of_several_passes_is_stored_once_where_one_has_a_bias():
     draft = Draft()
     gate, kernel = gate_of(draft), draft.weight(5, 6, 1, 1)
     features = [block(draft, "image", gate) for _ in range(2)]
@@ -129,7 +128,32 @@ def test_a_kernel_of_several_passes_is_placed_for_each():
     model = draft.model(*ends)
     joined = with_joined_passes(model)
     assert_equal_outputs(model, joined)
-    assert "Slice" not in counts(joined)
+    assert counts(joined)["Concat"] == 3
+    assert counts(joined)["Slice"] == 2
+
+
+def test_layers_of_very_different_widths_stay_apart():
+    draft = Draft()
+    features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(3)]
+    model = draft.model(*(draft.convolution(x, count, 6, 1, 1) for x, count in zip(features, (5, 100, 3), strict=True)))
+    joined = with_joined_passes(model)
+    assert_equal_outputs(model, joined)
+    assert counts(joined)["Conv"] == 1 + 3
+    near = draft.model(*(draft.convolution(x, count, 6, 1, 1) for x, count in zip(features, (5, 40, 30), strict=True)))
+    joined = with_joined_passes(near)
+    assert_equal_outputs(near, joined)
+    assert counts(joined)["Conv"] == 1 + 1
+
+
+def test_what_follows_layers_of_different_widths_is_joined_too():
+    draft = Draft()
+    features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(2)]
+    pairs = [[draft.convolution(x, 5 + 14 * at, 6, 1, 1) for _ in range(2)] for at, x in enumerate(features)]
+    sums = [draft.node("Relu", draft.node("Add", *pair)) for pair in pairs]
+    model = draft.model(*(draft.convolution(x, 4, 5 + 14 * at, 3, 3) for at, x in enumerate(sums)))
+    joined = with_joined_passes(model)
+    assert_equal_outputs(model, joined)
+    assert counts(joined)["Add"] == 1
 
 
 def test_equal_layers_of_one_member_stay_in_chains_of_their_own():
@@ -192,7 +216,7 @@ def test_quantised_passes_keep_their_ranges(activation):
     ranges |= {name: (low * widths, high * widths) for name, (low, high) in ranges.items() if name in by_channel}
     quantised = quantise(model, ranges, names)
     joined = with_joined_passes(quantised)
-    assert counts(joined)["Conv"] == 1 + 3 + 3
+    assert counts(joined)["Conv"] == 1 + 3 + 1
     assert counts(joined)["Concat"] >= 1  # a kernel that all share is stored once
     pixels = np.random.default_rng(1).normal(size=(2, CHANNELS, SIZE, SIZE)).astype(np.float32)
     expected, outputs = (open_session(each.SerializeToString())(pixels) for each in (quantised, joined))
@@ -307,4 +331,9 @@ def test_convolutions_that_are_computed_as_one_are_named_by_the_first():
     draft = Draft()
     features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(2)]
     model = draft.model(*(draft.convolution(x, 5 + at, 6, 1, 1) for at, x in enumerate(features)))
-    assert parallel_convolutions(model) == {"Conv_0": "Conv_0", "Conv_2": "Conv_0"}
+    assert parallel_convolutions(model) == {
+        "Conv_0": "Conv_0",
+        "Conv_2": "Conv_0",
+        "Conv_4": "Conv_4",
+        "Conv_5": "Conv_4",
+    }

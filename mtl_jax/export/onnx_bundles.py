@@ -10,25 +10,25 @@ import numpy as np
 import onnx
 
 from mtl_jax.export.onnx_folding import input_names
-from mtl_jax.export.onnx_nodes import changed, group_count
+from mtl_jax.export.onnx_nodes import changed
 
 BLOCK = 16  # channels of each member are padded with zeros to a multiple of it: runtimes compute vectors of 16
-MAX_READ_WHOLE = 3  # members of a bundle that convolutions of single ones read as a whole: the work grows by its square
 
 helper: Any = onnx.helper
 
 
 class Bundle(NamedTuple):
-    """A tensor that holds the channels of tensors of equal shape, one tensor after another."""
+    """A tensor that holds the channels of tensors of equal height and width, one tensor after another."""
 
     name: str
     members: tuple[str, ...]  # the tensors, in the order in which it holds them
-    channels: int  # of each
+    channels: tuple[int, ...]  # of each
+    width: int  # channels that each takes, the last of which are zero
 
-    @property
-    def width(self) -> int:
-        """Channels that each member takes."""
-        return -(-self.channels // BLOCK) * BLOCK
+
+def padded_width(channels: Iterable[int]) -> int:
+    """Returns the channels that each tensor of a bundle takes."""
+    return -(-max(channels) // BLOCK) * BLOCK
 
 
 class Bundles:
@@ -71,11 +71,11 @@ class Bundles:
     def part(self, bundle: Bundle, start: int, count: int) -> Bundle:
         """Returns a part of a bundle: some members, one after another."""
         members = bundle.members[start : start + count]
-        stop = start * bundle.width + bundle.channels if count == 1 else (start + count) * bundle.width
+        stop = start * bundle.width + bundle.channels[start] if count == 1 else (start + count) * bundle.width
         name = members[0] if count == 1 else f"{bundle.name}.{start}-{start + count - 1}"
         if name not in self.nodes:
             self.nodes[name] = self._slice(bundle.name, name, start * bundle.width, stop)
-        return bundle._replace(name=name, members=members)
+        return bundle._replace(name=name, members=members, channels=bundle.channels[start : start + count])
 
     def _slice(self, source: str, name: str, start: int, stop: int) -> list[Any]:
         """Adds a slice of the channels of a bundle, before its dequantisation if it has one; returns the nodes."""
@@ -103,32 +103,8 @@ class Bundles:
     def remaining(self, nodes: Iterable[Any], outputs: Sequence[str]) -> list[Any]:
         """Returns the joined nodes, those that are as they were, and what takes their inputs out of bundles."""
         kept = [node for node in nodes if not any(name in self for name in node.output)]
-        taken_out = {name for node in kept if not self._can_read_whole(node) for name in input_names(node)}
-        bundles_taken_out = {self[name].name for name in (*taken_out, *outputs) if name in self}
-        kept = [
-            self._of_whole_bundle(node)
-            if node.input and node.input[0] in self and self[node.input[0]].name not in bundles_taken_out
-            else node
-            for node in kept
-        ]
         for name in [*(name for node in kept for name in sorted(input_names(node))), *outputs]:
             if name in self:
                 bundle = self[name]
                 self.part(bundle, bundle.members.index(name), 1)
         return [*kept, *(node for nodes_of in self.nodes.values() for node in nodes_of)]
-
-    def _can_read_whole(self, node: Any) -> bool:
-        """Returns whether a node is a convolution without groups that reads a member of a small bundle."""
-        if node.op_type != "Conv" or group_count(node) > 1 or node.input[1] not in self.weights:
-            return False
-        bundle = self.by_member.get(node.input[0])
-        return bundle is not None and len(bundle.members) <= MAX_READ_WHOLE
-
-    def _of_whole_bundle(self, node: Any) -> Any:
-        """Returns a convolution of a member as one of its bundle: zero weights cost less than taking the member out."""
-        bundle, kernel = self[node.input[0]], self.weights[node.input[1]]
-        start, width = bundle.members.index(node.input[0]) * bundle.width, len(bundle.members) * bundle.width
-        name = f"{node.input[1]}.{node.input[0]}"
-        before_after = (start, width - start - kernel.shape[1])
-        self.weights[name] = np.pad(kernel, [(0, 0), before_after, *[(0, 0)] * (kernel.ndim - 2)])
-        return changed(node, [bundle.name, name, *node.input[2:]], node.output[0])

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from mtl_jax.export.onnx_bundles import Bundle, Bundles
+from mtl_jax.export.onnx_bundles import Bundle, Bundles, padded_width
 from mtl_jax.export.onnx_folding import required_nodes
 from mtl_jax.export.onnx_nodes import BINARY, by_depth, changed, group_count, in_order, readers, source_count
 from mtl_jax.models.quantisation import MAX_LEVEL
 
+LARGEST_PADDING = 2  # of the channels of joined convolutions that have different numbers of them
 QUANTISATION = ("DequantizeLinear", "QuantizeLinear")
 UNARY = ("GlobalAveragePool", "HardSigmoid", "HardSwish", "Relu", "Resize", "Sigmoid")
 
@@ -104,7 +105,18 @@ class _Joined:
             repeat = seen[signature, sources] if sources[0] in self.bundles else 0
             seen[signature, sources] += 1
             groups[signature, repeat].append(node)
-        return [group for group in groups.values() if len(group) > 1]
+        return [part for group in groups.values() for part in self._of_similar_width(group) if len(part) > 1]
+
+    def _of_similar_width(self, group: list[Any]) -> list[list[Any]]:
+        """Divides convolutions by their number of outputs, where these differ so much that most would be padding."""
+        if group[0].op_type != "Conv":
+            return [group]
+        by_count: dict[int, list[Any]] = collections.defaultdict(list)
+        for node in group:
+            by_count[len(self.kernels[node.input[1]].array)].append(node)
+        needed = sum(padded_width([count]) * len(part) for count, part in by_count.items())
+        is_similar = padded_width(by_count) * len(group) <= LARGEST_PADDING * needed
+        return [group] if is_similar else list(by_count.values())
 
     def _signature(self, node: Any) -> Signature | None:
         """Returns what parallel layers have in common; None of a node that cannot be joined."""
@@ -114,10 +126,12 @@ class _Joined:
             kernel, biases = self.kernels.get(node.input[1]), [self.weights.get(name) for name in node.input[2:]]
             if kernel is None or any(bias is None for bias in biases) or not self._is_joinable(node, kernel.array):
                 return None
+            form = *kernel.array.shape[1:], str(kernel.array.dtype)
+            if node.input[0] in self.bundles:
+                return node.op_type, attributes, sources[0], form
             # Layers that read the same tensor are distinguished by the operators that follow.
-            following = () if node.input[0] in self.bundles else self.operators.get(node.output[0], ())
-            form = kernel.array.shape, str(kernel.array.dtype), len(biases)
-            return node.op_type, attributes, sources[0], following, form
+            following = self.operators.get(node.output[0], ())
+            return node.op_type, attributes, sources[0], form, following, len(kernel.array)
         if any(name not in self.bundles for name in node.input[: source_count(node)]):
             return None
         if node.op_type in QUANTISATION:  # each member may have a scale of its own
@@ -138,7 +152,7 @@ class _Joined:
         sources = [
             self.bundles.holding([node.input[position] for node in group]) for position in range(source_count(first))
         ]
-        if any(source is None for source in sources):
+        if any(source is None for source in sources) or len({source.width for source in sources if source}) > 1:
             return
         if first.op_type == "Conv":
             self._convolve(group, sources[0])
@@ -148,7 +162,7 @@ class _Joined:
     def _apply(self, group: list[Any], sources: list[Bundle]) -> None:
         """Adds an operator that computes every channel by itself."""
         first = group[0]
-        bundle = Bundle(_name(group), _outputs(group), sources[0].channels)
+        bundle = Bundle(_name(group), _outputs(group), sources[0].channels, sources[0].width)
         names, attributes = list(first.input[source_count(first) :]), {}
         if first.op_type in QUANTISATION:
             names, attributes = self._scales(group, bundle, sources[0]), {"axis": 1}
@@ -163,7 +177,8 @@ class _Joined:
         if len({int(zero) for _, zeros in pairs for zero in np.ravel(zeros)}) == 1:
             pairs[-1] = _with_next_zero_point(*pairs[-1])
         levels = [
-            np.concatenate([_of_channels(value, bundle) for value in values]) for values in zip(*pairs, strict=True)
+            np.concatenate([_padded_by_last(*each, bundle.width) for each in zip(values, bundle.channels, strict=True)])
+            for values in zip(*pairs, strict=True)
         ]
         names = [f"{bundle.name}.scale", f"{bundle.name}.zero"]
         self.weights.update({name: np.asarray(array) for name, array in zip(names, levels, strict=True)})
@@ -175,11 +190,15 @@ class _Joined:
         if source is None and kernels[0].scale is not None:
             self._set_apart_zero_points(first.input[0], kernels[0].array.shape[1])
         is_depthwise = group_count(first) > 1
-        bundle = Bundle(_name(group), _outputs(group), len(kernels[0].array))
+        channels = tuple(len(kernel.array) for kernel in kernels)
+        bundle = Bundle(_name(group), _outputs(group), channels, padded_width(channels))
         inputs = source.width if source is not None and not is_depthwise else kernels[0].array.shape[1]
         name, kernel_nodes = self._kernel(f"{bundle.name}.kernel", kernels, (bundle.width, inputs))
         names = [source.name if source is not None else first.input[0], name]
-        biases = [_padded(self.weights[name], (bundle.width,)) for node in group for name in node.input[2:]]
+        biases = [self.weights[node.input[2]] if len(node.input) > 2 else np.zeros(1, np.float32) for node in group]
+        biases = (
+            [_padded(bias, (bundle.width,)) for bias in biases] if any(len(node.input) > 2 for node in group) else []
+        )
         groups = 1 if source is None else len(group)
         node = changed(first, names, bundle.name, group=groups * (bundle.width if is_depthwise else 1))
         # onnxruntime makes one operator of a convolution between two quantisations, with one scale for each tensor.
@@ -249,9 +268,9 @@ def _name(group: Sequence[Any]) -> str:
     return f"{group[0].output[0]}.x{len(group)}"
 
 
-def _of_channels(value: np.ndarray, bundle: Bundle) -> np.ndarray:
+def _padded_by_last(value: np.ndarray, channels: int, width: int) -> np.ndarray:
     """Returns a value of a tensor, or of each of its channels, for every channel that it takes in a bundle."""
-    return np.pad(np.broadcast_to(value, bundle.channels), (0, bundle.width - bundle.channels), mode="edge")
+    return np.pad(np.broadcast_to(value, channels), (0, width - channels), mode="edge")
 
 
 def _with_next_zero_point(scale: np.ndarray, zero: np.ndarray) -> list[np.ndarray]:
