@@ -187,7 +187,7 @@ def served_onnx(model: Any, network: Trained, form: Form, *, any_batch: bool) ->
     from mtl_jax.export import onnx_folding, onnx_model, onnx_parallel, rounding
 
     joined = onnx_folding.with_splits(onnx_parallel.with_joined_passes(model))
-    joined = rounding.with_constant_kernels(joined)
+    joined = rounding.with_own_parameters(joined)
     return OnnxNetwork(onnx_model.remove_outputs(joined, raw_output_filter(form)), joined, network, any_batch)
 
 

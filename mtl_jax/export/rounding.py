@@ -11,7 +11,7 @@ import onnx
 
 from mtl_jax.export.network import OUTPUTS
 from mtl_jax.export.onnx_folding import input_names, required_nodes
-from mtl_jax.export.onnx_nodes import group_count, readers, source_count
+from mtl_jax.export.onnx_nodes import changed, group_count, readers, source_count
 from mtl_jax.models.quantisation import MAX_LEVEL
 
 Limits = float | np.ndarray  # of a tensor, or f32[channels]
@@ -25,23 +25,22 @@ EQUAL_SHARE = 0.99  # of the integers of two kernels that differ by norm factors
 def quantisable_layers(model: Any) -> tuple[list[str], list[str]]:
     """Returns the names of the convolutions that may be quantised, in order, and the raw output names.
 
-    Excluded are the last convolutions of each task, so that boxes and scores keep their scales, and convolutions of
-    channel weights, which have one cell as input and take no time.
+    Excluded are convolutions of channel weights, which have one cell as input and take no time. What a convolution
+    reads is rounded, not its outputs: boxes and scores keep their scales.
     """
     outputs = [output.name for output in model.graph.output if output.name.endswith(f"/{OUTPUTS}")]
     nodes, _ = required_nodes(model.graph.node, outputs)
     upstream: set[str] = set()  # names of tensors that a convolution depends on
-    inner, last_outputs = [], []
+    names, last_outputs = [], []
     for node in reversed(nodes):
         has_successor = bool(upstream.intersection(node.output))
         if has_successor or node.op_type == "Conv":
             upstream.update(node.input)
-        if has_successor and node.op_type == "Conv":
-            inner.append(node.name)
-        elif node.op_type == "Conv":
-            last_outputs.append(node.output[0])
+        if node.op_type == "Conv":
+            names.append(node.name)
+            last_outputs += [] if has_successor else [node.output[0]]
     pooled = pooled_convolutions(nodes)
-    return [name for name in inner[::-1] if name not in pooled], last_outputs
+    return [name for name in names[::-1] if name not in pooled], last_outputs
 
 
 def pooled_convolutions(nodes: Sequence[Any]) -> set[str]:
@@ -92,8 +91,8 @@ def quantise(
 
     Their inputs pass through QuantizeLinear and DequantizeLinear; kernels are stored as integers, with a scale for each
     output channel. Runtimes fuse a convolution with the rounding of its inputs; its outputs are rounded by the next
-    convolution, after sums and activations. Large kernels of other convolutions are stored as integers too, except for
-    the last ones. Biases make up for what the rounding of kernels adds to the outputs on average.
+    convolution, after sums and activations. Large kernels of other convolutions are stored as integers too. Biases make
+    up for what the rounding of kernels adds to the outputs on average.
 
     Args:
         model: fp32 model.
@@ -138,12 +137,13 @@ def _rounded_names(model: Any) -> set[str]:
     return {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
 
 
-def with_constant_kernels(model: Any) -> Any:
-    """Returns a model in which 8-bit kernels become floats by Cast and Mul, each stored for its own convolution.
+def with_own_parameters(model: Any) -> Any:
+    """Returns a model that stores 8-bit kernels and biases for each convolution, and converts kernels by Cast and Mul.
 
-    onnxruntime computes these once, as it loads the file, but DequantizeLinear at every call, which takes longer than
-    the convolutions. Kernels of convolutions between two roundings keep DequantizeLinear: these are 8-bit operators of
-    onnxruntime. OpenVINO has all in 8 bits; of convolutions that read the same integers it computes all in fp32.
+    Of convolutions that read the same integers, OpenVINO computes all in fp32, and it adds a bias that several read
+    apart. onnxruntime computes Cast and Mul of constants once, as it loads the file, but DequantizeLinear at every
+    call, which takes longer than the convolutions. Kernels of convolutions between two roundings keep it: these are
+    8-bit operators of onnxruntime.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -151,26 +151,33 @@ def with_constant_kernels(model: Any) -> Any:
     arrays = {value.name: value for value in graph.initializer}
     constants = {*arrays, *(node.output[0] for node in graph.node if set(node.input) <= set(arrays))}
     between_roundings, read = _kernels_between_roundings(model.graph.node), set()
+
+    def own(name: str, reader: str) -> str:
+        """Returns the name of a constant of one reader."""
+        if name not in read or name not in arrays:
+            read.add(name)
+            return name
+        copy = onnx.TensorProto()
+        copy.CopyFrom(arrays[name])
+        copy.name = f"{reader}/{name}"
+        graph.initializer.append(copy)
+        return copy.name
+
     del graph.node[:]
     for node in model.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
+        name = node.output[0]
+        if node.op_type == "Conv" and len(node.input) > 2:
+            graph.node.append(changed(node, [*node.input[:2], own(node.input[2], name)], name))
+        elif node.op_type != "DequantizeLinear" or node.input[0] not in constants:
             graph.node.append(node)
-            continue
-        (integers, scale), name = node.input[:2], node.output[0]
-        if integers in read and integers in arrays:
-            copy = onnx.TensorProto()
-            copy.CopyFrom(arrays[integers])
-            copy.name = integers = f"{name}/own"
-            graph.initializer.append(copy)
-        read.add(integers)
-        if name in between_roundings:
-            graph.node.append(onnx.helper.make_node("DequantizeLinear", [integers, scale], [name], name, axis=0))
-            continue
-        factors = onnx.numpy_helper.to_array(arrays[scale]).reshape(-1, 1, 1, 1)
-        graph.initializer.append(onnx.numpy_helper.from_array(factors, f"{name}/factors"))
-        cast = onnx.helper.make_node("Cast", [integers], [f"{name}/cast"], f"{name}/cast", to=onnx.TensorProto.FLOAT)
-        product = onnx.helper.make_node("Mul", [cast.output[0], f"{name}/factors"], [name], name)
-        graph.node.extend([cast, product])
+        elif name in between_roundings:
+            graph.node.append(changed(node, [own(node.input[0], name), node.input[1]], name))
+        else:
+            factors = onnx.numpy_helper.to_array(arrays[node.input[1]]).reshape(-1, 1, 1, 1)
+            graph.initializer.append(onnx.numpy_helper.from_array(factors, f"{name}/factors"))
+            inputs, cast = [own(node.input[0], name)], f"{name}/cast"
+            graph.node.append(onnx.helper.make_node("Cast", inputs, [cast], cast, to=onnx.TensorProto.FLOAT))
+            graph.node.append(onnx.helper.make_node("Mul", [cast, f"{name}/factors"], [name], name))
     used = set().union(*map(input_names, graph.node))
     initializers = [value for value in graph.initializer if value.name in used]
     del graph.initializer[:]
