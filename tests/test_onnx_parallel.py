@@ -6,6 +6,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from mtl_jax.export import onnx_parallel  # noqa: E402  (needs onnx)
 from mtl_jax.export.formats import open_session  # noqa: E402  (needs onnx)
 from mtl_jax.export.onnx_parallel import parallel_convolutions, with_joined_passes  # noqa: E402
 from mtl_jax.export.rounding import channelwise_inputs, quantise  # noqa: E402
@@ -13,6 +14,11 @@ from mtl_jax.export.rounding import channelwise_inputs, quantise  # noqa: E402
 CHANNELS = 4  # of the image
 SIZE = 8  # px
 QUANTISATION = ("QuantizeLinear", "DequantizeLinear")
+
+
+@pytest.fixture(autouse=True)
+def _small_kernels_are_stored_once(monkeypatch):
+    monkeypatch.setattr(onnx_parallel, "LARGEST_REPEATED", 0)
 
 
 class Draft:
@@ -130,6 +136,16 @@ def test_a_kernel_of_several_passes_is_stored_once_where_one_has_a_bias():
     assert_equal_outputs(model, joined)
     assert counts(joined)["Concat"] == 3
     assert counts(joined)["Slice"] == 2
+
+
+def test_small_kernels_that_passes_share_are_repeated(monkeypatch):
+    monkeypatch.setattr(onnx_parallel, "LARGEST_REPEATED", 8 * 20)
+    draft = Draft()
+    gate = gate_of(draft)
+    model = draft.model(*(block(draft, "image", gate) for _ in range(2)))
+    joined = with_joined_passes(model)
+    assert_equal_outputs(model, joined)
+    assert "Concat" not in counts(joined)
 
 
 def test_layers_of_very_different_widths_stay_apart():

@@ -20,6 +20,7 @@ from mtl_jax.export.onnx_folding import required_nodes
 from mtl_jax.export.onnx_nodes import BINARY, by_depth, changed, group_count, in_order, readers, source_count
 from mtl_jax.models.quantisation import MAX_LEVEL
 
+LARGEST_REPEATED = 4096  # weights of a kernel that is stored for each of the passes that share it
 LARGEST_PADDING = 2  # of the channels of joined convolutions that have different numbers of them
 QUANTISATION = ("DequantizeLinear", "QuantizeLinear")
 UNARY = ("GlobalAveragePool", "HardSigmoid", "HardSwish", "Relu", "Resize", "Sigmoid")
@@ -252,7 +253,8 @@ class _Joined:
 
     def _array(self, name: str, kernels: Sequence[Kernel], widths: tuple[int, int]) -> list[Any]:
         """Adds the array of a grouped convolution; returns the nodes that compute it."""
-        if len({kernel.name for kernel in kernels}) > 1:
+        is_shared = len({kernel.name for kernel in kernels}) == 1
+        if not is_shared or kernels[0].array.size <= LARGEST_REPEATED:
             self.weights[name] = np.concatenate([_padded(kernel.array, widths) for kernel in kernels])
             return []
         part = f"{kernels[0].name}.{widths[0]}x{widths[1]}"  # stored once; runtimes repeat it as they load
