@@ -161,6 +161,17 @@ def test_layers_of_very_different_widths_stay_apart():
     assert counts(joined)["Conv"] == 1 + 1
 
 
+def test_depthwise_layers_of_some_of_the_widths_are_joined():
+    draft = Draft()
+    features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(3)]
+    wide = [draft.convolution(x, count, 6, 1, 1) for x, count in zip(features, (40, 20, 20), strict=True)]
+    ends = [draft.convolution(x, 20, 1, 3, 3, group=20, pads=[1, 1, 1, 1]) for x in wide[1:]]
+    model = draft.model(wide[0], *(draft.convolution(x, 7, 20, 1, 1) for x in ends))
+    joined = with_joined_passes(model)
+    assert_equal_outputs(model, joined)
+    assert counts(joined)["Conv"] == 1 + 1 + 1 + 1
+
+
 def test_what_follows_layers_of_different_widths_is_joined_too():
     draft = Draft()
     features = [draft.node("Relu", draft.convolution("image", 6, CHANNELS, 1, 1)) for _ in range(2)]

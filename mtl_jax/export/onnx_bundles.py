@@ -1,4 +1,4 @@
-"""Tensors that hold tensors of equal shape, such as those of parallel passes, and the nodes that compute them."""
+"""Tensors that hold others of equal height and width, such as those of parallel passes, and the nodes for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Bundle(NamedTuple):
     name: str
     members: tuple[str, ...]  # the tensors, in the order in which it holds them
     channels: tuple[int, ...]  # of each
-    width: int  # channels that each takes, the last of which are zero
+    width: int  # channels that each takes; kernels have zeros for those behind its own
 
 
 def padded_width(channels: Iterable[int]) -> int:

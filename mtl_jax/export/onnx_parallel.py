@@ -192,20 +192,17 @@ class _Joined:
             self._set_apart_zero_points(first.input[0], kernels[0].array.shape[1])
         is_depthwise = group_count(first) > 1
         channels = tuple(len(kernel.array) for kernel in kernels)
-        bundle = Bundle(_name(group), _outputs(group), channels, padded_width(channels))
+        width = source.width if source is not None and is_depthwise else padded_width(channels)
+        bundle = Bundle(_name(group), _outputs(group), channels, width)
         inputs = source.width if source is not None and not is_depthwise else kernels[0].array.shape[1]
         name, kernel_nodes = self._kernel(f"{bundle.name}.kernel", kernels, (bundle.width, inputs))
         names = [source.name if source is not None else first.input[0], name]
-        biases = [self.weights[node.input[2]] if len(node.input) > 2 else np.zeros(1, np.float32) for node in group]
-        biases = (
-            [_padded(bias, (bundle.width,)) for bias in biases] if any(len(node.input) > 2 for node in group) else []
-        )
         groups = 1 if source is None else len(group)
         node = changed(first, names, bundle.name, group=groups * (bundle.width if is_depthwise else 1))
         # onnxruntime makes one operator of a convolution between two quantisations, with one scale for each tensor.
         is_apart = kernels[0].scale is not None and set(self.operators.get(first.output[0], ())) == {"QuantizeLinear"}
-        if is_apart and not biases:
-            biases = [np.zeros(bundle.width * len(group), np.float32)]
+        has_bias = is_apart or any(len(node.input) > 2 for node in group)
+        biases = [self._bias(node, width) for node in group] if has_bias else []
         nodes = self._biased(node, biases, is_apart=is_apart)
         self.bundles.add(bundle, [*nodes, *kernel_nodes], [source] if source else [])
 
@@ -226,6 +223,11 @@ class _Joined:
         for node in self.makers.values():
             if dequantise.input[0] in (*node.output, *node.input[:1]):
                 self.replaced[node.output[0]] = changed(node, [node.input[0], *numbers], node.output[0], axis=1)
+
+    def _bias(self, node: Any, width: int) -> np.ndarray:
+        """Returns the bias of a convolution, padded with zeros to a width."""
+        bias = self.weights[node.input[2]] if len(node.input) > 2 else np.zeros(1, np.float32)
+        return _padded(bias, (width,))
 
     def _biased(self, node: Any, biases: Sequence[np.ndarray], *, is_apart: bool) -> list[Any]:
         """Adds the biases to a convolution, in an operator of their own if they are to be apart; returns the nodes."""
