@@ -267,6 +267,25 @@ def test_a_part_of_quantised_passes_is_taken_out_before_it_is_dequantised():
     assert_equal_outputs(others, joined)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_zero_points_differ_in_parts_of_passes_too(first):
+    draft = Draft()
+    features = [draft.node("Relu", draft.convolution("image", 96, CHANNELS, 1, 1)) for _ in range(3)]
+    inner = [draft.convolution(x, 32, 96, 1, 1) for x in features[first : first + 2]]
+    other = draft.convolution(features[2 - 2 * first], 7, 96, 3, 3)
+    model = draft.model(*(draft.node("Sigmoid", x) for x in inner), other)
+    in_8_bits = quantise(model, dict.fromkeys(features, (0.0, 6.0)), [*inner, other])
+    joined = with_joined_passes(in_8_bits)
+    arrays = {value.name: onnx.numpy_helper.to_array(value) for value in joined.graph.initializer}
+    makers = {name: node for node in joined.graph.node for name in node.output}
+    (grouped,) = [
+        node for node in joined.graph.node if "group" in str(node.attribute) and node.name == f"{inner[0]}.x2"
+    ]
+    assert np.unique(arrays[makers[grouped.input[0]].input[2]]).tolist() == [0, 1]
+    pixels = np.random.default_rng(1).normal(size=(2, CHANNELS, SIZE, SIZE)).astype(np.float32)
+    assert_near(openvino_outputs(joined, pixels), open_session(in_8_bits.SerializeToString())(pixels))
+
+
 def scale_of(draft: Draft, name: str) -> str:
     """Gives a scale for each channel the shape of a depthwise kernel."""
     draft.weights[name] = draft.weights[name].reshape(-1, 1, 1, 1)

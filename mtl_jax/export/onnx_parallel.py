@@ -175,8 +175,9 @@ class _Joined:
         if group[0].op_type == "DequantizeLinear":
             return list(self.bundles.nodes[source.name][0].input[1:])
         pairs = [[self.weights[name] for name in node.input[1:]] for node in group]
-        if len({int(zero) for _, zeros in pairs for zero in np.ravel(zeros)}) == 1:
-            pairs[-1] = _with_next_zero_point(*pairs[-1])
+        for place in range(1, len(pairs)):  # of every two neighbours, because a part of the bundle may be read alone
+            if np.unique(np.concatenate([np.ravel(zeros) for _, zeros in pairs[place - 1 : place + 1]])).size == 1:
+                pairs[place] = _with_next_zero_point(*pairs[place])
         levels = [
             np.concatenate([_padded_by_last(*each, bundle.width) for each in zip(values, bundle.channels, strict=True)])
             for values in zip(*pairs, strict=True)
