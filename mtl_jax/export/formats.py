@@ -184,11 +184,18 @@ def served_onnx(model: Any, network: Trained, form: Form, *, any_batch: bool) ->
         form: decoding and layout.
         any_batch: whether the batch size is dynamic.
     """
-    from mtl_jax.export import onnx_folding, onnx_model, onnx_parallel, rounding
+    from mtl_jax.export import onnx_model
+
+    joined = _joined(model)
+    return OnnxNetwork(onnx_model.remove_outputs(joined, raw_output_filter(form)), joined, network, any_batch)
+
+
+def _joined(model: Any) -> Any:
+    """Returns a translated model as files have it: parallel passes as one, parameters of each convolution its own."""
+    from mtl_jax.export import onnx_folding, onnx_parallel, rounding
 
     joined = onnx_folding.with_splits(onnx_parallel.with_joined_passes(model))
-    joined = rounding.with_own_parameters(joined)
-    return OnnxNetwork(onnx_model.remove_outputs(joined, raw_output_filter(form)), joined, network, any_batch)
+    return rounding.with_own_parameters(joined)
 
 
 def raw_output_filter(form: Form) -> Callable[[str], bool]:
@@ -206,10 +213,8 @@ def write_onnx(function: OutputFunction, path: Path, image: jax.ShapeDtypeStruct
     require_packages("onnx")
     import onnx
 
-    from mtl_jax.export import onnx_folding, onnx_parallel
-
     model, any_batch = _convert_function(function, image, layout)
-    onnx.save(onnx_folding.with_splits(onnx_parallel.with_joined_passes(model)), path)
+    onnx.save(_joined(model), path)
     return any_batch
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from mtl_jax.export.network import OUTPUTS
-from mtl_jax.export.onnx_folding import input_names, required_nodes
+from mtl_jax.export.onnx_folding import required_nodes
 from mtl_jax.export.onnx_nodes import changed, group_count, readers, source_count
 from mtl_jax.models.quantisation import MAX_LEVEL
 
@@ -143,13 +143,13 @@ def with_own_parameters(model: Any) -> Any:
     Of convolutions that read the same integers, OpenVINO computes all in fp32, and it adds a bias that several read
     apart. onnxruntime computes Cast and Mul of constants once, as it loads the file, but DequantizeLinear at every
     call, which takes longer than the convolutions. Kernels of convolutions between two roundings keep it: these are
-    8-bit operators of onnxruntime.
+    8-bit operators of onnxruntime. What nothing reads any more stays among the initializers.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph: Any = result.graph
     arrays = {value.name: value for value in graph.initializer}
-    constants = {*arrays, *(node.output[0] for node in graph.node if set(node.input) <= set(arrays))}
+    constants = {*arrays, *(node.output[0] for node in graph.node if set(node.input) <= arrays.keys())}
     between_roundings, read = _kernels_between_roundings(model.graph.node), set()
 
     def own(name: str, reader: str) -> str:
@@ -178,10 +178,6 @@ def with_own_parameters(model: Any) -> Any:
             inputs, cast = [own(node.input[0], name)], f"{name}/cast"
             graph.node.append(onnx.helper.make_node("Cast", inputs, [cast], cast, to=onnx.TensorProto.FLOAT))
             graph.node.append(onnx.helper.make_node("Mul", [cast, f"{name}/factors"], [name], name))
-    used = set().union(*map(input_names, graph.node))
-    initializers = [value for value in graph.initializer if value.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
     return result
 
 
