@@ -265,21 +265,47 @@ def test_openvino_computes_every_quantised_convolution_in_8_bits(weights, pixels
     assert {name: primitives[name] for name in names if not primitives[name].endswith("I8")} == {}
 
 
-def test_a_runtime_that_computes_something_else_is_refused(weights, pixels, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (-1.0, "expected raw outputs near those of the network, found an error of 2."),
+        (1.2, "expected the raw outputs that onnxruntime computes from the same 8-bit network, found"),
+    ],
+)
+def test_a_runtime_that_computes_something_else_is_refused(
+    factor, message, weights, pixels, tmp_path, capsys, monkeypatch
+):
     write_images(tmp_path, pixels)
     save = formats.save_onnx
 
-    def save_shuffled(*args, **kwargs):
+    def save_changed(*args, **kwargs):
         exported = save(*args, **kwargs)
-        return exported._replace(check=lambda pixels: {name: -x for name, x in exported.check(pixels).items()})
+        return exported._replace(check=lambda pixels: {name: factor * x for name, x in exported.check(pixels).items()})
 
-    monkeypatch.setattr(formats, "save_onnx", save_shuffled)
+    monkeypatch.setattr(formats, "save_onnx", save_changed)
     flags = ["--weights", str(weights), "--out", str(tmp_path / "out"), "--format", "stablehlo", "--tasks", "seg"]
     assert command.main([*flags, "--int8", "--calibrate", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "onnx int8: expected raw outputs near those of the network, found an error of 2." in error
+    assert f"onnx int8: {message}" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_network_that_needs_a_number_of_images_is_calibrated_in_batches(batch_size, weights, pixels, monkeypatch):
+    from mtl_jax.export import onnx_model
+
+    def convert_fixed(function, image, **settings):
+        return onnx_model.convert(function, image, **settings), False
+
+    monkeypatch.setattr(onnx_model, "convert_any_batch", convert_fixed)
+    model, image = trained.load(weights, tasks="cls"), network.input_shape(image_size=SIZE, batch_size=batch_size)
+    converted = int8.quantised_network(model, image, FORM, [image[None] for image in pixels]).converted
+    assert not converted.any_batch
+    outputs = formats.open_check_model(converted, FORM)(pixels)
+    expected = check.reference(model, FORM)[1](pixels)
+    assert outputs["cls/outputs"].shape == expected["cls/outputs"].shape
+    assert check.relative_error(expected, outputs) < 0.3
 
 
 def windows(count: int, size: int = 32) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 CALIBRATED = ("onnx", "openvino")  # formats whose 8-bit files are calibrated, and can be fine-tuned
 LARGEST_ERROR = 0.5  # of the raw outputs of an 8-bit file, relative to their size; usual ones have 0.01 to 0.1
+LARGEST_DISAGREEMENT = 0.1  # of a runtime with onnxruntime, on the same 8-bit network; usual are 0.01 to 0.03
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -155,14 +156,29 @@ def _write_calibrated(
     expected = check.reference(model, form)[1](pixels)
     for label, network in quantise.items():  # fine-tuning takes minutes: the files before it are accepted first
         result = network()
+        in_onnxruntime = formats.open_check_model(result.converted, form)(pixels)
         for name in names:
             save, suffix = writers[name]
             exported = save(result.converted, folder / f"model.{label.replace(' ', '.')}.{suffix}", form=form)
             share = f"{result.quantised_count} of {result.candidate_count} convolutions"
             batch = "any" if exported.any_batch else image.shape[0]
-            error = check.relative_error(expected, exported.check(pixels))
+            outputs = exported.check(pixels)
+            error = check.relative_error(expected, outputs)
             quantised_files.append(_accepted(f"{name} {label}", exported, error, f"; {share}", batch))
+            _require_agreement(f"{name} {label}", check.relative_error(in_onnxruntime, outputs))
     return quantised_files
+
+
+def _require_agreement(label: str, disagreement: float) -> None:
+    """Checks that the runtime of a file computes the 8-bit network as onnxruntime does."""
+    from mtl_jax.errors import UserError
+
+    if not disagreement <= LARGEST_DISAGREEMENT:
+        raise UserError(
+            f"{label}: expected the raw outputs that onnxruntime computes from the same 8-bit network, found a "
+            f"difference of {disagreement:.2f} times their size; the runtime computes 8 bits wrongly on this "
+            "processor: use --format onnx with onnxruntime"
+        )
 
 
 def _accepted(label: str, exported: Any, error: float, remark: str, batch: int | str) -> EightBits:

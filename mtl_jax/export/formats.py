@@ -153,9 +153,8 @@ def save_onnx(converted: OnnxNetwork, path: Path, form: Form) -> Exported:
     import onnx
 
     onnx.save(converted.run_model, path)
-    sources = (str(path), converted.check_model.SerializeToString())
-    run, check = (accept_channels_last(open_session(source), form) for source in sources)
-    return Exported(path, run, check, converted.network, converted.any_batch)
+    run = accept_channels_last(open_session(str(path)), form)
+    return Exported(path, run, open_check_model(converted, form), converted.network, converted.any_batch)
 
 
 def convert_to_onnx(network: Trained, image: jax.ShapeDtypeStruct, form: Form) -> OnnxNetwork:
@@ -198,6 +197,11 @@ def _joined(model: Any) -> Any:
     return rounding.with_own_parameters(joined)
 
 
+def open_check_model(converted: OnnxNetwork, form: Form) -> Run:
+    """Opens a converted network in onnxruntime, with raw outputs, as a function of images with the channels last."""
+    return accept_channels_last(open_session(converted.check_model.SerializeToString()), form)
+
+
 def raw_output_filter(form: Form) -> Callable[[str], bool]:
     """Returns the predicate of output names that are removed from the served file: raw outputs, if it decodes."""
     return (lambda name: False) if form.decode == "none" else (lambda name: name.endswith(f"/{OUTPUTS}"))
@@ -227,10 +231,15 @@ def _convert_function(function: OutputFunction, image: jax.ShapeDtypeStruct, lay
 
 
 def open_session(source: Any) -> Run:
-    """Opens an ONNX file, given by path or bytes, as a function of its input array."""
+    """Opens an ONNX file, given by path or bytes, as a function of its input array, of any number of images."""
     loaded = inference_session(source)
-    names, input_name = [output.name for output in loaded.get_outputs()], loaded.get_inputs()[0].name
-    return lambda pixels: dict(zip(names, loaded.run(names, {input_name: pixels}), strict=True))
+    names, image = [output.name for output in loaded.get_outputs()], loaded.get_inputs()[0]
+
+    def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, loaded.run(names, {image.name: pixels}), strict=True))
+
+    (count,) = image.shape[:1] or ("",)  # a name where it is dynamic
+    return run_in_batches(run, count) if isinstance(count, int) else run
 
 
 def inference_session(source: Any) -> Any:
@@ -267,6 +276,8 @@ def run_in_batches(run: Run, count: int) -> Run:
     """Wraps the function of a file with a fixed batch size so that it accepts any number of images."""
 
     def run_any(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        if len(pixels) == count:
+            return run(pixels)
         batches = [pixels[first : first + count] for first in range(0, len(pixels), count)]
         missing = count - len(batches[-1])
         batches[-1] = np.concatenate([batches[-1], batches[-1][-1:].repeat(missing, axis=0)])
