@@ -39,7 +39,8 @@ CERTAIN = 40.0  # a logit whose sigmoid is 1
 SMALLEST = 1e-7  # probability whose logit is finite, as is that of one minus it; its score is never accepted
 Row = dict[str, Any]
 
-# Of a process of its own, which gets the file, the precision and the lengths of the input, and imports nothing else.
+# Of a process of its own, which gets the file, the precision and the lengths of the input, and imports nothing else; of
+# the network, its checkpoint.
 PROGRAMS = {
     runtimes.ORT: """
 import onnxruntime
@@ -65,6 +66,13 @@ import os
 from ai_edge_litert.interpreter import Interpreter
 runner = Interpreter(path, num_threads=os.cpu_count()).get_signature_runner()
 run = lambda: runner(image=pixels)
+""",
+    NETWORK: """
+from benchmarks import runtimes
+from mtl_jax.runtime import compilation
+from mtl_jax.workdir import trained
+compilation.enable_cache()
+run = runtimes.network_runner(trained.load(path), pixels)
 """,
 }
 BEFORE = """
@@ -152,10 +160,17 @@ def suppressed(task: Task, predictions: dict[str, Any]) -> dict[str, Any]:
     return jax.device_get(task.decode(jnp.concatenate(parts, axis=-1)))
 
 
-def peak_megabytes(file: File, case: Case) -> float:
-    """Returns the largest memory of a process that runs a file."""
-    program = BEFORE + PROGRAMS[case.runtime] + AFTER
-    words = [sys.executable, "-c", program, str(file.path), case.precision, *map(str, file.lengths)]
+def peak_megabytes(runtime: str, path: Path, lengths: Sequence[int], precision: str = "f32") -> float:
+    """Returns the largest memory of a process that runs a file, or the network.
+
+    Args:
+        runtime: key of `PROGRAMS`.
+        path: of the file, or of the checkpoint.
+        lengths: shape of the input.
+        precision: of OpenVINO.
+    """
+    program = BEFORE + PROGRAMS[runtime] + AFTER
+    words = [sys.executable, "-c", program, str(path), precision, *map(str, lengths)]
     environment = benchmarks.environment({"JAX_PLATFORMS": "cpu"})
     process = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     return int(process.stdout.split()[-1]) / 1024
@@ -194,11 +209,14 @@ def measure(
     calls |= {case.label: runtimes.runner(case, pixels) for case in listed}
     times = check.latencies_ms(calls, repeats=repeats)
     by_task = main_metrics(network, check.reference(network)[0], view)
-    rows: list[Row] = [{"file": NETWORK, "runtime": runtimes.JAX, **by_task, "ms": times[NETWORK]}]
+    measured = {"ms": times[NETWORK], "peak_mb": peak_megabytes(NETWORK, Path(first["checkpoint"]), pixels.shape)}
+    size = sum(array.nbytes for array in jax.tree.leaves(network.variables)) / 1e6
+    rows: list[Row] = [{"file": NETWORK, "runtime": runtimes.JAX, "mb": size, **by_task, **measured}]
     for case in listed:
         file = by_path[case.file]
         by_task = main_metrics(network, opened(file, case), view)
-        measured = {"ms": times[case.label], "peak_mb": peak_megabytes(file, case)}
+        peak = peak_megabytes(case.runtime, file.path, file.lengths, case.precision)
+        measured = {"ms": times[case.label], "peak_mb": peak}
         rows.append({**_of_file(file), "runtime": case.runtime, "precision": case.precision, **by_task, **measured})
     without_runtime = set(by_path) - {case.file for case in listed}
     return [*rows, *(_of_file(file) for file in files if file.path in without_runtime)]

@@ -398,7 +398,7 @@ def test_exported_files_are_timed_in_every_runtime_that_is_installed(tmp_path, c
     assert all(row.count("1.00") >= 2 for row in rows if "first.onnx" in row)
 
 
-def test_files_of_all_formats_are_measured_as_the_network_is(tiny_backbone, tmp_path, capsys):
+def test_files_of_all_formats_are_measured_as_the_network_is(tiny_backbone, tmp_path, capsys, monkeypatch):
     for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: exported files are not measured")
     from benchmarks import deployment
@@ -408,7 +408,16 @@ def test_files_of_all_formats_are_measured_as_the_network_is(tiny_backbone, tmp_
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "photo.png")
     settings = ["--weights", str(weights), "--layout", "nchw", "--format", "stablehlo,onnx"]
     assert export.main([*settings, "--out", str(tmp_path / "files")]) == 0
+    known = f"""
+sys.path.append({str(Path(__file__).with_name("support"))!r})
+import tiny
+from mtl_jax.models import multi_task
+multi_task.BACKBONES["tiny"] = tiny.TinyBackbone
+"""
+    monkeypatch.setitem(deployment.PROGRAMS, runtimes.NETWORK, known + deployment.PROGRAMS[runtimes.NETWORK])
     rows = deployment.measure([tmp_path / "files"], [str(tmp_path / "photo.png")], None, repeats=1)
+    assert rows[0]["peak_mb"] > 10
+    assert rows[0]["mb"] == pytest.approx(rows[2]["mb"], rel=0.5)
     network, *files = [{key: value for key, value in row.items() if key in ("seg", "det")} for row in rows]
     assert network["seg"] > 0
     for file, row in zip(files, rows[1:], strict=True):
