@@ -8,6 +8,7 @@ from test_extend import untrained
 from test_new_classes import FIRST, page
 
 from mtl_jax import experiment
+from mtl_jax.cli import edit as edit_command
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import contract_table
 from mtl_jax.extend import edit
@@ -41,6 +42,14 @@ def test_what_cannot_be_edited_is_refused_in_one_line(parent, task, rename, remo
     with pytest.raises(UserError, match=words) as error:
         change_settings(parent, task, rename, remove)
     assert "\n" not in str(error.value)
+
+
+def test_a_flag_takes_several_classes():
+    flags = ["--from", "old", "--workdir", "new", "--task", "cls"]
+    options = edit_command.parser().parse_args([*flags, "--remove", "0", "1", "--rename", "2=two", "--remove", "3"])
+    assert options.remove == ["0", "1", "3"]
+    assert options.rename == ["2=two"]
+    assert edit_command.parser().parse_args(flags).remove == []
 
 
 def test_a_class_may_be_renamed_twice_and_then_removed(parent):

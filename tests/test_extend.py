@@ -16,6 +16,7 @@ from tiny import random_variables, spare_report
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax import tasks as tasks_lib
+from mtl_jax.cli import extend as extend_command
 from mtl_jax.continual import memory
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate_checkpoint
@@ -274,9 +275,15 @@ def with_an_idle_stream(config):
     config.streams.idle = copy.deepcopy(config.streams.boxes)
 
 
-def with_a_stream_of_old_tasks(config):
+def with_old_tasks_alone(config):
     config.streams.boxes.labels = {"cls": "classification"}
     del config.tasks["det"]
+
+
+def with_a_stream_of_old_tasks(config):
+    config.streams.more = copy.deepcopy(config.streams.boxes)
+    config.streams.more.labels = {"cls": "classification"}
+    config.stages.det.streams = ("boxes", "more")
 
 
 def with_the_old_stage_s_name(config):
@@ -298,7 +305,8 @@ def with_another_backbone(config):
         (in_another_order, "task cls: expected the classes of .* in their order, .*, found"),
         (with_other_settings, "task cls is in .* already, with other settings"),
         (with_an_idle_stream, "stream idle is in no new stage"),
-        (with_a_stream_of_old_tasks, "stream boxes labels no new task"),
+        (with_old_tasks_alone, "expected a task or classes that .* has not, found none; use --refine"),
+        (with_a_stream_of_old_tasks, r"stream more labels no new task in a new stage \(det\)"),
         (
             with_the_old_stage_s_name,
             "task det is new and no new stage labels it|stream boxes (labels no new task|is in no new stage)",
@@ -319,6 +327,20 @@ def test_keep_is_exact_or_a_percentage(keep):
         additions.limit_percent(keep)
     assert additions.limit_percent("exact") is None
     assert additions.limit_percent("2.5 %") == 2.5
+
+
+def test_a_mistake_in_keep_is_found_before_the_data_is_inspected(finished, tmp_path, capsys):
+    flags = ["--from", str(finished.path), "--workdir", str(tmp_path / "new"), "--keep", "200%"]
+    assert extend_command.main([*flags, f"classes={tmp_path / 'missing'}"]) == 2
+    assert 'keep: expected "exact"' in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_classes_of_labels_follow_those_of_the_run_whatever_their_order():
+    page = config_lib.read_settings(addition())
+    ordered = extend_command._with_classes_in_order(page, ("7", "cat", "2"))
+    assert ordered.tasks["det"]["classes"] == ("7", "cat", "2", *(name for name in DIGITS if name not in "72"))
+    assert ordered.streams == page.streams
 
 
 def test_within_a_percentage_the_usual_methods_hold_the_old_tasks(finished):

@@ -363,6 +363,22 @@ def test_a_source_s_classes_may_be_some_of_the_task_s_by_name(tiny_backbone):
     assert np.flatnonzero(classes.labelled).tolist() == [0]
 
 
+def test_a_source_may_have_the_task_s_classes_in_another_order(tiny_backbone):
+    def mask(classes):
+        config = two_halves()
+        config.tasks.seg.classes = classes
+        config.streams.low.labelled_classes = {}
+        setup = experiment.build(config_lib.resolve(config), data_root=Path())
+        return next(iter(experiment.eval_batches(setup, "low"))).targets[0]["seg"]["mask"]
+
+    usual, reverse = mask(("background", *DIGITS)), mask((*DIGITS[::-1], "background"))
+    numbers = np.array(
+        [10, *range(9, -1, -1), *[0] * 244, 255]
+    )  # of the usual classes, and of void, in the other order
+    assert len(np.unique(usual)) > 2
+    np.testing.assert_array_equal(reverse, numbers[usual])
+
+
 @pytest.mark.usefixtures("tiny_backbone", "one_device", "no_report")
 def test_streams_that_label_different_classes_train_and_measure_one_task(tmp_path, capsys):
     contract = train_loop.train_and_evaluate(two_halves(), tmp_path / "run")

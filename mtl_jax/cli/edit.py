@@ -18,10 +18,9 @@ def parser() -> flags.Parser:
     parser.add_argument("--from", dest="parent", required=True, metavar="DIR", help="the finished run's work directory")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="output folder of the new version")
     parser.add_argument("--task", required=True, metavar="NAME", help="task of the classes")
-    parser.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="rename a class")
-    parser.add_argument(
-        "--remove", action="append", default=[], metavar="NAME", help="remove a class from the predictions"
-    )
+    several = {"nargs": "+", "action": "extend", "default": []}
+    parser.add_argument("--rename", **several, metavar="OLD=NEW", help="rename classes")
+    parser.add_argument("--remove", **several, metavar="NAME", help="remove classes from the predictions")
     return parser
 
 

@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,22 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"expected labels to add, or a page of them, found neither; {parser().format_usage().strip()}")
     if options.smoke:
         changes.append(overrides.Override(("smoke",), "true"))
+    from mtl_jax.extend import additions
     from mtl_jax.workdir import checkpoints
 
+    additions.limit_percent(options.keep)  # mistakes are found before any data is inspected
     options.parent = checkpoints.find(Path(options.parent).expanduser())
-    if options.task:  # before any data is inspected
-        known_tasks = checkpoints.read_metadata(options.parent)["config"]["tasks"]
-        if options.task not in known_tasks:
-            raise UserError(
-                f"--task: expected a task of {options.parent}, found {options.task!r}; "
-                f"{suggestion(options.task, known_tasks)}"
-            )
+    known_tasks = checkpoints.read_metadata(options.parent)["config"]["tasks"]
+    if options.task and options.task not in known_tasks:
+        raise UserError(
+            f"--task: expected a task of {options.parent}, found {options.task!r}; "
+            f"{suggestion(options.task, known_tasks)}"
+        )
     config = config_lib.read_settings(overrides.load(page or _generate_page(options), changes))
     if options.labels:  # labels define no network
         config = dataclasses.replace(config, model=_model_settings(options.parent))
+        if options.task:
+            config = _with_classes_in_order(config, known_tasks[options.task].get("classes", ()))
     return _extend(config, options, command=" ".join(("mtl-jax extend", *arguments)))
 
 
@@ -112,6 +115,17 @@ def _with_unique_name(request: Any, used_names: Collection[str]) -> Any:
     while request.name == request.kind and name in used_names:
         name, number = f"{request.kind}_{number}", number + 1
     return request._replace(name=name)
+
+
+def _with_classes_in_order(page: Any, known_classes: Sequence[str]) -> Any:
+    """Returns a generated page whose tasks have the known classes first: data names classes in an order of its own."""
+
+    def classes(task: Mapping[str, Any]) -> tuple[str, ...]:
+        return (*known_classes, *(name for name in task.get("classes", ()) if name not in known_classes))
+
+    return dataclasses.replace(
+        page, tasks={name: {**task, "classes": classes(task)} for name, task in page.tasks.items()}
+    )
 
 
 def _used_names(parent: Path) -> set[str]:

@@ -201,7 +201,7 @@ def _check_names(experiment: Experiment, stream: str, task: str, label: str, nam
             f"config.streams.{stream}.options.classes: expected names of the numbers by which it labels task {task}, "
             f"found none; set it to {{{label!r}: {_short(classes)}}}, the task's classes in the order of the numbers"
         )
-    if names and names != classes and (len(names) == len(classes) or not set(names) < set(classes)):
+    if not set(names) <= set(classes):
         raise UserError(
             f"stream {stream}: expected the classes of task {task}, {_short(classes)}, found {_short(names)}; "
             f"{_advice(task, stream, settings)}"
@@ -210,12 +210,12 @@ def _check_names(experiment: Experiment, stream: str, task: str, label: str, nam
 
 def _advice(task: str, stream: str, settings: StreamSettings) -> str:
     """Which of the two tables to change: both splits have the stream's, so either leads to an end."""
-    to_the_stream_s = f"set config.tasks.{task}.classes to the stream's, in its order"
+    to_the_stream_s = f"set config.tasks.{task}.classes to the stream's"
     if "classes" not in registry.options_of(settings.source):
         return to_the_stream_s
     return (
-        f"they must be the same names in the same order: set config.streams.{stream}.options.classes to the task's, if "
-        f"these are what the files show, or {to_the_stream_s}"
+        f"they must be names of its classes: set config.streams.{stream}.options.classes to the task's, if these are "
+        f"what the files show, or {to_the_stream_s}"
     )
 
 

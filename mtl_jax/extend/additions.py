@@ -84,6 +84,11 @@ def join(
     else:
         extended_tasks = _join_tasks(parent, config, page_config)
         new_tasks = [task for task in page_config["tasks"] if task not in parent.names or task in extended_tasks]
+        if not new_tasks:
+            raise UserError(
+                f"expected a task or classes that {parent.path} has not, found none; use --refine for more data of "
+                "known classes"
+            )
     _join_streams(parent, config, page_config)
     new_stages = _join_stages(parent, config, page_config, new_tasks)
     new_classes.join(config, page_config, extended_tasks, new_stages, location=str(parent.path))
@@ -191,16 +196,14 @@ def _join_stages(
             )
         if not set(page_config["streams"][stream]["labels"]) & set(new_tasks):
             raise UserError(
-                f"stream {stream} labels no new task in a new stage ({', '.join(new_tasks) or 'there is none'}); label "
-                "one, or leave the stream out"
+                f"stream {stream} labels no new task in a new stage ({', '.join(new_tasks)}); label one, or leave the "
+                "stream out"
             )
     new_labels = {task for stream in used_streams for task in config["streams"][stream]["labels"]}
     if idle := [task for task in new_tasks if task not in new_labels]:
         raise UserError(f"task {idle[0]} is new and no new stage labels it; add a stream and a stage for it")
-    if not new_stages or not new_tasks:
-        raise UserError(
-            f"expected a task or classes that {parent.path} has not, with a stream and a stage, found nothing to add"
-        )
+    if not new_stages:
+        raise UserError(f"expected a new stage that trains {', '.join(new_tasks)}, found none; add it to the order")
     for name in new_stages:
         if name in config["stages"] and name in parent.stages:
             raise UserError(f"stage {name} is in {parent.path} already; give the new stage another name")
