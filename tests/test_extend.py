@@ -336,6 +336,16 @@ def test_a_mistake_in_keep_is_found_before_the_data_is_inspected(finished, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+def test_labels_leave_the_network_of_the_run_and_never_make_its_latency_smaller(finished):
+    page = config_lib.read_settings(addition())
+    for size, expected in ((16, 64), (96, 96)):
+        contract = dataclasses.replace(page.contract, latency_image_size=size)
+        smaller = dataclasses.replace(page, contract=contract, model=type(page.model)())
+        result = extend_command._with_parent_s_network(smaller, finished.path)
+        assert result.contract.latency_image_size == expected
+        assert result.model == finished.config.model != smaller.model
+
+
 def test_classes_of_labels_follow_those_of_the_run_whatever_their_order():
     page = config_lib.read_settings(addition())
     ordered = extend_command._with_classes_in_order(page, ("7", "cat", "2"))

@@ -228,7 +228,9 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     inputs = config_lib.read_settings(page(("4", "5"), stage="more"))
     config = additions.join(parent, inputs, limit=None, per_class=2)
     assert config.stages["first"].keep["replay"]["images"] == 2 * (len(FIRST) + 1)
-    assert config.stages["more"].keep["replay"] == {**exemplars.REPLAYED[False], "negatives": True}
+    streams = ("first_det", "first_seg", "first_cls")
+    expected = {**exemplars.REPLAYED[False], "negatives": True, "streams": streams}
+    assert config.stages["more"].keep["replay"] == expected
     moving = additions.join(parent, inputs, limit=5.0, per_class=2)
     assert moving.stages["more"].keep["replay"] == {**exemplars.REPLAYED[True], "negatives": True}
     result = exemplars.choose(config.to_dict(), parent, tuple(LABELS), {})
@@ -236,6 +238,28 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     buffer = replay_buffer.from_tree(result["first_cls"])
     assert len(buffer) == 8  # all that there are
     assert buffer.class_names["classification"] == FIRST
+
+
+@pytest.mark.parametrize(("stored", "expected"), [(0, 8), (20, 20)])
+def test_a_stage_that_replayed_itself_gets_exemplars_too(parent, stored, expected):
+    first = dataclasses.replace(parent.config.stages["first"], keep={"replay": {"images": stored, "batch_size": 2}})
+    last = parent._replace(config=dataclasses.replace(parent.config, stages={"first": first}))
+    inputs = config_lib.read_settings(page(("4", "5"), stage="more", tasks=("cls",)))
+    config = additions.join(last, inputs, limit=None, per_class=2)
+    assert config.stages["first"].keep["replay"] == {"images": expected, "batch_size": 2}
+    assert config.stages["more"].keep["replay"] == {**exemplars.REPLAYED[False], "streams": ("first_cls",)}
+    assert set(exemplars.choose(config.to_dict(), last, ("cls",), {})) == {"first_cls"}
+
+
+def test_chosen_exemplars_take_the_place_of_stored_ones(parent, monkeypatch, tmp_path):
+    stored = {"first_cls": np.array([0]), "old": np.array([1])}
+    monkeypatch.setattr(growth, "_grow_memory", lambda memory, *params: {**memory, "replay": stored})
+    config = additions.join(parent, config_lib.read_settings(page(("4",), stage="more")), limit=None)
+    setup = experiment.build(config, data_root=parent.setup.data_root)
+    variables = growth.init_variables(parent, setup, config)
+    growth.copy_stages(parent, tmp_path, variables, config, exemplars={"first_cls": np.array([2])})
+    memory = checkpoints.load(tmp_path / "checkpoints" / "0-first", {"memory": None})["memory"]["replay"]
+    assert {stream: number.item() for stream, number in memory.items()} == {"first_cls": 2, "old": 1}
 
 
 def test_the_loss_knows_that_new_classes_are_shown_more_often(parent):

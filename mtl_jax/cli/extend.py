@@ -77,8 +77,8 @@ def main(arguments: Sequence[str]) -> int:
             f"{suggestion(options.task, known_tasks)}"
         )
     config = config_lib.read_settings(overrides.load(page or _generate_page(options), changes))
-    if options.labels:  # labels define no network
-        config = dataclasses.replace(config, model=_model_settings(options.parent))
+    if options.labels:
+        config = _with_parent_s_network(config, options.parent)
         if options.task:
             config = _with_classes_in_order(config, known_tasks[options.task].get("classes", ()))
     return _extend(config, options, command=" ".join(("mtl-jax extend", *arguments)))
@@ -136,10 +136,15 @@ def _used_names(parent: Path) -> set[str]:
     return {name for table in ("tasks", "streams", "stages") for name in config[table]}
 
 
-def _model_settings(parent: Path) -> Any:
+def _with_parent_s_network(page: Any, parent: Path) -> Any:
+    """Returns a generated page with the network of the old run, timed at the larger of both sizes."""
     from mtl_jax.workdir import checkpoints
 
-    return config_lib.read_settings(config_lib.completed(checkpoints.read_metadata(parent)["config"])).model
+    old = config_lib.read_settings(config_lib.completed(checkpoints.read_metadata(parent)["config"]))
+    size = max(old.contract.latency_image_size, page.contract.latency_image_size)
+    return dataclasses.replace(
+        page, model=old.model, contract=dataclasses.replace(page.contract, latency_image_size=size)
+    )
 
 
 def _extend(config: Any, options: argparse.Namespace, *, command: str) -> int:

@@ -48,9 +48,15 @@ class Replay(Method):
     )
     batch_size: int = setting(0, "images of each old stream added to every step of this stage; 0 is off")
     weight: float = setting(1.0, "of the loss on replayed labels")
+    streams: tuple[str, ...] = setting((), "that are replayed, of the old ones; all of them if empty")
     negatives: bool = setting(False, "exemplars join this stage's streams of boxes, as images without their classes")
 
     def refuse(self, stage: StageView, starting: Starting) -> None:
+        if unknown := [stream for stream in self.streams if stream not in starting.memory[self.slot]]:
+            raise UserError(
+                f"{stage.location}.keep.replay.streams: expected old streams with exemplars "
+                f"({', '.join(starting.memory[self.slot]) or 'there is none'}), found {unknown[0]!r}"
+            )
         if not self._old_buffers(stage, starting.memory):  # one without images has nothing to replay
             refuse_without_exemplars(f"{stage.location}.keep.replay.batch_size", self.batch_size, starting.tasks)
         if self.negatives:
@@ -71,8 +77,9 @@ class Replay(Method):
                 )
 
     def _old_buffers(self, stage: StageView, memory: Memory) -> dict[str, ReplayBuffer]:
-        """Returns the exemplars of streams that the stage does not train on."""
-        return {stream: buffer for stream, buffer in memory[self.slot].items() if stream not in stage.streams}
+        """Returns the exemplars to replay, of streams that the stage does not train on."""
+        old = {stream: buffer for stream, buffer in memory[self.slot].items() if stream not in stage.streams}
+        return {stream: buffer for stream, buffer in old.items() if not self.streams or stream in self.streams}
 
     def _others_of_task(self, stage: StageView, memory: Memory, stream: str) -> list[ReplayBuffer]:
         """Returns those of them whose stream labels a task that the given one labels."""

@@ -100,11 +100,14 @@ def configure(
         class_count = max(len(task.classes_of(stage) or task.first_classes) for task in tasks)
         images[stage] = max(images.get(stage, 0), per_class * class_count)
     for stage, count in images.items():
-        _set_defaults(config["stages"][stage], "replay", {"images": count})
+        stored = config["stages"][stage]["keep"].get("replay", {})
+        _set(config["stages"][stage], "replay", {**stored, "images": max(count, stored.get("images", 0))})
     kinds = {parent.tasks[name].kind for name in known}
+    replayed = REPLAYED[may_change] if kinds & set(COMPETING) else REPLAYED_BOXES if may_change else {}
+    if replayed and not may_change:  # images of other tasks would teach nothing
+        replayed = {**replayed, "streams": tuple(_stages_of_streams(config, parent, known))}
+    negatives = {"negatives": True} if BOXES in kinds else {}
     for stage in new_stages:
-        replayed = REPLAYED[may_change] if kinds & set(COMPETING) else REPLAYED_BOXES if may_change else {}
-        negatives = {"negatives": True} if BOXES in kinds else {}
         _set_defaults(config["stages"][stage], "replay", {**replayed, **negatives})
 
 
@@ -134,7 +137,11 @@ def adjust_logits(
 
 def _set_defaults(stage: dict[str, Any], method: str, settings: Mapping[str, Any]) -> None:
     """Sets those settings of a method that the stage does not define."""
-    stage["keep"] = {**stage["keep"], method: {**settings, **stage["keep"].get(method, {})}}
+    _set(stage, method, {**settings, **stage["keep"].get(method, {})})
+
+
+def _set(stage: dict[str, Any], method: str, settings: Mapping[str, Any]) -> None:
+    stage["keep"] = {**stage["keep"], method: dict(settings)}
 
 
 def _stages_of_streams(config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str]) -> dict[str, str]:

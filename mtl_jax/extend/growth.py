@@ -12,7 +12,6 @@ from jaxtyping import PyTree
 
 from mtl_jax import experiment
 from mtl_jax.config.run_settings import RunSettings
-from mtl_jax.continual.negatives import BOXES
 from mtl_jax.continual.replay import Replay
 from mtl_jax.errors import UserError
 from mtl_jax.models import dependence
@@ -106,7 +105,7 @@ def copy_stages(
         new_variables: untrained variables of the larger network.
         config: settings of the larger network.
         metrics: task -> metrics that replace those of the last stage.
-        exemplars: stream -> images that are added to the memory of the last stage.
+        exemplars: stream -> images that the memory of the last stage gets, in place of those that it has of the stream.
 
     Raises:
         CheckpointError: a stage cannot be read or written.
@@ -127,14 +126,7 @@ def copy_stages(
             record["stages"] = [*earlier, {**stage, "metrics": {**stage["metrics"], **metrics}}]
         grown_memory = _grow_memory(restored["memory"], parent.variables["params"], new_variables["params"])
         if exemplars and path == parent.path:
-            # Stored ones of boxes may show objects of the new classes: those that were chosen now do not.
-            stored = {
-                stream: buffer
-                for stream, buffer in dict(grown_memory.get(Replay.slot, {})).items()
-                if stream not in exemplars
-                or BOXES not in (task.kind for task in experiment.stream_tasks(parent.setup, stream).values())
-            }
-            grown_memory[Replay.slot] = {**exemplars, **stored}
+            grown_memory[Replay.slot] = {**grown_memory.get(Replay.slot, {}), **exemplars}
         trees = {"variables": grow_variables(restored["variables"], new_variables), "memory": grown_memory}
         checkpoints.save(workdir / "checkpoints" / path.name, trees, files.without_nan(record))
 
