@@ -17,10 +17,11 @@ from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.cli import extend as extend_command
+from mtl_jax.config import recipes
 from mtl_jax.continual import memory
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate_checkpoint
-from mtl_jax.extend import additions, extend, growth
+from mtl_jax.extend import additions, exemplars, extend, growth
 from mtl_jax.models import multi_task
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import path_of
@@ -327,6 +328,27 @@ def test_keep_is_exact_or_a_percentage(keep):
         additions.limit_percent(keep)
     assert additions.limit_percent("exact") is None
     assert additions.limit_percent("2.5 %") == 2.5
+
+
+def test_within_a_percentage_old_streams_leave_exemplars_unless_they_are_stored(finished, tmp_path):
+    page = config_lib.read_settings(addition())
+    streams = {stream for stage in finished.stages for stream in finished.config.stages[stage].streams}
+    assert exemplars.usual_count(finished, page, may_change=False) == 0
+    assert exemplars.usual_count(finished, page, may_change=True) == exemplars.PER_CLASS
+    config = additions.join(finished, page, limit=5.0, per_class=exemplars.PER_CLASS)
+    assert config.stages["det"].keep["replay"] == recipes.RETENTION["replay"]
+    for stage, count in (("seg", 11), ("cls", 10)):
+        assert config.stages[stage].keep["replay"]["images"] == exemplars.PER_CLASS * count
+    chosen = exemplars.choose(config.to_dict(), finished, (), {}, may_change=True)
+    assert set(chosen) == streams
+    assert exemplars.choose(config.to_dict(), finished, (), {}, may_change=False) == {}
+
+    setup = parts_of(finished, config)
+    growth.copy_stages(finished, tmp_path, growth.init_variables(finished, setup, config), config, exemplars=chosen)
+    stored = finished._replace(path=tmp_path / "checkpoints" / finished.path.name)
+    assert exemplars.are_stored(stored) > exemplars.are_stored(finished)
+    assert exemplars.usual_count(stored, page, may_change=True) == 0
+    assert "replay" in additions.join(stored, page, limit=5.0).stages["det"].keep
 
 
 def test_a_mistake_in_keep_is_found_before_the_data_is_inspected(finished, tmp_path, capsys):

@@ -233,7 +233,7 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     assert config.stages["more"].keep["replay"] == expected
     moving = additions.join(parent, inputs, limit=5.0, per_class=2)
     assert moving.stages["more"].keep["replay"] == {**exemplars.REPLAYED[True], "negatives": True}
-    result = exemplars.choose(config.to_dict(), parent, tuple(LABELS), {})
+    result = exemplars.choose(config.to_dict(), parent, tuple(LABELS), {}, may_change=False)
     assert set(result) == {"first_seg", "first_cls", "first_det"}
     buffer = replay_buffer.from_tree(result["first_cls"])
     assert len(buffer) == 8  # all that there are
@@ -248,7 +248,7 @@ def test_a_stage_that_replayed_itself_gets_exemplars_too(parent, stored, expecte
     config = additions.join(last, inputs, limit=None, per_class=2)
     assert config.stages["first"].keep["replay"] == {"images": expected, "batch_size": 2}
     assert config.stages["more"].keep["replay"] == {**exemplars.REPLAYED[False], "streams": ("first_cls",)}
-    assert set(exemplars.choose(config.to_dict(), last, ("cls",), {})) == {"first_cls"}
+    assert set(exemplars.choose(config.to_dict(), last, ("cls",), {}, may_change=False)) == {"first_cls"}
 
 
 def test_chosen_exemplars_take_the_place_of_stored_ones(parent, monkeypatch, tmp_path):
@@ -285,12 +285,12 @@ def test_images_of_the_new_data_are_no_exemplars_of_boxes(parent):
     source = experiment.source(parent.setup, "first_det", training=True)
     known = Subset(source, (0, 2, 3))
     chosen = replay_buffer.from_tree(
-        exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": known})["first_det"]
+        exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": known}, may_change=False)["first_det"]
     )
     assert len(chosen) == len(FIRST)
     for sample in known:
         assert not any(np.array_equal(sample["image"], exemplar["image"]) for exemplar in chosen)
-    chosen = exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": source})["first_det"]
+    chosen = exemplars.choose(config.to_dict(), parent, ("det",), {"more_det": source}, may_change=False)["first_det"]
     assert len(replay_buffer.from_tree(chosen)) == 0
 
 
@@ -310,18 +310,18 @@ def test_exemplars_are_refused_where_no_task_takes_them(tiny_backbone, tmp_path)
 
 def test_ten_exemplars_are_usual_where_the_old_images_are_there(parent, monkeypatch, caplog):
     competing = config_lib.read_settings(page(("4", "5"), stage="more"))
-    assert exemplars.usual_count(parent, competing) == exemplars.PER_CLASS
+    assert exemplars.usual_count(parent, competing, may_change=False) == exemplars.PER_CLASS
     boxes = config_lib.read_settings(page(("4",), stage="more", tasks=("det",)))
-    assert exemplars.usual_count(parent, boxes) == exemplars.PER_CLASS
+    assert exemplars.usual_count(parent, boxes, may_change=False) == exemplars.PER_CLASS
     known = config_lib.read_settings(page(FIRST, stage="more", tasks=("cls",)))
-    assert exemplars.usual_count(parent, known) == 0
+    assert exemplars.usual_count(parent, known, may_change=False) == 0
     assert not caplog.text
 
     def gone(*arguments, **settings):
         raise UserError("no folder of images")
 
     monkeypatch.setattr(exemplars.experiment, "source", gone)
-    assert exemplars.usual_count(parent, competing) == 0
+    assert exemplars.usual_count(parent, competing, may_change=False) == 0
     assert "found none (no folder of images)" in caplog.text
 
 

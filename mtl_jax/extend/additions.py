@@ -95,7 +95,10 @@ def join(
     _apply_page_settings(config, page_config)
     for name in new_stages:
         stage = config["stages"][name]
-        stage |= _keep_settings(parent, stage, config["streams"], limit, set(extended_tasks), refine=refine)
+        has_exemplars = bool(per_class) or exemplars.are_stored(parent)
+        stage |= _keep_settings(
+            parent, stage, config["streams"], limit, set(extended_tasks), refine=refine, has_exemplars=has_exemplars
+        )
         stage["warm_start"] = stage["warm_start"] or _warm_start(parent, config, stage)
     if per_class:
         exemplars.configure(
@@ -232,12 +235,11 @@ def _keep_settings(
     extended_tasks: Set[str],
     *,
     refine: bool,
+    has_exemplars: bool,
 ) -> dict[str, Any]:
     """Returns the settings of a new stage that keep old tasks: exact outputs, or the default continual methods."""
     if limit is None:
         return {"old_outputs": exactness.OTHERS_EXACT if refine else exactness.EXACT}
-    # The last stage of a run stores no exemplars, because no stage was to follow.
-    has_exemplars = any(parent.config.stages[name].keep.get("replay", {}).get("images") for name in parent.stages[:-1])
     stage_labels = {task for stream in stage["streams"] for task in labels[stream]["labels"]}
     # Where it only trains old tasks on more data, nothing is distilled, and exemplars alone retain them.
     is_distilled = bool(set(parent.names) - stage_labels or stage_labels & extended_tasks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from mtl_jax.continual.replay_buffer import ReplayBuffer
 from mtl_jax.data import leakage
 from mtl_jax.data.sources.base import Source, Subset
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import checkpoints
 from mtl_jax.workdir.trained import Trained
 
 _log = logging.getLogger(__name__)
@@ -35,15 +36,16 @@ MAX_SIDE = Replay().max_side  # px, of a stored image
 SELECTION = Replay().selection
 
 
-def usual_count(parent: Trained, page: RunSettings) -> int:
+def usual_count(parent: Trained, page: RunSettings, *, may_change: bool) -> int:
     """Returns how many images of each old class are used where nobody says.
 
     Args:
         parent: the finished run.
         page: tasks, streams and stages to add.
+        may_change: whether shared parameters may change.
 
     Returns:
-        `PER_CLASS` where tasks of `KINDS` get classes and the training images of the old ones are still there, else 0.
+        `PER_CLASS` where exemplars are needed and the training images of the old run are still there, else 0.
     """
     extended_tasks = [
         name
@@ -52,18 +54,24 @@ def usual_count(parent: Trained, page: RunSettings) -> int:
         and parent.tasks[name].kind in KINDS
         and set(task["classes"]) - set(parent.tasks[name].classes)
     ]
+    needed = _stages_to_choose_from(parent.config.to_dict(), parent, extended_tasks, may_change=may_change)
     try:
-        for stream in _stages_of_streams(parent.config.to_dict(), parent, extended_tasks):
+        for stream in needed:
             experiment.source(parent.setup, stream, training=True)
     except UserError as error:
         _log.warning(
-            "No images of old classes are used, and new ones may be found in many of them: expected the training "
-            "images of %s, found none (%s)",
+            "No images of the old run are used, and old tasks or classes may lose more: expected the training images "
+            "of %s, found none (%s)",
             parent.path,
             error,
         )
         return 0
-    return PER_CLASS if extended_tasks else 0
+    return PER_CLASS if needed else 0
+
+
+def are_stored(parent: Trained) -> bool:
+    """Returns whether the memory of a run has exemplars."""
+    return bool(_stored(parent))
 
 
 def configure(
@@ -82,32 +90,32 @@ def configure(
         parent: the finished run.
         extended_tasks: tasks with new classes.
         new_stages: new stages.
-        per_class: largest number of images of an old class.
-        may_change: whether shared parameters may change.
+        per_class: largest number of images of an old class, and of a stream without classes.
+        may_change: whether shared parameters may change; then streams without stored exemplars get some, too.
 
     Raises:
-        UserError: no extended task is of `KINDS`.
+        UserError: nothing changes, and no extended task is of `KINDS`.
     """
     known = [name for name in extended_tasks if parent.tasks[name].kind in KINDS]
-    if not known:
+    if not known and not may_change:
         raise UserError(
             f"--exemplars is for new classes of a {', '.join(KINDS[:-1])} or {KINDS[-1]} task of {parent.path}; leave "
             "it out"
         )
     images: dict[str, int] = {}
-    for stream, stage in _stages_of_streams(config, parent, known).items():
-        tasks = [parent.tasks[name] for name in known if name in config["streams"][stream]["labels"]]
+    for stream, stage in _stages_to_choose_from(config, parent, known, may_change=may_change).items():
+        tasks = [parent.tasks[name] for name in config["streams"][stream]["labels"]]
         class_count = max(len(task.classes_of(stage) or task.first_classes) for task in tasks)
-        images[stage] = max(images.get(stage, 0), per_class * class_count)
+        images[stage] = max(images.get(stage, 0), per_class * max(class_count, 1))
     for stage, count in images.items():
         stored = config["stages"][stage]["keep"].get("replay", {})
         _set(config["stages"][stage], "replay", {**stored, "images": max(count, stored.get("images", 0))})
     kinds = {parent.tasks[name].kind for name in known}
-    replayed = REPLAYED[may_change] if kinds & set(COMPETING) else REPLAYED_BOXES if may_change else {}
+    replayed = REPLAYED[may_change] if kinds & set(COMPETING) else REPLAYED_BOXES if known and may_change else {}
     if replayed and not may_change:  # images of other tasks would teach nothing
         replayed = {**replayed, "streams": tuple(_stages_of_streams(config, parent, known))}
     negatives = {"negatives": True} if BOXES in kinds else {}
-    for stage in new_stages:
+    for stage in new_stages if known else ():
         _set_defaults(config["stages"][stage], "replay", {**replayed, **negatives})
 
 
@@ -155,8 +163,34 @@ def _stages_of_streams(config: Mapping[str, Any], parent: Trained, extended_task
     }
 
 
+def _stages_to_choose_from(
+    config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str], *, may_change: bool
+) -> dict[str, str]:
+    """Returns the old streams whose exemplars are chosen, with the last stage that trained on each.
+
+    These are those of tasks that get classes, and where shared parameters may change all without stored exemplars.
+    """
+    chosen = _stages_of_streams(config, parent, extended_tasks)
+    if not may_change:
+        return chosen
+    stored = _stored(parent)
+    streams = {stream: stage for stage in parent.stages for stream in config["stages"][stage]["streams"]}
+    return {stream: stage for stream, stage in streams.items() if stream in chosen or stream not in stored}
+
+
+def _stored(parent: Trained) -> set[str]:
+    """Returns the streams of which the memory of a run has exemplars."""
+    memory = checkpoints.load(parent.path, {"memory": None})["memory"] or {}
+    return {stream for stream, tree in memory.get(Replay.slot, {}).items() if len(replay_buffer.from_tree(tree))}
+
+
 def choose(
-    config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str], new_sources: Mapping[str, Source]
+    config: Mapping[str, Any],
+    parent: Trained,
+    extended_tasks: Collection[str],
+    new_sources: Mapping[str, Source],
+    *,
+    may_change: bool,
 ) -> dict[str, dict[str, Any]]:
     """Selects the exemplars of old stages, as configured.
 
@@ -165,6 +199,7 @@ def choose(
         parent: the finished run, with its training images.
         extended_tasks: tasks with new classes.
         new_sources: stream -> the images of new classes; none of them is an exemplar of boxes.
+        may_change: whether shared parameters may change.
 
     Returns:
         Stream -> its exemplars, in the form of checkpoints; of boxes none where the new data holds all old images.
@@ -173,14 +208,16 @@ def choose(
         UserError: the old data is missing.
     """
     by_stream = {}
-    for number, (stream, stage) in enumerate(_stages_of_streams(config, parent, extended_tasks).items()):
+    needed = _stages_to_choose_from(config, parent, extended_tasks, may_change=may_change)
+    for number, (stream, stage) in enumerate(needed.items()):
         count = config["stages"][stage]["keep"].get("replay", {}).get("images", 0)
         if not count:
             continue
         source = experiment.source(parent.setup, stream, training=True)
         generator = np.random.default_rng([config["seed"], number])
         candidates = generator.permutation(len(source)).tolist()
-        if BOXES in (parent.tasks[name].kind for name in config["streams"][stream]["labels"]):
+        labelled = set(config["streams"][stream]["labels"]) & {*extended_tasks}
+        if BOXES in {parent.tasks[name].kind for name in labelled}:
             is_new = {leak.validation.index for leak in leakage.find(new_sources, {stream: source})}
             candidates = [index for index in candidates if index not in is_new]
             if not candidates:

@@ -49,7 +49,8 @@ def extend(
             `keep`, or contract.max_drop_percent with "exact"; otherwise its stage is moved to the folder "refused",
             and the contract has the reason under "refused".
         per_class: images of each old class, from the old run's training data, that are trained on with the new ones;
-            None means 10 where that data is still there, and 0 for tags.
+            None means 10 where that data is still there. With "exact" these are the images of tasks that get classes,
+            but not of tags; where shared parameters may change, also those of which the old run stored none.
         settings: values by dotted name, as in `mtl_jax.train`.
         command: command line, for the record in `config.json`.
         preemption: checked after every step; None never ends early.
@@ -82,7 +83,7 @@ def extend(
         if refinement.REFUSED in history:
             return files.contract_of_run(str(workdir))
     if per_class is None:
-        per_class = _exemplar_count(parent_network, page_settings, history, refine=refine)
+        per_class = _exemplar_count(parent_network, page_settings, history, refine=refine, may_change=limit is not None)
     config = config_lib.resolve(
         additions.join(parent_network, page_settings, limit=limit, refine=refine, per_class=per_class)
     )
@@ -93,13 +94,13 @@ def extend(
 
 
 def _exemplar_count(
-    parent: trained.Trained, page: RunSettings, history: Mapping[str, Any] | None, *, refine: bool
+    parent: trained.Trained, page: RunSettings, history: Mapping[str, Any] | None, *, refine: bool, may_change: bool
 ) -> int:
     """Returns how many images of each old class are used where nobody says: as many as when the run began."""
     recorded = history["versions"][-1].get("exemplars") if history is not None else None
     if recorded is not None:  # the old data, of which they are stored, may be gone since
         return recorded
-    return 0 if refine else exemplars.usual_count(parent, page)
+    return 0 if refine else exemplars.usual_count(parent, page, may_change=may_change)
 
 
 def _accept_or_reject(
@@ -142,7 +143,7 @@ def _create_workdir(
     growth.require_compatible(parent, setup, exact=exact)
     with run_record.locked(workdir):
         new_stages = config.order[len(parent.stages) :]
-        chosen = _exemplars(parent, setup, config, new_stages) if per_class else {}
+        chosen = _exemplars(parent, setup, config, new_stages, may_change=not exact) if per_class else {}
         growth.copy_stages(parent, workdir, growth.init_variables(parent, setup, config), config, exemplars=chosen)
         additions.copy_metrics(parent.path.parent.parent, workdir)
         classes = lineage.classes_of(setup.tasks)
@@ -152,9 +153,14 @@ def _create_workdir(
 
 
 def _exemplars(
-    parent: trained.Trained, setup: experiment.Experiment, config: RunSettings, new_stages: Sequence[str]
+    parent: trained.Trained,
+    setup: experiment.Experiment,
+    config: RunSettings,
+    new_stages: Sequence[str],
+    *,
+    may_change: bool,
 ) -> dict[str, dict[str, Any]]:
     extended_tasks = [name for name, task in parent.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)]
     new_streams = dict.fromkeys(stream for stage in new_stages for stream in config.stages[stage].streams)
     new_sources = {stream: experiment.source(setup, stream, training=True) for stream in new_streams}
-    return exemplars.choose(config.to_dict(), parent, extended_tasks, new_sources)
+    return exemplars.choose(config.to_dict(), parent, extended_tasks, new_sources, may_change=may_change)
