@@ -330,7 +330,7 @@ def test_keep_is_exact_or_a_percentage(keep):
     assert additions.limit_percent("2.5 %") == 2.5
 
 
-def test_within_a_percentage_old_streams_leave_exemplars_unless_they_are_stored(finished, tmp_path):
+def test_within_a_percentage_all_old_streams_leave_exemplars(finished, tmp_path):
     page = config_lib.read_settings(addition())
     streams = {stream for stage in finished.stages for stream in finished.config.stages[stage].streams}
     assert exemplars.usual_count(finished, page, may_change=False) == 0
@@ -347,7 +347,6 @@ def test_within_a_percentage_old_streams_leave_exemplars_unless_they_are_stored(
     growth.copy_stages(finished, tmp_path, growth.init_variables(finished, setup, config), config, exemplars=chosen)
     stored = finished._replace(path=tmp_path / "checkpoints" / finished.path.name)
     assert exemplars.are_stored(stored) > exemplars.are_stored(finished)
-    assert exemplars.usual_count(stored, page, may_change=True) == 0
     assert "replay" in additions.join(stored, page, limit=5.0).stages["det"].keep
 
 
@@ -363,9 +362,26 @@ def test_labels_leave_the_network_of_the_run_and_never_make_its_latency_smaller(
     for size, expected in ((16, 64), (96, 96)):
         contract = dataclasses.replace(page.contract, latency_image_size=size)
         smaller = dataclasses.replace(page, contract=contract, model=type(page.model)())
-        result = extend_command._with_parent_s_network(smaller, finished.path)
+        result = extend_command._with_parent_s_network(smaller, finished.path, exact=True)
         assert result.contract.latency_image_size == expected
         assert result.model == finished.config.model != smaller.model
+
+
+@pytest.mark.parametrize(("keep", "passes"), [("exact", 1), ("5%", 3)])
+def test_training_time_counts_the_passes_of_old_tasks_that_may_change(keep, passes, finished):
+    flags = ["--from", str(finished.path), "--workdir", "new", "--keep", keep, "classes=new"]
+    options = extend_command.parser().parse_args(flags)
+    options.parent = finished.path
+    assert extend_command._passes(options) == passes
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_labels_leave_the_features_that_the_run_kept_as_they_are(exact, finished, monkeypatch):
+    metadata = checkpoints.read_metadata(finished.path)
+    metadata["config"]["stages"]["cls"]["freeze"] = ("backbone/kernels", "head/kernels")
+    monkeypatch.setattr(checkpoints, "read_metadata", lambda path: metadata)
+    page = extend_command._with_parent_s_network(config_lib.read_settings(addition()), finished.path, exact=exact)
+    assert set(page.stages["det"].freeze) == (set() if exact else {"backbone/kernels"})
 
 
 def test_classes_of_labels_follow_those_of_the_run_whatever_their_order():

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     config = config_lib.read_settings(overrides.load(page or _generate_page(options), changes))
     if options.labels:
-        config = _with_parent_s_network(config, options.parent)
+        config = _with_parent_s_network(config, options.parent, exact=options.keep == "exact")
         if options.task:
             config = _with_classes_in_order(config, known_tasks[options.task].get("classes", ()))
     return _extend(config, options, command=" ".join(("mtl-jax extend", *arguments)))
@@ -103,10 +103,19 @@ def _generate_page(options: argparse.Namespace) -> str:
         own_run.require_same(page, made_from)
     else:
         later = bool(options.task) and options.keep == "exact" and not options.refine
-        choices, _ = own_run.inspect_data(requests, options, later=later)
+        planned = argparse.Namespace(**{**vars(options), "minutes": options.minutes / _passes(options)})
+        choices, _ = own_run.inspect_data(requests, planned, later=later)
         page_lib.write(page, choices, name=workdir.name, made_from=made_from)
         print(f"page: {page}, to be edited and added with --config")
     return f"{page}:{page_lib.ONE_AFTER_ANOTHER}"
+
+
+def _passes(options: argparse.Namespace) -> int:
+    """Returns how many passes of a task a step takes: old tasks that may change are replayed and distilled in it."""
+    from mtl_jax.workdir import checkpoints
+
+    tasks = checkpoints.read_metadata(options.parent)["stages"][-1]["metrics"]
+    return 1 if options.keep == "exact" else 1 + len(tasks)
 
 
 def _with_unique_name(request: Any, used_names: Collection[str]) -> Any:
@@ -136,15 +145,22 @@ def _used_names(parent: Path) -> set[str]:
     return {name for table in ("tasks", "streams", "stages") for name in config[table]}
 
 
-def _with_parent_s_network(page: Any, parent: Path) -> Any:
-    """Returns a generated page with the network of the old run, timed at the larger of both sizes."""
+def _with_parent_s_network(page: Any, parent: Path, *, exact: bool) -> Any:
+    """Returns a generated page with the network of the old run, timed at the larger of both sizes.
+
+    Where shared parameters may change, those that the last old stage kept of ImageNet's features stay as they are.
+    """
+    from mtl_jax.config import recipes
     from mtl_jax.workdir import checkpoints
 
-    old = config_lib.read_settings(config_lib.completed(checkpoints.read_metadata(parent)["config"]))
+    metadata = checkpoints.read_metadata(parent)
+    old = config_lib.read_settings(config_lib.completed(metadata["config"]))
     size = max(old.contract.latency_image_size, page.contract.latency_image_size)
-    return dataclasses.replace(
-        page, model=old.model, contract=dataclasses.replace(page.contract, latency_image_size=size)
-    )
+    contract = dataclasses.replace(page.contract, latency_image_size=size)
+    frozen: Any = {} if exact else old.stages[metadata["stage"]].freeze
+    kept = {pattern: epochs for pattern, epochs in frozen.items() if pattern in recipes.IMAGENET}
+    stages = {name: dataclasses.replace(stage, freeze={**kept, **stage.freeze}) for name, stage in page.stages.items()}
+    return dataclasses.replace(page, model=old.model, contract=contract, stages=stages)
 
 
 def _extend(config: Any, options: argparse.Namespace, *, command: str) -> int:

@@ -91,7 +91,7 @@ def configure(
         extended_tasks: tasks with new classes.
         new_stages: new stages.
         per_class: largest number of images of an old class, and of a stream without classes.
-        may_change: whether shared parameters may change; then streams without stored exemplars get some, too.
+        may_change: whether shared parameters may change; then there are exemplars of all old streams.
 
     Raises:
         UserError: nothing changes, and no extended task is of `KINDS`.
@@ -168,14 +168,11 @@ def _stages_to_choose_from(
 ) -> dict[str, str]:
     """Returns the old streams whose exemplars are chosen, with the last stage that trained on each.
 
-    These are those of tasks that get classes, and where shared parameters may change all without stored exemplars.
+    These are those of tasks that get classes, and where shared parameters may change all.
     """
-    chosen = _stages_of_streams(config, parent, extended_tasks)
     if not may_change:
-        return chosen
-    stored = _stored(parent)
-    streams = {stream: stage for stage in parent.stages for stream in config["stages"][stage]["streams"]}
-    return {stream: stage for stream, stage in streams.items() if stream in chosen or stream not in stored}
+        return _stages_of_streams(config, parent, extended_tasks)
+    return {stream: stage for stage in parent.stages for stream in config["stages"][stage]["streams"]}
 
 
 def _stored(parent: Trained) -> set[str]:

@@ -50,7 +50,7 @@ def extend(
             and the contract has the reason under "refused".
         per_class: images of each old class, from the old run's training data, that are trained on with the new ones;
             None means 10 where that data is still there. With "exact" these are the images of tasks that get classes,
-            but not of tags; where shared parameters may change, also those of which the old run stored none.
+            but not of tags; where shared parameters may change, of all tasks.
         settings: values by dotted name, as in `mtl_jax.train`.
         command: command line, for the record in `config.json`.
         preemption: checked after every step; None never ends early.
