@@ -84,6 +84,13 @@ def test_a_fall_by_more_than_the_bound_is_said():
     assert "cls" in refinement.describe_drops({"tasks": {"cls": entry(None)}}, before, limit=5.0)
 
 
+def test_classes_that_a_task_got_later_may_not_fall_either():
+    before = {"cls": {"top1": 0.8}, "cls/more": {"top1": 0.6}, "cls/third": {"top1": 0.5}}
+    added = {"more": entry(0.59), "third": entry(0.4), "fourth": entry(0.1)}  # the last was not measured before
+    contract = {"tasks": {"cls": entry(0.9, added=added)}}
+    assert refinement.describe_drops(contract, before, limit=5.0) == "cls/third top1 from 0.5 to 0.4"
+
+
 def test_a_version_that_is_not_kept_leaves_the_old_one(parent, tmp_path):
     new = tmp_path / "new"
     for name in ("0-first", "1-again"):

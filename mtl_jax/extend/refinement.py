@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.contract import ROUNDING_PERCENT, relative_drop_percent
+from mtl_jax.evaluation.contract import ROUNDING_PERCENT, addition, relative_drop_percent
 from mtl_jax.evaluation.contract_table import figure
 from mtl_jax.workdir import files, lineage
 
@@ -44,15 +44,18 @@ def require_existing_classes(
 def describe_drops(
     contract: Mapping[str, Any], parent_metrics: Mapping[str, Mapping[str, float]], *, limit: float
 ) -> str:
-    """Lists the tasks that drop by more than a limit; an empty string if none does.
+    """Lists the tasks, and classes that a task got later, that drop by more than a limit; empty if none does.
 
     Args:
         contract: contract of the new version.
-        parent_metrics: task -> metrics of the parent.
+        parent_metrics: metrics of the parent, by task, and by `addition` of classes that a stage added.
         limit: largest drop in percent.
     """
+    entries = dict(contract["tasks"])
+    for task, entry in contract["tasks"].items():
+        entries |= {addition(task, stage): added for stage, added in entry.get("added", {}).items()}
     messages = []
-    for name, entry in contract["tasks"].items():
+    for name, entry in entries.items():
         previous, final_value = parent_metrics.get(name, {}).get(entry["metric"]), entry["final"]
         if previous is None:  # not measured before
             continue

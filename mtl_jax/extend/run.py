@@ -107,8 +107,8 @@ def _accept_or_reject(
     parent: trained.Trained, workdir: Path, config: RunSettings, contract: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the contract of a refined version, which is rejected if a task drops too much."""
-    limit, previous = config.contract.max_drop_percent, checkpoints.read_metadata(parent.path)["stages"][-1]["metrics"]
-    drops = refinement.describe_drops(contract, previous, limit=limit)
+    limit, last = config.contract.max_drop_percent, checkpoints.read_metadata(parent.path)["stages"][-1]
+    drops = refinement.describe_drops(contract, {**last["metrics"], **last.get("added", {})}, limit=limit)
     return refinement.reject(workdir, parent.path, contract, drops, limit=limit) if drops else contract
 
 
