@@ -7,7 +7,7 @@ from test_new_classes import FIRST, joined, page
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.errors import UserError
-from mtl_jax.extend import additions, extend, new_classes, refinement
+from mtl_jax.extend import additions, exemplars, extend, new_classes, refinement
 from mtl_jax.models import dependence
 from mtl_jax.training import exactness
 from mtl_jax.workdir import files, lineage
@@ -33,6 +33,17 @@ def test_the_refined_task_alone_may_move(parent):
     assert all(exactness._is_held(path, held) for path in reads["seg"])
     assert not all(exactness._is_held(path, held) for path in reads["cls"])
     assert exactness.kept_exactly(config, 2) == {"seg": "again"}
+
+
+def test_the_refined_task_s_old_images_are_trained_on_too(parent):
+    inputs = config_lib.read_settings(page(("0", "1"), stage="again", tasks=("cls",)))
+    assert exemplars.usual_count(parent, inputs, may_change=False, refine=True) == exemplars.PER_CLASS
+    config = additions.join(parent, inputs, limit=None, refine=True, per_class=2)
+    assert config.stages["again"].keep == {"replay": {**exemplars.REPLAYED[True], "streams": ("first_cls",)}}
+    assert set(exemplars.choose(config.to_dict(), parent, ("cls",), {}, may_change=False)) == {"first_cls"}
+    moving = additions.join(parent, inputs, limit=2.0, refine=True, per_class=2)
+    assert set(moving.stages["again"].keep) == {"lwf", "replay"}
+    assert set(exemplars.choose(moving.to_dict(), parent, ("cls",), {}, may_change=True)) == {"first_seg", "first_cls"}
 
 
 def test_within_a_percentage_shared_parts_move_too(parent):

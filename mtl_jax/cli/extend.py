@@ -43,8 +43,9 @@ def parser() -> flags.Parser:
         "--exemplars",
         type=int,
         metavar="N",
-        help="images of each old class, from the old run's data, to train on with new classes or, with --keep 5%%, a "
-        "new task; those of boxes must show no object of new classes; default: 10 if the data is still there",
+        help="images of each old class, from the old run's data, to train on with new classes, with more data or, with "
+        "--keep 5%%, with a new task; with new classes, those of boxes must show none of them; default: 10 if the data "
+        "is still there",
     )
     flags.add_switch(parser, "refine", "more data for existing classes; kept only if no task loses too much")
     flags.add_switch(parser, "smoke", "two steps per stage on a few images; still writes every file")

@@ -102,7 +102,13 @@ def join(
         stage["warm_start"] = stage["warm_start"] or _warm_start(parent, config, stage)
     if per_class:
         exemplars.configure(
-            config, parent, extended_tasks, new_stages, per_class=per_class, may_change=limit is not None
+            config,
+            parent,
+            new_tasks if refine else extended_tasks,
+            new_stages,
+            per_class=per_class,
+            may_change=limit is not None,
+            refine=refine,
         )
     exemplars.adjust_logits(config, parent, extended_tasks, new_stages, with_exemplars=bool(per_class))
     if limit is not None:

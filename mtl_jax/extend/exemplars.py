@@ -36,25 +36,26 @@ MAX_SIDE = Replay().max_side  # px, of a stored image
 SELECTION = Replay().selection
 
 
-def usual_count(parent: Trained, page: RunSettings, *, may_change: bool) -> int:
+def usual_count(parent: Trained, page: RunSettings, *, may_change: bool, refine: bool = False) -> int:
     """Returns how many images of each old class are used where nobody says.
 
     Args:
         parent: the finished run.
         page: tasks, streams and stages to add.
         may_change: whether shared parameters may change.
+        refine: whether the page has more data for existing classes.
 
     Returns:
         `PER_CLASS` where exemplars are needed and the training images of the old run are still there, else 0.
     """
-    extended_tasks = [
+    tasks = [
         name
         for name, task in page.tasks.items()
         if name in parent.tasks
         and parent.tasks[name].kind in KINDS
-        and set(task["classes"]) - set(parent.tasks[name].classes)
+        and (refine or set(task["classes"]) - set(parent.tasks[name].classes))
     ]
-    needed = _stages_to_choose_from(parent.config.to_dict(), parent, extended_tasks, may_change=may_change)
+    needed = _stages_to_choose_from(parent.config.to_dict(), parent, tasks, may_change=may_change)
     try:
         for stream in needed:
             experiment.source(parent.setup, stream, training=True)
@@ -77,45 +78,49 @@ def are_stored(parent: Trained) -> bool:
 def configure(
     config: dict[str, Any],
     parent: Trained,
-    extended_tasks: Iterable[str],
+    tasks: Iterable[str],
     new_stages: Iterable[str],
     *,
     per_class: int,
     may_change: bool,
+    refine: bool = False,
 ) -> None:
     """Configures exemplars: old stages store them, and new stages replay them or, for boxes, join them to their images.
 
     Args:
         config: settings of the new run.
         parent: the finished run.
-        extended_tasks: tasks with new classes.
+        tasks: those with new classes, or with more data.
         new_stages: new stages.
         per_class: largest number of images of an old class, and of a stream without classes.
         may_change: whether shared parameters may change; then there are exemplars of all old streams.
+        refine: whether the tasks have more data for existing classes: boxes are replayed with their labels, too.
 
     Raises:
-        UserError: nothing changes, and no extended task is of `KINDS`.
+        UserError: nothing that is shared changes, and no task is of `KINDS`.
     """
-    known = [name for name in extended_tasks if parent.tasks[name].kind in KINDS]
+    known = [name for name in tasks if parent.tasks[name].kind in KINDS]
     if not known and not may_change:
         raise UserError(
-            f"--exemplars is for new classes of a {', '.join(KINDS[:-1])} or {KINDS[-1]} task of {parent.path}; leave "
-            "it out"
+            f"--exemplars is for new classes, or more data, of a {', '.join(KINDS[:-1])} or {KINDS[-1]} task of "
+            f"{parent.path}; leave it out"
         )
     images: dict[str, int] = {}
     for stream, stage in _stages_to_choose_from(config, parent, known, may_change=may_change).items():
-        tasks = [parent.tasks[name] for name in config["streams"][stream]["labels"]]
-        class_count = max(len(task.classes_of(stage) or task.first_classes) for task in tasks)
+        labelled = [parent.tasks[name] for name in config["streams"][stream]["labels"]]
+        class_count = max(len(task.classes_of(stage) or task.first_classes) for task in labelled)
         images[stage] = max(images.get(stage, 0), per_class * max(class_count, 1))
     for stage, count in images.items():
         stored = config["stages"][stage]["keep"].get("replay", {})
         _set(config["stages"][stage], "replay", {**stored, "images": max(count, stored.get("images", 0))})
-    kinds = {parent.tasks[name].kind for name in known}
-    replayed = REPLAYED[may_change] if kinds & set(COMPETING) else REPLAYED_BOXES if known and may_change else {}
+    if not known:
+        return
+    kinds, moves = {parent.tasks[name].kind for name in known}, may_change or refine
+    replayed = REPLAYED[moves] if kinds & set(COMPETING) else REPLAYED_BOXES if moves else {}
     if replayed and not may_change:  # images of other tasks would teach nothing
         replayed = {**replayed, "streams": tuple(_stages_of_streams(config, parent, known))}
-    negatives = {"negatives": True} if BOXES in kinds else {}
-    for stage in new_stages if known else ():
+    negatives = {"negatives": True} if BOXES in kinds and not refine else {}
+    for stage in new_stages:
         _set_defaults(config["stages"][stage], "replay", {**replayed, **negatives})
 
 
@@ -184,7 +189,7 @@ def _stored(parent: Trained) -> set[str]:
 def choose(
     config: Mapping[str, Any],
     parent: Trained,
-    extended_tasks: Collection[str],
+    tasks: Collection[str],
     new_sources: Mapping[str, Source],
     *,
     may_change: bool,
@@ -194,7 +199,7 @@ def choose(
     Args:
         config: settings of the new run, as plain values.
         parent: the finished run, with its training images.
-        extended_tasks: tasks with new classes.
+        tasks: those with new classes, or with more data.
         new_sources: stream -> the images of new classes; none of them is an exemplar of boxes.
         may_change: whether shared parameters may change.
 
@@ -205,7 +210,7 @@ def choose(
         UserError: the old data is missing.
     """
     by_stream = {}
-    needed = _stages_to_choose_from(config, parent, extended_tasks, may_change=may_change)
+    needed = _stages_to_choose_from(config, parent, tasks, may_change=may_change)
     for number, (stream, stage) in enumerate(needed.items()):
         count = config["stages"][stage]["keep"].get("replay", {}).get("images", 0)
         if not count:
@@ -213,7 +218,7 @@ def choose(
         source = experiment.source(parent.setup, stream, training=True)
         generator = np.random.default_rng([config["seed"], number])
         candidates = generator.permutation(len(source)).tolist()
-        labelled = set(config["streams"][stream]["labels"]) & {*extended_tasks}
+        labelled = set(config["streams"][stream]["labels"]) & {*tasks}
         if BOXES in {parent.tasks[name].kind for name in labelled}:
             is_new = {leak.validation.index for leak in leakage.find(new_sources, {stream: source})}
             candidates = [index for index in candidates if index not in is_new]

@@ -49,8 +49,8 @@ def extend(
             `keep`, or contract.max_drop_percent with "exact"; otherwise its stage is moved to the folder "refused",
             and the contract has the reason under "refused".
         per_class: images of each old class, from the old run's training data, that are trained on with the new ones;
-            None means 10 where that data is still there. With "exact" these are the images of tasks that get classes,
-            but not of tags; where shared parameters may change, of all tasks.
+            None means 10 where that data is still there. With "exact" these are the images of tasks that get classes
+            or more data, but not of tags; where shared parameters may change, of all tasks.
         settings: values by dotted name, as in `mtl_jax.train`.
         command: command line, for the record in `config.json`.
         preemption: checked after every step; None never ends early.
@@ -100,7 +100,7 @@ def _exemplar_count(
     recorded = history["versions"][-1].get("exemplars") if history is not None else None
     if recorded is not None:  # the old data, of which they are stored, may be gone since
         return recorded
-    return 0 if refine else exemplars.usual_count(parent, page, may_change=may_change)
+    return exemplars.usual_count(parent, page, may_change=may_change, refine=refine)
 
 
 def _accept_or_reject(
@@ -163,4 +163,6 @@ def _exemplars(
     extended_tasks = [name for name, task in parent.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)]
     new_streams = dict.fromkeys(stream for stage in new_stages for stream in config.stages[stage].streams)
     new_sources = {stream: experiment.source(setup, stream, training=True) for stream in new_streams}
-    return exemplars.choose(config.to_dict(), parent, extended_tasks, new_sources, may_change=may_change)
+    refined_tasks = [name for name in parent.tasks if any(name in config.streams[new].labels for new in new_streams)]
+    tasks = extended_tasks or refined_tasks
+    return exemplars.choose(config.to_dict(), parent, tasks, new_sources, may_change=may_change)
