@@ -93,9 +93,9 @@ def join(
     new_stages = _join_stages(parent, config, page_config, new_tasks)
     new_classes.join(config, page_config, extended_tasks, new_stages, location=str(parent.path))
     _apply_page_settings(config, page_config)
+    has_exemplars = limit is not None and (bool(per_class) or exemplars.are_stored(parent))
     for name in new_stages:
         stage = config["stages"][name]
-        has_exemplars = bool(per_class) or exemplars.are_stored(parent)
         stage |= _keep_settings(
             parent, stage, config["streams"], limit, set(extended_tasks), refine=refine, has_exemplars=has_exemplars
         )
