@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 KINDS = (*COMPETING, BOXES)
 PER_CLASS = 10  # images, where nothing else is asked for
-# Replayed images of each old stream in a step, and the weight of their loss, by whether shared parameters may change.
+# Replayed images of each old stream in a step, and the weight of their loss, by whether old classes' parameters change.
 # With two images of weight 1, old classes lose more (docs/grow.md).
 REPLAYED = {False: {"batch_size": 4, "weight": 2.0}, True: {"batch_size": 8, "weight": 4.0}}
 # The same of boxes where parameters change, besides images without objects: digits lose nothing, and 7 % without.
@@ -72,7 +72,8 @@ def usual_count(parent: Trained, page: RunSettings, *, may_change: bool, refine:
 
 def are_stored(parent: Trained) -> bool:
     """Returns whether the memory of a run has exemplars."""
-    return bool(_stored(parent))
+    memory = checkpoints.load(parent.path, {"memory": None})["memory"] or {}
+    return any(len(replay_buffer.from_tree(tree)) for tree in memory.get(Replay.slot, {}).values())
 
 
 def configure(
@@ -169,21 +170,15 @@ def _stages_of_streams(config: Mapping[str, Any], parent: Trained, extended_task
 
 
 def _stages_to_choose_from(
-    config: Mapping[str, Any], parent: Trained, extended_tasks: Iterable[str], *, may_change: bool
+    config: Mapping[str, Any], parent: Trained, tasks: Iterable[str], *, may_change: bool
 ) -> dict[str, str]:
     """Returns the old streams whose exemplars are chosen, with the last stage that trained on each.
 
-    These are those of tasks that get classes, and where shared parameters may change all.
+    These are the streams of tasks with new classes or more data and, where shared parameters may change, all others.
     """
     if not may_change:
-        return _stages_of_streams(config, parent, extended_tasks)
+        return _stages_of_streams(config, parent, tasks)
     return {stream: stage for stage in parent.stages for stream in config["stages"][stage]["streams"]}
-
-
-def _stored(parent: Trained) -> set[str]:
-    """Returns the streams of which the memory of a run has exemplars."""
-    memory = checkpoints.load(parent.path, {"memory": None})["memory"] or {}
-    return {stream for stream, tree in memory.get(Replay.slot, {}).items() if len(replay_buffer.from_tree(tree))}
 
 
 def choose(
