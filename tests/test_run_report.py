@@ -252,6 +252,14 @@ def test_extreme_values_and_long_names_can_be_drawn(values):
     assert "<svg" in panel_svg("t" * 300, curves, spans, baseline=1.0, log_scale=True)
 
 
+def test_many_curves_have_their_names_below_the_panel():
+    curves = [Curve(f"stream_{number}_replay/cross_entropy", [1, 2], [2.0, 1.0]) for number in range(40)]
+    few, many = (panel_svg("seg", curves[:count], []) for count in (8, 40))  # a collapsed panel is a warning
+    heights = [float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg)[1]) for svg in (few, many)]
+    assert heights[1] > 2 * heights[0]
+    assert many.count("stream_") >= 40
+
+
 def test_a_wide_range_of_losses_has_plain_labels():
     curves = [Curve("loss", [1, 2, 3], [1e-3, 1.0, 1e3])]
     assert ">1000<" in panel_svg("", curves, [], log_scale=True)

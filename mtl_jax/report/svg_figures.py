@@ -18,6 +18,9 @@ COLOURS = (
 )  # legible on white and on near-black
 TEXT_COLOUR = "#010203"  # stands for the page's own text colour, and is replaced by it
 MAX_NAMED_SPANS = 6  # the names of more stages would overlap
+HEIGHT, ROW_HEIGHT = 2.7, 0.18  # inches, of a panel, and of a row of names below it
+MAX_NAMES_INSIDE = 8  # of curves: more would cover them
+BELOW: Mapping[str, Any] = {"ncols": 2, "loc": "upper left", "bbox_to_anchor": (-0.1, -0.2), "borderaxespad": 0}
 MAX_SPAN_LENGTH, MAX_LABEL_LENGTH, MAX_TITLE_LENGTH = 12, 28, 44  # characters that fit a panel
 LOG_SCALE_RATIO = 30.0  # curves that span more than so much are drawn on a logarithmic axis
 
@@ -91,11 +94,13 @@ def panel_svg(
         _draw_spans(axes, spans)
         _draw_limits(axes, baseline, floor)
         if len(curves) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, **(BELOW if is_long else {}))
         axes.grid(axis="y", color=TEXT_COLOUR, alpha=0.12, linewidth=0.6)
         axes.set_xlabel("step", fontsize=8)
 
-    return figure_svg(title, draw)
+    is_long = len(curves) > MAX_NAMES_INSIDE
+    rows = -(-len(curves) // BELOW["ncols"]) if is_long else 0
+    return figure_svg(title, draw, height=HEIGHT + ROW_HEIGHT * rows)
 
 
 def line_svg(title: str, xs: Sequence[float], ys: Sequence[float], *, x: str, y: str) -> str:
@@ -123,7 +128,7 @@ def line_svg(title: str, xs: Sequence[float], ys: Sequence[float], *, x: str, y:
     return figure_svg(title, draw)
 
 
-def figure_svg(title: str, draw: Callable[[Any], None], *, height: float = 2.7) -> str:
+def figure_svg(title: str, draw: Callable[[Any], None], *, height: float = HEIGHT) -> str:
     """A panel of one set of axes, as an <svg> element."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
