@@ -66,10 +66,9 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"expected labels to add, or a page of them, found neither; {parser().format_usage().strip()}")
     if options.smoke:
         changes.append(overrides.Override(("smoke",), "true"))
-    from mtl_jax.extend import additions
     from mtl_jax.workdir import checkpoints
 
-    additions.limit_percent(options.keep)  # mistakes are found before any data is inspected
+    exact = _is_exact(options)  # here and below mistakes are found before any data is inspected
     options.parent = checkpoints.find(Path(options.parent).expanduser())
     known_tasks = checkpoints.read_metadata(options.parent)["config"]["tasks"]
     if options.task and options.task not in known_tasks:
@@ -79,10 +78,17 @@ def main(arguments: Sequence[str]) -> int:
         )
     config = config_lib.read_settings(overrides.load(page or _generate_page(options), changes))
     if options.labels:
-        config = _with_parent_s_network(config, options.parent, exact=options.keep == "exact")
+        config = _with_parent_s_network(config, options.parent, exact=exact)
         if options.task:
             config = _with_classes_in_order(config, known_tasks[options.task].get("classes", ()))
     return _extend(config, options, command=" ".join(("mtl-jax extend", *arguments)))
+
+
+def _is_exact(options: argparse.Namespace) -> bool:
+    """Returns whether nothing of an old task may change; raises UserError for a --keep that is unclear."""
+    from mtl_jax.extend import additions
+
+    return additions.limit_percent(options.keep) is None
 
 
 def _generate_page(options: argparse.Namespace) -> str:
@@ -103,7 +109,7 @@ def _generate_page(options: argparse.Namespace) -> str:
     if (workdir / RECORD).exists():
         own_run.require_same(page, made_from)
     else:
-        later = bool(options.task) and options.keep == "exact" and not options.refine
+        later = bool(options.task) and _is_exact(options) and not options.refine
         planned = argparse.Namespace(**{**vars(options), "minutes": options.minutes / _passes(options)})
         choices, _ = own_run.inspect_data(requests, planned, later=later)
         page_lib.write(page, choices, name=workdir.name, made_from=made_from)
@@ -116,7 +122,7 @@ def _passes(options: argparse.Namespace) -> int:
     from mtl_jax.workdir import checkpoints
 
     tasks = checkpoints.read_metadata(options.parent)["stages"][-1]["metrics"]
-    return 1 if options.keep == "exact" else 1 + len(tasks)
+    return 1 if _is_exact(options) else 1 + len(tasks)
 
 
 def _with_unique_name(request: Any, used_names: Collection[str]) -> Any:
