@@ -368,12 +368,12 @@ def test_classes_that_came_later_are_judged_by_themselves():
     assert not more["passed"]
     assert (entry["drop_percent"], entry["passed"]) == (0.0, True)
     assert not tree["passed"]
-    assert "det + more" in contract.as_text(tree)
-    assert "<td>det + more</td>" in run_report._contract(tree)
+    assert "det/more" in contract.as_text(tree)
+    assert "<td>det/more</td>" in run_report._contract(tree)
     section = versions_section.section(
         {**tree, "lineage": {"parent": "old", "digest": "0", "versions": [version("det"), version("more", "cls")]}}
     )
-    assert "det + more" in section
+    assert "det/more" in section
     assert "0.27" in section
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
 from mtl_jax.evaluation.baselines import Baseline
-from mtl_jax.evaluation.contract_table import as_markdown, as_text, figure, table
+from mtl_jax.evaluation.contract_table import addition, as_markdown, as_text, figure, table
 from mtl_jax.evaluation.learning import judge as judge_learning
 from mtl_jax.evaluation.transfer import (
     backward_transfer,
@@ -26,6 +26,7 @@ from mtl_jax.workdir.files import without_nan
 
 __all__ = [
     "Baseline",
+    "addition",
     "as_markdown",
     "as_text",
     "backward_transfer",
@@ -131,11 +132,6 @@ def _transfer(
             }
         ),
     }
-
-
-def addition(task: str, stage: str) -> str:
-    """Returns how figures of the classes that a stage has added to a task are called."""
-    return f"{task}/{stage}"
 
 
 def _judge_added(

@@ -44,12 +44,17 @@ def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def addition(task: str, stage: str) -> str:
+    """Returns how figures of the classes that a stage has added to a task are called."""
+    return f"{task}/{stage}"
+
+
 def task_entries(contract: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The entries of the tasks, and after each, as "task + stage", those of classes that a stage has added to it."""
+    """The entries of the tasks, and after each, by `addition`, those of classes that a stage has added to it."""
     entries = {}
     for task, entry in contract["tasks"].items():
         entries[task] = entry
-        entries |= {f"{task} + {stage}": addition for stage, addition in entry.get("added", {}).items()}
+        entries |= {addition(task, stage): added for stage, added in entry.get("added", {}).items()}
     return entries
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.contract import ROUNDING_PERCENT, addition, relative_drop_percent
-from mtl_jax.evaluation.contract_table import figure
+from mtl_jax.evaluation.contract import ROUNDING_PERCENT, relative_drop_percent
+from mtl_jax.evaluation.contract_table import figure, task_entries
 from mtl_jax.workdir import files, lineage
 
 REFUSED = "refused"  # folder of the stage of a rejected version
@@ -51,11 +51,8 @@ def describe_drops(
         parent_metrics: metrics of the parent, by task, and by `addition` of classes that a stage added.
         limit: largest drop in percent.
     """
-    entries = dict(contract["tasks"])
-    for task, entry in contract["tasks"].items():
-        entries |= {addition(task, stage): added for stage, added in entry.get("added", {}).items()}
     messages = []
-    for name, entry in entries.items():
+    for name, entry in task_entries(contract).items():
         previous, final_value = parent_metrics.get(name, {}).get(entry["metric"]), entry["final"]
         if previous is None:  # not measured before
             continue

@@ -46,7 +46,7 @@ def _histories(contract: Mapping[str, Any]) -> dict[str, list[float | None]]:
         by_task |= task_histories(contract["stages"], {task: judged})
         for stage in entry.get("added", {}):
             name = addition(task, stage)
-            by_task[f"{task} + {stage}"] = task_histories(added_stages, {name: judged})[name]
+            by_task |= task_histories(added_stages, {name: judged})
     return by_task
 
 
