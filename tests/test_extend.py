@@ -367,12 +367,24 @@ def test_labels_leave_the_network_of_the_run_and_never_make_its_latency_smaller(
         assert result.model == finished.config.model != smaller.model
 
 
-@pytest.mark.parametrize(("keep", "passes"), [("exact", 1), ("5%", 3)])
-def test_training_time_counts_the_passes_of_old_tasks_that_may_change(keep, passes, finished):
-    flags = ["--from", str(finished.path), "--workdir", "new", "--keep", keep, "classes=new"]
+@pytest.mark.parametrize(("keep", "refine", "passes"), [("exact", [], 1), ("5%", [], 3), ("5%", ["--refine"], 2)])
+def test_training_time_counts_the_passes_of_old_tasks_that_may_change(keep, refine, passes, finished):
+    flags = ["--from", str(finished.path), "--workdir", "new", "--keep", keep, *refine, "classes=new"]
     options = extend_command.parser().parse_args(flags)
     options.parent = finished.path
     assert extend_command._passes(options) == passes
+
+
+def test_labels_of_a_task_are_shown_like_the_stream_that_stands_for_it(finished):
+    flags = ["--from", str(finished.path), "--workdir", "new", "classes=new"]
+    for task in finished.names:
+        options = extend_command.parser().parse_args([*flags, "--task", task])
+        options.parent = finished.path
+        size, crop = experiment.task_view(finished.setup, task)
+        stream = extend_command._stream_of_task(options)
+        assert (stream.image_size, stream.crop) == (size, crop)
+    options.task = ""
+    assert extend_command._stream_of_task(options) is None
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -14,6 +14,7 @@ from PIL import Image
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.config import overrides
+from mtl_jax.config.stream_settings import StreamSettings
 from mtl_jax.data import drawing
 from mtl_jax.data.label_shapes import shape_of
 from mtl_jax.data.label_shapes.colours import colour
@@ -23,10 +24,12 @@ from mtl_jax.own_data import contact_sheet, inspection, table
 from mtl_jax.own_data import page as page_lib
 from mtl_jax.own_data import request as request_lib
 from mtl_jax.own_data import summary as summary_lib
+from mtl_jax.own_data.choices import Growth
 from mtl_jax.own_data.machine import Machine, measure
 from mtl_jax.own_data.request import Request
 from mtl_jax.own_data.summary import DatasetSummary
 
+LIKE = StreamSettings(image_size=224)
 LAPTOP = Machine("cpu", 2, False, image_seconds=0.07, start_seconds=25.0, stage_seconds=40.0)
 
 
@@ -45,8 +48,8 @@ def found(kind: str = "boxes", name: str = "", **changes) -> DatasetSummary:
     return dataclasses.replace(inputs, **changes)
 
 
-def choose(*entry: DatasetSummary, minutes: float = 4.0, machine: Machine = LAPTOP, later: bool = False):
-    return choices_lib.choose(entry, machine, minutes=minutes, later=later)
+def choose(*entry: DatasetSummary, minutes: float = 4.0, machine: Machine = LAPTOP, **growth):
+    return choices_lib.choose(entry, machine, minutes=minutes, growth=Growth(**growth))
 
 
 def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_learnt(tmp_path, monkeypatch):
@@ -165,8 +168,26 @@ def test_boxes_are_looked_for_at_the_size_of_their_training_images():
 
 def test_classes_that_a_detector_gets_later_are_trained_twice_as_long():
     for kind, factor in (("boxes", 2), ("masks", 1), ("tags", 1)):
-        (first,), (later,) = (choose(found(kind), minutes=1000.0, later=later) for later in (False, True))
+        (first,), (later,) = (choose(found(kind), minutes=1000.0, is_later=later) for later in (False, True))
         assert later.epochs == factor * first.epochs
+
+
+def test_more_labels_of_a_task_are_shown_as_its_network_knows_images():
+    augment = {"scale_min": 0.5, "flip_probability": 0.5, "mosaic_probability": 0.5}
+    like = dataclasses.replace(LIKE, train_image_size=192, augment=augment)
+    (selected,) = choose(found(train=400), minutes=1000.0, like=like)
+    assert (selected.image_size, selected.train_image_size, selected.crop) == (224, 192, False)
+    assert selected.augment == augment
+    assert selected.task == {"kind": "detection"}  # whose settings the old run has
+    (short,) = choose(found(classes=("left hand", "right hand")), minutes=1.0, like=like)
+    assert short.augment == {"scale_min": 0.5}
+    assert choose(found(), like=like, is_refined=True)[0].learning_rate == choices_lib.REFINING_RATE
+
+
+def test_passes_of_old_tasks_take_epochs_and_no_fixed_time():
+    alone, retained = (choose(found(train=400), minutes=4.0, passes=passes, like=LIKE)[0] for passes in (1.0, 3.0))
+    assert retained.epochs == pytest.approx(alone.epochs / 3, rel=0.05)
+    assert retained.seconds == pytest.approx(alone.seconds, rel=0.05)
 
 
 def test_short_detection_stages_train_without_mosaics_and_at_a_higher_rate():

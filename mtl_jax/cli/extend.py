@@ -22,6 +22,7 @@ from typing import Any
 from mtl_jax import config as config_lib
 from mtl_jax.cli import flags
 from mtl_jax.config.checks import suggestion
+from mtl_jax.config.stream_settings import StreamSettings
 from mtl_jax.errors import UserError
 
 EXIT_CONTRACT_BROKEN = 3
@@ -96,6 +97,7 @@ def _generate_page(options: argparse.Namespace) -> str:
     from mtl_jax.cli import own_run
     from mtl_jax.own_data import page as page_lib
     from mtl_jax.own_data import request as request_lib
+    from mtl_jax.own_data.choices import Growth
     from mtl_jax.workdir.run_record import RECORD
 
     workdir = Path(options.workdir).expanduser()
@@ -109,9 +111,13 @@ def _generate_page(options: argparse.Namespace) -> str:
     if (workdir / RECORD).exists():
         own_run.require_same(page, made_from)
     else:
-        later = bool(options.task) and _is_exact(options) and not options.refine
-        planned = argparse.Namespace(**{**vars(options), "minutes": options.minutes / _passes(options)})
-        choices, _ = own_run.inspect_data(requests, planned, later=later)
+        growth = Growth(
+            passes=_passes(options),
+            like=_stream_of_task(options),
+            is_later=bool(options.task) and _is_exact(options) and not options.refine,
+            is_refined=options.refine,
+        )
+        choices, _ = own_run.inspect_data(requests, options, growth)
         page_lib.write(page, choices, name=workdir.name, made_from=made_from)
         print(f"page: {page}, to be edited and added with --config")
     return f"{page}:{page_lib.ONE_AFTER_ANOTHER}"
@@ -121,8 +127,20 @@ def _passes(options: argparse.Namespace) -> int:
     """Returns how many passes of a task a step takes: old tasks that may change are replayed and distilled in it."""
     from mtl_jax.workdir import checkpoints
 
+    if _is_exact(options):
+        return 1
     tasks = checkpoints.read_metadata(options.parent)["stages"][-1]["metrics"]
-    return 1 if _is_exact(options) else 1 + len(tasks)
+    return len(tasks) + (not options.refine)  # the pass of more data is that of the old task
+
+
+def _stream_of_task(options: argparse.Namespace) -> StreamSettings | None:
+    """Returns the stream that stands for --task: what the task gets later is predicted at its size, too."""
+    from mtl_jax.workdir import checkpoints
+
+    config = config_lib.read_settings(config_lib.completed(checkpoints.read_metadata(options.parent)["config"]))
+    streams = (config.streams[stream] for stage in config.order for stream in config.stages[stage].streams)
+    stream = next((stream for stream in streams if options.task in stream.labels), None)
+    return stream and dataclasses.replace(stream, image_size=stream.image_size or config.image_size)
 
 
 def _with_unique_name(request: Any, used_names: Collection[str]) -> Any:

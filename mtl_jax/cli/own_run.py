@@ -67,21 +67,23 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
 
 
 def inspect_data(
-    requests: Sequence[request_lib.Request], options: argparse.Namespace, *, later: bool = False
+    requests: Sequence[request_lib.Request],
+    options: argparse.Namespace,
+    growth: choices_lib.Growth = choices_lib.NEW_RUN,
 ) -> tuple[tuple[choices_lib.Choice, ...], machine_lib.Machine]:
     """Inspects all datasets, and prints their content and the chosen settings.
 
     Args:
         requests: the datasets.
         options: flags, with `minutes`.
-        later: as for `choices.choose`.
+        growth: how a finished run gets the datasets.
 
     Raises:
         UserError: data that cannot be read.
     """
     datasets = [summary_lib.summarise(request) for request in requests]
     machine = machine_lib.measure()
-    choices = choices_lib.choose(datasets, machine, minutes=options.minutes, later=later)
+    choices = choices_lib.choose(datasets, machine, minutes=options.minutes, growth=growth)
     table.show(datasets, choices)
     return choices, machine
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from mtl_jax.config.stream_settings import StreamSettings
 from mtl_jax.own_data.machine import Machine
 from mtl_jax.own_data.request import TASK_KINDS
 from mtl_jax.own_data.summary import DatasetSummary, decile_summary
@@ -26,6 +27,7 @@ MIN_SIZE = {
 MAX_SIZE = {"tags": 288, "classes": 288, "values": 224}  # px; larger inputs gain little for labels of whole images
 EPOCHS = {"masks": 40.0, "depth": 40.0, "boxes": 100.0, "tags": 30.0, "classes": 24.0, "values": 24.0}
 LATER_EPOCHS = {"boxes": 200.0}  # of classes that a task gets later, where only parameters of their own are trained
+REFINING_RATE = 1e-3  # of more labels for what a network has learnt, which higher rates would first take apart
 SHORT_STEPS = 1000  # of a detector's stage; shorter stages learn more without mosaics and at a higher rate
 MIN_STAGE_SECONDS = 5.0  # minimum duration of a stage
 MIN_STEPS, TARGET_STEPS = 60, 300  # of a stage; small datasets get more epochs to reach the target
@@ -56,6 +58,7 @@ class Choice:
         crop: whether images are cropped to their largest square.
         augment: settings of `data.transforms.Augment`.
         task: kind and settings of the task, without its classes.
+        learning_rate: of a stage that trains shared kernels.
         seconds: estimated training time.
     """
 
@@ -69,17 +72,32 @@ class Choice:
     crop: bool
     augment: dict[str, Any]
     task: dict[str, Any]
+    learning_rate: float
     seconds: float
 
     @property
     def steps(self) -> int:
         """Number of steps of the stage."""
-        return math.ceil(self.epochs * max(1, self.dataset.train // self.batch_size))
+        return _steps(self.epochs, self.dataset, self.batch_size)
 
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of a stage that trains shared kernels."""
-        return 4e-3 if self.dataset.request.kind == "boxes" and self.steps < SHORT_STEPS else 2e-3
+
+class Growth(NamedTuple):
+    """How a finished run gets a dataset.
+
+    Attributes:
+        passes: time of a step, relative to one that trains a task alone: old tasks that may change are retained in it.
+        like: the old run's stream of the same task. Images are shown as in it, as the network is trained for them.
+        is_later: whether classes are added to a task, and only parameters of their own are trained.
+        is_refined: whether the labels are more of what a task has learnt.
+    """
+
+    passes: float = 1.0
+    like: StreamSettings | None = None
+    is_later: bool = False
+    is_refined: bool = False
+
+
+NEW_RUN = Growth()
 
 
 class _Stage(NamedTuple):
@@ -87,32 +105,35 @@ class _Stage(NamedTuple):
     machine: Machine
     evaluation_count: int  # evaluations of its validation images, in this stage and later ones
     is_continual: bool  # whether distillation and replay retain older tasks
-    is_later: bool  # whether classes are added to a task, and only parameters of their own are trained
+    growth: Growth
 
     @property
     def target_epochs(self) -> float:
         """Epochs that its labels need."""
         kind = self.dataset.request.kind
-        return LATER_EPOCHS.get(kind, EPOCHS[kind]) if self.is_later else EPOCHS[kind]
+        return LATER_EPOCHS.get(kind, EPOCHS[kind]) if self.growth.is_later else EPOCHS[kind]
 
     @property
     def crop(self) -> bool:
         """Whether images are cropped to their largest square, which suffices for labels of whole images."""
-        return self.dataset.request.kind not in SPATIAL_KINDS
+        like = self.growth.like
+        return like.crop if like else self.dataset.request.kind not in SPATIAL_KINDS
+
+    def train_size(self, size: int) -> int:
+        """Returns the crop size for validation images of a size, px."""
+        like = self.growth.like
+        return like.train_image_size or size if like else _train_size(size, self.dataset.request.kind)
 
     def cost(self, size: int, epochs: float) -> float:
         """Estimated seconds of training at the crop size and of evaluation at the full size."""
-        training = epochs * self.dataset.train * _train_size(size, self.dataset.request.kind) ** 2
+        training = epochs * self.dataset.train * self.train_size(size) ** 2
         measuring = EVALUATION_COST * self.evaluation_count * self.dataset.val * size**2
-        return (
-            (training * (CONTINUAL_COST if self.is_continual else 1.0) + measuring)
-            * self.machine.image_seconds
-            / REFERENCE_PX**2
-        )
+        passes = self.growth.passes * (CONTINUAL_COST if self.is_continual else 1.0)
+        return (training * passes + measuring) * self.machine.image_seconds / REFERENCE_PX**2
 
 
 def choose(
-    datasets: Sequence[DatasetSummary], machine: Machine, *, minutes: float, later: bool = False
+    datasets: Sequence[DatasetSummary], machine: Machine, *, minutes: float, growth: Growth = NEW_RUN
 ) -> tuple[Choice, ...]:
     """Chooses the training settings of all datasets of a run.
 
@@ -120,14 +141,14 @@ def choose(
         datasets: the datasets.
         machine: the machine that trains.
         minutes: target duration of the whole run.
-        later: whether their classes are added to a task, and only parameters of their own are trained.
+        growth: how a finished run gets them.
 
     Returns:
         A choice for each dataset.
     """
     count = len(datasets)
     stages = [
-        _Stage(dataset, machine, count - k, is_continual=0 < k < max(count - 1, 2), is_later=later)
+        _Stage(dataset, machine, count - k, is_continual=0 < k < max(count - 1, 2), growth=growth)
         for k, dataset in enumerate(datasets)
     ]
     seconds = 60 * minutes - machine.start_seconds - machine.stage_seconds * count
@@ -153,17 +174,19 @@ def _choose(stage: _Stage, seconds: float) -> Choice:
     epoch_seconds = stage.cost(size, 1.0) - stage.cost(size, 0.0)
     min_epochs = MIN_STEPS * batch / dataset.train
     epochs = _round_epochs(min(target_epochs, max((seconds - stage.cost(size, 0.0)) / epoch_seconds, min_epochs)))
+    steps = _steps(epochs, dataset, batch)
     return Choice(
         dataset=dataset,
         image_size=size,
-        train_image_size=_train_size(size, kind),
+        train_image_size=stage.train_size(size),
         batch_size=batch,
         eval_batch_size=min(8, dataset.val),
         epochs=epochs,
         max_boxes=min(MAX_BOXES, max(16, -(-MOSAIC_FACTOR * dataset.most_boxes // 8) * 8)),
         crop=stage.crop,
-        augment=_augment(dataset, crop=stage.crop, steps=epochs * max(1, dataset.train // batch)),
-        task={"kind": TASK_KINDS[kind], **_TASKS.get(kind, lambda dataset, size: {})(dataset, size)},
+        augment=_augment(stage, steps),
+        task={"kind": TASK_KINDS[kind], **({} if stage.growth.like else _task_settings(dataset, size))},
+        learning_rate=_learning_rate(stage, steps),
         seconds=stage.cost(size, epochs),
     )
 
@@ -175,6 +198,8 @@ def _batch_size(dataset: DatasetSummary, machine: Machine) -> int:
 
 def _size(stage: _Stage, target_epochs: float, seconds: float) -> int:
     """Returns the largest size, up to the size of the images, that leaves time for enough epochs."""
+    if stage.growth.like:
+        return stage.growth.like.image_size
     dataset, kind = stage.dataset, stage.dataset.request.kind
     native = max(SIZES[-1], round(dataset.long_side / STEP) * STEP)
     largest = min(native, MAX_SIZE.get(kind, SIZES[0]))
@@ -193,6 +218,10 @@ def _min_size_for_boxes(dataset: DatasetSummary) -> float:
     return MIN_BOX_PX / max(decile_summary(dataset.box_shares)[0], 1e-3) if dataset.box_shares else 0.0
 
 
+def _steps(epochs: float, dataset: DatasetSummary, batch_size: int) -> int:
+    return math.ceil(epochs * max(1, dataset.train // batch_size))
+
+
 def _round_epochs(epochs: float) -> float:
     return float(f"{epochs:.2g}") if epochs < 10 else float(round(epochs))
 
@@ -207,17 +236,29 @@ def _train_size(size: int, kind: str) -> int:
     return max(STEP, round(0.77 * size / STEP) * STEP)
 
 
-def _augment(dataset: DatasetSummary, *, crop: bool, steps: float) -> dict[str, Any]:
-    settings: dict[str, Any] = {"scale_min": 0.8, "scale_max": 1.6, "random_position": True}
+def _learning_rate(stage: _Stage, steps: int) -> float:
+    if stage.growth.is_refined:
+        return REFINING_RATE
+    return 4e-3 if stage.dataset.request.kind == "boxes" and steps < SHORT_STEPS else 2e-3
+
+
+def _augment(stage: _Stage, steps: int) -> dict[str, Any]:
+    like = stage.growth.like
+    settings = dict(like.augment) if like else _usual_augment(stage.dataset.request.kind, crop=stage.crop)
+    if any(SIDES.search(name) for name in stage.dataset.classes):  # mirroring swaps left and right classes
+        settings.pop("flip_probability", None)
+    if steps < SHORT_STEPS:
+        settings.pop("mosaic_probability", None)
+    return settings
+
+
+def _usual_augment(kind: str, *, crop: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {"scale_min": 0.8, "scale_max": 1.6, "random_position": True, "flip_probability": 0.5}
     if crop:
         settings |= {"scale_min": 1.0, "scale_max": 1.7, "aspect": 1.2}
-    if not any(SIDES.search(name) for name in dataset.classes):  # mirroring swaps left and right classes
-        settings["flip_probability"] = 0.5
-    if dataset.request.kind != "depth":
+    if kind != "depth":
         settings |= {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
-    if dataset.request.kind == "boxes" and steps >= SHORT_STEPS:
-        settings["mosaic_probability"] = 0.5
-    return settings
+    return settings | ({"mosaic_probability": 0.5} if kind == "boxes" else {})
 
 
 def _segmentation(dataset: DatasetSummary, size: int) -> dict[str, Any]:
@@ -254,6 +295,10 @@ def _regression(dataset: DatasetSummary, size: int) -> dict[str, Any]:
 def _depth(dataset: DatasetSummary, size: int) -> dict[str, Any]:
     del size
     return {"center": float(f"{dataset.center:.3g}"), "max_depth": max(10.0, float(math.ceil(1.5 * dataset.farthest)))}
+
+
+def _task_settings(dataset: DatasetSummary, size: int) -> dict[str, Any]:
+    return _TASKS.get(dataset.request.kind, lambda dataset, size: {})(dataset, size)
 
 
 _TASKS = {
