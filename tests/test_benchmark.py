@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny import TinyBackbone, save_checkpoint_of_scenes
 
-from benchmarks import competing_classes, jax_side, new_classes, problem, runtimes, turns
+from benchmarks import competing_classes, jax_side, more_data, new_classes, problem, runtimes, turns
 from benchmarks.problem import Problem
 from mtl_jax import config as config_lib
 from mtl_jax import tasks
@@ -476,6 +476,29 @@ def test_the_share_of_new_classes_is_that_of_the_means_within_an_interval():
     assert new_classes.share([row(0.09, 0.1), row(0.18, 0.2)], "more") == pytest.approx((0.9, 0.9, 0.9))
     share, low, high = new_classes.share([row(0.05, 0.1), row(0.2, 0.2)], "more")
     assert (share, low, high) == pytest.approx((0.25 / 0.3, 0.5, 1.0))
+
+
+def test_images_with_boxes_come_in_two_halves_that_share_the_validation(tmp_path):
+    annotations = tmp_path / "data" / more_data.COCO / "annotations"
+    annotations.mkdir(parents=True)
+    for split, count in (("train", 6), ("val", 2)):
+        coco = {
+            "images": [{"id": number} for number in range(count)],
+            "annotations": [{"image_id": number} for number in (0, *range(count))],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (annotations / f"instances_{split}.json").write_text(json.dumps(coco))
+    root = more_data.divide(tmp_path / "runs", tmp_path / "data", seed=0)
+    ids, boxes = [], 0
+    for part in (more_data.FIRST, more_data.MORE):
+        coco = json.loads((root / part / "annotations" / "instances_train.json").read_text())
+        chosen = [image["id"] for image in coco["images"]]
+        assert len(chosen) == 3
+        assert {box["image_id"] for box in coco["annotations"]} == {*chosen}
+        assert len(json.loads((root / part / "annotations" / "instances_val.json").read_text())["images"]) == 2
+        ids, boxes = [*ids, *chosen], boxes + len(coco["annotations"])
+    assert (sorted(ids), boxes) == ([*range(6)], 7)
+    assert (root / more_data.COCO).is_symlink()
 
 
 def test_competing_classes_come_in_two_parts(tmp_path):

@@ -36,6 +36,21 @@ MAX_SIDE = Replay().max_side  # px, of a stored image
 SELECTION = Replay().selection
 
 
+def growing_tasks(parent: Trained, page: RunSettings, *, refine: bool) -> tuple[str, ...]:
+    """Returns the tasks of an old run that get classes from a page, or more data.
+
+    Args:
+        parent: the finished run.
+        page: tasks, streams and stages to add.
+        refine: whether the page has more data for existing classes.
+    """
+    return tuple(
+        name
+        for name, task in page.tasks.items()
+        if name in parent.tasks and (refine or set(task.get("classes") or ()) - set(parent.tasks[name].classes))
+    )
+
+
 def usual_count(parent: Trained, page: RunSettings, *, may_change: bool, refine: bool = False) -> int:
     """Returns how many images of each old class are used where nobody says.
 
@@ -48,13 +63,7 @@ def usual_count(parent: Trained, page: RunSettings, *, may_change: bool, refine:
     Returns:
         `PER_CLASS` where exemplars are needed and the training images of the old run are still there, else 0.
     """
-    tasks = [
-        name
-        for name, task in page.tasks.items()
-        if name in parent.tasks
-        and parent.tasks[name].kind in KINDS
-        and (refine or set(task["classes"]) - set(parent.tasks[name].classes))
-    ]
+    tasks = growing_tasks(parent, page, refine=refine)
     needed = _stages_to_choose_from(parent.config.to_dict(), parent, tasks, may_change=may_change)
     try:
         for stream in needed:

@@ -88,7 +88,8 @@ def extend(
         additions.join(parent_network, page_settings, limit=limit, refine=refine, per_class=per_class)
     )
     if history is None:
-        _create_workdir(parent_network, workdir, config, keep, exact=limit is None, per_class=per_class)
+        tasks = exemplars.growing_tasks(parent_network, page_settings, refine=refine)
+        _create_workdir(parent_network, workdir, config, keep, tasks, exact=limit is None, per_class=per_class)
     contract = train_and_evaluate(config, workdir, command=command or "mtl_jax.extend", preemption=preemption)
     return _accept_or_reject(parent_network, workdir, config, contract) if refine else contract
 
@@ -134,7 +135,14 @@ def read_page(page: Any, settings: Mapping[str, Any]) -> RunSettings:
 
 
 def _create_workdir(
-    parent: trained.Trained, workdir: Path, config: RunSettings, keep: str, *, exact: bool, per_class: int
+    parent: trained.Trained,
+    workdir: Path,
+    config: RunSettings,
+    keep: str,
+    growing_tasks: Sequence[str],
+    *,
+    exact: bool,
+    per_class: int,
 ) -> None:
     """Creates the work directory: the stages of the old run, then the lineage, which marks them as complete."""
     if (workdir / run_record.RECORD).exists():
@@ -143,7 +151,7 @@ def _create_workdir(
     growth.require_compatible(parent, setup, exact=exact)
     with run_record.locked(workdir):
         new_stages = config.order[len(parent.stages) :]
-        chosen = _exemplars(parent, setup, config, new_stages, may_change=not exact) if per_class else {}
+        chosen = _exemplars(parent, setup, config, new_stages, growing_tasks, may_change=not exact) if per_class else {}
         growth.copy_stages(parent, workdir, growth.init_variables(parent, setup, config), config, exemplars=chosen)
         additions.copy_metrics(parent.path.parent.parent, workdir)
         classes = lineage.classes_of(setup.tasks)
@@ -157,12 +165,10 @@ def _exemplars(
     setup: experiment.Experiment,
     config: RunSettings,
     new_stages: Sequence[str],
+    tasks: Sequence[str],
     *,
     may_change: bool,
 ) -> dict[str, dict[str, Any]]:
-    extended_tasks = [name for name, task in parent.tasks.items() if len(setup.tasks[name].classes) > len(task.classes)]
     new_streams = dict.fromkeys(stream for stage in new_stages for stream in config.stages[stage].streams)
     new_sources = {stream: experiment.source(setup, stream, training=True) for stream in new_streams}
-    refined_tasks = [name for name in parent.tasks if any(name in config.streams[new].labels for new in new_streams)]
-    tasks = extended_tasks or refined_tasks
     return exemplars.choose(config.to_dict(), parent, tasks, new_sources, may_change=may_change)
