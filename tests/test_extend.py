@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -25,6 +26,7 @@ from mtl_jax.extend import additions, exemplars, extend, growth
 from mtl_jax.models import multi_task
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.models.patterns import path_of
+from mtl_jax.own_data import request as request_lib
 from mtl_jax.report import versions_section
 from mtl_jax.training import exactness, stage_plan, train_loop
 from mtl_jax.workdir import checkpoints, files, lineage, trained
@@ -355,6 +357,32 @@ def test_a_mistake_in_keep_is_found_before_the_data_is_inspected(finished, tmp_p
     assert extend_command.main([*flags, f"classes={tmp_path / 'missing'}"]) == 2
     assert 'keep: expected "exact"' in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--refine", "classes=new"], r"--refine: expected --task with the task that the data is for \(cls\)"),
+        (["--refine", "depth=new"], r"for \(cls, seg\)"),
+        (["--task", "cls", "masks=new"], r"--task cls: expected labels of a classification task \(classes=…\), found"),
+        (["--task", "cls", "classes=new", "masks=more"], "--task cls: expected labels of one kind, found masks=.*, "),
+        (["classes.cls=new"], "cls is in .* already; take another name, or give the task more labels by --task cls"),
+        (["classes=new", "--exemplars", "-1"], "--exemplars: expected 0 or more images of each class, found -1"),
+    ],
+)
+def test_labels_that_do_not_fit_are_found_before_the_data_is_inspected(words, expected, finished, tmp_path, capsys):
+    flags = ["--from", str(finished.path), "--workdir", str(tmp_path / "new")]
+    assert extend_command.main([*flags, *words]) == 2
+    assert re.search(expected, capsys.readouterr().err)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_stream_of_a_task_never_takes_a_name_that_the_run_uses(finished):
+    request = request_lib.Request("boxes", "seg", "/new")
+    assert extend_command._with_unique_name(request, {"seg"}, is_named=False).name == "boxes"
+    assert extend_command._with_unique_name(request, {"boxes"}, is_named=False).name == "boxes_2"
+    assert extend_command._with_unique_name(request._replace(name="boxes"), {"boxes"}, is_named=True).name == "boxes_2"
+    assert extend_command._with_unique_name(request, {"boxes"}, is_named=True).name == "seg"
 
 
 def test_labels_leave_the_network_of_the_run_and_never_make_its_latency_smaller(finished):

@@ -77,12 +77,47 @@ def main(arguments: Sequence[str]) -> int:
             f"--task: expected a task of {options.parent}, found {options.task!r}; "
             f"{suggestion(options.task, known_tasks)}"
         )
+    if options.exemplars is not None and options.exemplars < 0:
+        raise UserError(f"--exemplars: expected 0 or more images of each class, found {options.exemplars}")
+    if options.labels:
+        _check_labels(options, known_tasks)
     config = config_lib.read_settings(overrides.load(page or _generate_page(options), changes))
     if options.labels:
         config = _with_parent_s_network(config, options.parent, exact=exact)
         if options.task:
             config = _with_classes_in_order(config, known_tasks[options.task].get("classes", ()))
     return _extend(config, options, command=" ".join(("mtl-jax extend", *arguments)))
+
+
+def _check_labels(options: argparse.Namespace, known_tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Checks that labels and flags fit each other, and the tasks of the old run."""
+    from mtl_jax.own_data import request as request_lib
+
+    requests = request_lib.parse(options.labels)
+    kinds = [request_lib.TASK_KINDS[request.kind] for request in requests]
+    if options.refine and not options.task:
+        expected = [name for name, task in known_tasks.items() if task["kind"] in kinds] or known_tasks
+        raise UserError(f"--refine: expected --task with the task that the data is for ({', '.join(expected)})")
+    if not options.task:
+        used_names = _used_names(options.parent)
+        for request in requests:
+            if request.name != request.kind and request.name in used_names:
+                more = f", or give the task more labels by --task {request.name}" * (request.name in known_tasks)
+                raise UserError(f"{request}: {request.name} is in {options.parent} already; take another name{more}")
+        return
+    if len(requests) > 1:
+        raise UserError(f"--task {options.task}: expected labels of one kind, found {', '.join(map(str, requests))}")
+    if kinds[0] != known_tasks[options.task]["kind"]:
+        raise UserError(
+            f"--task {options.task}: expected labels of a {known_tasks[options.task]['kind']} task "
+            f"({_label_kind(known_tasks[options.task]['kind'])}=…), found {requests[0]}"
+        )
+
+
+def _label_kind(task_kind: str) -> str:
+    from mtl_jax.own_data.request import TASK_KINDS
+
+    return next(kind for kind, known_kind in TASK_KINDS.items() if known_kind == task_kind)
 
 
 def _is_exact(options: argparse.Namespace) -> bool:
@@ -103,7 +138,7 @@ def _generate_page(options: argparse.Namespace) -> str:
     workdir = Path(options.workdir).expanduser()
     data_settings = {"val_share": options.val_share, "annotated_on": options.annotated_on}
     requests = [
-        _with_unique_name(request, _used_names(options.parent))
+        _with_unique_name(request, _used_names(options.parent), is_named=not options.task)
         for request in request_lib.parse(options.labels, **data_settings)
     ]
     made_from = json.dumps([*map(str, requests), options.minutes, *data_settings.values(), str(options.parent)])
@@ -143,10 +178,10 @@ def _stream_of_task(options: argparse.Namespace) -> StreamSettings | None:
     return stream and dataclasses.replace(stream, image_size=stream.image_size or config.image_size)
 
 
-def _with_unique_name(request: Any, used_names: Collection[str]) -> Any:
-    """Gives an unnamed task a name that the old run does not use."""
-    name, number = request.name, 2
-    while request.name == request.kind and name in used_names:
+def _with_unique_name(request: Any, used_names: Collection[str], *, is_named: bool) -> Any:
+    """Gives an unnamed task, or a stream of a task of the old run, a name that the old run does not use."""
+    name, number = request.name if is_named else request.kind, 2
+    while name in used_names:
         name, number = f"{request.kind}_{number}", number + 1
     return request._replace(name=name)
 
