@@ -7,7 +7,7 @@ from test_new_classes import FIRST, joined, page
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.errors import UserError
-from mtl_jax.extend import additions, exemplars, extend, new_classes, refinement
+from mtl_jax.extend import additions, exemplars, extend, new_classes, refinement, run
 from mtl_jax.models import dependence
 from mtl_jax.training import exactness
 from mtl_jax.workdir import files, lineage
@@ -121,3 +121,14 @@ def test_a_version_that_is_not_kept_leaves_the_old_one(parent, tmp_path):
     # Called again, it says so again.
     again = page(("0", "1"), stage="again", tasks=("cls",))
     assert extend(parent.path, new, again, refine=True) == result
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_a_run_of_few_images_is_not_judged(smoke, parent, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_create_workdir", lambda *arguments, **settings: None)
+    monkeypatch.setattr(run, "train_and_evaluate", lambda *arguments, **settings: {"tasks": {}})
+    monkeypatch.setattr(run.refinement, "describe_drops", lambda *arguments, **settings: "cls top1 from 0.8 to 0.2")
+    monkeypatch.setattr(run.refinement, "reject", lambda *arguments, **settings: {"refused": "not kept"})
+    again = page(("0", "1"), stage="again", tasks=("cls",))
+    contract = extend(parent.path, tmp_path / "new", again, refine=True, settings={"smoke": smoke})
+    assert ("refused" in contract) is not smoke
