@@ -19,6 +19,7 @@ from mtl_jax import experiment
 from mtl_jax import tasks as tasks_lib
 from mtl_jax.cli import extend as extend_command
 from mtl_jax.config import recipes
+from mtl_jax.config.stage_settings import ALWAYS
 from mtl_jax.continual import memory
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate_checkpoint
@@ -378,57 +379,37 @@ def test_labels_that_do_not_fit_are_found_before_the_data_is_inspected(words, ex
 
 
 def test_a_stream_of_a_task_never_takes_a_name_that_the_run_uses(finished):
-    request = request_lib.Request("boxes", "seg", "/new")
-    assert extend_command._with_unique_name(request, {"seg"}, is_named=False).name == "boxes"
-    assert extend_command._with_unique_name(request, {"boxes"}, is_named=False).name == "boxes_2"
-    assert extend_command._with_unique_name(request._replace(name="boxes"), {"boxes"}, is_named=True).name == "boxes_2"
-    assert extend_command._with_unique_name(request, {"boxes"}, is_named=True).name == "seg"
+    used = "cls"
+    request = request_lib.Request("boxes", used, "/new")
+    assert extend_command._with_unused_name(request, finished.path, is_named=False).name == "boxes"
+    unnamed = request_lib.Request(used, used, "/new")
+    for is_named in (True, False):
+        assert extend_command._with_unused_name(unnamed, finished.path, is_named=is_named).name == f"{used}_2"
+    named = request._replace(name="people")
+    assert extend_command._with_unused_name(named, finished.path, is_named=True).name == "people"
 
 
-def test_labels_leave_the_network_of_the_run_and_never_make_its_latency_smaller(finished):
-    page = config_lib.read_settings(addition())
-    for size, expected in ((16, 64), (96, 96)):
-        contract = dataclasses.replace(page.contract, latency_image_size=size)
-        smaller = dataclasses.replace(page, contract=contract, model=type(page.model)())
-        result = extend_command._with_parent_s_network(smaller, finished.path, exact=True)
-        assert result.contract.latency_image_size == expected
-        assert result.model == finished.config.model != smaller.model
-
-
-@pytest.mark.parametrize(("keep", "refine", "passes"), [("exact", [], 1), ("5%", [], 3), ("5%", ["--refine"], 2)])
-def test_training_time_counts_the_passes_of_old_tasks_that_may_change(keep, refine, passes, finished):
-    flags = ["--from", str(finished.path), "--workdir", "new", "--keep", keep, *refine, "classes=new"]
-    options = extend_command.parser().parse_args(flags)
-    options.parent = finished.path
-    assert extend_command._passes(options) == passes
+@pytest.mark.parametrize(("exact", "refine", "passes"), [(True, False, 1), (False, False, 3), (False, True, 2)])
+def test_training_time_counts_the_passes_of_old_tasks_that_may_change(exact, refine, passes, finished):
+    metadata = checkpoints.read_metadata(finished.path)
+    assert extend_command._passes(metadata, exact=exact, refine=refine) == passes
 
 
 def test_labels_of_a_task_are_shown_like_the_stream_that_stands_for_it(finished):
-    flags = ["--from", str(finished.path), "--workdir", "new", "classes=new"]
     for task in finished.names:
-        options = extend_command.parser().parse_args([*flags, "--task", task])
-        options.parent = finished.path
         size, crop = experiment.task_view(finished.setup, task)
-        stream = extend_command._stream_of_task(options)
+        stream = extend_command._stream_of(task, finished.config)
+        assert stream is not None
         assert (stream.image_size, stream.crop) == (size, crop)
-    options.task = ""
-    assert extend_command._stream_of_task(options) is None
+    assert extend_command._stream_of("", finished.config) is None
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_labels_leave_the_features_that_the_run_kept_as_they_are(exact, finished, monkeypatch):
-    metadata = checkpoints.read_metadata(finished.path)
-    metadata["config"]["stages"]["cls"]["freeze"] = ("backbone/kernels", "head/kernels")
-    monkeypatch.setattr(checkpoints, "read_metadata", lambda path: metadata)
-    page = extend_command._with_parent_s_network(config_lib.read_settings(addition()), finished.path, exact=exact)
-    assert set(page.stages["det"].freeze) == (set() if exact else {"backbone/kernels"})
-
-
-def test_classes_of_labels_follow_those_of_the_run_whatever_their_order():
-    page = config_lib.read_settings(addition())
-    ordered = extend_command._with_classes_in_order(page, ("7", "cat", "2"))
-    assert ordered.tasks["det"]["classes"] == ("7", "cat", "2", *(name for name in DIGITS if name not in "72"))
-    assert ordered.streams == page.streams
+def test_labels_leave_the_features_that_the_run_kept_as_they_are(finished):
+    freeze = {"backbone/kernels": ALWAYS, "head/kernels": ALWAYS, "backbone/until_8": (0.0, 2.0)}
+    stages = {"cls": dataclasses.replace(finished.config.stages["cls"], freeze=freeze)}
+    config = dataclasses.replace(finished.config, stages=stages)
+    assert extend_command._kept_features(config, "cls") == ("backbone/kernels",)
+    assert extend_command._kept_features(finished.config, "cls") == ()
 
 
 def test_within_a_percentage_the_usual_methods_hold_the_old_tasks(finished):

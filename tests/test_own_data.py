@@ -49,7 +49,7 @@ def found(kind: str = "boxes", name: str = "", **changes) -> DatasetSummary:
 
 
 def choose(*entry: DatasetSummary, minutes: float = 4.0, machine: Machine = LAPTOP, **growth):
-    return choices_lib.choose(entry, machine, minutes=minutes, growth=Growth(**growth))
+    return choices_lib.choose(entry, machine, minutes=minutes, growth=Growth(**growth) if growth else None)
 
 
 def test_labels_on_the_command_line_are_read_in_the_order_in_which_they_are_learnt(tmp_path, monkeypatch):
@@ -182,6 +182,29 @@ def test_more_labels_of_a_task_are_shown_as_its_network_knows_images():
     (short,) = choose(found(classes=("left hand", "right hand")), minutes=1.0, like=like)
     assert short.augment == {"scale_min": 0.5}
     assert choose(found(), like=like, is_refined=True)[0].learning_rate == choices_lib.REFINING_RATE
+
+
+def test_the_page_of_an_addition_says_nothing_of_the_network_and_has_known_classes_first(tmp_path):
+    (selected,) = choose(found(), like=LIKE)
+    page_lib.write_addition(
+        tmp_path / "page.py",
+        [selected],
+        name="more",
+        made_from='["a"]',
+        command="mtl-jax extend --from runs/old",
+        latency_image_size=288,
+        freeze=("backbone/kernels",),
+        known_classes=("dog", "fox"),
+    )
+    assert page_lib.made_from(tmp_path / "page.py") == '["a"]'
+    assert f"mtl-jax extend --from runs/old --config {tmp_path / 'page.py'}\n" in (tmp_path / "page.py").read_text()
+    config = config_lib.read_settings(overrides.load(str(tmp_path / "page.py"), []))
+    assert config.model == type(config.model)()
+    assert config.contract.latency_image_size == 288
+    assert config.tasks["boxes"] == {"kind": "detection", "classes": ("dog", "fox", "cat")}
+    assert config.streams["boxes"].options["classes"] == {"detection": ("cat", "dog")}
+    assert set(config.stages["boxes"].freeze) == {"backbone/kernels"}
+    assert (config.order, config.streams["boxes"].image_size) == (("boxes",), 224)
 
 
 def test_passes_of_old_tasks_take_epochs_and_no_fixed_time():

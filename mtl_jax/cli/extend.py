@@ -15,13 +15,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtl_jax import config as config_lib
 from mtl_jax.cli import flags
 from mtl_jax.config.checks import suggestion
+from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.config.stream_settings import StreamSettings
 from mtl_jax.errors import UserError
 
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         changes.append(overrides.Override(("smoke",), "true"))
     from mtl_jax.workdir import checkpoints
 
-    exact = _is_exact(options)  # here and below mistakes are found before any data is inspected
+    _is_exact(options)  # here and below mistakes are found before any data is inspected
     options.parent = checkpoints.find(Path(options.parent).expanduser())
     known_tasks = checkpoints.read_metadata(options.parent)["config"]["tasks"]
     if options.task and options.task not in known_tasks:
@@ -82,10 +83,6 @@ def main(arguments: Sequence[str]) -> int:
     if options.labels:
         _check_labels(options, known_tasks)
     config = config_lib.read_settings(overrides.load(page or _generate_page(options), changes))
-    if options.labels:
-        config = _with_parent_s_network(config, options.parent, exact=exact)
-        if options.task:
-            config = _with_classes_in_order(config, known_tasks[options.task].get("classes", ()))
     return _extend(config, options, command=" ".join(("mtl-jax extend", *arguments)))
 
 
@@ -133,68 +130,73 @@ def _generate_page(options: argparse.Namespace) -> str:
     from mtl_jax.own_data import page as page_lib
     from mtl_jax.own_data import request as request_lib
     from mtl_jax.own_data.choices import Growth
+    from mtl_jax.workdir import checkpoints
     from mtl_jax.workdir.run_record import RECORD
 
     workdir = Path(options.workdir).expanduser()
     data_settings = {"val_share": options.val_share, "annotated_on": options.annotated_on}
     requests = [
-        _with_unique_name(request, _used_names(options.parent), is_named=not options.task)
+        _with_unused_name(request, options.parent, is_named=not options.task)
         for request in request_lib.parse(options.labels, **data_settings)
     ]
-    made_from = json.dumps([*map(str, requests), options.minutes, *data_settings.values(), str(options.parent)])
+    growth_settings = [str(options.parent), options.keep, options.task, options.refine]
+    made_from = json.dumps([*map(str, requests), options.minutes, *data_settings.values(), *growth_settings])
     page = workdir / page_lib.FILE
     if (workdir / RECORD).exists():
         own_run.require_same(page, made_from)
-    else:
-        growth = Growth(
-            passes=_passes(options),
-            like=_stream_of_task(options),
-            is_later=bool(options.task) and _is_exact(options) and not options.refine,
-            is_refined=options.refine,
-        )
-        choices, _ = own_run.inspect_data(requests, options, growth)
-        page_lib.write(page, choices, name=workdir.name, made_from=made_from)
-        print(f"page: {page}, to be edited and added with --config")
-    return f"{page}:{page_lib.ONE_AFTER_ANOTHER}"
+        return str(page)
+    metadata, exact = checkpoints.read_metadata(options.parent), _is_exact(options)
+    old = config_lib.read_settings(config_lib.completed(metadata["config"]))
+    growth = Growth(
+        passes=_passes(metadata, exact=exact, refine=options.refine),
+        like=_stream_of(options.task, old),
+        is_later=bool(options.task) and exact and not options.refine,
+        is_refined=options.refine,
+    )
+    choices, _ = own_run.inspect_data(requests, options, growth)
+    task_flags = f" --task {options.task}" * bool(options.task) + " --refine" * options.refine
+    page_lib.write_addition(
+        page,
+        choices,
+        name=workdir.name,
+        made_from=made_from,
+        command=f"mtl-jax extend --from {options.parent} --workdir runs/edited --keep {options.keep}{task_flags}",
+        latency_image_size=max(old.contract.latency_image_size, *(choice.image_size for choice in choices)),
+        freeze=() if exact else _kept_features(old, metadata["stage"]),
+        known_classes=old.tasks[options.task].get("classes") or () if options.task else (),
+    )
+    print(f"page: {page}, to be edited and added with --config")
+    return str(page)
 
 
-def _passes(options: argparse.Namespace) -> int:
+def _passes(metadata: Mapping[str, Any], *, exact: bool, refine: bool) -> int:
     """Returns how many passes of a task a step takes: old tasks that may change are replayed and distilled in it."""
-    from mtl_jax.workdir import checkpoints
-
-    if _is_exact(options):
-        return 1
-    tasks = checkpoints.read_metadata(options.parent)["stages"][-1]["metrics"]
-    return len(tasks) + (not options.refine)  # the pass of more data is that of the old task
+    old_tasks = metadata["stages"][-1]["metrics"]
+    return 1 if exact else len(old_tasks) + (not refine)  # the pass of more data is that of the old task
 
 
-def _stream_of_task(options: argparse.Namespace) -> StreamSettings | None:
-    """Returns the stream that stands for --task: what the task gets later is predicted at its size, too."""
-    from mtl_jax.workdir import checkpoints
-
-    config = config_lib.read_settings(config_lib.completed(checkpoints.read_metadata(options.parent)["config"]))
-    streams = (config.streams[stream] for stage in config.order for stream in config.stages[stage].streams)
-    stream = next((stream for stream in streams if options.task in stream.labels), None)
-    return stream and dataclasses.replace(stream, image_size=stream.image_size or config.image_size)
+def _stream_of(task: str, old: RunSettings) -> StreamSettings | None:
+    """Returns the stream that stands for an old task: what the task gets later is predicted at its size, too."""
+    streams = (old.streams[stream] for stage in old.order for stream in old.stages[stage].streams)
+    stream = next((stream for stream in streams if task in stream.labels), None)
+    return stream and dataclasses.replace(stream, image_size=stream.image_size or old.image_size)
 
 
-def _with_unique_name(request: Any, used_names: Collection[str], *, is_named: bool) -> Any:
+def _kept_features(old: RunSettings, stage: str) -> tuple[str, ...]:
+    """Returns the patterns of ImageNet's features that a stage of the old run left as they were."""
+    from mtl_jax.config import recipes
+    from mtl_jax.config.stage_settings import ALWAYS
+
+    return tuple(pattern for pattern in recipes.IMAGENET if old.stages[stage].frozen.get(pattern) == ALWAYS)
+
+
+def _with_unused_name(request: Any, parent: Path, *, is_named: bool) -> Any:
     """Gives an unnamed task, or a stream of a task of the old run, a name that the old run does not use."""
-    name, number = request.name if is_named else request.kind, 2
+    used_names, number = _used_names(parent), 2
+    name = request.name if is_named else request.kind
     while name in used_names:
         name, number = f"{request.kind}_{number}", number + 1
     return request._replace(name=name)
-
-
-def _with_classes_in_order(page: Any, known_classes: Sequence[str]) -> Any:
-    """Returns a generated page whose tasks have the known classes first: data names classes in an order of its own."""
-
-    def classes(task: Mapping[str, Any]) -> tuple[str, ...]:
-        return (*known_classes, *(name for name in task.get("classes", ()) if name not in known_classes))
-
-    return dataclasses.replace(
-        page, tasks={name: {**task, "classes": classes(task)} for name, task in page.tasks.items()}
-    )
 
 
 def _used_names(parent: Path) -> set[str]:
@@ -203,24 +205,6 @@ def _used_names(parent: Path) -> set[str]:
 
     config = checkpoints.read_metadata(parent)["config"]
     return {name for table in ("tasks", "streams", "stages") for name in config[table]}
-
-
-def _with_parent_s_network(page: Any, parent: Path, *, exact: bool) -> Any:
-    """Returns a generated page with the network of the old run, timed at the larger of both sizes.
-
-    Where shared parameters may change, those that the last old stage kept of ImageNet's features stay as they are.
-    """
-    from mtl_jax.config import recipes
-    from mtl_jax.workdir import checkpoints
-
-    metadata = checkpoints.read_metadata(parent)
-    old = config_lib.read_settings(config_lib.completed(metadata["config"]))
-    size = max(old.contract.latency_image_size, page.contract.latency_image_size)
-    contract = dataclasses.replace(page.contract, latency_image_size=size)
-    frozen: Any = {} if exact else old.stages[metadata["stage"]].freeze
-    kept = {pattern: epochs for pattern, epochs in frozen.items() if pattern in recipes.IMAGENET}
-    stages = {name: dataclasses.replace(stage, freeze={**kept, **stage.freeze}) for name, stage in page.stages.items()}
-    return dataclasses.replace(page, model=old.model, contract=contract, stages=stages)
 
 
 def _extend(config: Any, options: argparse.Namespace, *, command: str) -> int:

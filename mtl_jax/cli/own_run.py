@@ -69,14 +69,14 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
 def inspect_data(
     requests: Sequence[request_lib.Request],
     options: argparse.Namespace,
-    growth: choices_lib.Growth = choices_lib.NEW_RUN,
+    growth: choices_lib.Growth | None = None,
 ) -> tuple[tuple[choices_lib.Choice, ...], machine_lib.Machine]:
     """Inspects all datasets, and prints their content and the chosen settings.
 
     Args:
         requests: the datasets.
         options: flags, with `minutes`.
-        growth: how a finished run gets the datasets.
+        growth: how a finished run gets the datasets; None for a run of their own.
 
     Raises:
         UserError: data that cannot be read.

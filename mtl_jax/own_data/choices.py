@@ -97,9 +97,6 @@ class Growth(NamedTuple):
     is_refined: bool = False
 
 
-NEW_RUN = Growth()
-
-
 class _Stage(NamedTuple):
     dataset: DatasetSummary
     machine: Machine
@@ -133,7 +130,7 @@ class _Stage(NamedTuple):
 
 
 def choose(
-    datasets: Sequence[DatasetSummary], machine: Machine, *, minutes: float, growth: Growth = NEW_RUN
+    datasets: Sequence[DatasetSummary], machine: Machine, *, minutes: float, growth: Growth | None = None
 ) -> tuple[Choice, ...]:
     """Chooses the training settings of all datasets of a run.
 
@@ -141,14 +138,20 @@ def choose(
         datasets: the datasets.
         machine: the machine that trains.
         minutes: target duration of the whole run.
-        growth: how a finished run gets them.
+        growth: how a finished run gets them; None for a run of their own.
 
     Returns:
         A choice for each dataset.
     """
     count = len(datasets)
     stages = [
-        _Stage(dataset, machine, count - k, is_continual=0 < k < max(count - 1, 2), growth=growth)
+        _Stage(
+            dataset,
+            machine,
+            count - k,
+            is_continual=growth is None and 0 < k < max(count - 1, 2),
+            growth=growth or Growth(),
+        )
         for k, dataset in enumerate(datasets)
     ]
     seconds = 60 * minutes - machine.start_seconds - machine.stage_seconds * count

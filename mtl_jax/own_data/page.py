@@ -1,4 +1,4 @@
-"""Writes the configuration page of a run on the user's own data, to be edited."""
+"""Writes the configuration page of a run on the user's own data, or of an addition to a run, to be edited."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ONE_AFTER_ANOTHER, TOGETHER, ALONE = "one_after_another", "together", "alone_"
 WIDTH = 110
 TOLERATED_LEAKAGE_PERCENT = 5.0  # a few copies are reported, and do not stop a first run
 
-PAGE = '''"""{title}
+PAGE = '''"""Training on your own data: {title}.
 
 mtl-jax train --config {place} --workdir runs/edited
 """
@@ -82,6 +82,36 @@ def _train_together(config: ConfigDict, variant: str) -> None:
     config.stages.together = stage(ORDER, epochs=epochs, **settings)
     config.order = ("together",)
 '''
+ADDITION = '''"""Labels for a finished run: {title}.
+
+{command}
+"""
+
+{made_from}
+
+from ml_collections import ConfigDict
+
+from mtl_jax.config import base, stage, stream
+
+# In label order.
+CLASSES = {classes}
+ORDER: tuple[str, ...] = {order}
+EPOCHS = {epochs}
+RATES = {rates}
+
+
+def get_config() -> ConfigDict:
+    """Returns the addition; the network is that of the finished run."""
+    config = base()
+    config.name = {name}
+    config.tolerated_leakage_percent = {leakage}
+    config.contract.latency_image_size = {latency_image_size}
+{task_sections}
+    config.order = ORDER
+    for name in ORDER:
+        config.stages[name] = stage((name,), epochs=EPOCHS[name], freeze={freeze}, **RATES[name])
+    return config
+'''
 TASK_SECTION = """
     # {description}
     config.tasks[{name}] = {task}
@@ -123,6 +153,47 @@ def write(
         pretrained=pretrained,
         baselines=baselines,
     )
+    _write(path, text)
+
+
+def write_addition(
+    path: Path,
+    choices: Sequence[Choice],
+    *,
+    name: str,
+    made_from: str,
+    command: str,
+    latency_image_size: int,
+    freeze: Sequence[str] = (),
+    known_classes: Sequence[str] = (),
+) -> None:
+    """Writes a page of labels for a finished run, for `mtl-jax extend --config`.
+
+    Args:
+        path: path of the page.
+        choices: training settings of the datasets, in the order of training.
+        name: name of the run.
+        made_from: the request of the command line, in one line.
+        command: that uses the page, up to its path.
+        latency_image_size: size of the image that the network is timed with, px.
+        freeze: parameters that the new stages leave as they are.
+        known_classes: of the old run's task that gets the labels, whatever their order in the data.
+
+    Raises:
+        UserError: the page cannot be written.
+    """
+    text = ADDITION.format(
+        **_described(choices, name=name, made_from=made_from),
+        command=f"{command} --config {_escaped(path)}",
+        rates=_literal({choice.dataset.request.name: _rates(choice, is_last=False) for choice in choices}),
+        latency_image_size=latency_image_size,
+        freeze=_literal(tuple(freeze)),
+        task_sections="\n".join(_choice_text(choice, known_classes) for choice in choices),
+    )
+    _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, text)
@@ -153,24 +224,16 @@ def render(
     baselines: Mapping[str, str] | None,
 ) -> str:
     """Renders the text of the page; arguments as for `write`."""
-    names = [choice.dataset.request.name for choice in choices]
+    names, last = [choice.dataset.request.name for choice in choices], len(choices) - 1
     return PAGE.format(
-        title=f"Training on your own data: {', '.join(names)}.",
-        place=str(path).encode("unicode_escape").decode().replace('"', "'"),  # in the docstring of the page
-        made_from=f"{MADE_FROM}{made_from}",
+        **_described(choices, name=name, made_from=made_from),
+        place=_escaped(path),
         pretrained=_literal(pretrained),
-        classes=_literal(
-            {choice.dataset.request.name: choice.dataset.classes for choice in choices if choice.dataset.classes}
-        ),
         pretrained_note="" if pretrained else "  # no pretrained features were found: starts from random weights",
-        order=_literal(tuple(names)),
-        epochs=_literal({choice.dataset.request.name: choice.epochs for choice in choices}),
         rates=_literal(
-            {choice.dataset.request.name: _rates(choice, len(choices), k) for k, choice in enumerate(choices)}
+            {choice.dataset.request.name: _rates(choice, is_last=1 < k == last) for k, choice in enumerate(choices)}
         ),
-        name=_literal(name),
         image_size=max(choice.image_size for choice in choices),
-        leakage=TOLERATED_LEAKAGE_PERCENT,
         baselines=_literal(dict(baselines or dict.fromkeys(names, ""))),
         task_sections="\n".join(_choice_text(choice) for choice in choices),
         steps_per_epoch=_literal(
@@ -179,20 +242,42 @@ def render(
     )
 
 
-def _rates(choice: Choice, count: int, index: int) -> dict[str, Any]:
+def _described(choices: Sequence[Choice], *, name: str, made_from: str) -> dict[str, Any]:
+    """Returns what a page of either kind says of its datasets."""
+    names = [choice.dataset.request.name for choice in choices]
+    return {
+        "title": ", ".join(names),
+        "made_from": f"{MADE_FROM}{made_from}",
+        "classes": _literal(
+            {choice.dataset.request.name: choice.dataset.classes for choice in choices if choice.dataset.classes}
+        ),
+        "order": _literal(tuple(names)),
+        "epochs": _literal({choice.dataset.request.name: choice.epochs for choice in choices}),
+        "name": _literal(name),
+        "leakage": TOLERATED_LEAKAGE_PERCENT,
+    }
+
+
+def _escaped(path: Path) -> str:
+    """Returns a path for the docstring of a page."""
+    return str(path).encode("unicode_escape").decode().replace('"', "'")
+
+
+def _rates(choice: Choice, *, is_last: bool) -> dict[str, Any]:
     """Returns rates of a stage: short averages for few steps, a high rate if a last stage trains no shared kernel."""
-    is_frozen = count > 2 and index == count - 1
     steps = choice.steps
     decay = next((decay for min_steps, decay in ((1000, 0.995), (300, 0.99), (60, 0.95)) if steps >= min_steps), 0.0)
-    return {"learning_rate": 6e-3 if is_frozen else choice.learning_rate, "ema_decay": decay}
+    return {"learning_rate": 6e-3 if is_last else choice.learning_rate, "ema_decay": decay}
 
 
-def _choice_text(choice: Choice) -> str:
+def _choice_text(choice: Choice, known_classes: Sequence[str] = ()) -> str:
     dataset = choice.dataset
     task, source_options = dict(choice.task), options(dataset.request)
     if dataset.classes:
         table = _Name(f"CLASSES[{_literal(dataset.request.name)}]")
         task["classes"], source_options["classes"] = table, {dataset.label: table}
+        if known_classes:  # a trained readout has its order
+            task["classes"] = tuple(dict.fromkeys((*known_classes, *dataset.classes)))
     settings = {
         "image_size": choice.image_size,
         "train_image_size": choice.train_image_size,
