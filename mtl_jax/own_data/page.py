@@ -109,7 +109,9 @@ def get_config() -> ConfigDict:
 {task_sections}
     config.order = ORDER
     for name in ORDER:
-        config.stages[name] = stage((name,), epochs=EPOCHS[name], freeze={freeze}, **RATES[name])
+        config.stages[name] = stage(
+            (name,), epochs=EPOCHS[name], freeze={freeze}, **RATES[name]
+        )
     return config
 '''
 TASK_SECTION = """
