@@ -369,6 +369,9 @@ def test_a_mistake_in_keep_is_found_before_the_data_is_inspected(finished, tmp_p
         (["--task", "cls", "classes=new", "masks=more"], "--task cls: expected labels of one kind, found masks=.*, "),
         (["classes.cls=new"], "cls is in .* already; take another name, or give the task more labels by --task cls"),
         (["classes=new", "--exemplars", "-1"], "--exemplars: expected 0 or more images of each class, found -1"),
+        (["classes=new", "--minutes", "0"], "--minutes: expected more than 0, found 0"),
+        (["classes=new", "--config", "page.py"], "expected labels to add, or a page of them, found both; usage"),
+        ([], "expected labels to add, or a page of them, found neither; usage"),
     ],
 )
 def test_labels_that_do_not_fit_are_found_before_the_data_is_inspected(words, expected, finished, tmp_path, capsys):

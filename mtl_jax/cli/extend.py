@@ -65,7 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     page, changes, flag_words = overrides.split(arguments)
     options = parser().parse_args(flag_words)
     if bool(page) == bool(options.labels):
-        raise UserError(f"expected labels to add, or a page of them, found neither; {parser().format_usage().strip()}")
+        found = "both" if page else "neither"
+        raise UserError(f"expected labels to add, or a page of them, found {found}; {parser().format_usage().strip()}")
     if options.smoke:
         changes.append(overrides.Override(("smoke",), "true"))
     from mtl_jax.workdir import checkpoints
@@ -104,17 +105,11 @@ def _check_labels(options: argparse.Namespace, known_tasks: Mapping[str, Mapping
         return
     if len(requests) > 1:
         raise UserError(f"--task {options.task}: expected labels of one kind, found {', '.join(map(str, requests))}")
-    if kinds[0] != known_tasks[options.task]["kind"]:
+    if kinds[0] != (kind := known_tasks[options.task]["kind"]):
+        label_kinds = {task_kind: label_kind for label_kind, task_kind in request_lib.TASK_KINDS.items()}
         raise UserError(
-            f"--task {options.task}: expected labels of a {known_tasks[options.task]['kind']} task "
-            f"({_label_kind(known_tasks[options.task]['kind'])}=…), found {requests[0]}"
+            f"--task {options.task}: expected labels of a {kind} task ({label_kinds[kind]}=…), found {requests[0]}"
         )
-
-
-def _label_kind(task_kind: str) -> str:
-    from mtl_jax.own_data.request import TASK_KINDS
-
-    return next(kind for kind, known_kind in TASK_KINDS.items() if known_kind == task_kind)
 
 
 def _is_exact(options: argparse.Namespace) -> bool:

@@ -79,8 +79,10 @@ def inspect_data(
         growth: how a finished run gets the datasets; None for a run of their own.
 
     Raises:
-        UserError: data that cannot be read.
+        UserError: data that cannot be read, or no time.
     """
+    if not options.minutes > 0:
+        raise UserError(f"--minutes: expected more than 0, found {options.minutes:g}")
     datasets = [summary_lib.summarise(request) for request in requests]
     machine = machine_lib.measure()
     choices = choices_lib.choose(datasets, machine, minutes=options.minutes, growth=growth)
@@ -94,8 +96,6 @@ def _check(options: argparse.Namespace) -> None:
             "expected --config to train in several processes, found labels; start once in one process, and then the "
             "page that it has written to the work directory"
         )
-    if not options.minutes > 0:
-        raise UserError(f"--minutes: expected more than 0, found {options.minutes:g}")
 
 
 def require_same(page: Path, made_from: str) -> None:
