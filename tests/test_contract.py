@@ -345,8 +345,8 @@ def test_delta_m_is_the_mean_gain_over_networks_of_the_tasks_own_and_told_where_
     assert single["delta_m_percent"] is None
     of_one_run = {task: baseline._replace(source="run old") for task, baseline in alone.items()}
     grown = contract.build(stages, judged, {}, max_drop_percent=5.0, baselines=of_one_run)
-    assert (grown["delta_m_percent"], grown["intransigence"]["mean"]) == (None, None)
-    assert (grown["tasks"]["a"]["drop_percent"], grown["tasks"]["b"]["drop_percent"]) == pytest.approx((-20.0, -20.0))
+    assert "delta_m +20.00 % against run old" in contract.as_text(grown)
+    assert "Against run old, delta_m is +20.00 %." in run_report._contract(grown)
     assert "delta_m" not in contract.as_text(single)
 
 

@@ -6,7 +6,6 @@ Judging is pure. What cannot be judged (no baseline, not evaluated, not measured
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
@@ -90,15 +89,9 @@ def build(
         "tasks": tasks,
         "budgets": checked,
         "stages": [dict(stage) for stage in stages],
-        **_transfer(stages, judged, histories, tasks, _of_single_tasks(baselines or {})),
+        **_transfer(stages, judged, histories, tasks, baselines or {}),
     }
     return without_nan(tree)
-
-
-def _of_single_tasks(baselines: Mapping[str, Baseline]) -> dict[str, Baseline]:
-    """Returns the baselines from a run that serves no other task: not those from the version that a run grew from."""
-    tasks_by_source = Counter(baseline.source for baseline in baselines.values())
-    return {task: baseline for task, baseline in baselines.items() if tasks_by_source[baseline.source] == 1}
 
 
 def _transfer(

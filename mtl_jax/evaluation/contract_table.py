@@ -19,13 +19,19 @@ BROKEN, NOT_LEARNT, NOT_MEASURED = NOT_PASSED = ("BROKEN", "not learnt", "not me
 
 
 def headline(contract: Mapping[str, Any]) -> str:
-    """The verdict in one line, with the mean gain over networks of the tasks' own where those are known."""
+    """The verdict in one line, with the mean gain over other runs where every task has one."""
     verdict = "PASSED" if contract["passed"] else "BROKEN"
     gain = contract.get("delta_m_percent")
-    against = "" if gain is None else f"; delta_m {gain:+.2f} % against single-task networks"
+    against = "" if gain is None else f"; delta_m {gain:+.2f} % against {compared_with(contract)}"
     idle = [task for task, entry in contract["tasks"].items() if entry.get("learnt") is False]
     idle_text = f"validation shows nothing learnt by {', '.join(idle)}; " if idle else ""
     return f"contract {verdict}: {idle_text}no task may lose more than {contract['max_drop_percent']:g} %{against}"
+
+
+def compared_with(contract: Mapping[str, Any]) -> str:
+    """What delta_m compares with: networks of one task each, or runs of several, such as the version before."""
+    runs = {entry["baseline_from"] for entry in contract["tasks"].values()}
+    return "single-task networks" if len(runs) == len(contract["tasks"]) else ", ".join(sorted(runs))
 
 
 def task_rows(contract: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -149,7 +149,7 @@ def _contract(contract: Mapping[str, Any] | None) -> str:
             lead += f" {task} is measured on stream {entry['stream']}, not on {', '.join(unmeasured)}."
     gain = contract.get("delta_m_percent")
     if gain is not None:
-        lead += f" Against networks of one task each, delta_m is {gain:+.2f} %."
+        lead += f" Against {contract_table.compared_with(contract)}, delta_m is {gain:+.2f} %."
     return html_page.section("Contract", body, lead=lead)
 
 
