@@ -148,7 +148,7 @@ def _generate_page(options: argparse.Namespace) -> str:
         is_later=bool(options.task) and exact and not options.refine,
         is_refined=options.refine,
     )
-    choices, _ = own_run.inspect_data(requests, options, growth)
+    choices, machine = own_run.inspect_data(requests, options, growth)
     task_flags = f" --task {options.task}" * bool(options.task) + " --refine" * options.refine
     page_lib.write_addition(
         page,
@@ -160,6 +160,7 @@ def _generate_page(options: argparse.Namespace) -> str:
         freeze=() if exact else _kept_features(old, metadata["stage"]),
         known_classes=old.tasks[options.task].get("classes") or () if options.task else (),
     )
+    own_run.print_plan(choices, machine, start=str(options.parent))
     print(f"page: {page}, to be edited and added with --config")
     return str(page)
 

@@ -62,7 +62,9 @@ def prepare(options: argparse.Namespace) -> list[tuple[str, Path]]:
         pretrained=pretrained,
         baselines={name: str(folder.absolute()) for name, folder in baselines.items()},
     )
-    _print_plan(page, choices, machine, pretrained, alone=options.alone)
+    start = f"the features in {pretrained}" if pretrained else f"random weights; {OFFER}"
+    print_plan(choices, machine, start=start, runs=2 if options.alone else 1)
+    print(f"page: {page}, to be edited and trained with --config")
     return runs
 
 
@@ -139,20 +141,20 @@ def _confirm_download() -> bool:
     return reply.strip().lower() in ("", "y", "yes")
 
 
-def _print_plan(
-    page: Path,
-    choices: Sequence[choices_lib.Choice],
-    machine: machine_lib.Machine,
-    pretrained: str,
-    *,
-    alone: bool,
+def print_plan(
+    choices: Sequence[choices_lib.Choice], machine: machine_lib.Machine, *, start: str, runs: int = 1
 ) -> None:
+    """Prints what is noteworthy in the datasets, what training starts from, and how long it takes.
+
+    Args:
+        choices: training settings of the datasets.
+        machine: the machine that trains.
+        start: what training starts from.
+        runs: how often every dataset is trained on.
+    """
     for choice in choices:
         for note in choice.dataset.notes:
             print(f"note: {choice.dataset.request.name}: {note}")
     seconds = machine.start_seconds + sum(machine.stage_seconds + choice.seconds for choice in choices)
-    minutes = seconds / 60 * (2 if alone else 1)
-    start = f"from the features in {pretrained}" if pretrained else f"from random weights; {OFFER}"
-    print(f"starts {start}")
-    print(f"takes about {max(1, round(minutes))} min on {machine}; --minutes changes that")
-    print(f"page: {page}, to be edited and trained with --config")
+    print(f"starts from {start}")
+    print(f"takes about {max(1, round(runs * seconds / 60))} min on {machine}; --minutes changes that")
