@@ -126,7 +126,7 @@ def test_a_version_that_is_not_kept_leaves_the_old_one(parent, tmp_path):
 @pytest.mark.parametrize("smoke", [False, True])
 def test_a_run_of_few_images_is_not_judged(smoke, parent, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_create_workdir", lambda *arguments, **settings: None)
-    monkeypatch.setattr(run, "train_and_evaluate", lambda *arguments, **settings: {"tasks": {}})
+    monkeypatch.setattr(run, "train_and_evaluate", lambda *arguments, review, **settings: review({"tasks": {}}))
     monkeypatch.setattr(run.refinement, "describe_drops", lambda *arguments, **settings: "cls top1 from 0.8 to 0.2")
     monkeypatch.setattr(run.refinement, "reject", lambda *arguments, **settings: {"refused": "not kept"})
     again = page(("0", "1"), stage="again", tasks=("cls",))

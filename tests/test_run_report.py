@@ -305,6 +305,16 @@ def test_the_report_begins_with_what_was_learnt_and_kept_in_words(tmp_path):
     ]
 
 
+def test_the_report_of_a_rejected_version_begins_with_the_reason():
+    tree = contract.build(
+        [{"name": "seg", "metrics": {"seg": {"miou": 0.4}}}], {"seg": ("miou", True)}, {}, max_drop_percent=5.0
+    )
+    refused = {**tree, "refused": "not kept, as more than 5 % were lost (seg); runs/old stays as it is"}
+    assert verdict_section.sentences(refused)[0].startswith("This version was not kept, as more than 5 % were lost")
+    assert verdict_section.sentences(refused)[1:] == verdict_section.sentences(tree)
+    assert "not kept</span>" in run_report._title("new", refused)
+
+
 def test_predictions_stand_beside_labels_and_the_worst_are_folded(page):
     assert page.index("Predictions") < page.index("<h2>Contract")
     assert 'alt="predicted"' in page

@@ -103,12 +103,13 @@ def _check_labels(options: argparse.Namespace, known_tasks: Mapping[str, Mapping
                 more = f", or give the task more labels by --task {request.name}" * (request.name in known_tasks)
                 raise UserError(f"{request}: {request.name} is in {options.parent} already; take another name{more}")
         return
-    if len(requests) > 1:
+    request, *others = requests
+    if others:
         raise UserError(f"--task {options.task}: expected labels of one kind, found {', '.join(map(str, requests))}")
     if kinds[0] != (kind := known_tasks[options.task]["kind"]):
         label_kinds = {task_kind: label_kind for label_kind, task_kind in request_lib.TASK_KINDS.items()}
         raise UserError(
-            f"--task {options.task}: expected labels of a {kind} task ({label_kinds[kind]}=…), found {requests[0]}"
+            f"--task {options.task}: expected labels of a {kind} task ({label_kinds[kind]}=…), found {request}"
         )
 
 

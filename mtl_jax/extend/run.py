@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,11 @@ def extend(
     if history is None:
         tasks = exemplars.growing_tasks(parent_network, page_settings, refine=refine)
         _create_workdir(parent_network, workdir, config, keep, tasks, exact=limit is None, per_class=per_class)
-    contract = train_and_evaluate(config, workdir, command=command or "mtl_jax.extend", preemption=preemption)
     is_judged = refine and not config.smoke  # which measures few images
-    return _accept_or_reject(parent_network, workdir, config, contract) if is_judged else contract
+    review = partial(_accept_or_reject, parent_network, workdir, config) if is_judged else dict
+    return train_and_evaluate(
+        config, workdir, command=command or "mtl_jax.extend", preemption=preemption, review=review
+    )
 
 
 def _exemplar_count(

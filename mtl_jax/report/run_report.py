@@ -117,7 +117,7 @@ def _title(name: str, contract: Mapping[str, Any] | None) -> str:
     verdict, colour = "no contract yet", "none"
     if contract is not None:
         verdict, colour = ("PASSED", "good") if contract["passed"] else ("BROKEN", "bad")
-        verdict = f"contract {verdict}"
+        verdict = "not kept" if "refused" in contract else f"contract {verdict}"
     return f'<h1>{escape(name)} <span class="badge {colour}">{verdict}</span></h1>'
 
 

@@ -23,14 +23,17 @@ def section(contract: Mapping[str, Any] | None) -> str:
 
 
 def sentences(contract: Mapping[str, Any]) -> list[str]:
-    """Returns one sentence or two on every task, and one on the cost."""
+    """Returns one sentence or two on every task, one on the cost, and before them why a version was not kept."""
     stages = [stage["name"] for stage in contract["stages"]]
     tasks = [
         f"{task}: {_learnt(entry)}{_retention(entry, last=f'stage {stages[-1]}' if stages else '')}"
         for task, entry in contract["tasks"].items()
     ]
     cost = _cost(contract["budgets"])
-    return [*tasks, *([cost] if cost else [])]
+    lead = []
+    if "refused" in contract:
+        lead = [f"This version was {contract['refused']}. Figures and predictions are of the rejected version."]
+    return [*lead, *tasks, *([cost] if cost else [])]
 
 
 def _learnt(entry: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 from jaxtyping import PyTree
@@ -45,6 +45,8 @@ from mtl_jax.training.stage_plan import StagePlan, StageResult
 from mtl_jax.workdir import checkpoints, data_changes, data_record, files, lineage, run_record
 from mtl_jax.workdir.metrics_log import MetricsLog
 
+Review: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+
 
 def train_and_evaluate(
     config: Any,
@@ -53,6 +55,7 @@ def train_and_evaluate(
     command: str = "",
     preemption: Preemption | None = None,
     track: Sequence[str] = ("tensorboard",),
+    review: Review = dict,
 ) -> dict[str, Any]:
     """Trains every stage of a config, or what is left of it, and judges the contract.
 
@@ -62,6 +65,7 @@ def train_and_evaluate(
         command: for the record in `config.json`.
         preemption: checked after every step; None never ends early.
         track: keys of `workdir.tracking.TRACKERS`, which get all figures, the configuration and the report.
+        review: gets the contract, and returns it as it is written and reported.
 
     Returns:
         The contract, as written to `contract.json`.
@@ -72,7 +76,9 @@ def train_and_evaluate(
         Preempted: the run received a stop request, and has saved.
     """
     try:
-        return _train_and_evaluate(config, Path(workdir).expanduser(), command, preemption or Preemption(), track)
+        return _train_and_evaluate(
+            config, Path(workdir).expanduser(), command, preemption or Preemption(), track, review
+        )
     except OSError as error:
         raise UserError(
             f"{error.filename or workdir}: {error.strerror or error}; the checkpoints in {workdir} are intact, and the "
@@ -81,7 +87,7 @@ def train_and_evaluate(
 
 
 def _train_and_evaluate(
-    config: Any, workdir: Path, command: str, preemption: Preemption, track: Sequence[str]
+    config: Any, workdir: Path, command: str, preemption: Preemption, track: Sequence[str], review: Review
 ) -> dict[str, Any]:
     settings = reading.complete(config_lib.resolve(config))
     cpu_kernels.start_build()  # while the data is looked at
@@ -120,7 +126,7 @@ def _train_and_evaluate(
             result = resumption.with_this_data(run, result, lambda: _start(settings, setup))
         for index in range(len(result.stages), len(settings.order)):
             result = _run_stage(run, index, result)
-        return _conclude(run, result)
+        return _conclude(run, result, review)
 
 
 def _tell_unmeasured(setup: experiment.Experiment) -> None:
@@ -236,7 +242,7 @@ def _budgets(run: Run, result: StageResult, names: tuple[str, ...]) -> dict[str,
     }
 
 
-def _conclude(run: Run, result: StageResult) -> dict[str, Any]:
+def _conclude(run: Run, result: StageResult, review: Review) -> dict[str, Any]:
     """Measures the budgets, judges the contract, and writes both and the report."""
     tasks, limits = run.setup.tasks, run.config.contract
     names = tuple(result.stages[-1]["metrics"])
@@ -264,6 +270,7 @@ def _conclude(run: Run, result: StageResult) -> dict[str, Any]:
         verdict["lineage"] = growth
     if result.calibration:
         verdict["calibration"] = measurement.calibration_figures(run, result.variables, result.calibration)
+    verdict = review(verdict)
     files.write_json(run.written / "contract.json", verdict)
     drawings = {}
     for stream, stream_tasks in experiment.measured_streams(run.setup, names).items():
