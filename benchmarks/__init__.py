@@ -1,5 +1,6 @@
 """Measurements of speed and memory, run from a checkout by `mtl-jax benchmark`; a PyTorch peer to compare with."""
 
+import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,20 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     variables = {**os.environ, **(changes or {})}
     return {**variables, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), variables.get("PYTHONPATH"))))}
+
+
+def flags_of_runs(description: str | None, *, out: str) -> argparse.ArgumentParser:
+    """Returns the flags of a benchmark that trains runs over seeds.
+
+    Args:
+        description: what it measures.
+        out: default folder of the runs.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data_root", type=Path, default=Path("data"))
+    return parser
 
 
 def link(path: Path, target: Path) -> None:

@@ -8,7 +8,6 @@ ten handwritten digits as five and five, on features that the first five trained
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -197,11 +196,7 @@ def run(folder: Path, page: Any, seed: int, settings: Mapping[str, Any]) -> dict
 
 def main(arguments: Sequence[str]) -> None:
     """Trains, measures, and writes competing_classes.json into the folder of the runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/competing"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--data_root", type=Path, default=Path("data"))
-    options = parser.parse_args(arguments)
+    options = benchmarks.flags_of_runs(__doc__, out="runs/competing").parse_args(arguments)
     compilation.enable_cache()
     imagenette, voc = (divide(options.out, options.data_root) for divide in (link_imagenette, divide_voc))
     cases = {

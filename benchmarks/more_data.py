@@ -8,7 +8,6 @@ that has all images from the start.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -91,11 +90,7 @@ def run(folder: Path, data_root: Path, seed: int) -> dict[str, dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> None:
     """Trains, measures, and writes more_data.json into the folder of the runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/more_data"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--data_root", type=Path, default=Path("data"))
-    options = parser.parse_args(arguments)
+    options = benchmarks.flags_of_runs(__doc__, out="runs/more_data").parse_args(arguments)
     compilation.enable_cache()
     measured: dict[int, Any] = {}
     for seed in options.seeds:
