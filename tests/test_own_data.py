@@ -191,13 +191,14 @@ def test_the_page_of_an_addition_says_nothing_of_the_network_and_has_known_class
         [selected],
         name="more",
         made_from='["a"]',
-        command="mtl-jax extend --from runs/old",
+        command='mtl-jax extend --from runs/old\\"',
         latency_image_size=288,
         freeze=("backbone/kernels",),
         known_classes=("dog", "fox"),
     )
     assert page_lib.made_from(tmp_path / "page.py") == '["a"]'
-    assert f"mtl-jax extend --from runs/old --config {tmp_path / 'page.py'}\n" in (tmp_path / "page.py").read_text()
+    text = (tmp_path / "page.py").read_text()
+    assert f"mtl-jax extend --from runs/old\\\\' --config {tmp_path / 'page.py'}\n" in text
     config = config_lib.read_settings(overrides.load(str(tmp_path / "page.py"), []))
     assert config.model == type(config.model)()
     assert config.contract.latency_image_size == 288

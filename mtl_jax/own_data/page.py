@@ -8,13 +8,13 @@ from typing import Any
 
 from mtl_jax.errors import UserError
 from mtl_jax.own_data.choices import Choice
+from mtl_jax.own_data.literals import Expression, literal
 from mtl_jax.own_data.summary import options
 from mtl_jax.workdir.files import replace_text
 
 FILE = "page.py"
 MADE_FROM = "# Made from: "
 ONE_AFTER_ANOTHER, TOGETHER, ALONE = "one_after_another", "together", "alone_"
-WIDTH = 110
 TOLERATED_LEAKAGE_PERCENT = 5.0  # a few copies are reported, and do not stop a first run
 
 PAGE = '''"""Training on your own data: {title}.
@@ -147,13 +147,21 @@ def write(
     Raises:
         UserError: the page cannot be written.
     """
-    text = render(
-        path,
-        choices,
-        name=name,
-        made_from=made_from,
-        pretrained=pretrained,
-        baselines=baselines,
+    names, last = [choice.dataset.request.name for choice in choices], len(choices) - 1
+    text = PAGE.format(
+        **_described(choices, name=name, made_from=made_from),
+        place=_escaped(str(path)),
+        pretrained=literal(pretrained),
+        pretrained_note="" if pretrained else "  # no pretrained features were found: starts from random weights",
+        rates=literal(
+            {choice.dataset.request.name: _rates(choice, is_last=1 < k == last) for k, choice in enumerate(choices)}
+        ),
+        image_size=max(choice.image_size for choice in choices),
+        baselines=literal(dict(baselines or dict.fromkeys(names, ""))),
+        task_sections="\n".join(_choice_text(choice) for choice in choices),
+        steps_per_epoch=literal(
+            {choice.dataset.request.name: max(1, choice.dataset.train // choice.batch_size) for choice in choices}
+        ),
     )
     _write(path, text)
 
@@ -186,10 +194,10 @@ def write_addition(
     """
     text = ADDITION.format(
         **_described(choices, name=name, made_from=made_from),
-        command=f"{command} --config {_escaped(path)}",
-        rates=_literal({choice.dataset.request.name: _rates(choice, is_last=False) for choice in choices}),
+        command=_escaped(f"{command} --config {path}"),
+        rates=literal({choice.dataset.request.name: _rates(choice, is_last=False) for choice in choices}),
         latency_image_size=latency_image_size,
-        freeze=_literal(tuple(freeze)),
+        freeze=literal(tuple(freeze)),
         task_sections="\n".join(_choice_text(choice, known_classes) for choice in choices),
     )
     _write(path, text)
@@ -216,53 +224,25 @@ def made_from(path: Path) -> str | None:
     return next((line.removeprefix(MADE_FROM) for line in lines if line.startswith(MADE_FROM)), None)
 
 
-def render(
-    path: Path,
-    choices: Sequence[Choice],
-    *,
-    name: str,
-    made_from: str,
-    pretrained: str,
-    baselines: Mapping[str, str] | None,
-) -> str:
-    """Renders the text of the page; arguments as for `write`."""
-    names, last = [choice.dataset.request.name for choice in choices], len(choices) - 1
-    return PAGE.format(
-        **_described(choices, name=name, made_from=made_from),
-        place=_escaped(path),
-        pretrained=_literal(pretrained),
-        pretrained_note="" if pretrained else "  # no pretrained features were found: starts from random weights",
-        rates=_literal(
-            {choice.dataset.request.name: _rates(choice, is_last=1 < k == last) for k, choice in enumerate(choices)}
-        ),
-        image_size=max(choice.image_size for choice in choices),
-        baselines=_literal(dict(baselines or dict.fromkeys(names, ""))),
-        task_sections="\n".join(_choice_text(choice) for choice in choices),
-        steps_per_epoch=_literal(
-            {choice.dataset.request.name: max(1, choice.dataset.train // choice.batch_size) for choice in choices}
-        ),
-    )
-
-
 def _described(choices: Sequence[Choice], *, name: str, made_from: str) -> dict[str, Any]:
     """Returns what a page of either kind says of its datasets."""
     names = [choice.dataset.request.name for choice in choices]
     return {
         "title": ", ".join(names),
         "made_from": f"{MADE_FROM}{made_from}",
-        "classes": _literal(
+        "classes": literal(
             {choice.dataset.request.name: choice.dataset.classes for choice in choices if choice.dataset.classes}
         ),
-        "order": _literal(tuple(names)),
-        "epochs": _literal({choice.dataset.request.name: choice.epochs for choice in choices}),
-        "name": _literal(name),
+        "order": literal(tuple(names)),
+        "epochs": literal({choice.dataset.request.name: choice.epochs for choice in choices}),
+        "name": literal(name),
         "leakage": TOLERATED_LEAKAGE_PERCENT,
     }
 
 
-def _escaped(path: Path) -> str:
-    """Returns a path for the docstring of a page."""
-    return str(path).encode("unicode_escape").decode().replace('"', "'")
+def _escaped(text: str) -> str:
+    """Returns text for the docstring of a page."""
+    return text.encode("unicode_escape").decode().replace('"', "'")
 
 
 def _rates(choice: Choice, *, is_last: bool) -> dict[str, Any]:
@@ -276,7 +256,7 @@ def _choice_text(choice: Choice, known_classes: Sequence[str] = ()) -> str:
     dataset = choice.dataset
     task, source_options = dict(choice.task), options(dataset.request)
     if dataset.classes:
-        table = _Name(f"CLASSES[{_literal(dataset.request.name)}]")
+        table = Expression(f"CLASSES[{literal(dataset.request.name)}]")
         task["classes"], source_options["classes"] = table, {dataset.label: table}
         if known_classes:  # a trained readout has its order
             task["classes"] = tuple(dict.fromkeys((*known_classes, *dataset.classes)))
@@ -294,49 +274,9 @@ def _choice_text(choice: Choice, known_classes: Sequence[str] = ()) -> str:
     images = f"{dataset.train} training and {dataset.val} validation images"
     return TASK_SECTION.format(
         description=f"{dataset.request.kind}: {dataset.format}, {images}",
-        name=_literal(dataset.request.name),
-        task=_literal(task, indent=4),
-        labels=_literal({dataset.request.name: dataset.label}),
-        options=_literal(source_options, indent=8),
-        settings="\n".join(f"        {key}={_literal(value, indent=8)}," for key, value in settings.items()),
+        name=literal(dataset.request.name),
+        task=literal(task, indent=4),
+        labels=literal({dataset.request.name: dataset.label}),
+        options=literal(source_options, indent=8),
+        settings="\n".join(f"        {key}={literal(value, indent=8)}," for key, value in settings.items()),
     )
-
-
-def _wrap_items(items: Sequence[str], width: int) -> list[str]:
-    """Joins items with trailing commas into lines of a limited width."""
-    lines: list[str] = []
-    for item in items:
-        if lines and len(lines[-1]) + len(item) + 2 <= width:
-            lines[-1] += f" {item},"
-        else:
-            lines.append(f"{item},")
-    return lines
-
-
-class _Name(str):
-    """An expression in the page, which is written without quotes."""
-
-    __slots__ = ()
-
-
-def _literal(value: Any, *, indent: int = 0) -> str:
-    """Formats a value as a Python literal, on several lines if it is long."""
-    if isinstance(value, _Name):
-        return str(value)
-    if isinstance(value, str):
-        text = repr(value)
-        return text if '"' in text else f'"{text[1:-1]}"'
-    if isinstance(value, dict):
-        items = [f"{_literal(key)}: {_literal(element, indent=indent + 4)}" for key, element in value.items()]
-        opening, closing = "{", "}"
-    elif isinstance(value, tuple):
-        items = [_literal(element, indent=indent + 4) for element in value]
-        opening, closing = "(", ",)" if len(items) == 1 else ")"
-    else:
-        return repr(value)
-    line = f"{opening}{', '.join(items)}{closing}"
-    if len(line) + indent <= WIDTH and "\n" not in line:
-        return line
-    inner, outer = "\n" + " " * (indent + 4), "\n" + " " * indent
-    lines = [f"{item}," for item in items] if opening == "{" else _wrap_items(items, WIDTH - indent)
-    return opening + "".join(inner + line for line in lines) + outer + closing[-1]
