@@ -384,12 +384,13 @@ def test_labels_that_do_not_fit_are_found_before_the_data_is_inspected(words, ex
 def test_a_stream_of_a_task_never_takes_a_name_that_the_run_uses(finished):
     used = "cls"
     request = request_lib.Request("boxes", used, "/new")
-    assert extend_command._with_unused_name(request, finished.path, is_named=False).name == "boxes"
+    used_names = extend_command._used_names(finished.config.to_dict())
+    assert extend_command._with_unused_name(request, used_names, is_named=False).name == "boxes"
     unnamed = request_lib.Request(used, used, "/new")
     for is_named in (True, False):
-        assert extend_command._with_unused_name(unnamed, finished.path, is_named=is_named).name == f"{used}_2"
+        assert extend_command._with_unused_name(unnamed, used_names, is_named=is_named).name == f"{used}_2"
     named = request._replace(name="people")
-    assert extend_command._with_unused_name(named, finished.path, is_named=True).name == "people"
+    assert extend_command._with_unused_name(named, used_names, is_named=True).name == "people"
 
 
 @pytest.mark.parametrize(("exact", "refine", "passes"), [(True, False, 1), (False, False, 3), (False, True, 2)])

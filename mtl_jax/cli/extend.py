@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,8 @@ def main(arguments: Sequence[str]) -> int:
 
     _is_exact(options)  # here and below mistakes are found before any data is inspected
     options.parent = checkpoints.find(Path(options.parent).expanduser())
-    known_tasks = checkpoints.read_metadata(options.parent)["config"]["tasks"]
+    metadata = checkpoints.read_metadata(options.parent)
+    known_tasks = metadata["config"]["tasks"]
     if options.task and options.task not in known_tasks:
         raise UserError(
             f"--task: expected a task of {options.parent}, found {options.task!r}; "
@@ -81,25 +82,32 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.exemplars is not None and options.exemplars < 0:
         raise UserError(f"--exemplars: expected 0 or more images of each class, found {options.exemplars}")
-    if options.labels:
-        _check_labels(options, known_tasks)
-    config = config_lib.read_settings(overrides.load(page or _generate_page(options), changes))
+    page = page or _generate_page(options, _requests(options, metadata["config"]), metadata)
+    config = config_lib.read_settings(overrides.load(page, changes))
     return _extend(config, options, command=" ".join(("mtl-jax extend", *arguments)))
 
 
-def _check_labels(options: argparse.Namespace, known_tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Checks that labels and flags fit each other, and the tasks of the old run."""
+def _requests(options: argparse.Namespace, old: Mapping[str, Any]) -> list[Any]:
+    """Parses the labels, under names that the old run does not use; rejects those that do not fit its tasks."""
     from mtl_jax.own_data import request as request_lib
 
-    requests = request_lib.parse(options.labels)
+    requests = request_lib.parse(options.labels, val_share=options.val_share, annotated_on=options.annotated_on)
+    _check_labels(requests, options, old)
+    used_names = _used_names(old)
+    return [_with_unused_name(request, used_names, is_named=not options.task) for request in requests]
+
+
+def _check_labels(requests: Sequence[Any], options: argparse.Namespace, old: Mapping[str, Any]) -> None:
+    from mtl_jax.own_data import request as request_lib
+
+    known_tasks = old["tasks"]
     kinds = [request_lib.TASK_KINDS[request.kind] for request in requests]
     if options.refine and not options.task:
         expected = [name for name, task in known_tasks.items() if task["kind"] in kinds] or known_tasks
         raise UserError(f"--refine: expected --task with the task that the data is for ({', '.join(expected)})")
     if not options.task:
-        used_names = _used_names(options.parent)
         for request in requests:
-            if request.name != request.kind and request.name in used_names:
+            if request.name != request.kind and request.name in _used_names(old):
                 more = f", or give the task more labels by --task {request.name}" * (request.name in known_tasks)
                 raise UserError(f"{request}: {request.name} is in {options.parent} already; take another name{more}")
         return
@@ -120,28 +128,22 @@ def _is_exact(options: argparse.Namespace) -> bool:
     return additions.limit_percent(options.keep) is None
 
 
-def _generate_page(options: argparse.Namespace) -> str:
+def _generate_page(options: argparse.Namespace, requests: Sequence[Any], metadata: Mapping[str, Any]) -> str:
     """Inspects the data and writes a page, unless the work directory has one of the same command."""
     from mtl_jax.cli import own_run
     from mtl_jax.own_data import page as page_lib
-    from mtl_jax.own_data import request as request_lib
     from mtl_jax.own_data.choices import Growth
-    from mtl_jax.workdir import checkpoints
     from mtl_jax.workdir.run_record import RECORD
 
     workdir = Path(options.workdir).expanduser()
-    data_settings = {"val_share": options.val_share, "annotated_on": options.annotated_on}
-    requests = [
-        _with_unused_name(request, options.parent, is_named=not options.task)
-        for request in request_lib.parse(options.labels, **data_settings)
-    ]
+    data_settings = [options.minutes, options.val_share, options.annotated_on]
     growth_settings = [str(options.parent), options.keep, options.task, options.refine]
-    made_from = json.dumps([*map(str, requests), options.minutes, *data_settings.values(), *growth_settings])
+    made_from = json.dumps([*map(str, requests), *data_settings, *growth_settings])
     page = workdir / page_lib.FILE
     if (workdir / RECORD).exists():
         own_run.require_same(page, made_from)
         return str(page)
-    metadata, exact = checkpoints.read_metadata(options.parent), _is_exact(options)
+    exact = _is_exact(options)
     old = config_lib.read_settings(config_lib.completed(metadata["config"]))
     growth = Growth(
         passes=_passes(metadata, exact=exact, refine=options.refine),
@@ -187,21 +189,17 @@ def _kept_features(old: RunSettings, stage: str) -> tuple[str, ...]:
     return tuple(pattern for pattern in recipes.IMAGENET if old.stages[stage].frozen.get(pattern) == ALWAYS)
 
 
-def _with_unused_name(request: Any, parent: Path, *, is_named: bool) -> Any:
+def _with_unused_name(request: Any, used_names: Collection[str], *, is_named: bool) -> Any:
     """Gives an unnamed task, or a stream of a task of the old run, a name that the old run does not use."""
-    used_names, number = _used_names(parent), 2
-    name = request.name if is_named else request.kind
+    name, number = request.name if is_named else request.kind, 2
     while name in used_names:
         name, number = f"{request.kind}_{number}", number + 1
     return request._replace(name=name)
 
 
-def _used_names(parent: Path) -> set[str]:
+def _used_names(old: Mapping[str, Any]) -> set[str]:
     """Returns the names of tasks, streams and stages of the old run."""
-    from mtl_jax.workdir import checkpoints
-
-    config = checkpoints.read_metadata(parent)["config"]
-    return {name for table in ("tasks", "streams", "stages") for name in config[table]}
+    return {name for table in ("tasks", "streams", "stages") for name in old[table]}
 
 
 def _extend(config: Any, options: argparse.Namespace, *, command: str) -> int:

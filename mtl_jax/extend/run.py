@@ -90,7 +90,7 @@ def extend(
     )
     if history is None:
         tasks = exemplars.growing_tasks(parent_network, page_settings, refine=refine)
-        _create_workdir(parent_network, workdir, config, keep, tasks, exact=limit is None, per_class=per_class)
+        _create_workdir(parent_network, workdir, config, keep, tasks, per_class=per_class)
     is_judged = refine and not config.smoke  # which measures few images
     review = partial(_accept_or_reject, parent_network, workdir, config) if is_judged else dict
     return train_and_evaluate(
@@ -145,13 +145,13 @@ def _create_workdir(
     keep: str,
     growing_tasks: Sequence[str],
     *,
-    exact: bool,
     per_class: int,
 ) -> None:
     """Creates the work directory: the stages of the old run, then the lineage, which marks them as complete."""
     if (workdir / run_record.RECORD).exists():
         raise UserError(f"{workdir} holds a run already, which grew from no other; name another --workdir")
     setup = experiment.build(config, data_root=parent.setup.data_root)
+    exact = additions.limit_percent(keep) is None
     growth.require_compatible(parent, setup, exact=exact)
     with run_record.locked(workdir):
         new_stages = config.order[len(parent.stages) :]
