@@ -64,6 +64,7 @@ STREAMS = {
     "classes": ("image_folder", {"cls": "classification"}, {"folder": "set"}),
     "masks": ("voc_segmentation", {"seg": "segmentation"}, {"folder": "voc", "classes": CLASSES, "void": 255}),
     "boxes": ("coco_detection", {"det": "detection"}, {"folder": "coco"}),
+    "found": ("labels", {"cls": "classification"}, {"path": "set"}),
 }
 KINDS = {"cls": "classification", "seg": "segmentation", "det": "detection"}
 
@@ -219,6 +220,15 @@ def test_images_that_are_there_twice_or_show_nothing_are_named(tmp_path):
         "they count twice; remove copies",
         "stream classes, val: 1 image of a single colour (red/0.png): look whether that is right",
     )
+
+
+def test_what_holds_for_both_splits_is_said_once(tmp_path):
+    for name in CLASSES:
+        for index in range(8):
+            write(tmp_path / "set" / name / f"{index}.png", (name == "red", index))
+    (warning,) = examine(tmp_path, "found").warnings
+    assert warning.startswith("stream found: ")
+    assert "without splits for training and validation" in warning
 
 
 def test_a_dataset_that_is_not_there_is_told_beside_what_is_broken(tmp_path):

@@ -231,9 +231,12 @@ def _refuse_nothing_to_learn(setup: Experiment, splits_by_stream: Mapping[str, M
 
 def _warnings(setup: Experiment, splits_by_stream: Mapping[str, Mapping[str, _Split]]) -> Iterable[str]:
     for stream, splits in splits_by_stream.items():
+        notes_by_split = {split: record.survey.reading.notes for split, record in splits.items()}
+        common = [note for note in notes_by_split["train"] if note in notes_by_split["val"]]
+        yield from (f"stream {stream}: {note}" for note in common)
         for split, record in splits.items():
             location = f"stream {stream}, {split}"
-            yield from (f"{location}: {note}" for note in record.survey.reading.notes)
+            yield from (f"{location}: {note}" for note in notes_by_split[split] if note not in common)
             yield from findings.odd_images(record.survey, tuple(record.figures["labels"]), location=location)
     training_figures: dict[str, list[Mapping[str, Any]]] = {}
     for stream, task, label in _labels(setup, splits_by_stream):
