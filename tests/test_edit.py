@@ -1,7 +1,9 @@
 """A version of a run with other names for classes, or fewer of them."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from test_extend import untrained
@@ -10,7 +12,7 @@ from test_new_classes import FIRST, page
 from mtl_jax import experiment
 from mtl_jax.cli import edit as edit_command
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import contract_table
+from mtl_jax.evaluation import contract_table, evaluate
 from mtl_jax.extend import edit
 from mtl_jax.extend.edit import change_settings
 from mtl_jax.report import versions_section
@@ -79,6 +81,46 @@ def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(p
     labels = next(iter(experiment.eval_batches(network.setup, "first_cls"))).targets
     assert {int(target["cls"]["label"]) for target in labels} <= {0, 1, 2, 3}
     assert contract_table.table(contract)
+
+
+def test_removal_measures_every_stage_again_over_the_remaining_classes(tiny_backbone, tmp_path, monkeypatch):
+    """With their old figures, a removal would look like a loss or a gain, although no weight changes."""
+    for name in ("latency_ms", "gigaflops"):
+        monkeypatch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
+    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    config = page(FIRST, stage="first", first=True, tasks=("cls",))
+    config.stages.second = config.stages.first
+    config.order = ("first", "second")
+    config.contract.baseline_from = {"cls": "elsewhere"}
+    config.streams.first_cls.val_options = {"length": 64}
+    run = untrained(tmp_path / "old", config)
+    record = checkpoints.read_metadata(run.path)
+    figures = {
+        "metrics": {"cls": {"top1": 0.9}},
+        "before": {"cls": {"top1": 0.8}},
+        "constant": {"cls": {"figure": 0.7}},
+    }
+    stages = [{"name": "first", **figures}, {"name": "second", "metrics": {"cls": {"top1": 0.1}}}]
+    trees = checkpoints.load(run.path, {"variables": None, "memory": None})
+    others = jax.tree.map(lambda leaf: -np.asarray(leaf), trees["variables"]["params"])
+    shutil.rmtree(run.path)
+    checkpoints.save(run.path, trees, {**record, "stages": stages})
+    first = {**trees, "variables": {**trees["variables"], "params": others}}
+    checkpoints.save(run.path.parent / "0-first", first, {**record, "stage": "first", "stages": stages[:1]})
+
+    entry = edit(tmp_path / "old", tmp_path / "new", "cls", remove=("3",))["tasks"]["cls"]
+    network = trained.load(tmp_path / "new")
+    predict = evaluate.make_predict(network.setup.model, network.tasks)
+    expected = [
+        evaluate.measured(network.setup, predict, variables, ("cls",))["cls"].compute()["top1"]
+        for variables in (first["variables"], trees["variables"])
+    ]
+    assert [entry["baseline"], entry["final"]] == expected
+    assert expected[0] != expected[1]
+    assert (entry["baseline_from"], entry["untrained"]) == ("stage first", None)
+    assert 1 / 3 <= entry["constant"] < 0.7
+    only_renamed = change_settings(network, "cls", {"0": "zero"}, ())
+    assert only_renamed.contract.baseline_from == network.config.contract.baseline_from
 
 
 def _listed(array):

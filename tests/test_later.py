@@ -233,12 +233,59 @@ def test_what_is_labelled_as_a_removed_class_is_not_measured():
     assert metric.compute()["f1"] == 1.0
 
 
+def test_the_figures_of_later_classes_are_of_them_alone():
+    added = (("more", 2),)
+    it = task("multi_label", added=added)
+    metric, of_all = it.metric_of("more"), it.new_metric()
+    for label in ([1, 0, 1, 0], [0, 1, 0, 1]):
+        probability = np.array([0.5, 0.5, *label[2:]])  # the first classes are guessed
+        for one in (metric, of_all):
+            one.update({"probability": probability}, {"label": np.array(label, np.float32)}, WHOLE)
+    assert metric.compute()["map"] == 1.0 > of_all.compute()["map"]
+    assert it.metric_of("first").compute().keys() == of_all.compute().keys()
+
+    metric = task("classification", added=added).metric_of("more")
+    for label in range(4):  # all are taken for the last
+        metric.update({"probability": np.array([0.0, 0.0, 0.1, 0.9])}, {"label": np.int32(label)}, WHOLE)
+    assert metric.compute()["top1"] == 0.5
+
+    metric = task("detection", added=added).metric_of("more")
+    target = {name: value[0] for name, value in boxes(0, 2).items()}
+    found = {
+        "boxes_xyxy": target["boxes_xyxy"][1:],
+        "label": np.array([2]),
+        "score": np.ones(1),
+        "valid": np.ones(1, bool),
+    }
+    metric.update(found, {**target, "area": np.ones(2, np.float32)}, WHOLE)
+    assert metric.compute()["map_50_95"] == pytest.approx(1.0)
+
+
+def test_pixels_of_first_classes_are_background_to_the_figures_of_later_masks():
+    classes = ("background", "cup", "ball", "tree")
+    it = task("segmentation", classes, added=(("more", 1),))
+    mask = np.full(SIZE, 3, np.uint8)
+    mask[:16], mask[16:32] = 0, 1
+    predicted = np.where(mask == 1, 3, mask)  # cups are taken for trees
+    predicted[16:24] = 2
+    metric = it.metric_of("more")
+    metric.update({"mask": predicted}, {"mask": mask}, WHOLE)
+    figures = metric.compute()
+    assert figures["iou/tree"] == pytest.approx(32 / 40)
+    assert figures["iou/background"] == pytest.approx(16 / 24)
+    assert figures["miou"] == pytest.approx((32 / 40 + 16 / 24) / 2)
+    metric = task("segmentation", CLASSES, added=(("more", 1),)).metric_of("more")
+    metric.update({"mask": np.full(SIZE, 3)}, {"mask": mask}, WHOLE)
+    assert metric.compute()["miou"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("edits", "words"),
     [
         ({"removed": ("cupp",)}, "did you mean cup"),
         ({"renamed": (("mug", "cupp"),)}, "did you mean cup"),
-        ({"removed": EDITED}, "removed: expected a class that stays, found none"),
+        ({"removed": EDITED}, r"removed: expected one of the first classes to stay \(background, cup, ball\)"),
+        ({"removed": EDITED[:2], "added": (("more", 1),)}, r"one of the first classes to stay \(background, cup\)"),
         ({"renamed": ("mug",)}, "expected pairs of names"),
     ],
 )

@@ -44,7 +44,7 @@ def test_after_a_change_all_figures_are_of_the_images_that_are_there_now(tmp_pat
     folders(tmp_path, train=3, val=4, folder="first")  # two more of each class to validate with
     assert folder_run()["stages"] == before["stages"]
     printed = capfd.readouterr().err
-    assert "every stage is finished already: nothing was trained" in printed
+    assert "every stage is finished: nothing was trained" in printed
     assert "stream first: 4 then, 8 now)): all figures are those of the old images" in printed
 
     shutil.rmtree(tmp_path / "run/checkpoints/1-second")  # as if the run had been stopped before

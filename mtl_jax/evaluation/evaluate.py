@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from mtl_jax.evaluation import flip as flip_lib
+from mtl_jax.evaluation.contract_table import addition
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import multi_task
 from mtl_jax.tasks.base import Metric, Task
@@ -94,6 +95,43 @@ def measured(
             batches = experiment.eval_batches(setup, stream)
             metrics_by_task |= filled(predict, variables, batches, stream_tasks, before=metrics_by_task)
     return metrics_by_task
+
+
+def measured_additions(
+    setup: experiment.Experiment,
+    predict: Predict,
+    variables: PyTree,
+    tasks: Iterable[str],
+    *,
+    stages: Iterable[str],
+) -> dict[str, Metric]:
+    """Measures classes that tasks have got later, on the validation data that came with them.
+
+    Labels of other classes in it do not count.
+
+    Args:
+        setup: of the experiment.
+        predict: from `make_predict`.
+        variables: of the network.
+        tasks: names of those that are measured.
+        stages: that are finished.
+
+    Returns:
+        `contract_table.addition` -> the metric.
+    """
+    from mtl_jax import experiment  # as above
+
+    metrics: dict[str, Metric] = {}
+    names = tuple(tasks)
+    added_classes = [(task, stage) for stage in stages for task in names if setup.tasks[task].output_classes_of(stage)]
+    for task, stage in added_classes:
+        name = addition(task, stage)
+        requested = {task: setup.tasks[task]}
+        for stream in experiment.streams_of_addition(setup, task, stage):
+            batches = experiment.eval_batches(setup, stream)
+            observed = {task: metrics[name] if name in metrics else setup.tasks[task].metric_of(stage)}
+            metrics[name] = filled(predict, variables, batches, requested, before=observed)[task]
+    return metrics
 
 
 def filled(

@@ -25,7 +25,8 @@ def run(weights: str | Path, *, tasks: str = "all", data_root: str = "", flip: b
         flip: also run every mirrored image, and average both.
 
     Returns:
-        {"checkpoint", "stage", "tasks": {task: {figure: value}}, "measured_on": {task: what the figures are of,
+        {"checkpoint", "stage", "tasks": {task: {figure: value}}, "added": {"task/stage": the same of the classes that a
+        stage has added to a task}, "measured_on": {task: what the figures are of,
         with "as_trained": whether these are the images that training validated with, None where that is not known},
         "other_streams": {task: {stream: {figure: value}}} where several streams of the order label a task,
         "lineage": of the work directory, None where it grew from no other, "params", "latency_ms",
@@ -48,12 +49,14 @@ def run(weights: str | Path, *, tasks: str = "all", data_root: str = "", flip: b
             batches = experiment.eval_batches(setup, stream)
             for name, figures in evaluate.evaluate(predict, network.variables, batches, requested).items():
                 other_streams[name][stream] = figures
+    added = evaluate.measured_additions(setup, predict, network.variables, names, stages=network.stages)
     as_trained = _as_trained(network, tuple(dict.fromkeys(first.values())))
     size = network.config.contract.latency_image_size
     return {
         "checkpoint": str(network.path),
         "stage": network.stage,
         "tasks": {name: metrics[name].compute() for name in names},
+        "added": {name: metric.compute() for name, metric in added.items()},
         "measured_on": {
             name: experiment.validation_data(setup, first[name]) | {"as_trained": as_trained[first[name]]}
             for name in names
@@ -86,7 +89,7 @@ def show(figures: dict[str, Any]) -> None:
     table.add_column("task")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    rows = [(task, values) for task, values in figures["tasks"].items()]
+    rows = [*figures["tasks"].items(), *figures["added"].items()]
     rows += [
         (f"{task} ({stream})", values)
         for task, stream_figures in figures["other_streams"].items()

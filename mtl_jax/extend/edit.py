@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ from mtl_jax import experiment
 from mtl_jax.config.checks import suggestion
 from mtl_jax.config.run_settings import RunSettings
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate
+from mtl_jax.evaluation import contract, evaluate
 from mtl_jax.extend import additions, growth
 from mtl_jax.runtime import compilation
 from mtl_jax.training.train_loop import train_and_evaluate
 from mtl_jax.workdir import checkpoints, lineage, run_record, trained
 from mtl_jax.workdir.trained import Trained
+
+# Of a stage's record, by task, and by addition.
+FIGURES = ("metrics", "before", "constant", "added", "added_before", "added_constant")
 
 
 def edit(
@@ -31,7 +34,8 @@ def edit(
 ) -> dict[str, Any]:
     """Renames or removes classes of a finished run, in a new work directory; no weight changes.
 
-    A removed class keeps its rows of the readout; it is neither predicted nor evaluated.
+    A removed class keeps its rows of the readout; it is neither predicted nor evaluated. The task is measured again
+    after every stage, over the remaining classes; its baseline is the figure after its own stage.
 
     Args:
         parent: the run's work directory, or the checkpoint of one of its stages.
@@ -98,8 +102,11 @@ def change_settings(parent: Trained, task: str, rename: Mapping[str, str], remov
     )
     removed_classes = tuple(rename.get(name, name) for name in (*removed_before, *remove))
     section |= {"classes": tuple(names), "renamed": renamed, "removed": removed_classes}
-    order = parent.config.order[: len(parent.stages)]
-    return dataclasses.replace(parent.config, tasks={**parent.config.tasks, task: section}, order=order)
+    limits = parent.config.contract
+    if remove:  # another run's figure is of more classes
+        limits = dataclasses.replace(limits, baseline_from={**limits.baseline_from, task: ""})
+    tasks, order = {**parent.config.tasks, task: section}, parent.config.order[: len(parent.stages)]
+    return dataclasses.replace(parent.config, tasks=tasks, order=order, contract=limits)
 
 
 def _create_workdir(
@@ -107,18 +114,46 @@ def _create_workdir(
 ) -> None:
     """Creates the work directory: the stages of the old run under the new settings, then the lineage."""
     setup = experiment.build(config, data_root=parent.setup.data_root)
-    metrics = _measure(parent, setup, task) if remove else {}
+    history = _measure_stages(parent, setup, task) if remove else None
     with run_record.locked(workdir):
-        growth.copy_stages(parent, workdir, parent.variables, config, metrics=metrics)
+        growth.copy_stages(parent, workdir, parent.variables, config, history=history)
         additions.copy_metrics(parent.path.parent.parent, workdir)
-        history = lineage.of_checkpoint(parent.path) or {"versions": [lineage.first(parent)]}
+        versions = lineage.of_checkpoint(parent.path) or {"versions": [lineage.first(parent)]}
         changes = {task: {"renamed": dict(rename), "removed": list(remove)}}
         version = lineage.entry(workdir, (), lineage.classes_of(setup.tasks), edited=changes)
-        lineage.write(workdir, parent.path, [*history["versions"], version])
+        lineage.write(workdir, parent.path, [*versions["versions"], version])
 
 
-def _measure(parent: Trained, setup: experiment.Experiment, task: str) -> dict[str, dict[str, float]]:
-    """Returns the metrics of the task over the remaining classes."""
-    predict = evaluate.make_predict(setup.model, setup.tasks)
-    metrics = evaluate.measured(setup, predict, parent.variables, (task,))
-    return {name: metric.compute() for name, metric in metrics.items()}
+def _measure_stages(parent: Trained, setup: experiment.Experiment, task: str) -> list[dict[str, Any]]:
+    """Returns the records of the stages, with figures of the task over the remaining classes.
+
+    Figures of more classes are not comparable with them: those of the untrained network, and of stages without a
+    checkpoint, are left out.
+    """
+    predict, abstract = evaluate.make_predict(setup.model, setup.tasks), experiment.abstract_variables(setup)
+    paths, later = growth.stage_paths(parent), [added.stage for added in setup.tasks[task].additions]
+    history: list[dict[str, Any]] = []
+    for index, record in enumerate(checkpoints.read_metadata(parent.path)["stages"]):
+        measured: dict[str, Any] = {}
+        if index in paths and task in record["metrics"]:
+            variables = checkpoints.load(paths[index], {"variables": abstract})["variables"]
+            own = evaluate.measured(setup, predict, variables, (task,))
+            finished = [stage for stage in later if stage in (*(past["name"] for past in history), record["name"])]
+            added = evaluate.measured_additions(setup, predict, variables, (task,), stages=finished)
+            measured = {
+                "metrics": {name: metric.compute() for name, metric in own.items()},
+                "constant": {name: metric.constant()._asdict() for name, metric in own.items()},
+                "added": {name: metric.compute() for name, metric in added.items()},
+                "added_constant": {name: metric.constant()._asdict() for name, metric in added.items()},
+            }
+        names = {task, *(contract.addition(task, stage) for stage in later)}
+        figures = {key: _replaced(record[key], names, measured.get(key, {})) for key in FIGURES if key in record}
+        history.append({**record, **figures})
+    return history
+
+
+def _replaced(figures: Mapping[str, Any], names: Collection[str], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns figures by name in which those of some names are replaced, or left out."""
+    return {
+        name: measured.get(name, figure) for name, figure in figures.items() if name not in names or name in measured
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def copy_stages(
     new_variables: PyTree,
     config: RunSettings,
     *,
-    metrics: Mapping[str, Mapping[str, float]] | None = None,
+    history: Sequence[Mapping[str, Any]] | None = None,
     exemplars: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the parent's stages, up to the extended one, as the first stages of the larger network.
@@ -104,31 +104,32 @@ def copy_stages(
         workdir: work directory of the new run.
         new_variables: untrained variables of the larger network.
         config: settings of the larger network.
-        metrics: task -> metrics that replace those of the last stage.
+        history: records of the stages, in place of those that the checkpoints have.
         exemplars: stream -> images that the memory of the last stage gets, in place of those that it has of the stream.
 
     Raises:
         CheckpointError: a stage cannot be read or written.
     """
     abstract = experiment.abstract_variables(parent.setup)
-    parent_stages = checkpoints.read_metadata(parent.path)["stages"]
-    paths_by_index = {stage.index: stage.path for stage in checkpoints.stages(parent.path.parent.parent)}
-    for index in range(len(parent_stages)):
-        path = parent.path if index == len(parent_stages) - 1 else paths_by_index.get(index)
-        if path is None:  # a single checkpoint without its run
-            continue
+    for index, path in stage_paths(parent).items():
         restored = checkpoints.load(path, {"variables": abstract, "memory": None})
         record = {**checkpoints.read_metadata(path), "config": config.to_dict(), "train_seconds": 0.0}
         calibrations = parent.calibration if path == parent.path else from_tree(record.get("calibration", {}))
         record["calibration"] = to_tree(_rename_classes(calibrations, parent.config, config))
-        if metrics and path == parent.path:
-            *earlier, stage = record["stages"]
-            record["stages"] = [*earlier, {**stage, "metrics": {**stage["metrics"], **metrics}}]
+        if history is not None:
+            record["stages"] = list(history[: index + 1])
         grown_memory = _grow_memory(restored["memory"], parent.variables["params"], new_variables["params"])
         if exemplars and path == parent.path:
             grown_memory[Replay.slot] = {**grown_memory.get(Replay.slot, {}), **exemplars}
         trees = {"variables": grow_variables(restored["variables"], new_variables), "memory": grown_memory}
         checkpoints.save(workdir / "checkpoints" / path.name, trees, files.without_nan(record))
+
+
+def stage_paths(parent: Trained) -> dict[int, Path]:
+    """Returns the checkpoints of the network's stages, by index; a single checkpoint without its run has no earlier."""
+    paths = {stage.index: stage.path for stage in checkpoints.stages(parent.path.parent.parent)}
+    last = len(parent.stages) - 1
+    return {**{index: path for index, path in sorted(paths.items()) if index < last}, last: parent.path}
 
 
 def _rename_classes(

@@ -168,6 +168,10 @@ class Task(Section):
             start += addition.classes
         return ()
 
+    def output_classes_of(self, stage: str) -> tuple[str, ...]:
+        """Returns the classes that a stage has added and that it may still predict."""
+        return tuple(name for name in self.classes_of(stage) if name in self.output_classes)
+
     def before(self, stage: str) -> Task:
         """Returns the task as it was before a stage, and those after it, added classes."""
         del stage
@@ -225,6 +229,11 @@ class Task(Section):
     def new_metric(self) -> Metric:
         """Returns a metric that has seen nothing."""
         raise NotImplementedError
+
+    def metric_of(self, stage: str) -> Metric:
+        """Returns the metric of the classes that a stage has added; that of all where it has added none."""
+        del stage
+        return self.new_metric()
 
     def to_json(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns one image's prediction in JSON's terms; a map [height, width] of u8 or u16 in it is for a file.

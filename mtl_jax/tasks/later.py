@@ -52,8 +52,8 @@ class Later:
             raise UserError(
                 f"renamed, removed: expected classes, found {unknown[0]!r}; {suggestion(str(unknown[0]), task.classes)}"
             )
-        if not task.output_classes:
-            raise UserError("removed: expected a class that stays, found none; keep one")
+        if not set(task.first_classes) - set(self.removed):
+            raise UserError(f"removed: expected one of the first classes to stay ({', '.join(task.first_classes)})")
         parent: Any = super()
         parent.check()
 
@@ -92,9 +92,19 @@ class Later:
             changes["class_weights"] = task.class_weights[: len(classes)]
         return dataclasses.replace(task, **changes)
 
+    def metric_of(self, stage: str) -> Any:
+        """Returns the metric of the classes that a stage has added, as if datasets labelled no other."""
+        task: Any = self
+        classes = np.isin(task.classes, task.output_classes_of(stage))
+        return self._measuring(task.new_metric(), lambda target: task.labels_of(target, classes))
+
     def _removed_mask(self) -> Bool[np.ndarray, " classes"]:
         task: Any = self
         return np.array([name in self.removed for name in task.classes])
+
+    def _not_removed(self, target: Labels) -> Labels:
+        task: Any = self
+        return task.labels_of(target, ~self._removed_mask()) if self.removed else target
 
     def _masked(self, outputs: Float[Array, "*cells channels"], first: int = 0, never: float = NEVER) -> Array:
         """Outputs whose columns, from `first` on, are the classes, without those that are gone."""
@@ -147,15 +157,12 @@ class LaterClassification(Later, Classification):
 
     def new_metric(self) -> Any:
         """Returns the kind's metric, among all classes."""
-        return self._measuring(super().new_metric(), _among_all, self._without_gone)
+        return self._measuring(super().new_metric(), _among_all, self._not_removed)
 
-    def _without_gone(self, target: Labels) -> Labels:
-        label, removed_classes = int(target["label"]), self._removed_mask()
-        return (
-            {**target, "label": np.int32(-1)}
-            if 0 <= label < len(removed_classes) and removed_classes[label]
-            else target
-        )
+    def labels_of(self, target: Labels, classes: Bool[np.ndarray, " classes"]) -> Labels:
+        """Returns an image's label if it is one of some classes."""
+        label = int(target["label"])
+        return target if not 0 <= label < len(classes) or classes[label] else {**target, "label": np.int32(-1)}
 
 
 def _among_all(labels: Labels) -> Labels:
@@ -172,10 +179,11 @@ class LaterMultiLabel(Later, MultiLabel):
 
     def new_metric(self) -> Any:
         """Returns the kind's metric."""
-        return self._measuring(super().new_metric(), self._without_gone)
+        return self._measuring(super().new_metric(), self._not_removed)
 
-    def _without_gone(self, target: Labels) -> Labels:
-        return {**target, "label": np.where(self._removed_mask(), np.float32(np.nan), np.asarray(target["label"]))}
+    def labels_of(self, target: Labels, classes: Bool[np.ndarray, " classes"]) -> Labels:
+        """Returns an image's labels of some classes."""
+        return {**target, "label": np.where(classes, np.asarray(target["label"]), np.float32(np.nan))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,10 +218,26 @@ class LaterSegmentation(Later, Segmentation):
 
     def new_metric(self) -> Any:
         """Returns the kind's metric."""
-        return self._measuring(super().new_metric(), self._not_looked_for)
+        return self._measuring(super().new_metric(), self._not_removed)
 
-    def _not_looked_for(self, target: Labels) -> Labels:
-        return looked_for(target, ~self._removed_mask()) if self.removed else target
+    def labels_of(self, target: Labels, classes: Bool[np.ndarray, " classes"]) -> Labels:
+        """Returns an image's labels of some classes; pixels of others are void."""
+        return looked_for(target, classes)
+
+    def metric_of(self, stage: str) -> Any:
+        """Returns the metric of the classes that a stage has added, and of the background, as if all else was that."""
+        if BACKGROUND not in self.classes:
+            return super().metric_of(stage)
+        background = self.classes.index(BACKGROUND)
+        classes = np.isin(self.classes, (BACKGROUND, *self.output_classes_of(stage)))
+
+        def others_as_background(target: Labels) -> Labels:
+            mask = np.asarray(target["mask"])
+            has_class = (mask != self.ignore_label) & (mask >= 0) & (mask < len(classes))
+            is_other = has_class & ~classes[np.where(has_class, mask, background)]
+            return looked_for({**target, "mask": np.where(is_other, mask.dtype.type(background), mask)}, classes)
+
+        return self._measuring(self.new_metric(), others_as_background)
 
 
 def looked_for(target: Labels, classes: np.ndarray) -> Labels:

@@ -95,10 +95,11 @@ class LaterDetection(Later, Detection):
 
     def new_metric(self) -> Any:
         """Returns the kind's metric."""
-        return self._measuring(super().new_metric(), self._not_looked_for)
+        return self._measuring(super().new_metric(), self._not_removed)
 
-    def _not_looked_for(self, target: Labels) -> Labels:
-        return looked_for(target, ~self._removed_mask()) if self.removed else target
+    def labels_of(self, target: Labels, classes: Bool[np.ndarray, " classes"]) -> Labels:
+        """Returns an image's boxes of some classes."""
+        return looked_for(target, classes)
 
     @property
     def _class_counts(self) -> tuple[int, ...]:

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from mtl_jax import experiment
-from mtl_jax.evaluation import calibrate, contract, evaluate
+from mtl_jax.evaluation import calibrate, evaluate
 from mtl_jax.runtime import devices
 from mtl_jax.tasks.base import Metric
 from mtl_jax.tasks.calibration import Calibration
@@ -45,36 +44,14 @@ def after(run: Run, variables: PyTree, names: tuple[str, ...], stages: Sequence[
         stages: that are finished.
 
     Returns:
-        "metrics" -> task -> metrics by name; "added" -> `contract.addition` -> the same for added classes.
+        "metrics" -> task -> metrics by name; "added" -> `contract_table.addition` -> the same for added classes.
     """
-    added_metrics = {name: metric.compute() for name, metric in additions(run, variables, stages).items()}
+    added_metrics = {name: metric.compute() for name, metric in _additions(run, variables, stages).items()}
     return {"metrics": tasks(run, variables, names), **({"added": added_metrics} if added_metrics else {})}
 
 
-def additions(run: Run, variables: PyTree, stages: Iterable[str]) -> dict[str, Metric]:
-    """Measures classes that tasks have got later, on the validation data that came with them.
-
-    Args:
-        run: whose tasks they are.
-        variables: of the network.
-        stages: that have added them.
-
-    Returns:
-        "task/stage" -> the metric.
-    """
-    metrics: dict[str, Metric] = {}
-    added_classes = [
-        (task, stage) for stage in stages for task in run.setup.tasks if run.setup.tasks[task].classes_of(stage)
-    ]
-    for task, stage in added_classes:
-        name = contract.addition(task, stage)
-        requested = {task: run.setup.tasks[task]}
-        for stream in experiment.streams_of_addition(run.setup, task, stage):
-            batches, observed = (
-                experiment.eval_batches(run.setup, stream),
-                {task: metrics[name]} if name in metrics else {},
-            )
-            metrics[name] = evaluate.filled(run.predict, variables, batches, requested, before=observed)[task]
+def _additions(run: Run, variables: PyTree, stages: Iterable[str]) -> dict[str, Metric]:
+    metrics = evaluate.measured_additions(run.setup, run.predict, variables, run.setup.tasks, stages=stages)
     devices.give_back_memory()
     return metrics
 
@@ -108,7 +85,7 @@ def before(run: Run, stage: StagePlan, result: StageResult, state: TrainState) -
         "before": {task: metrics[task].compute() for task in requested if task in metrics},
         "constant": {task: metrics[task].constant()._asdict() for task in new},
     }
-    if added_metrics := additions(run, variables, (stage.name,)):
+    if added_metrics := _additions(run, variables, (stage.name,)):
         figures["added_before"] = {name: metric.compute() for name, metric in added_metrics.items()}
         figures["added_constant"] = {name: metric.constant()._asdict() for name, metric in added_metrics.items()}
     return figures

@@ -30,7 +30,8 @@ def with_this_data(run: Run, result: StageResult, start: Callable[[], StageResul
     training_changes = data_changes.trained_on_others(result.stages, streams, run.data)
     measurement_changes = data_changes.measured_on_others(result.stages, run.data)
     if len(result.stages) == len(run.config.order):
-        log_line("every stage is finished already: nothing was trained; config.order may get further stages at its end")
+        if (run.workdir / "contract.json").exists():  # of an edited version there is none yet
+            log_line("every stage is finished: nothing was trained; config.order may get further stages at its end")
         if training_changes or measurement_changes:
             changes = "; ".join([*training_changes, *([measurement_changes] if measurement_changes else [])])
             log_line(
