@@ -38,7 +38,7 @@ def test_detections_with_equal_scores_have_no_order():
     ("field", "values"),
     [
         ("boxes_xyxy", BOXES + np.float32([[0], [3], [0], [0]])),
-        ("score", np.float32([0.5, 0.25, 0.2, 0])),
+        ("score", np.float32([0.5, 0.25, 0.15, 0])),
         ("label", np.int32([0, 1, 2, 0])),
         ("valid", np.array([True, True, False, False])),
         ("accepted", np.array([True, False, True, False])),
@@ -58,3 +58,13 @@ def test_of_indices_the_share_that_differs_counts():
     found = expected.copy()
     found[0, 0, 0] = 20
     assert difference({"seg/mask": found}, {"seg/mask": expected})["seg/mask"] == pytest.approx(1 / 200)
+
+
+def test_probabilities_near_zero_are_compared_with_one():
+    """A runtime may compute the sigmoid of -20 as 0: all of what there is, and nothing to anyone who reads it."""
+    expected = {"tags/probability": np.float32([[2e-9, 1e-9]])}
+    assert difference({"tags/probability": np.zeros((1, 2), np.float32)}, expected)[
+        "tags/probability"
+    ] == pytest.approx(2e-9)
+    expected = {"age/value": np.float32([[2e-9]])}
+    assert difference({"age/value": np.float32([[0.0]])}, expected)["age/value"] == 1.0

@@ -193,6 +193,9 @@ def test_a_removed_class_is_never_an_answer(kind):
         assert (np.asarray(result["mask"]) == 2).all()
     else:
         assert float(result["probability"][0, 1]) < 1e-6
+        assert set(it.to_json({"probability": np.asarray(result["probability"])[0]})["probability"]) == set(EDITED) - {
+            "cup"
+        }
 
 
 def test_a_removed_class_of_a_detector_scores_nothing():

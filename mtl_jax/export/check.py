@@ -15,6 +15,7 @@ from mtl_jax.workdir.trained import Trained
 
 # Relative to the largest magnitude of each output, by compute type; the spacing of bfloat16 numbers is 8e-3.
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 5e-2}
+FROM_0_TO_1 = ("/probability", "/score")  # predictions whose differences are absolute: all of them may be near 0
 TIE = 1e-6  # difference of two scores, below which rounding decides which detection is first
 
 
@@ -30,6 +31,8 @@ def differences(
     network: Trained, reference_run: Run, file_run: Run, batches: Sequence[np.ndarray], *, decode: str = "all"
 ) -> dict[str, float]:
     """Returns the largest difference of each output, relative to its largest magnitude; of indices the differing share.
+
+    Probabilities and scores are compared with 1, which is their largest magnitude in other images.
 
     Raw outputs are compared with those of the network. Predictions are compared with the network's decoding of the
     file's raw outputs, because an index may change where two scores are nearly equal. Detections with nearly equal
@@ -53,7 +56,8 @@ def differences(
         for name, value in expected_outputs.items():
             value, file_value = np.asarray(value), np.asarray(file_outputs[name])
             if np.issubdtype(value.dtype, np.floating):
-                largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
+                least = 1.0 if name.endswith(FROM_0_TO_1) else 0.0
+                largest[name] = max(largest.get(name, least), float(np.abs(value).max()))
                 error = float(np.abs(value.astype(np.float64) - file_value).max())
             else:
                 error = float((value != file_value).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ def take(axes: Any) -> str:
     return ""
 
 
-def ranked(classes: tuple[str, ...], probability: Float[np.ndarray, " classes"]) -> dict[str, float]:
-    """Returns {class: its probability}, the most probable first."""
+def ranked(
+    classes: Sequence[str], probability: Float[np.ndarray, " classes"], output_classes: Collection[str]
+) -> dict[str, float]:
+    """Returns {class that may be predicted: its probability}, the most probable first."""
     values = np.asarray(probability, np.float64)
-    return {classes[index]: round(float(values[index]), 6) for index in np.argsort(-values, kind="stable")}
+    order = [index for index in np.argsort(-values, kind="stable") if classes[index] in output_classes]
+    return {classes[index]: round(float(values[index]), 6) for index in order}

@@ -146,13 +146,14 @@ class Classification(Task):
     def to_json(self, prediction: Prediction, threshold: float | None = None) -> dict[str, Any]:
         """Returns "label", the most probable class, and {"probability": {class: its own}}, the most probable first."""
         del threshold
-        ranked = caption.ranked(self.classes, prediction["probability"])
+        ranked = caption.ranked(self.classes, prediction["probability"], self.output_classes)
         return {"label": next(iter(ranked)), "probability": ranked}
 
     def draw(self, axes: Any, prediction: Prediction, threshold: float | None = None) -> None:
         """Writes the most probable classes into the image's corner."""
         del threshold
-        best = list(caption.ranked(self.classes, prediction["probability"]).items())[:CAPTION_CLASSES]
+        ranked = caption.ranked(self.classes, prediction["probability"], self.output_classes)
+        best = list(ranked.items())[:CAPTION_CLASSES]
         caption.write(axes, "\n".join(f"{name} {probability:.0%}" for name, probability in best))
 
 

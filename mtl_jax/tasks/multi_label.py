@@ -129,7 +129,7 @@ class MultiLabel(Task):
 
     def to_json(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns "tags", the classes said to be true, and "probability", every class; with probabilities, falling."""
-        ranked = caption.ranked(self.classes, prediction["probability"])
+        ranked = caption.ranked(self.classes, prediction["probability"], self.output_classes)
         levels = np.broadcast_to(THRESHOLD if threshold is None else threshold, len(self.classes))
         least = dict(zip(self.classes, levels.tolist(), strict=True))
         return {"tags": {name: value for name, value in ranked.items() if value > least[name]}, "probability": ranked}
