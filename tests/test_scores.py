@@ -116,7 +116,7 @@ def test_the_temperature_is_the_best_of_all(seed, one_of):
     if not one_of:
         observed = YesNo(probability[:, 0], label, label == 0, np.array([40, 40, 40]))
     confidence, correct = scores.confidences(observed)
-    assume(len(correct) >= scores.LEAST_ANSWERS and correct.any() and not correct.all())  # else it stays 1
+    assume(len(correct) >= scores.LEAST_PREDICTIONS and correct.any() and not correct.all())  # else it stays 1
     chosen = scores.temperature(observed)
 
     def cost(temperature):

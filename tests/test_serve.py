@@ -110,7 +110,7 @@ def test_the_response_equals_the_prediction_of_the_file(client, weights, tmp_pat
         == (40, 90)
     )
     assert map_of(response["overlay"]).shape[1] > 600
-    assert set(response["ms"]) == {"decode", "answer", *TASKS.split(",")}
+    assert set(response["ms"]) == {"decode", "encode", *TASKS.split(",")}
 
 
 def test_a_form_and_some_tasks_will_do(client):
@@ -143,6 +143,14 @@ REFUSED = {
     ),
     "no score": ("/predict?threshold=nan", png(9, 9), IMAGE, 422, "expected a score from 0 to 1"),
     "no switch": ("/predict?overlay=maybe", png(9, 9), IMAGE, 422, "expected true or false"),
+    "an unknown setting": ("/predict?treshold=0.4", png(9, 9), IMAGE, 422, "tasks, threshold, overlay, shades, found"),
+    "a setting in the form": (
+        "/predict",
+        b'--xyz\r\nContent-Disposition: form-data; name="threshold"\r\n\r\n0.4\r\n' + form(png(9, 9)),
+        FORM,
+        422,
+        "threshold: expected in the address (/predict?threshold=",
+    ),
     "no such page": ("/../../etc/passwd", None, {}, 404, "Not Found"),
     "another method": ("/predict", None, {}, 405, "Method Not Allowed"),
 }
@@ -186,6 +194,7 @@ def test_the_page_comes_whole_and_asks_no_other_host(client):
 def test_the_api_describes_itself(client):
     spec = client.request("/openapi.json")[1]
     assert spec["openapi"].startswith("3.1")
+    assert tuple(entry["name"] for entry in spec["paths"]["/predict"]["post"]["parameters"]) == uploads.SETTINGS
     assert {"200", "413", "415", "422"} <= set(spec["paths"]["/predict"]["post"]["responses"])
     assert b"POST /predict" in client.request("/docs")[1]
     model = client.request("/model")[1]

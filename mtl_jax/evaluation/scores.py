@@ -16,7 +16,7 @@ LEAST_SCORE = 0.05  # of a detection whose calibration counts: nobody is shown t
 BINS = 15  # of confidence, in the calibration error
 TEMPERATURES = np.exp(np.linspace(np.log(0.1), np.log(10.0), 461))  # 1 % apart
 LEVELS = np.round(np.arange(0.01, 1.0, 0.01), 2)  # of thresholds
-LEAST_ANSWERS, LEAST_OBJECTS = 50, 20  # to choose a temperature, and thresholds: fewer say too little
+LEAST_PREDICTIONS, LEAST_OBJECTS = 50, 20  # to choose a temperature, and thresholds: fewer say too little
 SHARED_OBJECTS = 10.0  # that all classes together add to the counts of each: a class with few follows the others
 
 
@@ -89,7 +89,7 @@ def temperature(observed: Observed) -> float:
         Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
     confidence, correct = confidences(observed)
-    if len(correct) < LEAST_ANSWERS or correct.all() or not correct.any():
+    if len(correct) < LEAST_PREDICTIONS or correct.all() or not correct.any():
         return 1.0
     if isinstance(observed, OneOf):
         logits = np.log(np.maximum(observed.probability, FLOOR)).T  # a row for each class, as sums over rows are fast

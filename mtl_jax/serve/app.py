@@ -95,6 +95,7 @@ class _Handler:
             )
         self._queued += 1
         try:
+            uploads.require_known(request.query_params)
             names = uploads.parse_tasks(request.query_params, self._inference.network.names)
             settings = {
                 "threshold": uploads.parse_threshold(request.query_params),

@@ -24,7 +24,10 @@ RESPONSE_FIELDS = {
     "width": ("integer", "width of the upright image, px"),
     "height": ("integer", "height of the upright image, px"),
     "tasks": ("object", "predictions by task, at the resolution of the image; maps are PNG files in data URLs"),
-    "ms": ("object", "durations of decode, answer (encoding of the response), and of the forward pass of each task"),
+    "ms": (
+        "object",
+        "durations of decode (of the image), encode (of the response), and of the forward pass of each task",
+    ),
     "overlay": ("string", "a PNG file in a data URL, if requested"),
 }
 
@@ -39,8 +42,8 @@ def openapi(model: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     names = list(model["tasks"])
     binary = {"schema": {"type": "string", "format": "binary"}}
     form = {"schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}}
-    refusal = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
-    errors = {status: {"description": text, "content": refusal} for status, text in ERRORS.items()}
+    error_content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    errors = {status: {"description": text, "content": error_content} for status, text in ERRORS.items()}
     properties = {name: {"type": kind, "description": text} for name, (kind, text) in RESPONSE_FIELDS.items()}
     return {
         "openapi": "3.1.0",
@@ -56,7 +59,7 @@ def openapi(model: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
                     "responses": {
                         "200": {
                             "description": "predictions",
-                            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Answer"}}},
+                            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Predictions"}}},
                         },
                         **errors,
                     },
@@ -68,8 +71,8 @@ def openapi(model: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         },
         "components": {
             "schemas": {
-                "Answer": {"type": "object", "properties": properties},
-                "Refusal": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
+                "Predictions": {"type": "object", "properties": properties},
+                "Error": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
             }
         },
     }

@@ -49,7 +49,7 @@ def to_json(
         body["overlay"] = _url(
             pictures.overlay(requested, image, result.predictions, result.geometries, threshold=threshold)
         )
-    milliseconds = {**ms, **result.ms, "answer": 1e3 * (time.perf_counter() - start)}
+    milliseconds = {**ms, **result.ms, "encode": 1e3 * (time.perf_counter() - start)}
     return body | {"ms": {name: round(value, 2) for name, value in milliseconds.items()}}
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 PLAIN = ("application/octet-stream", "binary/octet-stream", "")
 FORM = "multipart/form-data"
+SETTINGS = ("tasks", "threshold", "overlay", "shades")  # of the query
 DRAIN_FACTOR = 4  # bytes read and discarded, relative to the limit, so that the client receives the error
 DRAIN_SECONDS = 5.0
 
@@ -69,11 +70,15 @@ def extract_image(body: bytes, content_type: str) -> bytes:
         content_type: its Content-Type header.
 
     Raises:
-        RequestError: 415 if it is neither an image nor a form; 422 if it has no file or several.
+        RequestError: 415 if it is neither an image nor a form; 422 if it has no file or several, or a setting.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == FORM:
-        files = _uploaded_files(body, content_type)
+        files, fields = _form_content(body, content_type)
+        if settings := [name for name in fields if name in SETTINGS]:
+            raise RequestError(
+                422, f"{settings[0]}: expected in the address (/predict?{settings[0]}=…), not in the form"
+            )
         if len(files) != 1:
             raise RequestError(
                 422, f"expected one file in the form, found {len(files)}; send one image with each request"
@@ -90,20 +95,32 @@ def extract_image(body: bytes, content_type: str) -> bytes:
     return body
 
 
-def _uploaded_files(body: bytes, content_type: str) -> list[bytes]:
-    """Returns the files of a form; their names are ignored."""
+def _form_content(body: bytes, content_type: str) -> tuple[list[bytes], list[str]]:
+    """Returns the files of a form, whose names are ignored, and the names of its other fields."""
     boundary = re.search(r'boundary=(?:"([^"]{1,200})"|([^\s;]{1,200}))', content_type)
     if not boundary:
         raise RequestError(
             422, "expected a form with a boundary, found none; let the client write the Content-Type header"
         )
     mark = b"--" + (boundary[1] or boundary[2]).encode("latin-1", "replace")
-    files = []
+    files, fields = [], []
     for section in (b"\r\n" + body).split(b"\r\n" + mark)[1:]:
         head, gap, content = section.partition(b"\r\n\r\n")
         if gap and re.search(rb"(?i)content-disposition:[^\r\n]*\bfilename\*?=", head[:4096]):
             files.append(content)
-    return files
+        elif gap and (field := re.search(rb'(?i)content-disposition:[^\r\n]*\bname="([^"\r\n]*)"', head[:4096])):
+            fields.append(field[1].decode("utf-8", "replace"))
+    return files, fields
+
+
+def require_known(query: Mapping[str, str]) -> None:
+    """Checks the names of the query's settings: a misspelt one would have no effect.
+
+    Raises:
+        RequestError: 422 if one is unknown.
+    """
+    if unknown := [name for name in query if name not in SETTINGS]:
+        raise RequestError(422, f"expected settings {', '.join(SETTINGS)}, found {unknown[0][:40]!r}")
 
 
 def parse_switch(query: Mapping[str, str], name: str) -> bool:

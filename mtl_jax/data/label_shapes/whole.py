@@ -54,7 +54,7 @@ class OneClass(LabelShape):
 class SeveralClasses(LabelShape):
     """Which classes are true of an image: {"label": f32[classes]}, NaN = unknown."""
 
-    noun = "answers"
+    noun = "tags"
     empty = "images without a tag"
     says_what_is_unlabelled = True
     can_join = True

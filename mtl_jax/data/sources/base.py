@@ -106,7 +106,7 @@ _SINGULAR = {
     "labels": "label",
     "entries": "entry",
     "values": "value",
-    "answers": "answer",
+    "tags": "tag",
     "classes": "class",
     "masks": "mask",
     "objects": "object",
