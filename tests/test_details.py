@@ -41,6 +41,19 @@ def test_masks_are_counted_pixel_by_pixel_and_void_is_left_out():
     assert observed.update({"mask": predicted}, {"mask": np.full((4, 4), 255, np.uint8)}, PLAIN) is None
 
 
+def test_masks_that_label_some_classes_count_for_these():
+    observed = details("seg")
+    truth = np.array([[0, 0, 1, 1]] * 4, np.uint8)
+    predicted = np.array([[0, 2, 1, 2]] * 4)  # dogs may be there, but where a cat is
+    observed.update({"mask": predicted}, {"mask": truth, "labelled": np.array([True, True, False])}, PLAIN)
+    figures = observed.by_class()
+    np.testing.assert_array_equal(figures.confusion, [[4, 0, 0], [0, 4, 4], [0, 0, 0]])
+    assert figures.rows == [
+        ("background", "0.333", "1.000", "1.000", "1.000"),
+        ("cat", "0.667", "0.500", "1.000", "0.500"),
+    ]
+
+
 def test_each_object_is_found_once_and_crowds_forgive():
     objects = {
         "boxes_xyxy": np.array([[0, 0, 2, 2], [2, 2, 4, 4]], np.float32),

@@ -17,7 +17,7 @@ from mtl_jax.extend import edit
 from mtl_jax.extend.edit import change_settings
 from mtl_jax.report import versions_section
 from mtl_jax.tasks import calibration
-from mtl_jax.training import train_loop
+from mtl_jax.training import measurement, train_loop
 from mtl_jax.workdir import checkpoints, files, lineage, trained
 
 
@@ -65,7 +65,7 @@ def test_a_class_may_be_renamed_twice_and_then_removed(parent):
 def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(parent, tmp_path, monkeypatch):
     for name in ("latency_ms", "gigaflops"):
         monkeypatch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
-    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    monkeypatch.setattr(measurement.pictures, "look", lambda *arguments, **settings: {})
     contract = edit(parent.path, tmp_path / "new", "cls", rename={"0": "zero"}, remove=("3",))
     network = trained.load(tmp_path / "new")
     assert network.tasks["cls"].classes == ("zero", "1", "2", "3")
@@ -87,7 +87,7 @@ def test_removal_measures_every_stage_again_over_the_remaining_classes(tiny_back
     """With their old figures, a removal would look like a loss or a gain, although no weight changes."""
     for name in ("latency_ms", "gigaflops"):
         monkeypatch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
-    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    monkeypatch.setattr(measurement.pictures, "look", lambda *arguments, **settings: {})
     config = page(FIRST, stage="first", first=True, tasks=("cls",))
     config.stages.second = config.stages.first
     config.order = ("first", "second")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from test_extend import untrained
 from test_train import tiny_config
+from tiny import random_variables
 
 from mtl_jax import config as config_lib
 from mtl_jax import experiment
@@ -16,12 +18,12 @@ from mtl_jax.continual import lwf, replay_buffer
 from mtl_jax.continual.method import StageTasks
 from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import evaluate_checkpoint
+from mtl_jax.evaluation import evaluate, evaluate_checkpoint
 from mtl_jax.extend import additions, exemplars, extend, growth, run
 from mtl_jax.models import dependence, multi_task
 from mtl_jax.models.ownership import owner_of
 from mtl_jax.report import versions_section
-from mtl_jax.training import exactness, losses, train_loop, trained_layers
+from mtl_jax.training import exactness, losses, measurement, train_loop, trained_layers
 from mtl_jax.workdir import checkpoints, metrics_log, trained
 
 FIRST = ("0", "1", "2", "3")
@@ -215,6 +217,23 @@ def test_the_teacher_has_the_old_classes_alone(parent):
         assert task.before("another") is task
 
 
+def test_the_report_shows_later_classes_after_their_task(parent):
+    config = joined(parent, page(("4", "5"), stage="more", tasks=("cls", "seg")))
+    config = dataclasses.replace(config, example_images=2)
+    setup = experiment.build(config, data_root=parent.setup.data_root)
+    predict = evaluate.make_predict(setup.model, setup.tasks)
+    run = SimpleNamespace(config=config, setup=setup, predict=predict)
+    looked = measurement.look(run, random_variables(setup.model), ("seg", "cls"), {})
+    assert list(looked) == ["seg", "seg/more", "cls", "cls/more"]
+    assert all(len(shown.first) == 2 for shown in looked.values())
+    shown_classes = {name: {row[0] for row in shown.by_class.rows} for name, shown in looked.items()}
+    assert shown_classes["cls/more"] <= {"4", "5"}
+    assert shown_classes["cls"] <= {*FIRST, "4", "5"}  # all compete
+    assert shown_classes["seg/more"] <= {"background", "4", "5"}
+    assert shown_classes["seg"] <= {"background", *FIRST}
+    assert all(shown_classes.values())
+
+
 def test_weights_of_classes_grow_with_them(tiny_backbone, tmp_path):
     config = page(FIRST, stage="first", first=True, tasks=("seg",))
     with config.unlocked():
@@ -349,7 +368,7 @@ def versions(tiny_backbone, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("latency_ms", "gigaflops"):
             patch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
-        patch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+        patch.setattr(measurement.pictures, "look", lambda *arguments, **settings: {})
         untrained(folder / "0", page(FIRST, stage="first", first=True))
         for number, (stage, classes) in enumerate(SESSIONS):
             contracts.append(extend(folder / f"{number}", folder / f"{number + 1}", page(classes, stage=stage)))
@@ -395,7 +414,7 @@ def test_each_version_is_measured_on_the_classes_of_all_before(versions):
 def test_within_a_percentage_old_outputs_move_and_the_old_run_s_metrics_judge(versions, tmp_path, monkeypatch):
     for name in ("latency_ms", "gigaflops"):
         monkeypatch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)
-    monkeypatch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    monkeypatch.setattr(measurement.pictures, "look", lambda *arguments, **settings: {})
     folder, _ = versions
     contract = extend(folder / "1", tmp_path / "loose", page(("6",), stage="third"), keep="60%")
     assert contract["max_drop_percent"] == 60.0

@@ -305,6 +305,20 @@ def test_the_report_begins_with_what_was_learnt_and_kept_in_words(tmp_path):
     ]
 
 
+def test_the_verdict_speaks_of_later_classes_after_their_task():
+    stages = [
+        {"name": "first", "metrics": {"det": {"map": 0.4}}},
+        {"name": "more", "metrics": {"det": {"map": 0.4}}, "added": {"det/more": {"map": 0.2}}},
+    ]
+    tree = contract.build(
+        stages, {"det": ("map", True)}, {}, max_drop_percent=5.0, added={"det": {"more": ("cup", "car")}}
+    )
+    assert verdict_section.sentences(tree) == [
+        "det: mAP 0.4. Lost nothing since stage first (0.4).",
+        "det/more: mAP 0.2. Learnt in the last stage, so nothing could be lost since.",
+    ]
+
+
 def test_the_report_of_a_rejected_version_begins_with_the_reason():
     tree = contract.build(
         [{"name": "seg", "metrics": {"seg": {"miou": 0.4}}}], {"seg": ("miou", True)}, {}, max_drop_percent=5.0

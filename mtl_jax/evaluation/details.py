@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from mtl_jax.evaluation import matching
 from mtl_jax.tasks.base import Geometry, Labels, Task
 from mtl_jax.tasks.calibration import least_scores
+from mtl_jax.tasks.mean_iou import BACKGROUND
 
 Curve = tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]  # recall, precision
 
@@ -44,20 +45,28 @@ class Details(Protocol):
 
 
 class MaskDetails:
-    """Intersection over union of every class, over all labelled pixels; images that label some classes are left out."""
+    """Intersection over union of every class, over all labelled pixels.
+
+    Where only some classes are labelled, background that is predicted as another class is left out, as of the metric.
+    """
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._counts = np.zeros((len(task.classes),) * 2, np.int64)
+        self._labelled = np.zeros(len(task.classes), bool)  # in some image
 
     def update(self, prediction: Mapping[str, np.ndarray], target: Labels, geometry: Geometry) -> Judged | None:
         """Adds one image, judged by the mean intersection over union of the classes that it shows."""
         count = len(self._task.classes)
         truth = np.asarray(target["mask"]).astype(np.int64)
         predicted = np.asarray(self._task.at_original(prediction, geometry)["mask"]).astype(np.int64)
+        labelled = np.broadcast_to(np.asarray(target.get("labelled", True)), count)
         is_class = (truth >= 0) & (truth < count)
-        if not is_class.any() or not np.all(target.get("labelled", True)):
+        is_background = np.array([name == BACKGROUND for name in self._task.classes])[np.where(is_class, truth, 0)]
+        is_class &= labelled[np.where(is_class, truth, 0)] & ~(is_background & ~labelled[predicted])
+        if not is_class.any():
             return None
+        self._labelled |= labelled
         pairs = np.bincount(truth[is_class] * count + predicted[is_class], minlength=count**2).reshape(count, count)
         self._counts += pairs
         quality = float(_iou(pairs)[pairs.sum(axis=1) > 0].mean())
@@ -73,7 +82,8 @@ class MaskDetails:
             _quotient(right, counts.sum(axis=1)),
         )
         columns = ("class", "share of pixels", "IoU", "precision", "recall")
-        return ByClass(columns, _rows(self._task.classes, *figures), counts)
+        shown = [np.where(self._labelled, values, np.nan) for values in figures]  # of no class that nobody labelled
+        return ByClass(columns, _rows(self._task.classes, *shown), counts)
 
 
 class ClassDetails:

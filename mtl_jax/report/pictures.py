@@ -69,6 +69,7 @@ def look(
     tasks: Mapping[str, Task],
     *,
     count: int,
+    stage: str = "",
 ) -> dict[str, Looked]:
     """Looks at the predictions for a validation stream: the first, the worst, and the figures of every class.
 
@@ -78,6 +79,7 @@ def look(
         batches: `data.pipeline.EvalBatch`es, of which `MOST_IMAGES` images are looked at.
         tasks: those that the stream labels, `calibrated` where something was chosen for them.
         count: pictures of the first images, and as many of the worst; with 0 nothing is looked at.
+        stage: judges only the classes that this stage has added to the tasks.
     """
     if not count or not tasks:
         return {}
@@ -89,7 +91,8 @@ def look(
     examples = _examples(predict, variables, batches, tasks)
     for image, predictions, targets, geometry in itertools.islice(examples, MOST_IMAGES):
         for name in tasks:
-            judged = details[name].update(predictions[name], targets[name], geometry) if name in details else None
+            labels = tasks[name].measured_labels(targets[name], stage)
+            judged = details[name].update(predictions[name], labels, geometry) if name in details else None
             record = _Record(image, predictions[name], targets[name], geometry, judged)
             if len(first[name]) < count:
                 first[name].append(record)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from mtl_jax.evaluation import contract_table
 from mtl_jax.evaluation.contract_table import figure
 from mtl_jax.tasks import title
 
@@ -23,11 +24,11 @@ def section(contract: Mapping[str, Any] | None) -> str:
 
 
 def sentences(contract: Mapping[str, Any]) -> list[str]:
-    """Returns one sentence or two on every task, one on the cost, and before them why a version was not kept."""
+    """Returns sentences on every task and its later classes, and on the cost; before them why a version is not kept."""
     stages = [stage["name"] for stage in contract["stages"]]
     tasks = [
         f"{task}: {_learnt(entry)}{_retention(entry, last=f'stage {stages[-1]}' if stages else '')}"
-        for task, entry in contract["tasks"].items()
+        for task, entry in contract_table.task_entries(contract).items()
     ]
     cost = _cost(contract["budgets"])
     lead = []

@@ -235,6 +235,11 @@ class Task(Section):
         del stage
         return self.new_metric()
 
+    def measured_labels(self, target: Labels, stage: str = "") -> Labels:
+        """Returns what of an image's labels is measured: of all classes, or of those that a stage has added."""
+        del stage
+        return target
+
     def to_json(self, prediction: Prediction, threshold: Thresholds = None) -> dict[str, Any]:
         """Returns one image's prediction in JSON's terms; a map [height, width] of u8 or u16 in it is for a file.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ def take(axes: Any) -> str:
 
 
 def ranked(
-    classes: Sequence[str], probability: Float[np.ndarray, " classes"], output_classes: Collection[str]
+    classes: tuple[str, ...], probability: Float[np.ndarray, " classes"], output_classes: Collection[str]
 ) -> dict[str, float]:
     """Returns {class that may be predicted: its probability}, the most probable first."""
     values = np.asarray(probability, np.float64)
-    order = [index for index in np.argsort(-values, kind="stable") if classes[index] in output_classes]
+    order = [index for index in np.argsort(-values, kind="stable").tolist() if classes[index] in output_classes]
     return {classes[index]: round(float(values[index]), 6) for index in order}

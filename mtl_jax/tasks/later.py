@@ -92,19 +92,28 @@ class Later:
             changes["class_weights"] = task.class_weights[: len(classes)]
         return dataclasses.replace(task, **changes)
 
+    def new_metric(self) -> Any:
+        """Returns the kind's metric of the classes that are left."""
+        return self._measuring("")
+
     def metric_of(self, stage: str) -> Any:
         """Returns the metric of the classes that a stage has added, as if datasets labelled no other."""
+        return self._measuring(stage)
+
+    def measured_labels(self, target: Labels, stage: str = "") -> Labels:
+        """Returns an image's labels of the classes that are left, or of those that a stage has added."""
         task: Any = self
-        classes = np.isin(task.classes, task.output_classes_of(stage))
-        return self._measuring(task.new_metric(), lambda target: task.labels_of(target, classes))
+        if stage:
+            target = task.labels_of(target, np.isin(task.classes, task.output_classes_of(stage)))
+        return task.labels_of(target, ~self._removed_mask()) if self.removed else target
+
+    def _measuring(self, stage: str) -> Any:
+        parent: Any = super()
+        return Changed(parent.new_metric(), lambda target: self.measured_labels(target, stage))
 
     def _removed_mask(self) -> Bool[np.ndarray, " classes"]:
         task: Any = self
         return np.array([name in self.removed for name in task.classes])
-
-    def _not_removed(self, target: Labels) -> Labels:
-        task: Any = self
-        return task.labels_of(target, ~self._removed_mask()) if self.removed else target
 
     def _masked(self, outputs: Float[Array, "*cells channels"], first: int = 0, never: float = NEVER) -> Array:
         """Outputs whose columns, from `first` on, are the classes, without those that are gone."""
@@ -112,9 +121,6 @@ class Later:
             return outputs
         removed_classes = np.concatenate([np.zeros(first, bool), self._removed_mask()])
         return jnp.where(removed_classes.reshape((1,) * (outputs.ndim - 1) + (-1,)), never, outputs)
-
-    def _measuring(self, metric: Metric, *changes: Callable[[Labels], Labels]) -> Any:
-        return Changed(metric, changes)
 
 
 def _is_pair(value: Any, *types: type) -> bool:
@@ -132,15 +138,13 @@ def _is_pair(value: Any, *types: type) -> bool:
 class Changed:
     """A metric that sees changed labels."""
 
-    def __init__(self, metric: Metric, changes: Sequence[Callable[[Labels], Labels]]) -> None:
-        self._metric, self._changes = metric, changes
+    def __init__(self, metric: Metric, change: Callable[[Labels], Labels]) -> None:
+        self._metric, self._change = metric, change
         self.compute, self.constant = metric.compute, metric.constant
 
     def update(self, prediction: Prediction, target: Labels, geometry: Geometry) -> None:
         """Adds one example."""
-        for change in self._changes:
-            target = change(target)
-        self._metric.update(prediction, target, geometry)
+        self._metric.update(prediction, self._change(target), geometry)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,9 +159,9 @@ class LaterClassification(Later, Classification):
         """Returns the logits."""
         return self._masked(super().finish(raw, image_size))
 
-    def new_metric(self) -> Any:
-        """Returns the kind's metric, among all classes."""
-        return self._measuring(super().new_metric(), _among_all, self._not_removed)
+    def measured_labels(self, target: Labels, stage: str = "") -> Labels:
+        """Returns the label, whichever classes the dataset labels."""
+        return _among_all(super().measured_labels(target, stage))
 
     def labels_of(self, target: Labels, classes: Bool[np.ndarray, " classes"]) -> Labels:
         """Returns an image's label if it is one of some classes."""
@@ -176,10 +180,6 @@ class LaterMultiLabel(Later, MultiLabel):
     def finish(self, raw: Float[Array, "batch classes"], image_size: ImageSize) -> Float[Array, "batch classes"]:
         """Returns the logits."""
         return self._masked(super().finish(raw, image_size))
-
-    def new_metric(self) -> Any:
-        """Returns the kind's metric."""
-        return self._measuring(super().new_metric(), self._not_removed)
 
     def labels_of(self, target: Labels, classes: Bool[np.ndarray, " classes"]) -> Labels:
         """Returns an image's labels of some classes."""
@@ -216,28 +216,19 @@ class LaterSegmentation(Later, Segmentation):
         """Returns the best class of each pixel of the input image."""
         return super().predictions(self._masked(raw), image_size)
 
-    def new_metric(self) -> Any:
-        """Returns the kind's metric."""
-        return self._measuring(super().new_metric(), self._not_removed)
-
     def labels_of(self, target: Labels, classes: Bool[np.ndarray, " classes"]) -> Labels:
         """Returns an image's labels of some classes; pixels of others are void."""
         return looked_for(target, classes)
 
-    def metric_of(self, stage: str) -> Any:
-        """Returns the metric of the classes that a stage has added, and of the background, as if all else was that."""
-        if BACKGROUND not in self.classes:
-            return super().metric_of(stage)
-        background = self.classes.index(BACKGROUND)
+    def measured_labels(self, target: Labels, stage: str = "") -> Labels:
+        """Returns the labels, of a stage with the background, as if all else was that."""
+        if not stage or BACKGROUND not in self.classes:
+            return super().measured_labels(target, stage)
+        mask, background = np.asarray(target["mask"]), self.classes.index(BACKGROUND)
         classes = np.isin(self.classes, (BACKGROUND, *self.output_classes_of(stage)))
-
-        def others_as_background(target: Labels) -> Labels:
-            mask = np.asarray(target["mask"])
-            has_class = (mask != self.ignore_label) & (mask >= 0) & (mask < len(classes))
-            is_other = has_class & ~classes[np.where(has_class, mask, background)]
-            return looked_for({**target, "mask": np.where(is_other, mask.dtype.type(background), mask)}, classes)
-
-        return self._measuring(self.new_metric(), others_as_background)
+        has_class = (mask != self.ignore_label) & (mask >= 0) & (mask < len(classes))
+        is_other = has_class & ~classes[np.where(has_class, mask, background)]
+        return looked_for({**target, "mask": np.where(is_other, mask.dtype.type(background), mask)}, classes)
 
 
 def looked_for(target: Labels, classes: np.ndarray) -> Labels:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from mtl_jax.tasks import detection_cells
 from mtl_jax.tasks.base import Added, ImageSize, Labels, LossAndParts, Task
@@ -92,10 +91,6 @@ class LaterDetection(Later, Detection):
         removed_of_parts = np.split(self._removed_mask(), np.cumsum(self._class_counts)[:-1])
         is_removed = np.concatenate([np.pad(removed, (BOX_CHANNELS + 1, 0)) for removed in removed_of_parts])
         return jnp.where(is_removed[None, None], UNLABELLED_LOGIT, raw)
-
-    def new_metric(self) -> Any:
-        """Returns the kind's metric."""
-        return self._measuring(super().new_metric(), self._not_removed)
 
     def labels_of(self, target: Labels, classes: Bool[np.ndarray, " classes"]) -> Labels:
         """Returns an image's boxes of some classes."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
+from mtl_jax import experiment
 from mtl_jax.evaluation import calibrate, evaluate
+from mtl_jax.evaluation.contract_table import addition
+from mtl_jax.report import pictures
 from mtl_jax.runtime import devices
 from mtl_jax.tasks.base import Metric
-from mtl_jax.tasks.calibration import Calibration
+from mtl_jax.tasks.calibration import Calibration, calibrated
 from mtl_jax.training import stage_setup
 from mtl_jax.training.run_context import Run
 from mtl_jax.training.stage_plan import StagePlan, StageResult
@@ -106,3 +110,32 @@ def calibration_figures(run: Run, variables: PyTree, calibrations: Mapping[str, 
     predict = calibrate.make_scores(run.setup.model, run.setup.tasks)
     observed = calibrate.observe(predict, run.setup, variables, calibrations, held_out=False)
     return calibrate.judge(run.setup.tasks, observed, calibrations)
+
+
+def look(
+    run: Run, variables: PyTree, names: tuple[str, ...], calibrations: Mapping[str, Calibration]
+) -> dict[str, pictures.Looked]:
+    """Looks at predictions for validation images: of every task, and after it of the classes that stages have added.
+
+    Args:
+        run: whose tasks they are.
+        variables: of the network.
+        names: of the tasks.
+        calibrations: of those that have one.
+
+    Returns:
+        Task, or `contract_table.addition` -> pictures and figures by class.
+    """
+    tasks = {name: calibrated(run.setup.tasks[name], calibrations.get(name)) for name in names}
+    of_stream = functools.partial(pictures.look, run.predict, variables, count=run.config.example_images)
+    of_tasks: dict[str, pictures.Looked] = {}
+    for stream, stream_tasks in experiment.measured_streams(run.setup, names).items():
+        of_tasks |= of_stream(experiment.eval_batches(run.setup, stream), {name: tasks[name] for name in stream_tasks})
+    looked: dict[str, pictures.Looked] = {}
+    for name, task in tasks.items():
+        looked |= {name: of_tasks[name]} if name in of_tasks else {}
+        for stage in [added.stage for added in task.additions if task.output_classes_of(added.stage)]:
+            for stream in experiment.streams_of_addition(run.setup, name, stage)[:1]:
+                of_stage = of_stream(experiment.eval_batches(run.setup, stream), {name: task}, stage=stage)
+                looked |= {addition(name, stage): of_classes for of_classes in of_stage.values()}
+    return looked

@@ -23,10 +23,9 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation import baselines, contract, evaluate, output_change
 from mtl_jax.kernels import cpu_kernels
 from mtl_jax.models import dependence, multi_task
-from mtl_jax.report import pictures, run_report
+from mtl_jax.report import run_report
 from mtl_jax.runtime import devices
 from mtl_jax.runtime.preemption import Preemption
-from mtl_jax.tasks.calibration import calibrated
 from mtl_jax.training import (
     dry_run,
     exactness,
@@ -276,12 +275,7 @@ def _conclude(run: Run, result: StageResult, review: Review) -> dict[str, Any]:
         verdict["calibration"] = measurement.calibration_figures(run, result.variables, result.calibration)
     verdict = review(verdict)
     files.write_json(run.written / "contract.json", verdict)
-    drawings = {}
-    for stream, stream_tasks in experiment.measured_streams(run.setup, names).items():
-        batches = experiment.eval_batches(run.setup, stream)
-        judged = {name: calibrated(task, result.calibration.get(name)) for name, task in stream_tasks.items()}
-        drawings |= pictures.look(run.predict, result.variables, batches, judged, count=run.config.example_images)
-    run_report.write(run.written, pictures_by_task=drawings)
+    run_report.write(run.written, pictures_by_task=measurement.look(run, result.variables, names, result.calibration))
     for name in ("report.html", "contract.json"):
         run.log.artifact(run.written / name)
     return verdict

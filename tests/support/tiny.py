@@ -72,11 +72,11 @@ def random_variables(model: Any, *, seed: int = 0) -> Any:
 
 def spare_report(patch: pytest.MonkeyPatch) -> None:
     """Leaves out what a run does at its end beside judging: seconds of timing, counting and drawing."""
-    from mtl_jax.training import train_loop
+    from mtl_jax.training import measurement, train_loop
 
     patch.setattr(train_loop.evaluate, "latency_ms", lambda *arguments, **settings: 1.0)
     patch.setattr(train_loop.evaluate, "gigaflops", lambda *arguments, **settings: 1.0)
-    patch.setattr(train_loop.pictures, "look", lambda *arguments, **settings: {})
+    patch.setattr(measurement.pictures, "look", lambda *arguments, **settings: {})
     patch.setattr(train_loop.run_report, "write", lambda *arguments, **settings: None)
 
 
