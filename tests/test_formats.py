@@ -125,6 +125,22 @@ def test_numbers_are_read_and_written(tmp_path, written):
         }
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "column", "expected"),
+    [
+        ("image,bed", "1", "", {"bed": True}),
+        ("image,bed,cup", "0,1", ":cup", {"cup": True}),
+        ("image,bed,cup,age", "0,1,31", "", {"bed": False, "cup": True}),
+        ("image,things,new", "bed;cup,1", "", {"bed": True, "cup": True}),
+    ],
+)
+def test_columns_of_0_and_1_are_tags_unless_another_lists_them(tmp_path, header, row, column, expected):
+    put(tmp_path / "photo.png", PICTURES[0])
+    text(tmp_path / "table.csv", f"{header}\nphoto.png,{row}\n")
+    (record,) = formats.read(tmp_path / f"table.csv{column}", kind="tags").records
+    assert record.tags == expected
+
+
 def test_depths_are_read_in_metres_and_written(tmp_path):
     depth(tmp_path / "a")
     formats.convert(tmp_path / "a", tmp_path / "b", to="depth")

@@ -144,7 +144,7 @@ def _filler(table: Table, column: str | None, kind: str | None) -> tuple[Fill, l
         ]
     by_kind = {i: _kind_of(_cells(table, i)) for i in candidates}
     flags = [i for i in candidates if by_kind[i] == "flags"]
-    if column is None and kind in (None, "tags") and len(flags) > 1 and len(flags) == len(candidates):
+    if _are_tags(flags, by_kind, column, kind):
         return _flags(table, flags), [table.column_names[i] for i in flags], False
     if len(candidates) > 1 and kind is not None:
         candidates = [i for i in candidates if _can_be(by_kind[i], kind)]
@@ -170,6 +170,13 @@ def _kind_of(cells: Sequence[str]) -> str:
     if cells and all(_number(cell) is not None for cell in cells):
         return "numbers"
     return "lists" if any(DIVIDERS.search(cell) for cell in cells) else "words"
+
+
+def _are_tags(flags: Sequence[int], by_kind: Mapping[int, str], column: str | None, kind: str | None) -> bool:
+    """Whether columns of 0 and 1 are tags, each by the column's name, and no column has their names in its cells."""
+    if kind == "tags":
+        return bool(flags) and not {"lists", "words"} & set(by_kind.values())
+    return kind is None and column is None and 1 < len(flags) == len(by_kind)
 
 
 def _can_be(column_kind: str, kind: str) -> bool:
