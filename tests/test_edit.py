@@ -9,11 +9,12 @@ import pytest
 from test_extend import untrained
 from test_new_classes import FIRST, page
 
+from mtl_jax import config as config_lib
 from mtl_jax import experiment
 from mtl_jax.cli import edit as edit_command
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import contract_table, evaluate
-from mtl_jax.extend import edit
+from mtl_jax.extend import additions, edit, new_classes
 from mtl_jax.extend.edit import change_settings
 from mtl_jax.report import versions_section
 from mtl_jax.tasks import calibration
@@ -60,6 +61,20 @@ def test_a_class_may_be_renamed_twice_and_then_removed(parent):
     assert twice["classes"] == ("nought", "one", "2", "3")
     assert twice["renamed"] == (("0", "nought"), ("1", "one"))
     assert twice["removed"] == ("one",)
+
+
+def test_additions_may_name_renamed_classes_as_datasets_do(parent):
+    edited = parent._replace(config=change_settings(parent, "cls", {"0": "zero"}, ("3",)))
+    inputs = page(("0", "1", "4"), stage="more", tasks=("cls",))
+    inputs.tasks.cls.classes = ("0", "1", "2", "3", "4")
+    settings = new_classes.with_current_names(config_lib.read_settings(inputs), edited.config.tasks)
+    assert settings.tasks["cls"]["classes"] == ("zero", "1", "2", "3", "4")
+    assert additions.join(edited, settings, limit=None).tasks["cls"]["added"] == (("more", 1),)
+    inputs.tasks.cls.classes = ("0", "1", "2", "3")
+    settings = new_classes.with_current_names(config_lib.read_settings(inputs), edited.config.tasks)
+    with pytest.raises(UserError, match=r"expected a task or classes that .* has not, found none; use --refine"):
+        additions.join(edited, settings, limit=None)
+    additions.join(edited, settings, limit=None, refine=True)
 
 
 def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(parent, tmp_path, monkeypatch):

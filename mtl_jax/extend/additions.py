@@ -17,6 +17,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.extend import exemplars, new_classes, refinement
 from mtl_jax.models import dependence
 from mtl_jax.models.ownership import owner_of
+from mtl_jax.tasks import later
 from mtl_jax.training import exactness
 from mtl_jax.workdir import continuation, files, metrics_log, run_record
 from mtl_jax.workdir.trained import Trained
@@ -168,8 +169,9 @@ def _join_tasks(parent: Trained, config: dict[str, Any], page_config: Mapping[st
 def _require_same_task(
     parent: Trained, name: str, parent_settings: Mapping[str, Any], page_config: Mapping[str, Any]
 ) -> None:
-    if _as_lists(parent_settings) != _as_lists(page_config):
-        differences = continuation.differences(_as_lists(parent_settings), _as_lists(page_config))
+    compared = {**{key: parent_settings[key] for key in later.SETTINGS if key in parent_settings}, **page_config}
+    if _as_lists(parent_settings) != _as_lists(compared):
+        differences = continuation.differences(_as_lists(parent_settings), _as_lists(compared))
         raise UserError(
             f"task {name} is in {parent.path} already, with other settings ({differences[0]}); give the new task "
             "another name"

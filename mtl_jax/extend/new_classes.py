@@ -59,6 +59,21 @@ def rename_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *,
     )
 
 
+def with_current_names(page: RunSettings, known_tasks: Mapping[str, Any]) -> RunSettings:
+    """Returns a page in which classes that the parent has renamed have their names of now, as datasets are read.
+
+    Args:
+        page: with classes of tasks.
+        known_tasks: tasks of the parent.
+    """
+    tasks = dict(page.tasks)
+    for name in [name for name in tasks if name in known_tasks and tasks[name].get("classes")]:
+        renamings = dict(known_tasks[name].get("renamed") or ())
+        current_names = [renamings.get(class_name, class_name) for class_name in tasks[name]["classes"]]
+        tasks[name] = {**tasks[name], "classes": tuple(dict.fromkeys(current_names) if renamings else current_names)}
+    return dataclasses.replace(page, tasks=tasks)
+
+
 def classes_to_add(
     name: str, parent_task: Mapping[str, Any], page_task: Mapping[str, Any], *, location: str
 ) -> tuple[str, ...]:

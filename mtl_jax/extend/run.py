@@ -77,6 +77,7 @@ def extend(
         page_settings = new_classes.rename_task(
             page_settings, task, parent_network.config.tasks, location=str(parent_network.path)
         )
+    page_settings = new_classes.with_current_names(page_settings, parent_network.config.tasks)
     limit = additions.limit_percent(keep)
     history = lineage.read(workdir)
     if history is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mtl_jax.errors import UserError
@@ -175,7 +176,7 @@ def write_addition(
     command: str,
     latency_image_size: int,
     freeze: Sequence[str] = (),
-    known_classes: Sequence[str] = (),
+    known_classes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a page of labels for a finished run, for `mtl-jax extend --config`.
 
@@ -187,7 +188,7 @@ def write_addition(
         command: that uses the page, up to its path.
         latency_image_size: size of the image that the network is timed with, px.
         freeze: parameters that the new stages leave as they are.
-        known_classes: of the old run's task that gets the labels, whatever their order in the data.
+        known_classes: name in data -> class of the old run's task that gets the labels, in its order.
 
     Raises:
         UserError: the page cannot be written.
@@ -252,14 +253,15 @@ def _rates(choice: Choice, *, is_last: bool) -> dict[str, Any]:
     return {"learning_rate": 6e-3 if is_last else choice.learning_rate, "ema_decay": decay}
 
 
-def _choice_text(choice: Choice, known_classes: Sequence[str] = ()) -> str:
+def _choice_text(choice: Choice, known_classes: Mapping[str, str] = MappingProxyType({})) -> str:
     dataset = choice.dataset
     task, source_options = dict(choice.task), options(dataset.request)
     if dataset.classes:
         table = Expression(f"CLASSES[{literal(dataset.request.name)}]")
         task["classes"], source_options["classes"] = table, {dataset.label: table}
         if known_classes:  # a trained readout has its order
-            task["classes"] = tuple(dict.fromkeys((*known_classes, *dataset.classes)))
+            names = (known_classes.get(name, name) for name in dataset.classes)
+            task["classes"] = tuple(dict.fromkeys((*known_classes.values(), *names)))
     settings = {
         "image_size": choice.image_size,
         "train_image_size": choice.train_image_size,
