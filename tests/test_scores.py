@@ -98,6 +98,25 @@ def test_few_objects_keep_the_thresholds_of_their_kind():
         assert calibrate.judge({"det": task}, {"det": observed}, {"det": result})["det"]["f1"] > 0.6
 
 
+def test_classes_that_came_later_get_thresholds_from_their_own_images_and_leave_the_others_theirs():
+    classes = ("cup", "ball", "tree", "car")
+    first = tasks.build({"det": {"kind": "detection", "classes": classes[:2]}})["det"]
+    grown = tasks.build(
+        {"det": {"kind": "detection", "classes": classes, "added": (("more", 2),), "removed": ("car",)}}
+    )
+    label = np.arange(200) % 2
+    old = YesNo(
+        np.where(np.arange(200) % 4 < 2, 0.9, 0.1 + label / 2), label, np.arange(200) % 4 < 2, np.array([50, 50])
+    )
+    more = YesNo(np.where(label == 0, 0.3, 0.2), np.full(200, 2), label == 0, np.array([0, 0, 100, 0]))
+    before = calibrate.choose({"det": first}, {"det": old}, unseen=False)["det"]
+    seen = {"det": old._replace(objects=np.array([50, 50, 0, 0])), "det/more": more}
+    after = calibrate.choose(grown, seen, unseen=False)["det"]
+    assert {name: after.thresholds[name] for name in before.thresholds} == before.thresholds
+    assert after.thresholds.keys() == {"cup", "ball", "tree"}
+    assert 0.2 < after.thresholds["tree"] <= 0.3 < after.thresholds["cup"]
+
+
 @pytest.mark.parametrize("temper", [calibration.of_one_class, calibration.of_yes_and_no])
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 7.0])
 def test_numpy_and_jax_give_the_same_scores_at_a_temperature(temper, temperature):

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             "warning: this run held no training images out: thresholds are chosen on images that it was trained on, of "
             "which it is surer than of others, and temperatures stay 1; train with --config.held_out_percent=10"
         )
-    observed = calibrate.observe(predict, setup, network.variables, network.names, held_out=True)
+    observed = calibrate.observe(predict, setup, network.variables, network.names, held_out=True, stages=network.stages)
     if not observed:
         raise UserError(f"{network.path}: expected a task with scores, found {', '.join(network.names)}; nothing to do")
     calibrations = calibrate.choose(tasks, observed, unseen=bool(setup.held_out_percent))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from mtl_jax import experiment
 from mtl_jax.evaluation import scores
+from mtl_jax.evaluation.contract_table import addition
 from mtl_jax.evaluation.evaluate import Predict, example
 from mtl_jax.evaluation.scores import Observed, YesNo
 from mtl_jax.experiment import Experiment
@@ -48,9 +50,17 @@ def _scored(task: Task, raw: Array, shape: tuple[int, ...]) -> dict[str, Array]:
 
 
 def observe(
-    predict: Predict, setup: Experiment, variables: PyTree, names: Iterable[str], *, held_out: bool
+    predict: Predict,
+    setup: Experiment,
+    variables: PyTree,
+    names: Iterable[str],
+    *,
+    held_out: bool,
+    stages: Iterable[str] = (),
 ) -> dict[str, Observed]:
     """Returns what tasks score, right and wrong, on the images of the streams that they are measured on.
+
+    Classes that a stage has added to a task are observed apart, on the images that came with them.
 
     Args:
         predict: from `make_scores`.
@@ -58,17 +68,26 @@ def observe(
         variables: of the network.
         names: of the tasks; kinds without scores are left out.
         held_out: the training images that no step has seen (all where none are held out); else validation images.
+        stages: finished stages, whose added classes are observed.
+
+    Returns:
+        Task, or `contract_table.addition` -> what was observed, where that is anything.
     """
+    names = [name for name in names if setup.tasks[name].kind in scores.OBSERVE]
+    streams = [(stream, tuple(tasks), "") for stream, tasks in experiment.measured_streams(setup, names).items()]
+    for stage, name in itertools.product(stages, names):
+        if setup.tasks[name].output_classes_of(stage):
+            streams += [(stream, (name,), stage) for stream in experiment.streams_of_addition(setup, name, stage)]
     observations: dict[str, list[Observed | None]] = {}
-    for stream, tasks in experiment.measured_streams(setup, names).items():
-        calibrated_tasks = {name: task for name, task in tasks.items() if task.kind in scores.OBSERVE}
-        for batch in experiment.eval_batches(setup, stream, held_out=held_out) if calibrated_tasks else ():
-            predictions = jax.device_get(predict(variables, batch.image, names=tuple(calibrated_tasks)))
+    for stream, stream_tasks, stage in streams:
+        for batch in experiment.eval_batches(setup, stream, held_out=held_out):
+            predictions = jax.device_get(predict(variables, batch.image, names=stream_tasks))
             for index, (target, geometry) in enumerate(zip(batch.targets, batch.geometries, strict=True)):
-                for name, task in calibrated_tasks.items():
-                    look = scores.OBSERVE[task.kind]
-                    observation = look(example(predictions[name], index), target[name], geometry, len(task.classes))
-                    observations.setdefault(name, []).append(observation)
+                for name in stream_tasks:
+                    task = setup.tasks[name]
+                    look, labels = scores.OBSERVE[task.kind], task.measured_labels(target[name], stage)
+                    observation = look(example(predictions[name], index), labels, geometry, len(task.classes))
+                    observations.setdefault(addition(name, stage) if stage else name, []).append(observation)
     joined = {name: scores.joined(of_images) for name, of_images in observations.items()}
     return {name: observation for name, observation in joined.items() if observation is not None}
 
@@ -83,15 +102,24 @@ def choose(
         observed: what they scored.
         unseen: on images that no step has seen; else temperatures stay 1: a network is surer of what it was trained on.
     """
-    return {name: _calibrate(tasks[name], observation, unseen) for name, observation in observed.items()}
+    return {name: _calibrate(name, tasks[name], observed, unseen) for name in observed if name in tasks}
 
 
-def _calibrate(task: Task, observed: Observed, unseen: bool) -> Calibration:
-    temperature = scores.temperature(observed) if unseen else 1.0
+def _calibrate(name: str, task: Task, observed: Mapping[str, Observed], unseen: bool) -> Calibration:
+    """Chooses the temperature and thresholds of first classes as without others, and thresholds of added ones."""
+    temperature = scores.temperature(observed[name]) if unseen else 1.0
+    thresholds = _thresholds(task, task.output_classes, observed[name], temperature)
+    for stage in [added.stage for added in task.additions]:
+        if of_stage := observed.get(addition(name, stage)):
+            thresholds |= _thresholds(task, task.output_classes_of(stage), of_stage, temperature)
+    return Calibration(temperature, thresholds)
+
+
+def _thresholds(task: Task, classes: Collection[str], observed: Observed, temperature: float) -> dict[str, float]:
     if not isinstance(observed, YesNo) or observed.objects.sum() < scores.LEAST_OBJECTS:
-        return Calibration(temperature)
+        return {}
     levels = scores.thresholds(scores.at_temperature(observed, temperature))  # pyright: ignore[reportArgumentType]
-    return Calibration(temperature, dict(zip(task.classes, levels.tolist(), strict=True)))
+    return {name: level for name, level in zip(task.classes, levels.tolist(), strict=True) if name in classes}
 
 
 def judge(

@@ -95,12 +95,12 @@ def before(run: Run, stage: StagePlan, result: StageResult, state: TrainState) -
     return figures
 
 
-def calibration(run: Run, variables: PyTree, names: tuple[str, ...]) -> dict[str, Calibration]:
+def calibration(run: Run, variables: PyTree, names: tuple[str, ...], stages: Sequence[str]) -> dict[str, Calibration]:
     """Chooses temperatures and thresholds on the training images that are held out; nothing where none are."""
     if not run.config.held_out_percent:
         return {}
     predict = calibrate.make_scores(run.setup.model, run.setup.tasks)
-    observed = calibrate.observe(predict, run.setup, variables, names, held_out=True)
+    observed = calibrate.observe(predict, run.setup, variables, names, held_out=True, stages=stages)
     devices.give_back_memory()
     return calibrate.choose(run.setup.tasks, observed)
 

@@ -192,7 +192,7 @@ def _run_stage(run: Run, index: int, result: StageResult) -> StageResult:
         step_log.log_metrics(run, stage, shown_figures, step=end, steps_done=stage.total_steps)
         history = [*result.stages, {"name": stage.name, **figures, **before, "data": run.data}]
         peak = max(result.peak_memory_mb or 0.0, devices.peak_memory_mb() or 0.0) or None
-        calibrations = measurement.calibration(run, variables, stage.learnt_tasks)
+        calibrations = measurement.calibration(run, variables, stage.learnt_tasks, stage_names)
         after = StageResult(variables, method_memory, history, result.train_seconds + seconds, end, peak, calibrations)
         stage_checkpoints.save(run, stage, after, course.state)
     return after
