@@ -19,6 +19,7 @@ from mtl_jax.continual.method import StageTasks
 from mtl_jax.data.sources.base import Subset
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluate, evaluate_checkpoint
+from mtl_jax.export import metrics
 from mtl_jax.extend import additions, exemplars, extend, growth, run
 from mtl_jax.models import dependence, multi_task
 from mtl_jax.models.ownership import owner_of
@@ -232,6 +233,22 @@ def test_the_report_shows_later_classes_after_their_task(parent):
     assert shown_classes["seg/more"] <= {"background", "4", "5"}
     assert shown_classes["seg"] <= {"background", *FIRST}
     assert all(shown_classes.values())
+
+
+def test_metrics_of_exported_files_are_of_later_classes_too(parent, tmp_path):
+    config = joined(parent, page(("4", "5"), stage="more", tasks=("cls", "seg")))
+    network = untrained(tmp_path, config)
+    predict = evaluate.make_predict(network.setup.model, network.tasks)
+
+    def run_file(variables, image, names):
+        return predict(network.variables, image, names=names)
+
+    figures = metrics.metrics_of_predictions(network, run_file, experiment.View(64, crop=False))
+    assert list(figures) == ["det", "seg", "seg/more", "cls", "cls/more"]
+    expected = evaluate_checkpoint.run(tmp_path)
+    assert {name: figures[name] for name in expected["added"]} == {
+        name: values["miou" if "seg" in name else "top1"] for name, values in expected["added"].items()
+    }
 
 
 def test_weights_of_classes_grow_with_them(tiny_backbone, tmp_path):

@@ -213,7 +213,7 @@ def _write_litert(model: Any, folder: Path, image: Any, form: Any, checked: Any)
 
 
 def print_metrics(quantised_files: list[EightBits], model: Any, form: Any, view: Any) -> None:
-    """Prints the main metric of every task on validation images, of the fp32 network and of every 8-bit file."""
+    """Prints the main metric of every task and of its later classes, of the fp32 network and of every 8-bit file."""
     from rich.console import Console
     from rich.table import Table
 
@@ -231,8 +231,8 @@ def print_metrics(quantised_files: list[EightBits], model: Any, form: Any, view:
         return
     columns = [column for label in by_file for column in (label, "lost, %")]
     table = Table("task", "metric, on validation images", "fp32", *columns)
-    for name in model.names:
-        task, cells = model.tasks[name], []
+    for name in expected:
+        task, cells = model.tasks[name.partition("/")[0]], []  # of later classes, too
         for values in by_file.values():
             loss = (expected[name] - values[name]) * (1 if task.higher_is_better else -1)
             percent = f"{100 * loss / expected[name]:.1f}" if expected[name] else ""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mtl_jax.evaluation import evaluate
+from mtl_jax.evaluation.contract_table import addition
 from mtl_jax.experiment import View
 from mtl_jax.export.formats import Run
 from mtl_jax.export.network import OUTPUTS
@@ -16,7 +17,7 @@ from mtl_jax.workdir.trained import Trained
 
 
 def main_metrics(network: Trained, check: Run, view: View) -> dict[str, float]:
-    """Returns the main metric of each task, from a file's raw outputs.
+    """Returns the main metric of each task, and of its added classes (`addition`), from a file's raw outputs.
 
     Args:
         network: exported network.
@@ -37,7 +38,7 @@ def main_metrics(network: Trained, check: Run, view: View) -> dict[str, float]:
 
 
 def metrics_of_predictions(network: Trained, predict: evaluate.Predict, view: View) -> dict[str, float]:
-    """Returns the main metric of each task, from predictions for all validation images.
+    """Returns the main metric of each task, and of its added classes, from predictions for all validation images.
 
     Args:
         network: exported network.
@@ -50,5 +51,11 @@ def metrics_of_predictions(network: Trained, predict: evaluate.Predict, view: Vi
     settings = {"image_size": view.image_size, "crop": view.crop}
     streams = {name: dataclasses.replace(stream, **settings) for name, stream in network.setup.streams.items()}
     setup = dataclasses.replace(network.setup, streams=streams)
-    measured = evaluate.measured(setup, predict, None, network.names)
-    return {name: measured[name].compute()[network.tasks[name].main_metric] for name in network.names}
+    of_tasks = evaluate.measured(setup, predict, None, network.names)
+    of_added = evaluate.measured_additions(setup, predict, None, network.names, stages=network.stages)
+    measured = {}
+    for name in network.names:
+        stages = [addition(name, added.stage) for added in network.tasks[name].additions]
+        metrics = {name: of_tasks[name], **{stage: of_added[stage] for stage in stages if stage in of_added}}
+        measured |= {entry: metric.compute()[network.tasks[name].main_metric] for entry, metric in metrics.items()}
+    return measured
