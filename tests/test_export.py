@@ -319,7 +319,7 @@ def test_the_script_writes_checks_and_describes(weights, tmp_path, capsys):
     record = json.loads((tmp_path / "model.json").read_text())
     assert record["files"] == {"stablehlo": "model.stablehlo"}
     assert record["input"]["shape"] == [1, SIZE, SIZE, 3]
-    assert record["tasks"]["det"]["classes"] == ["cup", "ball"]
+    assert (record["tasks"]["det"]["classes"], record["tasks"]["det"]["removed"]) == (["cup", "ball"], [])
     assert record["tasks"]["det"]["outputs"]["det/boxes_xyxy"]["shape"] == [1, 8, 4]
 
 

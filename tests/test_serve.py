@@ -199,6 +199,7 @@ def test_the_api_describes_itself(client):
     assert b"POST /predict" in client.request("/docs")[1]
     model = client.request("/model")[1]
     assert model["tasks"]["det"]["classes"] == list(KINDS["det"]["classes"])
+    assert model["tasks"]["det"]["removed"] == []
     assert model["tasks"]["seg"]["ms"] > 0
 
 

@@ -203,6 +203,7 @@ def _describe_task(network: Trained, name: str, shapes: Mapping[str, Any], decod
     return {
         "kind": task.kind,
         "classes": list(task.classes),
+        "removed": [name for name in task.classes if name not in task.output_classes],
         **calibration.to_tree({name: network.calibration.get(name, calibration.Calibration())})[name],
         "validated_on": str(experiment.task_view(network.setup, name)),
         "outputs": outputs,

@@ -63,8 +63,9 @@ function atOriginal(values, [, rows, columns], place, Kind) {
   return {width: place.width, height: place.height, data};
 }
 
+const isOutput = (task, name) => !task.removed?.includes(name);
 const shares = (task, values) => Object.fromEntries(task.classes.map((name, at) => [name, values[at]])
-  .sort((first, second) => second[1] - first[1]));
+  .filter(([name]) => isOutput(task, name)).sort((first, second) => second[1] - first[1]));
 
 const DECODERS = {
   segmentation(field, task, place) {
@@ -86,7 +87,7 @@ const DECODERS = {
   },
   classification(field, task) {
     const probability = shares(task, field("probability").data);
-    return {label: task.classes.reduce((best, name) => (probability[name] > probability[best] ? name : best)), probability};
+    return {label: task.classes.filter((name) => isOutput(task, name)).reduce((best, name) => (probability[name] > probability[best] ? name : best)), probability};
   },
   multi_label: (field, task) => ({tags: {}, probability: shares(task, field("probability").data)}),
   regression: (field, task) => ({value: field("value").data[0], unit: Object.values(task.outputs)[0].meaning.replace(/^the number,? ?/, "")}),

@@ -148,7 +148,8 @@ def describe_model(service: InferenceService) -> dict[str, Any]:
         calibration = network.calibration.get(name)
         tasks[name] = {
             "kind": task.kind,
-            "classes": list(task.output_classes),
+            "classes": list(task.classes),  # masks hold their indices
+            "removed": [name for name in task.classes if name not in task.output_classes],
             "thresholds": dict(calibration.thresholds) if calibration else {},
             "temperature": calibration.temperature if calibration else 1.0,
             "ms": round(service.latency_ms.get(name, 0.0), 2),
