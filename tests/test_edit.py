@@ -1,5 +1,6 @@
 """A version of a run with other names for classes, or fewer of them."""
 
+import dataclasses
 import json
 import shutil
 
@@ -29,6 +30,16 @@ def parent(tiny_backbone, tmp_path_factory):
     selected = {"cls": calibration.Calibration(1.5, {"0": 0.25, "1": 0.75})}
     files.write_json(run.path / trained.CALIBRATION, calibration.to_tree(selected))
     return run
+
+
+def test_a_task_without_classes_and_the_background_stay_as_they_are(parent):
+    tasks = {"age": {"kind": "regression"}, "seg": {"kind": "segmentation", "classes": ("background", "cat")}}
+    others = parent._replace(config=dataclasses.replace(parent.config, tasks=tasks), names=("age", "seg"))
+    with pytest.raises(UserError, match=r"task age of .* has no classes: it is a regression task"):
+        change_settings(others, "age", {"a": "b"}, ())
+    for rename, remove in (({"background": "none"}, ()), ({}, ("background",))):
+        with pytest.raises(UserError, match="task seg: expected classes of objects, found 'background'"):
+            change_settings(others, "seg", rename, remove)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,10 @@ def _check_labels(requests: Sequence[Any], options: argparse.Namespace, old: Map
         raise UserError(
             f"--task {options.task}: expected labels of a {kind} task ({label_kinds[kind]}=…), found {request}"
         )
+    if not options.refine and not known_tasks[options.task].get("classes"):
+        raise UserError(
+            f"--task {options.task}: a {kind} task has no classes to add to; --refine trains it on more data"
+        )
 
 
 def _is_exact(options: argparse.Namespace) -> bool:

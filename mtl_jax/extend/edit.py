@@ -15,6 +15,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation import contract, evaluate
 from mtl_jax.extend import additions, growth
 from mtl_jax.runtime import compilation
+from mtl_jax.tasks.segmentation import BACKGROUND
 from mtl_jax.training.train_loop import train_and_evaluate
 from mtl_jax.workdir import checkpoints, lineage, run_record, trained
 from mtl_jax.workdir.trained import Trained
@@ -84,8 +85,12 @@ def change_settings(parent: Trained, task: str, rename: Mapping[str, str], remov
         raise UserError(f"--task: expected a task of {parent.path}, found {task!r}; {suggestion(task, parent.names)}")
     section = dict(parent.config.tasks[task])
     removed_before = tuple(section.get("removed") or ())
-    classes = tuple(section.get("classes") or ())
+    classes: tuple[str, ...] = tuple(section.get("classes") or ())
     visible_classes = [name for name in classes if name not in removed_before]
+    if not classes:
+        raise UserError(f"task {task} of {parent.path} has no classes: it is a {section['kind']} task")
+    if BACKGROUND in (*rename, *remove):
+        raise UserError(f"task {task}: expected classes of objects, found {BACKGROUND!r}, which means none of them")
     for name in (*rename, *remove):
         if name not in visible_classes:
             raise UserError(
