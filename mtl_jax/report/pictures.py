@@ -128,7 +128,7 @@ def _example_of(task: Task, record: _Record) -> Shown:
     image, geometry = record.image, record.geometry
     predicted = picture(task, image, geometry, task.at_original(record.prediction, geometry))
     judgement = record.judged.words if record.judged else ""
-    labels = truth.of(task, record.target)
+    labels = truth.of(task, task.measured_labels(record.target))
     if labels is None or labels.prediction is None:
         label_words = f"labelled {labels.words}" if labels else ""
         return Shown(predicted, None, "; ".join(filter(None, (label_words, judgement))))

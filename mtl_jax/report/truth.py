@@ -27,15 +27,15 @@ def of(task: Task, target: Labels) -> Truth | None:
 def _mask(task: Task, target: Labels) -> Truth:
     mask = np.asarray(target["mask"]).astype(np.int64)
     is_class = (mask >= 0) & (mask < len(task.classes))
+    is_class &= _labelled(task, target)[np.where(is_class, mask, 0)]
     return Truth({"mask": np.where(is_class, mask, 0)}, unlabelled=~is_class)
 
 
 def _boxes(task: Task, target: Labels) -> Truth:
-    del task
-    boxes = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4)
+    boxes, label = np.asarray(target["boxes_xyxy"], np.float64).reshape(-1, 4), np.asarray(target["label"], np.int64)
     is_object = np.isfinite(boxes).all(axis=1) & ~np.asarray(target.get("crowd", np.zeros(len(boxes), bool)))
-    count = int(is_object.sum())
-    label = np.asarray(target["label"])[is_object]
+    is_object &= _labelled(task, target)[label]
+    count, label = int(is_object.sum()), label[is_object]
     prediction = {
         "boxes_xyxy": boxes[is_object],
         "label": label,
@@ -43,6 +43,11 @@ def _boxes(task: Task, target: Labels) -> Truth:
         "valid": np.ones(count, bool),
     }
     return Truth(prediction, "" if count else "no object")
+
+
+def _labelled(task: Task, target: Labels) -> Bool[np.ndarray, " classes"]:
+    """Whether a label of each class counts."""
+    return np.broadcast_to(np.asarray(target.get("labelled", True)), len(task.classes))
 
 
 def _class(task: Task, target: Labels) -> Truth:
