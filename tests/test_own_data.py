@@ -208,6 +208,16 @@ def test_the_page_of_an_addition_says_nothing_of_the_network_and_has_known_class
     assert (config.order, config.streams["boxes"].image_size) == (("boxes",), 224)
 
 
+def test_numbers_are_named_as_the_classes_of_the_task_that_gets_the_labels():
+    numbered = dataclasses.replace(found(), classes=("0", "1"), counts={"0": 3, "1": 4})
+    named = summary_lib.with_names(numbered, ("cat", "dog", "fox"), of="pets")
+    assert (named.classes, named.counts) == (("cat", "dog"), {"cat": 3, "dog": 4})
+    assert named.notes[-1] == "numbers are taken as the classes of pets, in their order: 0 cat, 1 dog."
+    for names in (("cat",), ("0", "1", "2"), ()):  # too few of them, or those that they have
+        assert summary_lib.with_names(numbered, names, of="pets") == numbered
+    assert summary_lib.with_names(found(), ("fox", "hen"), of="pets") == found()  # which has names
+
+
 def test_passes_of_old_tasks_take_epochs_and_no_fixed_time():
     alone, retained = (choose(found(train=400), minutes=4.0, passes=passes, like=LIKE)[0] for passes in (1.0, 3.0))
     assert retained.epochs == pytest.approx(alone.epochs / 3, rel=0.05)

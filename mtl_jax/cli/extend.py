@@ -137,6 +137,7 @@ def _generate_page(options: argparse.Namespace, requests: Sequence[Any], metadat
     from mtl_jax.cli import own_run
     from mtl_jax.own_data import page as page_lib
     from mtl_jax.own_data.choices import Growth
+    from mtl_jax.own_data.summary import with_names
     from mtl_jax.workdir.run_record import RECORD
 
     workdir = Path(options.workdir).expanduser()
@@ -156,6 +157,12 @@ def _generate_page(options: argparse.Namespace, requests: Sequence[Any], metadat
         is_refined=options.refine,
     )
     choices, machine = own_run.inspect_data(requests, options, growth)
+    if options.task:
+        classes = old.tasks[options.task].get("classes") or ()
+        datasets = [with_names(choice.dataset, classes, of=options.task) for choice in choices]
+        choices = [
+            dataclasses.replace(choice, dataset=dataset) for choice, dataset in zip(choices, datasets, strict=True)
+        ]
     task_flags = f" --task {options.task}" * bool(options.task) + " --refine" * options.refine
     page_lib.write_addition(
         page,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.formats import LABELS, Record, splitting
+from mtl_jax.data.formats import LABELS, Record, naming, splitting
 from mtl_jax.data.sources import registry
 from mtl_jax.own_data.request import Request
 
@@ -70,6 +70,26 @@ def options(request: Request) -> dict[str, Any]:
     values = {"val_share": request.val_share, "annotated_on": request.annotated_on}
     changed_options = {name: value for name, value in values.items() if value != Request._field_defaults[name]}
     return {"path": request.path, "read_as": request.kind, **changed_options}
+
+
+def with_names(dataset: DatasetSummary, names: Sequence[str], *, of: str) -> DatasetSummary:
+    """Returns a dataset whose masks or boxes, if their files only number classes, have those of a task in its order.
+
+    Args:
+        dataset: a summary; classes with names are unchanged, and so are more classes than there are names.
+        names: classes of the task.
+        of: name of the task, for a note.
+    """
+    numbers = dataset.classes
+    if dataset.label not in ("segmentation", "detection") or not naming.is_by_number(numbers):
+        return dataset
+    if len(numbers) > len(names) or numbers == tuple(names[: len(numbers)]):
+        return dataset
+    named = dict(zip(numbers, names, strict=False))
+    pairs = ", ".join(f"{number} {name}" for number, name in named.items())
+    counts = {named.get(number, number): count for number, count in dataset.counts.items()}
+    notes = (*dataset.notes, f"numbers are taken as the classes of {of}, in their order: {pairs}.")
+    return dataclasses.replace(dataset, classes=tuple(named.values()), counts=counts, notes=notes)
 
 
 def summarise(request: Request) -> DatasetSummary:
