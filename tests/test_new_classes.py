@@ -270,6 +270,7 @@ def test_exemplars_of_old_classes_are_chosen_from_the_old_run_s_data(parent):
     moving = additions.join(parent, inputs, limit=5.0, per_class=2)
     assert moving.stages["more"].keep["replay"] == {**exemplars.REPLAYED[True], "negatives": True}
     result = exemplars.choose(config.to_dict(), parent, tuple(LABELS), {}, may_change=False)
+    assert exemplars._max_side(parent, "first_cls") == 2 * parent.config.image_size
     assert set(result) == {"first_seg", "first_cls", "first_det"}
     buffer = replay_buffer.from_tree(result["first_cls"])
     assert len(buffer) == 8  # all that there are

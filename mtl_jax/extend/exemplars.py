@@ -33,6 +33,7 @@ REPLAYED_BOXES = {"batch_size": 2, "weight": 0.5}
 # Of logit adjustment where old classes are replayed: with 0, three of eight runs lose more than 5 % (docs/grow.md).
 PRIOR_WITH_EXEMPLARS = 0.5
 MAX_SIDE = Replay().max_side  # px, of a stored image
+ENLARGED = 2  # times the size at which a network sees them
 SELECTION = Replay().selection
 
 
@@ -234,7 +235,13 @@ def choose(
             count=count,
             selection=SELECTION,
             generator=generator,
-            max_side_px=MAX_SIDE,
+            max_side_px=_max_side(parent, stream),
         )
         by_stream[stream] = replay_buffer.to_tree(buffer)
     return by_stream
+
+
+def _max_side(parent: Trained, stream: str) -> int:
+    """Returns the longer side of stored images, px: enough for crops and for what augmentation enlarges."""
+    shown = max(experiment.view(parent.setup, stream).image_size, experiment.train_image_size(parent.setup, stream))
+    return min(MAX_SIDE, ENLARGED * shown)
