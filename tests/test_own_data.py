@@ -213,7 +213,11 @@ def test_numbers_are_named_as_the_classes_of_the_task_that_gets_the_labels():
     named = summary_lib.with_names(numbered, ("cat", "dog", "fox"), of="pets")
     assert (named.classes, named.counts) == (("cat", "dog"), {"cat": 3, "dog": 4})
     assert named.notes[-1] == "numbers are taken as the classes of pets, in their order: 0 cat, 1 dog."
-    for names in (("cat",), ("0", "1", "2"), ()):  # too few of them, or those that they have
+    with pytest.raises(
+        UserError, match=r"boxes=.*: its files number 2 classes and name none, and pets has 1; name them"
+    ):
+        summary_lib.with_names(numbered, ("cat",), of="pets")
+    for names in (("0", "1", "2"), ()):  # those that they have
         assert summary_lib.with_names(numbered, names, of="pets") == numbered
     assert summary_lib.with_names(found(), ("fox", "hen"), of="pets") == found()  # which has names
 

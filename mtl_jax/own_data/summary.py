@@ -13,6 +13,7 @@ import numpy as np
 
 from mtl_jax.data.formats import LABELS, Record, naming, splitting
 from mtl_jax.data.sources import registry
+from mtl_jax.errors import UserError
 from mtl_jax.own_data.request import Request
 
 SAMPLED_IMAGES = 48  # training images whose masks or depths are read
@@ -76,15 +77,23 @@ def with_names(dataset: DatasetSummary, names: Sequence[str], *, of: str) -> Dat
     """Returns a dataset whose masks or boxes, if their files only number classes, have those of a task in its order.
 
     Args:
-        dataset: a summary; classes with names are unchanged, and so are more classes than there are names.
+        dataset: a summary; classes with names are unchanged.
         names: classes of the task.
         of: name of the task, for a note.
+
+    Raises:
+        UserError: there are more numbers than classes of the task.
     """
     numbers = dataset.classes
     if dataset.label not in ("segmentation", "detection") or not naming.is_by_number(numbers):
         return dataset
-    if len(numbers) > len(names) or numbers == tuple(names[: len(numbers)]):
+    if numbers == tuple(names[: len(numbers)]) or not names:
         return dataset
+    if len(numbers) > len(names):
+        raise UserError(
+            f"{dataset.request}: its files number {len(numbers)} classes and name none, and {of} has {len(names)}; "
+            "name them in classes.txt next to the labels, a line for each"
+        )
     named = dict(zip(numbers, names, strict=False))
     pairs = ", ".join(f"{number} {name}" for number, name in named.items())
     counts = {named.get(number, number): count for number, count in dataset.counts.items()}
