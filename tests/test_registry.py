@@ -72,7 +72,7 @@ def test_an_option_of_another_type_is_refused_before_anything_is_read(tmp_path, 
         (1, "image entries merged", "1 image entry merged"),
         (1, "boxes dropped: degenerate", "1 box dropped: degenerate"),
         (1, "images without boxes", "1 image without boxes"),
-        (1, "answers", "1 answer"),
+        (1, "tags", "1 tag"),
     ],
 )
 def test_one_of_a_kind_is_counted_in_the_singular(count, subject, output):
