@@ -231,9 +231,8 @@ class Task(Section):
         raise NotImplementedError
 
     def metric_of(self, stage: str) -> Metric:
-        """Returns the metric of the classes that a stage has added; that of all where it has added none."""
-        del stage
-        return self.new_metric()
+        """Returns the metric of the classes that a stage has added, of a kind whose classes may grow (`later`)."""
+        raise NotImplementedError
 
     def measured_labels(self, target: Labels, stage: str = "") -> Labels:
         """Returns what of an image's labels is measured: of all classes, or of those that a stage has added."""
