@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 ORT = os.environ.get("MTL_JAX_ORT_WEB", "")  # tarball or folder of onnxruntime-web; else npm fetches it
 
+STATUS = "document.getElementById('status').textContent"
 # What the card of the masks says: class -> its colour and its percents.
 SHARES = """Object.fromEntries([...document.querySelectorAll('#found-seg li')].map((line) => [
     line.children[1].textContent,
@@ -119,6 +120,7 @@ def test_photographs_are_answered_and_thresholds_tasks_and_opacity_change_what_i
     assert tab.run("document.documentElement.scrollWidth <= innerWidth")  # nothing to be pushed aside
     tab.give("#files", *photos)
     answered(tab, 2)
+    assert tab.run(STATUS).split()[0] == "120"  # px, of the first, which is shown
     observed = tab.picture()
     assert np.ptp(observed, axis=(0, 1)).min() > 100  # the photograph, not a blank page
     slide(tab, "#level-det", 0.02)
@@ -142,6 +144,7 @@ def test_photographs_are_answered_and_thresholds_tasks_and_opacity_change_what_i
             matches = (np.abs(covered.astype(int) - rgb) <= 1).all(axis=-1).mean()
             assert 100 * matches == pytest.approx(percent, abs=2)
     tab.click("#strip button:nth-child(2)")
+    assert tab.run(STATUS).split()[0] == "64"
     assert tab.canvas("#picture").shape[0] == tab.canvas("#picture").shape[1]
 
 

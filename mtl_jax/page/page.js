@@ -128,7 +128,8 @@ async function requestPrediction(photo) {
   const start = performance.now();
   try {
     photo.prediction = await predict(photo.blob, photo.bitmap, names);
-    showStatus(`${photo.prediction.width} × ${photo.prediction.height} px, ${(performance.now() - start).toFixed(0)} ms in all`);
+    photo.status = `${photo.prediction.width} × ${photo.prediction.height} px, ${(performance.now() - start).toFixed(0)} ms in all`;
+    showStatus(state.current.status ?? photo.status); // of the photograph that is shown
   } catch (error) {
     photo.prediction = null;
     showStatus(`${photo.name}: ${error.message}`, true);
@@ -161,8 +162,16 @@ function thumbnail(photo) {
   const size = [photo.bitmap.width * scale, photo.bitmap.height * scale];
   canvas.getContext("2d").drawImage(photo.bitmap, (128 - size[0]) / 2, (96 - size[1]) / 2, ...size);
   const button = element("button", {type: "button", title: photo.name, photo}, canvas);
-  button.addEventListener("click", () => { stopCamera(); state.current = photo; show(); if (!photo.prediction) requestPrediction(photo); });
+  button.addEventListener("click", () => selectPhoto(photo));
   byId("strip").append(button);
+}
+
+function selectPhoto(photo) {
+  stopCamera();
+  state.current = photo;
+  show();
+  if (photo.prediction) showStatus(photo.status);
+  else requestPrediction(photo);
 }
 
 async function camera() {
