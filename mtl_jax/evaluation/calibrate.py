@@ -76,7 +76,7 @@ def observe(
     names = [name for name in names if setup.tasks[name].kind in scores.OBSERVE]
     streams = [(stream, tuple(tasks), "") for stream, tasks in experiment.measured_streams(setup, names).items()]
     for stage, name in itertools.product(stages, names):
-        if setup.tasks[name].output_classes_of(stage):
+        if stage in setup.tasks[name].later_classes:
             streams += [(stream, (name,), stage) for stream in experiment.streams_of_addition(setup, name, stage)]
     observations: dict[str, list[Observed | None]] = {}
     for stream, stream_tasks, stage in streams:
@@ -109,9 +109,9 @@ def _calibrate(name: str, task: Task, observed: Mapping[str, Observed], unseen: 
     """Chooses the temperature and thresholds of first classes as without others, and thresholds of added ones."""
     temperature = scores.temperature(observed[name]) if unseen else 1.0
     thresholds = _thresholds(task, task.output_classes, observed[name], temperature)
-    for stage in [added.stage for added in task.additions]:
+    for stage, classes in task.later_classes.items():
         if of_stage := observed.get(addition(name, stage)):
-            thresholds |= _thresholds(task, task.output_classes_of(stage), of_stage, temperature)
+            thresholds |= _thresholds(task, classes, of_stage, temperature)
     return Calibration(temperature, thresholds)
 
 

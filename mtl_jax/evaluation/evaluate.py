@@ -123,7 +123,7 @@ def measured_additions(
 
     metrics: dict[str, Metric] = {}
     names = tuple(tasks)
-    added_classes = [(task, stage) for stage in stages for task in names if setup.tasks[task].output_classes_of(stage)]
+    added_classes = [(task, stage) for stage in stages for task in names if stage in setup.tasks[task].later_classes]
     for task, stage in added_classes:
         name = addition(task, stage)
         requested = {task: setup.tasks[task]}

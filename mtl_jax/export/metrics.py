@@ -55,7 +55,7 @@ def metrics_of_predictions(network: Trained, predict: evaluate.Predict, view: Vi
     of_added = evaluate.measured_additions(setup, predict, None, network.names, stages=network.stages)
     measured = {}
     for name in network.names:
-        stages = [addition(name, added.stage) for added in network.tasks[name].additions]
-        metrics = {name: of_tasks[name], **{stage: of_added[stage] for stage in stages if stage in of_added}}
+        entries = [addition(name, stage) for stage in network.tasks[name].later_classes]
+        metrics = {name: of_tasks[name], **{entry: of_added[entry] for entry in entries if entry in of_added}}
         measured |= {entry: metric.compute()[network.tasks[name].main_metric] for entry, metric in metrics.items()}
     return measured

@@ -143,7 +143,7 @@ def _measure_stages(parent: Trained, setup: experiment.Experiment, task: str) ->
         if index in paths and task in record["metrics"]:
             variables = checkpoints.load(paths[index], {"variables": abstract})["variables"]
             own = evaluate.measured(setup, predict, variables, (task,))
-            finished = [stage for stage in later if stage in (*(past["name"] for past in history), record["name"])]
+            finished = [*(past["name"] for past in history), record["name"]]
             added = evaluate.measured_additions(setup, predict, variables, (task,), stages=finished)
             measured = {
                 "metrics": {name: metric.compute() for name, metric in own.items()},

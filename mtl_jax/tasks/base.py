@@ -168,9 +168,14 @@ class Task(Section):
             start += addition.classes
         return ()
 
-    def output_classes_of(self, stage: str) -> tuple[str, ...]:
-        """Returns the classes that a stage has added and that it may still predict."""
-        return tuple(name for name in self.classes_of(stage) if name in self.output_classes)
+    @property
+    def later_classes(self) -> dict[str, tuple[str, ...]]:
+        """The classes that stages have added, by stage, as far as the task may predict them; no stage without any."""
+        left, by_stage = set(self.output_classes), {}
+        for added in self.additions:
+            if classes := tuple(name for name in self.classes_of(added.stage) if name in left):
+                by_stage[added.stage] = classes
+        return by_stage
 
     def before(self, stage: str) -> Task:
         """Returns the task as it was before a stage, and those after it, added classes."""

@@ -104,7 +104,7 @@ class Later:
         """Returns an image's labels of the classes that are left, or of those that a stage has added."""
         task: Any = self
         if stage:
-            target = task.labels_of(target, np.isin(task.classes, task.output_classes_of(stage)))
+            target = task.labels_of(target, np.isin(task.classes, task.later_classes[stage]))
         return task.labels_of(target, ~self._removed_mask()) if self.removed else target
 
     def _measuring(self, stage: str) -> Any:
@@ -225,7 +225,7 @@ class LaterSegmentation(Later, Segmentation):
         if not stage or BACKGROUND not in self.classes:
             return super().measured_labels(target, stage)
         mask, background = np.asarray(target["mask"]), self.classes.index(BACKGROUND)
-        classes = np.isin(self.classes, (BACKGROUND, *self.output_classes_of(stage)))
+        classes = np.isin(self.classes, (BACKGROUND, *self.later_classes[stage]))
         has_class = (mask != self.ignore_label) & (mask >= 0) & (mask < len(classes))
         is_other = has_class & ~classes[np.where(has_class, mask, background)]
         return looked_for({**target, "mask": np.where(is_other, mask.dtype.type(background), mask)}, classes)

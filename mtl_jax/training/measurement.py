@@ -134,7 +134,7 @@ def look(
     looked: dict[str, pictures.Looked] = {}
     for name, task in tasks.items():
         looked |= {name: of_tasks[name]} if name in of_tasks else {}
-        for stage in [added.stage for added in task.additions if task.output_classes_of(added.stage)]:
+        for stage in task.later_classes:
             for stream in experiment.streams_of_addition(run.setup, name, stage)[:1]:
                 of_stage = of_stream(experiment.eval_batches(run.setup, stream), {name: task}, stage=stage)
                 looked |= {addition(name, stage): of_classes for of_classes in of_stage.values()}

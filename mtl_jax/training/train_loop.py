@@ -250,14 +250,7 @@ def _conclude(run: Run, result: StageResult, review: Review) -> dict[str, Any]:
         result.stages,
         {name: (tasks[name].main_metric, tasks[name].higher_is_better) for name in names},
         budgets,
-        added={
-            name: {
-                addition.stage: classes
-                for addition in tasks[name].additions
-                if (classes := tasks[name].output_classes_of(addition.stage))
-            }
-            for name in names
-        },
+        added={name: tasks[name].later_classes for name in names},
         max_drop_percent=limits.max_drop_percent,
         baselines=baselines.baselines(limits.baseline_from),
     )
