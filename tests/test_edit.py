@@ -88,6 +88,15 @@ def test_additions_may_name_renamed_classes_as_datasets_do(parent):
     additions.join(edited, settings, limit=None, refine=True)
 
 
+def test_a_name_that_a_class_has_now_means_this_class_though_another_had_it(parent):
+    once = parent._replace(config=change_settings(parent, "cls", {"0": "zero"}, ()))
+    task = change_settings(once, "cls", {"1": "0"}, ()).tasks["cls"]  # "0" named another class before
+    assert new_classes.names_in_data(task) == {"zero": "zero", "0": "0", "2": "2", "3": "3", "1": "0"}
+    inputs = config_lib.read_settings(page(("zero", "0", "2", "3", "4"), stage="more", tasks=("cls",)))
+    settings = new_classes.with_current_names(inputs, {"cls": task})
+    assert settings.tasks["cls"]["classes"] == ("zero", "0", "2", "3", "4")
+
+
 def test_a_version_with_other_names_has_the_same_weights_and_says_what_changed(parent, tmp_path, monkeypatch):
     for name in ("latency_ms", "gigaflops"):
         monkeypatch.setattr(train_loop.evaluate, name, lambda *arguments, **settings: 1.0)

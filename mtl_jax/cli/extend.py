@@ -135,6 +135,7 @@ def _is_exact(options: argparse.Namespace) -> bool:
 def _generate_page(options: argparse.Namespace, requests: Sequence[Any], metadata: Mapping[str, Any]) -> str:
     """Inspects the data and writes a page, unless the work directory has one of the same command."""
     from mtl_jax.cli import own_run
+    from mtl_jax.extend import new_classes
     from mtl_jax.own_data import page as page_lib
     from mtl_jax.own_data.choices import Growth
     from mtl_jax.own_data.summary import with_names
@@ -172,16 +173,11 @@ def _generate_page(options: argparse.Namespace, requests: Sequence[Any], metadat
         command=f"mtl-jax extend --from {options.parent} --workdir runs/edited --keep {options.keep}{task_flags}",
         latency_image_size=max(old.contract.latency_image_size, *(choice.image_size for choice in choices)),
         freeze=() if exact else _kept_features(old, metadata["stage"]),
-        known_classes=_known_classes(old.tasks[options.task]) if options.task else {},
+        known_classes=new_classes.names_in_data(old.tasks[options.task]) if options.task else {},
     )
     own_run.print_plan(choices, machine, start=str(options.parent))
     print(f"page: {page}, to be edited and added with --config")
     return str(page)
-
-
-def _known_classes(task: Mapping[str, Any]) -> dict[str, str]:
-    """Returns name in data -> class of a task: its own names, then those that datasets have of renamed classes."""
-    return {**{name: name for name in task.get("classes") or ()}, **dict(task.get("renamed") or ())}
 
 
 def _passes(metadata: Mapping[str, Any], *, exact: bool, refine: bool) -> int:

@@ -59,6 +59,16 @@ def rename_task(page: RunSettings, task: str, known_tasks: Mapping[str, Any], *,
     )
 
 
+def names_in_data(task: Mapping[str, Any]) -> dict[str, str]:
+    """Returns name in data -> class of a task: its own names, in their order, then those of classes before a renaming.
+
+    Args:
+        task: its settings.
+    """
+    own_names = {name: name for name in task.get("classes") or ()}
+    return own_names | {name: class_name for name, class_name in task.get("renamed") or () if name not in own_names}
+
+
 def with_current_names(page: RunSettings, known_tasks: Mapping[str, Any]) -> RunSettings:
     """Returns a page in which classes that the parent has renamed have their names of now, as datasets are read.
 
@@ -68,9 +78,10 @@ def with_current_names(page: RunSettings, known_tasks: Mapping[str, Any]) -> Run
     """
     tasks = dict(page.tasks)
     for name in [name for name in tasks if name in known_tasks and tasks[name].get("classes")]:
-        renamings = dict(known_tasks[name].get("renamed") or ())
-        current_names = [renamings.get(class_name, class_name) for class_name in tasks[name]["classes"]]
-        tasks[name] = {**tasks[name], "classes": tuple(dict.fromkeys(current_names) if renamings else current_names)}
+        if known_tasks[name].get("renamed"):
+            names = names_in_data(known_tasks[name])
+            current_names = (names.get(class_name, class_name) for class_name in tasks[name]["classes"])
+            tasks[name] = {**tasks[name], "classes": tuple(dict.fromkeys(current_names))}
     return dataclasses.replace(page, tasks=tasks)
 
 

@@ -72,12 +72,7 @@ def extend(
     checkpoints.verify(location)
     additions.refuse_newer(location)
     parent_network = trained.load(location)
-    page_settings = read_page(page, settings or {})
-    if task:
-        page_settings = new_classes.rename_task(
-            page_settings, task, parent_network.config.tasks, location=str(parent_network.path)
-        )
-    page_settings = new_classes.with_current_names(page_settings, parent_network.config.tasks)
+    page_settings = _read_additions(page, settings or {}, task, parent_network)
     limit = additions.limit_percent(keep)
     history = lineage.read(workdir)
     if history is not None:
@@ -97,6 +92,14 @@ def extend(
     return train_and_evaluate(
         config, workdir, command=command or "mtl_jax.extend", preemption=preemption, review=review
     )
+
+
+def _read_additions(page: Any, settings: Mapping[str, Any], task: str, parent: trained.Trained) -> RunSettings:
+    """Returns the settings of a page, its tasks and classes under the names that the old run has."""
+    known_tasks, page_settings = parent.config.tasks, read_page(page, settings)
+    if task:
+        page_settings = new_classes.rename_task(page_settings, task, known_tasks, location=str(parent.path))
+    return new_classes.with_current_names(page_settings, known_tasks)
 
 
 def _exemplar_count(
